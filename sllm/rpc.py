@@ -1,0 +1,215 @@
+"""What every gRPC server and client here shares: errors as statuses and back, traces, options."""
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf import any_pb2, descriptor, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import DESCRIPTOR as HEALTH_DESCRIPTOR
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+
+from sllm import errors
+
+log = structlog.get_logger()
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A peer that is stopped or cut off, rather than dead, is noticed by the lack of an answer.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+CHANNEL_OPTIONS: Final = (
+    *_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+SERVER_OPTIONS: Final = (
+    *_OPTIONS,
+    ("grpc.so_reuseport", 0),  # two servers on one port would share its callers by chance
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+def channel(target: str) -> grpc.aio.Channel:
+    """A channel to `target` (host:port, or unix:PATH) with this project's options."""
+    return grpc.aio.insecure_channel(target, options=list(CHANNEL_OPTIONS))
+
+
+def trace_metadata() -> grpc.aio.Metadata:
+    """Call metadata that carries the current trace (W3C trace context)."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return grpc.aio.Metadata(*carrier.items())
+
+
+# --- errors -> statuses -----------------------------------------------------------------------
+
+
+def to_status(error: errors.SllmError) -> status_pb2.Status:
+    """The google.rpc.Status of an error: its code, message, ErrorInfo and RetryInfo."""
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=errors.DOMAIN, metadata=error.metadata
+    )
+    details = [info]
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = [any_pb2.Any() for _ in details]
+    for target, detail in zip(packed, details, strict=True):
+        target.Pack(detail)
+    return status_pb2.Status(code=error.code, message=error.message, details=packed)
+
+
+async def _abort(context: Any, error: Exception, method: str) -> None:
+    if not isinstance(error, errors.SllmError):
+        log.error("rpc.unexpected_error", method=method, exc_info=error)
+        error = errors.Internal(f"{method} failed unexpectedly; the server's log tells more")
+    await context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+
+class ErrorsAndTraces(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not at run time
+    """Turns exceptions into statuses, and runs each handler within its caller's trace."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wraps the handler of one method; see grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
+        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
+        behaviour = wrap(getattr(handler, kind), method)
+        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
+def _arity(streaming: bool) -> str:
+    return "stream" if streaming else "unary"
+
+
+def _enter_trace(context: Any) -> None:
+    metadata = dict(context.invocation_metadata() or ())
+    # Never detached: gRPC runs every call in a task, and so in a context, of its own.
+    otel_context.attach(propagate.extract(metadata))
+
+
+def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Any:
+    @functools.wraps(behaviour)
+    async def wrapped(request: Any, context: Any) -> Any:
+        _enter_trace(context)
+        try:
+            return await behaviour(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            return await _abort(context, error, method)
+
+    return wrapped
+
+
+def _wrap_stream(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Any:
+    @functools.wraps(behaviour)
+    async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
+        _enter_trace(context)
+        try:
+            async for response in behaviour(request, context):
+                yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return wrapped
+
+
+# --- statuses -> errors -----------------------------------------------------------------------
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.SllmError:
+    """The typed error of a failed call."""
+    code: int = error.code().value[0]
+    message = error.details() or error.code().name
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what a Call has
+    for detail in status.details if status else ():
+        detail.Unpack(info)
+        detail.Unpack(retry)
+    delay = retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
+    reason = info.reason if info.domain == errors.DOMAIN else ""
+    return errors.make_error(code, reason, message, metadata=dict(info.metadata), retry_after=delay)
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Raises the typed error of any call that fails inside.
+
+    A context manager and no client interceptor: those of grpc.aio add a task to every stream.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+
+
+# --- servers ----------------------------------------------------------------------------------
+
+
+class Server:
+    """A gRPC server with health and reflection, on a port that it may choose itself."""
+
+    def __init__(self) -> None:
+        self.grpc = grpc.aio.server(interceptors=[ErrorsAndTraces()], options=list(SERVER_OPTIONS))
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in its stubs
+        self._names: list[str] = []
+
+    async def start(self, address: str, services: Sequence[descriptor.ServiceDescriptor]) -> int:
+        """Serves on `address` (host:port, 0 for any port; unix:PATH) and returns the port.
+
+        The services' handlers must have been added to `grpc` before.
+
+        Raises:
+            errors.Unavailable: The address cannot be bound.
+        """
+        self._names = [service.full_name for service in services]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        health_name = HEALTH_DESCRIPTOR.services_by_name["Health"].full_name
+        visible = (*self._names, health_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(visible, self.grpc)
+        try:
+            port = self.grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise errors.Unreachable(f"cannot listen on {address}: {error}") from error
+        await self.grpc.start()
+        for name in ("", *self._names):
+            await self.set_serving(name, True)
+        return port
+
+    async def set_serving(self, name: str, serving: bool) -> None:
+        """Says on the health service whether `name` serves."""
+        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        await self._health.set(name, status)
+
+    async def stop(self, grace: float) -> None:
+        """Takes no new calls, waits up to `grace` seconds for those under way, then ends them."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(grace)
