@@ -1,0 +1,100 @@
+"""Serverless serving of large language models: many models, few accelerators.
+
+The clients are imported when they are first used: a server or a worker, which needs neither them
+nor, before it forks, gRPC, does not pay for them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from sllm import errors
+from sllm.client.enums import (
+    DeploymentState,
+    FinishReason,
+    InstanceState,
+    LoadPhase,
+    PhaseKind,
+    Tier,
+)
+from sllm.client.events import (
+    Event,
+    Finished,
+    Loading,
+    Phase,
+    Progress,
+    Queued,
+    Receipt,
+    Result,
+    Started,
+    TokenLogprob,
+    Tokens,
+    TopLogprob,
+    Usage,
+)
+from sllm.client.records import (
+    ChatMessage,
+    CheckpointCopy,
+    Deployment,
+    Instance,
+    Link,
+    Model,
+    Node,
+    TierUsage,
+)
+
+if TYPE_CHECKING:
+    from sllm.client.aio import AsyncClient
+    from sllm.client.stream import AsyncStream
+    from sllm.client.sync import Client, Stream
+
+_WHEN_USED = {
+    "AsyncClient": "sllm.client.aio",
+    "AsyncStream": "sllm.client.stream",
+    "Client": "sllm.client.sync",
+    "Stream": "sllm.client.sync",
+}
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "ChatMessage",
+    "CheckpointCopy",
+    "Client",
+    "Deployment",
+    "DeploymentState",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "Instance",
+    "InstanceState",
+    "Link",
+    "LoadPhase",
+    "Loading",
+    "Model",
+    "Node",
+    "Phase",
+    "PhaseKind",
+    "Progress",
+    "Queued",
+    "Receipt",
+    "Result",
+    "Started",
+    "Stream",
+    "Tier",
+    "TierUsage",
+    "TokenLogprob",
+    "Tokens",
+    "TopLogprob",
+    "Usage",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHEN_USED:
+        raise AttributeError(f"module 'sllm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHEN_USED[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -29,6 +29,7 @@ SllmError
 │   ├── NodeLost            NODE_LOST
 │   ├── WorkerDied          WORKER_DIED
 │   ├── StartFailed         START_FAILED
+│   ├── DeploymentFailed    DEPLOYMENT_FAILED
 │   ├── ShuttingDown        SHUTTING_DOWN
 │   └── Unreachable         UNREACHABLE
 ├── DeadlineExceeded        DEADLINE_EXCEEDED
@@ -248,6 +249,12 @@ class StartFailed(Unavailable):
     """An instance could not be started."""
 
     reason = "START_FAILED"
+
+
+class DeploymentFailed(Unavailable):
+    """A deployment's checkpoint could not be brought to any node."""
+
+    reason = "DEPLOYMENT_FAILED"
 
 
 class ShuttingDown(Unavailable):

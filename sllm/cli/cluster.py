@@ -1,0 +1,145 @@
+"""`sllm up`: a whole cluster on this machine, each server a process of its own."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from sllm import config, errors
+from sllm.cli.servers import MetricsPort
+from sllm.cli.sizes import GIB, size_option
+from sllm.cli.supervisor import LISTENING, Command, Server
+from sllm.process import until_terminated
+
+REPORT_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `sllm up` brings up."""
+
+    directory: Path
+    """Where all servers keep their files and logs."""
+    nodes: int
+    """How many nodes."""
+    port: int
+    """Port of the control plane; 0 takes any that is free."""
+    dram_bytes: int
+    """Each node's memory for weights."""
+    ssd_bytes: int
+    """Each node's disk for checkpoints."""
+    kv_bytes: int
+    """Each node's memory for KV caches."""
+    metrics_port: int | None
+    """Prometheus port of the control plane; the nodes have those after it. 0: any, for all."""
+
+    def control(self) -> Command:
+        """The control plane."""
+        return Command(
+            name="control",
+            arguments=("control", *self._common("control", 0)),
+            listen=f"127.0.0.1:{self.port}",
+            log=self._log("control"),
+            keeps_address=True,
+        )
+
+    def node(self, number: int, control_address: str) -> Command:
+        """The node of this number, counted from 1."""
+        name = f"node-{number}"
+        sizes = (f"--dram={self.dram_bytes}", f"--ssd={self.ssd_bytes}", f"--kv={self.kv_bytes}")
+        arguments = ("node", "--control", control_address, "--id", name, *sizes)
+        return Command(
+            name=name,
+            arguments=(*arguments, *self._common(name, number)),
+            listen="127.0.0.1:0",
+            log=self._log(name),
+        )
+
+    def _common(self, name: str, number: int) -> tuple[str, ...]:
+        directory = ("--dir", str(self.directory / name))
+        if self.metrics_port is None:
+            return directory
+        port = self.metrics_port + number if self.metrics_port else 0
+        return (*directory, "--metrics-port", str(port))
+
+    def _log(self, name: str) -> Path:
+        return self.directory / "logs" / f"{name}.log"
+
+
+def up(
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where everything is kept.", show_default="~/.sllm")
+    ] = None,
+    dram: Annotated[int, size_option("Memory for weights.", "1GiB")] = GIB,
+    ssd: Annotated[int, size_option("Disk for checkpoints.", "16GiB")] = 16 * GIB,
+    kv: Annotated[int, size_option("Memory for KV caches.", "1GiB")] = GIB,
+    port: Annotated[int, typer.Option(help="Port of the control plane; 0 takes any.")] = 50051,
+    metrics_port: MetricsPort = None,
+) -> None:
+    """Run a cluster on this machine, until Ctrl-C. Sizes are those of each node."""
+    plan = Plan(
+        directory=(directory or config.data_directory()).absolute(),
+        nodes=nodes,
+        port=port,
+        dram_bytes=dram,
+        ssd_bytes=ssd,
+        kv_bytes=kv,
+        metrics_port=metrics_port,
+    )
+    asyncio.run(_until_asked(plan))
+
+
+async def _until_asked(plan: Plan) -> None:
+    """Runs the cluster until SIGTERM or SIGINT, or until it cannot be brought up."""
+    asked = asyncio.create_task(until_terminated())
+    running = asyncio.create_task(run(plan, typer.echo))
+    await asyncio.wait((asked, running), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def run(plan: Plan, say: Callable[[str], None]) -> None:
+    """Brings the cluster up and keeps it up until this is cancelled; then takes it down.
+
+    Raises:
+        errors.StartFailed: A server does not start.
+    """
+    async with AsyncExitStack() as stack:
+        control = Server(plan.control(), say)
+        stack.push_async_callback(control.stop)
+        await control.start()
+        nodes = [Server(plan.node(i + 1, control.address), say) for i in range(plan.nodes)]
+        stack.push_async_callback(_together, [node.stop for node in nodes])
+        await _together([node.start for node in nodes])
+        await _until_reported(control.address, plan.nodes)
+        say(f"{LISTENING}{control.address}")
+        say(f"{plan.nodes} nodes are ready; their files and logs are in {plan.directory}")
+        async with asyncio.TaskGroup() as group:
+            for server in (control, *nodes):
+                group.create_task(server.keep())
+
+
+async def _together(actions: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    await asyncio.gather(*(action() for action in actions))
+
+
+async def _until_reported(address: str, nodes: int) -> None:
+    """Waits until the control plane knows all nodes."""
+    from sllm.client.aio import AsyncClient
+
+    try:
+        async with asyncio.timeout(REPORT_SECONDS), AsyncClient(address) as client:
+            while len(await client.nodes()) < nodes:  # noqa: ASYNC110 - the event is in another process
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        raise errors.StartFailed(
+            f"not all nodes reported to {address} within {REPORT_SECONDS:g} s"
+        ) from None

@@ -1,0 +1,63 @@
+"""What the commands share: options, output, and how errors are shown."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from sllm import config, errors
+
+if TYPE_CHECKING:
+    from sllm import Client
+
+Control = Annotated[
+    str,
+    typer.Option(
+        "--control", envvar=config.CONTROL_VARIABLE, help="host:port of the control plane."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+WIDE = 200
+"""Columns of a table that no terminal shows: nothing is cut off for what reads it."""
+
+
+class TypedErrors(TyperGroup):
+    """Commands that end with one line on stderr, and status 1, when they fail."""
+
+    def invoke(self, ctx: Any) -> Any:  # its class differs between versions of typer
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except errors.SllmError as error:
+            message = " ".join(error.message.split())
+            typer.echo(f"error: {error.reason}: {message}", err=True)
+            raise typer.Exit(1) from None
+
+
+def connect(control: str) -> "Client":
+    """A client of the control plane at `control`."""
+    from sllm.client.sync import Client  # brings gRPC along, which --help can do without
+
+    return Client(control)
+
+
+def output() -> Console:
+    """Standard output."""
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+
+
+def diagnostics() -> Console:
+    """Standard error, for all that is not the command's result."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(record: Any) -> None:
+    """A record, or a list of them, as JSON."""
+    plain = [*map(dataclasses.asdict, record)] if isinstance(record, Sequence) else None
+    typer.echo(json.dumps(dataclasses.asdict(record) if plain is None else plain, indent=2))

@@ -1,0 +1,63 @@
+"""`sllm deploy` and `rm`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sllm.cli.common import Control, Json, connect, print_json
+from sllm.cli.progress import LoadingBar
+from sllm.config import DEFAULT_CONTROL, format_bytes
+
+Name = Annotated[str, typer.Argument(help="Name of the deployment.", show_default=False)]
+
+
+def deploy(
+    name: Name,
+    source: Annotated[
+        str,
+        typer.Argument(help="URL of a model, or path of its directory.", show_default=False),
+    ],
+    keep_alive: Annotated[float, typer.Option(help="Seconds that an idle instance stays.")] = 60.0,
+    min_replicas: Annotated[int, typer.Option(help="Instances kept without requests.")] = 0,
+    max_replicas: Annotated[int, typer.Option(help="Instances at most.")] = 1,
+    dtype: Annotated[
+        str | None, typer.Option(help="torch dtype to convert the weights to, once.")
+    ] = None,
+    kv_cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that an instance's KV cache can hold.")
+    ] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(help="Requests that an instance works on at once.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
+    """Create a deployment, or change the policy of one."""
+    with connect(control) as client, LoadingBar() as bar:
+        deployment = client.deploy(
+            name,
+            source if "://" in source else Path(source),
+            keep_alive=keep_alive,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            dtype=dtype,
+            kv_cache_tokens=kv_cache_tokens,
+            max_concurrency=max_concurrency,
+            wait=wait,
+            timeout=timeout,
+            on_progress=bar.show,
+        )
+    if as_json:
+        print_json(deployment)
+    else:
+        size = format_bytes(deployment.model.size_bytes)
+        typer.echo(f"{name}: {deployment.model.architecture}, {size}, {deployment.state}")
+
+
+def rm(name: Name, control: Control = DEFAULT_CONTROL) -> None:
+    """End a deployment. Its weights stay until something else needs the room."""
+    with connect(control) as client:
+        client.delete(name)

@@ -1,0 +1,139 @@
+"""`sllm generate` and `chat`: text, as it comes."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sllm.cli.common import Control, Json, connect, diagnostics, print_json
+from sllm.cli.deployments import Name
+from sllm.cli.progress import LoadingBar
+from sllm.cli.receipts import receipts_table
+from sllm.client.events import Loading, Result, Tokens
+from sllm.client.records import ChatMessage
+from sllm.config import DEFAULT_CONTROL
+
+if TYPE_CHECKING:
+    from sllm import Stream
+
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Tokens at most.", show_default="what the context leaves")
+]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this sum.")]
+TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the draws repeatable.")]
+
+
+def generate(
+    name: Name,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.", show_default=False)],
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for all of it.")] = None,
+    receipt: Annotated[
+        bool, typer.Option("--receipt", help="Show where the time to the first token went.")
+    ] = False,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
+    """Continue a text. --json prints the whole result when it is there."""
+    with (
+        connect(control) as client,
+        client.generate(
+            name,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop or (),
+            timeout=timeout,
+        ) as stream,
+    ):
+        result = stream.result() if as_json else _show(stream)
+    if as_json:
+        print_json(result)
+    if receipt:
+        diagnostics().print(receipts_table({name: result.receipt}))
+
+
+def chat(
+    name: Name,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    control: Control = DEFAULT_CONTROL,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer, Ctrl-D ends the conversation."""
+    conversation: list[ChatMessage] = []
+    if system is not None:
+        conversation.append({"role": "system", "content": system})
+    with connect(control) as client:
+        while (said := _ask()) is not None:
+            conversation.append({"role": "user", "content": said})
+            stream = client.generate(
+                name,
+                messages=conversation,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+            )
+            conversation.append({"role": "assistant", "content": _answer(stream)})
+
+
+def _ask() -> str | None:
+    """What the user says next. None: nothing more."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+
+
+def _answer(stream: "Stream") -> str:
+    """Shows an answer, and returns what was said before the end or Ctrl-C."""
+    said: list[str] = []
+    with stream, suppress(KeyboardInterrupt):
+        for text in _texts(stream):
+            _write(text)
+            said.append(text)
+    _write("\n")
+    return "".join(said)
+
+
+def _show(stream: "Stream") -> Result:
+    """Writes the text to stdout as it comes."""
+    for text in _texts(stream):
+        _write(text)
+    _write("\n")
+    return stream.result()
+
+
+def _texts(stream: "Stream") -> Iterator[str]:
+    """The pieces of the text as they come; until the first, a cold start is shown."""
+    with LoadingBar() as bar:
+        for event in stream:
+            if isinstance(event, Loading):
+                bar.show(event)
+            elif isinstance(event, Tokens):
+                bar.hide()
+                yield event.text
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,113 @@
+"""`sllm ls`, `ps` and `nodes`: what there is."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from sllm.cli.common import Control, Json, connect, output, print_json
+from sllm.client.enums import Tier
+from sllm.client.records import Deployment, Instance, Node
+from sllm.config import DEFAULT_CONTROL, format_bytes
+
+if TYPE_CHECKING:
+    pass
+
+
+def ls(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
+    """List the deployments."""
+    with connect(control) as client:
+        deployments = client.deployments()
+    if as_json:
+        print_json(deployments)
+    else:
+        output().print(deployments_table(deployments))
+
+
+def ps(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
+    """List the instances."""
+    with connect(control) as client:
+        instances = client.instances()
+    if as_json:
+        print_json(instances)
+    else:
+        output().print(instances_table(instances, time.time()))
+
+
+def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
+    """List the nodes, with what their tiers hold and could still take."""
+    with connect(control) as client:
+        found = client.nodes()
+    if as_json:
+        print_json(found)
+    else:
+        output().print(nodes_table(found))
+
+
+def deployments_table(deployments: Sequence[Deployment]) -> Table:
+    """One row for each deployment."""
+    table = _table("NAME", "STATE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE")
+    for one in deployments:
+        table.add_row(
+            one.name,
+            _state(one),
+            f"{one.ready_instances}/{one.max_replicas}",
+            str(one.queued_requests),
+            f"{one.keep_alive:g} s",
+            format_bytes(one.model.size_bytes),
+            one.source,
+        )
+    return table
+
+
+def _state(deployment: Deployment) -> str:
+    if deployment.loading and deployment.loading.total_bytes:
+        share = deployment.loading.loaded_bytes / deployment.loading.total_bytes
+        return f"{deployment.state} {share:.0%}"
+    return f"{deployment.state}: {deployment.message}" if deployment.message else deployment.state
+
+
+def instances_table(instances: Sequence[Instance], now: float) -> Table:
+    """One row for each instance; `now` is the moment to which ages are counted."""
+    table = _table("INSTANCE", "DEPLOYMENT", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE")
+    for one in instances:
+        table.add_row(
+            one.instance_id,
+            one.deployment,
+            one.node_id,
+            one.state,
+            str(one.running_requests),
+            format_bytes(one.kv_bytes),
+            str(one.worker_pid or "-"),
+            f"{max(0.0, now - one.started_at):.0f} s",
+        )
+    return table
+
+
+def nodes_table(nodes: Sequence[Node]) -> Table:
+    """One row for each node."""
+    tiers = (Tier.SSD, Tier.DRAM)
+    columns = [f"{name} {what}" for name in (*tiers, "KV") for what in ("USED", "FREE")]
+    table = _table("NODE", "ADDRESS", *columns, "CHECKPOINTS")
+    for one in nodes:
+        cells = [cell for tier in tiers for cell in _usage(one, tier)]
+        kv_free = one.kv_capacity_bytes - one.kv_used_bytes
+        kv = (format_bytes(one.kv_used_bytes), format_bytes(kv_free))
+        digests = {copy.digest for copy in one.copies}
+        table.add_row(one.node_id, one.address, *cells, *kv, str(len(digests)))
+    return table
+
+
+def _usage(node: Node, tier: Tier) -> tuple[str, str]:
+    for usage in node.tiers:
+        if usage.tier is tier:
+            return format_bytes(usage.used_bytes), format_bytes(usage.free_bytes)
+    return "-", "-"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,33 @@
+"""`sllm`: the command line."""
+
+import typer
+
+from sllm.cli import cluster, deployments, generate, listings, servers
+from sllm.cli.common import TypedErrors
+
+app = typer.Typer(
+    cls=TypedErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serverless serving of large language models.",
+)
+app.command(rich_help_panel="Run it")(cluster.up)
+app.command(rich_help_panel="Run it")(servers.control)
+app.command(rich_help_panel="Run it")(servers.node)
+app.command(rich_help_panel="Use it")(deployments.deploy)
+app.command(rich_help_panel="Use it")(generate.generate)
+app.command(rich_help_panel="Use it")(generate.chat)
+app.command(rich_help_panel="Use it")(deployments.rm)
+app.command(rich_help_panel="Look at it")(listings.ls)
+app.command(rich_help_panel="Look at it")(listings.ps)
+app.command(rich_help_panel="Look at it")(listings.nodes)
+
+
+def main() -> None:
+    """Runs the command that the arguments name."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""`sllm control` and `sllm node`: one server, in this process."""
+
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sllm import config
+from sllm.cli.common import Control
+from sllm.cli.sizes import GIB, size_option
+from sllm.process import die_with_parent
+
+Listen = Annotated[str, typer.Option(help="host:port to serve on; port 0 takes any.")]
+Directory = Annotated[Path | None, typer.Option("--dir", help="Where the server keeps its files.")]
+MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus here; 0 takes any port.")]
+Parent = Annotated[int | None, typer.Option(help="End with this process.", hidden=True)]
+
+
+def control(
+    listen: Listen = "127.0.0.1:50051",
+    directory: Directory = None,
+    metrics_port: MetricsPort = None,
+    parent: Parent = None,
+) -> None:
+    """Run the control plane."""
+    if parent is not None:
+        die_with_parent(parent)
+    from sllm.control.config import ControlConfig
+    from sllm.control.server import serve
+
+    _run(
+        serve(
+            ControlConfig(
+                directory=directory or config.data_directory() / "control",
+                listen_address=listen,
+                metrics_port=metrics_port,
+            )
+        )
+    )
+
+
+def node(
+    control: Control = config.DEFAULT_CONTROL,
+    listen: Listen = "127.0.0.1:0",
+    advertise: Annotated[
+        str | None, typer.Option(help="Host under which others reach this node.")
+    ] = None,
+    directory: Directory = None,
+    dram: Annotated[int, size_option("Memory for weights.", "4GiB")] = 4 * GIB,
+    ssd: Annotated[int, size_option("Disk for checkpoints.", "64GiB")] = 64 * GIB,
+    kv: Annotated[int, size_option("Memory for KV caches.", "2GiB")] = 2 * GIB,
+    node_id: Annotated[
+        str | None, typer.Option("--id", help="Name of the node; one is made and kept.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that read from disk.")] = 4,
+    metrics_port: MetricsPort = None,
+    parent: Parent = None,
+) -> None:
+    """Run the agent of one node."""
+    if parent is not None:
+        die_with_parent(parent)
+    from sllm.node.config import NodeConfig
+    from sllm.node.server import serve
+
+    _run(
+        serve(
+            NodeConfig(
+                control_address=control,
+                directory=directory or config.data_directory() / "node",
+                listen_address=listen,
+                advertise_host=advertise,
+                node_id=node_id,
+                dram_bytes=dram,
+                ssd_bytes=ssd,
+                kv_bytes=kv,
+                read_threads=threads,
+                metrics_port=metrics_port,
+            )
+        )
+    )
+
+
+def _run(server: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    uvloop.run(server)

@@ -1,0 +1,26 @@
+"""Options that are sizes in bytes."""
+
+from typing import Any
+
+import typer
+
+from sllm import config, errors
+
+GIB = 1024**3
+
+
+def size_option(explanation: str, default: str) -> Any:
+    """An option of type int that is written as a size; `default` is how help shows its default."""
+    return typer.Option(parser=parse_size, metavar="SIZE", help=explanation, show_default=default)
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of a size on the command line; a default is a number already.
+
+    Raises:
+        typer.BadParameter: It is no size.
+    """
+    try:
+        return config.parse_bytes(str(text))
+    except errors.InvalidArgument as error:
+        raise typer.BadParameter(error.message) from None

@@ -1,0 +1,294 @@
+"""The client for programs that run an event loop."""
+
+import functools
+import inspect
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self
+
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+
+from sllm import config, errors, rpc
+from sllm.client import requests, responses
+from sllm.client.connection import Connection
+from sllm.client.enums import DeploymentState
+from sllm.client.events import Progress, Result
+from sllm.client.records import ChatMessage, Deployment, Instance, Node
+from sllm.client.stream import AsyncStream
+
+P = ParamSpec("P")
+
+PAGE_SIZE = 1000
+"""Entries asked for at once: the most that a listing gives."""
+
+
+def _whole(
+    generate: Callable[Concatenate["AsyncClient", P], AsyncStream],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, Result]]:
+    """`generate` with the same arguments, and the result of its stream."""
+
+    async def complete(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        async with generate(self, *args, **kwargs) as stream:
+            return await stream.result()
+
+    signature = inspect.signature(generate)
+    vars(complete)["__signature__"] = signature.replace(return_annotation=Result)
+    complete.__doc__ = "A whole generation: the result of `generate`, with the same arguments."
+    return complete
+
+
+class AsyncClient:
+    """A client of one control plane. Used in one event loop, by as many tasks as you like.
+
+    Every method raises the class of `sllm.errors` that says what went wrong, `errors.Unreachable`
+    if there is no control plane at the address.
+    """
+
+    def __init__(self, address: str | None = None, *, call_timeout: float = 60.0) -> None:
+        """Connects at the first call.
+
+        Args:
+            address: host:port of the control plane. None: `SLLM_CONTROL`, or localhost:50051.
+            call_timeout: seconds that a call may take which is not given a timeout of its own;
+                a generation may take any time.
+        """
+        self.address = address or config.control_address()
+        self._call_timeout = call_timeout
+
+    @functools.cached_property
+    def _connection(self) -> Connection:
+        return Connection(self.address, self._call_timeout)  # not before there is a loop for it
+
+    async def close(self) -> None:
+        """Ends the streams under way, and the connection."""
+        if "_connection" in self.__dict__:
+            await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # --- deployments --------------------------------------------------------------------------
+
+    async def deploy(
+        self,
+        name: str,
+        source: str | os.PathLike[str],
+        *,
+        keep_alive: float = 60.0,
+        min_replicas: int = 0,
+        max_replicas: int = 1,
+        engine: str = "",
+        dtype: str | None = None,
+        kv_cache_tokens: int | None = None,
+        max_concurrency: int | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Deployment:
+        """Creates a deployment, or changes the policy of the one with this name and source.
+
+        Args:
+            name: 1-63 of [a-z0-9._-], beginning with a letter or digit.
+            source: a URL such as file:///models/tiny, or a path on the nodes.
+            keep_alive: seconds that an idle instance stays; 0 ends it with its last request.
+            min_replicas: instances kept even without requests.
+            max_replicas: instances at most.
+            engine: name of the engine; empty for the default.
+            dtype: torch dtype ("float32", "bfloat16", "float16") to convert weights to, once,
+                when they are imported. None: as they are stored.
+            kv_cache_tokens: tokens that one instance's KV cache can hold. None: the default.
+            max_concurrency: requests that one instance works on at once. None: the default.
+            wait: whether to return only when a node holds the checkpoint.
+            timeout: seconds for all of it. None: as long as the checkpoint takes.
+            on_progress: told how far the checkpoint has come, in the event loop's thread.
+
+        Raises:
+            errors.InvalidRequest: The name, the source or the policy makes no sense.
+            errors.SourceNotFound: There is nothing at the source.
+            errors.UnsupportedModel: The engine does not know the architecture.
+            errors.DeploymentExists: The name serves another source.
+            errors.DeploymentFailed: The checkpoint could not be brought to any node.
+        """
+        request = requests.deploy(
+            name,
+            source,
+            engine=engine,
+            dtype=dtype,
+            kv_cache_tokens=kv_cache_tokens,
+            max_concurrency=max_concurrency,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            keep_alive=keep_alive,
+        )
+        deadline = None if timeout is None else time.monotonic() + timeout
+        response = await self._connection.call(
+            self._connection.deployments.Deploy, request, timeout
+        )
+        deployment = responses.deployment(response.deployment)
+        if not wait or deployment.state is DeploymentState.AVAILABLE:
+            return deployment
+        return await self._available(name, deadline, on_progress)
+
+    async def _available(
+        self, name: str, deadline: float | None, on_progress: Callable[[Progress], None] | None
+    ) -> Deployment:
+        """Waits until a node holds the checkpoint."""
+        async with aclosing(self._watch(name, deadline)) as watched:
+            async for deployment in watched:
+                if deployment.state is DeploymentState.AVAILABLE:
+                    return deployment
+                if deployment.state is DeploymentState.FAILED:
+                    raise errors.DeploymentFailed(f"{name}: {deployment.message}")
+                if deployment.loading and on_progress:
+                    on_progress(deployment.loading)
+        raise errors.DeploymentNotFound(f"{name} was deleted before a node held its checkpoint")
+
+    async def _watch(self, name: str, deadline: float | None) -> AsyncGenerator[Deployment]:
+        call = self._connection.deployments.WatchDeployment(
+            deployment_pb.WatchDeploymentRequest(name=name),
+            timeout=None if deadline is None else max(0.0, deadline - time.monotonic()),
+            metadata=rpc.trace_metadata(),
+        )
+        try:
+            with self._connection.typed_errors():
+                async for message in call:
+                    yield responses.deployment(message.deployment)
+        finally:
+            call.cancel()
+
+    async def deployment(self, name: str) -> Deployment:
+        """One deployment.
+
+        Raises:
+            errors.DeploymentNotFound: There is none of this name.
+        """
+        request = deployment_pb.GetDeploymentRequest(name=name)
+        response = await self._connection.call(self._connection.deployments.GetDeployment, request)
+        return responses.deployment(response.deployment)
+
+    async def deployments(self) -> list[Deployment]:
+        """All deployments, in order of their names."""
+        request = deployment_pb.ListDeploymentsRequest(page_size=PAGE_SIZE)
+        pages = self._connection.pages(self._connection.deployments.ListDeployments, request)
+        return [responses.deployment(one) async for page in pages for one in page.deployments]
+
+    async def delete(self, name: str) -> None:
+        """Ends a deployment: its requests are cancelled, its instances stopped.
+
+        Raises:
+            errors.DeploymentNotFound: There is none of this name.
+        """
+        request = deployment_pb.DeleteDeploymentRequest(
+            request_id=requests.new_request_id(), name=name
+        )
+        await self._connection.call(self._connection.deployments.DeleteDeployment, request)
+
+    # --- the cluster --------------------------------------------------------------------------
+
+    async def instances(self, deployment: str | None = None) -> list[Instance]:
+        """All instances, or those of one deployment, in order of their ids."""
+        request = cluster_pb.ListInstancesRequest(deployment=deployment or "", page_size=PAGE_SIZE)
+        pages = self._connection.pages(self._connection.cluster.ListInstances, request)
+        return [responses.instance(one) async for page in pages for one in page.instances]
+
+    async def nodes(self) -> list[Node]:
+        """All nodes, in order of their ids."""
+        request = cluster_pb.ListNodesRequest(page_size=PAGE_SIZE)
+        pages = self._connection.pages(self._connection.cluster.ListNodes, request)
+        return [responses.node(one) async for page in pages for one in page.nodes]
+
+    # --- generations --------------------------------------------------------------------------
+
+    def generate(
+        self,
+        deployment: str,
+        prompt: str | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | None = None,
+        messages: Sequence[ChatMessage] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        logprobs: int | None = None,
+        ignore_eos: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncStream:
+        """Begins a generation and returns the stream of its events. What fails, fails there.
+
+        Args:
+            deployment: name of the deployment.
+            prompt: text, tokenised as it is; or
+            prompt_token_ids: ids in the model's vocabulary; or
+            messages: a conversation, rendered with the model's chat template.
+            max_tokens: tokens to generate at most. None: as many as the context leaves.
+            temperature: 0 is greedy. None: 1.
+            top_p: keep the smallest set of tokens whose probability reaches this. None: all.
+            top_k: keep the k most likely tokens; 0 keeps all. None: 0.
+            min_p: keep tokens at least this fraction as likely as the likeliest. None: all.
+            seed: makes the draws repeatable. None: a random one.
+            stop: the text ends before the first of these to appear.
+            stop_token_ids: the generation ends with the first of these.
+            logprobs: give logprobs, with this many alternatives for every token. None: no.
+            ignore_eos: go on after the model's own end-of-text token.
+            request_id: unique among the requests under way. None: one is made.
+            timeout: seconds for all of it; work that cannot meet it is refused at once.
+
+        Raises:
+            errors.InvalidPrompt: Not exactly one of the prompts was given.
+        """
+        sampling = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "seed": seed,
+        }
+        request = requests.generate(
+            deployment,
+            prompt,
+            prompt_token_ids,
+            messages,
+            request_id=request_id,
+            sampling=sampling,
+            stop=stop,
+            stop_token_ids=stop_token_ids,
+            max_tokens=max_tokens,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
+        )
+        call = self._connection.inference.Generate(
+            request, timeout=timeout, metadata=rpc.trace_metadata()
+        )
+        return AsyncStream(
+            call, self._connection, request.request_id, wants_logprobs=logprobs is not None
+        )
+
+    complete = _whole(generate)
+
+    async def cancel(self, request_id: str) -> None:
+        """Ends a generation from outside its stream, which then fails with `errors.Cancelled`.
+
+        Raises:
+            errors.RequestNotFound: No request under way has this id.
+        """
+        request = inference_pb.CancelRequest(request_id=request_id)
+        await self._connection.call(self._connection.inference.Cancel, request)

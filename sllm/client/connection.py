@@ -1,0 +1,121 @@
+"""The way to one control plane: its channel and stubs, and what their failures are called."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol, TypeVar
+
+import grpc
+from grpc_status import rpc_status
+from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
+from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
+from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+
+from sllm import errors, rpc
+
+_SERVICE_CONFIG: Final = json.dumps(
+    {
+        "methodConfig": [
+            {
+                # All but Generate. Those that change something carry a request id, so that the
+                # control plane recognises a repetition.
+                "name": [
+                    {"service": "serverlessllm.v1.DeploymentService"},
+                    {"service": "serverlessllm.v1.ClusterService"},
+                    {"service": "serverlessllm.v1.InferenceService", "method": "Cancel"},
+                ],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+
+class _Listing(Protocol):
+    page_token: str
+
+
+class _Page(Protocol):
+    @property
+    def next_page_token(self) -> str: ...
+
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Listing = TypeVar("Listing", bound=_Listing)
+Page = TypeVar("Page", bound=_Page)
+
+
+class Connection:
+    """A channel, made within the event loop that it is used in."""
+
+    def __init__(self, address: str, call_timeout: float) -> None:
+        self.address = address
+        self._call_timeout = call_timeout
+        options = (*rpc.CHANNEL_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG))
+        self._channel = grpc.aio.insecure_channel(address, options=list(options))
+        self.deployments = DeploymentServiceStub(self._channel)
+        self.cluster = ClusterServiceStub(self._channel)
+        self.inference = InferenceServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Ends the calls under way, and the channel."""
+        await self._channel.close(None)
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None = None,
+    ) -> Response:
+        """Calls a method and returns its response.
+
+        Raises:
+            errors.SllmError: As the server said, or because it could not be reached.
+        """
+        seconds = self._call_timeout if timeout is None else timeout
+        with self.typed_errors():
+            return await method(request, timeout=seconds, metadata=rpc.trace_metadata())
+
+    async def pages(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Listing, Page], request: Listing
+    ) -> AsyncIterator[Page]:
+        """All pages of a listing. Advances `request` from page to page."""
+        while True:
+            page = await self.call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    @contextmanager
+    def typed_errors(self) -> Iterator[None]:
+        """Raises the typed error of any call that fails inside.
+
+        Raises:
+            errors.SllmError: Always the class of the reason that the server gave, where it did.
+        """
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._typed(error) from None
+
+    def _typed(self, error: grpc.aio.AioRpcError) -> errors.SllmError:
+        if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # has what a Call has
+            return rpc.from_rpc_error(error)
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return errors.Unreachable(
+                f"no connection to the control plane at {self.address}: {error.details()}. "
+                "Is it running? `sllm up` starts one; SLLM_CONTROL names another"
+            )
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return errors.DeadlineExceeded(
+                f"no answer from the control plane at {self.address} before the deadline"
+            )
+        return rpc.from_rpc_error(error)

@@ -1,0 +1,91 @@
+"""The protocol's enums as strings: they compare, print and turn into JSON as their names.
+
+`UNKNOWN` stands for a value that this version does not know, from a newer server.
+"""
+
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """A place on or behind a node that holds a checkpoint's chunks."""
+
+    UNKNOWN = "UNKNOWN"
+    REMOTE = "REMOTE"
+    """The source that the checkpoint came from."""
+    SSD = "SSD"
+    """The node's checkpoint directory."""
+    DRAM = "DRAM"
+    """The node's pool of memory chunks."""
+    DEVICE = "DEVICE"
+    """The memory that kernels read weights from; on a CPU node the pool itself."""
+
+
+class DeploymentState(StrEnum):
+    """Where a deployment's checkpoint is on its way."""
+
+    UNKNOWN = "UNKNOWN"
+    PREPARING = "PREPARING"
+    """Its checkpoint is on its way to a node."""
+    AVAILABLE = "AVAILABLE"
+    """A node holds its checkpoint."""
+    FAILED = "FAILED"
+    """The checkpoint could not be brought to any node."""
+
+
+class InstanceState(StrEnum):
+    """The life of an instance, in order."""
+
+    UNKNOWN = "UNKNOWN"
+    STARTING = "STARTING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    """Takes no new requests; ends when those under way have."""
+    GONE = "GONE"
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    UNKNOWN = "UNKNOWN"
+    STOP = "STOP"
+    """The model ended its text, or a stop string or stop token was met."""
+    LENGTH = "LENGTH"
+    """`max_tokens`, or the end of the model's context, was reached."""
+
+
+class LoadPhase(StrEnum):
+    """What kind of work a start is doing."""
+
+    UNKNOWN = "UNKNOWN"
+    IMPORT = "IMPORT"
+    """From the source to SSD."""
+    READ = "READ"
+    """From SSD to the pool."""
+    INIT = "INIT"
+    """Worker, module and engine."""
+
+
+class PhaseKind(StrEnum):
+    """A part of the way from a request to its first token."""
+
+    UNKNOWN = "UNKNOWN"
+    QUEUED = "QUEUED"
+    """Waiting in the router: for a decision, for room, or for a slot in an instance."""
+    PLACED = "PLACED"
+    """Deciding where to start."""
+    IMPORT = "IMPORT"
+    """Bringing the checkpoint from its source into the node's SSD tier."""
+    READ_SSD = "READ_SSD"
+    """Reading chunks from SSD into the pool."""
+    DEVICE_COPY = "DEVICE_COPY"
+    """Copying chunks from the pool to the device."""
+    WORKER_START = "WORKER_START"
+    """Forking the worker until it answers."""
+    PREPARE = "PREPARE"
+    """Loading the tokenizer and preparing the model's classes in the worker."""
+    ATTACH = "ATTACH"
+    """Mapping the chunks and building the module over them."""
+    ENGINE_INIT = "ENGINE_INIT"
+    """Creating the engine: KV cache, scheduler, warm-up."""
+    PREFILL = "PREFILL"
+    """From the engine's taking the request to its first token."""

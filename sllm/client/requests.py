@@ -1,0 +1,135 @@
+"""From what callers say to the protocol's requests."""
+
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf import duration_pb2
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm import errors
+from sllm.client.records import ChatMessage
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return uuid.uuid4().hex
+
+
+def deploy(
+    name: str,
+    source: str | os.PathLike[str],
+    *,
+    engine: str,
+    dtype: str | None,
+    kv_cache_tokens: int | None,
+    max_concurrency: int | None,
+    min_replicas: int,
+    max_replicas: int,
+    keep_alive: float,
+) -> deployment_pb.DeployRequest:
+    """The request that creates or changes a deployment.
+
+    Raises:
+        errors.InvalidArgument: A number does not fit its field.
+    """
+    with _fitting():
+        return deployment_pb.DeployRequest(
+            request_id=new_request_id(),
+            name=name,
+            source=source if isinstance(source, str) else str(Path(source).absolute()),
+            engine=pb.EngineConfig(
+                engine=engine,
+                dtype=dtype or "",
+                kv_cache_tokens=kv_cache_tokens,
+                max_concurrency=max_concurrency,
+            ),
+            scaling=pb.ScalingPolicy(
+                min_replicas=min_replicas,
+                max_replicas=max_replicas,
+                keep_alive=_duration(keep_alive),
+            ),
+        )
+
+
+def generate(
+    deployment: str,
+    prompt: str | None,
+    prompt_token_ids: Sequence[int] | None,
+    messages: Sequence[ChatMessage] | None,
+    *,
+    request_id: str | None,
+    sampling: Mapping[str, float | int | None],
+    stop: str | Sequence[str],
+    stop_token_ids: Sequence[int],
+    max_tokens: int | None,
+    ignore_eos: bool,
+    logprobs: int | None,
+) -> inference_pb.GenerateRequest:
+    """The request for a generation; `sampling` holds the fields of SamplingParams.
+
+    Raises:
+        errors.InvalidPrompt: Not exactly one of the prompts was given, or a message is none.
+        errors.InvalidArgument: A number does not fit its field.
+    """
+    with _fitting():
+        request = inference_pb.GenerateRequest(
+            deployment=deployment,
+            request_id=request_id or new_request_id(),
+            sampling=pb.SamplingParams(**sampling),  # type: ignore[arg-type]  # by name
+            stop=[stop] if isinstance(stop, str) else stop,
+            stop_token_ids=stop_token_ids,
+            max_tokens=max_tokens,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
+        )
+        _set_prompt(request, prompt, prompt_token_ids, messages)
+    return request
+
+
+def _set_prompt(
+    request: inference_pb.GenerateRequest,
+    prompt: str | None,
+    prompt_token_ids: Sequence[int] | None,
+    messages: Sequence[ChatMessage] | None,
+) -> None:
+    given = [form for form in (prompt, prompt_token_ids, messages) if form is not None]
+    if len(given) != 1:
+        raise errors.InvalidPrompt(
+            "give exactly one of prompt, prompt_token_ids and messages, "
+            f"not {'none' if not given else len(given)}"
+        )
+    if prompt is not None:
+        request.text = prompt
+    elif prompt_token_ids is not None:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=prompt_token_ids))
+    else:
+        request.messages.CopyFrom(pb.ChatMessages(messages=map(_chat_message, messages or ())))
+
+
+def _chat_message(message: ChatMessage) -> pb.ChatMessage:
+    try:
+        return pb.ChatMessage(role=message["role"], content=message["content"])
+    except (KeyError, TypeError):
+        raise errors.InvalidPrompt(
+            f'a message is {{"role": "user", "content": "Hi"}}, not {message!r}'
+        ) from None
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """What protobuf refuses to hold was no sensible value."""
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise errors.InvalidArgument(f"a value is out of its bounds: {error}") from None

@@ -1,0 +1,33 @@
+"""How a control plane is set up."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """Everything that `sllm control` can be told."""
+
+    directory: Path
+    """Where what has to survive a restart is kept; made if it is not there."""
+    listen_address: str = "127.0.0.1:50051"
+    """host:port to serve on; port 0 takes any that is free."""
+    lease_seconds: float = 3.0
+    """How long a node counts as a member without another message."""
+    node_patience_seconds: float = 10.0
+    """How long requests wait for a node to appear before they fail."""
+    drain_patience_seconds: float = 5.0
+    """How long a request waits for room before busy instances of other deployments are drained."""
+    drain_grace_seconds: float = 600.0
+    """Time that running requests have when their instance is drained for others."""
+    start_timeout_seconds: float = 1800.0
+    """Longest time that the start of an instance, or the preparation of a checkpoint, may take."""
+    stop_grace_seconds: float = 2.0
+    """Time that calls have to end when the process is asked to."""
+    metrics_port: int | None = None
+    """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
+
+    @property
+    def state_path(self) -> Path:
+        """The SQLite file."""
+        return self.directory / "state.db"

@@ -1,0 +1,93 @@
+"""The control plane's parts, put together: what its servicers call."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control import metrics
+from sllm.control.catalog import Catalog
+from sllm.control.config import ControlConfig
+from sllm.control.deployments import DeploymentSpec
+from sllm.control.membership import Membership
+from sllm.control.nodes import Nodes
+from sllm.control.orchestrator import Orchestrator
+from sllm.control.preparation import Preparation
+from sllm.control.router import Router
+from sllm.control.state import State
+from sllm.control.status import DeploymentStatus
+from sllm.control.store import Call, Store
+
+
+class ControlPlane:
+    """Deployments, nodes and requests, and the loop that brings them together."""
+
+    def __init__(self, config: ControlConfig, store: Store, clock: Clock) -> None:
+        self.config = config
+        self.state = State()
+        self._nodes = Nodes()
+        self._catalog = Catalog(store, self.state, self._nodes)
+        self._orchestrator = Orchestrator(self.state, self._nodes, clock, config)
+        self._preparation = Preparation(self.state, self._nodes, self._catalog, config)
+        self.membership = Membership(
+            self.state, self._nodes, self._orchestrator, self._preparation, config
+        )
+        self.router = Router(self.state, self._orchestrator, clock)
+        self._closing = asyncio.Event()
+        metrics.observe_queue(lambda: len(self.state.queue))
+
+    async def load(self) -> None:
+        """Takes in what was stored before a restart."""
+        await self._catalog.load()
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        await self._orchestrator.run()
+
+    def end_streams(self) -> None:
+        """Ends the streams of callers and nodes with ShuttingDown, and takes no new ones."""
+        self._closing.set()
+        self.router.close()
+        self.membership.end_streams()
+        for name in self.state.deployments:
+            self.state.changes.notify(name)
+
+    async def close(self) -> None:
+        """Leaves the nodes with what they do, and closes the store."""
+        await self._orchestrator.close()
+        await self._preparation.close()
+        await self.membership.close()
+        await self._nodes.close()
+        await self._catalog.close()
+
+    async def deploy(self, spec: DeploymentSpec, call: Call) -> bytes:
+        """Creates or changes a deployment, and begins to prepare it; see Catalog."""
+        answer = await self._catalog.deploy(spec, call)
+        if spec.name in self.state.deployments:
+            self._preparation.consider(spec.name)
+            self._orchestrator.wake(spec.name)
+        return answer
+
+    async def delete(self, name: str, call: Call) -> None:
+        """Ends a deployment with all its requests and instances; see Catalog."""
+        if await self._catalog.delete(name, call):
+            self._orchestrator.deployment_deleted(name)
+
+    async def watch(self, name: str) -> AsyncIterator[DeploymentStatus]:
+        """How a deployment is doing, now and whenever that changes, until it is deleted.
+
+        Raises:
+            errors.DeploymentNotFound: There is none of this name.
+            errors.ShuttingDown: The control plane is going down.
+        """
+        status = self.state.status(name)
+        yield status
+        while True:
+            await self.state.changes.changed(name).wait()
+            if self._closing.is_set():
+                raise errors.ShuttingDown("the control plane is going down; watch again")
+            if name not in self.state.deployments:
+                return
+            if (now := self.state.status(name)) != status:
+                status = now
+                yield status

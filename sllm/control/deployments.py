@@ -1,0 +1,175 @@
+"""What should exist: a name, a checkpoint's source, an engine, and how far to scale."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Final
+from urllib.parse import urlsplit
+
+from sllm import errors
+
+ENGINES: Final = ("transformers",)
+DTYPES: Final = ("", "float32", "bfloat16", "float16")
+DEFAULT_KV_TOKENS: Final = 8192
+"""Tokens of KV cache that an instance gets if its deployment does not say."""
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How a deployment's model is run."""
+
+    engine: str = "transformers"
+    dtype: str = ""
+    """Name of the torch dtype to which weights are converted once. Empty: as they are stored."""
+    kv_cache_tokens: int | None = None
+    """Tokens that one instance's KV cache can hold. None: `DEFAULT_KV_TOKENS`, or what fits."""
+    max_concurrency: int = 64
+    """Requests that one instance works on at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingPolicy:
+    """How many instances there may be, and for how long."""
+
+    min_replicas: int = 0
+    """Instances kept even without requests."""
+    max_replicas: int = 1
+    keep_alive: float = 60.0
+    """Seconds that an idle instance stays. 0: it ends with its last request."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentSpec:
+    """What a caller asks to exist."""
+
+    name: str
+    source: str
+    """URL of the checkpoint or model directory."""
+    engine: EngineConfig = EngineConfig()
+    scaling: ScalingPolicy = ScalingPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model needs from a node, as a node read it from the model's files."""
+
+    architecture: str
+    size_bytes: int
+    """Of the tensors, in the dtype in which they are served."""
+    context_tokens: int
+    kv_bytes_per_token: int
+    digest: str = ""
+    """The checkpoint's. Empty until it has been imported somewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A deployment as it is stored."""
+
+    spec: DeploymentSpec
+    model: ModelInfo
+    created_at: float
+    """Seconds since the epoch."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the cluster."""
+        return self.spec.name
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV cache that one instance should have."""
+        if self.spec.engine.kv_cache_tokens is not None:
+            return self.spec.engine.kv_cache_tokens
+        return min(DEFAULT_KV_TOKENS, 16 * self.model.context_tokens)
+
+
+class DeploymentState(IntEnum):
+    """How far a deployment's checkpoint is; the numbers are those of the protocol."""
+
+    PREPARING = 1
+    AVAILABLE = 2
+    FAILED = 3
+
+
+def normalize_source(source: str) -> str:
+    """`source` as a URL: a bare absolute path is a file.
+
+    Raises:
+        errors.InvalidSource: It is neither.
+    """
+    url = f"file://{source}" if source.startswith("/") else source
+    if not urlsplit(url).scheme:
+        raise errors.InvalidSource(
+            f"source {source!r} is no URL; give one such as file:///models/tiny, or an absolute "
+            "path"
+        )
+    return url
+
+
+def validate(spec: DeploymentSpec) -> None:
+    """Refuses what no cluster could run.
+
+    Raises:
+        errors.InvalidName: The name breaks the rule for names.
+        errors.InvalidArgument: A field has a value that it may not have.
+    """
+    if not _NAME.fullmatch(spec.name):
+        raise errors.InvalidName(
+            f"deployment name {spec.name!r} must be 1-63 of [a-z0-9._-], beginning with a letter "
+            "or digit"
+        )
+    _validate_engine(spec.engine)
+    _validate_scaling(spec.scaling)
+
+
+def _validate_engine(engine: EngineConfig) -> None:
+    _require(engine.engine in ENGINES, f"engine {engine.engine!r} is unknown; known: {ENGINES}")
+    _require(engine.dtype in DTYPES, f"dtype {engine.dtype!r} is unknown; known: {DTYPES[1:]}")
+    tokens = engine.kv_cache_tokens
+    _require(tokens is None or tokens > 0, f"kv_cache_tokens must be positive, not {tokens}")
+    _require(
+        engine.max_concurrency > 0,
+        f"max_concurrency must be positive, not {engine.max_concurrency}",
+    )
+
+
+def _validate_scaling(scaling: ScalingPolicy) -> None:
+    least, most, keep = scaling.min_replicas, scaling.max_replicas, scaling.keep_alive
+    _require(least >= 0, f"min_replicas must not be negative, it is {least}")
+    _require(
+        most >= max(1, least),
+        f"max_replicas must be at least 1 and at least min_replicas ({least}), it is {most}",
+    )
+    _require(
+        math.isfinite(keep) and keep >= 0,
+        f"keep_alive must be finite and not negative, it is {keep} s",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise errors.InvalidArgument(message)
+
+
+def revise(present: Deployment, spec: DeploymentSpec) -> Deployment:
+    """`present` with the policy of `spec`, which must name the same checkpoint.
+
+    Raises:
+        errors.DeploymentExists: `spec` names another checkpoint.
+    """
+    here, there = present.spec, spec
+    if (here.source, here.engine.dtype) != (there.source, there.engine.dtype):
+        raise errors.DeploymentExists(
+            f"deployment {spec.name} serves {_checkpoint(here)}, not {_checkpoint(there)}; "
+            "delete it first, or choose another name",
+            metadata={"source": here.source},
+        )
+    return replace(present, spec=spec)
+
+
+def _checkpoint(spec: DeploymentSpec) -> str:
+    return f"{spec.source} as {spec.engine.dtype}" if spec.engine.dtype else spec.source

@@ -1,0 +1,191 @@
+"""Starts and stops instances on nodes, and follows each until it has ended."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import structlog
+from opentelemetry import trace
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control import metrics
+from sllm.control.config import ControlConfig
+from sllm.control.deployments import Deployment
+from sllm.control.nodes import Nodes, Ready
+from sllm.control.receipts import StartRecord
+from sllm.control.state import StartUnderWay, State
+from sllm.control.status import Loading
+from sllm.control.tasks import Tasks
+from sllm.control.topology import Instance, Planned
+
+log = structlog.get_logger()
+tracer = trace.get_tracer("sllm")
+
+_STOP_TRIES = 3
+_RETRY_SECONDS = 0.5
+
+Ended = Callable[[StartUnderWay, errors.SllmError | None], None]
+"""Told of the end of every start, with what went wrong if it failed."""
+
+
+class Launcher:
+    """The work on nodes that the orchestrator decides on."""
+
+    def __init__(
+        self,
+        state: State,
+        nodes: Nodes,
+        clock: Clock,
+        config: ControlConfig,
+        on_start_ended: Ended,
+        on_stop_failed: Callable[[str], None],
+    ) -> None:
+        self._state = state
+        self._nodes = nodes
+        self._clock = clock
+        self._config = config
+        self._on_start_ended = on_start_ended
+        self._on_stop_failed = on_stop_failed
+        self._tasks = Tasks()
+        self._stops: dict[str, dict[str, asyncio.Task[None]]] = {}
+        """Stops without grace that are under way, by node and instance."""
+
+    def begin(
+        self, deployment: Deployment, instance: Instance, estimate: float | None = None
+    ) -> None:
+        """Keeps room for an instance and starts it."""
+        need = self._state.needs[deployment.name]
+        size = deployment.model.size_bytes
+        self._state.fleet.plan(Planned(instance, need.checkpoint.key, size))
+        start = StartUnderWay(deployment, instance, self._clock.now(), estimate)
+        self._state.starts[instance.instance_id] = start
+        self._tasks.spawn(self._start(start), name=f"start {instance.instance_id}")
+
+    def join(self, deployment: Deployment, instance: Instance) -> None:
+        """Follows a start that a node has begun for an earlier control plane."""
+        if instance.instance_id not in self._state.starts:
+            self.begin(deployment, instance)
+
+    def end(self, instance: Instance) -> None:
+        """Stops an instance at once; its room counts as free from now on."""
+        self._state.fleet.leave(instance.instance_id)
+        self.forget([instance.instance_id])
+        if start := self._state.starts.get(instance.instance_id):
+            start.withdrawn = True
+        stops = self._stops.setdefault(instance.node_id, {})
+        stops[instance.instance_id] = self._stop_later(instance, grace=0.0)
+
+    def drain(self, instance: Instance) -> None:
+        """Stops an instance once its requests have ended; it gets no more."""
+        self._state.fleet.drain(instance.instance_id)
+        self._stop_later(instance, self._config.drain_grace_seconds)
+
+    def forget(self, instance_ids: Iterable[str]) -> None:
+        """Drops what is kept of instances that are gone."""
+        for instance_id in instance_ids:
+            self._state.slots.forget(instance_id)
+            self._state.records.pop(instance_id, None)
+
+    async def close(self) -> None:
+        """Leaves all work to the nodes, which go on with it."""
+        await self._tasks.close()
+
+    # --- starts -------------------------------------------------------------------------------
+
+    async def _start(self, start: StartUnderWay) -> None:
+        name, instance = start.deployment.name, start.instance
+        attributes = {"sllm.deployment": name, "sllm.node": instance.node_id}
+        error: errors.SllmError | None = None
+        try:
+            with tracer.start_as_current_span("sllm.start", attributes=attributes):
+                await self._room_made(instance.node_id)
+                self._ready(start, await self._call(start))
+        except errors.SllmError as failure:
+            error = failure
+            self._state.fleet.settle(instance.node_id, instance.instance_id, None)
+        finally:
+            self._state.starts.pop(instance.instance_id, None)
+        metrics.instance_starts.add(
+            1, {"deployment": name, "outcome": error.reason if error else "ok"}
+        )
+        self._on_start_ended(start, error)
+
+    async def _room_made(self, node_id: str) -> None:
+        """Returns once the instances whose room was counted as free are gone."""
+        stops = self._stops.get(node_id)
+        if stops:
+            await asyncio.wait(list(stops.values()))
+
+    async def _call(self, start: StartUnderWay) -> Ready:
+        instance = start.instance
+        node = self._nodes.by_id.get(instance.node_id)
+        if start.withdrawn or node is None:
+            raise errors.NodeLost(f"node {instance.node_id} went before the start began")
+        start.called_at = self._clock.now()
+        timeout = self._config.start_timeout_seconds
+        async for step in node.start_instance(start.deployment, instance, timeout):
+            if isinstance(step, Ready):
+                return step
+            self._show(start, step)
+        raise errors.StartFailed(f"node {instance.node_id} left the start without an answer")
+
+    def _show(self, start: StartUnderWay, loading: Loading) -> None:
+        """Tells those who wait how far it is; of several starts, the first one speaks."""
+        if loading.remaining is None and start.estimate is not None:
+            remaining = start.decided_at + start.estimate - self._clock.now()
+            loading = replace(loading, remaining=max(0.0, remaining))
+        start.loading = loading
+        name = start.deployment.name
+        if self._state.first_start(name) is start:
+            for ticket in self._state.queue.of(name):
+                ticket.show(loading)
+
+    def _ready(self, start: StartUnderWay, ready: Ready) -> None:
+        instance = ready.instance
+        now = self._clock.now()
+        self._state.fleet.settle(start.instance.node_id, instance.instance_id, instance)
+        self._state.slots.add(instance.instance_id, now)
+        self._state.records[instance.instance_id] = StartRecord(
+            decided_at=start.decided_at,
+            called_at=start.called_at,
+            ready_at=now,
+            phases=ready.phases,
+            from_tier=ready.from_tier,
+            estimate=start.estimate,
+        )
+        self._state.learn_model(start.deployment.name, ready.model)
+
+    # --- stops --------------------------------------------------------------------------------
+
+    def _stop_later(self, instance: Instance, grace: float) -> asyncio.Task[None]:
+        stop = self._stop(instance, grace)
+        return self._tasks.spawn(stop, name=f"stop {instance.instance_id}")
+
+    async def _stop(self, instance: Instance, grace: float) -> None:
+        try:
+            for _ in range(_STOP_TRIES):
+                if await self._try_stop(instance, grace):
+                    return
+                await self._clock.sleep(_RETRY_SECONDS)
+            self._state.fleet.stay(instance.node_id, instance.instance_id)
+            self._on_stop_failed(instance.deployment)
+        finally:
+            self._stop_ended(instance)
+
+    async def _try_stop(self, instance: Instance, grace: float) -> bool:
+        node = self._nodes.by_id.get(instance.node_id)
+        if node is None:
+            return True  # it went with its node
+        try:
+            await node.stop_instance(instance.instance_id, grace)
+        except errors.SllmError as error:
+            log.warning("control.stop_failed", instance=instance.instance_id, error=str(error))
+            return False
+        return True
+
+    def _stop_ended(self, instance: Instance) -> None:
+        stops = self._stops.get(instance.node_id, {})
+        stops.pop(instance.instance_id, None)
+        if not stops:
+            self._stops.pop(instance.node_id, None)

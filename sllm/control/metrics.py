@@ -1,0 +1,34 @@
+"""What the control plane measures, on the global meter."""
+
+from collections.abc import Callable, Iterable
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+
+_meter = metrics.get_meter("sllm")
+
+requests = _meter.create_counter(
+    "sllm.requests", unit="{request}", description="Requests that have ended, by outcome."
+)
+generated_tokens = _meter.create_counter(
+    "sllm.tokens.generated", unit="{token}", description="Tokens relayed to callers."
+)
+time_to_first_token = _meter.create_histogram(
+    "sllm.time_to_first_token",
+    unit="s",
+    description="From the router's taking a request to its relaying the first token.",
+)
+instance_starts = _meter.create_counter(
+    "sllm.instance.starts", unit="{start}", description="Starts that have ended, by outcome."
+)
+
+
+def observe_queue(depth: Callable[[], int]) -> None:
+    """Has `depth` asked for the number of waiting requests whenever metrics are read."""
+
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(depth())]
+
+    _meter.create_observable_gauge(
+        "sllm.queue.depth", [observe], unit="{request}", description="Requests that wait."
+    )

@@ -1,0 +1,167 @@
+"""Clients of node agents: one channel per node, made when it reports and closed when it is lost."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from serverlessllm.v1 import node_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types_pb
+from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
+
+from sllm import errors, rpc
+from sllm.control import wire
+from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.receipts import Phase
+from sllm.control.status import Loading
+from sllm.control.topology import Instance, NodeFacts, Tier
+
+GenerateCall = grpc.aio.UnaryStreamCall[wire.GenerateRequest, wire.GenerateResponse]
+
+_INSPECT_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+"""Time that a node has to end a worker, beyond the grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The end of a start."""
+
+    instance: Instance
+    phases: tuple[Phase, ...]
+    """Counted from the node's taking the call."""
+    from_tier: Tier | None
+    model: ModelInfo
+
+
+class Node:
+    """One node agent. Every call raises typed errors; NodeLost once the node is gone."""
+
+    def __init__(self, facts: NodeFacts) -> None:
+        self.node_id = facts.node_id
+        self.address = facts.address
+        self._lost = False
+        self._channel = rpc.channel(facts.address)
+        self._node = NodeServiceStub(self._channel)
+        self._inference = InferenceServiceStub(self._channel)
+
+    @contextmanager
+    def typed_errors(self) -> Iterator[None]:
+        """Raises typed errors for the calls inside; the end of the node as NodeLost."""
+        try:
+            with rpc.typed_errors():
+                yield
+        except errors.Unreachable as error:
+            raise self._gone(str(error)) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._lost or (task and task.cancelling()):
+                raise
+            raise self._gone("it has stopped reporting") from None
+
+    async def inspect(self, source: str, dtype: str) -> ModelInfo:
+        """What the model at `source` needs, or why it cannot be served."""
+        request = pb.InspectSourceRequest(source=source, dtype=dtype)
+        with self.typed_errors():
+            response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
+        return wire.model_info(response.model)
+
+    async def promote(
+        self, spec: DeploymentSpec, timeout: float
+    ) -> AsyncGenerator[Loading | ModelInfo, None]:
+        """Brings a checkpoint to the node's SSD tier: progress, and the model at the end."""
+        request = pb.PromoteRequest(
+            source=spec.source, dtype=spec.engine.dtype, tier=types_pb.TIER_SSD
+        )
+        with self.typed_errors():
+            async for response in self._node.Promote(request, timeout=timeout):
+                if response.HasField("done"):
+                    yield wire.model_info(response.done.model)
+                else:
+                    yield wire.loading(response.loading)
+
+    async def start_instance(
+        self, deployment: Deployment, instance: Instance, timeout: float
+    ) -> AsyncGenerator[Loading | Ready, None]:
+        """Starts an instance or joins its start: progress, and what is ready at the end."""
+        request = wire.start_request(deployment, instance)
+        metadata = rpc.trace_metadata()
+        call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)
+        with self.typed_errors():
+            async for response in call:
+                yield _step(response)
+
+    async def stop_instance(self, instance_id: str, grace: float) -> None:
+        """Returns when the instance is gone."""
+        request = pb.StopInstanceRequest(instance_id=instance_id, grace=wire.duration(grace))
+        with self.typed_errors():
+            await self._node.StopInstance(request, timeout=grace + _STOP_SECONDS)
+
+    def generate(
+        self, request: wire.GenerateRequest, timeout: float | None, metadata: wire.Metadata
+    ) -> GenerateCall:
+        """The call itself, to be read within `typed_errors()`: nothing stands between."""
+        call: Any = self._inference.Generate(request, timeout=timeout, metadata=metadata)
+        return call  # type: ignore[no-any-return]  # the stubs know two kinds of channel
+
+    async def close(self) -> None:
+        """Ends every call that is under way with NodeLost."""
+        self._lost = True
+        await self._channel.close(grace=None)
+
+    def _gone(self, why: str) -> errors.NodeLost:
+        return errors.NodeLost(
+            f"node {self.node_id} is lost: {why}; try again",
+            metadata={"node_id": self.node_id},
+            retry_after=1.0,
+        )
+
+
+class Nodes:
+    """The clients of all nodes that are members."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def by_id(self) -> Mapping[str, Node]:
+        """Every member."""
+        return self._nodes
+
+    def join(self, facts: NodeFacts) -> Node | None:
+        """Makes the client of a node; returns one of another address, which is to be closed."""
+        before = self._nodes.get(facts.node_id)
+        if before and before.address == facts.address:
+            return None
+        self._nodes[facts.node_id] = Node(facts)
+        return before
+
+    def drop(self, node_id: str) -> Node | None:
+        """Takes out the client of a lost node, which is to be closed."""
+        return self._nodes.pop(node_id, None)
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        nodes, self._nodes = list(self._nodes.values()), {}
+        await asyncio.gather(*(node.close() for node in nodes))
+
+
+def _step(response: pb.StartInstanceResponse) -> Loading | Ready:
+    if response.HasField("ready"):
+        return _ready(response.ready)
+    return wire.loading(response.loading)
+
+
+def _ready(message: pb.InstanceReady) -> Ready:
+    return Ready(
+        instance=wire.instance(message.instance),
+        phases=wire.phases(message.phases),
+        from_tier=wire.tier(message.from_tier),
+        model=wire.model_info(message.model),
+    )

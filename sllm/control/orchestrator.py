@@ -1,0 +1,229 @@
+"""Brings what is into line with what should be: dispatches, scales, places, starts and stops.
+
+It sleeps until something happens (a request, a report, the end of a start or a stop) or until
+the next moment at which time alone changes something. Each pass looks at the deployments that
+are due, and goes through them in the order of their oldest request.
+"""
+
+import asyncio
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control import autoscaler, placement
+from sllm.control.config import ControlConfig
+from sllm.control.deployments import Deployment
+from sllm.control.launcher import Launcher
+from sllm.control.nodes import Nodes
+from sllm.control.placer import Placer
+from sllm.control.state import StartUnderWay, State
+from sllm.control.tickets import Assignment, Ticket
+from sllm.control.topology import IDLE, Instance, InstanceState, NodeView
+
+
+class Orchestrator:
+    """The control plane's loop."""
+
+    def __init__(self, state: State, nodes: Nodes, clock: Clock, config: ControlConfig) -> None:
+        self._state = state
+        self._nodes = nodes
+        self._clock = clock
+        self._config = config
+        self._launcher = Launcher(state, nodes, clock, config, self._start_ended, self._stop_failed)
+        self.placer = Placer(state, self._launcher, clock, config, self._later)
+        self._wake = asyncio.Event()
+        self._due: set[str] = set()
+        self._room_changed = False
+        self._moments: dict[str, float] = {}
+        """When time alone makes a deployment due, in the clock's seconds."""
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        while True:
+            await self._until_due()
+            self._pass()
+
+    async def close(self) -> None:
+        """Leaves the nodes with what they do."""
+        await self._launcher.close()
+
+    # --- what has happened --------------------------------------------------------------------
+
+    def wake(self, deployment: str) -> None:
+        """A deployment's requests or instances have changed."""
+        self._due.add(deployment)
+        self._wake.set()
+        self._state.changes.notify(deployment)
+
+    def wake_for_room(self) -> None:
+        """A node has, or may have, more room than before."""
+        self._room_changed = True
+        self._wake.set()
+
+    def node_reported(self, before: NodeView | None, view: NodeView) -> None:
+        """A node's instances or contents have changed."""
+        present = before.present if before else ()
+        if present != view.present:
+            self._compare(present, view)
+        self.wake_for_room()
+
+    def node_lost(self, instances: tuple[Instance, ...]) -> None:
+        """A node is gone, and all that ran on it."""
+        self._let_go(instances)
+        self.wake_for_room()
+
+    def instance_failed(self, instance: Instance) -> None:
+        """An instance has failed a request: it gets no more, and ends if it has not yet."""
+        self._end(instance.instance_id)
+
+    def released(self, ticket: Ticket, assignment: Assignment) -> None:
+        """A request has left its instance."""
+        idle = self._state.slots.release(assignment.instance.instance_id, self._clock.now())
+        if idle:
+            self.wake(ticket.deployment)
+            self.wake_for_room()
+        else:
+            self.dispatch(ticket.deployment)
+
+    def deployment_deleted(self, name: str) -> None:
+        """A deployment is to exist no more: its requests fail, its instances end."""
+        gone = errors.DeploymentNotFound(f"deployment {name} was deleted")
+        cancelled = errors.Cancelled(f"deployment {name} was deleted")
+        for ticket in [one for one in self._state.tickets.values() if one.deployment == name]:
+            ticket.fail(cancelled if ticket.assignment else gone)
+        for instance in self._state.fleet.instances_of(name):
+            self._launcher.end(instance)
+        self._moments.pop(name, None)
+        self.wake_for_room()
+
+    def _compare(self, before: tuple[Instance, ...], view: NodeView) -> None:
+        """Takes in the instances that are new, and lets go of those that are gone."""
+        present = {one.instance_id for one in view.present}
+        self._let_go(tuple(one for one in before if one.instance_id not in present))
+        for instance in view.present:
+            self._take_in(instance)
+
+    def _let_go(self, instances: tuple[Instance, ...]) -> None:
+        self._launcher.forget(one.instance_id for one in instances)
+        for instance in instances:
+            self.wake(instance.deployment)
+
+    def _take_in(self, instance: Instance) -> None:
+        """Adopts an instance that this control plane has not started itself."""
+        deployment = self._state.deployments.get(instance.deployment)
+        if deployment is None:
+            self._launcher.end(instance)
+        elif instance.state is InstanceState.READY:
+            self._state.slots.add(instance.instance_id, self._clock.now())
+        elif instance.state is InstanceState.STARTING:
+            self._launcher.join(deployment, instance)
+        self.wake(instance.deployment)
+
+    # --- a pass -------------------------------------------------------------------------------
+
+    async def _until_due(self) -> None:
+        moment = min(self._moments.values(), default=None)
+        delay = None if moment is None else max(0.0, moment - self._clock.now())
+        try:
+            async with asyncio.timeout(delay):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _pass(self) -> None:
+        self._wake.clear()
+        now = self._clock.now()
+        due = self._take_due(now)
+        for name in due:
+            self.dispatch(name)
+        wanted = {name: count for name in due if (count := self._scale(name, now))}
+        self.placer.place_all(wanted)
+
+    def _take_due(self, now: float) -> list[str]:
+        """The deployments to look at, none of which is due any longer."""
+        due, self._due = self._due, set()
+        due |= {name for name, moment in self._moments.items() if moment <= now}
+        unmet = self.placer.unmet
+        if self._room_changed or unmet & due:
+            due |= unmet  # all of them: the oldest goes first, whichever was woken
+        self._room_changed = False
+        unmet -= due
+        for name in due:
+            self._moments.pop(name, None)
+        return [name for name in due if name in self._state.deployments]
+
+    def _later(self, name: str, moment: float) -> None:
+        self._moments[name] = min(moment, self._moments.get(name, moment))
+
+    # --- dispatch -----------------------------------------------------------------------------
+
+    def dispatch(self, name: str) -> None:
+        """Gives waiting requests to instances with free slots, oldest first."""
+        state, need = self._state, self._state.needs.get(name)
+        while need and state.queue.head(name):
+            picked_at = self._clock.now()
+            instances = state.fleet.instances_of(name)
+            instance = placement.free_instance(instances, state.slots.uses, need.max_concurrency)
+            if instance is None:
+                return
+            state.slots.take(instance.instance_id, picked_at)
+            node = self._nodes.by_id[instance.node_id]
+            record = state.records.get(instance.instance_id)
+            state.queue.pop(name).assign(Assignment(instance, node, record, picked_at))
+            state.changes.notify(name)
+
+    # --- scale --------------------------------------------------------------------------------
+
+    def _scale(self, name: str, now: float) -> int:
+        """Stops what has been idle for too long; returns how many instances to add."""
+        deployment = self._state.deployments[name]
+        load = self._load(deployment)
+        plan = autoscaler.plan(load, deployment.spec.scaling, now)
+        for instance_id in plan.stop:
+            self._end(instance_id)
+        if plan.next_expiry is not None:
+            self._later(name, plan.next_expiry)
+        return plan.start if load.waiting else self._unasked(name, plan.start, now)
+
+    def _load(self, deployment: Deployment) -> autoscaler.Load:
+        instances = self._state.fleet.instances_of(deployment.name)
+        return autoscaler.Load(
+            waiting=self._state.queue.count(deployment.name),
+            ready=[self._replica(one) for one in self._state.ready_replicas(deployment.name)],
+            starting=sum(one.state is InstanceState.STARTING for one in instances),
+            max_concurrency=deployment.spec.engine.max_concurrency,
+        )
+
+    def _replica(self, instance: Instance) -> autoscaler.Replica:
+        use = self._state.slots.uses.get(instance.instance_id, IDLE)
+        return autoscaler.Replica(instance.instance_id, use.in_flight, use.last_used)
+
+    def _unasked(self, name: str, count: int, now: float) -> int:
+        """Starts for min_replicas: after one has failed, not at once again."""
+        setback = self._state.setbacks.get(name)
+        if not count or setback is None:
+            return count
+        if setback.retry_at > now:
+            self._later(name, setback.retry_at)
+            return 0
+        self._state.setbacks[name] = setback.forgiven()
+        return count
+
+    # --- ends ---------------------------------------------------------------------------------
+
+    def _end(self, instance_id: str) -> None:
+        if instance := self._state.fleet.instance(instance_id):
+            self._launcher.end(instance)
+            self.wake(instance.deployment)
+
+    def _stop_failed(self, deployment: str) -> None:
+        self.wake(deployment)
+        self.wake_for_room()
+
+    def _start_ended(self, start: StartUnderWay, error: errors.SllmError | None) -> None:
+        name = start.deployment.name
+        if error is None:
+            self._state.setbacks.pop(name, None)
+        elif name in self._state.deployments and not start.withdrawn:
+            self.placer.start_failed(start, error)
+        self.wake(name)
+        self.wake_for_room()

@@ -1,0 +1,151 @@
+"""Carries placement's decisions out, in the order of who has waited longest."""
+
+import uuid
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control import placement, setbacks
+from sllm.control.config import ControlConfig
+from sllm.control.decisions import Blocked, Demand, Start, Wait
+from sllm.control.launcher import Launcher
+from sllm.control.placement import Decision
+from sllm.control.state import StartUnderWay, State
+from sllm.control.topology import Instance, InstanceState
+
+log = structlog.get_logger()
+
+
+class Placer:
+    """Starts, drains, or tells those who wait in vain."""
+
+    def __init__(
+        self,
+        state: State,
+        launcher: Launcher,
+        clock: Clock,
+        config: ControlConfig,
+        later: Callable[[str, float], None],
+    ) -> None:
+        """`later` is told when time alone makes a deployment due, in the clock's seconds."""
+        self.unmet: set[str] = set()
+        """Deployments that wanted room and found none."""
+        self._state = state
+        self._launcher = launcher
+        self._clock = clock
+        self._config = config
+        self._later = later
+
+    def place_all(self, wanted: Mapping[str, int]) -> None:
+        """Finds nodes for as many more instances of each deployment, the longest wait first."""
+        closed: dict[str, str] = {}
+        for name in sorted(wanted, key=self._age):
+            for _ in range(wanted[name]):
+                if not self._place(name, closed):
+                    break
+
+    def demand(self, name: str, closed: Mapping[str, str] | None = None) -> Demand:
+        """What a deployment wants now.
+
+        Args:
+            name: The deployment.
+            closed: Nodes where room is being made for older requests, and for whom.
+        """
+        setback = self._state.setbacks.get(name)
+        patience = self._config.drain_patience_seconds
+        alone = not self._state.fleet.instances_of(name)
+        return Demand(
+            need=self._state.needs[name],
+            waiting=self._state.queue.count(name),
+            impatient=alone and self._waited(name) >= patience,
+            failed=setback.nodes if setback else frozenset(),
+            closed=closed or {},
+        )
+
+    def start_failed(self, start: StartUnderWay, error: errors.SllmError) -> None:
+        """A start that fails is tried once more, on another node; then those who wait are told."""
+        name, node_id = start.deployment.name, start.instance.node_id
+        error = setbacks.start_error(name, node_id, error)
+        log.warning("control.start_failed", instance=start.instance.instance_id, error=str(error))
+        before = self._state.setbacks.get(name)
+        setback = setbacks.another(before, node_id, error, self._clock.now())
+        self._state.setbacks[name] = setback
+        if setback.exhausted and not self._state.fleet.instances_of(name):
+            self._fail_waiting(name, error)
+
+    def _age(self, name: str) -> tuple[bool, float, str]:
+        head = self._state.queue.head(name)
+        return head is None, head.enqueued_at if head else 0.0, name
+
+    def _waited(self, name: str) -> float:
+        """Seconds that the oldest request has waited; 0 if there is none."""
+        head = self._state.queue.head(name)
+        return self._clock.now() - head.enqueued_at if head else 0.0
+
+    def _place(self, name: str, closed: dict[str, str]) -> bool:
+        """Finds a node for one more instance; says whether it is on its way."""
+        decision = placement.place(self._state.snapshot(), self.demand(name, closed))
+        match decision.action:
+            case Start() as start:
+                self._start(name, start)
+                return True
+            case Wait() as wait:
+                self._wait(name, decision, wait, closed)
+        return False
+
+    def _start(self, name: str, start: Start) -> None:
+        for victim in start.victims:
+            self._change(victim, self._launcher.end)
+        instance = Instance(
+            instance_id=f"{name}-{uuid.uuid4().hex[:12]}",
+            deployment=name,
+            node_id=start.node_id,
+            state=InstanceState.STARTING,
+            kv_bytes=start.kv_bytes,
+        )
+        log.info(
+            "control.start",
+            instance=instance.instance_id,
+            node=start.node_id,
+            estimate=start.estimate,
+            victims=start.victims,
+        )
+        self._launcher.begin(self._state.deployments[name], instance, start.estimate)
+
+    def _wait(self, name: str, decision: Decision, wait: Wait, closed: dict[str, str]) -> None:
+        self.unmet.add(name)
+        if wait.node_id:
+            closed[wait.node_id] = f"room is being made there for {name}"
+        for instance_id in wait.drain:
+            self._change(instance_id, self._launcher.drain)
+        if self._state.queue.head(name) and not self._state.fleet.instances_of(name):
+            self._wait_alone(name, decision, wait)
+
+    def _wait_alone(self, name: str, decision: Decision, wait: Wait) -> None:
+        """What becomes of requests for which no instance is there, nor on its way."""
+        if wait.blocked is Blocked.FAILED:
+            self._fail_waiting(name, self._state.setbacks[name].error)
+            return
+        config, waited = self._config, self._waited(name)
+        patience = config.node_patience_seconds if wait.blocked else config.drain_patience_seconds
+        if waited < patience:
+            self._later(name, self._clock.now() + patience - waited)
+        elif wait.blocked:
+            self._fail_waiting(name, placement.blocked_error(decision, wait.blocked))
+
+    def _change(self, instance_id: str, change: Callable[[Instance], None]) -> None:
+        """Ends or drains an instance so that another one finds room."""
+        if instance := self._state.fleet.instance(instance_id):
+            log.info("control.yield", instance=instance_id, node=instance.node_id)
+            change(instance)
+            self._state.changes.notify(instance.deployment)
+
+    def _fail_waiting(self, name: str, error: errors.SllmError) -> None:
+        for ticket in self._state.queue.of(name):
+            self._state.queue.remove(ticket)
+            ticket.fail(error)
+        if setback := self._state.setbacks.get(name):
+            self._state.setbacks[name] = setback.forgiven()
+        self._state.changes.notify(name)

@@ -1,0 +1,72 @@
+"""Room on one node: what a start lacks there, and what would have to end for it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sllm.control.cost import Checkpoint
+from sllm.control.topology import IDLE, Instance, NodeView, Use
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Bytes that a start lacks on a node; nothing is lacking where they are not positive."""
+
+    kv_bytes: int
+    weights_bytes: int
+
+    @property
+    def none(self) -> bool:
+        """Whether there is room."""
+        return self.kv_bytes <= 0 and self.weights_bytes <= 0
+
+    @property
+    def text(self) -> str:
+        """What is lacking, for people."""
+        parts = (("KV cache", self.kv_bytes), ("weights", self.weights_bytes))
+        return ", ".join(f"{count} bytes short for {what}" for what, count in parts if count > 0)
+
+
+def shortage(
+    node: NodeView,
+    checkpoint: Checkpoint,
+    kv_bytes: int,
+    stopped: frozenset[str] = frozenset(),
+) -> Shortage:
+    """What an instance of `checkpoint` lacks on `node` once the instances `stopped` are gone.
+
+    Unleased copies are no obstacle: the node evicts them as it needs their room.
+    """
+    kv_freed = sum(one.kv_bytes for one in node.present if one.instance_id in stopped)
+    held = node.weights_held_without(stopped) if stopped else node.weights_held
+    others = sum(size for key, size in held.items() if key != checkpoint.key)
+    return Shortage(
+        kv_bytes=node.kv_held - kv_freed + kv_bytes - node.facts.kv_capacity,
+        weights_bytes=others + checkpoint.size_bytes - node.weights_capacity,
+    )
+
+
+def make(
+    node: NodeView,
+    checkpoint: Checkpoint,
+    kv_bytes: int,
+    instances: Sequence[Instance],
+    uses: Mapping[str, Use],
+) -> tuple[str, ...] | None:
+    """The instances to end so that there is room, idle and least recently used first.
+
+    None: not even all of them would do.
+    """
+    by_age = sorted(instances, key=lambda one: _age(one, uses))
+    chosen = [one.instance_id for one in by_age]
+    if not shortage(node, checkpoint, kv_bytes, frozenset(chosen)).none:
+        return None
+    for spared in reversed(by_age):
+        fewer = [key for key in chosen if key != spared.instance_id]
+        if shortage(node, checkpoint, kv_bytes, frozenset(fewer)).none:
+            chosen = fewer
+    return tuple(chosen)
+
+
+def _age(instance: Instance, uses: Mapping[str, Use]) -> tuple[int, float, str]:
+    use = uses.get(instance.instance_id, IDLE)
+    return use.in_flight, use.last_used, instance.instance_id

@@ -1,0 +1,223 @@
+"""Takes requests, holds them until an instance has a slot, and relays its stream."""
+
+import uuid
+from collections.abc import AsyncIterator
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from sllm import errors, rpc
+from sllm.clock import Clock
+from sllm.control import admission, metrics, placement, receipts, spans, wire
+from sllm.control.decisions import Start
+from sllm.control.orchestrator import Orchestrator
+from sllm.control.state import State
+from sllm.control.tickets import Assignment, Ticket
+
+_ELSEWHERE = (
+    errors.NodeLost,
+    errors.WorkerDied,
+    errors.InstanceNotFound,
+    errors.ShuttingDown,
+)
+"""Failures of an instance or its node, after which another instance may serve the request."""
+
+
+class Router:
+    """The streams between callers and nodes."""
+
+    def __init__(self, state: State, orchestrator: Orchestrator, clock: Clock) -> None:
+        self._state = state
+        self._orchestrator = orchestrator
+        self._clock = clock
+        self._closing = False
+
+    def take(self, request: wire.GenerateRequest, remaining: float | None) -> Ticket:
+        """Puts a request into the queue, or refuses it at once.
+
+        Args:
+            request: As the caller sent it; from here on it is the router's.
+            remaining: Seconds until the caller's deadline. None: there is none.
+
+        Raises:
+            errors.SllmError: Why the request is refused.
+        """
+        self._check(request, remaining)
+        request.request_id = request.request_id or uuid.uuid4().hex
+        wait = self._estimate_wait(request.deployment)
+        if wait is not None and remaining is not None and wait > remaining:
+            raise errors.DeadlineExceeded(
+                f"an instance of {request.deployment} will be ready in about {wait:.1f} s, the "
+                f"call's deadline is in {remaining:.1f} s",
+                metadata={"estimated_wait_seconds": f"{wait:.3f}"},
+            )
+        position = self._state.queue.count(request.deployment)
+        ticket = Ticket(request, remaining, self._clock, position=position, estimated_wait=wait)
+        self._state.tickets[ticket.request_id] = ticket
+        self._enqueue(ticket)
+        return ticket
+
+    async def events(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
+        """The caller's stream: `queued` first, `finished` last.
+
+        Raises:
+            errors.SllmError: Why the request has ended without `finished`.
+        """
+        try:
+            yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
+            while True:
+                while loading := await ticket.news():
+                    yield ticket.stamp(wire.loading_event(loading))
+                try:
+                    async for event in self._relay(ticket):
+                        yield event
+                    return
+                except _ELSEWHERE as error:
+                    self._second_chance(ticket, error)
+        except errors.SllmError as error:
+            ticket.outcome = error.reason
+            raise
+        finally:
+            self.drop(ticket)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request from outside its stream.
+
+        Raises:
+            errors.RequestNotFound: No such request is under way.
+        """
+        ticket = self._state.tickets.get(request_id)
+        if ticket is None:
+            raise errors.RequestNotFound(f"no request {request_id!r} is under way")
+        ticket.fail(errors.Cancelled(f"request {request_id} was cancelled"))
+
+    def close(self) -> None:
+        """Ends all streams, and takes no new requests."""
+        self._closing = True
+        for ticket in list(self._state.tickets.values()):
+            ticket.fail(errors.ShuttingDown("the control plane is going down; try again"))
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forgets a request, and stops whatever is still done for it. May be called again."""
+        if self._state.tickets.get(ticket.request_id) is not ticket:
+            return
+        del self._state.tickets[ticket.request_id]
+        self._state.queue.remove(ticket)
+        ticket.abandon()
+        self._release(ticket)
+        outcome = ticket.outcome or "CANCELLED"
+        metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
+        spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
+
+    # --- taking -------------------------------------------------------------------------------
+
+    def _check(self, request: wire.GenerateRequest, remaining: float | None) -> None:
+        if self._closing:
+            raise errors.ShuttingDown("the control plane is going down; try again")
+        if remaining is not None and remaining <= 0:
+            raise errors.DeadlineExceeded("the call's deadline has passed already")
+        self._state.deployment(request.deployment)
+        admission.check(wire.generation_ask(request))
+        if request.request_id in self._state.tickets:
+            raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
+
+    def _estimate_wait(self, name: str) -> float | None:
+        """Seconds until a request taken now would be with an instance, if anyone knows."""
+        starts = [one for one in self._state.starts.values() if one.deployment.name == name]
+        if starts:
+            known = [one.decided_at + one.estimate for one in starts if one.estimate is not None]
+            return max(0.0, min(known) - self._clock.now()) if known else None
+        instances = self._state.fleet.instances_of(name)
+        if instances or self._state.queue.count(name):
+            concurrency = self._state.needs[name].max_concurrency
+            uses = self._state.slots.uses
+            return 0.0 if placement.free_instance(instances, uses, concurrency) else None
+        action = placement.place(
+            self._state.snapshot(), self._orchestrator.placer.demand(name)
+        ).action
+        return action.estimate if isinstance(action, Start) else None
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        self._state.queue.add(ticket)
+        self._orchestrator.dispatch(ticket.deployment)
+        if ticket.assignment is None:
+            self._orchestrator.wake(ticket.deployment)
+            start = self._state.first_start(ticket.deployment)
+            if start and start.loading:
+                ticket.show(start.loading)
+
+    # --- relaying -----------------------------------------------------------------------------
+
+    async def _relay(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
+        """The events of the instance that the ticket was given to."""
+        assignment = ticket.assignment
+        assert assignment is not None
+        with assignment.node.typed_errors(), ticket.own_errors():
+            async for event in ticket.open(assignment, _metadata(ticket)):
+                match event.WhichOneof("event"):
+                    case "tokens":
+                        self._count(ticket, event)
+                    case "finished":
+                        self._finish(ticket, assignment, event.finished)
+                    case "queued":
+                        continue  # the caller has had the router's own
+                yield ticket.stamp(event)
+        if not ticket.outcome:
+            raise errors.WorkerDied(
+                f"instance {assignment.instance.instance_id} left its stream without an end"
+            )
+
+    def _count(self, ticket: Ticket, event: wire.GenerateResponse) -> None:
+        if ticket.first_token_at is None:
+            ticket.first_token_at = self._clock.now()
+        ticket.tokens += len(event.tokens.token_ids)
+
+    def _finish(self, ticket: Ticket, assignment: Assignment, finished: wire.Finished) -> None:
+        ticket.outcome = "OK"
+        timing = receipts.Timing(
+            taken_at=ticket.taken_at,
+            picked_at=assignment.picked_at,
+            dispatched_at=ticket.dispatched_at,
+            first_token_at=ticket.first_token_at,
+        )
+        receipt = receipts.assemble(
+            timing,
+            assignment.start,
+            wire.phases(finished.receipt.phases),
+            node_id=assignment.instance.node_id,
+            instance_id=assignment.instance.instance_id,
+        )
+        wire.fill_receipt(finished, receipt)
+        ticket.receipt = receipt
+        metrics.generated_tokens.add(ticket.tokens, {"deployment": ticket.deployment})
+        metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
+
+    def _second_chance(self, ticket: Ticket, error: errors.SllmError) -> None:
+        """Puts a request that has had no token back to the front of the queue, once.
+
+        Raises:
+            errors.SllmError: `error`, if the request cannot be served anew.
+        """
+        assignment = ticket.assignment
+        if assignment:
+            self._orchestrator.instance_failed(assignment.instance)
+        if ticket.error or ticket.first_token_at is not None or ticket.requeued:
+            raise error
+        self._release(ticket)
+        ticket.put_back()
+        self._state.queue.add_first(ticket)
+        self._orchestrator.wake(ticket.deployment)
+
+    def _release(self, ticket: Ticket) -> None:
+        assignment, ticket.assignment = ticket.assignment, None
+        if assignment:
+            self._orchestrator.released(ticket, assignment)
+
+
+def _metadata(ticket: Ticket) -> wire.Metadata:
+    """Call metadata that makes the node's spans children of the request's."""
+    token = otel_context.attach(trace.set_span_in_context(ticket.span))
+    try:
+        return rpc.trace_metadata()
+    finally:
+        otel_context.detach(token)

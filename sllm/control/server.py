@@ -1,0 +1,95 @@
+"""The control plane as a process: puts the parts together, serves, and takes them apart again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from serverlessllm.v1 import (
+    cluster_service_pb2,
+    deployment_service_pb2,
+    fleet_service_pb2,
+    inference_service_pb2,
+)
+from serverlessllm.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
+from serverlessllm.v1.deployment_service_pb2_grpc import add_DeploymentServiceServicer_to_server
+from serverlessllm.v1.fleet_service_pb2_grpc import add_FleetServiceServicer_to_server
+from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+
+from sllm import rpc, telemetry
+from sllm.clock import MonotonicClock
+from sllm.control import service
+from sllm.control.config import ControlConfig
+from sllm.control.control_plane import ControlPlane
+from sllm.control.deployments import DeploymentState
+from sllm.control.store import SqliteStore
+from sllm.process import until_terminated
+
+log = structlog.get_logger()
+
+_SERVICES: Final = (
+    cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
+    deployment_service_pb2.DESCRIPTOR.services_by_name["DeploymentService"],
+    fleet_service_pb2.DESCRIPTOR.services_by_name["FleetService"],
+    inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+)
+
+
+async def serve(config: ControlConfig) -> None:
+    """Runs a control plane until the process gets SIGTERM or SIGINT.
+
+    Raises:
+        errors.SllmError: The address cannot be bound.
+    """
+    configured = telemetry.configure(
+        "sllm-control", instance_id="control", metrics_port=config.metrics_port
+    )
+    asked_to_end = asyncio.create_task(until_terminated())  # before anybody knows that we are here
+    try:
+        async with running(config) as address:
+            print(f"listening on {address}", flush=True)  # noqa: T201 - for who started us
+            await asked_to_end
+    finally:
+        configured.shutdown()
+
+
+@asynccontextmanager
+async def running(config: ControlConfig) -> AsyncIterator[str]:
+    """Serves within the context, on the address (host:port) that it gives.
+
+    If the control plane's loop dies, what runs inside is cancelled and the error raised.
+    """
+    store = await asyncio.to_thread(SqliteStore, config.state_path)
+    plane = ControlPlane(config, store, MonotonicClock())
+    await plane.load()
+    server = rpc.Server()
+    _add_services(server, plane)
+    try:
+        port = await server.start(config.listen_address, _SERVICES)
+        async with asyncio.TaskGroup() as group:
+            work = [group.create_task(plane.run()), group.create_task(_tell_health(plane, server))]
+            yield f"{config.listen_address.rpartition(':')[0]}:{port}"
+            plane.end_streams()
+            await server.stop(config.stop_grace_seconds)
+            for task in work:
+                task.cancel()
+    finally:
+        await server.stop(0)
+        await plane.close()
+
+
+def _add_services(server: rpc.Server, plane: ControlPlane) -> None:
+    add_DeploymentServiceServicer_to_server(service.DeploymentServicer(plane), server.grpc)
+    add_InferenceServiceServicer_to_server(service.InferenceServicer(plane), server.grpc)
+    add_ClusterServiceServicer_to_server(service.ClusterServicer(plane), server.grpc)
+    add_FleetServiceServicer_to_server(service.FleetServicer(plane), server.grpc)
+
+
+async def _tell_health(plane: ControlPlane, server: rpc.Server) -> None:
+    """Keeps one name on the health service for each deployment that can serve."""
+    async for names in plane.state.changes.follow():
+        for name in names:
+            known = name in plane.state.deployments
+            serving = known and plane.state.status(name).state is DeploymentState.AVAILABLE
+            await server.set_serving(name, serving)

@@ -1,0 +1,246 @@
+"""The fleet at one moment: immutable views of nodes, what they hold and what they run."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, TypeVar
+
+
+class Tier(IntEnum):
+    """A place on or behind a node that holds chunks; the numbers are those of the protocol."""
+
+    REMOTE = 1
+    SSD = 2
+    DRAM = 3
+    DEVICE = 4
+
+
+class InstanceState(IntEnum):
+    """Where an instance is in its life, which only goes forward."""
+
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+    GONE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One running copy of a deployment on one node."""
+
+    instance_id: str
+    deployment: str
+    node_id: str
+    state: InstanceState
+    kv_bytes: int
+    """Share of the node's KV budget."""
+    digest: str = ""
+    """Checkpoint that it serves. Empty: not yet known."""
+    running: int = 0
+    """Requests under way, as last reported."""
+    started_at: float = 0.0
+    """Seconds since the epoch."""
+    worker_pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An instance that was decided on; its start has not ended yet."""
+
+    instance: Instance
+    checkpoint: str
+    """Key of its checkpoint: the digest, or the source while no digest is known."""
+    size_bytes: int
+    """Of its weights, for which room is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A checkpoint on one tier of a node."""
+
+    digest: str
+    tier: Tier
+    size_bytes: int
+    resident_bytes: int
+    """Bytes of it that the tier holds now."""
+    sources: tuple[str, ...] = ()
+    leased: bool = False
+    """Whether an instance or a load under way holds it in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """How full a tier is."""
+
+    capacity_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a node has observed of the way from one tier to the next."""
+
+    bytes_per_second: float
+    """0: nothing has crossed it yet."""
+    queued_bytes: int = 0
+    """Bytes of transfers under way or waiting."""
+
+
+LinkKey = tuple[Tier, Tier]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A node without what it holds and runs."""
+
+    node_id: str
+    address: str
+    """host:port of its gRPC server."""
+    host: str = ""
+    tiers: Mapping[Tier, TierUsage] = field(default_factory=dict)
+    links: Mapping[LinkKey, Link] = field(default_factory=dict)
+    kv_capacity: int = 0
+    """Bytes for the KV caches of all instances together."""
+    init_time: float | None = None
+    """Seconds from weights in place to a ready instance. None: not yet observed."""
+
+
+@dataclass(frozen=True, eq=False)
+class NodeView:
+    """A node at one moment. Compared by identity: another moment is another view."""
+
+    facts: NodeFacts
+    copies: Mapping[tuple[str, Tier], Copy]
+    instances: Mapping[str, Instance]
+    """As reported."""
+    planned: Mapping[str, Planned] = field(default_factory=dict)
+    """Starts that the control plane has decided on and that have not ended."""
+    leaving: frozenset[str] = frozenset()
+    """Idle instances that are being stopped: their room counts as free."""
+    connected_at: float = 0.0
+    """Seconds since the epoch."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What was worked out about this view, which cannot change: it lives as long as the view."""
+
+    @property
+    def node_id(self) -> str:
+        """Unique in the cluster."""
+        return self.facts.node_id
+
+    @cached_property
+    def present(self) -> tuple[Instance, ...]:
+        """Instances that hold room: reported or planned, and not leaving.
+
+        One that is planned counts as STARTING until its start has ended, whatever is reported.
+        """
+        planned = {key: plan.instance for key, plan in self.planned.items()}
+        both = {**self.instances, **planned}
+        return tuple(one for key, one in both.items() if key not in self.leaving)
+
+    @cached_property
+    def kv_held(self) -> int:
+        """Bytes of the KV budget that present instances hold."""
+        return sum(instance.kv_bytes for instance in self.present)
+
+    @cached_property
+    def weights_tier(self) -> Tier:
+        """The tier that weights are served from: the device's own, or else the pool."""
+        return Tier.DEVICE if Tier.DEVICE in self.facts.tiers else Tier.DRAM
+
+    @cached_property
+    def weights_capacity(self) -> int:
+        """Bytes of the tier that weights are served from."""
+        usage = self.facts.tiers.get(self.weights_tier)
+        return usage.capacity_bytes if usage else 0
+
+    @cached_property
+    def weights_held(self) -> Mapping[str, int]:
+        """Bytes that cannot be evicted from the weights' tier, by checkpoint."""
+        return self.weights_held_without(frozenset())
+
+    def weights_held_without(self, stopped: frozenset[str]) -> Mapping[str, int]:
+        """The same, once the instances `stopped` are gone as well."""
+        staying = {one.digest for one in self.present if one.instance_id not in stopped}
+        released = {
+            one.digest
+            for key, one in self.instances.items()
+            if (key in self.leaving or key in stopped) and one.digest not in staying
+        }
+        held = {
+            copy.digest: copy.size_bytes
+            for copy in self.copies.values()
+            if copy.leased and copy.tier == self.weights_tier and copy.digest not in released
+        }
+        for plan in self.planned.values():
+            held.setdefault(self._key_here(plan.checkpoint), plan.size_bytes)
+        return held
+
+    def _key_here(self, checkpoint: str) -> str:
+        """The digest under which a checkpoint is here, if so far only its source was known."""
+        matches = (copy.digest for copy in self.copies.values() if checkpoint in copy.sources)
+        return next(matches, checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What the router does with an instance."""
+
+    in_flight: int
+    """Requests that it has given to the instance and that have not ended."""
+    last_used: float
+    """Clock's seconds when the last request came or went, or the instance became ready."""
+
+
+IDLE = Use(0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """What nodes of this fleet observe, for those that have not observed it themselves."""
+
+    bandwidths: Mapping[LinkKey, float]
+    """Median bytes per second of each link that any node has observed."""
+    init_time: float | None
+    """Median seconds. None: no node has observed one."""
+
+
+UNKNOWN = Typical({}, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a placement decision may look at."""
+
+    nodes: Mapping[str, NodeView]
+    instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    """Present instances of every deployment."""
+    uses: Mapping[str, Use] = field(default_factory=dict)
+    """By instance; one that is not named is idle."""
+    protected: frozenset[str] = frozenset()
+    """Instances that a deployment's min_replicas keeps."""
+    typical: Typical = UNKNOWN
+
+
+def typical_of(nodes: Iterable[NodeView]) -> Typical:
+    """The medians of what `nodes` have observed."""
+    links: dict[LinkKey, list[float]] = {}
+    inits: list[float] = []
+    for node in nodes:
+        for key, link in node.facts.links.items():
+            if link.bytes_per_second > 0:
+                links.setdefault(key, []).append(link.bytes_per_second)
+        if node.facts.init_time is not None:
+            inits.append(node.facts.init_time)
+    bandwidths = {key: statistics.median(values) for key, values in links.items()}
+    return Typical(bandwidths, statistics.median(inits) if inits else None)
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def without(mapping: Mapping[Key, Value], key: Key) -> dict[Key, Value]:
+    """A copy of `mapping` that lacks `key`."""
+    return {name: value for name, value in mapping.items() if name != key}

@@ -1,0 +1,426 @@
+"""Between the control plane's own types and the protocol's messages."""
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+import grpc
+from google.protobuf import duration_pb2, timestamp_pb2
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.control import deployments as model
+from sllm.control import topology
+from sllm.control.admission import GenerationAsk, Prompt
+from sllm.control.fleet import Delta, Full, Report
+from sllm.control.receipts import Phase, PhaseKind, Receipt
+from sllm.control.status import DeploymentStatus, Loading, LoadPhase
+from sllm.control.store import Call
+from sllm.sampling import Sampling
+
+# Relayed or forwarded as they are: a message of the hot path is never translated.
+GenerateRequest: TypeAlias = inference_pb.GenerateRequest
+GenerateResponse: TypeAlias = inference_pb.GenerateResponse
+Finished: TypeAlias = inference_pb.Finished
+DeployResponse: TypeAlias = deployment_pb.DeployResponse
+Metadata: TypeAlias = grpc.aio.Metadata
+
+
+# --- times ------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """A Duration of `seconds`."""
+    result = duration_pb2.Duration()
+    result.FromNanoseconds(round(seconds * 1e9))
+    return result
+
+
+def seconds(value: duration_pb2.Duration) -> float:
+    """Seconds of a Duration."""
+    return value.seconds + value.nanos / 1e9
+
+
+def _timestamp(epoch_seconds: float) -> timestamp_pb2.Timestamp:
+    result = timestamp_pb2.Timestamp()
+    result.FromNanoseconds(round(epoch_seconds * 1e9))
+    return result
+
+
+# --- deployments ------------------------------------------------------------------------------
+
+
+def call(request: deployment_pb.DeployRequest | deployment_pb.DeleteDeploymentRequest) -> Call:
+    """The id of a mutating call, and a digest of all the rest."""
+    content = copy.copy(request)
+    content.ClearField("request_id")
+    name = content.DESCRIPTOR.full_name.encode()
+    digest = hashlib.sha256(name + b"\0" + content.SerializeToString(deterministic=True))
+    return Call(request.request_id, digest.hexdigest())
+
+
+def deployment_spec(request: deployment_pb.DeployRequest) -> model.DeploymentSpec:
+    """What a Deploy call asks for.
+
+    Raises:
+        errors.InvalidSource: Its source is no URL.
+    """
+    return model.DeploymentSpec(
+        name=request.name,
+        source=model.normalize_source(request.source),
+        engine=_engine(request.engine),
+        scaling=_scaling(request.scaling),
+    )
+
+
+def _engine(config: pb.EngineConfig) -> model.EngineConfig:
+    default = model.EngineConfig()
+    return model.EngineConfig(
+        engine=config.engine or default.engine,
+        dtype=config.dtype,
+        kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
+        max_concurrency=(
+            config.max_concurrency
+            if config.HasField("max_concurrency")
+            else default.max_concurrency
+        ),
+    )
+
+
+def _scaling(policy: pb.ScalingPolicy) -> model.ScalingPolicy:
+    default = model.ScalingPolicy()
+    least = policy.min_replicas if policy.HasField("min_replicas") else default.min_replicas
+    most = policy.max_replicas if policy.HasField("max_replicas") else default.max_replicas
+    keep = seconds(policy.keep_alive) if policy.HasField("keep_alive") else default.keep_alive
+    return model.ScalingPolicy(min_replicas=least, max_replicas=most, keep_alive=keep)
+
+
+def _engine_message(engine: model.EngineConfig) -> pb.EngineConfig:
+    return pb.EngineConfig(
+        engine=engine.engine,
+        dtype=engine.dtype,
+        kv_cache_tokens=engine.kv_cache_tokens,
+        max_concurrency=engine.max_concurrency,
+    )
+
+
+def model_info(info: pb.ModelInfo) -> model.ModelInfo:
+    """What a node has read from a model's files."""
+    return model.ModelInfo(
+        architecture=info.architecture,
+        size_bytes=info.size_bytes,
+        context_tokens=info.context_tokens,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        digest=info.digest,
+    )
+
+
+def _model_message(info: model.ModelInfo) -> pb.ModelInfo:
+    return pb.ModelInfo(
+        architecture=info.architecture,
+        size_bytes=info.size_bytes,
+        context_tokens=info.context_tokens,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        digest=info.digest,
+    )
+
+
+def deployment_message(status: DeploymentStatus) -> deployment_pb.Deployment:
+    """A deployment as callers see it."""
+    spec = status.deployment.spec
+    return deployment_pb.Deployment(
+        name=spec.name,
+        source=spec.source,
+        engine=_engine_message(spec.engine),
+        scaling=pb.ScalingPolicy(
+            min_replicas=spec.scaling.min_replicas,
+            max_replicas=spec.scaling.max_replicas,
+            keep_alive=duration(spec.scaling.keep_alive),
+        ),
+        model=_model_message(status.deployment.model),
+        state=deployment_pb.DeploymentState.ValueType(status.state),
+        message=status.message,
+        created_at=_timestamp(status.deployment.created_at),
+        ready_instances=status.ready_instances,
+        queued_requests=status.queued_requests,
+        loading=loading_message(status.loading) if status.loading else None,
+    )
+
+
+def deploy_answer(status: DeploymentStatus) -> bytes:
+    """The answer to Deploy, as it is kept for a repeated call."""
+    return deployment_pb.DeployResponse(deployment=deployment_message(status)).SerializeToString()
+
+
+DELETE_ANSWER: Final = deployment_pb.DeleteDeploymentResponse().SerializeToString()
+"""The answer to DeleteDeployment."""
+
+
+# --- the fleet --------------------------------------------------------------------------------
+
+
+def report(request: fleet_pb.ReportRequest) -> Report:
+    """A node's message."""
+    body: Full | Delta | None = None
+    if request.HasField("full"):
+        node, instances = request.full.node, request.full.instances
+        body = Full(_facts(node), _copies(node.copies), _instances(instances))
+    elif request.HasField("delta"):
+        delta = request.delta
+        facts = _facts(delta.node) if delta.HasField("node") else None
+        body = Delta(facts, _copies(delta.copies), _instances(delta.instances))
+    return Report(request.node_id, request.revision, body)
+
+
+def _facts(node: pb.Node) -> topology.NodeFacts:
+    return topology.NodeFacts(
+        node_id=node.node_id,
+        address=node.address,
+        host=node.host,
+        tiers={
+            topology.Tier(usage.tier): topology.TierUsage(usage.capacity_bytes, usage.used_bytes)
+            for usage in node.tiers
+        },
+        links={
+            (topology.Tier(link.from_tier), topology.Tier(link.to_tier)): topology.Link(
+                link.bytes_per_second, link.queued_bytes
+            )
+            for link in node.links
+        },
+        kv_capacity=node.kv_capacity_bytes,
+        init_time=seconds(node.init_time) if node.HasField("init_time") else None,
+    )
+
+
+def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
+    return tuple(
+        topology.Copy(
+            digest=one.digest,
+            tier=topology.Tier(one.tier),
+            size_bytes=one.size_bytes,
+            resident_bytes=one.resident_bytes,
+            sources=tuple(one.sources),
+            leased=one.leased,
+        )
+        for one in copies
+    )
+
+
+def _instances(instances: Iterable[pb.Instance]) -> tuple[topology.Instance, ...]:
+    return tuple(map(instance, instances))
+
+
+def instance(one: pb.Instance) -> topology.Instance:
+    """An instance as its node reports it."""
+    return topology.Instance(
+        instance_id=one.instance_id,
+        deployment=one.deployment,
+        node_id=one.node_id,
+        state=topology.InstanceState(one.state),
+        kv_bytes=one.kv_bytes,
+        digest=one.digest,
+        running=one.running_requests,
+        started_at=one.started_at.ToNanoseconds() / 1e9,
+        worker_pid=one.worker_pid,
+    )
+
+
+def instance_message(one: topology.Instance) -> pb.Instance:
+    """An instance as operators see it."""
+    return pb.Instance(
+        instance_id=one.instance_id,
+        deployment=one.deployment,
+        node_id=one.node_id,
+        state=pb.InstanceState.ValueType(one.state),
+        running_requests=one.running,
+        kv_bytes=one.kv_bytes,
+        digest=one.digest,
+        started_at=_timestamp(one.started_at),
+        worker_pid=one.worker_pid,
+    )
+
+
+def node_message(view: topology.NodeView) -> pb.Node:
+    """A node as operators see it."""
+    facts = view.facts
+    return pb.Node(
+        node_id=facts.node_id,
+        address=facts.address,
+        host=facts.host,
+        tiers=[
+            pb.TierUsage(
+                tier=pb.Tier.ValueType(tier),
+                capacity_bytes=usage.capacity_bytes,
+                used_bytes=usage.used_bytes,
+            )
+            for tier, usage in facts.tiers.items()
+        ],
+        kv_capacity_bytes=facts.kv_capacity,
+        kv_used_bytes=view.kv_held,
+        copies=[_copy_message(one) for one in view.copies.values()],
+        links=[_link_message(key, link) for key, link in facts.links.items()],
+        init_time=None if facts.init_time is None else duration(facts.init_time),
+        connected_at=_timestamp(view.connected_at),
+    )
+
+
+def _copy_message(one: topology.Copy) -> pb.CheckpointCopy:
+    return pb.CheckpointCopy(
+        digest=one.digest,
+        tier=pb.Tier.ValueType(one.tier),
+        size_bytes=one.size_bytes,
+        resident_bytes=one.resident_bytes,
+        sources=one.sources,
+        leased=one.leased,
+    )
+
+
+def _link_message(key: topology.LinkKey, link: topology.Link) -> pb.LinkObservation:
+    return pb.LinkObservation(
+        from_tier=pb.Tier.ValueType(key[0]),
+        to_tier=pb.Tier.ValueType(key[1]),
+        bytes_per_second=link.bytes_per_second,
+        queued_bytes=link.queued_bytes,
+    )
+
+
+def tier(value: pb.Tier.ValueType) -> topology.Tier | None:
+    """A tier, if one is named."""
+    return topology.Tier(value) if value else None
+
+
+def start_request(
+    deployment: model.Deployment, one: topology.Instance
+) -> node_pb.StartInstanceRequest:
+    """What a node is told to start."""
+    return node_pb.StartInstanceRequest(
+        instance_id=one.instance_id,
+        deployment=deployment.name,
+        source=deployment.spec.source,
+        engine=_engine_message(deployment.spec.engine),
+        kv_bytes=one.kv_bytes,
+    )
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+
+def generation_ask(request: GenerateRequest) -> GenerationAsk:
+    """The parts of a request that have bounds."""
+    return GenerationAsk(
+        prompt=_prompt(request),
+        sampling=_sampling(request.sampling),
+        stop=tuple(request.stop),
+        max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+        logprobs=request.logprobs if request.HasField("logprobs") else None,
+    )
+
+
+def _prompt(request: GenerateRequest) -> Prompt:
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        return Prompt.MISSING
+    filled = bool(request.text or request.token_ids.ids or request.messages.messages)
+    return Prompt.PRESENT if filled else Prompt.EMPTY
+
+
+def _sampling(params: pb.SamplingParams) -> Sampling:
+    given = {field.name: value for field, value in params.ListFields()}
+    return Sampling(**given)
+
+
+def queued_event(position: int, estimated_wait: float | None) -> GenerateResponse:
+    """The first event of every stream."""
+    wait = None if estimated_wait is None else duration(estimated_wait)
+    queued = inference_pb.Queued(position=position, estimated_wait=wait)
+    return GenerateResponse(queued=queued)
+
+
+def loading_event(loading: Loading) -> GenerateResponse:
+    """How far the start is for which a request waits."""
+    return GenerateResponse(loading=loading_message(loading))
+
+
+def loading(progress: pb.Loading) -> Loading:
+    """How far a node says that a load is."""
+    remaining = progress.estimated_remaining
+    return Loading(
+        phase=LoadPhase(progress.phase),
+        from_tier=tier(progress.from_tier),
+        loaded_bytes=progress.loaded_bytes,
+        total_bytes=progress.total_bytes,
+        remaining=seconds(remaining) if progress.HasField("estimated_remaining") else None,
+    )
+
+
+def loading_message(progress: Loading) -> pb.Loading:
+    """How far a load is, for callers."""
+    return pb.Loading(
+        phase=pb.LoadPhase.ValueType(progress.phase),
+        from_tier=pb.Tier.ValueType(progress.from_tier or 0),
+        loaded_bytes=progress.loaded_bytes,
+        total_bytes=progress.total_bytes,
+        estimated_remaining=None if progress.remaining is None else duration(progress.remaining),
+    )
+
+
+def phases(messages: Iterable[pb.Phase]) -> tuple[Phase, ...]:
+    """Phases as a node has measured them."""
+    return tuple(
+        Phase(
+            PhaseKind(one.kind),
+            seconds(one.start),
+            seconds(one.duration),
+            one.size_bytes if one.HasField("size_bytes") else None,
+        )
+        for one in messages
+    )
+
+
+def fill_receipt(finished: Finished, receipt: Receipt) -> None:
+    """Replaces a node's receipt with the whole one."""
+    estimate = receipt.estimated_start
+    finished.receipt.CopyFrom(
+        pb.Receipt(
+            cold=receipt.cold,
+            from_tier=pb.Tier.ValueType(receipt.from_tier or 0),
+            phases=[_phase_message(phase) for phase in receipt.phases],
+            time_to_first_token=duration(receipt.time_to_first_token),
+            estimated_start=None if estimate is None else duration(estimate),
+            node_id=receipt.node_id,
+            instance_id=receipt.instance_id,
+        )
+    )
+
+
+def _phase_message(phase: Phase) -> pb.Phase:
+    return pb.Phase(
+        kind=pb.PhaseKind.ValueType(phase.kind),
+        start=duration(phase.start),
+        duration=duration(phase.duration),
+        size_bytes=phase.size_bytes,
+    )
+
+
+# --- pages ------------------------------------------------------------------------------------
+
+
+def nodes_page(views: Iterable[topology.NodeView], next_token: str) -> cluster_pb.ListNodesResponse:
+    """One page of nodes."""
+    return cluster_pb.ListNodesResponse(
+        nodes=[node_message(view) for view in views], next_page_token=next_token
+    )
+
+
+def instances_page(
+    instances: Iterable[topology.Instance], next_token: str
+) -> cluster_pb.ListInstancesResponse:
+    """One page of instances."""
+    return cluster_pb.ListInstancesResponse(
+        instances=[instance_message(one) for one in instances], next_page_token=next_token
+    )

@@ -1,0 +1,167 @@
+"""The node agent: what this node holds, what it runs, and what it may still take on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.node.broadcast import Broadcast
+from sllm.node.config import NodeConfig
+from sllm.node.instance import Instance, InstanceState
+from sllm.node.start import InstanceSpec
+from sllm.node.tiers import Progress, Tier, TierStore
+from sllm.node.workers import Worker
+from sllm.node.zygote import WorkerSpec, Zygote
+
+MAX_SOCKET_PATH = 107
+"""sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
+_INIT_WEIGHT = 0.3
+"""Weight of the newest start in the running mean of init times."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model needs from a node."""
+
+    architecture: str
+    size_bytes: int
+    """Of the tensors, in the dtype in which they are served."""
+    context_tokens: int
+    kv_bytes_per_token: int
+    digest: str
+    """Empty until the checkpoint has been imported."""
+
+
+class Agent:
+    """Ties the tier store, the zygote and the instances of one node together."""
+
+    def __init__(self, config: NodeConfig, clock: Clock, store: TierStore, zygote: Zygote) -> None:
+        self.config = config
+        self.store = store
+        self.instances: dict[str, Instance] = {}
+        self.init_seconds: float | None = None
+        """Mean time from weights in the pool to a ready instance. None: not yet observed."""
+        self._clock = clock
+        self._zygote = zygote
+        self._watchers: list[Callable[[], None]] = []
+        self._closing = False
+        store.subscribe(self._changed)
+
+    @property
+    def kv_used_bytes(self) -> int:
+        """What the instances hold of the KV budget."""
+        return sum(instance.spec.kv_bytes for instance in self.instances.values())
+
+    def subscribe(self, watcher: Callable[[], None]) -> None:
+        """Calls `watcher` after every change of contents or instances."""
+        self._watchers.append(watcher)
+
+    async def inspect(self, source: str, dtype: str | None) -> ModelInfo:
+        """What the model at `source` needs.
+
+        Raises:
+            errors.SllmError: Why it cannot be served.
+        """
+        found = await self.store.inspect(source, dtype)
+        model = await self._zygote.describe(found.directory, dtype)
+        return ModelInfo(
+            architecture=model.architecture,
+            size_bytes=found.size_bytes,
+            context_tokens=model.context_tokens,
+            kv_bytes_per_token=model.kv_bytes_per_token,
+            digest=found.digest or "",
+        )
+
+    async def promote(self, source: str, dtype: str | None, tier: Tier) -> AsyncIterator[Progress]:
+        """Brings a checkpoint up to `tier`, giving progress until it is there.
+
+        A caller that leaves does not end the work.
+        """
+        progress: Broadcast[Progress] = Broadcast()
+        work = asyncio.create_task(self.store.promote(source, dtype, tier, progress.publish))
+        work.add_done_callback(lambda _: progress.close())
+        async for step in progress.follow():
+            yield step
+        (await work).release()
+
+    def start_instance(self, spec: InstanceSpec) -> Instance:
+        """Begins an instance, or finds the one that has this id.
+
+        Raises:
+            errors.NoCapacity: The KV budget has no room for it.
+            errors.ShuttingDown: The node is going down.
+        """
+        if spec.instance_id in self.instances:
+            return self.instances[spec.instance_id]
+        self._check_room(spec)
+        instance = Instance(spec, self._clock, self._instance_changed)
+        self.instances[spec.instance_id] = instance
+        instance.begin(self.store, self._launch)
+        self._changed()
+        return instance
+
+    def instance(self, instance_id: str) -> Instance:
+        """The instance of this id.
+
+        Raises:
+            errors.InstanceNotFound: There is none.
+        """
+        try:
+            return self.instances[instance_id]
+        except KeyError:
+            raise errors.InstanceNotFound(f"no instance {instance_id} on this node") from None
+
+    async def stop_instance(self, instance_id: str, grace: float) -> None:
+        """Ends an instance; one that is not there has ended."""
+        instance = self.instances.get(instance_id)
+        if instance:
+            await instance.stop(grace)
+
+    async def close(self, grace: float) -> None:
+        """Stops all instances and takes no new ones."""
+        self._closing = True
+        stops = [instance.stop(grace) for instance in list(self.instances.values())]
+        await asyncio.gather(*stops)
+
+    def _check_room(self, spec: InstanceSpec) -> None:
+        if self._closing:
+            raise errors.ShuttingDown("this node is going down and starts nothing new")
+        free = self.config.kv_bytes - self.kv_used_bytes
+        if spec.kv_bytes > free:
+            raise errors.NoCapacity(
+                f"{spec.deployment} needs {spec.kv_bytes} bytes of KV cache; {free} of "
+                f"{self.config.kv_bytes} are free on this node"
+            )
+
+    async def _launch(self, instance_id: str) -> Worker:
+        socket = self._socket(instance_id)
+        socket.unlink(missing_ok=True)
+        forked = await self._zygote.fork(WorkerSpec(instance_id=instance_id, socket=socket))
+        return Worker(forked, socket)
+
+    def _socket(self, instance_id: str) -> Path:
+        socket = self.config.socket_dir / f"{instance_id[-12:]}.sock"
+        if len(str(socket)) > MAX_SOCKET_PATH:
+            raise errors.InvalidArgument(
+                f"the socket path {socket} is longer than {MAX_SOCKET_PATH} bytes; give the node "
+                "a directory with a shorter path"
+            )
+        return socket
+
+    def _instance_changed(self, instance: Instance) -> None:
+        if instance.state is InstanceState.READY:
+            self._observe_init(instance)
+        elif instance.state is InstanceState.GONE:
+            self.instances.pop(instance.spec.instance_id, None)
+        self._changed()
+
+    def _observe_init(self, instance: Instance) -> None:
+        seconds = instance.timeline.init_seconds
+        before = self.init_seconds if self.init_seconds is not None else seconds
+        self.init_seconds = before + _INIT_WEIGHT * (seconds - before)
+
+    def _changed(self) -> None:
+        for watcher in self._watchers:
+            watcher()

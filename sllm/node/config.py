@@ -1,0 +1,44 @@
+"""How a node agent is set up."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Everything that `sllm node` can be told."""
+
+    control_address: str
+    """host:port of the control plane."""
+    directory: Path
+    """Where the SSD tier and the workers' sockets are; made if it is not there."""
+    listen_address: str = "127.0.0.1:0"
+    """host:port to serve on; port 0 takes any that is free."""
+    advertise_host: str | None = None
+    """Host under which others reach this node. None: the host of `listen_address`."""
+    node_id: str | None = None
+    """Unique in the cluster. None: kept in `directory`, made at the first start."""
+    dram_bytes: int = 4096 * MIB
+    """Size of the pool of weights."""
+    ssd_bytes: int = 64 * 1024 * MIB
+    """Budget of the SSD tier."""
+    kv_bytes: int = 2048 * MIB
+    """Budget for the KV caches of all instances together."""
+    chunk_bytes: int = 16 * MIB
+    """Size of a chunk, the unit of every transfer."""
+    read_threads: int = 4
+    """Threads that read from SSD into the pool."""
+    metrics_port: int | None = None
+    """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """The SSD tier."""
+        return self.directory / "checkpoints"
+
+    @property
+    def socket_dir(self) -> Path:
+        """The workers' sockets."""
+        return self.directory / "run"

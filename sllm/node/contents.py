@@ -1,0 +1,61 @@
+"""What the tiers hold and how fast they are, as the node reports it."""
+
+from sllm.node.dram import DramTier
+from sllm.node.imports import Imports
+from sllm.node.ledger import Holding, Ledger
+from sllm.node.links import Speed, Speeds
+from sllm.node.reads import Reads
+from sllm.node.records import Copy, Link, Tier, TierUsage
+from sllm.node.ssd import SsdCopy, SsdTier
+
+
+def copies(ssd: SsdTier, dram: DramTier, reads: Reads) -> tuple[Copy, ...]:
+    """Every checkpoint on every tier, and those that are being read into the pool."""
+    on_ssd = [_copy(copy, Tier.SSD, copy.holding) for copy in ssd.copies.values()]
+    in_dram = [
+        _copy(ssd.copies[digest], Tier.DRAM, copy.holding) for digest, copy in dram.copies.items()
+    ]
+    return (*on_ssd, *in_dram, *_on_the_way(ssd, reads))
+
+
+def _copy(copy: SsdCopy, tier: Tier, holding: Holding) -> Copy:
+    size = copy.manifest.size_bytes
+    return Copy(copy.manifest.digest, tier, size, size, copy.urls, leased=holding.leases > 0)
+
+
+def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:
+    return [
+        Copy(
+            digest=digest,
+            tier=Tier.DRAM,
+            size_bytes=load.progress.total_bytes,
+            resident_bytes=load.progress.loaded_bytes,
+            sources=ssd.copies[digest].urls,
+            leased=True,
+        )
+        for digest, load in reads.loads.items()
+    ]
+
+
+def usage(ssd: SsdTier, dram: DramTier) -> tuple[TierUsage, ...]:
+    """How full SSD and DRAM are."""
+    return _usage(ssd.ledger), _usage(dram.ledger)
+
+
+def _usage(ledger: Ledger) -> TierUsage:
+    return TierUsage(ledger.tier, ledger.capacity, ledger.used)
+
+
+def links(speeds: Speeds, imports: Imports, reads: Reads) -> tuple[Link, ...]:
+    """How fast bytes move between the tiers, and how many are waiting to."""
+    importing = sum(load.remaining_bytes for load in imports.loads.values())
+    reading = sum(load.remaining_bytes for load in reads.loads.values())
+    return (
+        _link(Tier.REMOTE, Tier.SSD, speeds.remote_to_ssd, importing),
+        _link(Tier.SSD, Tier.DRAM, speeds.ssd_to_dram, reading),
+        _link(Tier.DRAM, Tier.DEVICE, speeds.dram_to_device, 0),
+    )
+
+
+def _link(from_tier: Tier, to_tier: Tier, speed: Speed, queued_bytes: int) -> Link:
+    return Link(from_tier, to_tier, speed.bytes_per_second, queued_bytes)

@@ -1,0 +1,113 @@
+"""Files read and written around the page cache, where the file system allows it."""
+
+import errno
+import fcntl
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from sllm.node.manifest import corrupt
+
+_log = structlog.get_logger()
+
+
+class DirectFile:
+    """An open file whose transfers go straight between the disk and the caller's memory.
+
+    Memory, offsets and lengths must be multiples of `BLOCK_BYTES`. Where O_DIRECT is refused,
+    the page cache is used instead. Any number of threads may transfer at once; each releases
+    the GIL for as long as its transfer takes.
+    """
+
+    def __init__(self, path: Path, flags: int) -> None:
+        """Opens `path` with `flags` of os.open, and O_DIRECT if it can be had."""
+        self.path = path
+        try:
+            self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT, 0o644)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _say_buffered(path.parent)
+            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+    def read_into(self, memory: memoryview, offset: int) -> None:
+        """Fills `memory` with the bytes from `offset` on.
+
+        Raises:
+            CheckpointCorrupt: the file ends before, or cannot be read; names where.
+        """
+        try:
+            done = self._transfer(os.preadv, memory, offset)
+        except OSError as error:
+            raise corrupt(self.path, f"cannot be read: {error}", offset) from error
+        if done < len(memory):
+            raise corrupt(self.path, "the file ends here", offset + done)
+
+    def write_from(self, memory: memoryview, offset: int) -> None:
+        """Writes all of `memory` at `offset`.
+
+        Raises:
+            OSError: the disk is full, or fails.
+        """
+        self._transfer(os.pwritev, memory, offset)
+
+    def flush(self) -> None:
+        """Returns when the disk has it all, and drops it from the page cache."""
+        os.fsync(self._fd)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _transfer(
+        self, call: Callable[[int, list[memoryview], int], int], memory: memoryview, offset: int
+    ) -> int:
+        """Repeats `call` until all is moved or the file ends; returns the bytes moved."""
+        done = 0
+        while done < len(memory):
+            try:
+                count = call(self._fd, [memory[done:]], offset + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._leave_direct():
+                    raise
+                continue
+            if not count:
+                break
+            done += count
+        return done
+
+    def _leave_direct(self) -> bool:
+        """Goes on through the page cache; False if that is where transfers go already.
+
+        Some file systems refuse O_DIRECT only when it is used, and a short transfer leaves the
+        rest unaligned.
+        """
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        if not flags & os.O_DIRECT:
+            return False
+        _say_buffered(self.path.parent)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return True
+
+    def close(self) -> None:
+        """Closes the file. No transfer may be under way."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@functools.cache
+def _say_buffered(directory: Path) -> None:
+    """Once for a directory."""
+    _log.warning("node.direct_io_refused", directory=str(directory), instead="page cache")

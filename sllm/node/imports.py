@@ -1,0 +1,156 @@
+"""From a source to SSD; into the pool in the same pass, if the checkpoint is wanted there.
+
+In one pass means: each chunk is filled where it will stay in the pool, and goes to SSD from there.
+"""
+
+import errno
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from sllm.clock import Clock
+from sllm.errors import NoCapacity
+from sllm.node.dram import Chunks, DramTier
+from sllm.node.importer import ImportPlan, flush_directory, import_checkpoint, plan_import
+from sllm.node.links import Speed
+from sllm.node.loads import Load, Movers
+from sllm.node.manifest import Manifest
+from sllm.node.pool import Pool
+from sllm.node.records import LoadPhase, Step, Tier
+from sllm.node.sources import LocalSource, inspect
+from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier, delete
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import left on SSD."""
+
+    copy: SsdCopy
+    """Leased once for everybody who joined the import."""
+    step: Step
+
+
+class Imports:
+    """The imports of a node. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        ssd: SsdTier,
+        dram: DramTier,
+        movers: Movers,
+        speed: Speed,
+        clock: Clock,
+        changed: Callable[[], None],
+    ) -> None:
+        self.loads: dict[SourceRecord, Load[Imported]] = {}
+        """Under way."""
+        self._ssd = ssd
+        self._dram = dram
+        self._movers = movers
+        self._speed = speed
+        self._clock = clock
+        self._changed = changed
+
+    def load(self, source: LocalSource, record: SourceRecord, tier: Tier) -> Load[Imported]:
+        """The import of a source that is under way, or a new one.
+
+        Args:
+            source: where to read.
+            record: the source as it was found; imports of equal records are the same.
+            tier: DRAM to fill chunks of the pool on the way.
+        """
+        load = self.loads.get(record)
+        if load is None:
+            load = self.loads[record] = Load(LoadPhase.IMPORT, Tier.REMOTE, self._changed)
+            load.begin(self._run(source, record, tier, load))
+        return load
+
+    async def _run(
+        self, source: LocalSource, record: SourceRecord, tier: Tier, load: Load[Imported]
+    ) -> Imported:
+        written = self._ssd.temporary()
+        try:
+            plan = await self._movers.run(lambda: plan_import(inspect(source), record.dtype))
+            load.report(0, plan.files.size_bytes)
+            with ExitStack() as room:
+                chunks = self._reserve_chunks(plan, tier, room)
+                await self._reserve_disk(plan, room)
+                began = self._clock.now()
+                manifest = await self._write(plan, written, chunks, load)
+                copy = self._land(written, manifest, chunks)
+            copy.holding.leases += load.joined
+            self._ssd.record_source(copy, record)
+        finally:
+            del self.loads[record]
+            self._changed()
+        await self._movers.run(partial(_settle, self._ssd.directory, written))
+        return Imported(copy, self._step(began, manifest))
+
+    def _reserve_chunks(self, plan: ImportPlan, tier: Tier, room: ExitStack) -> Chunks | None:
+        if tier is not Tier.DRAM:
+            return None
+        counts = plan.layout.chunk_counts(self._dram.pool.chunk_bytes)
+        return room.enter_context(self._dram.reserved(counts))
+
+    async def _reserve_disk(self, plan: ImportPlan, room: ExitStack) -> None:
+        """Returns once what had to go is gone from the disk; it leaves the pool as well."""
+        victims = room.enter_context(self._ssd.reserved(plan.disk_bytes))
+        removed = [self._ssd.detach(digest) for digest in victims]
+        for digest in victims:
+            self._dram.evict(digest)
+        for path in removed:
+            await self._movers.run(partial(delete, path))
+
+    async def _write(
+        self, plan: ImportPlan, written: Path, chunks: Chunks | None, load: Load[Imported]
+    ) -> Manifest:
+        pool = self._dram.pool
+        work = partial(
+            import_checkpoint,
+            plan,
+            written,
+            chunk_bytes=pool.chunk_bytes,
+            progress=load.reporter(),
+            cancelled=self._movers.closing.is_set,
+            memory=partial(_chunk_memory, pool, chunks) if chunks is not None else None,
+        )
+        try:
+            return await self._movers.run(work)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoCapacity(
+                f"the disk of {self._ssd.directory} is full, though the tier's budget is not: "
+                "free some of it, or lower the budget"
+            ) from error
+
+    def _land(self, written: Path, manifest: Manifest, chunks: Chunks | None) -> SsdCopy:
+        copy = self._ssd.land(written, manifest)
+        if chunks is not None:
+            self._dram.land(manifest.digest, chunks)
+        return copy
+
+    def _step(self, began: float, manifest: Manifest) -> Step:
+        seconds = self._clock.now() - began
+        self._speed.observe(manifest.size_bytes, seconds)
+        _log.info("node.imported", digest=manifest.digest, seconds=round(seconds, 3))
+        return Step(LoadPhase.IMPORT, began, seconds, manifest.size_bytes)
+
+
+def _chunk_memory(pool: Pool, chunks: Chunks, partition: int, index: int) -> memoryview:
+    place = chunks[partition][index]
+    pool.touch(place)
+    return pool.view(place)
+
+
+def _settle(directory: Path, written: Path) -> None:
+    """Makes the rename durable; deletes what was not renamed, its content being there already."""
+    if written.exists():
+        delete(written)
+    flush_directory(directory)

@@ -1,0 +1,151 @@
+"""One instance: STARTING -> READY -> DRAINING -> GONE, its whole life in one coroutine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.node.broadcast import Broadcast
+from sllm.node.phases import Timeline
+from sllm.node.start import InstanceSpec, LaunchWorker, Running, Start
+from sllm.node.tiers import Progress, TierStore
+from sllm.node.workers import Worker
+
+log = structlog.get_logger()
+tracer = trace.get_tracer("sllm")
+
+
+class InstanceState(IntEnum):
+    """Where an instance is in its life; the numbers are those of the protocol."""
+
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+    GONE = 4
+
+
+class Instance:
+    """One running copy of a deployment on this node."""
+
+    def __init__(
+        self, spec: InstanceSpec, clock: Clock, on_change: Callable[["Instance"], None]
+    ) -> None:
+        self.spec = spec
+        self.state = InstanceState.STARTING
+        self.started_at = datetime.now(UTC)
+        self.timeline = Timeline(clock)
+        self.start_seconds = 0.0
+        """How long the start took, once READY."""
+        self.running: Running | None = None
+        """What the start has brought up, from READY on."""
+        self.error: errors.SllmError | None = None
+        """Why it is GONE, unless it was asked to stop."""
+        self._progress: Broadcast[Progress] = Broadcast()
+        self._on_change = on_change
+        self._stop = asyncio.Event()
+        self._grace = 0.0
+        self._life: asyncio.Task[None] | None = None
+
+    @property
+    def running_requests(self) -> int:
+        """Requests that the worker has taken and not finished."""
+        return self.running.worker.running if self.running else 0
+
+    @property
+    def worker_pid(self) -> int:
+        """Process id of the worker; 0 while there is none."""
+        return self.running.worker.pid if self.running else 0
+
+    def begin(self, store: TierStore, launch: LaunchWorker) -> None:
+        """Begins the life of the instance, which goes on whoever watches it."""
+        start = Start(self.spec, store, launch, self.timeline, self._progress.publish)
+        self._life = asyncio.create_task(self._live(start), name=self.spec.instance_id)
+
+    async def follow_start(self) -> AsyncIterator[Progress]:
+        """How far the start is, until it has succeeded.
+
+        Raises:
+            errors.SllmError: The start has failed, or the instance is gone.
+        """
+        async for progress in self._progress.follow():
+            yield progress
+        if self.error:
+            raise self.error
+
+    async def stop(self, grace: float) -> None:
+        """Lets requests finish for `grace` seconds, then ends; returns when it is GONE."""
+        self._grace = grace
+        self._stop.set()
+        if self._life is None:
+            return
+        if self.state is InstanceState.STARTING:
+            self._life.cancel()
+        await asyncio.wait([self._life])
+
+    def ready_worker(self) -> Worker:
+        """The worker, to submit to.
+
+        Raises:
+            errors.InstanceNotFound: The instance takes no requests: not yet, or no longer.
+        """
+        if self.running is None or self.state is not InstanceState.READY:
+            raise errors.InstanceNotFound(
+                f"instance {self.spec.instance_id} is {self.state.name} and takes no requests"
+            )
+        return self.running.worker
+
+    async def _live(self, start: Start) -> None:
+        try:
+            async with AsyncExitStack() as held:
+                with tracer.start_as_current_span("sllm.start_instance"):
+                    self.running = await start.run(held)
+                self._become_ready()
+                await self._serve(self.running.worker)
+        except asyncio.CancelledError:
+            self.error = errors.Cancelled(f"instance {self.spec.instance_id} was stopped")
+        except errors.SllmError as error:
+            self.error = error
+        except Exception as error:
+            log.exception("instance.failed", instance_id=self.spec.instance_id)
+            self.error = errors.Internal(f"instance {self.spec.instance_id} failed: {error!r}")
+        finally:
+            self._become(InstanceState.GONE)
+            self._progress.close()
+
+    def _become_ready(self) -> None:
+        self.start_seconds = self.timeline.elapsed
+        self._become(InstanceState.READY)
+        self._progress.close()
+
+    async def _serve(self, worker: Worker) -> None:
+        """Returns when the instance was asked to stop and has drained.
+
+        Raises:
+            errors.WorkerDied: The worker has ended by itself.
+        """
+        stopping = asyncio.create_task(self._stop.wait())
+        either: list[asyncio.Future[Any]] = [worker.gone, stopping]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if worker.gone.done():
+            raise worker.gone.result()
+        self._become(InstanceState.DRAINING)
+        await worker.drain(self._grace)
+
+    def _become(self, state: InstanceState) -> None:
+        log.info(
+            "instance.state",
+            instance_id=self.spec.instance_id,
+            deployment=self.spec.deployment,
+            state=state.name,
+            error=str(self.error) if self.error else None,
+        )
+        self.state = state
+        self._on_change(self)

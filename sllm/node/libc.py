@@ -1,0 +1,62 @@
+"""The calls of libc that Python's own mmap module lacks. ctypes releases the GIL around each."""
+
+import ctypes
+import os
+
+PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
+MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x02, 0x10, 0x20, 0x4000
+MADV_HUGEPAGE, MADV_POPULATE_WRITE = 14, 23
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def mmap(
+    address: int | None, length: int, protection: int, flags: int, fd: int, offset: int
+) -> int:
+    """Maps memory and returns its address: see mmap in section 2 of the manual.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    mapped = _libc.mmap(address, length, protection, flags, fd, offset)
+    if mapped is None or mapped == _MAP_FAILED:
+        raise _error("mmap")
+    return int(mapped)
+
+
+def munmap(address: int, length: int) -> None:
+    """Gives addresses back.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    if _libc.munmap(address, length):
+        raise _error("munmap")
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """Tells the kernel how memory will be used, or has it act on it.
+
+    Raises:
+        OSError: the kernel refused, or does not know the advice.
+    """
+    if _libc.madvise(address, length, advice):
+        raise _error("madvise")
+
+
+def _error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")

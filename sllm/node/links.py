@@ -1,0 +1,75 @@
+"""How fast bytes move between tiers, as observed; the start values are measured, never assumed."""
+
+import mmap
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sllm.node.direct_io import DirectFile
+
+_PROBE_BYTES = 16 << 20
+_HALF_LIFE_BYTES = 1 << 30
+"""After a transfer of as much, an observation has moved half-way to that transfer's speed."""
+
+
+class Speed:
+    """Bytes per second of a link: transfers count by their size, and old ones fade."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        self.bytes_per_second = bytes_per_second
+
+    def observe(self, size_bytes: int, seconds: float) -> None:
+        """Takes a transfer into account. A small one says little, and hardly counts."""
+        if not size_bytes or seconds <= 0:
+            return
+        kept: float = 0.5 ** (size_bytes / _HALF_LIFE_BYTES)
+        self.bytes_per_second = kept * self.bytes_per_second + (1 - kept) * size_bytes / seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """One for every link of a node."""
+
+    remote_to_ssd: Speed
+    ssd_to_dram: Speed
+    dram_to_device: Speed
+    """On a CPU node nothing crosses this link: the pool is the device."""
+
+
+def measure(directory: Path) -> Speeds:
+    """Writes and reads a short file in `directory`, and copies it in memory.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
+    path = directory / ".probe"
+    with mmap.mmap(-1, _PROBE_BYTES) as first, mmap.mmap(-1, _PROBE_BYTES) as second:
+        first[:] = os.urandom(_PROBE_BYTES)
+        second[:] = first  # memory's first use is slow, and would be measured with the copy
+        try:
+            written, read = _write(path, first), _read(path, second)
+        finally:
+            path.unlink(missing_ok=True)
+        began = time.perf_counter()
+        second[:] = first
+        copied = _PROBE_BYTES / (time.perf_counter() - began)
+    return Speeds(Speed(written), Speed(read), Speed(copied))
+
+
+def _write(path: Path, memory: mmap.mmap) -> float:
+    with (
+        DirectFile(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file,
+        memoryview(memory) as view,
+    ):
+        began = time.perf_counter()
+        file.write_from(view, 0)
+        file.flush()
+        return _PROBE_BYTES / (time.perf_counter() - began)
+
+
+def _read(path: Path, memory: mmap.mmap) -> float:
+    with DirectFile(path, os.O_RDONLY) as file, memoryview(memory) as view:
+        began = time.perf_counter()
+        file.read_into(view, 0)
+        return _PROBE_BYTES / (time.perf_counter() - began)

@@ -1,0 +1,85 @@
+"""Where the time of a start goes: the node's part of a receipt."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sllm.clock import Clock
+
+
+class PhaseKind(IntEnum):
+    """Parts of a start and of a request; the numbers are those of the protocol."""
+
+    IMPORT = 3
+    READ_SSD = 4
+    DEVICE_COPY = 5
+    WORKER_START = 6
+    PREPARE = 7
+    ATTACH = 8
+    ENGINE_INIT = 9
+    PREFILL = 10
+
+
+_INIT_KINDS = (
+    PhaseKind.WORKER_START,
+    PhaseKind.PREPARE,
+    PhaseKind.ATTACH,
+    PhaseKind.ENGINE_INIT,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One part; parts may overlap."""
+
+    kind: PhaseKind
+    start: float
+    """Seconds since the timeline began."""
+    duration: float
+    """Seconds."""
+    size_bytes: int | None = None
+    """Bytes moved, if any are."""
+
+
+class Timeline:
+    """Phases as they are measured, counted from the timeline's making."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._origin = clock.now()
+        self._phases: list[Phase] = []
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What has been measured, in order of start."""
+        return tuple(sorted(self._phases, key=lambda phase: (phase.start, phase.kind)))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the timeline began."""
+        return self._clock.now() - self._origin
+
+    @property
+    def init_seconds(self) -> float:
+        """What a start takes once its weights are in the pool."""
+        return sum(phase.duration for phase in self._phases if phase.kind in _INIT_KINDS)
+
+    def add(
+        self, kind: PhaseKind, began: float, duration: float, size_bytes: int | None = None
+    ) -> None:
+        """Records a phase that began at the clock's `began` and took `duration` seconds."""
+        self._phases.append(Phase(kind, began - self._origin, duration, size_bytes))
+
+    def add_ending_now(self, kind: PhaseKind, duration: float, *, before: float = 0.0) -> None:
+        """Records a phase of `duration` seconds that ended `before` seconds ago."""
+        self.add(kind, self._clock.now() - before - duration, duration)
+
+    @contextmanager
+    def phase(self, kind: PhaseKind) -> Iterator[None]:
+        """Measures what happens inside; a phase that fails is recorded too."""
+        began = self._clock.now()
+        try:
+            yield
+        finally:
+            self.add(kind, began, self._clock.now() - began)

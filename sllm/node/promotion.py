@@ -1,0 +1,119 @@
+"""One caller's promotion: joins or begins the transfers it needs, and leases what they leave."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import structlog
+
+from sllm.errors import CheckpointCorrupt, SourceNotFound
+from sllm.node.dram import Chunks, DramTier
+from sllm.node.imports import Imports
+from sllm.node.lease import Lease
+from sllm.node.ledger import Holding
+from sllm.node.loads import Tell
+from sllm.node.reads import Reads
+from sllm.node.records import Step, Tier
+from sllm.node.sources import LocalSource
+from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Trip:
+    """What one caller wants, what was done for it so far, and what it holds."""
+
+    source: LocalSource
+    record: SourceRecord
+    tier: Tier
+    tell: Tell
+    held: ExitStack
+    steps: list[Step] = field(default_factory=list)
+
+
+class Promoter:
+    """Brings checkpoints up. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        ssd: SsdTier,
+        dram: DramTier,
+        imports: Imports,
+        reads: Reads,
+        changed: Callable[[], None],
+    ) -> None:
+        self._ssd = ssd
+        self._dram = dram
+        self._imports = imports
+        self._reads = reads
+        self._changed = changed
+
+    async def bring_up(
+        self, source: LocalSource, record: SourceRecord, tier: Tier, tell: Tell
+    ) -> Lease:
+        """A lease on the checkpoint, once it is on `tier`. Not to be cancelled.
+
+        Raises:
+            SllmError: as `TierStore.promote` says.
+        """
+        from_tier = self._held_on(record)
+        with ExitStack() as held:
+            trip = _Trip(source, record, tier, tell, held)
+            copy = await self._reach_ssd(trip)
+            chunks: Chunks = ()
+            if tier is Tier.DRAM:
+                copy, chunks = await self._reach_dram(trip, copy)
+            steps = tuple(trip.steps)
+            return Lease(copy.manifest, copy.directory, chunks, from_tier, steps, held.pop_all())
+
+    def _held_on(self, record: SourceRecord) -> Tier:
+        copy = self._ssd.find(record)
+        if copy is None:
+            return Tier.REMOTE
+        return Tier.DRAM if copy.manifest.digest in self._dram.copies else Tier.SSD
+
+    async def _reach_ssd(self, trip: _Trip) -> SsdCopy:
+        copy = self._ssd.find(trip.record)
+        if copy is not None:
+            copy.holding.leases += 1
+            self._ssd.touch(copy)
+        else:
+            imported = await self._imports.load(trip.source, trip.record, trip.tier).join(trip.tell)
+            trip.steps.append(imported.step)
+            copy = imported.copy
+        self._hold(copy.holding, trip)
+        return copy
+
+    async def _reach_dram(self, trip: _Trip, copy: SsdCopy) -> tuple[SsdCopy, Chunks]:
+        """A copy on SSD that turns out to be corrupt is replaced, once, by importing it again."""
+        try:
+            return copy, await self._chunks(trip, copy)
+        except CheckpointCorrupt as error:
+            _log.warning("node.checkpoint_corrupt", problem=error.message)
+            try:
+                copy = await self._reach_ssd(trip)
+            except SourceNotFound:
+                raise error from None
+            return copy, await self._chunks(trip, copy)
+
+    async def _chunks(self, trip: _Trip, copy: SsdCopy) -> Chunks:
+        dram = self._dram.copies.get(copy.manifest.digest)
+        if dram is not None:
+            dram.holding.leases += 1
+            self._dram.ledger.touch(copy.manifest.digest)
+        else:
+            read = await self._reads.load(copy).join(trip.tell)
+            trip.steps.append(read.step)
+            dram = read.copy
+        self._hold(dram.holding, trip)
+        return dram.chunks
+
+    def _hold(self, holding: Holding, trip: _Trip) -> None:
+        """Has the trip end a lease on `holding` that was begun for it."""
+        trip.held.callback(self._let_go, holding)
+        self._changed()
+
+    def _let_go(self, holding: Holding) -> None:
+        holding.leases -= 1
+        self._changed()

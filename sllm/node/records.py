@@ -1,0 +1,97 @@
+"""What the tier store says of itself and of the work under way."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+
+class Tier(IntEnum):
+    """A place on or behind a node that holds chunks; the numbers are those of the protocol."""
+
+    REMOTE = 1
+    SSD = 2
+    DRAM = 3
+    DEVICE = 4
+
+
+class LoadPhase(IntEnum):
+    """What a load is doing; the numbers are those of the protocol."""
+
+    IMPORT = 1
+    """From the source to SSD; into the pool as well, if it is wanted there."""
+    READ = 2
+    """From SSD into the pool."""
+    INIT = 3
+    """Worker, module and engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load is."""
+
+    phase: LoadPhase
+    from_tier: Tier
+    """Where bytes come from in this phase."""
+    loaded_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A transfer that is done."""
+
+    phase: LoadPhase
+    start: float
+    """Seconds, by the store's clock."""
+    duration: float
+    """Seconds."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A checkpoint on a tier."""
+
+    digest: str
+    tier: Tier
+    size_bytes: int
+    """Bytes of its partitions."""
+    resident_bytes: int
+    """Those that the tier holds now; fewer while it is being loaded."""
+    sources: tuple[str, ...]
+    """URLs that are known to lead to it."""
+    leased: bool
+    """Whether it is in use or being loaded, and so cannot be evicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """How full a tier is."""
+
+    tier: Tier
+    capacity_bytes: int
+    used_bytes: int
+    """Reservations for loads under way included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What was observed of the way from one tier to the next."""
+
+    from_tier: Tier
+    to_tier: Tier
+    bytes_per_second: float
+    queued_bytes: int
+    """Bytes of transfers under way or waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A source, and what is known of its checkpoint."""
+
+    directory: Path
+    """Where the model's small files can be read now."""
+    size_bytes: int
+    """Bytes of its tensors, in the dtypes in which they are served."""
+    digest: str | None
+    """None: it was not imported yet."""

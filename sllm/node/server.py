@@ -1,0 +1,123 @@
+"""The node agent as a process: puts the parts together, serves, and takes them apart again."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import structlog
+from serverlessllm.v1 import inference_service_pb2, node_service_pb2
+from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+from serverlessllm.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
+
+from sllm import rpc, telemetry
+from sllm.clock import Clock, MonotonicClock
+from sllm.node.agent import Agent
+from sllm.node.config import NodeConfig
+from sllm.node.pool import Pool
+from sllm.node.reporter import Reporter
+from sllm.node.service import InferenceServicer, NodeServicer
+from sllm.node.tiers import TierStore
+from sllm.node.zygote import Zygote
+from sllm.process import until_terminated
+
+log = structlog.get_logger()
+
+STOP_GRACE = 2.0
+"""Seconds that running requests have when the node is asked to end."""
+
+
+async def serve(config: NodeConfig) -> None:
+    """Runs a node agent until the process gets SIGTERM or SIGINT."""
+    node_id = config.node_id or _kept_node_id(config.directory)
+    async with AsyncExitStack() as stack:
+        stack.callback(
+            telemetry.configure(
+                "sllm-node", instance_id=node_id, metrics_port=config.metrics_port
+            ).shutdown
+        )
+        port = await _start(config, node_id, stack)
+        print(f"listening on {_host(config)}:{port}", flush=True)  # noqa: T201 - for who started us
+        await until_terminated()
+
+
+async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int:
+    """Starts every part; `stack` ends them in reverse order. Returns the port."""
+    clock = MonotonicClock()
+    pool = Pool(config.dram_bytes, config.chunk_bytes)
+    stack.callback(pool.close)
+    pool.start_populating()
+    zygote = Zygote()
+    await zygote.start(pool.fd)
+    stack.push_async_callback(zygote.close)
+    store = await TierStore.open(
+        config.checkpoint_dir,
+        config.ssd_bytes,
+        pool,
+        clock=clock,
+        read_threads=config.read_threads,
+    )
+    stack.push_async_callback(store.close)
+    _clear_sockets(config.socket_dir)
+    agent = Agent(config, clock, store, zygote)
+    port = await _listen(config, agent, node_id, clock, stack)
+    await stack.enter_async_context(_reporting(config, agent, node_id, port, clock))
+    stack.push_async_callback(agent.close, STOP_GRACE)
+    return port
+
+
+async def _listen(
+    config: NodeConfig, agent: Agent, node_id: str, clock: Clock, stack: AsyncExitStack
+) -> int:
+    server = rpc.Server()
+    add_NodeServiceServicer_to_server(NodeServicer(agent, node_id), server.grpc)
+    add_InferenceServiceServicer_to_server(InferenceServicer(agent, node_id, clock), server.grpc)
+    port = await server.start(config.listen_address, _SERVICES)
+    stack.push_async_callback(server.stop, STOP_GRACE)
+    return port
+
+
+_SERVICES = (
+    node_service_pb2.DESCRIPTOR.services_by_name["NodeService"],
+    inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+)
+
+
+@asynccontextmanager
+async def _reporting(
+    config: NodeConfig, agent: Agent, node_id: str, port: int, clock: Clock
+) -> AsyncIterator[None]:
+    async with rpc.channel(config.control_address) as channel:
+        address = f"{config.advertise_host or _host(config)}:{port}"
+        reporter = Reporter(agent, node_id, address, channel, clock)
+        task = asyncio.create_task(reporter.run(), name="reporter")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def _host(config: NodeConfig) -> str:
+    return config.listen_address.rpartition(":")[0]
+
+
+def _clear_sockets(directory: Path) -> None:
+    """Makes the sockets' directory; removes those of an agent that was killed.
+
+    Called once the store has locked the node's directory: no other agent uses it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob("*.sock"):
+        left.unlink()
+
+
+def _kept_node_id(directory: Path) -> str:
+    """The id in the directory, made and kept there at the first start."""
+    path = directory / "node-id"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"node-{uuid.uuid4().hex[:8]}\n")
+    return path.read_text().strip()

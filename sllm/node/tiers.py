@@ -1,0 +1,256 @@
+"""The tier store: every byte of weights on a node, on SSD and in memory."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from sllm.clock import Clock
+from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument, SourceNotFound
+from sllm.node import contents
+from sllm.node.dram import DramTier
+from sllm.node.importer import plan_import
+from sllm.node.imports import Imports
+from sllm.node.lease import Lease
+from sllm.node.ledger import Holding
+from sllm.node.links import Speeds, measure
+from sllm.node.loads import Movers, Tell
+from sllm.node.manifest import TensorEntry
+from sllm.node.pool import Pool
+from sllm.node.promotion import Promoter
+from sllm.node.reads import Reads
+from sllm.node.records import Copy, Found, Link, LoadPhase, Progress, Step, Tier, TierUsage
+from sllm.node.sources import LocalSource, fingerprint, inspect, parse_source
+from sllm.node.ssd import SourceRecord, SsdTier, delete
+
+__all__ = [
+    "Copy",
+    "Found",
+    "Lease",
+    "Link",
+    "LoadPhase",
+    "Progress",
+    "Step",
+    "Tier",
+    "TierStore",
+    "TierUsage",
+]
+
+_log = structlog.get_logger()
+
+
+class TierStore:
+    """Owns a directory and a pool, and moves checkpoints between them and their sources.
+
+    Belongs to one event loop. Disk and digests are left to threads; the store's own state
+    changes only in the loop, and never across an await, so it needs no locks.
+    """
+
+    def __init__(
+        self, ssd: SsdTier, dram: DramTier, speeds: Speeds, clock: Clock, read_threads: int
+    ) -> None:
+        self._ssd = ssd
+        self._dram = dram
+        self._speeds = speeds
+        self._movers = Movers()
+        self._imports = Imports(ssd, dram, self._movers, speeds.remote_to_ssd, clock, self._changed)
+        self._reads = Reads(
+            ssd, dram, self._movers, speeds.ssd_to_dram, clock, read_threads, self._changed
+        )
+        self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
+        self._promotions: set[asyncio.Task[Lease]] = set()
+        self._watchers: list[Callable[[], None]] = []
+
+    @classmethod
+    async def open(
+        cls, directory: Path, ssd_bytes: int, pool: Pool, *, clock: Clock, read_threads: int = 4
+    ) -> Self:
+        """Takes stock of `directory` and measures how fast it is.
+
+        Args:
+            directory: the SSD tier; made if it is not there. Used by one store at a time.
+            ssd_bytes: the tier's budget.
+            pool: the DRAM tier, empty. It stays the caller's, to be closed after the store.
+            clock: measures transfers.
+            read_threads: threads that read chunks from SSD.
+
+        Raises:
+            InvalidArgument: another process uses the directory.
+            OSError: the directory's disk is full, or fails.
+        """
+        ssd = await asyncio.to_thread(SsdTier.open, directory, ssd_bytes)
+        try:
+            speeds = await asyncio.to_thread(measure, directory)
+        except BaseException:
+            ssd.close()
+            raise
+        return cls(ssd, DramTier(pool), speeds, clock, read_threads)
+
+    async def promote(
+        self, source: str, dtype: str | None, tier: Tier, on_progress: Tell | None = None
+    ) -> Lease:
+        """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
+
+        What is under way for the same checkpoint is joined. A caller that is cancelled does not
+        end the work: the tiers keep what was loaded. A source that is gone is still served from
+        the tiers.
+
+        Args:
+            source: URL or path.
+            dtype: torch's name for what plain floating weights are converted to; None: nothing.
+            tier: SSD or DRAM.
+            on_progress: told how far the load is.
+
+        Raises:
+            InvalidSource: the source cannot be read, or is not a model.
+            InvalidArgument: the dtype or the tier is not one to ask for.
+            SourceNotFound: the source is not there, and no tier holds what it was.
+            CheckpointCorrupt: bytes are not what they should be; names the file and offset.
+            ModelTooLarge: a tier could not hold it even if it were empty.
+            NoCapacity: too much of a tier is leased or being loaded.
+            ShuttingDown: the store was closed.
+        """
+        if tier not in (Tier.SSD, Tier.DRAM):
+            raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
+        listener = _Listener(on_progress)
+        promotion = self._begin(parse_source(source), dtype, tier, listener.tell)
+        try:
+            return await asyncio.shield(promotion)
+        except asyncio.CancelledError:
+            listener.leave()
+            promotion.add_done_callback(_release)
+            raise
+
+    def _begin(
+        self, source: LocalSource, dtype: str | None, tier: Tier, tell: Tell
+    ) -> asyncio.Task[Lease]:
+        promotion = asyncio.create_task(self._promote(source, dtype, tier, tell))
+        self._promotions.add(promotion)
+        promotion.add_done_callback(self._promotions.discard)
+        return promotion
+
+    async def _promote(
+        self, source: LocalSource, dtype: str | None, tier: Tier, tell: Tell
+    ) -> Lease:
+        record = await self._identify(source, dtype)
+        return await self._promoter.bring_up(source, record, tier, tell)
+
+    async def _identify(self, source: LocalSource, dtype: str | None) -> SourceRecord:
+        """The source as it is now or, if it is gone, as it was when it was last imported."""
+        try:
+            found = await self._movers.run(lambda: fingerprint(source))
+        except SourceNotFound:
+            known = self._ssd.last_known(source.url, dtype)
+            if known is None:
+                raise
+            return known
+        return SourceRecord(source.url, found, dtype)
+
+    async def inspect(self, source: str, dtype: str | None) -> Found:
+        """What is known of a source's checkpoint without importing it.
+
+        Raises:
+            InvalidSource, InvalidArgument, SourceNotFound, CheckpointCorrupt: as `promote`.
+        """
+        place = parse_source(source)
+        copy = self._ssd.find(await self._identify(place, dtype))
+        if copy is not None:
+            size = _tensor_bytes(copy.manifest.tensors)
+            return Found(copy.directory, size, copy.manifest.digest)
+        plan = await self._movers.run(lambda: plan_import(inspect(place), dtype))
+        return Found(place.directory, _tensor_bytes(plan.layout.tensors), None)
+
+    async def evict(self, digest: str, tier: Tier) -> None:
+        """Frees a checkpoint's room on a tier; on SSD, what the pool holds of it goes too.
+
+        Raises:
+            CheckpointNotFound: the tier does not hold it.
+            CheckpointLeased: it is in use, or being loaded.
+        """
+        copy = self._ssd.copies.get(digest)
+        dram = self._dram.copies.get(digest)
+        if tier is Tier.SSD and copy is not None:
+            _check_idle(digest, copy.holding)
+            self._dram.evict(digest)
+            self._ssd.ledger.remove(digest)
+            removed = self._ssd.detach(digest)
+            self._changed()
+            await self._movers.run(lambda: delete(removed))
+        elif tier is Tier.DRAM and dram is not None:
+            _check_idle(digest, dram.holding)
+            self._dram.evict(digest)
+            self._changed()
+        elif tier is Tier.DRAM and digest in self._reads.loads:
+            raise CheckpointLeased(f"checkpoint {digest} is being loaded")
+        else:
+            raise CheckpointNotFound(f"the {tier.name} tier does not hold checkpoint {digest}")
+
+    def copies(self) -> tuple[Copy, ...]:
+        """Every checkpoint on every tier, and those that are being read into the pool."""
+        return contents.copies(self._ssd, self._dram, self._reads)
+
+    def usage(self) -> tuple[TierUsage, ...]:
+        """How full SSD and DRAM are."""
+        return contents.usage(self._ssd, self._dram)
+
+    def links(self) -> tuple[Link, ...]:
+        """How fast bytes move between the tiers, and how many are waiting to."""
+        return contents.links(self._speeds, self._imports, self._reads)
+
+    def subscribe(self, watcher: Callable[[], None]) -> None:
+        """Calls `watcher`, in the event loop, after every change of contents, leases or loads."""
+        self._watchers.append(watcher)
+
+    def _changed(self) -> None:
+        for watcher in self._watchers:
+            watcher()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if the tiers' books contradict each other, the pool or the disk."""
+        self._ssd.check_integrity()
+        self._dram.check_integrity()
+        assert self._dram.copies.keys() <= self._ssd.copies.keys(), "in the pool, but not on SSD"
+
+    async def close(self) -> None:
+        """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""
+        self._movers.stop()
+        await asyncio.gather(*self._promotions, return_exceptions=True)
+        await asyncio.to_thread(self._movers.close)
+        await asyncio.to_thread(self._reads.close)
+        self._ssd.close()
+
+
+class _Listener:
+    """Passes progress on to a caller, until it leaves."""
+
+    def __init__(self, on_progress: Tell | None) -> None:
+        self._on_progress = on_progress
+
+    def tell(self, progress: Progress) -> None:
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+    def leave(self) -> None:
+        self._on_progress = None
+
+
+def _release(promotion: asyncio.Task[Lease]) -> None:
+    """Ends a promotion that nobody waits for any more."""
+    if promotion.cancelled():
+        return
+    error = promotion.exception()
+    if error is None:
+        promotion.result().release()
+    else:
+        _log.warning("node.promotion_failed", problem=str(error))
+
+
+def _check_idle(digest: str, holding: Holding) -> None:
+    if holding.leases:
+        raise CheckpointLeased(f"checkpoint {digest} is in use: end the instances that serve it")
+
+
+def _tensor_bytes(tensors: Iterable[TensorEntry]) -> int:
+    return sum(tensor.size for tensor in tensors)

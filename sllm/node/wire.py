@@ -1,0 +1,176 @@
+"""Between the node's own types and the protocol's messages."""
+
+import socket
+from collections.abc import Sequence
+
+from google.protobuf import duration_pb2
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
+from serverlessllm.v1 import types_pb2 as pb
+from serverlessllm.v1 import worker_service_pb2 as worker_pb
+
+from sllm import errors
+from sllm.node.agent import Agent, ModelInfo
+from sllm.node.instance import Instance
+from sllm.node.phases import Phase
+from sllm.node.start import InstanceSpec
+from sllm.node.tiers import Copy, Link, Progress, Tier, TierUsage
+from sllm.node.workers import EngineSpec
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """A Duration of `seconds`."""
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
+    """What a StartInstance call asks for."""
+    return InstanceSpec(
+        instance_id=request.instance_id,
+        deployment=request.deployment,
+        source=request.source,
+        engine=engine_spec(request.engine),
+        kv_bytes=request.kv_bytes,
+    )
+
+
+def engine_spec(config: pb.EngineConfig) -> EngineSpec:
+    """How a model is to be run."""
+    return EngineSpec(
+        engine=config.engine,
+        dtype=config.dtype or None,
+        kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
+        max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
+    )
+
+
+def storage_tier(tier: int) -> Tier:
+    """A tier that checkpoints can be promoted to, or evicted from.
+
+    Raises:
+        errors.InvalidArgument: It is neither SSD nor DRAM.
+    """
+    if tier not in (pb.TIER_SSD, pb.TIER_DRAM):
+        raise errors.InvalidArgument(f"tier must be SSD (2) or DRAM (3), not {tier}")
+    return Tier(tier)
+
+
+def loading(progress: Progress) -> pb.Loading:
+    """How far a load is."""
+    return pb.Loading(
+        phase=pb.LoadPhase.ValueType(progress.phase),
+        from_tier=pb.Tier.ValueType(progress.from_tier),
+        loaded_bytes=progress.loaded_bytes,
+        total_bytes=progress.total_bytes,
+    )
+
+
+def model_info(model: ModelInfo) -> pb.ModelInfo:
+    """What a model needs."""
+    return pb.ModelInfo(
+        architecture=model.architecture,
+        size_bytes=model.size_bytes,
+        context_tokens=model.context_tokens,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        digest=model.digest,
+    )
+
+
+def phase_message(phase: Phase) -> pb.Phase:
+    """A phase of a receipt."""
+    return pb.Phase(
+        kind=pb.PhaseKind.ValueType(phase.kind),
+        start=duration(phase.start),
+        duration=duration(phase.duration),
+        size_bytes=phase.size_bytes,
+    )
+
+
+def instance_message(instance: Instance, node_id: str) -> pb.Instance:
+    """An instance as it is now."""
+    message = pb.Instance(
+        instance_id=instance.spec.instance_id,
+        deployment=instance.spec.deployment,
+        node_id=node_id,
+        state=pb.InstanceState.ValueType(instance.state),
+        running_requests=instance.running_requests,
+        kv_bytes=instance.spec.kv_bytes,
+        digest=instance.running.digest if instance.running else "",
+        worker_pid=instance.worker_pid,
+    )
+    message.started_at.FromDatetime(instance.started_at)
+    return message
+
+
+def ready_message(instance: Instance, node_id: str, model: ModelInfo) -> node_pb.InstanceReady:
+    """The last message of a start."""
+    return node_pb.InstanceReady(
+        instance=instance_message(instance, node_id),
+        phases=[phase_message(phase) for phase in instance.timeline.phases],
+        from_tier=pb.Tier.ValueType(instance.running.from_tier if instance.running else 0),
+        model=model_info(model),
+    )
+
+
+def copy_message(copy: Copy) -> pb.CheckpointCopy:
+    """A checkpoint on a tier."""
+    return pb.CheckpointCopy(
+        digest=copy.digest,
+        tier=pb.Tier.ValueType(copy.tier),
+        size_bytes=copy.size_bytes,
+        resident_bytes=copy.resident_bytes,
+        sources=copy.sources,
+        leased=copy.leased,
+    )
+
+
+def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
+    """The node without its copies."""
+    return pb.Node(
+        node_id=node_id,
+        address=address,
+        host=socket.gethostname(),
+        tiers=[_usage(usage) for usage in agent.store.usage()],
+        links=[_link(link) for link in agent.store.links()],
+        kv_capacity_bytes=agent.config.kv_bytes,
+        kv_used_bytes=agent.kv_used_bytes,
+        init_time=None if agent.init_seconds is None else duration(agent.init_seconds),
+    )
+
+
+def _usage(usage: TierUsage) -> pb.TierUsage:
+    return pb.TierUsage(
+        tier=pb.Tier.ValueType(usage.tier),
+        capacity_bytes=usage.capacity_bytes,
+        used_bytes=usage.used_bytes,
+    )
+
+
+def _link(link: Link) -> pb.LinkObservation:
+    return pb.LinkObservation(
+        from_tier=pb.Tier.ValueType(link.from_tier),
+        to_tier=pb.Tier.ValueType(link.to_tier),
+        bytes_per_second=link.bytes_per_second,
+        queued_bytes=link.queued_bytes,
+    )
+
+
+def failure(message: worker_pb.Failure) -> errors.SllmError:
+    """Why a worker gave a request up."""
+    return errors.make_error(
+        message.code, message.reason, message.message, metadata=dict(message.metadata)
+    )
+
+
+def merge_tokens(parts: Sequence[inference_pb.Tokens]) -> inference_pb.Tokens:
+    """One message of consecutive ones: what waits together travels together."""
+    merged = inference_pb.Tokens()
+    for part in parts:
+        if not merged.token_ids:
+            merged.first_index = part.first_index
+        merged.token_ids.extend(part.token_ids)
+        merged.logprobs.extend(part.logprobs)
+    merged.text = "".join(part.text for part in parts)
+    return merged

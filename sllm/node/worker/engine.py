@@ -1,0 +1,139 @@
+"""What a worker asks of an inference engine, whichever it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from sllm.sampling import Sampling
+
+
+class FinishReason(IntEnum):
+    """Why a generation ended; the numbers are those of the protocol."""
+
+    STOP = 1
+    """The model ended its text, or a stop string or stop token was met."""
+    LENGTH = 2
+    """As many tokens as were allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A generation, as an engine sees it: tokens in, tokens out."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    """Token ids, at least one."""
+    sampling: Sampling
+    """With its seed set."""
+    max_tokens: int
+    """At least 1. Prompt and generation together fit the engine's context."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Each of them ends the generation, and is its last token."""
+    logprobs: int | None = None
+    """How many alternatives to give for every token. None: no logprobs at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One of the likeliest tokens at a position."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithms of probabilities before temperature and filters."""
+
+    logprob: float
+    """Of the token drawn."""
+    top: tuple[TopLogprob, ...]
+    """The likeliest tokens, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """What one step gave one request."""
+
+    request_id: str
+    token_id: int
+    logprob: TokenLogprob | None
+    finish: FinishReason | None
+    """None: the generation goes on."""
+    cached_prompt_tokens: int
+    """Prompt tokens whose cache entries were found and not computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What an engine has done since its start, and has to do."""
+
+    steps: int = 0
+    """Forward passes."""
+    generated_tokens: int = 0
+    running_requests: int = 0
+    """Requests that hold a part of the cache."""
+    waiting_requests: int = 0
+    """Requests that wait for a part of it."""
+    cancelled_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The outcome of one step. Cancelled requests are not named any more."""
+
+    tokens: tuple[NewToken, ...]
+    """In no particular order, at most one for each request. Empty: only counters changed."""
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much an engine may take on."""
+
+    kv_tokens: int
+    """Tokens that the KV cache holds."""
+    max_requests: int
+    """Requests in one step; more wait."""
+
+
+class Engine(Protocol):
+    """Generates tokens for many requests at once, in a thread of its own.
+
+    `start` returns once the engine is ready for requests. `submit` and `cancel` return at once
+    and may be called from any thread. `on_step` and `on_failure` are called in the engine's
+    thread, in the order of the steps, and must return quickly. A failure ends the engine and all
+    its requests; nothing is called after it, nor once `stop` has returned.
+    """
+
+    @property
+    def counters(self) -> Counters:
+        """As of the latest step."""
+        ...
+
+    def start(
+        self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
+    ) -> None:
+        """Allocates the KV cache and begins to run.
+
+        Raises:
+            NoCapacity: There is no memory for the cache.
+        """
+        ...
+
+    def submit(self, request: EngineRequest) -> None:
+        """Takes a request, whose id is not in use; its tokens come through `on_step`."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request before the next step; one that is not there has ended."""
+        ...
+
+    def finish(self, request_id: str) -> None:
+        """The same for a request that has got all it wanted: it does not count as cancelled."""
+        ...
+
+    def stop(self) -> None:
+        """Ends the engine with all its requests, and returns when it is done."""
+        ...

@@ -1,0 +1,132 @@
+"""One request in a worker, from its tokens' coming out of the engine to what its caller sees."""
+
+import time
+from dataclasses import dataclass
+
+from sllm.errors import SllmError
+from sllm.node.worker.engine import FinishReason, NewToken, TokenLogprob
+from sllm.node.worker.prompts import Prompt
+from sllm.node.worker.text import TextDelta, TextStream, Vocabulary
+from sllm.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a caller asks for."""
+
+    request_id: str
+    prompt: Prompt
+    sampling: Sampling
+    stop: tuple[str, ...]
+    """The text ends before the first of these to appear."""
+    stop_token_ids: frozenset[int]
+    max_tokens: int | None
+    """None: as many as the context leaves."""
+    ignore_eos: bool
+    logprobs: int | None
+    """How many alternatives to give for every token. None: no logprobs at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The engine has taken the request."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What the generation has grown by."""
+
+    first_index: int
+    """Index in the generation of the first of token_ids."""
+    token_ids: tuple[int, ...]
+    text: str
+    """It may lag behind the tokens."""
+    logprobs: tuple[TokenLogprob, ...]
+    """One for each of token_ids, if the request asked."""
+
+    def joined(self, later: "Tokens") -> "Tokens":
+        """These tokens and those that follow them."""
+        return Tokens(
+            self.first_index,
+            self.token_ids + later.token_ids,
+            self.text + later.text,
+            self.logprobs + later.logprobs,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a generation took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    """Prompt tokens whose cache entries were found and not computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The end of a generation, with the tokens of its last step."""
+
+    tokens: Tokens
+    reason: FinishReason
+    usage: Usage
+    stop: str | None
+    """The stop string that was met, if one was."""
+    first_token_seconds: float
+    """From the worker's taking the request to its first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a request that cannot be gone on with."""
+
+    error: SllmError
+
+
+Event = Accepted | Tokens | Completed | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An event of one request."""
+
+    request_id: str
+    event: Event
+
+
+class Generation:
+    """Follows one request's tokens."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt_tokens: int,
+        vocabulary: Vocabulary,
+        taken_at: float,
+    ) -> None:
+        """Begins with no tokens; `taken_at` is when the worker took the request, by its clock."""
+        self._taken_at = taken_at
+        self._first_token_seconds = 0.0
+        self._prompt_tokens = prompt_tokens
+        self._text = TextStream(vocabulary, request.stop)
+        self._count = 0
+
+    def push(self, token: NewToken) -> Tokens | Completed:
+        """Takes the next token; nothing is pushed after the generation is completed."""
+        if self._count == 0:
+            self._first_token_seconds = time.monotonic() - self._taken_at
+        delta = self._text.push(token.token_id)
+        if token.finish and not delta.stop:
+            rest = self._text.finish()
+            delta = TextDelta(delta.text + rest.text, rest.stop)
+        logprobs = (token.logprob,) if token.logprob else ()
+        tokens = Tokens(self._count, (token.token_id,), delta.text, logprobs)
+        self._count += 1
+        reason = FinishReason.STOP if delta.stop else token.finish
+        if reason is None:
+            return tokens
+        usage = Usage(self._prompt_tokens, self._count, token.cached_prompt_tokens)
+        return Completed(tokens, reason, usage, delta.stop, self._first_token_seconds)

@@ -1,0 +1,172 @@
+"""All requests under way in a worker: into the engine, and out of it."""
+
+import asyncio
+import itertools
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import structlog
+
+from sllm.errors import Internal, InvalidArgument, RequestIdInUse, SllmError
+from sllm.node.worker import prompts
+from sllm.node.worker.engine import Engine, EngineRequest, NewToken, Step
+from sllm.node.worker.generation import (
+    Accepted,
+    Completed,
+    Event,
+    Failed,
+    Generation,
+    GenerationRequest,
+    Output,
+)
+from sllm.node.worker.model import ModelFiles
+from sllm.node.worker.outbox import Outbox
+from sllm.sampling import MAX_SEED
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A request that has not ended."""
+
+    key: str
+    """Its id in the engine, never used twice: a token that comes late is nobody else's."""
+    request_id: str
+    taken_at: float
+    """By the monotonic clock."""
+    beginning: asyncio.Task[None] | None = None
+    """Set while its prompt is being tokenised."""
+    generation: Generation | None = None
+    """Set once the engine has it."""
+
+
+class Generations:
+    """Belongs to the event loop; the engine's steps come to `take_step` through it."""
+
+    def __init__(
+        self, files: ModelFiles, engine: Engine, context_tokens: int, outbox: Outbox
+    ) -> None:
+        self._files = files
+        self._engine = engine
+        self._context_tokens = context_tokens
+        self._outbox = outbox
+        self._keys = map(str, itertools.count())
+        self._by_id: dict[str, _UnderWay] = {}
+        self._by_key: dict[str, _UnderWay] = {}
+        # One thread: a tokenizer may not be used by two at once.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Takes a request; whatever comes of it comes through the outbox."""
+        if request.request_id in self._by_id:
+            error = RequestIdInUse(f"request {request.request_id} is already under way")
+            self._put(request.request_id, Failed(error))
+            return
+        under_way = _UnderWay(next(self._keys), request.request_id, time.monotonic())
+        self._by_id[request.request_id] = self._by_key[under_way.key] = under_way
+        under_way.beginning = asyncio.create_task(self._begin(request, under_way))
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request, which is not named again; one that is not there has ended."""
+        under_way = self._by_id.get(request_id)
+        if under_way is None:
+            return
+        self._forget(under_way)
+        if under_way.beginning:
+            under_way.beginning.cancel()
+        self._engine.cancel(under_way.key)
+
+    def take_step(self, step: Step) -> None:
+        """Turns a step's tokens into events."""
+        outputs = [output for token in step.tokens if (output := self._push(token))]
+        self._outbox.put(outputs, step.counters)
+
+    def fail_all(self, error: SllmError) -> None:
+        """Ends all requests."""
+        for under_way in list(self._by_id.values()):
+            self._forget(under_way)
+            self._put(under_way.request_id, Failed(error))
+
+    def cancel_all(self) -> None:
+        """Ends all requests without a word."""
+        for request_id in list(self._by_id):
+            self.cancel(request_id)
+
+    def close(self) -> None:
+        """Cancels all requests; takes no more."""
+        self.cancel_all()
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
+        try:
+            engine_request = await self._prepare(request, under_way.key)
+            under_way.generation = Generation(
+                request,
+                len(engine_request.prompt),
+                self._files.vocabulary,
+                under_way.taken_at,
+            )
+            self._engine.submit(engine_request)
+        except SllmError as error:
+            self._refuse(under_way, error)
+        except Exception as error:
+            log.exception("worker.request_failed", request_id=request.request_id)
+            self._refuse(under_way, Internal(f"the request could not be begun: {error!r}"))
+        else:
+            self._put(request.request_id, Accepted(len(engine_request.prompt)))
+        finally:
+            under_way.beginning = None
+
+    async def _prepare(self, request: GenerationRequest, key: str) -> EngineRequest:
+        request.sampling.validate()
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise InvalidArgument(f"max_tokens must be at least 1, not {request.max_tokens}")
+        files, sampling = self._files, request.sampling
+        loop = asyncio.get_running_loop()
+        prompt = await loop.run_in_executor(
+            self._tokenizing,
+            prompts.encode,
+            request.prompt,
+            files.tokenizer,
+            files.vocabulary_size,
+        )
+        return EngineRequest(
+            request_id=key,
+            prompt=prompt,
+            sampling=replace(sampling, seed=_seed(sampling.seed)),
+            max_tokens=prompts.token_allowance(
+                len(prompt), request.max_tokens, self._context_tokens
+            ),
+            stop_token_ids=request.stop_token_ids
+            | (frozenset() if request.ignore_eos else files.stop_token_ids),
+            logprobs=request.logprobs,
+        )
+
+    def _push(self, token: NewToken) -> Output | None:
+        under_way = self._by_key.get(token.request_id)
+        if under_way is None or under_way.generation is None:
+            return None  # cancelled, or stopped by its text, while the step was under way
+        event = under_way.generation.push(token)
+        if isinstance(event, Completed):
+            self._forget(under_way)
+            if not token.finish:
+                self._engine.finish(token.request_id)  # a stop string, which engines do not see
+        return Output(under_way.request_id, event)
+
+    def _refuse(self, under_way: _UnderWay, error: SllmError) -> None:
+        self._forget(under_way)
+        self._put(under_way.request_id, Failed(error))
+
+    def _forget(self, under_way: _UnderWay) -> None:
+        self._by_id.pop(under_way.request_id, None)
+        self._by_key.pop(under_way.key, None)
+
+    def _put(self, request_id: str, event: Event) -> None:
+        self._outbox.put((Output(request_id, event),), self._engine.counters)
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbelow(MAX_SEED + 1) if seed is None else seed

@@ -1,0 +1,231 @@
+"""The one model of a worker process: prepared, then attached to its weights, then serving."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
+from sllm.node.checkpoint import read_manifest
+from sllm.node.manifest import Manifest
+from sllm.node.mapping import Mapping, map_chunks
+from sllm.node.tensors import tensors_over
+from sllm.node.worker.description import context_tokens, kv_bytes_per_token
+from sllm.node.worker.engine import Capacity, Counters, Engine, Step
+from sllm.node.worker.generations import Generations
+from sllm.node.worker.model import ModelFiles, build_module, load_files
+from sllm.node.worker.outbox import Outbox
+from sllm.node.worker.transformers_engine import TransformersEngine
+
+log = structlog.get_logger()
+
+DEFAULT_KV_TOKENS = 8192
+DEFAULT_CONCURRENCY = 64
+
+_ENGINES: dict[str, Callable[[Any, Capacity], Engine]] = {"transformers": TransformersEngine}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How a deployment wants its model run."""
+
+    engine: str
+    kv_cache_tokens: int | None
+    """None: as many as `DEFAULT_KV_TOKENS`."""
+    max_concurrency: int | None
+    """Requests at once. None: `DEFAULT_CONCURRENCY`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """How bringing the model up went."""
+
+    attach_seconds: float
+    """Mapping the weights and building the module."""
+    engine_seconds: float
+    """Creating the engine and its KV cache."""
+    context_tokens: int
+    """What prompt and generation of one request may have together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterLocation:
+    """Where a parameter is in this process's memory."""
+
+    name: str
+    address: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    files: ModelFiles
+    manifest: Manifest
+    options: EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    mapping: Mapping
+    module: Any
+    engine: Engine
+    generations: Generations
+    outbox: Outbox
+
+
+class ModelHost:
+    """Belongs to the event loop; what takes long runs in threads beside it."""
+
+    def __init__(self, pool_fd: int) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the engine has failed and all requests have been told."""
+        self._pool_fd = pool_fd
+        self._prepared: _Prepared | None = None
+        self._running: _Running | None = None
+
+    async def prepare(self, directory: Path, options: EngineOptions) -> float:
+        """Loads what does not need the weights; gives the seconds that it took.
+
+        Raises:
+            CheckpointCorrupt: The manifest, or a file that it names, is not there or not right.
+            UnsupportedModel: The engine cannot run the model.
+        """
+        began = time.monotonic()
+        self._prepared = await asyncio.to_thread(_prepare, directory, options)
+        return time.monotonic() - began
+
+    async def attach(self, partitions: Sequence[Sequence[int]], kv_bytes: int) -> Attached:
+        """Builds the model over its weights in the pool and starts the engine.
+
+        Args:
+            partitions: for each partition of the manifest, its chunks in the pool.
+            kv_bytes: memory that the KV cache may take.
+
+        Raises:
+            InvalidArgument: Not prepared, attached before, or not as many partitions.
+            NoCapacity: There is no room for a KV cache.
+            UnsupportedModel: The weights are not those of the model.
+        """
+        prepared = self._prepared
+        if prepared is None or self._running is not None:
+            raise InvalidArgument("a worker attaches once, after it has prepared")
+        began = time.monotonic()
+        mapping, module = await asyncio.to_thread(
+            _attach, self._pool_fd, prepared, tuple(partitions)
+        )
+        attached = time.monotonic()
+        capacity = _capacity(prepared, module, kv_bytes)
+        context = min(context_tokens(module.config), capacity.kv_tokens)
+        engine = _ENGINES[prepared.options.engine](module, capacity)
+        outbox = Outbox()
+        generations = Generations(prepared.files, engine, context, outbox)
+        self._running = _Running(mapping, module, engine, generations, outbox)
+        await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
+        started = time.monotonic()
+        return Attached(attached - began, started - attached, context)
+
+    @property
+    def generations(self) -> Generations:
+        """The requests.
+
+        Raises:
+            InvalidArgument: The worker is not attached.
+        """
+        return self._attached.generations
+
+    @property
+    def outbox(self) -> Outbox:
+        """What comes of the requests.
+
+        Raises:
+            InvalidArgument: The worker is not attached.
+        """
+        return self._attached.outbox
+
+    @property
+    def counters(self) -> Counters:
+        """Of the engine, or all zero before there is one."""
+        return self._running.engine.counters if self._running else Counters()
+
+    @property
+    def mapped(self) -> tuple[int, int]:
+        """First address and length of the mapped weights; (0, 0) before they are."""
+        mapping = self._running.mapping if self._running else None
+        return (mapping.address, mapping.size_bytes) if mapping else (0, 0)
+
+    def parameters(self) -> list[ParameterLocation]:
+        """Where the parameters are; tied ones are listed once."""
+        if self._running is None:
+            return []
+        return [
+            ParameterLocation(name, parameter.data_ptr(), parameter.nbytes)
+            for name, parameter in self._running.module.named_parameters()
+        ]
+
+    async def close(self) -> None:
+        """Ends the engine and all requests."""
+        if self._running:
+            self._running.generations.close()
+            self._running.outbox.close()
+            await asyncio.to_thread(self._running.engine.stop)
+
+    @property
+    def _attached(self) -> _Running:
+        if self._running is None:
+            raise InvalidArgument("the worker takes requests once it is attached")
+        return self._running
+
+    def _start(
+        self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        def on_step(step: Step) -> None:
+            loop.call_soon_threadsafe(generations.take_step, step)
+
+        def on_failure(error: Exception) -> None:
+            loop.call_soon_threadsafe(self._fail, error)
+
+        engine.start(on_step, on_failure)
+
+    def _fail(self, error: Exception) -> None:
+        if self.failed.done():
+            return
+        log.error("worker.engine_failed", exc_info=error)
+        reason = error if isinstance(error, SllmError) else WorkerDied(f"engine failed: {error!r}")
+        self._attached.generations.fail_all(reason)
+        self._attached.outbox.close()
+        self.failed.set_result(None)
+
+
+def _prepare(directory: Path, options: EngineOptions) -> _Prepared:
+    if options.engine not in _ENGINES:
+        known = ", ".join(_ENGINES)
+        raise UnsupportedModel(f"there is no engine {options.engine!r}; there are: {known}")
+    return _Prepared(load_files(directory), read_manifest(directory), options)
+
+
+def _attach(
+    pool_fd: int, prepared: _Prepared, partitions: Sequence[Sequence[int]]
+) -> tuple[Mapping, Any]:
+    entries = prepared.manifest.partitions
+    if [len(chunks) for chunks in partitions] != [len(entry.digests) for entry in entries]:
+        raise InvalidArgument("the chunks are not as many as the checkpoint's partitions have")
+    mapping = map_chunks(pool_fd, entries[0].chunk_size, partitions)
+    buffers = [mapping.buffer(index) for index in range(len(entries))]
+    weights = tensors_over(prepared.manifest, buffers)
+    return mapping, build_module(prepared.files.architecture, weights)
+
+
+def _capacity(prepared: _Prepared, module: Any, kv_bytes: int) -> Capacity:
+    per_token = kv_bytes_per_token(module.config, module.dtype)
+    affordable = kv_bytes // per_token
+    if not affordable:
+        raise NoCapacity(f"{kv_bytes} bytes of KV cache hold no token, which takes {per_token}")
+    options = prepared.options
+    return Capacity(
+        kv_tokens=min(options.kv_cache_tokens or DEFAULT_KV_TOKENS, affordable),
+        max_requests=options.max_concurrency or DEFAULT_CONCURRENCY,
+    )

@@ -1,0 +1,49 @@
+"""A worker process, from its fork to its end."""
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import torch
+import transformers
+import uvloop
+from serverlessllm.v1 import worker_service_pb2
+from serverlessllm.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
+
+from sllm import rpc, telemetry
+from sllm.node.worker.host import ModelHost
+from sllm.node.worker.messages import Fork
+from sllm.node.worker.service import WorkerServicer
+from sllm.process import until_terminated
+
+STOP_GRACE = 1.0
+"""Seconds that the last outputs have to leave."""
+
+_SERVICES = (worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],)
+
+
+def run(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> int:
+    """Serves until SIGTERM or a failure of the engine; gives the exit status."""
+    os.environ.update(worker.environment)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    status: int = uvloop.run(_serve(worker, pool_fd, on_serving))
+    return status
+
+
+async def _serve(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> int:
+    exporters = telemetry.configure("sllm-worker", instance_id=worker.instance_id)
+    host = ModelHost(pool_fd)
+    server = rpc.Server()
+    add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
+    await server.start(f"unix:{worker.socket}", _SERVICES)
+    on_serving()
+    terminated = asyncio.create_task(until_terminated())
+    await asyncio.wait([terminated, host.failed], return_when=asyncio.FIRST_COMPLETED)
+    terminated.cancel()
+    failed = host.failed.done()
+    await host.close()
+    await server.stop(STOP_GRACE)
+    exporters.shutdown()
+    return 1 if failed else 0

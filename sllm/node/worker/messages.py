@@ -1,0 +1,114 @@
+"""What the agent and its zygote say to each other: one JSON object in each packet."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MAX_PACKET_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a model's configuration says of it."""
+
+    architecture: str
+    """The first entry of the configuration's `architectures`."""
+    context_tokens: int
+    """Tokens that the model's positions allow."""
+    kv_bytes_per_token: int
+    dtype: str
+    """Name of the torch dtype in which the model is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Zygote -> agent: everything is imported; calls sent before are answered from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Agent -> zygote: fork a worker."""
+
+    call: int
+    """Chosen by the agent; the answer has it too."""
+    instance_id: str
+    socket: str
+    """Path of the Unix socket that the worker serves on."""
+    environment: dict[str, str]
+    """Variables to set, beside those that the zygote was started with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """Zygote -> agent: the answer to `Fork`."""
+
+    call: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Worker -> agent: its socket takes connections."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """Zygote -> agent: a worker has ended."""
+
+    pid: int
+    status: int
+    """As waitpid(2) gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Agent -> zygote: describe a model."""
+
+    call: int
+    directory: str
+    """Has the model's `config.json`."""
+    dtype: str | None
+    """Name of a torch dtype that weights are converted to. None: as stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Zygote -> agent: the answer to `Describe`."""
+
+    call: int
+    model: ModelDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Zygote -> agent: the answer to a call that failed."""
+
+    call: int
+    code: int
+    reason: str
+    message: str
+    metadata: dict[str, str]
+
+
+Message = Ready | Fork | Forked | Serving | Exited | Describe | Described | Failed
+
+_TYPES: dict[str, Any] = {
+    cls.__name__: cls for cls in (Ready, Fork, Forked, Serving, Exited, Describe, Described, Failed)
+}
+
+
+def to_packet(message: Message) -> bytes:
+    """A message as it is sent."""
+    return json.dumps({"type": type(message).__name__, **asdict(message)}).encode()
+
+
+def from_packet(packet: bytes) -> Message:
+    """The message in a packet."""
+    content = json.loads(packet)
+    cls = _TYPES[content.pop("type")]
+    if cls is Described:
+        content["model"] = ModelDescription(**content["model"])
+    message: Message = cls(**content)
+    return message

@@ -1,0 +1,110 @@
+"""From what a caller sends to the tokens that an engine takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from sllm.errors import ContextExceeded, InvalidPrompt, NoChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Tokenised as it is, with the special tokens that the tokenizer adds."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Tokens already."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Rendered with the model's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+Prompt = TextPrompt | TokenPrompt | Conversation
+
+
+def encode(prompt: Prompt, tokenizer: Any, vocabulary_size: int) -> tuple[int, ...]:
+    """The prompt's token ids. Takes a while for long ones.
+
+    Args:
+        prompt: what the caller sent.
+        tokenizer: the model's, from transformers.
+        vocabulary_size: token ids that the model knows are less than this.
+
+    Raises:
+        InvalidPrompt: It has no tokens, or one that the model does not know, or is a
+            conversation that the chat template refuses.
+        NoChatTemplate: It is a conversation, and the model has no chat template.
+    """
+    tokens = _tokens(prompt, tokenizer)
+    if not tokens:
+        raise InvalidPrompt("the prompt is empty: it has no tokens")
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < vocabulary_size:
+            raise InvalidPrompt(
+                f"token id {token} is not in the model's vocabulary of {vocabulary_size} tokens"
+            )
+    return tokens
+
+
+def token_allowance(prompt_tokens: int, max_tokens: int | None, context_tokens: int) -> int:
+    """How many tokens may be generated.
+
+    Raises:
+        ContextExceeded: Prompt and max_tokens together do not fit; gives the numbers.
+    """
+    wanted = max_tokens if max_tokens is not None else 1
+    if prompt_tokens + wanted > context_tokens:
+        raise ContextExceeded(
+            f"{prompt_tokens} prompt tokens and {wanted} to generate exceed the context of "
+            f"{context_tokens} tokens",
+            metadata={
+                "prompt_tokens": str(prompt_tokens),
+                "max_tokens": str(wanted),
+                "context_tokens": str(context_tokens),
+            },
+        )
+    return max_tokens if max_tokens is not None else context_tokens - prompt_tokens
+
+
+def _tokens(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
+    match prompt:
+        case TokenPrompt(token_ids):
+            return token_ids
+        case TextPrompt(text):
+            return tuple(tokenizer(text)["input_ids"])
+        case Conversation(messages):
+            # The template writes the special tokens itself.
+            return tuple(
+                tokenizer(_render(messages, tokenizer), add_special_tokens=False)["input_ids"]
+            )
+
+
+def _render(messages: Sequence[ChatMessage], tokenizer: Any) -> str:
+    if not tokenizer.chat_template:
+        raise NoChatTemplate("this model has no chat template; send text or token ids instead")
+    conversation = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return str(
+            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        )
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise InvalidPrompt(f"the chat template refuses these messages: {error}") from error

@@ -1,0 +1,174 @@
+"""Between the worker's own types and the protocol's messages."""
+
+from collections.abc import Sequence
+
+from google.protobuf import duration_pb2
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2
+from serverlessllm.v1 import worker_service_pb2 as pb
+
+from sllm.errors import InvalidPrompt, SllmError
+from sllm.node.worker.engine import Counters, TokenLogprob
+from sllm.node.worker.generation import (
+    Accepted,
+    Completed,
+    Failed,
+    GenerationRequest,
+    Output,
+    Tokens,
+)
+from sllm.node.worker.host import Attached, EngineOptions, ParameterLocation
+from sllm.node.worker.prompts import ChatMessage, Conversation, Prompt, TextPrompt, TokenPrompt
+from sllm.sampling import Sampling
+
+
+def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
+    """How a deployment wants its model run."""
+    return EngineOptions(
+        engine=config.engine or "transformers",
+        kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
+        max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
+    )
+
+
+def generation_request(request: inference_pb.GenerateRequest) -> GenerationRequest:
+    """What a caller asks for.
+
+    Raises:
+        InvalidPrompt: There is no prompt.
+    """
+    return GenerationRequest(
+        request_id=request.request_id,
+        prompt=_prompt(request),
+        sampling=_sampling(request.sampling),
+        stop=tuple(request.stop),
+        stop_token_ids=frozenset(request.stop_token_ids),
+        max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+        ignore_eos=request.ignore_eos,
+        logprobs=request.logprobs if request.HasField("logprobs") else None,
+    )
+
+
+def prepare_response(seconds: float) -> pb.PrepareResponse:
+    """How long preparing took."""
+    return pb.PrepareResponse(duration=_duration(seconds))
+
+
+def attach_response(attached: Attached) -> pb.AttachResponse:
+    """How bringing the model up went."""
+    return pb.AttachResponse(
+        attach=_duration(attached.attach_seconds),
+        engine_init=_duration(attached.engine_seconds),
+        context_tokens=attached.context_tokens,
+    )
+
+
+def run_response(outputs: Sequence[Output], counters: Counters) -> pb.RunResponse:
+    """What has come of requests."""
+    return pb.RunResponse(
+        outputs=[request_output(output) for output in outputs], counters=_counters(counters)
+    )
+
+
+def status_response(
+    counters: Counters, parameters: Sequence[ParameterLocation], mapped: tuple[int, int]
+) -> pb.GetStatusResponse:
+    """Counters, and where the weights are."""
+    return pb.GetStatusResponse(
+        counters=_counters(counters),
+        parameters=[
+            pb.ParameterLocation(
+                name=location.name, address=location.address, size_bytes=location.size_bytes
+            )
+            for location in parameters
+        ],
+        mapping_address=mapped[0],
+        mapping_bytes=mapped[1],
+    )
+
+
+def request_output(output: Output) -> pb.RequestOutput:
+    """An event of one request."""
+    request_id = output.request_id
+    match output.event:
+        case Accepted(prompt_tokens):
+            accepted = pb.Accepted(prompt_tokens=prompt_tokens)
+            return pb.RequestOutput(request_id=request_id, accepted=accepted)
+        case Tokens() as tokens:
+            return pb.RequestOutput(request_id=request_id, tokens=_tokens(tokens))
+        case Completed() as completed:
+            return pb.RequestOutput(request_id=request_id, completed=_completed(completed))
+        case Failed(error):
+            return pb.RequestOutput(request_id=request_id, failure=_failure(error))
+
+
+def _prompt(request: inference_pb.GenerateRequest) -> Prompt:
+    match request.WhichOneof("prompt"):
+        case "text":
+            return TextPrompt(request.text)
+        case "token_ids":
+            return TokenPrompt(tuple(request.token_ids.ids))
+        case "messages":
+            messages = request.messages.messages
+            return Conversation(tuple(ChatMessage(m.role, m.content) for m in messages))
+        case _:
+            raise InvalidPrompt("the request has no prompt; set text, token_ids or messages")
+
+
+def _sampling(params: types_pb2.SamplingParams) -> Sampling:
+    return Sampling(**{field.name: value for field, value in params.ListFields()})
+
+
+def _completed(completed: Completed) -> pb.Completed:
+    usage = completed.usage
+    return pb.Completed(
+        tokens=_tokens(completed.tokens),
+        reason=types_pb2.FinishReason.ValueType(completed.reason),
+        usage=types_pb2.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_prompt_tokens=usage.cached_prompt_tokens,
+        ),
+        stop=completed.stop,
+        first_token=_duration(completed.first_token_seconds),
+    )
+
+
+def _tokens(tokens: Tokens) -> inference_pb.Tokens:
+    return inference_pb.Tokens(
+        first_index=tokens.first_index,
+        token_ids=tokens.token_ids,
+        text=tokens.text,
+        logprobs=[_logprob(logprob) for logprob in tokens.logprobs],
+    )
+
+
+def _logprob(logprob: TokenLogprob) -> types_pb2.TokenLogprob:
+    return types_pb2.TokenLogprob(
+        logprob=logprob.logprob,
+        top=[
+            types_pb2.TopLogprob(token_id=top.token_id, logprob=top.logprob) for top in logprob.top
+        ],
+    )
+
+
+def _failure(error: SllmError) -> pb.Failure:
+    return pb.Failure(
+        code=error.code, reason=error.reason, message=error.message, metadata=error.metadata
+    )
+
+
+def _counters(counters: Counters) -> pb.WorkerCounters:
+    return pb.WorkerCounters(
+        steps=counters.steps,
+        generated_tokens=counters.generated_tokens,
+        running_requests=counters.running_requests,
+        waiting_requests=counters.waiting_requests,
+        cancelled_requests=counters.cancelled_requests,
+    )
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message

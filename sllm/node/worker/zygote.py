@@ -1,0 +1,195 @@
+"""The process that workers are forked from: it has imported everything, and does nothing else.
+
+It stays single-threaded, and touches neither CUDA nor a gRPC object, so that what a fork copies is
+whole. Importing takes seconds; a fork takes milliseconds.
+
+Run as `python -m sllm.node.worker.zygote SOCKET_FD POOL_FD`. Ends when its socket is closed, and
+its workers with it.
+"""
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for the children
+from transformers.models.opt import modeling_opt  # noqa: F401
+from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
+
+from sllm.errors import Internal, SllmError
+from sllm.node.worker import description, main
+from sllm.node.worker.messages import (
+    MAX_PACKET_BYTES,
+    Describe,
+    Described,
+    Exited,
+    Failed,
+    Fork,
+    Forked,
+    Message,
+    Ready,
+    Serving,
+    from_packet,
+    to_packet,
+)
+from sllm.node.worker.model import build_module
+from sllm.process import die_with_parent
+
+THREADS_TIMEOUT = 10.0
+"""Seconds that threads have to end which were started on the way."""
+
+
+class Zygote:
+    """Forks children when it is told to, and tells when they end."""
+
+    def __init__(self, agent: socket.socket, pool_fd: int) -> None:
+        self._agent = agent
+        self._pool_fd = pool_fd
+        self._workers: set[int] = set()
+        self._describers: dict[int, int] = {}
+        """The call that each child works for."""
+        self._wakeup, self._wakeup_end = socket.socketpair()
+
+    def serve(self) -> None:
+        """Works until the agent goes away."""
+        self._watch_children()
+        self._send(Ready())
+        while True:
+            readable, _, _ = select.select([self._agent, self._wakeup], [], [])
+            if self._wakeup in readable:
+                self._wakeup.recv(4096)
+                self._reap()
+            if self._agent in readable:
+                packet = self._agent.recv(MAX_PACKET_BYTES)
+                if not packet:
+                    return self._end_children()
+                self._take(from_packet(packet))
+
+    def _watch_children(self) -> None:
+        self._wakeup.setblocking(False)
+        self._wakeup_end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup_end.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Fork(call):
+                pid = self._fork(lambda: main.run(message, self._pool_fd, self._tell_serving))
+                self._workers.add(pid)
+                self._send(Forked(call, pid))
+            case Describe(call):
+                pid = self._fork(lambda: _describe(message, self._agent))
+                self._describers[pid] = call
+
+    def _fork(self, work: Callable[[], int]) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            self._become_child(parent)
+            status = work()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # nothing of the zygote's may run in a child
+
+    def _become_child(self, parent: int) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._wakeup.close()
+        self._wakeup_end.close()
+        die_with_parent(parent)
+
+    def _tell_serving(self) -> None:
+        """Called in a worker, which has no more to say to the agent here."""
+        self._send(Serving(os.getpid()))
+        self._agent.close()
+
+    def _reap(self) -> None:
+        while self._workers or self._describers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            if pid in self._workers:
+                self._workers.discard(pid)
+                self._send(Exited(pid, status))
+            elif status:
+                error = Internal(f"describing the model failed with wait status {status}")
+                self._send(failure(self._describers.pop(pid), error))
+            else:
+                del self._describers[pid]
+
+    def _end_children(self) -> None:
+        for pid in (*self._workers, *self._describers):
+            os.kill(pid, signal.SIGKILL)
+        for pid in (*self._workers, *self._describers):
+            os.waitpid(pid, 0)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._agent.send(to_packet(message))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the agent is gone; the next read says so
+
+
+def failure(call: int, error: SllmError) -> Failed:
+    """The answer to a call that failed."""
+    return Failed(call, error.code, error.reason, error.message, error.metadata)
+
+
+def _describe(request: Describe, agent: socket.socket) -> int:
+    answer: Described | Failed
+    try:
+        model = description.describe(Path(request.directory), request.dtype)
+        answer = Described(request.call, model)
+    except SllmError as error:
+        answer = failure(request.call, error)
+    agent.send(to_packet(answer))
+    return 0
+
+
+def rehearse() -> None:
+    """Builds a model as a worker does, which fills caches that every worker would fill anew."""
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    architecture = description.Architecture(config, LlamaForCausalLM)
+    build_module(architecture, LlamaForCausalLM(config).state_dict())
+    _await_single_thread()
+
+
+def _await_single_thread() -> None:
+    """Waits for the threads that loading a model has started; a fork copies only the caller's.
+
+    Raises:
+        RuntimeError: Some thread goes on.
+    """
+    deadline = time.monotonic() + THREADS_TIMEOUT
+    while len(os.listdir("/proc/self/task")) > 1:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the zygote has more threads than one, and cannot be forked")
+        time.sleep(0.001)
+
+
+def serve(agent_fd: int, pool_fd: int) -> None:
+    """Makes this process a zygote."""
+    transformers.utils.logging.disable_progress_bar()
+    rehearse()
+    gc.collect()
+    gc.freeze()  # what is there by now stays, and no collection in a child copies its pages
+    Zygote(socket.socket(fileno=agent_fd), pool_fd).serve()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))

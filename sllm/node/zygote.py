@@ -1,0 +1,265 @@
+"""The agent's end of the zygote, the process that workers are forked from."""
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from sllm import errors
+from sllm.node.worker.messages import (
+    MAX_PACKET_BYTES,
+    Describe,
+    Described,
+    Exited,
+    Failed,
+    Fork,
+    Forked,
+    Message,
+    ModelDescription,
+    Ready,
+    Serving,
+    from_packet,
+    to_packet,
+)
+
+log = structlog.get_logger()
+
+CALL_TIMEOUT = 60.0
+"""Seconds for a fork or a description, a zygote's whole start included."""
+END_TIMEOUT = 5.0
+"""Seconds that a zygote has to end by itself before it is killed."""
+
+_ENVIRONMENT = {
+    # Threads of its own would not survive a fork; workers compute with torch's.
+    "OPENBLAS_NUM_THREADS": "1",
+    # A worker has its files; it never looks for any elsewhere.
+    "HF_HUB_OFFLINE": "1",
+    # Asking whether there is a GPU must not initialise CUDA, which no fork survives.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """A worker to fork."""
+
+    instance_id: str
+    socket: Path
+    """Unix socket to serve on."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables to set, beside those of the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkedWorker:
+    """A process that was forked."""
+
+    pid: int
+    serving: asyncio.Future[None]
+    """Done once its socket takes connections."""
+    exited: asyncio.Future[int]
+    """Its wait status, once it has ended."""
+
+
+Answer = ForkedWorker | ModelDescription
+
+
+class Zygote:
+    """Forks workers. A zygote that dies takes them along; the next call starts another.
+
+    Belongs to one event loop, in the main thread: workers die with the thread that made the
+    zygote.
+    """
+
+    def __init__(self) -> None:
+        self._pool_fd = -1
+        self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
+
+    async def start(self, pool_fd: int) -> None:
+        """Starts the process and returns; calls wait until it is ready.
+
+        Args:
+            pool_fd: the pool's memfd, which workers map.
+        """
+        self._pool_fd = pool_fd
+        self._connection = await _Connection.open(pool_fd)
+
+    async def fork(self, spec: WorkerSpec) -> ForkedWorker:
+        """Forks a worker, and returns once its socket takes connections.
+
+        Raises:
+            errors.StartFailed: The zygote or the worker ended or did not answer.
+        """
+        environment = dict(spec.environment)
+        answer = await self._call(
+            lambda call: Fork(call, spec.instance_id, str(spec.socket), environment)
+        )
+        assert isinstance(answer, ForkedWorker)
+        await _until_serving(answer)
+        return answer
+
+    async def describe(self, directory: Path, dtype: str | None) -> ModelDescription:
+        """What the configuration in `directory` says of its model.
+
+        Args:
+            directory: has `config.json`; weights are not looked at.
+            dtype: name of a torch dtype that weights are converted to. None: as stored.
+
+        Raises:
+            errors.UnsupportedModel: The engine cannot run it; says why.
+            errors.StartFailed: The zygote ended or did not answer.
+        """
+        answer = await self._call(lambda call: Describe(call, str(directory), dtype))
+        assert isinstance(answer, ModelDescription)
+        return answer
+
+    async def close(self) -> None:
+        """Ends the zygote and all its workers."""
+        if self._connection:
+            await self._connection.close()
+
+    async def _call(self, make: Callable[[int], Message]) -> Answer:
+        connection = await self._connected()
+        try:
+            return await asyncio.wait_for(connection.call(make), CALL_TIMEOUT)
+        except TimeoutError:
+            raise errors.StartFailed(f"no answer within {CALL_TIMEOUT} s from the zygote") from None
+
+    async def _connected(self) -> "_Connection":
+        async with self._opening:
+            if self._connection is None or self._connection.lost:
+                log.warning("zygote.restarting")
+                self._connection = await _Connection.open(self._pool_fd)
+            return self._connection
+
+
+async def _until_serving(worker: ForkedWorker) -> None:
+    """Returns once a worker serves; one that does not is killed."""
+    either: list[asyncio.Future[Any]] = [worker.serving, worker.exited]
+    try:
+        await asyncio.wait(either, timeout=CALL_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not (worker.serving.done() or worker.exited.done()):
+            os.kill(worker.pid, signal.SIGKILL)
+    if not worker.serving.done():
+        raise errors.StartFailed(f"worker process {worker.pid} ended before it served")
+
+
+class _Connection:
+    """One zygote process and what it was asked for."""
+
+    def __init__(self, process: Process, end: socket.socket) -> None:
+        self.lost = False
+        self._process = process
+        self._socket = end
+        self._numbers = itertools.count()
+        self._calls: dict[int, asyncio.Future[Answer]] = {}
+        self._workers: dict[int, ForkedWorker] = {}
+        asyncio.get_running_loop().add_reader(end, self._receive)
+
+    @classmethod
+    async def open(cls, pool_fd: int) -> "_Connection":
+        """Starts a zygote."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "sllm.node.worker.zygote", str(theirs.fileno()), str(pool_fd)),
+                pass_fds=(theirs.fileno(), pool_fd),
+                stdin=DEVNULL,
+                env={**os.environ, **_ENVIRONMENT},
+                start_new_session=True,  # Ctrl-C is for the agent, which ends the rest in order
+            )
+        return cls(process, ours)
+
+    async def call(self, make: Callable[[int], Message]) -> Answer:
+        """Sends a message and waits for its answer."""
+        number = next(self._numbers)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        try:
+            self._socket.send(to_packet(make(number)))
+            return await answer
+        except OSError as error:
+            raise errors.StartFailed(f"the zygote cannot be reached: {error}") from error
+        finally:
+            self._calls.pop(number, None)
+
+    async def close(self) -> None:
+        """Ends the process; returns when it is gone, and its workers with it."""
+        self._lose()
+        try:
+            await asyncio.wait_for(self._process.wait(), END_TIMEOUT)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _receive(self) -> None:
+        while not self.lost:
+            try:
+                packet = self._socket.recv(MAX_PACKET_BYTES)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                packet = b""
+            if packet:
+                self._take(from_packet(packet))
+            else:
+                log.error("zygote.lost", pid=self._process.pid)
+                self._lose()
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Ready():
+                log.info("zygote.ready", pid=self._process.pid)
+            case Forked(call, pid):
+                self._take_worker(call, pid)
+            case Serving(pid):
+                self._workers[pid].serving.set_result(None)
+            case Exited(pid, status):
+                self._workers.pop(pid).exited.set_result(status)
+            case Described(call, model):
+                self._answer(call, model)
+            case Failed(call, code, reason, text, metadata):
+                error = errors.make_error(code, reason, text, metadata=metadata)
+                if pending := self._calls.get(call):
+                    pending.set_exception(error)
+
+    def _take_worker(self, call: int, pid: int) -> None:
+        loop = asyncio.get_running_loop()
+        worker = ForkedWorker(pid, loop.create_future(), loop.create_future())
+        self._workers[pid] = worker
+        if not self._answer(call, worker):
+            os.kill(pid, signal.SIGKILL)  # nobody waits for it any more
+
+    def _answer(self, call: int, answer: Answer) -> bool:
+        pending = self._calls.get(call)
+        if pending is None or pending.done():
+            return False
+        pending.set_result(answer)
+        return True
+
+    def _lose(self) -> None:
+        """Gives up on the process: the kernel kills the workers of a zygote that ends."""
+        if self.lost:
+            return
+        self.lost = True
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        for worker in self._workers.values():
+            worker.exited.set_result(signal.SIGKILL)
+        for pending in self._calls.values():
+            if not pending.done():
+                pending.set_exception(errors.StartFailed("the zygote has ended"))
+        self._workers.clear()

@@ -1,0 +1,178 @@
+"""Traces, metrics and logs of one process: set up once, where the process begins.
+
+Code elsewhere uses the OpenTelemetry API and structlog, whether this was called or not. Nothing is
+exported, and no thread started, unless the environment or the caller asks for it. A process that
+forks calls `configure` in the child: exporters, and gRPC with them, are imported only then.
+"""
+
+import logging
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import structlog
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from structlog.typing import EventDict, Processor
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What `configure` has set up."""
+
+    metrics_port: int | None
+    """Port that serves Prometheus. None: none does."""
+    _closers: ExitStack
+
+    def shutdown(self) -> None:
+        """Exports what waits, and ends what was started."""
+        self._closers.close()
+
+
+def configure(service_name: str, *, instance_id: str, metrics_port: int | None = None) -> Telemetry:
+    """Sets up this process's telemetry.
+
+    OTLP (gRPC) exporters run if OTEL_EXPORTER_OTLP_ENDPOINT, or its variant for traces or
+    metrics, is set; they read the other variables of the OpenTelemetry specification themselves.
+    Logs go to stderr, as JSON lines, or in a readable form if that is a terminal.
+
+    Args:
+        service_name: `service.name` of all spans and metrics, `service` of all log lines.
+        instance_id: `service.instance.id` of those, `process` of these.
+        metrics_port: serves Prometheus on this port of all interfaces; 0 takes any that is free.
+            None: does not.
+
+    Raises:
+        OSError: The port cannot be bound.
+    """
+    with ExitStack() as closers:
+        _configure_logs(service_name, instance_id, closers)
+        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            return Telemetry(None, closers.pop_all())
+        resource = Resource.create(
+            {"service.name": service_name, "service.instance.id": instance_id}
+        )
+        if _exports("TRACES"):
+            _export_traces(resource, closers)
+        port = None
+        if _exports("METRICS") or metrics_port is not None:
+            port = _export_metrics(resource, metrics_port, closers)
+        return Telemetry(port, closers.pop_all())
+
+
+def _exports(signal: str) -> bool:
+    if os.environ.get(f"OTEL_{signal}_EXPORTER", "otlp") == "none":
+        return False
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    return any(os.environ.get(name) for name in names)
+
+
+def _export_traces(resource: Resource, closers: ExitStack) -> None:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    closers.callback(provider.shutdown)
+    trace.set_tracer_provider(provider)
+
+
+def _export_metrics(resource: Resource, port: int | None, closers: ExitStack) -> int | None:
+    readers: list[MetricReader] = []
+    if _exports("METRICS"):
+        readers.append(_otlp_reader())
+    if port is not None:
+        reader, port = _serve_prometheus(port, closers)
+        readers.append(reader)
+    provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+    closers.callback(provider.shutdown)
+    metrics.set_meter_provider(provider)
+    return port
+
+
+def _otlp_reader() -> MetricReader:
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+    return PeriodicExportingMetricReader(OTLPMetricExporter())
+
+
+def _serve_prometheus(port: int, closers: ExitStack) -> tuple[MetricReader, int]:
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import start_http_server
+
+    server, thread = start_http_server(port)
+    closers.callback(thread.join)
+    closers.callback(server.server_close)
+    closers.callback(server.shutdown)
+    log.info("telemetry.metrics_served", port=server.server_port)
+    return PrometheusMetricReader(), server.server_port
+
+
+# --- logs -------------------------------------------------------------------------------------
+
+
+def _configure_logs(service_name: str, instance_id: str, closers: ExitStack) -> None:
+    """One form for the lines of structlog and of libraries that use `logging`."""
+    common: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _adding(service=service_name, process=instance_id),
+        _add_trace,
+    ]
+    rendering = _rendering()
+    structlog.configure(
+        processors=[*common, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    closers.callback(structlog.reset_defaults)
+    _take_over_logging(common, rendering, closers)
+
+
+def _take_over_logging(
+    common: list[Processor], rendering: list[Processor], closers: ExitStack
+) -> None:
+    """Warnings and errors of libraries become lines of the same form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[remove_meta, *rendering], foreign_pre_chain=common
+        )
+    )
+    logging.getLogger().addHandler(handler)
+    closers.callback(logging.getLogger().removeHandler, handler)
+    logging.captureWarnings(True)
+    closers.callback(logging.captureWarnings, False)
+
+
+def _rendering() -> list[Processor]:
+    if sys.stderr.isatty():
+        return [structlog.dev.ConsoleRenderer()]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def _adding(**fields: str) -> Processor:
+    def add(_logger: object, _method: str, event: EventDict) -> EventDict:
+        return {**event, **fields}
+
+    return add
+
+
+def _add_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Adds the ids of the span that the line belongs to, if there is one."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return event
+    return {
+        **event,
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+    }

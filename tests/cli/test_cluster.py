@@ -1,0 +1,126 @@
+"""`sllm up`, with real servers."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import sllm
+from sllm.cli.supervisor import FIRST_BACKOFF, LONGEST_BACKOFF, STABLE_SECONDS, next_backoff
+from tests.support import wait_until
+
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 30.0
+SMALL = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB")
+
+
+class Up:
+    """A running `sllm up`."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
+        self.process = subprocess.Popen(
+            [*command, *SMALL, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        self.address = self.read_line().removeprefix("listening on ")
+        self.servers = psutil.Process(self.process.pid).children()
+        self.processes = psutil.Process(self.process.pid).children(recursive=True)
+
+    def read_line(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def server(self, *words: str) -> psutil.Process:
+        """The server that was started with these words among its arguments."""
+        return next(one for one in self.servers if set(words) <= set(one.cmdline()))
+
+    def end(self, number: signal.Signals) -> int:
+        """Sends a signal; returns the exit status."""
+        self.process.send_signal(number)
+        status = self.process.wait(STOP_TIMEOUT)
+        assert self.process.stdout
+        self.process.stdout.close()
+        return status
+
+    def all_gone(self) -> bool:
+        """Whether none of the processes that it had started is left."""
+        return not any(_alive(one) for one in self.processes)
+
+
+def _alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    running = Up(tmp_path, "--nodes=2")
+    yield running
+    if running.process.poll() is None:
+        running.end(signal.SIGKILL)
+
+
+def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
+    with sllm.Client(up.address) as client:
+        assert [node.node_id for node in client.nodes()] == ["node-1", "node-2"]
+
+    assert len(up.servers) == 3
+    assert up.end(signal.SIGINT) == 0
+    assert up.all_gone()
+
+
+def test_nothing_outlives_it_when_it_is_killed(up: Up) -> None:
+    up.end(signal.SIGKILL)
+
+    wait_until(up.all_gone, STOP_TIMEOUT)
+
+
+def test_a_server_that_dies_is_started_again(up: Up) -> None:
+    up.read_line()  # that the nodes are ready
+    with sllm.Client(up.address) as client:
+        up.server("node", "node-1").kill()
+        assert up.read_line().startswith("node-1 ended with status -9")
+        wait_until(lambda: _nodes(client) == 2, START_TIMEOUT)
+
+        up.server("control", "--parent").kill()
+        assert up.read_line().startswith("control ended with status -9")
+        wait_until(lambda: _nodes(client) == 2, START_TIMEOUT)
+
+    assert up.end(signal.SIGTERM) == 0
+
+
+def _nodes(client: sllm.Client) -> int:
+    """How many nodes there are, as far as anybody can tell."""
+    try:
+        return len(client.nodes())
+    except sllm.errors.Unreachable:
+        return 0
+
+
+def test_a_cluster_that_cannot_come_up_says_why(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "sllm.cli.main", "up", f"--port={port}", f"--dir={tmp_path}"],
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: START_FAILED: control did not start: error: UNREACHABLE")
+
+
+def test_the_backoff_grows_to_a_bound_and_begins_anew() -> None:
+    backoffs = [next_backoff(None, uptime=0.0)]
+    for _ in range(9):
+        backoffs.append(next_backoff(backoffs[-1], uptime=1.0))
+
+    assert backoffs[:3] == [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF]
+    assert backoffs[-1] == LONGEST_BACKOFF
+    assert next_backoff(LONGEST_BACKOFF, uptime=STABLE_SECONDS) == FIRST_BACKOFF

@@ -1,0 +1,222 @@
+"""What the commands print, and how they end."""
+
+import json
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import deployment_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types
+
+from sllm import errors
+from tests.cli.conftest import Run
+from tests.client.fake_control import FakeControl
+from tests.client.messages import QUEUED, deployment, generation
+
+MIB = 1024 * 1024
+PREPARING = deployment(
+    "other",
+    pb.DEPLOYMENT_STATE_PREPARING,
+    loading=types.Loading(phase=types.LOAD_PHASE_IMPORT, loaded_bytes=1, total_bytes=4),
+)
+FAILED = deployment("broken", pb.DEPLOYMENT_STATE_FAILED, message="the disk is full")
+INSTANCE = types.Instance(
+    instance_id="i-1",
+    deployment="tiny",
+    node_id="n-1",
+    state=types.INSTANCE_STATE_READY,
+    running_requests=2,
+    kv_bytes=64 * MIB,
+    started_at=Timestamp(seconds=5),
+    worker_pid=7,
+)
+NODE = types.Node(
+    node_id="n-1",
+    address="host:1",
+    tiers=[
+        types.TierUsage(tier=types.TIER_SSD, capacity_bytes=4 * MIB, used_bytes=MIB),
+        types.TierUsage(tier=types.TIER_DRAM, capacity_bytes=2 * MIB, used_bytes=MIB // 2),
+    ],
+    kv_capacity_bytes=10,
+    kv_used_bytes=4,
+    copies=[types.CheckpointCopy(digest="abc", tier=tier) for tier in (1, 2)],  # type: ignore[arg-type]  # ints
+)
+
+
+@pytest.fixture
+def listed(control: FakeControl) -> None:
+    deployments = [deployment(ready_instances=1, queued_requests=3), PREPARING, FAILED]
+    control.reply("ListDeployments", pb.ListDeploymentsResponse(deployments=deployments))
+    control.reply("ListInstances", cluster_pb.ListInstancesResponse(instances=[INSTANCE]))
+    control.reply("ListNodes", cluster_pb.ListNodesResponse(nodes=[NODE]))
+
+
+def rows(out: str) -> list[list[str]]:
+    """The rows under the heading, in words."""
+    return [line.split() for line in out.splitlines()[1:]]
+
+
+def test_ls(run: Run, listed: None) -> None:
+    tiny, other, broken = rows(run("ls").out)
+
+    assert tiny == [
+        "tiny",
+        "AVAILABLE",
+        "1/2",
+        "3",
+        "1.5",
+        "s",
+        "4.0",
+        "KiB",
+        "file:///models/tiny",
+    ]
+    assert other[:3] == ["other", "PREPARING", "25%"]
+    assert " ".join(broken).startswith("broken FAILED: the disk is full 0/2")
+
+
+def test_ps(run: Run, listed: None) -> None:
+    (row,) = rows(run("ps").out)
+
+    assert row[:8] == ["i-1", "tiny", "n-1", "READY", "2", "64.0", "MiB", "7"]
+
+
+def test_nodes(run: Run, listed: None) -> None:
+    (row,) = rows(run("nodes").out)
+
+    assert " ".join(row) == "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("ls", {"name": "tiny", "state": "AVAILABLE", "keep_alive": 1.5, "queued_requests": 3}),
+        ("ps", {"instance_id": "i-1", "state": "READY", "worker_pid": 7, "started_at": 5.0}),
+        ("nodes", {"node_id": "n-1", "kv_used_bytes": 4, "init_time": None}),
+    ],
+)
+def test_listings_as_json(
+    run: Run, listed: None, command: str, expected: dict[str, object]
+) -> None:
+    first = json.loads(run(command, "--json").out)[0]
+
+    assert {name: first[name] for name in expected} == expected
+
+
+def test_an_empty_listing_is_an_empty_list(run: Run, control: FakeControl) -> None:
+    control.reply("ListDeployments", pb.ListDeploymentsResponse())
+
+    assert json.loads(run("ls", "--json").out) == []
+
+
+def test_deploy(run: Run, control: FakeControl) -> None:
+    control.reply("Deploy", pb.DeployResponse(deployment=PREPARING))
+    messages = [pb.WatchDeploymentResponse(deployment=one) for one in (PREPARING, deployment())]
+    control.reply("WatchDeployment", *messages)
+
+    outcome = run(
+        "deploy", "tiny", "file:///models/tiny", "--keep-alive", "1.5", "--max-replicas=2"
+    )
+
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == "tiny: LlamaForCausalLM, 4.0 KiB, AVAILABLE\n"
+    (request,) = control.requests["Deploy"]
+    assert request.scaling.keep_alive.ToMilliseconds() == 1500
+    assert request.scaling.max_replicas == 2
+
+
+def test_deploy_takes_a_path(
+    run: Run, control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    control.reply("Deploy", pb.DeployResponse(deployment=deployment()))
+
+    run("deploy", "tiny", "models/tiny", "--no-wait")
+
+    assert control.requests["Deploy"][0].source == "/models/tiny"
+
+
+def test_rm(run: Run, control: FakeControl) -> None:
+    control.reply("DeleteDeployment", pb.DeleteDeploymentResponse())
+
+    assert run("rm", "tiny").code == 0
+    assert control.requests["DeleteDeployment"][0].name == "tiny"
+
+
+def test_generate_writes_the_text_and_nothing_else(run: Run, control: FakeControl) -> None:
+    control.reply("Generate", *generation())
+
+    outcome = run("generate", "tiny", "Once", "--max-tokens", "3", "--temperature", "0")
+
+    assert (outcome.code, outcome.out, outcome.err) == (0, "Once upon\n", "")
+    (request,) = control.requests["Generate"]
+    assert (request.text, request.max_tokens, request.sampling.temperature) == ("Once", 3, 0.0)
+
+
+def test_generate_shows_the_receipt_beside_the_text(run: Run, control: FakeControl) -> None:
+    control.reply("Generate", *generation())
+
+    outcome = run("generate", "tiny", "Once", "--receipt")
+
+    assert outcome.out == "Once upon\n"
+    for row in ("read ssd", "500.0", "time to first token", "1250.0", "cold, SSD", "n-1"):
+        assert row in outcome.err
+
+
+def test_generate_as_json(run: Run, control: FakeControl) -> None:
+    control.reply("Generate", *generation())
+
+    result = json.loads(run("generate", "tiny", "Once", "--json").out)
+
+    assert (result["text"], result["token_ids"]) == ("Once upon", [10, 11, 12])
+    assert result["receipt"]["time_to_first_token"] == 1.25
+
+
+def test_chat_carries_the_conversation_on(run: Run, control: FakeControl) -> None:
+    for _ in range(2):
+        control.reply("Generate", *generation())
+
+    outcome = run("chat", "tiny", "--system", "Be kind", stdin="Hi\nAnd then?\n")
+
+    assert (outcome.code, outcome.out) == (0, "Once upon\nOnce upon\n")
+    said = [(one.role, one.content) for one in control.requests["Generate"][1].messages.messages]
+    assert said == [
+        ("system", "Be kind"),
+        ("user", "Hi"),
+        ("assistant", "Once upon"),
+        ("user", "And then?"),
+    ]
+
+
+def test_an_error_is_one_line(run: Run, control: FakeControl) -> None:
+    control.reply("DeleteDeployment", errors.DeploymentNotFound("no deployment is\nnamed 'x'"))
+
+    outcome = run("rm", "x")
+
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "error: DEPLOYMENT_NOT_FOUND: no deployment is named 'x'\n"
+
+
+def test_an_error_within_a_stream_is_one_line(run: Run, control: FakeControl) -> None:
+    control.reply("Generate", QUEUED, errors.WorkerDied("the worker died"))
+
+    outcome = run("generate", "tiny", "Once")
+
+    assert (outcome.code, outcome.err) == (1, "error: WORKER_DIED: the worker died\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["spam"],
+        ["generate", "tiny"],
+        ["ls", "--spam"],
+        ["node", "--dram", "much"],
+        ["node", "--kv", "-1"],
+        ["up", "--nodes", "0"],
+    ],
+)
+def test_a_wrong_use_ends_with_2(run: Run, arguments: list[str]) -> None:
+    outcome = run(*arguments)
+
+    assert outcome.code == 2
+    assert "Usage" in outcome.err

@@ -1,0 +1,98 @@
+"""A control plane for tests: a real gRPC server that answers what it is told to."""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+
+from sllm import errors, rpc
+from sllm.client.sync import BackgroundLoop
+
+SERVICES = (
+    cluster_pb.DESCRIPTOR.services_by_name["ClusterService"],
+    deployment_pb.DESCRIPTOR.services_by_name["DeploymentService"],
+    inference_pb.DESCRIPTOR.services_by_name["InferenceService"],
+)
+
+
+class Silence:
+    """A step of a reply: nothing more comes until the caller goes."""
+
+
+Step = Message | errors.SllmError | Silence
+
+
+class FakeControl:
+    """Serves the client's services on a free port, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, list[Any]] = defaultdict(list)
+        """For each method, the requests that came."""
+        self.metadata: dict[str, list[dict[str, str]]] = defaultdict(list)
+        """For each method, the metadata of the calls."""
+        self.abandoned: list[str] = []
+        """Methods whose caller went during a Silence."""
+        self._replies: dict[str, deque[Sequence[Step]]] = defaultdict(deque)
+        self._loop = BackgroundLoop()
+        self.address = self._loop.run(self._start())
+
+    def reply(self, method: str, *steps: Step) -> None:
+        """Queues the answer to a call of `method`: messages, then perhaps an error."""
+        self._replies[method].append(steps)
+
+    def stop(self) -> None:
+        """Ends the server."""
+        self._loop.run(self._server.stop(0))
+        self._loop.stop()
+
+    async def _start(self) -> str:
+        self._server = rpc.Server()
+        for service in SERVICES:
+            self._server.grpc.add_generic_rpc_handlers((self._handler(service),))
+        return f"127.0.0.1:{await self._server.start('127.0.0.1:0', SERVICES)}"
+
+    def _handler(self, service: ServiceDescriptor) -> Any:
+        handlers = {method.name: self._method(method) for method in service.methods}
+        return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+    def _method(self, method: MethodDescriptor) -> Any:
+        streams = method.server_streaming
+        make: Any = (
+            grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        )
+        return make(
+            partial(self._play if streams else self._answer, method.name),
+            GetMessageClass(method.input_type).FromString,
+            GetMessageClass(method.output_type).SerializeToString,
+        )
+
+    async def _answer(self, method: str, request: Message, context: Any) -> Any:
+        async for message in self._play(method, request, context):
+            return message
+        raise AssertionError(f"the reply to {method} is empty")
+
+    async def _play(self, method: str, request: Message, context: Any) -> AsyncIterator[Any]:
+        self.requests[method].append(request)
+        self.metadata[method].append(dict(context.invocation_metadata()))
+        for step in self._replies[method].popleft():
+            if isinstance(step, errors.SllmError):
+                raise step
+            if isinstance(step, Silence):
+                await self._until_abandoned(method)
+            else:
+                yield step
+
+    async def _until_abandoned(self, method: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.abandoned.append(method)

@@ -1,0 +1,104 @@
+"""Messages that a control plane sends, for tests."""
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import inference_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types
+
+HALF_A_SECOND = Duration(nanos=500_000_000)
+
+QUEUED = pb.GenerateResponse(sequence=0, queued=pb.Queued(position=2, estimated_wait=HALF_A_SECOND))
+LOADING = pb.GenerateResponse(
+    sequence=1,
+    loading=types.Loading(
+        phase=types.LOAD_PHASE_READ, from_tier=types.TIER_SSD, loaded_bytes=1, total_bytes=4
+    ),
+)
+STARTED = pb.GenerateResponse(
+    sequence=2,
+    started=pb.Started(instance_id="i-1", node_id="n-1", prompt_tokens=3, request_id="r-1"),
+)
+
+
+def tokens(sequence: int, first_index: int, *token_ids: int, text: str) -> pb.GenerateResponse:
+    """Tokens, each with the same logprob."""
+    logprob = types.TokenLogprob(
+        logprob=-0.5, top=[types.TopLogprob(token_id=token_ids[0], logprob=-0.5)]
+    )
+    return pb.GenerateResponse(
+        sequence=sequence,
+        tokens=pb.Tokens(
+            first_index=first_index,
+            token_ids=token_ids,
+            text=text,
+            logprobs=[logprob] * len(token_ids),
+        ),
+    )
+
+
+def finished(sequence: int) -> pb.GenerateResponse:
+    """The end of a generation that a stop string ended."""
+    return pb.GenerateResponse(
+        sequence=sequence,
+        finished=pb.Finished(
+            reason=types.FINISH_REASON_STOP,
+            usage=types.Usage(prompt_tokens=3, completion_tokens=3, cached_prompt_tokens=1),
+            receipt=types.Receipt(
+                cold=True,
+                from_tier=types.TIER_SSD,
+                phases=[
+                    types.Phase(
+                        kind=types.PHASE_KIND_READ_SSD,
+                        start=Duration(nanos=1_000_000),
+                        duration=HALF_A_SECOND,
+                        size_bytes=4096,
+                    ),
+                    types.Phase(kind=types.PHASE_KIND_PREFILL, duration=HALF_A_SECOND),
+                ],
+                time_to_first_token=Duration(seconds=1, nanos=250_000_000),
+                estimated_start=HALF_A_SECOND,
+                node_id="n-1",
+                instance_id="i-1",
+            ),
+            stop="END",
+        ),
+    )
+
+
+def generation() -> list[pb.GenerateResponse]:
+    """A whole cold generation."""
+    return [
+        QUEUED,
+        LOADING,
+        STARTED,
+        tokens(3, 0, 10, 11, text="Once "),
+        tokens(4, 2, 12, text="upon"),
+        finished(5),
+    ]
+
+
+def deployment(
+    name: str = "tiny",
+    state: "deployment_pb.DeploymentState.ValueType" = deployment_pb.DEPLOYMENT_STATE_AVAILABLE,
+    **fields: object,
+) -> deployment_pb.Deployment:
+    """A deployment."""
+    return deployment_pb.Deployment(
+        name=name,
+        source="file:///models/tiny",
+        engine=types.EngineConfig(dtype="float32", max_concurrency=4),
+        scaling=types.ScalingPolicy(
+            min_replicas=0, max_replicas=2, keep_alive=Duration(seconds=1, nanos=500_000_000)
+        ),
+        model=types.ModelInfo(
+            architecture="LlamaForCausalLM",
+            size_bytes=4096,
+            context_tokens=512,
+            kv_bytes_per_token=64,
+            digest="abc",
+        ),
+        state=state,
+        created_at=Timestamp(seconds=1_700_000_000, nanos=500_000_000),
+        **fields,  # type: ignore[arg-type]  # by name
+    )

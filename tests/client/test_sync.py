@@ -1,0 +1,130 @@
+"""What only the client without an event loop has to get right: threads, and its end."""
+
+import gc
+import inspect
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from opentelemetry import context, propagate
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+
+import sllm
+from tests.client.fake_control import FakeControl, Silence
+from tests.client.messages import QUEUED, generation
+from tests.support import wait_until
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+METHODS = (
+    "cancel",
+    "complete",
+    "delete",
+    "deploy",
+    "deployment",
+    "deployments",
+    "generate",
+    "instances",
+    "nodes",
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_clients_take_the_same_arguments(method: str) -> None:
+    ours = inspect.signature(getattr(sllm.Client, method))
+    theirs = inspect.signature(getattr(sllm.AsyncClient, method))
+    assert ours.parameters == theirs.parameters
+    assert getattr(sllm.Client, method).__doc__
+
+
+def test_threads_share_a_client(control: FakeControl) -> None:
+    for _ in range(16):
+        control.reply("Generate", *generation())
+
+    with sllm.Client(control.address) as client, ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: client.complete("tiny", "Once"), range(16)))
+
+    assert {result.text for result in results} == {"Once upon"}
+
+
+def test_the_callers_trace_goes_along(control: FakeControl) -> None:
+    control.reply("ListNodes", cluster_pb.ListNodesResponse())
+    control.reply("Generate", *generation())
+    token = context.attach(propagate.extract({"traceparent": TRACEPARENT}))
+
+    with sllm.Client(control.address) as client:
+        client.nodes()
+        client.complete("tiny", "Once")
+
+    context.detach(token)
+    for method in ("ListNodes", "Generate"):
+        assert control.metadata[method][0]["traceparent"] == TRACEPARENT
+
+
+def test_a_closed_client_says_so(control: FakeControl) -> None:
+    client = sllm.Client(control.address)
+    client.close()
+    client.close()
+
+    with pytest.raises(RuntimeError, match="closed"):
+        client.nodes()
+
+
+def test_a_dropped_client_ends_its_thread(control: FakeControl) -> None:
+    before = threading.active_count()
+    client = sllm.Client(control.address)
+    assert threading.active_count() == before + 1
+    del client
+    gc.collect()
+
+    wait_until(lambda: threading.active_count() == before)
+
+
+def test_a_stream_keeps_its_client(control: FakeControl) -> None:
+    control.reply("Generate", *generation())
+
+    stream = sllm.Client(control.address).generate("tiny", "Once")
+    gc.collect()
+
+    assert stream.result().text == "Once upon"
+
+
+LEFT_OPEN = """
+import sys
+import sllm
+stream = sllm.Client(sys.argv[1]).generate("tiny", "Once")
+next(stream)
+print("reading", flush=True)
+{then}
+"""
+
+
+def _program(control: FakeControl, then: str) -> subprocess.Popen[str]:
+    control.reply("Generate", QUEUED, Silence())
+    return subprocess.Popen(
+        [sys.executable, "-c", LEFT_OPEN.format(then=then), control.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_program_that_ends_with_a_stream_open_ends_quietly(control: FakeControl) -> None:
+    program = _program(control, then="")
+    out, err = program.communicate(timeout=60)
+
+    assert (program.returncode, out, err) == (0, "reading\n", "")
+    wait_until(lambda: control.abandoned == ["Generate"])
+
+
+def test_an_interrupt_ends_the_wait(control: FakeControl) -> None:
+    program = _program(control, then="next(stream)")
+    assert program.stdout
+    assert program.stdout.readline() == "reading\n"
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=60)
+
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    wait_until(lambda: control.abandoned == ["Generate"])

@@ -1,0 +1,221 @@
+"""A real control plane with fake nodes, and a caller of it, all in this process."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as pb
+from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
+from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
+from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+
+from sllm import errors, rpc
+from sllm.control.config import ControlConfig
+from sllm.control.server import running
+from tests.control.fake_node import FakeNode
+from tests.support import assert_eventually
+
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # not in its stubs
+SECONDS = 20.0
+"""Deadline of every call in tests."""
+
+
+@dataclass
+class Stream:
+    """A Generate call that goes on beside the test."""
+
+    call: Any
+    events: list[inference_pb.GenerateResponse] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [str(event.WhichOneof("event")) for event in self.events]
+
+    @property
+    def text(self) -> str:
+        return "".join(event.tokens.text for event in self.events)
+
+    @property
+    def receipt(self) -> pb.Receipt:
+        return self.events[-1].finished.receipt
+
+    async def until(self, kind: str) -> "Stream":
+        """Reads up to the first event of this kind."""
+        with rpc.typed_errors():
+            while kind not in self.kinds:
+                event = await self.call.read()
+                assert event is not EOF, f"the stream ended without {kind}"
+                self.events.append(event)
+        return self
+
+    async def end(self) -> "Stream":
+        """Reads to the end."""
+        with rpc.typed_errors():
+            while (event := await self.call.read()) is not EOF:
+                self.events.append(event)
+        return self
+
+
+class Caller:
+    """The control plane's services, as a client calls them."""
+
+    def __init__(self, channel: Any) -> None:
+        self.deployments = DeploymentServiceStub(channel)
+        self.inference = InferenceServiceStub(channel)
+        self.cluster = ClusterServiceStub(channel)
+
+    async def deploy(
+        self,
+        name: str = "tiny",
+        source: str = "file:///models/tiny",
+        *,
+        request_id: str = "",
+        keep_alive: float = 60.0,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        kv_cache_tokens: int | None = None,
+        max_concurrency: int | None = None,
+        engine: str = "",
+        dtype: str = "",
+    ) -> deployment_pb.Deployment:
+        scaling = pb.ScalingPolicy(min_replicas=min_replicas, max_replicas=max_replicas)
+        scaling.keep_alive.FromNanoseconds(int(keep_alive * 1e9))
+        request = deployment_pb.DeployRequest(
+            request_id=request_id,
+            name=name,
+            source=source,
+            engine=pb.EngineConfig(
+                engine=engine,
+                dtype=dtype,
+                kv_cache_tokens=kv_cache_tokens,
+                max_concurrency=max_concurrency,
+            ),
+            scaling=scaling,
+        )
+        with rpc.typed_errors():
+            response: deployment_pb.DeployResponse = await self.deployments.Deploy(
+                request, timeout=SECONDS
+            )
+        return response.deployment
+
+    async def delete(self, name: str, request_id: str = "") -> None:
+        request = deployment_pb.DeleteDeploymentRequest(name=name, request_id=request_id)
+        with rpc.typed_errors():
+            await self.deployments.DeleteDeployment(request, timeout=SECONDS)
+
+    async def deployment(self, name: str) -> deployment_pb.Deployment:
+        request = deployment_pb.GetDeploymentRequest(name=name)
+        with rpc.typed_errors():
+            response: deployment_pb.GetDeploymentResponse = await self.deployments.GetDeployment(
+                request, timeout=SECONDS
+            )
+        return response.deployment
+
+    async def nodes(self) -> list[pb.Node]:
+        response = await self.cluster.ListNodes(cluster_pb.ListNodesRequest(), timeout=SECONDS)
+        return list(response.nodes)
+
+    async def instances(self, deployment: str = "") -> list[pb.Instance]:
+        request = cluster_pb.ListInstancesRequest(deployment=deployment)
+        response = await self.cluster.ListInstances(request, timeout=SECONDS)
+        return list(response.instances)
+
+    def generate(
+        self, name: str = "tiny", *, text: str = "hello", timeout: float = SECONDS, **fields: Any
+    ) -> Stream:
+        request = inference_pb.GenerateRequest(deployment=name, **fields)
+        if request.WhichOneof("prompt") is None:
+            request.text = text
+        return Stream(self.inference.Generate(request, timeout=timeout))
+
+    async def complete(self, name: str = "tiny", **fields: Any) -> Stream:
+        return await self.generate(name, **fields).end()
+
+    async def cancel(self, request_id: str) -> None:
+        with rpc.typed_errors():
+            request = inference_pb.CancelRequest(request_id=request_id)
+            await self.inference.Cancel(request, timeout=SECONDS)
+
+
+class Cluster:
+    """A control plane that can be restarted, and nodes that can be added and lost."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        defaults = {
+            "lease_seconds": 1.0,
+            "node_patience_seconds": 0.5,
+            "drain_patience_seconds": 0.2,
+            "stop_grace_seconds": 0.5,
+        }
+        self._settings = {"directory": directory, **defaults, **settings}
+        self._listen = "127.0.0.1:0"
+        self.nodes: dict[str, FakeNode] = {}
+
+    async def start(self) -> None:
+        self._stack = AsyncExitStack()
+        config = ControlConfig(listen_address=self._listen, **self._settings)
+        self.address = await self._stack.enter_async_context(running(config))
+        self._listen = self.address
+        self._channel = rpc.channel(self.address)
+        self.caller = Caller(self._channel)
+
+    async def stop_control(self) -> None:
+        await self._stack.aclose()
+        await self._channel.close(grace=None)
+
+    async def restart_control(self) -> None:
+        await self.stop_control()
+        await self.start()
+        await self.wait_for_nodes(len(self.nodes))
+
+    async def add_node(self, node_id: str = "n1", **sizes: int) -> FakeNode:
+        node = self.nodes[node_id] = FakeNode(node_id, **sizes)
+        await node.start(self.address)
+        await self.wait_for_nodes(len(self.nodes))
+        return node
+
+    async def lose_node(self, node_id: str) -> None:
+        await self.nodes.pop(node_id).die()
+        await self.wait_for_nodes(len(self.nodes))
+
+    async def wait_for_nodes(self, count: int) -> None:
+        async def there() -> bool:
+            return len(await self.caller.nodes()) == count
+
+        await assert_eventually(there)
+
+    async def wait_for_instances(self, count: int, state: int = pb.INSTANCE_STATE_READY) -> None:
+        async def there() -> bool:
+            found = await self.caller.instances()
+            return len(found) == count and all(one.state == state for one in found)
+
+        await assert_eventually(there)
+
+    async def stop(self) -> None:
+        for node in self.nodes.values():
+            await node.leave()
+        await self.stop_control()
+        for node in self.nodes.values():
+            await node.die()
+
+
+@asynccontextmanager
+async def cluster_of(directory: Path, **settings: Any) -> AsyncIterator[Cluster]:
+    """A running control plane, without nodes at first."""
+    cluster = Cluster(directory, **settings)
+    await cluster.start()
+    try:
+        yield cluster
+    finally:
+        await cluster.stop()
+
+
+def reason_of(error: BaseException | None) -> str | None:
+    """The typed reason of an error."""
+    return error.reason if isinstance(error, errors.SllmError) else None

@@ -1,0 +1,22 @@
+"""What the control plane's tests share."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.control.cluster import Cluster, cluster_of
+from tests.control.fake_node import FakeNode
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A control plane without nodes."""
+    async with cluster_of(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def node(cluster: Cluster) -> FakeNode:
+    """The cluster's only node."""
+    return await cluster.add_node("n1")

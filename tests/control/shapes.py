@@ -1,0 +1,117 @@
+"""Short ways to write nodes, instances and needs."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sllm.control.cost import Checkpoint
+from sllm.control.decisions import Need
+from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.topology import (
+    Copy,
+    Instance,
+    InstanceState,
+    Link,
+    NodeFacts,
+    NodeView,
+    Snapshot,
+    Tier,
+    TierUsage,
+    Use,
+    typical_of,
+)
+
+SLOW, FAST = 100.0, 1000.0
+"""Bytes per second from the source to SSD, and from SSD to the pool."""
+LINKS = {(Tier.REMOTE, Tier.SSD): Link(SLOW), (Tier.SSD, Tier.DRAM): Link(FAST)}
+
+
+def facts(
+    node_id: str = "n1",
+    *,
+    dram: int = 1000,
+    kv: int = 1000,
+    links: Mapping[tuple[Tier, Tier], Link] = LINKS,
+    init: float | None = 1.0,
+) -> NodeFacts:
+    return NodeFacts(
+        node_id=node_id,
+        address="localhost:1",
+        tiers={Tier.SSD: TierUsage(10**9, 0), Tier.DRAM: TierUsage(dram, 0)},
+        links=links,
+        kv_capacity=kv,
+        init_time=init,
+    )
+
+
+def view(
+    of: NodeFacts | None = None,
+    *,
+    copies: Iterable[Copy] = (),
+    instances: Iterable[Instance] = (),
+) -> NodeView:
+    return NodeView(
+        of or facts(),
+        {(copy.digest, copy.tier): copy for copy in copies},
+        {one.instance_id: one for one in instances},
+    )
+
+
+def copy(
+    digest: str = "d",
+    tier: Tier = Tier.SSD,
+    *,
+    size: int = 100,
+    resident: int | None = None,
+    leased: bool = False,
+    sources: tuple[str, ...] = (),
+) -> Copy:
+    return Copy(digest, tier, size, size if resident is None else resident, sources, leased)
+
+
+def instance(
+    instance_id: str = "i1",
+    deployment: str = "other",
+    *,
+    node_id: str = "n1",
+    state: InstanceState = InstanceState.READY,
+    kv: int = 100,
+    digest: str = "",
+) -> Instance:
+    return Instance(instance_id, deployment, node_id, state, kv, digest)
+
+
+def need(
+    deployment: str = "m",
+    *,
+    size: int = 100,
+    kv: int = 100,
+    least_kv: int = 10,
+    digest: str = "d",
+    max_concurrency: int = 2,
+) -> Need:
+    checkpoint = Checkpoint("file:///m", size, digest)
+    return Need(deployment, checkpoint, kv, least_kv, max_concurrency)
+
+
+def snapshot(
+    *views: NodeView,
+    uses: Mapping[str, Use] | None = None,
+    protected: Iterable[str] = (),
+) -> Snapshot:
+    instances: dict[str, tuple[Instance, ...]] = {}
+    for node in views:
+        for one in node.present:
+            instances[one.deployment] = (*instances.get(one.deployment, ()), one)
+    return Snapshot(
+        nodes={node.node_id: node for node in views},
+        instances=instances,
+        uses=uses or {},
+        protected=frozenset(protected),
+        typical=typical_of(views),
+    )
+
+
+def deployment(name: str = "tiny", **model: Any) -> Deployment:
+    info = ModelInfo("Fake", size_bytes=100, context_tokens=1024, kv_bytes_per_token=2)
+    return Deployment(DeploymentSpec(name, "file:///m"), replace(info, **model), 1.0)

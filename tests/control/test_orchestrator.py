@@ -1,0 +1,369 @@
+"""Starts, room, faults and restarts: a real control plane, and nodes that are scripted."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm import errors
+from tests.control.cluster import Cluster, cluster_of
+from tests.control.fake_node import FakeNode
+from tests.support import assert_eventually
+
+HALF = 40 * 1024
+"""Tokens whose KV cache takes more than half of a fake node's budget."""
+
+
+# --- room ---------------------------------------------------------------------------------------
+
+
+async def test_an_idle_instance_makes_room_for_another_model(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy("a", "file:///a", kv_cache_tokens=HALF)
+    await cluster.caller.deploy("b", "file:///b", kv_cache_tokens=HALF)
+    await cluster.caller.complete("a")
+    await cluster.caller.complete("b")
+
+    (instance,) = node.instances.values()
+    assert instance.deployment == "b"
+    assert node.most_kv_bytes <= 64 * 1024 * 1024
+
+
+async def test_a_start_waits_until_its_victim_has_ended(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy("a", "file:///a", kv_cache_tokens=HALF)
+    await cluster.caller.deploy("b", "file:///b", kv_cache_tokens=HALF)
+    await cluster.caller.complete("a")
+    node.script.before_stop.shut()
+    stream = await cluster.caller.generate("b").until("queued")
+    await assert_eventually(lambda: node.script.before_stop.waiting)
+    assert node.count("StartInstance") == 1
+    node.script.before_stop.open()
+    await stream.end()
+
+
+async def test_the_least_recently_used_model_goes_first(cluster: Cluster, node: FakeNode) -> None:
+    third = 20 * 1024
+    for name in ("a", "b", "c", "d"):
+        await cluster.caller.deploy(name, f"file:///{name}", kv_cache_tokens=third)
+    for name in ("a", "b", "c", "a", "d"):
+        await cluster.caller.complete(name)
+
+    assert sorted(one.deployment for one in node.instances.values()) == ["a", "c", "d"]
+
+
+async def test_a_model_that_is_always_busy_yields_to_one_that_waits(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy("busy", "file:///a", kv_cache_tokens=HALF)
+    await cluster.caller.deploy("patient", "file:///b", kv_cache_tokens=HALF)
+    node.script.before_finish.shut()
+    first = await cluster.caller.generate("busy").until("tokens")
+    waiting = await cluster.caller.generate("patient").until("queued")
+
+    async def draining() -> bool:
+        states = [one.state for one in await cluster.caller.instances("busy")]
+        return states == [pb.INSTANCE_STATE_DRAINING]
+
+    await assert_eventually(draining)
+    younger = await cluster.caller.generate("busy", request_id="younger").until("queued")
+    assert "younger" not in node.served(), "it would keep the instance busy for ever"
+    node.script.before_finish.open()
+    await first.end()
+    await waiting.end()
+    await younger.end()
+
+
+async def test_nothing_is_placed_twice_on_the_same_room(cluster: Cluster, node: FakeNode) -> None:
+    names = [f"m{index}" for index in range(8)]
+    for name in names:
+        await cluster.caller.deploy(name, f"file:///{name}", kv_cache_tokens=HALF)
+    streams = await asyncio.gather(*(cluster.caller.complete(name) for name in names))
+
+    assert all(stream.kinds[-1] == "finished" for stream in streams)
+    assert node.most_kv_bytes <= 64 * 1024 * 1024
+
+
+async def test_requests_spread_over_replicas_when_one_is_full(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy(max_concurrency=1, max_replicas=2)
+    node.script.before_finish.shut()
+    streams = [cluster.caller.generate() for _ in range(3)]
+    await streams[0].until("tokens")
+    await cluster.wait_for_instances(2)
+    node.script.before_finish.open()
+    for stream in streams:
+        await stream.end()
+    assert node.count("StartInstance") == 2
+
+
+async def test_a_start_goes_where_the_weights_are(cluster: Cluster) -> None:
+    await cluster.add_node("n1")
+    holder = await cluster.add_node("n2")
+    holder.add_copy("file:///models/tiny", pb.TIER_SSD)
+    holder.script.model.digest = "digest-of-file:///models/tiny"
+    cluster.nodes["n1"].script.model.digest = "digest-of-file:///models/tiny"
+    await cluster.caller.deploy()
+    stream = await cluster.caller.complete()
+    assert stream.receipt.node_id == "n2"
+
+
+async def test_min_replicas_are_there_without_requests_and_stay(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy(min_replicas=1, keep_alive=0.0)
+    await cluster.wait_for_instances(1)
+    stream = await cluster.caller.complete()
+    assert not stream.receipt.cold
+    await cluster.wait_for_instances(1)
+    assert node.count("StopInstance") == 0
+
+
+async def test_room_that_min_replicas_keeps_is_refused(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy("kept", "file:///a", min_replicas=1, kv_cache_tokens=HALF)
+    await cluster.wait_for_instances(1)
+    await cluster.caller.deploy("other", "file:///b", kv_cache_tokens=HALF)
+    with pytest.raises(errors.NoCapacity, match="min_replicas"):
+        await cluster.caller.complete("other")
+    (instance,) = node.instances.values()
+    assert instance.deployment == "kept"
+
+
+# --- starts that fail ---------------------------------------------------------------------------
+
+
+async def test_a_start_that_fails_is_tried_on_another_node(cluster: Cluster) -> None:
+    nodes = [await cluster.add_node("n1"), await cluster.add_node("n2")]
+    nodes[0].script.start_errors.append(errors.CheckpointCorrupt("chunk 3 is not as written"))
+    nodes[1].init_seconds = 10.0
+    nodes[1].send_delta()
+    await cluster.caller.deploy()
+    stream = await cluster.caller.complete()
+    assert stream.receipt.node_id == "n2"
+
+
+async def test_a_start_that_fails_twice_fails_those_who_wait_with_the_reason(
+    cluster: Cluster,
+) -> None:
+    for node_id in ("n1", "n2"):
+        node = await cluster.add_node(node_id)
+        node.script.start_errors.append(errors.CheckpointCorrupt("chunk 3 is not as written"))
+    await cluster.caller.deploy()
+    outcomes = await asyncio.gather(
+        *(cluster.caller.complete() for _ in range(3)), return_exceptions=True
+    )
+    for outcome in outcomes:
+        assert isinstance(outcome, errors.CheckpointCorrupt)
+        assert "chunk 3" in str(outcome)
+    await cluster.caller.complete()
+
+
+async def test_on_the_only_node_a_failed_start_is_told_at_once(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    node.script.start_errors.append(errors.Internal("a fault"))
+    await cluster.caller.deploy()
+    with pytest.raises(errors.StartFailed, match="a fault"):
+        await cluster.caller.complete()
+    assert node.count("StartInstance") == 1
+    await cluster.caller.complete()
+
+
+async def test_min_replicas_are_tried_again_after_a_failed_start(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    node.script.start_errors.append(errors.Internal("a fault"))
+    await cluster.caller.deploy(min_replicas=1)
+    await cluster.wait_for_instances(1)
+    assert node.count("StartInstance") == 2
+
+
+# --- parts that are lost ------------------------------------------------------------------------
+
+
+async def test_a_node_lost_before_the_first_token_costs_a_pause(cluster: Cluster) -> None:
+    node = await cluster.add_node("n1")
+    await cluster.caller.deploy()
+    node.script.before_tokens.shut()
+    stream = await cluster.caller.generate().until("started")
+    await cluster.add_node("n2")
+    await cluster.lose_node("n1")
+    await stream.end()
+
+    assert stream.text == "0 1 2 "
+    assert stream.receipt.node_id == "n2"
+    assert [event.sequence for event in stream.events] == list(range(len(stream.events)))
+
+
+async def test_a_node_lost_after_the_first_token_is_told(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    node.script.before_finish.shut()
+    stream = await cluster.caller.generate().until("tokens")
+    await cluster.lose_node("n1")
+    with pytest.raises(errors.NodeLost):
+        await stream.end()
+
+
+async def test_a_node_lost_while_it_starts_an_instance(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    node.script.before_ready.shut()
+    stream = await cluster.caller.generate().until("loading")
+    await cluster.add_node("n2")
+    await cluster.lose_node("n1")
+    await stream.end()
+    assert stream.receipt.node_id == "n2"
+
+
+async def test_without_any_node_requests_fail_after_a_while(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    await cluster.lose_node("n1")
+    with pytest.raises(errors.NoNodes) as caught:
+        await cluster.caller.complete()
+    assert caught.value.retry_after
+
+
+async def test_a_node_that_comes_in_time_serves_those_who_wait(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path, node_patience_seconds=20.0) as cluster:
+        await cluster.add_node("n1")
+        await cluster.caller.deploy()
+        await cluster.lose_node("n1")
+        stream = await cluster.caller.generate().until("queued")
+        await cluster.add_node("n2")
+        await stream.end()
+
+
+async def test_a_node_that_falls_silent_is_lost_when_its_lease_ends(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    node.script.before_finish.shut()
+    stream = await cluster.caller.generate().until("tokens")
+    node.silent = True
+    with pytest.raises(errors.NodeLost):
+        await stream.end()
+    await cluster.wait_for_nodes(0)
+    node.silent = False
+    await cluster.wait_for_nodes(1)
+
+
+async def test_a_worker_that_dies_before_the_first_token_costs_a_pause(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    await cluster.caller.complete()
+    node.script.generate_errors.append(errors.WorkerDied("killed"))
+    stream = await cluster.caller.complete()
+    assert stream.text == "0 1 2 "
+    assert stream.receipt.cold
+    assert node.count("StartInstance") == 2
+
+
+async def test_a_second_chance_is_the_last(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    node.script.generate_errors += [errors.WorkerDied("killed"), errors.WorkerDied("again")]
+    with pytest.raises(errors.WorkerDied, match="again"):
+        await cluster.caller.complete()
+    await cluster.caller.complete()
+
+
+async def test_an_error_of_the_request_itself_is_told_and_the_instance_stays(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    node.script.generate_errors.append(errors.ContextExceeded("too long"))
+    with pytest.raises(errors.ContextExceeded, match="too long"):
+        await cluster.caller.complete()
+    await cluster.caller.complete()
+    assert node.count("StartInstance") == 1
+
+
+async def test_an_instance_that_is_gone_is_started_anew(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    await cluster.caller.complete()
+    (instance,) = node.instances.values()
+    node.set_state(instance, pb.INSTANCE_STATE_GONE)
+    await cluster.wait_for_instances(0)
+    stream = await cluster.caller.complete()
+    assert stream.receipt.cold
+
+
+# --- restarts -----------------------------------------------------------------------------------
+
+
+async def test_a_restarted_control_plane_adopts_what_runs(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    await cluster.caller.complete()
+    await cluster.restart_control()
+    stream = await cluster.caller.complete()
+
+    assert not stream.receipt.cold
+    assert node.count("StartInstance") == 1
+
+
+async def test_a_restarted_control_plane_joins_what_starts(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    node.script.before_ready.shut()
+    stream = await cluster.caller.generate().until("loading")
+    ended = asyncio.create_task(stream.end())
+    await cluster.stop_control()
+    with pytest.raises(errors.ShuttingDown):
+        await ended
+    await cluster.start()
+    await cluster.wait_for_nodes(1)
+    await assert_eventually(lambda: node.count("StartInstance") == 2)
+    again = await cluster.caller.generate().until("loading")
+    node.script.before_ready.open()
+    await again.end()
+    assert len(node.instances) == 1
+
+
+async def test_an_adopted_instance_ends_after_its_keep_alive(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy(keep_alive=0.3)
+    await cluster.caller.complete()
+    await cluster.restart_control()
+    await assert_eventually(lambda: not node.instances)
+
+
+async def test_instances_of_no_deployment_are_stopped(cluster: Cluster, node: FakeNode) -> None:
+    stray = pb.Instance(
+        instance_id="stray", deployment="nobody", node_id="n1", state=pb.INSTANCE_STATE_READY
+    )
+    node.instances["stray"] = stray
+    node.send_delta([stray])
+    await assert_eventually(lambda: not node.instances)
+
+
+async def test_a_deleted_deployment_ends_its_requests_and_instances(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy(max_concurrency=1)
+    node.script.before_finish.shut()
+    running = await cluster.caller.generate().until("tokens")
+    queued = await cluster.caller.generate().until("queued")
+    await cluster.caller.delete("tiny")
+    with pytest.raises(errors.Cancelled):
+        await running.end()
+    with pytest.raises(errors.DeploymentNotFound):
+        await queued.end()
+    await assert_eventually(lambda: not node.instances)
+
+
+async def test_a_deployment_deleted_while_it_starts_leaves_nothing(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    node.script.before_ready.shut()
+    stream = await cluster.caller.generate().until("loading")
+    await cluster.caller.delete("tiny")
+    with pytest.raises(errors.DeploymentNotFound):
+        await stream.end()
+    node.script.before_ready.open()
+    await assert_eventually(lambda: not node.instances)

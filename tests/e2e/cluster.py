@@ -1,0 +1,156 @@
+"""A real cluster for tests: a control plane and nodes, each a process of its own, on free ports."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+import sllm
+from tests.support import wait_until
+
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 20.0
+
+
+class Part:
+    """One server of the cluster."""
+
+    def __init__(self, name: str, directory: Path, arguments: list[str]) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._log = directory / f"{name}.log"
+        self._listen = "127.0.0.1:0"
+        self.process = self._spawn()
+        self.address = self._read_address()
+
+    def _spawn(self) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "sllm.cli.main",
+            *self._arguments,
+            "--listen",
+            self._listen,
+        ]
+        with self._log.open("a") as log:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def _read_address(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line.startswith("listening on "), f"{self.name}: {line!r}\n{self.log_text()}"
+        return line.removeprefix("listening on ").strip()
+
+    def log_text(self) -> str:
+        """What the server has logged."""
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.process.kill()
+        self._reap()
+
+    def restart(self) -> None:
+        """Starts it again, on the address that it had."""
+        self._listen = self.address
+        self.process = self._spawn()
+        assert self._read_address() == self.address
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self._reap()
+
+    def end(self) -> None:
+        """Makes sure that it has ended."""
+        if self.process.poll() is None:
+            self.kill()
+
+    def _reap(self) -> int:
+        status = self.process.wait(STOP_TIMEOUT)
+        assert self.process.stdout
+        self.process.stdout.close()
+        return status
+
+    def descendants(self) -> list[psutil.Process]:
+        """The processes that it has started, and they in turn."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextmanager
+def running(
+    directory: Path, *, nodes: int = 2, dram_mib: int = 256, kv_mib: int = 512
+) -> Iterator["Cluster"]:
+    """Starts a control plane and nodes; stops them, and checks that nothing is left."""
+    with ExitStack() as stack:
+        control = Part("control", directory, ["control", "--dir", str(directory / "control")])
+        stack.callback(control.end)
+        sizes = [f"--dram={dram_mib}MiB", "--ssd=2GiB", f"--kv={kv_mib}MiB"]
+        parts: list[Part] = []
+        for index in range(nodes):
+            name = f"node-{index}"
+            where = ["--control", control.address, "--dir", str(directory / name)]
+            parts.append(Part(name, directory, ["node", "--id", name, *where, *sizes]))
+            stack.callback(parts[-1].end)
+        client = stack.enter_context(sllm.Client(control.address))
+        cluster = Cluster(directory, control, parts, client)
+        cluster.wait_for_nodes(nodes)
+        yield cluster
+        cluster.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The parts, and a client of them."""
+
+    directory: Path
+    control: Part
+    nodes: list[Part]
+    client: sllm.Client
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every server."""
+        return [self.control, *self.nodes]
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Returns once the control plane knows `count` nodes."""
+        wait_until(lambda: len(self.client.nodes()) == count, START_TIMEOUT)
+
+    def wait_for_instances(self, count: int, deployment: str | None = None) -> None:
+        """Returns once there are `count` ready instances, and no others."""
+
+        def settled() -> bool:
+            found = [one for one in self.client.instances() if deployment in (None, one.deployment)]
+            return len(found) == count and all(one.state == "READY" for one in found)
+
+        wait_until(settled, START_TIMEOUT)
+
+    def node_of(self, node_id: str) -> Part:
+        """The node agent of this id."""
+        return next(node for node in self.nodes if node.name == node_id)
+
+    def stop(self) -> None:
+        """Stops everything, and checks that nothing is left."""
+        running = [part for part in reversed(self.parts) if part.process.poll() is None]
+        left = [child for part in running for child in part.descendants()]
+        statuses = {part.name: part.stop() for part in running}
+        assert not any(statuses.values()), statuses
+        wait_until(lambda: not any(_alive(process) for process in left), STOP_TIMEOUT)
+        assert not list(self.directory.glob("node-*/run/*")), "sockets are left"
+
+
+def _alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def memfds_of(pid: int) -> int:
+    """How many memfds a process holds open."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    return sum(link.startswith("/memfd:") for link in links)

@@ -1,0 +1,119 @@
+"""Parts killed under load: callers get a result or a typed error, and all works again."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sllm
+from sllm import errors
+from tests.e2e.cluster import Cluster, running
+from tests.support import assert_eventually
+
+CALLERS = 8
+ANSWER_SECONDS = 10.0
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, models: Path) -> Iterator[Cluster]:
+    """Two nodes and a deployment that was used."""
+    with running(tmp_path) as cluster:
+        cluster.client.deploy("busy", f"file://{models / 'tiny-llama'}", keep_alive=60.0)
+        cluster.client.complete("busy", "Hello", max_tokens=1)
+        yield cluster
+
+
+async def _callers(client: sllm.AsyncClient) -> list[asyncio.Task[sllm.Result]]:
+    """Requests that are under way: each has had a token."""
+    streams = [
+        client.generate("busy", f"Caller {index}", max_tokens=220, ignore_eos=True)
+        for index in range(CALLERS)
+    ]
+    for stream in streams:
+        async for event in stream:
+            if isinstance(event, sllm.Tokens):
+                break
+    return [asyncio.create_task(stream.result()) for stream in streams]
+
+
+async def _all_answered(
+    tasks: list[asyncio.Task[sllm.Result]],
+) -> list[sllm.Result | BaseException]:
+    done, pending = await asyncio.wait(tasks, timeout=ANSWER_SECONDS)
+    assert not pending, "callers hang"
+    outcomes = await asyncio.gather(*done, return_exceptions=True)
+    for outcome in outcomes:
+        assert isinstance(outcome, sllm.Result | errors.SllmError), repr(outcome)
+    return outcomes
+
+
+async def _works_again(client: sllm.AsyncClient) -> None:
+    async def answered() -> bool:
+        try:
+            result = await client.complete("busy", "Back?", max_tokens=2, timeout=20.0)
+        except errors.Unavailable:
+            return False
+        return result.usage.completion_tokens > 0
+
+    await assert_eventually(answered, timeout=40.0)
+
+
+async def test_a_killed_worker(loaded: Cluster) -> None:
+    async with sllm.AsyncClient(loaded.control.address) as client:
+        tasks = await _callers(client)
+        (instance,) = await client.instances()
+        os.kill(instance.worker_pid, signal.SIGKILL)
+        outcomes = await _all_answered(tasks)
+        assert any(isinstance(outcome, errors.WorkerDied) for outcome in outcomes)
+        await _works_again(client)
+        (after,) = await client.instances()
+        assert after.instance_id != instance.instance_id
+        result = await client.complete("busy", "Weights?", max_tokens=1)
+        assert not result.receipt.cold
+
+
+async def test_the_weights_outlive_a_killed_worker(loaded: Cluster) -> None:
+    async with sllm.AsyncClient(loaded.control.address) as client:
+        (instance,) = await client.instances()
+        os.kill(instance.worker_pid, signal.SIGKILL)
+
+        async def gone() -> bool:
+            return not await client.instances()
+
+        await assert_eventually(gone)
+        result = await client.complete("busy", "Weights?", max_tokens=1)
+    assert result.receipt.cold
+    assert result.receipt.from_tier == "DRAM"
+
+
+async def test_a_killed_node(loaded: Cluster) -> None:
+    async with sllm.AsyncClient(loaded.control.address) as client:
+        tasks = await _callers(client)
+        (instance,) = await client.instances()
+        node = loaded.node_of(instance.node_id)
+        left = node.descendants()
+        node.kill()
+        outcomes = await _all_answered(tasks)
+        assert any(isinstance(outcome, errors.NodeLost) for outcome in outcomes)
+        await assert_eventually(lambda: not any(process.is_running() for process in left))
+        await _works_again(client)
+        node.restart()
+        await asyncio.to_thread(loaded.wait_for_nodes, 2)
+        await _works_again(client)
+
+
+async def test_a_killed_control_plane(loaded: Cluster) -> None:
+    async with sllm.AsyncClient(loaded.control.address) as client:
+        tasks = await _callers(client)
+        (instance,) = await client.instances()
+        loaded.control.kill()
+        await _all_answered(tasks)
+        loaded.control.restart()
+        await asyncio.to_thread(loaded.wait_for_nodes, 2)
+        assert [deployment.name for deployment in await client.deployments()] == ["busy"]
+        await _works_again(client)
+        (after,) = await client.instances()
+        assert after.instance_id == instance.instance_id, "a running instance was started anew"

@@ -1,0 +1,96 @@
+"""Many streams at once, and callers that leave."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import sllm
+from tests.e2e import workers
+from tests.e2e.cluster import Cluster
+from tests.e2e.reference import greedy
+from tests.support import assert_eventually
+
+STREAMS = 64
+MAX_TOKENS = 32
+
+
+@pytest.fixture
+def deployed(cluster: Cluster, models: Path) -> Iterator[str]:
+    cluster.client.deploy("streams", f"file://{models / 'tiny-llama'}", keep_alive=60.0)
+    yield "streams"
+    cluster.client.delete("streams")
+    cluster.wait_for_instances(0)
+
+
+async def test_64_streams_are_all_correct_and_none_starves(
+    cluster: Cluster, models: Path, deployed: str
+) -> None:
+    prompts = [f"Number {index} of many" for index in range(STREAMS)]
+    async with sllm.AsyncClient(cluster.control.address) as client:
+        results = await asyncio.gather(
+            *(
+                client.complete(deployed, prompt, max_tokens=MAX_TOKENS, temperature=0.0)
+                for prompt in prompts
+            )
+        )
+    for prompt, result in zip(prompts, results, strict=True):
+        expected = greedy(models / "tiny-llama", prompt, MAX_TOKENS)
+        assert tuple(result.token_ids) == expected.token_ids, prompt
+
+
+async def test_memory_returns_to_where_it_was(cluster: Cluster, deployed: str) -> None:
+    async with sllm.AsyncClient(cluster.control.address) as client:
+
+        async def burst() -> None:
+            await asyncio.gather(
+                *(client.complete(deployed, "Again", max_tokens=8) for _ in range(STREAMS))
+            )
+
+        await burst()  # what is allocated once is allocated now
+        await burst()
+        before = _memory(cluster)
+        for _ in range(4):
+            await burst()
+        after = _memory(cluster)
+    assert after - before < 48 * 1024 * 1024
+
+
+def _memory(cluster: Cluster) -> int:
+    """Bytes that the servers and the workers have of their own."""
+    pids = [part.process.pid for part in cluster.parts]
+    pids += [instance.worker_pid for instance in cluster.client.instances()]
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in pids)
+
+
+async def test_a_caller_that_leaves_stops_its_generation(cluster: Cluster, deployed: str) -> None:
+    async with sllm.AsyncClient(cluster.control.address) as client:
+        stream = client.generate(deployed, "For ever", max_tokens=200, ignore_eos=True)
+        async for event in stream:
+            if isinstance(event, sllm.Tokens):
+                break
+        await stream.cancel()
+        (socket,) = workers.sockets(cluster)
+        await assert_eventually(lambda: workers.status(socket).counters.cancelled_requests == 1)
+        counters = workers.status(socket).counters
+        assert counters.running_requests == 0
+        assert counters.generated_tokens < 200
+
+        await client.complete(deployed, "After", max_tokens=3, ignore_eos=True)
+        after = workers.status(socket).counters
+    assert after.generated_tokens == counters.generated_tokens + 3, "it went on after all"
+
+
+async def test_a_request_can_be_cancelled_by_its_id(cluster: Cluster, deployed: str) -> None:
+    async with sllm.AsyncClient(cluster.control.address) as client:
+        stream = client.generate(
+            deployed, "For ever", max_tokens=200, ignore_eos=True, request_id="mine"
+        )
+        async for event in stream:
+            if isinstance(event, sllm.Tokens):
+                break
+        await client.cancel("mine")
+        with pytest.raises(sllm.errors.Cancelled):
+            await stream.result()

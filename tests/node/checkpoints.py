@@ -1,0 +1,106 @@
+"""Safetensors directories and checkpoints for the tests of the tiers."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sllm.node.importer import ChunkMemory, ImportPlan, import_checkpoint, plan_import
+from sllm.node.manifest import Manifest
+from sllm.node.pool import Pool
+from sllm.node.sources import LocalSource, inspect
+from sllm.node.tensors import tensors_over
+
+CHUNK = 8192
+"""Small chunks: a few kilobytes of weights cross several."""
+
+
+def never() -> bool:
+    """For work that is not cancelled."""
+    return False
+
+
+def write_model(
+    directory: Path, tensors: Mapping[str, torch.Tensor] | None = None, seed: int = 0
+) -> Path:
+    """A model's directory as repositories hold it, of random weights unless they are given."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors or random_weights(seed)), directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"model_type": "tiny", "dtype": "float32"}))
+    (directory / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
+    return directory
+
+
+def random_weights(seed: int = 0, layers: int = 3) -> dict[str, torch.Tensor]:
+    """Some 50 KB: several chunks, none of them ending with a tensor."""
+    random = torch.Generator().manual_seed(seed)
+    weights = {"model.embed_tokens.weight": torch.randn(100, 16, generator=random)}
+    for layer in range(layers):
+        weights[f"model.layers.{layer}.w"] = torch.randn(60, 57, generator=random)
+    weights["model.norm.weight"] = torch.randn(16, generator=random)
+    return weights
+
+
+def import_model(source: Path, destination: Path, dtype: str | None = None) -> Manifest:
+    """Imports the model at `source`."""
+    return run_import(plan_import(inspect(LocalSource(source)), dtype), destination)
+
+
+def run_import(
+    plan: ImportPlan,
+    destination: Path,
+    progress: Callable[[int, int], object] = lambda loaded, total: None,
+    cancelled: Callable[[], bool] = never,
+    memory: ChunkMemory | None = None,
+) -> Manifest:
+    """Carries a plan out, in small chunks."""
+    return import_checkpoint(
+        plan,
+        destination,
+        chunk_bytes=CHUNK,
+        progress=progress,
+        cancelled=cancelled,
+        memory=memory,
+    )
+
+
+def tensors_in_pool(
+    manifest: Manifest, pool: Pool, chunks: tuple[tuple[int, ...], ...]
+) -> dict[str, torch.Tensor]:
+    """A copy of a checkpoint's tensors, put together from its chunks."""
+    joined = [b"".join(bytes(pool.view(chunk)) for chunk in places) for places in chunks]
+    return _tensors(manifest, joined)
+
+
+def tensors_on_disk(manifest: Manifest, directory: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors, read from its partitions."""
+    return _tensors(
+        manifest, [(directory / entry.file).read_bytes() for entry in manifest.partitions]
+    )
+
+
+def _tensors(manifest: Manifest, partitions: list[bytes]) -> dict[str, torch.Tensor]:
+    return tensors_over(manifest, [memoryview(bytearray(content)) for content in partitions])
+
+
+def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Compares names, dtypes, shapes and bits."""
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].shape == tensor.shape, name
+        assert bits(found[name]) == bits(tensor), name
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """A tensor's bytes: NaNs and tiny dtypes compare like everything else."""
+    return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    """What a bad disk does."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,147 @@
+"""The reporter against a real FleetService on a port of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serverlessllm.v1 import fleet_service_pb2 as pb
+from serverlessllm.v1.fleet_service_pb2_grpc import (
+    FleetServiceServicer,
+    add_FleetServiceServicer_to_server,
+)
+
+from sllm import rpc
+from sllm.clock import MonotonicClock
+from sllm.node.config import NodeConfig
+from sllm.node.reporter import Reporter
+from sllm.node.tiers import Copy, Tier
+from tests.support import assert_eventually
+
+
+class Fleet(FleetServiceServicer):
+    """Records what it is told; answers what it is made to answer."""
+
+    def __init__(self) -> None:
+        self.messages: list[pb.ReportRequest] = []
+        self.streams = 0
+        self.resync = False
+        self.hang_up = False
+
+    async def Report(  # type: ignore[override]  # asynchronous
+        self, request_iterator: AsyncIterator[pb.ReportRequest], context: Any
+    ) -> AsyncIterator[pb.ReportResponse]:
+        self.streams += 1
+        async for message in request_iterator:
+            self.messages.append(message)
+            if self.hang_up:
+                self.hang_up = False
+                return
+            if self.resync:
+                self.resync = False
+                yield pb.ReportResponse(resync=pb.Resync())
+                continue
+            ack = pb.Ack(revision=message.revision)
+            ack.lease.FromMilliseconds(300)
+            yield pb.ReportResponse(ack=ack)
+
+    def kinds(self) -> list[str | None]:
+        return [message.WhichOneof("report") for message in self.messages]
+
+
+@dataclass
+class Contents:
+    """What a node holds, as the reporter asks for it."""
+
+    held: list[Copy] = field(default_factory=list)
+
+    def copies(self) -> tuple[Copy, ...]:
+        return tuple(self.held)
+
+    def usage(self) -> tuple[()]:
+        return ()
+
+    def links(self) -> tuple[()]:
+        return ()
+
+
+class Node:
+    """A node's side of the reporter: contents that change, and who wants to know."""
+
+    def __init__(self) -> None:
+        self.store = Contents()
+        self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
+        self.instances: dict[str, Any] = {}
+        self.init_seconds = None
+        self.kv_used_bytes = 0
+        self._watchers: list[Any] = []
+
+    def subscribe(self, watcher: Any) -> None:
+        self._watchers.append(watcher)
+
+    def hold(self, *digests: str) -> None:
+        self.store.held = [
+            Copy(digest, Tier.SSD, size_bytes=8, resident_bytes=8, sources=(), leased=False)
+            for digest in digests
+        ]
+        for watcher in self._watchers:
+            watcher()
+
+
+@asynccontextmanager
+async def reporting(fleet: Fleet, node: Node) -> AsyncIterator[None]:
+    server = rpc.Server()
+    add_FleetServiceServicer_to_server(fleet, server.grpc)
+    port = await server.start("127.0.0.1:0", [pb.DESCRIPTOR.services_by_name["FleetService"]])
+    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+        reporter = Reporter(node, "n1", "host:1", channel, MonotonicClock())  # type: ignore[arg-type]  # has what it asks for
+        task = asyncio.create_task(reporter.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await server.stop(0)
+
+
+async def test_everything_first_and_then_what_changes() -> None:
+    fleet, node = Fleet(), Node()
+    node.hold("a", "b")
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        assert [copy.digest for copy in fleet.messages[0].full.node.copies] == ["a", "b"]
+        node.hold("b", "c")
+        await assert_eventually(lambda: "delta" in fleet.kinds())
+
+    deltas = [message for message in fleet.messages if message.HasField("delta")]
+    changed = {copy.digest: copy.resident_bytes for copy in deltas[0].delta.copies}
+    assert changed == {"c": 8, "a": 0}
+    assert [deltas[0].revision, fleet.messages[0].revision] == [2, 1]
+
+
+async def test_without_changes_heartbeats_keep_the_lease() -> None:
+    fleet = Fleet()
+    async with reporting(fleet, Node()):
+        await assert_eventually(lambda: fleet.kinds().count("heartbeat") >= 3)
+    assert fleet.kinds().count("full") == 1
+    assert {message.revision for message in fleet.messages} == {1}
+
+
+async def test_a_resync_is_answered_in_full() -> None:
+    fleet, node = Fleet(), Node()
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        fleet.resync = True
+        node.hold("a")
+        await assert_eventually(lambda: fleet.kinds().count("full") == 2)
+    full = [message for message in fleet.messages if message.HasField("full")][-1]
+    assert [copy.digest for copy in full.full.node.copies] == ["a"]
+
+
+async def test_a_stream_that_ends_is_opened_again_with_everything() -> None:
+    fleet, node = Fleet(), Node()
+    fleet.hang_up = True
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.streams == 2 and fleet.kinds().count("full") == 2)

@@ -1,0 +1,196 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sllm.errors import InvalidArgument
+from sllm.node.checkpoint import read_manifest
+from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier, delete
+from tests.node.checkpoints import (
+    assert_same,
+    flip_bit,
+    import_model,
+    random_weights,
+    tensors_on_disk,
+    write_model,
+)
+from tests.support import wait_until
+
+BUDGET = 1 << 20
+
+
+class Tiers:
+    """Opens the tier of one directory, and closes what was opened."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._open: SsdTier | None = None
+
+    def open(self, budget: int = BUDGET) -> SsdTier:
+        """Closes the tier that is open, and opens it anew."""
+        self.close()
+        self._open = SsdTier.open(self.directory, budget)
+        self._open.check_integrity()
+        return self._open
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+
+@pytest.fixture
+def tiers(tmp_path: Path) -> Iterator[Tiers]:
+    tiers = Tiers(tmp_path / "tier")
+    yield tiers
+    tiers.close()
+
+
+def land(tier: SsdTier, seed: int = 0) -> SsdCopy:
+    written = tier.temporary()
+    manifest = import_model(
+        write_model(tier.directory.parent / f"source{seed}", seed=seed), written
+    )
+    copy = tier.land(written, manifest)
+    tier.record_source(copy, record_of(seed))
+    tier.check_integrity()
+    return copy
+
+
+def record_of(seed: int, fingerprint: str = "f") -> SourceRecord:
+    return SourceRecord(f"file:///source{seed}", fingerprint, None)
+
+
+def test_what_landed_is_found_by_the_next_process(tiers: Tiers) -> None:
+    digest = land(tiers.open()).manifest.digest
+    copy = tiers.open().find(record_of(0))
+    assert copy is not None
+    assert copy.manifest.digest == digest
+    assert copy.urls == ("file:///source0",)
+    assert_same(tensors_on_disk(copy.manifest, copy.directory), random_weights())
+
+
+def test_the_order_of_use_outlives_the_process(tiers: Tiers) -> None:
+    tier = tiers.open()
+    first, second, third = (land(tier, seed) for seed in range(3))
+    for copy, time in [(second, 1), (first, 2), (third, 3)]:
+        os.utime(copy.directory, (time, time))
+    tier = tiers.open()
+    (victim,) = tier.ledger.reserve(BUDGET - 2 * first.holding.size - 1)
+    assert victim == second.manifest.digest
+    tier.detach(victim)
+
+
+def test_a_lower_budget_is_kept_from_the_start(tiers: Tiers) -> None:
+    tier = tiers.open()
+    old, new = land(tier, 0), land(tier, 1)
+    os.utime(old.directory, (1, 1))
+    tier = tiers.open(budget=new.holding.size + 10)
+    assert set(tier.copies) == {new.manifest.digest}
+
+
+def test_leftovers_of_a_kill_are_removed_and_strangers_left_alone(tiers: Tiers) -> None:
+    tier = tiers.open()
+    copy = land(tier)
+    import_model(tier.directory.parent / "source0", tier.temporary())
+    tier.temporary().mkdir()
+    tier.ledger.remove(copy.manifest.digest)
+    tier.detach(copy.manifest.digest)
+    (tier.directory / "notes").mkdir()
+    (tier.directory / "notes" / "kept").touch()
+    assert tiers.open().copies == {}
+    assert {path.name for path in tiers.directory.iterdir()} == {".lock", "notes"}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "partition-00000.bin"])
+def test_an_incomplete_copy_is_dropped(tiers: Tiers, name: str) -> None:
+    (land(tiers.open()).directory / name).unlink()
+    assert tiers.open().copies == {}
+    assert {path.name for path in tiers.directory.iterdir()} == {".lock"}
+
+
+def test_a_copy_under_another_name_is_dropped(tiers: Tiers) -> None:
+    copy = land(tiers.open())
+    copy.directory.rename(tiers.directory / ("0" * 32))
+    assert tiers.open().copies == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'[{"url": 1}]', b"[5]"])
+def test_a_copy_whose_sources_are_lost_stays(tiers: Tiers, content: bytes) -> None:
+    copy = land(tiers.open())
+    (copy.directory / ".sources.json").write_bytes(content)
+    tier = tiers.open()
+    assert tier.copies[copy.manifest.digest].sources == []
+    assert tier.find(record_of(0)) is None
+
+
+def test_the_same_content_lands_once(tiers: Tiers) -> None:
+    tier = tiers.open()
+    first = land(tier)
+    written = tier.temporary()
+    manifest = import_model(tier.directory.parent / "source0", written)
+    assert tier.land(written, manifest) is first
+    assert written.exists()
+    delete(written)
+    tier.check_integrity()
+
+
+def test_a_source_leads_to_one_copy(tiers: Tiers) -> None:
+    tier = tiers.open()
+    old, new = land(tier, 0), land(tier, 1)
+    changed = record_of(0, fingerprint="g")
+    tier.record_source(new, changed)
+    for now in (tier, tiers.open()):
+        found = now.find(changed)
+        assert found is not None
+        assert found.manifest == new.manifest
+        assert now.copies[old.manifest.digest].urls == ()
+        assert now.last_known("file:///source0", None) == changed
+        assert now.last_known("file:///source0", "float32") is None
+
+
+def test_a_directory_serves_one_process(tiers: Tiers) -> None:
+    tiers.open()
+    with pytest.raises(InvalidArgument, match="another node agent"):
+        SsdTier.open(tiers.directory, BUDGET)
+
+
+def test_a_flipped_bit_does_not_keep_the_tier_from_opening(tiers: Tiers) -> None:
+    copy = land(tiers.open())
+    flip_bit(copy.directory / "partition-00000.bin", 100)
+    assert set(tiers.open().copies) == {copy.manifest.digest}
+
+
+IMPORT_FOREVER = """
+import sys
+from pathlib import Path
+from tests.node.test_ssd import BUDGET, SsdTier, import_model, record_of
+
+source, tier = Path(sys.argv[1]), SsdTier.open(Path(sys.argv[2]), BUDGET)
+print("ready", flush=True)
+while True:
+    written = tier.temporary()
+    copy = tier.land(written, import_model(source, written))
+    tier.record_source(copy, record_of(0))
+    tier.ledger.remove(copy.manifest.digest)
+    tier.detach(copy.manifest.digest)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_whole_copies_or_none(tiers: Tiers, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source")
+    command = [sys.executable, "-c", IMPORT_FOREVER, str(source), str(tiers.directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        wait_until(lambda: len(list(tiers.directory.iterdir())) > 10)
+        process.send_signal(signal.SIGKILL)
+    for copy in tiers.open().copies.values():
+        assert read_manifest(copy.directory) == copy.manifest
+        assert_same(tensors_on_disk(copy.manifest, copy.directory), random_weights())
+    assert not list(tiers.directory.glob(".incoming-*"))
+    assert not list(tiers.directory.glob(".removed-*"))

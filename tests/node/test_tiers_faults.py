@@ -1,0 +1,190 @@
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sllm.errors import (
+    CheckpointCorrupt,
+    InvalidArgument,
+    InvalidSource,
+    NoCapacity,
+    ShuttingDown,
+    SourceNotFound,
+)
+from sllm.node.direct_io import DirectFile
+from sllm.node.records import LoadPhase, Progress, Tier
+from tests.node.checkpoints import flip_bit, write_model
+from tests.node.store import Bench, gate_on, settle
+from tests.support import assert_eventually
+
+
+async def test_a_caller_that_leaves_does_not_end_the_work(bench: Bench) -> None:
+    seen: list[Progress] = []
+    with gate_on("imports") as gate:
+        leaving = asyncio.create_task(bench.promote(0, Tier.DRAM, seen.append))
+        staying = asyncio.create_task(bench.promote(0, Tier.DRAM))
+        await assert_eventually(lambda: gate.begun)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        told = len(seen)
+        gate.open()
+        lease = await staying
+        assert gate.begun == 1
+    assert len(seen) == told
+    lease.release()
+    await bench.store.evict(lease.digest, Tier.SSD)
+
+
+async def test_the_work_goes_on_when_every_caller_has_left(bench: Bench) -> None:
+    with gate_on("imports") as gate:
+        caller = asyncio.create_task(bench.promote(0, Tier.DRAM))
+        await assert_eventually(lambda: gate.begun)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        gate.open()
+        await assert_eventually(lambda: bench.on(Tier.DRAM))
+    await assert_eventually(lambda: not any(copy.leased for copy in bench.store.copies()))
+    bench.store.check_integrity()
+
+
+async def test_the_next_process_finds_what_was_imported(bench: Bench) -> None:
+    digest = await bench.leave(0, Tier.SSD)
+    await bench.reopen()
+    lease = await bench.promote(0, Tier.DRAM)
+    assert (lease.digest, lease.from_tier) == (digest, Tier.SSD)
+    assert [step.phase for step in lease.steps] == [LoadPhase.READ]
+
+
+async def test_a_source_that_is_gone_is_served_from_the_tiers(bench: Bench) -> None:
+    digest = await bench.leave(0, Tier.SSD)
+    (bench.directory / "model0").rename(bench.directory / "elsewhere")
+    lease = await bench.store.promote(str(bench.directory / "model0"), None, Tier.DRAM)
+    assert lease.digest == digest
+    with pytest.raises(SourceNotFound):
+        await bench.store.promote(str(bench.directory / "model0"), "float16", Tier.DRAM)
+    lease.release()
+
+
+async def test_a_source_that_changed_is_imported_anew(bench: Bench) -> None:
+    old = await bench.leave(0, Tier.SSD)
+    write_model(bench.directory / "model0", seed=7)
+    lease = await bench.store.promote(bench.model(0), None, Tier.SSD)
+    assert lease.digest != old
+    sources = {copy.digest: copy.sources for copy in bench.store.copies()}
+    assert sources == {old: (), lease.digest: ((bench.directory / "model0").as_uri(),)}
+
+
+async def test_a_full_disk_is_no_capacity_and_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: DirectFile, memory: memoryview, offset: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectFile, "write_from", full)
+        with pytest.raises(NoCapacity, match=r"disk of .* is full"):
+            await bench.promote(0, Tier.DRAM)
+    assert bench.store.copies() == ()
+    assert [usage.used_bytes for usage in bench.store.usage()] == [0, 0]
+    assert {path.name for path in (bench.directory / "tier").iterdir()} == {".lock"}
+    await bench.promote(0, Tier.DRAM)
+
+
+async def test_a_corrupt_copy_is_replaced_from_its_source(bench: Bench) -> None:
+    digest = await bench.leave(0, Tier.SSD)
+    flip_bit(bench.directory / "tier" / digest / "partition-00000.bin", 20_000)
+    leases = await asyncio.gather(*(bench.promote(0, Tier.DRAM) for _ in range(3)))
+    for lease in leases:
+        assert [step.phase for step in lease.steps] == [LoadPhase.IMPORT]
+        lease.release()
+    assert bench.on(Tier.DRAM) == {digest}
+    bench.store.check_integrity()
+
+
+async def test_a_corrupt_copy_without_its_source_is_an_error_and_removed(bench: Bench) -> None:
+    digest = await bench.leave(0, Tier.SSD)
+    path = bench.directory / "tier" / digest / "partition-00000.bin"
+    flip_bit(path, 20_000)
+    (bench.directory / "model0").rename(bench.directory / "elsewhere")
+    with pytest.raises(CheckpointCorrupt) as caught:
+        await bench.store.promote(str(bench.directory / "model0"), None, Tier.DRAM)
+    assert caught.value.metadata == {"file": str(path), "offset": "16384"}
+    assert bench.store.copies() == ()
+    assert bench.pool.used_bytes == 0
+    bench.store.check_integrity()
+
+
+async def test_a_corrupt_source_is_an_error_and_leaves_nothing(bench: Bench) -> None:
+    weights = Path(bench.model(0)) / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    with pytest.raises(CheckpointCorrupt, match="model\\.safetensors"):
+        await bench.promote(0, Tier.DRAM)
+    assert bench.store.copies() == ()
+    bench.store.check_integrity()
+    write_model(bench.directory / "model0")
+    await bench.promote(0, Tier.DRAM)
+
+
+async def test_what_makes_no_sense_is_refused(bench: Bench) -> None:
+    with pytest.raises(InvalidSource):
+        await bench.store.promote("s3://bucket/key", None, Tier.SSD)
+    with pytest.raises(SourceNotFound):
+        await bench.store.promote(str(bench.directory / "none"), None, Tier.SSD)
+    with pytest.raises(InvalidArgument, match="int4"):
+        await bench.store.promote(bench.model(0), "int4", Tier.SSD)
+    with pytest.raises(InvalidArgument, match="DEVICE"):
+        await bench.store.promote(bench.model(0), None, Tier.DEVICE)
+
+
+@pytest.mark.parametrize("kind", ["imports", "reads"])
+async def test_closing_ends_what_is_under_way(tmp_path: Path, kind: str) -> None:
+    bench = Bench(tmp_path)
+    await bench.open()
+    if kind == "reads":
+        await bench.leave(0, Tier.SSD)
+    with gate_on(kind) as gate:
+        caller = asyncio.create_task(bench.promote(0, Tier.DRAM))
+        await assert_eventually(lambda: gate.begun)
+        closing = asyncio.create_task(bench.close())
+        await settle()
+        gate.open()
+        with pytest.raises(ShuttingDown):
+            await caller
+        await closing
+    with pytest.raises(ShuttingDown):
+        await bench.store.promote(bench.model(0), None, Tier.SSD)
+    assert not list((tmp_path / "tier").glob(".incoming-*"))
+
+
+async def test_closing_leaves_neither_descriptors_nor_threads(tmp_path: Path) -> None:
+    process = psutil.Process()
+
+    async def live() -> tuple[int, int]:
+        bench = Bench(tmp_path)
+        await bench.open()
+        await bench.leave(0, Tier.SSD)
+        await bench.leave(0, Tier.DRAM)
+        await bench.close()
+        return process.num_fds(), process.num_threads()
+
+    before = await live()
+    for _ in range(3):
+        after = await live()
+    assert after <= before
+
+
+def test_the_agents_side_needs_no_torch() -> None:
+    script = (
+        "import sys, sllm.node.tiers; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

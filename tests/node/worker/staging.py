@@ -1,0 +1,41 @@
+"""Models as a worker finds them: small files in a directory, weights in the pool."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sllm.node.importer import import_checkpoint, plan_import
+from sllm.node.pool import Pool
+from sllm.node.sources import LocalSource, inspect
+
+CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A checkpoint whose weights are in the pool."""
+
+    directory: Path
+    chunks: tuple[tuple[int, ...], ...]
+    """For each partition, its chunks."""
+
+
+def stage(model: Path, destination: Path, pool: Pool, dtype: str | None = None) -> Staged:
+    """Imports a model and reads its weights into the pool."""
+    manifest = import_checkpoint(
+        plan_import(inspect(LocalSource(model)), dtype),
+        destination,
+        chunk_bytes=pool.chunk_bytes,
+        progress=lambda read, total: None,
+        cancelled=lambda: False,
+    )
+    files = [destination / entry.file for entry in manifest.partitions]
+    return Staged(destination, tuple(_read(file, pool) for file in files))
+
+
+def _read(file: Path, pool: Pool) -> tuple[int, ...]:
+    chunks = pool.try_allocate(-(-file.stat().st_size // pool.chunk_bytes))
+    assert chunks is not None, "the pool is too small for the test"
+    with file.open("rb") as content:
+        for chunk in chunks:
+            content.readinto(pool.view(chunk))
+    return chunks
