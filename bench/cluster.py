@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class LocalCluster:
     @property
     def checkpoints(self) -> Path:
         """The node's SSD tier."""
-        return self.directory / "node-0" / "checkpoints"
+        return self.directory / "node-1" / "checkpoints"
 
     @property
     def node_address(self) -> str:
@@ -54,3 +53,13 @@ def local_cluster(directory: Path, *, dram_bytes: int, kv_bytes: int) -> Iterato
     finally:
         up.terminate()
         up.wait(START_SECONDS)
+        if up.stdout:
+            up.stdout.close()
+
+
+def _address(up: subprocess.Popen[str]) -> str:
+    """The control plane's address, which `sllm up` prints once all nodes are there."""
+    for line in up.stdout or ():
+        if line.startswith("listening on "):
+            return line.removeprefix("listening on ").strip()
+    raise RuntimeError("the cluster did not come up; see up.log in its directory")

@@ -5,13 +5,15 @@ once, so that the slowest link decides and not their sum; what waits on that lin
 No bandwidth is a constant: a node's own observation is taken, or else the fleet's median.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Final
+from typing import NamedTuple
 
 from sllm.control.topology import Copy, LinkKey, NodeView, Tier, Typical
 
-_TO_POOL: Final = ((Tier.REMOTE, Tier.SSD), (Tier.SSD, Tier.DRAM))
-_TO_DEVICE: Final = (*_TO_POOL, (Tier.DRAM, Tier.DEVICE))
+IMPORT = (Tier.REMOTE, Tier.SSD)
+READ = (Tier.SSD, Tier.DRAM)
+DEVICE_COPY = (Tier.DRAM, Tier.DEVICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,68 +31,87 @@ class Checkpoint:
         return self.digest or self.source
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The time that a start would take."""
+class Pace(NamedTuple):
+    """How fast bytes cross a link. Infinite: nobody knows."""
 
-    seconds: float | None
-    """None: nothing is known about a link that would have to be crossed."""
-    missing_bytes: int
-    """Bytes to move, over all links together."""
-    observed: bool
-    """Whether it rests on this node's own observations alone."""
+    wait: float
+    """Seconds until what is queued on it has crossed."""
+    per_byte: float
+    """Seconds for every byte."""
+
+
+class Approach(NamedTuple):
+    """The links to a node's kernels, and the init behind them.
+
+    A plain tuple: placement reads those of all nodes for every decision.
+    """
+
+    imported: Pace
+    read: Pace
+    copied: Pace
+    """From the pool to the device; takes no time where the pool is the device."""
+    init: float
+    """Seconds. Infinite: nobody knows."""
+
+
+_UNKNOWN = Pace(math.inf, 0.0)
+_NO_LINK = Pace(0.0, 0.0)
+
+
+def approach(node: NodeView, typical: Typical) -> Approach:
+    """How fast a node comes by weights, by its own observations or else the fleet's."""
+    known: tuple[Typical, Approach] | None = node.memo.get(Approach)
+    if known and known[0] is typical:
+        return known[1]
+    init = node.facts.init_time if node.facts.init_time is not None else typical.init_time
+    found = Approach(
+        _pace(node, IMPORT, typical),
+        _pace(node, READ, typical),
+        _pace(node, DEVICE_COPY, typical) if node.weights_tier is Tier.DEVICE else _NO_LINK,
+        math.inf if init is None else init,
+    )
+    node.memo[Approach] = (typical, found)
+    return found
+
+
+def _pace(node: NodeView, key: LinkKey, typical: Typical) -> Pace:
+    link = node.facts.links.get(key)
+    bandwidth = link.bytes_per_second if link else 0.0
+    bandwidth = bandwidth if bandwidth > 0 else typical.bandwidths.get(key, 0.0)
+    if bandwidth <= 0:
+        return _UNKNOWN
+    return Pace(link.queued_bytes / bandwidth if link else 0.0, 1 / bandwidth)
+
+
+def start_seconds(node: NodeView, checkpoint: Checkpoint, typical: Typical) -> float:
+    """Seconds until an instance of `checkpoint` could be ready on `node`.
+
+    Per link still to cross (queued + missing bytes) / bandwidth, the largest of these, and the
+    node's init time. Infinite: nobody knows.
+    """
+    found = approach(node, typical)
+    slowest, above = 0.0, 0
+    for (_, tier), pace in (
+        (DEVICE_COPY, found.copied),
+        (READ, found.read),
+        (IMPORT, found.imported),
+    ):
+        copy = copy_on(node, checkpoint, tier)
+        above = max(above, copy.resident_bytes if copy else 0)
+        missing = checkpoint.size_bytes - above
+        if missing <= 0:
+            break
+        crossing = missing * pace.per_byte
+        # A load that is under way is already among the queued bytes.
+        under_way = copy is not None and copy.leased
+        ahead = max(pace.wait, crossing) if under_way else pace.wait + crossing
+        slowest = max(slowest, ahead)
+    return slowest + found.init
 
 
 def copy_on(node: NodeView, checkpoint: Checkpoint, tier: Tier) -> Copy | None:
     """The node's copy of a checkpoint on one tier."""
     if checkpoint.digest:
         return node.copies.get((checkpoint.digest, tier))
-    matches = (
-        copy
-        for copy in node.copies.values()
-        if copy.tier == tier and checkpoint.source in copy.sources
-    )
-    return next(matches, None)
-
-
-def estimate_start(node: NodeView, checkpoint: Checkpoint, typical: Typical) -> Estimate:
-    """The time until an instance of `checkpoint` could be ready on `node`.
-
-    Per link still to cross (queued + missing bytes) / bandwidth, the largest of these, and the
-    node's init time.
-    """
-    slowest: float | None = 0.0
-    missing_bytes, observed = 0, True
-    links = _TO_DEVICE if node.weights_tier is Tier.DEVICE else _TO_POOL
-    above = 0
-    for key in reversed(links):
-        copy = copy_on(node, checkpoint, key[1])
-        above = max(above, copy.resident_bytes if copy else 0)
-        missing = checkpoint.size_bytes - above
-        if missing <= 0:
-            break
-        missing_bytes += missing
-        under_way = copy is not None and copy.leased
-        seconds, own = _crossing(node, key, missing, under_way, typical)
-        observed = observed and own
-        slowest = None if slowest is None or seconds is None else max(slowest, seconds)
-    init = node.facts.init_time
-    if init is None:
-        init, observed = typical.init_time, False
-    total = None if slowest is None or init is None else slowest + init
-    return Estimate(total, missing_bytes, observed)
-
-
-def _crossing(
-    node: NodeView, key: LinkKey, missing: int, under_way: bool, typical: Typical
-) -> tuple[float | None, bool]:
-    """Seconds for `missing` bytes over a link, and whether the node itself has observed it."""
-    link = node.facts.links.get(key)
-    own = link is not None and link.bytes_per_second > 0
-    bandwidth = link.bytes_per_second if link and own else typical.bandwidths.get(key)
-    if not bandwidth:
-        return None, False
-    queued = link.queued_bytes if link else 0
-    # A load that is under way is already among the queued bytes.
-    ahead = max(queued, missing) if under_way else queued + missing
-    return ahead / bandwidth, own
+    copies = (copy for copy in node.copies.values() if copy.tier == tier)
+    return next((copy for copy in copies if checkpoint.source in copy.sources), None)

@@ -14,6 +14,7 @@ from sllm.control.topology import (
     Tier,
     Typical,
     Use,
+    keys_of,
     typical_of,
     without,
 )
@@ -57,7 +58,7 @@ class Fleet:
         self._revisions: dict[str, int] = {}
         self._by_deployment: dict[str, tuple[Instance, ...]] = {}
         self._node_of: dict[str, str] = {}
-        self._holders: dict[str, set[str]] = {}
+        self._holders: dict[str, frozenset[str]] = {}
         self._typical: Typical | None = None
 
     @property
@@ -90,14 +91,20 @@ class Fleet:
 
     def holds(self, digest: str) -> bool:
         """Whether any node has a whole copy of a checkpoint."""
-        return digest in self._holders
+        nodes = (self._nodes[node_id] for node_id in self._holders.get(digest, ()))
+        return any(copy.whole for node in nodes for copy in node.copies_of(digest))
 
     def snapshot(self, uses: Mapping[str, Use], protected: frozenset[str]) -> Snapshot:
         """What placement may look at."""
         if self._typical is None:
             self._typical = typical_of(self._nodes.values())
         return Snapshot(
-            dict(self._nodes), dict(self._by_deployment), dict(uses), protected, self._typical
+            nodes=dict(self._nodes),
+            instances=dict(self._by_deployment),
+            uses=dict(uses),
+            holders=dict(self._holders),
+            protected=protected,
+            typical=self._typical,
         )
 
     # --- what nodes say -----------------------------------------------------------------------
@@ -219,13 +226,14 @@ class Fleet:
         if old is new:
             return
         node_id = (before or after).node_id  # type: ignore[union-attr]  # one of them is there
-        had, has = _whole(old), _whole(new)
-        for digest in had - has:
-            self._holders[digest].discard(node_id)
-            if not self._holders[digest]:
-                del self._holders[digest]
-        for digest in has - had:
-            self._holders.setdefault(digest, set()).add(node_id)
+        had, has = keys_of(old.values()), keys_of(new.values())
+        for key in had ^ has:
+            nodes = self._holders.get(key, frozenset())
+            nodes = nodes | {node_id} if key in has else nodes - {node_id}
+            if nodes:
+                self._holders[key] = nodes
+            else:
+                del self._holders[key]
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the indices differ from the views that they index."""
@@ -234,8 +242,9 @@ class Fleet:
         indexed = [one for ones in self._by_deployment.values() for one in ones]
         assert sorted(map(repr, present)) == sorted(map(repr, indexed))
         assert self._nodes.keys() == self._revisions.keys()
-        held = {digest for view in self._nodes.values() for digest in _whole(view.copies)}
-        assert held == self._holders.keys()
+        for node_id, view in self._nodes.items():
+            held = {key for key, nodes in self._holders.items() if node_id in nodes}
+            assert held == keys_of(view.copies.values())
 
 
 def _with(
@@ -284,10 +293,6 @@ def _forward(instance: Instance, known: Mapping[str, Instance]) -> Instance:
     if before and before.state > instance.state:
         return replace(instance, state=before.state, digest=instance.digest or before.digest)
     return instance
-
-
-def _whole(copies: Mapping[tuple[str, Tier], Copy]) -> set[str]:
-    return {copy.digest for copy in copies.values() if 0 < copy.size_bytes <= copy.resident_bytes}
 
 
 def _observed(view: NodeView) -> object:

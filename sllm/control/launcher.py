@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import Context
 
 from sllm import errors
 from sllm.clock import Clock
@@ -98,7 +99,8 @@ class Launcher:
         attributes = {"sllm.deployment": name, "sllm.node": instance.node_id}
         error: errors.SllmError | None = None
         try:
-            with tracer.start_as_current_span("sllm.start", attributes=attributes):
+            cause = self._cause(name)
+            with tracer.start_as_current_span("sllm.start", cause, attributes=attributes):
                 await self._room_made(instance.node_id)
                 self._ready(start, await self._call(start))
         except errors.SllmError as failure:
@@ -110,6 +112,11 @@ class Launcher:
             1, {"deployment": name, "outcome": error.reason if error else "ok"}
         )
         self._on_start_ended(start, error)
+
+    def _cause(self, name: str) -> Context | None:
+        """The trace of the request that waits longest, of which the start is a part."""
+        first = next(iter(self._state.queue.of(name)), None)
+        return trace.set_span_in_context(first.span) if first else None
 
     async def _room_made(self, node_id: str) -> None:
         """Returns once the instances whose room was counted as free are gone."""
@@ -145,7 +152,7 @@ class Launcher:
         instance = ready.instance
         now = self._clock.now()
         self._state.fleet.settle(start.instance.node_id, instance.instance_id, instance)
-        self._state.slots.add(instance.instance_id, now)
+        self._state.slots.add(instance.instance_id, start.instance.node_id, now)
         self._state.records[instance.instance_id] = StartRecord(
             decided_at=start.decided_at,
             called_at=start.called_at,

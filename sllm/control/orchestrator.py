@@ -17,7 +17,7 @@ from sllm.control.nodes import Nodes
 from sllm.control.placer import Placer
 from sllm.control.state import StartUnderWay, State
 from sllm.control.tickets import Assignment, Ticket
-from sllm.control.topology import IDLE, Instance, InstanceState, NodeView
+from sllm.control.topology import Instance, InstanceState, NodeView
 
 
 class Orchestrator:
@@ -113,7 +113,7 @@ class Orchestrator:
         if deployment is None:
             self._launcher.end(instance)
         elif instance.state is InstanceState.READY:
-            self._state.slots.add(instance.instance_id, self._clock.now())
+            self._state.slots.add(instance.instance_id, instance.node_id, self._clock.now())
         elif instance.state is InstanceState.STARTING:
             self._launcher.join(deployment, instance)
         self.wake(instance.deployment)
@@ -186,16 +186,17 @@ class Orchestrator:
 
     def _load(self, deployment: Deployment) -> autoscaler.Load:
         instances = self._state.fleet.instances_of(deployment.name)
+        uses = self._state.slots.uses
         return autoscaler.Load(
             waiting=self._state.queue.count(deployment.name),
-            ready=[self._replica(one) for one in self._state.ready_replicas(deployment.name)],
+            ready=[
+                autoscaler.Replica(one.instance_id, use.in_flight, use.last_used)
+                for one in self._state.ready_replicas(deployment.name)
+                if (use := uses.get(one.instance_id))
+            ],
             starting=sum(one.state is InstanceState.STARTING for one in instances),
             max_concurrency=deployment.spec.engine.max_concurrency,
         )
-
-    def _replica(self, instance: Instance) -> autoscaler.Replica:
-        use = self._state.slots.uses.get(instance.instance_id, IDLE)
-        return autoscaler.Replica(instance.instance_id, use.in_flight, use.last_used)
 
     def _unasked(self, name: str, count: int, now: float) -> int:
         """Starts for min_replicas: after one has failed, not at once again."""

@@ -7,18 +7,23 @@ so that first come, first served holds over all models.
 """
 
 import heapq
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from sllm import errors
 from sllm.control import room
-from sllm.control.cost import Estimate, estimate_start
+from sllm.control.cost import start_seconds
 from sllm.control.decisions import Blocked, Candidate, Demand, Need, Reuse, Start, Wait
-from sllm.control.topology import IDLE, Instance, InstanceState, NodeView, Snapshot, Typical, Use
+from sllm.control.ranking import Rank, rank
+from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot, Use
 
 _SHOWN = 8
 """Nodes that an error names at most."""
+_DRAINS_COMPARED = 32
+"""Nodes on which a drain is worked out at most."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class Decision:
 
 def place(snapshot: Snapshot, demand: Demand) -> Decision:
     """Decides where `demand` is met. The same arguments always give the same decision."""
-    action = _reuse(snapshot, demand) or _start(snapshot, demand) or _wait(snapshot, demand)
+    action: Reuse | Start | Wait | None = _reuse(snapshot, demand)
+    if action is None:
+        ranks = rank(snapshot, demand.need)
+        action = _start(snapshot, demand, ranks) or _wait(snapshot, demand, ranks)
     return Decision(action, snapshot, demand)
 
 
@@ -58,6 +66,17 @@ def _too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
     return errors.ModelTooLarge(f"{need.deployment} fits no node: {'; '.join(reasons[:_SHOWN])}")
 
 
+def _too_small(node: NodeView, need: Need) -> str | None:
+    """Why not even the empty node would do."""
+    size, capacity = need.checkpoint.size_bytes, node.weights_capacity
+    if size > capacity:
+        return f"{node.node_id}: weights of {size} bytes, {node.weights_tier.name} of {capacity}"
+    least, budget = need.least_kv_bytes, node.facts.kv_capacity
+    if least > budget:
+        return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
+    return None
+
+
 # --- reuse ------------------------------------------------------------------------------------
 
 
@@ -68,13 +87,17 @@ def free_instance(
     least: tuple[int, str] | None = None
     chosen = None
     for instance in instances:
-        in_flight = uses.get(instance.instance_id, IDLE).in_flight
-        if instance.state is not InstanceState.READY or in_flight >= max_concurrency:
+        use = uses.get(instance.instance_id)
+        if use is None or use.in_flight >= max_concurrency or not _is_ready(instance):
             continue
-        rank = (in_flight, instance.instance_id)
+        rank = (use.in_flight, instance.instance_id)
         if least is None or rank < least:
             least, chosen = rank, instance
     return chosen
+
+
+def _is_ready(instance: Instance) -> bool:
+    return instance.state is InstanceState.READY
 
 
 def _reuse(snapshot: Snapshot, demand: Demand) -> Reuse | None:
@@ -88,69 +111,27 @@ def _reuse(snapshot: Snapshot, demand: Demand) -> Reuse | None:
 # --- start ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """How a need fits a node, whatever the router does meanwhile."""
-
-    node: NodeView
-    kv_bytes: int
-    estimate: Estimate
-    has_room: bool
-    """Without ending anything."""
-    too_small: str | None
-    """Why not even the empty node would do."""
-    rank: tuple[float, int, bool, int, str]
-    """Order of preference, the best first; unique."""
-
-
-def _fit(node: NodeView, need: Need, typical: Typical) -> _Fit:
-    """Worked out once for a view of a node, unless it rests on what other nodes observed."""
-    known: _Fit | None = node.memo.get(need)
-    if known:
-        return known
-    fit = _work_out(node, need, typical)
-    if fit.estimate.observed:
-        node.memo[need] = fit
-    return fit
-
-
-def _work_out(node: NodeView, need: Need, typical: Typical) -> _Fit:
-    estimate = estimate_start(node, need.checkpoint, typical)
-    kv_bytes = min(need.kv_bytes, node.facts.kv_capacity)
-    free_kv = node.facts.kv_capacity - node.kv_held
-    has_room = room.shortage(node, need.checkpoint, kv_bytes).none
-    seconds = float("inf") if estimate.seconds is None else estimate.seconds
-    return _Fit(
-        node,
-        kv_bytes,
-        estimate,
-        has_room,
-        _too_small(node, need),
-        (seconds, estimate.missing_bytes, not has_room, -free_kv, node.node_id),
-    )
-
-
-def _too_small(node: NodeView, need: Need) -> str | None:
-    size, capacity = need.checkpoint.size_bytes, node.weights_capacity
-    if size > capacity:
-        return f"{node.node_id}: weights of {size} bytes, {node.weights_tier.name} of {capacity}"
-    least, budget = need.least_kv_bytes, node.facts.kv_capacity
-    if least > budget:
-        return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
-    return None
-
-
-def _start(snapshot: Snapshot, demand: Demand) -> Start | None:
+def _start(snapshot: Snapshot, demand: Demand, ranks: list[Rank]) -> Start | None:
     """The best node that has room or can make it at once."""
-    fits = [_fit(node, demand.need, snapshot.typical) for node in snapshot.nodes.values()]
-    heap = [(fit.rank, fit) for fit in fits if not fit.too_small]
+    idle = snapshot.idle_nodes
+    heap = [one for one in ranks if not one[2] or one[-1] in idle]  # has room, or may make it
     heapq.heapify(heap)  # seldom more than the first is needed: sorting all would be dearer
     while heap:
-        _, fit = heapq.heappop(heap)
-        victims = None if _barred(demand, fit.node) else _victims(snapshot, demand, fit)
+        seconds, *_, node_id = heapq.heappop(heap)
+        node = snapshot.nodes[node_id]
+        victims = None if _barred(demand, node) else _victims(snapshot, demand, node)
         if victims is not None:
-            return Start(fit.node.node_id, fit.kv_bytes, fit.estimate.seconds, victims)
+            kv_bytes = _kv_grant(node, demand.need)
+            return Start(node_id, kv_bytes, _known(seconds), victims)
     return None
+
+
+def _kv_grant(node: NodeView, need: Need) -> int:
+    return min(need.kv_bytes, node.facts.kv_capacity)
+
+
+def _known(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds
 
 
 def _barred(demand: Demand, node: NodeView) -> str | None:
@@ -160,12 +141,14 @@ def _barred(demand: Demand, node: NodeView) -> str | None:
     return demand.closed.get(node.node_id)
 
 
-def _victims(snapshot: Snapshot, demand: Demand, fit: _Fit) -> tuple[str, ...] | None:
+def _victims(snapshot: Snapshot, demand: Demand, node: NodeView) -> tuple[str, ...] | None:
     """Idle instances to end, least recently used first. None: that would not be enough."""
-    if fit.has_room:
+    kv_bytes = _kv_grant(node, demand.need)
+    if room.shortage(node, demand.need.checkpoint, kv_bytes).none:
         return ()
-    idle = [one for one in _others(snapshot, demand, fit.node) if not _in_flight(snapshot, one)]
-    return room.make(fit.node, demand.need.checkpoint, fit.kv_bytes, idle, snapshot.uses)
+    others = _others(snapshot, demand, node)
+    idle = [one for one in others if not snapshot.uses[one.instance_id].in_flight]
+    return room.make(node, demand.need.checkpoint, kv_bytes, idle, snapshot.uses)
 
 
 def _others(snapshot: Snapshot, demand: Demand, node: NodeView) -> list[Instance]:
@@ -173,63 +156,79 @@ def _others(snapshot: Snapshot, demand: Demand, node: NodeView) -> list[Instance
     return [
         one
         for one in node.present
-        if one.state is InstanceState.READY
-        and one.deployment != demand.need.deployment
+        if one.instance_id in snapshot.uses
         and one.instance_id not in snapshot.protected
+        and one.deployment != demand.need.deployment
+        and _is_ready(one)
     ]
-
-
-def _in_flight(snapshot: Snapshot, instance: Instance) -> int:
-    return snapshot.uses.get(instance.instance_id, IDLE).in_flight
 
 
 # --- wait -------------------------------------------------------------------------------------
 
 
-def _wait(snapshot: Snapshot, demand: Demand) -> Wait:
-    fits = [_fit(node, demand.need, snapshot.typical) for node in snapshot.nodes.values()]
-    large = sorted((fit for fit in fits if not fit.too_small), key=lambda fit: fit.rank)
-    if not large:
-        blocked = Blocked.TOO_SMALL if fits else Blocked.NO_NODES
+def _wait(snapshot: Snapshot, demand: Demand, ranks: list[Rank]) -> Wait:
+    if not ranks:
+        blocked = Blocked.TOO_SMALL if snapshot.nodes else Blocked.NO_NODES
         return Wait(blocked.value, blocked=blocked)
-    if all(fit.node.node_id in demand.failed for fit in large):
+    if all(node_id in demand.failed for *_, node_id in ranks):
         return Wait(Blocked.FAILED.value, blocked=Blocked.FAILED)
-    open_fits = [fit for fit in large if not _barred(demand, fit.node)]
-    ways = [way for fit in open_fits if (way := _drain(snapshot, demand, fit)) is not None]
-    if not ways:
-        return _no_way(snapshot, demand, large)
-    if not demand.impatient:
-        return Wait("every node that is large enough is busy")
-    cost, drain, node_id = min(ways, key=lambda way: way[0])
-    why = f"room is being made on {node_id}, where {cost} requests have to end first"
-    return Wait(why, drain, node_id)
+    ranked = sorted(ranks) if demand.impatient else ranks
+    large = [snapshot.nodes[one[-1]] for one in ranked]
+    if demand.failed or demand.closed:
+        large = [node for node in large if not _barred(demand, node)]
+    if not large:
+        return Wait("room is being made for older requests")
+    if _all_kept(snapshot, large):
+        return Wait(Blocked.KEPT.value, blocked=Blocked.KEPT)
+    drain = _best_drain(snapshot, demand, large) if demand.impatient else None
+    return drain or Wait("every node that is large enough is busy")
 
 
-def _drain(
-    snapshot: Snapshot, demand: Demand, fit: _Fit
-) -> tuple[int, tuple[str, ...], str] | None:
-    """Requests to wait for, the instances to drain, and the node. None: that is not enough.
+def _all_kept(snapshot: Snapshot, nodes: list[NodeView]) -> bool:
+    if not snapshot.protected:
+        return False
+    present = [one for node in nodes for one in node.present]
+    return bool(present) and all(one.instance_id in snapshot.protected for one in present)
 
-    What drains or starts there already is waited for before anything else is drained.
+
+def _best_drain(snapshot: Snapshot, demand: Demand, nodes: list[NodeView]) -> Wait | None:
+    """Makes room where the fewest requests have to end first; `nodes` begin with the nearest."""
+    drains = (_drain(snapshot, demand, node) for node in nodes)
+    possible = itertools.islice((one for one in drains if one), _DRAINS_COMPARED)
+    best = min(possible, key=lambda drain: drain.requests, default=None)
+    if best is None:
+        return None
+    why = f"room is being made on {best.node_id}, where {best.requests} requests have to end first"
+    return Wait(why, best.instances, best.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """What would have to end on one node."""
+
+    node_id: str
+    instances: tuple[str, ...]
+    requests: int
+
+
+def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
+    """What drains there already is waited for before anything else is drained.
+
+    None: not even all that may be drained would make room.
     """
-    node, uses = fit.node, snapshot.uses
     draining = [one for one in node.present if one.state is InstanceState.DRAINING]
-    idle_or_busy = [*draining, *_others(snapshot, demand, node)]
-    first = {one.instance_id: Use(0, float("-inf")) for one in draining}
-    chosen = room.make(node, demand.need.checkpoint, fit.kv_bytes, idle_or_busy, {**uses, **first})
+    first = {one.instance_id: Use(node.node_id, -1, 0.0) for one in draining}
+    candidates = [*draining, *_others(snapshot, demand, node)]
+    kv_bytes, uses = _kv_grant(node, demand.need), {**snapshot.uses, **first}
+    chosen = room.make(node, demand.need.checkpoint, kv_bytes, candidates, uses)
     if chosen is None:
         return None
-    cost = sum(uses.get(key, IDLE).in_flight for key in chosen)
-    return cost, tuple(key for key in chosen if key not in first), node.node_id
-
-
-def _no_way(snapshot: Snapshot, demand: Demand, large: list[_Fit]) -> Wait:
-    """Nothing can be drained: something starts or is closed, or everything is kept."""
-    holders = [one for fit in large for one in fit.node.present]
-    kept = all(one.instance_id in snapshot.protected for one in holders)
-    if holders and kept and not any(_barred(demand, fit.node) for fit in large):
-        return Wait(Blocked.KEPT.value, blocked=Blocked.KEPT)
-    return Wait("every node that is large enough is starting something, or is closed")
+    present = [snapshot.uses[key] for key in chosen if key in snapshot.uses]
+    return _Drain(
+        node_id=node.node_id,
+        instances=tuple(key for key in chosen if key not in first),
+        requests=sum(use.in_flight for use in present),
+    )
 
 
 def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
@@ -248,15 +247,14 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
 
 
 def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
-    fit = _fit(node, demand.need, snapshot.typical)
-    seconds = fit.estimate.seconds
-    if fit.too_small:
-        rejected = f"too small: {fit.too_small}"
+    if too_small := _too_small(node, demand.need):
+        rejected = f"too small: {too_small}"
         return Candidate(node.node_id, None, rejected=rejected, too_small=True)
+    seconds = _known(start_seconds(node, demand.need.checkpoint, snapshot.typical))
     if barred := _barred(demand, node):
         return Candidate(node.node_id, seconds, rejected=barred)
-    victims = _victims(snapshot, demand, fit)
+    victims = _victims(snapshot, demand, node)
     if victims is None:
-        short = room.shortage(node, demand.need.checkpoint, fit.kv_bytes)
+        short = room.shortage(node, demand.need.checkpoint, _kv_grant(node, demand.need))
         return Candidate(node.node_id, seconds, rejected=f"no room: {short.text}")
     return Candidate(node.node_id, seconds, victims)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sllm.control.cost import Checkpoint
-from sllm.control.topology import IDLE, Instance, NodeView, Use
+from sllm.control.topology import Instance, NodeView, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +68,6 @@ def make(
 
 
 def _age(instance: Instance, uses: Mapping[str, Use]) -> tuple[int, float, str]:
-    use = uses.get(instance.instance_id, IDLE)
-    return use.in_flight, use.last_used, instance.instance_id
+    use = uses.get(instance.instance_id)
+    in_flight, last_used = (use.in_flight, use.last_used) if use else (0, 0.0)
+    return in_flight, last_used, instance.instance_id

@@ -16,20 +16,21 @@ class Slots:
         """The present use of every known instance."""
         return self._uses
 
-    def add(self, instance_id: str, now: float) -> None:
+    def add(self, instance_id: str, node_id: str, now: float) -> None:
         """Makes an instance that is ready known; idle from now on."""
-        self._uses.setdefault(instance_id, Use(0, now))
+        self._uses.setdefault(instance_id, Use(node_id, 0, now))
 
     def take(self, instance_id: str, now: float) -> None:
         """Gives the instance one request more."""
-        self._uses[instance_id] = Use(self._uses[instance_id].in_flight + 1, now)
+        use = self._uses[instance_id]
+        self._uses[instance_id] = Use(use.node_id, use.in_flight + 1, now)
 
     def release(self, instance_id: str, now: float) -> bool:
         """Takes one of its requests away; says whether it is idle now."""
         use = self._uses.get(instance_id)
         if use is None:
             return False
-        self._uses[instance_id] = Use(use.in_flight - 1, now)
+        self._uses[instance_id] = Use(use.node_id, use.in_flight - 1, now)
         return use.in_flight == 1
 
     def forget(self, instance_id: str) -> None:

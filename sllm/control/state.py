@@ -13,7 +13,7 @@ from sllm.control.setbacks import Setback
 from sllm.control.slots import Slots
 from sllm.control.status import DeploymentStatus, Loading
 from sllm.control.tickets import Ticket
-from sllm.control.topology import IDLE, Instance, InstanceState, Snapshot
+from sllm.control.topology import Instance, InstanceState, Snapshot
 
 
 @dataclass(slots=True)
@@ -140,4 +140,5 @@ class State:
         return frozenset(kept)
 
     def _last_used(self, instance: Instance) -> float:
-        return self.slots.uses.get(instance.instance_id, IDLE).last_used
+        use = self.slots.uses.get(instance.instance_id)
+        return use.last_used if use else 0.0

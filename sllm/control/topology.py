@@ -17,6 +17,9 @@ class Tier(IntEnum):
     DEVICE = 4
 
 
+_TIERS = tuple(Tier)
+
+
 class InstanceState(IntEnum):
     """Where an instance is in its life, which only goes forward."""
 
@@ -68,6 +71,11 @@ class Copy:
     sources: tuple[str, ...] = ()
     leased: bool = False
     """Whether an instance or a load under way holds it in place."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is missing."""
+        return self.resident_bytes >= self.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,11 @@ class NodeView:
         both = {**self.instances, **planned}
         return tuple(one for key, one in both.items() if key not in self.leaving)
 
+    def copies_of(self, digest: str) -> list[Copy]:
+        """A checkpoint's copies on all tiers."""
+        found = (self.copies.get((digest, tier)) for tier in _TIERS)
+        return [copy for copy in found if copy]
+
     @cached_property
     def kv_held(self) -> int:
         """Bytes of the KV budget that present instances hold."""
@@ -154,6 +167,16 @@ class NodeView:
         """Bytes of the tier that weights are served from."""
         usage = self.facts.tiers.get(self.weights_tier)
         return usage.capacity_bytes if usage else 0
+
+    @cached_property
+    def kv_free(self) -> int:
+        """Bytes of the KV budget that no present instance holds."""
+        return self.facts.kv_capacity - self.kv_held
+
+    @cached_property
+    def weights_free(self) -> int:
+        """Bytes of the weights' tier that a new checkpoint could have."""
+        return self.weights_capacity - sum(self.weights_held.values())
 
     @cached_property
     def weights_held(self) -> Mapping[str, int]:
@@ -187,13 +210,11 @@ class NodeView:
 class Use:
     """What the router does with an instance."""
 
+    node_id: str
     in_flight: int
     """Requests that it has given to the instance and that have not ended."""
     last_used: float
     """Clock's seconds when the last request came or went, or the instance became ready."""
-
-
-IDLE = Use(0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +230,7 @@ class Typical:
 UNKNOWN = Typical({}, None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """All that a placement decision may look at."""
 
@@ -217,10 +238,22 @@ class Snapshot:
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     """Present instances of every deployment."""
     uses: Mapping[str, Use] = field(default_factory=dict)
-    """By instance; one that is not named is idle."""
+    """By instance, of those that take requests."""
+    holders: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Nodes that hold any part of a checkpoint, by its digest and by its sources."""
     protected: frozenset[str] = frozenset()
     """Instances that a deployment's min_replicas keeps."""
     typical: Typical = UNKNOWN
+
+    @cached_property
+    def idle_nodes(self) -> frozenset[str]:
+        """Nodes with instances that have no request."""
+        return frozenset(use.node_id for use in self.uses.values() if not use.in_flight)
+
+
+def keys_of(copies: Iterable[Copy]) -> set[str]:
+    """The digests and sources of checkpoints of which any part is there."""
+    return {key for one in copies if one.resident_bytes for key in (one.digest, *one.sources)}
 
 
 def typical_of(nodes: Iterable[NodeView]) -> Typical:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.node import metrics
 from sllm.node.broadcast import Broadcast
 from sllm.node.config import NodeConfig
 from sllm.node.instance import Instance, InstanceState
@@ -48,6 +49,7 @@ class Agent:
         self._watchers: list[Callable[[], None]] = []
         self._closing = False
         store.subscribe(self._changed)
+        metrics.observe(self._used_bytes, self._capacity_bytes, lambda: len(self.instances))
 
     @property
     def kv_used_bytes(self) -> int:
@@ -124,6 +126,14 @@ class Agent:
         self._closing = True
         stops = [instance.stop(grace) for instance in list(self.instances.values())]
         await asyncio.gather(*stops)
+
+    def _used_bytes(self) -> dict[str, int]:
+        tiers = {usage.tier.name: usage.used_bytes for usage in self.store.usage()}
+        return {**tiers, "KV": self.kv_used_bytes}
+
+    def _capacity_bytes(self) -> dict[str, int]:
+        tiers = {usage.tier.name: usage.capacity_bytes for usage in self.store.usage()}
+        return {**tiers, "KV": self.config.kv_bytes}
 
     def _check_room(self, spec: InstanceSpec) -> None:
         if self._closing:

@@ -14,6 +14,7 @@ import structlog
 
 from sllm.clock import Clock
 from sllm.errors import NoCapacity
+from sllm.node import metrics
 from sllm.node.dram import Chunks, DramTier
 from sllm.node.importer import ImportPlan, flush_directory, import_checkpoint, plan_import
 from sllm.node.links import Speed
@@ -139,6 +140,7 @@ class Imports:
     def _step(self, began: float, manifest: Manifest) -> Step:
         seconds = self._clock.now() - began
         self._speed.observe(manifest.size_bytes, seconds)
+        metrics.record_load("import", manifest.size_bytes, seconds)
         _log.info("node.imported", digest=manifest.digest, seconds=round(seconds, 3))
         return Step(LoadPhase.IMPORT, began, seconds, manifest.size_bytes)
 

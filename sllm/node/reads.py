@@ -10,6 +10,7 @@ import structlog
 
 from sllm.clock import Clock
 from sllm.errors import CheckpointCorrupt
+from sllm.node import metrics
 from sllm.node.chunk_reader import read_checkpoint
 from sllm.node.dram import Chunks, DramCopy, DramTier
 from sllm.node.links import Speed
@@ -111,6 +112,7 @@ class Reads:
         seconds = self._clock.now() - began
         size = copy.manifest.size_bytes
         self._speed.observe(size, seconds)
+        metrics.record_load("read", size, seconds)
         _log.info("node.read_into_pool", digest=copy.manifest.digest, seconds=round(seconds, 3))
         return Step(LoadPhase.READ, began, seconds, size)
 

@@ -41,6 +41,9 @@ END_TIMEOUT = 5.0
 _ENVIRONMENT = {
     # Threads of its own would not survive a fork; workers compute with torch's.
     "OPENBLAS_NUM_THREADS": "1",
+    # By default a thread of OpenMP that waits for work spins, and takes the processor from others:
+    # with as few as two workers at work, each becomes many times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
     # A worker has its files; it never looks for any elsewhere.
     "HF_HUB_OFFLINE": "1",
     # Asking whether there is a GPU must not initialise CUDA, which no fork survives.

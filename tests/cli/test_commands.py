@@ -162,6 +162,18 @@ def test_generate_shows_the_receipt_beside_the_text(run: Run, control: FakeContr
         assert row in outcome.err
 
 
+def test_a_terminal_sees_a_cold_start_beside_the_text(
+    run: Run, control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    control.reply("Generate", *generation())
+
+    outcome = run("generate", "tiny", "Once")
+
+    assert outcome.out == "Once upon\n"
+    assert "reading into memory" in outcome.err
+
+
 def test_generate_as_json(run: Run, control: FakeControl) -> None:
     control.reply("Generate", *generation())
 

@@ -18,6 +18,7 @@ from sllm.control.topology import (
     Tier,
     TierUsage,
     Use,
+    keys_of,
     typical_of,
 )
 
@@ -103,10 +104,16 @@ def snapshot(
     for node in views:
         for one in node.present:
             instances[one.deployment] = (*instances.get(one.deployment, ()), one)
+    ready = [one for ones in instances.values() for one in ones if one.state == InstanceState.READY]
+    keys = {key for node in views for key in keys_of(node.copies.values())}
     return Snapshot(
         nodes={node.node_id: node for node in views},
         instances=instances,
-        uses=uses or {},
+        uses={one.instance_id: Use(one.node_id, 0, 0.0) for one in ready} | dict(uses or {}),
+        holders={
+            key: frozenset(one.node_id for one in views if key in keys_of(one.copies.values()))
+            for key in keys
+        },
         protected=frozenset(protected),
         typical=typical_of(views),
     )

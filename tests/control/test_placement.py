@@ -21,7 +21,7 @@ NEED = need()
 
 def test_a_ready_instance_with_a_free_slot_is_reused() -> None:
     ours = [instance("i1", "m"), instance("i2", "m")]
-    cluster = snapshot(view(instances=ours), uses={"i1": Use(1, 0.0)})
+    cluster = snapshot(view(instances=ours), uses={"i1": Use("n1", 1, 0.0)})
     assert place(cluster, Demand(NEED)).action == Reuse(ours[1])
 
 
@@ -31,7 +31,7 @@ def test_full_starting_and_draining_instances_are_not_reused() -> None:
         instance("i2", "m", state=InstanceState.STARTING),
         instance("i3", "m", state=InstanceState.DRAINING),
     ]
-    cluster = snapshot(view(instances=ours), uses={"i1": Use(2, 0.0)})
+    cluster = snapshot(view(instances=ours), uses={"i1": Use("n1", 2, 0.0)})
     assert isinstance(place(cluster, Demand(NEED)).action, Start)
 
 
@@ -81,7 +81,7 @@ def test_an_instance_gets_what_the_node_has_if_that_is_less() -> None:
 def test_the_least_recently_used_idle_instance_makes_room() -> None:
     others = [instance(f"i{index}", f"o{index}", kv=400) for index in range(2)]
     node = view(facts(kv=850), instances=others)
-    uses = {"i0": Use(0, 5.0), "i1": Use(0, 3.0)}
+    uses = {"i0": Use("n1", 0, 5.0), "i1": Use("n1", 0, 3.0)}
     action = place(snapshot(node, uses=uses), Demand(NEED)).action
     assert isinstance(action, Start)
     assert action.victims == ("i1",)
@@ -90,7 +90,7 @@ def test_the_least_recently_used_idle_instance_makes_room() -> None:
 def test_no_more_instances_end_than_must() -> None:
     others = [instance("small", "o1", kv=50), instance("large", "o2", kv=450)]
     node = view(facts(kv=500), instances=others)
-    uses = {"small": Use(0, 1.0), "large": Use(0, 2.0)}
+    uses = {"small": Use("n1", 0, 1.0), "large": Use("n1", 0, 2.0)}
     action = place(snapshot(node, uses=uses), Demand(NEED)).action
     assert isinstance(action, Start)
     assert action.victims == ("large",)
@@ -142,7 +142,7 @@ def test_what_is_leaving_holds_none() -> None:
 
 
 def _full(in_flight: int = 1) -> Snapshot:
-    return snapshot(view(instances=[instance(kv=1000)]), uses={"i1": Use(in_flight, 0.0)})
+    return snapshot(view(instances=[instance(kv=1000)]), uses={"i1": Use("n1", in_flight, 0.0)})
 
 
 def test_busy_instances_are_drained_for_those_who_have_waited_long_only() -> None:
@@ -156,7 +156,7 @@ def test_what_drains_already_is_waited_for() -> None:
     draining = instance("i1", kv=500, state=InstanceState.DRAINING)
     cluster = snapshot(
         view(facts(kv=1000), instances=[draining, instance("i2", kv=500)]),
-        uses={"i2": Use(1, 0.0)},
+        uses={"i2": Use("n1", 1, 0.0)},
     )
     action = place(cluster, Demand(NEED, impatient=True)).action
     assert isinstance(action, Wait)
@@ -167,7 +167,7 @@ def test_the_fewest_requests_are_waited_for() -> None:
     cluster = snapshot(
         view(facts("n1"), instances=[instance("i1", kv=1000)]),
         view(facts("n2"), instances=[instance("i2", node_id="n2", kv=1000)]),
-        uses={"i1": Use(5, 0.0), "i2": Use(1, 0.0)},
+        uses={"i1": Use("n1", 5, 0.0), "i2": Use("n2", 1, 0.0)},
     )
     action = place(cluster, Demand(NEED, impatient=True)).action
     assert isinstance(action, Wait)
@@ -214,7 +214,7 @@ def test_every_candidate_is_told_with_its_estimate_or_the_reason() -> None:
         view(facts("n1")),
         view(facts("n2", dram=1)),
         view(facts("n3"), instances=[instance("i3", node_id="n3", kv=1000)]),
-        uses={"i3": Use(1, 0.0)},
+        uses={"i3": Use("n3", 1, 0.0)},
     )
     one, two, three = place(cluster, Demand(NEED)).candidates
     assert one.estimate == pytest.approx(2.0)
@@ -247,7 +247,7 @@ def clusters(draw: st.DrawFn) -> Snapshot:
             if one:
                 free -= one.kv_bytes
                 instances.append(one)
-                uses[one.instance_id] = Use(draw(st.integers(0, 2)), draw(st.floats(0, 9)))
+                uses[one.instance_id] = Use(node_id, draw(st.integers(0, 2)), draw(st.floats(0, 9)))
                 if draw(st.booleans()):
                     protected.append(one.instance_id)
             size = model.checkpoint.size_bytes

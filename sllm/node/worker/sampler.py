@@ -3,9 +3,11 @@
 A draw keeps no state: it is a pure function of (seed, position, logits). A request can therefore
 go on anywhere with the same outcome, given the same seed and the tokens so far.
 
-The draw inverts the cumulative distribution in the order of the vocabulary. In order of
-probability, two tokens that are almost equally likely could change places for a difference in
-the last bit of a logit, and with them everything in between.
+Of exponential variates divided by weights, the least is at token i with the probability of i: the
+"Gumbel-max trick" (Maddison et al., "A* Sampling", 2014) in another form. It asks for a number per
+token, where inverting the cumulative distribution asks for one, but hardly notices the rounding
+of logits, which differs with the batch and the machine: only two tokens that almost tie can change
+places. Along a cumulative distribution there is a border to fall over at every token.
 """
 
 import struct
@@ -18,6 +20,12 @@ import xxhash
 from sllm.node.worker.engine import TokenLogprob, TopLogprob
 from sllm.sampling import Sampling
 
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+"""Steps of SplitMix64 (Steele, Lea and Flood, 2014), which makes any number of random bits from
+(key, index) without an order: shifts and factors."""
+_NUMBERS_AT_ONCE = 1 << 20
+"""Rows are taken a few at a time, so that what is computed for each number stays in the cache."""
 _NUCLEUS_HEAD = 1024
 """Tokens that are sorted at first for top_p; hardly any nucleus is larger."""
 _FLOAT = torch.finfo(torch.float32)
@@ -33,12 +41,6 @@ class Draw:
     """Index in the generation of the token that is drawn."""
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
-    mixed = xxhash.xxh3_64_intdigest(struct.pack("<QQ", seed, position))
-    return float(mixed >> 11) * 2.0**-53  # as many bits as a float's significand has
-
-
 def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """Draws one token for every row.
 
@@ -49,12 +51,29 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     Returns:
         Token ids, int64 [rows].
     """
-    weights = _weights(logits, [draw.sampling for draw in draws])
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    chances = [uniform(draw.sampling.seed or 0, draw.position) for draw in draws]
-    targets = cumulative[:, -1:] * _column(chances, cumulative)
-    # The first token whose interval reaches beyond the target; it is never one of weight zero.
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    at_once = max(1, _NUMBERS_AT_ONCE // logits.shape[-1])
+    starts = range(0, len(draws), at_once)
+    return torch.cat([_draw(logits[i : i + at_once], draws[i : i + at_once]) for i in starts])
+
+
+def exponentials(keys: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
+    """Exponential variates, float32 [keys, count], that depend on key and index alone.
+
+    Args:
+        keys: 64-bit numbers, one for each row.
+        count: variates for each key.
+        device: where to compute them; they are the same everywhere but for rounding.
+    """
+    index = torch.arange(count, device=device)
+    rows = torch.tensor([_signed(key) for key in keys], device=device).unsqueeze(-1)
+    bits = rows + index * _signed(_GAMMA)
+    for shift, factor in _MIX:
+        bits ^= _shifted(bits, shift)
+        bits *= _signed(factor)
+    bits ^= _shifted(bits, 31)
+    uniform = _shifted(bits, 11).to(torch.float32).mul_(2.0**-53)
+    # Small variates decide, and those are exact: log1p(-u) keeps what is left of a small u.
+    return uniform.neg_().log1p_().neg_().clamp_(min=_FLOAT.tiny)
 
 
 def token_logprobs(
@@ -75,6 +94,26 @@ def token_logprobs(
         TokenLogprob(logprob, tuple(map(TopLogprob, ids[:count], values[:count])))
         for logprob, values, ids, count in rows
     ]
+
+
+def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    weights = _weights(logits, [draw.sampling for draw in draws])
+    keys = [_key(draw.sampling.seed or 0, draw.position) for draw in draws]
+    return weights.div_(exponentials(keys, logits.shape[-1], logits.device)).argmax(-1)
+
+
+def _key(seed: int, position: int) -> int:
+    return xxhash.xxh3_64_intdigest(struct.pack("<QQ", seed, position))
+
+
+def _signed(bits: int) -> int:
+    """The int64 that has these 64 bits."""
+    return bits - 2**64 if bits >= 2**63 else bits
+
+
+def _shifted(bits: torch.Tensor, count: int) -> torch.Tensor:
+    """Shifts right, filling up with zeros where int64 would copy its sign."""
+    return (bits >> count).bitwise_and_(2 ** (64 - count) - 1)
 
 
 def _weights(logits: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:

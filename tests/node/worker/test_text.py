@@ -13,7 +13,7 @@ from sllm.node.worker.text import StopStrings, TextStream, Vocabulary
 SPECIAL = ["<s>", "</s>"]
 SENTENCES = [
     "Once upon a time, there was a café — “naïve” wörds.",
-    "日本語のテキスト 你好，世界 🙂🚀",
+    "日本語のテキスト 你好世界 🙂🚀",
 ] * 5
 
 

@@ -40,13 +40,13 @@ def test_greedy_tokens_are_those_of_generate_alone_and_together(models: Path, fa
     expected = []
     for prompt in PROMPTS:
         output = reference.generate(
-            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=-1
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=-1
         )
         expected.append(output[0, len(prompt) :].tolist())
     with running(load(models / family)) as harness:
-        alone = request(PROMPTS[3])
+        alone = request(PROMPTS[3], max_tokens=12)
         assert harness.generate([alone]).ids(alone.request_id) == expected[3]
-        together = [request(prompt) for prompt in PROMPTS]
+        together = [request(prompt, max_tokens=12) for prompt in PROMPTS]
         results = harness.generate(together)
         assert [results.ids(r.request_id) for r in together] == expected
 

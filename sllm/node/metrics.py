@@ -1,0 +1,42 @@
+"""What a node measures, on the global meter."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+
+_meter = metrics.get_meter("sllm")
+
+_loaded = _meter.create_counter(
+    "sllm.load.bytes", unit="By", description="Bytes brought up, by phase."
+)
+_load_time = _meter.create_histogram(
+    "sllm.load.duration", unit="s", description="Loads that have succeeded, by phase."
+)
+
+
+def record_load(phase: str, size_bytes: int, seconds: float) -> None:
+    """Counts a load that has succeeded."""
+    _loaded.add(size_bytes, {"phase": phase})
+    _load_time.record(seconds, {"phase": phase})
+
+
+def observe(
+    used: Callable[[], Mapping[str, int]],
+    capacity: Callable[[], Mapping[str, int]],
+    instances: Callable[[], int],
+) -> None:
+    """Has these asked whenever metrics are read: bytes by tier, and the number of instances."""
+
+    def by_tier(ask: Callable[[], Mapping[str, int]]) -> Callable[..., Iterable[Observation]]:
+        return lambda _: [Observation(size, {"tier": tier}) for tier, size in ask().items()]
+
+    def count(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(instances())]
+
+    for name, callback, unit, description in (
+        ("sllm.tier.used", by_tier(used), "By", "Bytes taken, reservations included."),
+        ("sllm.tier.capacity", by_tier(capacity), "By", "Bytes that there are."),
+        ("sllm.instances", count, "{instance}", "Instances, starting ones included."),
+    ):
+        _meter.create_observable_gauge(name, [callback], unit=unit, description=description)

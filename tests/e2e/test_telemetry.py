@@ -1,0 +1,87 @@
+"""One request is one trace through all processes; metrics and health are there to be read."""
+
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from tests.collector import Collector
+from tests.e2e.cluster import Cluster, running
+from tests.support import wait_until
+
+PHASES = {"QUEUED", "PLACED", "WORKER_START", "PREPARE", "ATTACH", "PREFILL"}
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    with Collector.running() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        yield collector
+
+
+@pytest.fixture
+def observed(collector: Collector, tmp_path: Path, models: Path) -> Iterator[Cluster]:
+    """A cluster that exports its traces, with a deployment."""
+    with running(tmp_path, nodes=1, metrics=True) as cluster:
+        cluster.client.deploy("seen", f"file://{models / 'tiny-llama'}")
+        yield cluster
+
+
+def test_a_cold_request_is_one_trace_through_all_processes(
+    observed: Cluster, collector: Collector
+) -> None:
+    result = observed.client.complete("seen", "Hello", max_tokens=2)
+    assert result.receipt.cold
+
+    def complete() -> bool:
+        services = {service for service, span in collector.spans() if span.trace_id == trace_id()}
+        return services == {"sllm-control", "sllm-node", "sllm-worker"}
+
+    def trace_id() -> bytes:
+        requests = [span.trace_id for _, span in collector.spans() if span.name == "sllm.generate"]
+        return requests[0] if requests else b"none yet"
+
+    wait_until(complete)
+    names = {span.name for _, span in collector.spans() if span.trace_id == trace_id()}
+    assert {f"sllm.{phase.lower()}" for phase in PHASES} <= names
+
+
+def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(observed: Cluster) -> None:
+    observed.client.complete("seen", "Hello", max_tokens=2)
+    control, node = (_scrape(part.metrics_port()) for part in observed.parts)
+
+    assert re.search(r'sllm_tokens_generated_total\{.*deployment="seen".*\} 2', control)
+    assert re.search(r"sllm_time_to_first_token_seconds_count\{.*\} 1", control)
+    assert "sllm_queue_depth" in control
+    assert re.search(r'sllm_tier_used_bytes\{.*tier="DRAM"\} [1-9]', node)
+    assert re.search(r'sllm_load_bytes_total\{.*phase="import"\} [1-9]', node)
+
+
+def _scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        text: str = response.read().decode()
+        return text
+
+
+def test_health_and_reflection_on_every_server(cluster: Cluster) -> None:
+    services = {
+        "control": {"DeploymentService", "InferenceService", "ClusterService", "FleetService"},
+        "node-0": {"NodeService", "InferenceService"},
+        "node-1": {"NodeService", "InferenceService"},
+    }
+    for part in cluster.parts:
+        with grpc.insecure_channel(part.address) as channel:
+            expected = {f"serverlessllm.v1.{name}" for name in services[part.name]}
+            assert expected <= set(ProtoReflectionDescriptorDatabase(channel).get_services())
+            stub = health_pb2_grpc.HealthStub(channel)
+            for name in expected:
+                reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+                assert reply.status == health_pb2.HealthCheckResponse.SERVING

@@ -1,0 +1,148 @@
+"""The agent's side of a worker, as far as tests need it: raw calls over the real socket."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2
+from serverlessllm.v1 import worker_service_pb2 as pb
+from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+from sllm import rpc
+from sllm.node.zygote import ForkedWorker, WorkerSpec, Zygote
+from tests.node.worker.staging import Staged
+
+TIMEOUT = 60.0
+KV_BYTES = 8 << 20
+GREEDY = types_pb2.SamplingParams(temperature=0)
+
+
+@dataclass
+class Followed:
+    """What has come of a request so far."""
+
+    accepted: pb.Accepted | None = None
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[types_pb2.TokenLogprob] = field(default_factory=list)
+    completed: pb.Completed | None = None
+    failure: pb.Failure | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return bool(self.completed or self.failure)
+
+    def take(self, output: pb.RequestOutput) -> None:
+        """Takes an output; tokens must go on where they were left."""
+        assert not self.ended, f"{output} after the end"
+        match output.WhichOneof("output"):
+            case "accepted":
+                self.accepted = output.accepted
+            case "tokens":
+                self._grow(output.tokens)
+            case "completed":
+                self._grow(output.completed.tokens)
+                self.completed = output.completed
+            case "failure":
+                self.failure = output.failure
+
+    def _grow(self, tokens: inference_pb.Tokens) -> None:
+        assert tokens.first_index == len(self.tokens)
+        self.tokens += tokens.token_ids
+        self.text += tokens.text
+        self.logprobs += tokens.logprobs
+
+
+class WorkerClient:
+    """Talks to one worker."""
+
+    def __init__(self, forked: ForkedWorker, socket: Path) -> None:
+        self.forked = forked
+        self.pid = forked.pid
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}")
+        self._stub = WorkerServiceStub(self._channel)
+        self._commands: asyncio.Queue[pb.RunRequest] = asyncio.Queue()
+        self._requests: defaultdict[str, Followed] = defaultdict(Followed)
+        self._changed = asyncio.Event()
+        self.reader: asyncio.Task[None] | None = None
+
+    async def prepare(self, directory: Path, **engine: Any) -> pb.PrepareResponse:
+        """Calls Prepare."""
+        config = types_pb2.EngineConfig(**engine)
+        request = pb.PrepareRequest(checkpoint_dir=str(directory), engine=config)
+        with rpc.typed_errors():
+            return await self._stub.Prepare(request, timeout=TIMEOUT)
+
+    async def attach(
+        self, chunks: tuple[tuple[int, ...], ...], kv_bytes: int = KV_BYTES
+    ) -> pb.AttachResponse:
+        """Calls Attach."""
+        partitions = [pb.PartitionChunks(chunks=partition) for partition in chunks]
+        request = pb.AttachRequest(partitions=partitions, kv_bytes=kv_bytes)
+        with rpc.typed_errors():
+            return await self._stub.Attach(request, timeout=TIMEOUT)
+
+    async def bring_up(self, staged: Staged, **engine: Any) -> pb.AttachResponse:
+        """Prepares, attaches and opens Run."""
+        await self.prepare(staged.directory, **engine)
+        response = await self.attach(staged.chunks)
+        self.reader = asyncio.create_task(self._read())
+        return response
+
+    async def status(self) -> pb.GetStatusResponse:
+        """Calls GetStatus."""
+        with rpc.typed_errors():
+            return await self._stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT)
+
+    def submit(self, request_id: str, **fields: Any) -> Followed:
+        """Sends a request; greedy unless told otherwise."""
+        fields = {"sampling": GREEDY, **fields}
+        request = inference_pb.GenerateRequest(request_id=request_id, **fields)
+        self._commands.put_nowait(pb.RunRequest(submit=request))
+        self._requests[request_id] = Followed()
+        return self._requests[request_id]
+
+    def cancel(self, request_id: str) -> None:
+        """Cancels a request."""
+        self._commands.put_nowait(pb.RunRequest(cancel_request_id=request_id))
+
+    async def generate(self, request_id: str, **fields: Any) -> Followed:
+        """Sends a request and waits for its end."""
+        followed = self.submit(request_id, **fields)
+        await self.until(lambda: followed.ended)
+        return followed
+
+    async def until(self, check: Any) -> None:
+        """Returns once `check` holds after some response."""
+        async with asyncio.timeout(TIMEOUT):
+            while not check():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def close(self) -> None:
+        """Closes the connection, and with it Run."""
+        if self.reader:
+            self.reader.cancel()
+            await asyncio.wait([self.reader])
+        await self._channel.close()
+
+    async def _read(self) -> None:
+        async for response in self._stub.Run(self._next_commands()):
+            for output in response.outputs:
+                self._requests[output.request_id].take(output)
+            self._changed.set()
+
+    async def _next_commands(self) -> AsyncIterator[pb.RunRequest]:
+        while True:
+            yield await self._commands.get()
+
+
+async def fork(zygote: Zygote, socket: Path) -> WorkerClient:
+    """Forks a worker and connects to it."""
+    return WorkerClient(await zygote.fork(WorkerSpec(socket.stem, socket)), socket)

@@ -1,0 +1,302 @@
+"""Workers as the agent sees them: forked from a real zygote, called over their sockets."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from serverlessllm.v1 import types_pb2
+from transformers import AutoTokenizer
+
+from sllm import errors
+from sllm.node.pool import Pool
+from sllm.node.zygote import Zygote
+from tests.node.worker.clients import KV_BYTES, WorkerClient, fork
+from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
+from tests.support import assert_eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TEXT = "Once upon a time"
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return Pool(32 << 20, CHUNK_BYTES)
+
+
+@pytest.fixture(scope="module")
+def staged(models: Path, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Staged:
+    return stage(models / "tiny-gpt2", tmp_path_factory.mktemp("staged") / "gpt2", pool)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def zygote(pool: Pool) -> AsyncIterator[Zygote]:
+    zygote = Zygote()
+    await zygote.start(pool.fd)
+    yield zygote
+    await zygote.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def worker(
+    zygote: Zygote, staged: Staged, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[WorkerClient]:
+    """One that serves tiny-gpt2 to all tests that leave it alive."""
+    worker = await fork(zygote, tmp_path_factory.mktemp("run") / "shared.sock")
+    await worker.bring_up(staged)
+    yield worker
+    await worker.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def blank(zygote: Zygote, tmp_path: Path) -> AsyncIterator[WorkerClient]:
+    """A worker without a model."""
+    worker = await fork(zygote, tmp_path / "blank.sock")
+    yield worker
+    await worker.close()
+    if not worker.forked.exited.done():
+        os.kill(worker.pid, signal.SIGKILL)
+        await asyncio.wait_for(worker.forked.exited, 10)
+
+
+def rid() -> str:
+    return f"r{next(_numbers)}"
+
+
+async def test_attaching_says_how_long_it_took_and_what_context_there_is(
+    blank: WorkerClient, staged: Staged
+) -> None:
+    prepared = await blank.prepare(staged.directory)
+    attached = await blank.attach(staged.chunks)
+    assert prepared.duration.ToNanoseconds() > 0
+    assert attached.attach.ToNanoseconds() > 0
+    assert attached.engine_init.ToNanoseconds() > 0
+    assert attached.context_tokens == 512
+
+
+@pytest.mark.parametrize(("tokens", "kv_bytes", "context"), [(96, KV_BYTES, 96), (0, 300_000, 97)])
+async def test_the_cache_bounds_the_context(
+    blank: WorkerClient, staged: Staged, tokens: int, kv_bytes: int, context: int
+) -> None:
+    """A token of this model takes 3072 bytes of cache."""
+    await blank.prepare(staged.directory, **({"kv_cache_tokens": tokens} if tokens else {}))
+    attached = await blank.attach(staged.chunks, kv_bytes)
+    assert attached.context_tokens == context
+
+
+async def test_every_parameter_lies_in_the_mapping(worker: WorkerClient) -> None:
+    status = await worker.status()
+    end = status.mapping_address + status.mapping_bytes
+    assert len(status.parameters) > 30
+    for parameter in status.parameters:
+        assert status.mapping_address <= parameter.address
+        assert parameter.address + parameter.size_bytes <= end
+
+
+async def test_workers_of_one_model_share_its_pages(
+    worker: WorkerClient, blank: WorkerClient, staged: Staged
+) -> None:
+    await blank.bring_up(staged)
+    for one in (worker, blank):
+        await one.generate(rid(), text=TEXT, max_tokens=1)
+    status = await blank.status()
+    resident, proportional, private = mapped_kilobytes(blank.pid, status.mapping_address)
+    assert resident > 0.9 * status.mapping_bytes / 1024
+    assert proportional < 0.6 * resident
+    assert private == 0, "something has written into the weights"
+
+
+def mapped_kilobytes(pid: int, address: int) -> tuple[int, int, int]:
+    """Rss, Pss and dirty kilobytes of a process's own of the mapping at an address."""
+    lines = iter(Path(f"/proc/{pid}/smaps").read_text().splitlines())
+    sizes: dict[str, int] = {}
+    for line in lines:
+        if line.startswith(f"{address:x}-"):
+            break
+    for line in lines:
+        name, _, value = line.partition(":")
+        if not value.endswith("kB"):
+            break
+        sizes[name] = int(value.split()[0])
+    return sizes["Rss"], sizes["Pss"], sizes["Private_Dirty"]
+
+
+async def test_a_text_goes_in_and_a_text_comes_out(worker: WorkerClient, staged: Staged) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(staged.directory)
+    found = await worker.generate(rid(), text=TEXT, max_tokens=20)
+    assert found.completed is not None
+    assert found.accepted is not None
+    prompt = tokenizer(TEXT)["input_ids"]
+    assert found.accepted.prompt_tokens == len(prompt)
+    assert found.text == tokenizer.decode(found.tokens, skip_special_tokens=True)
+    assert found.completed.usage.prompt_tokens == len(prompt)
+    assert found.completed.usage.completion_tokens == len(found.tokens) == 20
+    assert found.completed.reason == types_pb2.FINISH_REASON_LENGTH
+    by_ids = await worker.generate(rid(), token_ids=inference_ids(prompt), max_tokens=20)
+    assert by_ids.tokens == found.tokens
+
+
+async def test_messages_are_rendered_with_the_chat_template(
+    worker: WorkerClient, staged: Staged
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(staged.directory)
+    message = {"role": "user", "content": "Tell me a story."}
+    rendered = tokenizer.apply_chat_template([message], add_generation_prompt=True)
+    messages = types_pb2.ChatMessages(messages=[types_pb2.ChatMessage(**message)])
+    found = await worker.generate(rid(), messages=messages, max_tokens=1)
+    assert found.accepted is not None
+    assert found.accepted.prompt_tokens == len(rendered["input_ids"])
+
+
+async def test_a_stop_string_ends_the_text_and_the_engine_stops(worker: WorkerClient) -> None:
+    free = await worker.generate(rid(), text=TEXT, max_tokens=60, sampling=warm())
+    stop = free.text[10:13]
+    found = await worker.generate(
+        rid(), text=TEXT, max_tokens=400, stop=["never", stop], sampling=warm()
+    )
+    assert found.completed is not None
+    assert found.text == free.text[: free.text.index(stop)]
+    assert found.completed.stop == stop
+    assert found.completed.reason == types_pb2.FINISH_REASON_STOP
+    assert found.completed.usage.completion_tokens == len(found.tokens) < 60
+    await assert_eventually(lambda: is_idle(worker))
+
+
+async def test_a_stop_token_ends_the_generation(worker: WorkerClient) -> None:
+    free = await worker.generate(rid(), text=TEXT, max_tokens=30, sampling=warm())
+    found = await worker.generate(
+        rid(), text=TEXT, max_tokens=30, stop_token_ids=[free.tokens[7]], sampling=warm()
+    )
+    assert found.tokens == free.tokens[: free.tokens.index(free.tokens[7]) + 1]
+    assert found.completed is not None
+    assert found.completed.reason == types_pb2.FINISH_REASON_STOP
+    assert not found.completed.HasField("stop")
+
+
+async def test_logprobs_come_with_their_tokens(worker: WorkerClient) -> None:
+    found = await worker.generate(rid(), text=TEXT, max_tokens=5, logprobs=2)
+    assert len(found.logprobs) == 5
+    for token, logprob in zip(found.tokens, found.logprobs, strict=True):
+        assert len(logprob.top) == 2
+        assert logprob.top[0].token_id == token
+        assert logprob.top[0].logprob == pytest.approx(logprob.logprob)
+
+
+async def test_many_requests_at_once_are_all_served(worker: WorkerClient) -> None:
+    requests = [
+        worker.submit(rid(), text=f"{TEXT} {n}", max_tokens=8, sampling=warm(n)) for n in range(100)
+    ]
+    await worker.until(lambda: all(found.ended for found in requests))
+    assert all(found.completed and len(found.tokens) == 8 for found in requests)
+
+
+async def test_without_max_tokens_the_context_is_the_limit(worker: WorkerClient) -> None:
+    found = await worker.generate(rid(), token_ids=inference_ids(range(10, 500)), ignore_eos=True)
+    assert len(found.tokens) == 512 - 490
+
+
+async def test_a_cancelled_request_ends_without_a_word(worker: WorkerClient) -> None:
+    before = (await worker.status()).counters
+    request_id = rid()
+    found = worker.submit(request_id, text=TEXT, max_tokens=400, ignore_eos=True)
+    await worker.until(lambda: len(found.tokens) > 2)
+    worker.cancel(request_id)
+    await assert_eventually(lambda: is_idle(worker))
+    after = (await worker.status()).counters
+    assert after.cancelled_requests == before.cancelled_requests + 1
+    assert after.generated_tokens - before.generated_tokens < 300
+    assert not found.ended
+
+
+async def is_idle(worker: WorkerClient) -> bool:
+    counters = (await worker.status()).counters
+    return counters.running_requests == counters.waiting_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "INVALID_PROMPT"),
+        ({"token_ids": types_pb2.TokenIds()}, "INVALID_PROMPT"),
+        ({"token_ids": types_pb2.TokenIds(ids=[1024])}, "INVALID_PROMPT"),
+        ({"token_ids": types_pb2.TokenIds(ids=[5] * 512), "max_tokens": 1}, "CONTEXT_EXCEEDED"),
+        ({"text": TEXT, "max_tokens": 512}, "CONTEXT_EXCEEDED"),
+        ({"text": TEXT, "max_tokens": 0}, "INVALID_ARGUMENT"),
+        (
+            {"text": TEXT, "sampling": types_pb2.SamplingParams(temperature=float("nan"))},
+            "INVALID_SAMPLING",
+        ),
+    ],
+)
+async def test_a_bad_request_fails_alone_with_its_reason(
+    worker: WorkerClient, fields: dict[str, object], reason: str
+) -> None:
+    found = await worker.generate(rid(), **fields)
+    assert found.failure is not None
+    assert found.failure.reason == reason
+    assert found.failure.code == errors.BY_REASON[reason].code
+    good = await worker.generate(rid(), text=TEXT, max_tokens=1)
+    assert good.completed
+
+
+async def test_a_closed_stream_cancels_its_requests(blank: WorkerClient, staged: Staged) -> None:
+    await blank.bring_up(staged)
+    found = blank.submit(rid(), text=TEXT, max_tokens=400, ignore_eos=True)
+    await blank.until(lambda: found.tokens)
+    assert blank.reader is not None
+    blank.reader.cancel()
+    await assert_eventually(lambda: is_idle(blank))
+    assert (await blank.status()).counters.cancelled_requests == 1
+
+
+async def test_calls_out_of_order_are_refused(blank: WorkerClient, staged: Staged) -> None:
+    with pytest.raises(errors.InvalidArgument, match="prepared"):
+        await blank.attach(staged.chunks)
+    await blank.prepare(staged.directory)
+    with pytest.raises(errors.InvalidArgument, match="partitions"):
+        await blank.attach(staged.chunks[:1] * 2)
+    await blank.attach(staged.chunks)
+    with pytest.raises(errors.InvalidArgument, match="once"):
+        await blank.attach(staged.chunks)
+
+
+async def test_an_engine_that_is_not_there_is_named(blank: WorkerClient, staged: Staged) -> None:
+    with pytest.raises(errors.UnsupportedModel, match="warp"):
+        await blank.prepare(staged.directory, engine="warp")
+
+
+async def test_a_cache_without_room_for_a_token_is_refused(
+    blank: WorkerClient, staged: Staged
+) -> None:
+    await blank.prepare(staged.directory)
+    with pytest.raises(errors.NoCapacity, match="3072"):
+        await blank.attach(staged.chunks, kv_bytes=1000)
+
+
+async def test_a_terminated_worker_ends_in_order(blank: WorkerClient, staged: Staged) -> None:
+    await blank.bring_up(staged)
+    found = blank.submit(rid(), text=TEXT, max_tokens=400, ignore_eos=True)
+    await blank.until(lambda: found.tokens)
+    os.kill(blank.pid, signal.SIGTERM)
+    assert await asyncio.wait_for(blank.forked.exited, 10) == 0
+
+
+async def test_a_killed_worker_is_noticed_at_once(blank: WorkerClient) -> None:
+    os.kill(blank.pid, signal.SIGKILL)
+    status = await asyncio.wait_for(blank.forked.exited, 5)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def warm(seed: int = 1) -> types_pb2.SamplingParams:
+    return types_pb2.SamplingParams(temperature=1.5, seed=seed)
+
+
+def inference_ids(ids: object) -> types_pb2.TokenIds:
+    return types_pb2.TokenIds(ids=ids)  # type: ignore[arg-type]  # any iterable will do
