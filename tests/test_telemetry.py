@@ -5,101 +5,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-    ExportMetricsServiceResponse,
-)
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
-    MetricsServiceServicer,
-    add_MetricsServiceServicer_to_server,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
-    add_TraceServiceServicer_to_server,
-)
+
+from tests.collector import Collector
 
 TIMEOUT = 60
 
 
-class Traces(TraceServiceServicer):
-    """The part of an OTLP collector that takes spans."""
-
-    def __init__(self) -> None:
-        self.requests: list[ExportTraceServiceRequest] = []
-
-    def Export(
-        self, request: ExportTraceServiceRequest, context: grpc.ServicerContext
-    ) -> ExportTraceServiceResponse:
-        self.requests.append(request)
-        return ExportTraceServiceResponse()
-
-
-class Metrics(MetricsServiceServicer):
-    """The part of an OTLP collector that takes metrics."""
-
-    def __init__(self) -> None:
-        self.requests: list[ExportMetricsServiceRequest] = []
-
-    def Export(
-        self, request: ExportMetricsServiceRequest, context: grpc.ServicerContext
-    ) -> ExportMetricsServiceResponse:
-        self.requests.append(request)
-        return ExportMetricsServiceResponse()
-
-
-class Collector:
-    """An OTLP collector on loopback that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.traces, self.metrics = Traces(), Metrics()
-        self.server = grpc.server(ThreadPoolExecutor(2))
-        add_TraceServiceServicer_to_server(self.traces, self.server)  # type: ignore[no-untyped-call]  # generated
-        add_MetricsServiceServicer_to_server(self.metrics, self.server)  # type: ignore[no-untyped-call]  # generated
-        self.endpoint = f"http://127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
-
-    def span_names(self) -> list[str]:
-        """The names of all spans that came."""
-        return [
-            span.name
-            for request in self.traces.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-    def metric_names(self) -> list[str]:
-        """The names of all metrics that came."""
-        return [
-            metric.name
-            for request in self.metrics.requests
-            for resource in request.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        ]
-
-    def identities(self) -> list[dict[str, str]]:
-        """The attributes of the processes that spans came from."""
-        return [
-            {one.key: one.value.string_value for one in resource.resource.attributes}
-            for request in self.traces.requests
-            for resource in request.resource_spans
-        ]
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    collector = Collector()
-    collector.server.start()
-    yield collector
-    collector.server.stop(None).wait()
+    with Collector.running() as collector:
+        yield collector
 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -92,7 +92,7 @@ class Node:
         call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)
         with self.typed_errors():
             async for response in call:
-                yield _step(response)
+                yield _step(response, self.node_id)
 
     async def stop_instance(self, instance_id: str, grace: float) -> None:
         """Returns when the instance is gone."""
@@ -152,15 +152,15 @@ class Nodes:
         await asyncio.gather(*(node.close() for node in nodes))
 
 
-def _step(response: pb.StartInstanceResponse) -> Loading | Ready:
+def _step(response: pb.StartInstanceResponse, node_id: str) -> Loading | Ready:
     if response.HasField("ready"):
-        return _ready(response.ready)
+        return _ready(response.ready, node_id)
     return wire.loading(response.loading)
 
 
-def _ready(message: pb.InstanceReady) -> Ready:
+def _ready(message: pb.InstanceReady, node_id: str) -> Ready:
     return Ready(
-        instance=wire.instance(message.instance),
+        instance=wire.instance(message.instance, node_id),
         phases=wire.phases(message.phases),
         from_tier=wire.tier(message.from_tier),
         model=wire.model_info(message.model),

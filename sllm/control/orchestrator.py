@@ -6,6 +6,7 @@ are due, and goes through them in the order of their oldest request.
 """
 
 import asyncio
+from collections.abc import Iterable
 
 from sllm import errors
 from sllm.clock import Clock
@@ -135,18 +136,18 @@ class Orchestrator:
         due = self._take_due(now)
         for name in due:
             self.dispatch(name)
-        wanted = {name: count for name in due if (count := self._scale(name, now))}
-        self.placer.place_all(wanted)
+        wanted = self._wanted(due, now)
+        if wanted:  # room goes to whoever has waited longest, not to whoever was woken
+            unmet = self.placer.unmet & self._state.deployments.keys()
+            self.placer.place_all(wanted | self._wanted(unmet, now))
 
     def _take_due(self, now: float) -> list[str]:
-        """The deployments to look at, none of which is due any longer."""
+        """The deployments to look at; none of them is due any longer."""
         due, self._due = self._due, set()
         due |= {name for name, moment in self._moments.items() if moment <= now}
-        unmet = self.placer.unmet
-        if self._room_changed or unmet & due:
-            due |= unmet  # all of them: the oldest goes first, whichever was woken
+        if self._room_changed:
+            due |= self.placer.unmet
         self._room_changed = False
-        unmet -= due
         for name in due:
             self._moments.pop(name, None)
         return [name for name in due if name in self._state.deployments]
@@ -172,6 +173,10 @@ class Orchestrator:
             state.changes.notify(name)
 
     # --- scale --------------------------------------------------------------------------------
+
+    def _wanted(self, names: Iterable[str], now: float) -> dict[str, int]:
+        """How many instances to add, for each deployment that lacks any."""
+        return {name: count for name in names if (count := self._scale(name, now))}
 
     def _scale(self, name: str, now: float) -> int:
         """Stops what has been idle for too long; returns how many instances to add."""

@@ -39,7 +39,11 @@ class Placer:
         self._later = later
 
     def place_all(self, wanted: Mapping[str, int]) -> None:
-        """Finds nodes for as many more instances of each deployment, the longest wait first."""
+        """Finds nodes for as many more instances of each deployment, the longest wait first.
+
+        Those that were unmet have to be among them.
+        """
+        self.unmet.clear()
         closed: dict[str, str] = {}
         for name in sorted(wanted, key=self._age):
             for _ in range(wanted[name]):

@@ -101,8 +101,8 @@ class ClusterServicer(ClusterServiceServicer):
     ) -> cluster_pb.ListNodesResponse:
         """Lists nodes, page by page."""
         page = page_of(self._fleet.nodes, request.page_size, request.page_token)
-        views = [self._fleet.nodes[node_id] for node_id in page.keys]
-        return wire.nodes_page(views, page.next_token)
+        messages = [wire.node_message(self._fleet.nodes[node_id]) for node_id in page.keys]
+        return cluster_pb.ListNodesResponse(nodes=messages, next_page_token=page.next_token)
 
     async def ListInstances(
         self, request: cluster_pb.ListInstancesRequest, context: Any
@@ -114,7 +114,8 @@ class ClusterServicer(ClusterServiceServicer):
             if request.deployment in ("", one.deployment)
         }
         page = page_of(instances, request.page_size, request.page_token)
-        return wire.instances_page([instances[key] for key in page.keys], page.next_token)
+        messages = [wire.instance_message(instances[key]) for key in page.keys]
+        return cluster_pb.ListInstancesResponse(instances=messages, next_page_token=page.next_token)
 
 
 class FleetServicer(FleetServiceServicer):

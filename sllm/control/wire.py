@@ -7,7 +7,6 @@ from typing import Final, TypeAlias
 
 import grpc
 from google.protobuf import duration_pb2, timestamp_pb2
-from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -169,17 +168,19 @@ def report(request: fleet_pb.ReportRequest) -> Report:
     body: Full | Delta | None = None
     if request.HasField("full"):
         node, instances = request.full.node, request.full.instances
-        body = Full(_facts(node), _copies(node.copies), _instances(instances))
+        facts = _facts(node, request.node_id)
+        body = Full(facts, _copies(node.copies), _instances(instances, request.node_id))
     elif request.HasField("delta"):
         delta = request.delta
-        facts = _facts(delta.node) if delta.HasField("node") else None
-        body = Delta(facts, _copies(delta.copies), _instances(delta.instances))
+        changed = _facts(delta.node, request.node_id) if delta.HasField("node") else None
+        instances = delta.instances
+        body = Delta(changed, _copies(delta.copies), _instances(instances, request.node_id))
     return Report(request.node_id, request.revision, body)
 
 
-def _facts(node: pb.Node) -> topology.NodeFacts:
+def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
     return topology.NodeFacts(
-        node_id=node.node_id,
+        node_id=node_id,
         address=node.address,
         host=node.host,
         tiers={
@@ -211,16 +212,16 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
     )
 
 
-def _instances(instances: Iterable[pb.Instance]) -> tuple[topology.Instance, ...]:
-    return tuple(map(instance, instances))
+def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[topology.Instance, ...]:
+    return tuple(instance(one, node_id) for one in instances)
 
 
-def instance(one: pb.Instance) -> topology.Instance:
-    """An instance as its node reports it."""
+def instance(one: pb.Instance, node_id: str) -> topology.Instance:
+    """An instance as the node `node_id` reports it."""
     return topology.Instance(
         instance_id=one.instance_id,
         deployment=one.deployment,
-        node_id=one.node_id,
+        node_id=node_id,
         state=topology.InstanceState(one.state),
         kv_bytes=one.kv_bytes,
         digest=one.digest,
@@ -404,23 +405,4 @@ def _phase_message(phase: Phase) -> pb.Phase:
         start=duration(phase.start),
         duration=duration(phase.duration),
         size_bytes=phase.size_bytes,
-    )
-
-
-# --- pages ------------------------------------------------------------------------------------
-
-
-def nodes_page(views: Iterable[topology.NodeView], next_token: str) -> cluster_pb.ListNodesResponse:
-    """One page of nodes."""
-    return cluster_pb.ListNodesResponse(
-        nodes=[node_message(view) for view in views], next_page_token=next_token
-    )
-
-
-def instances_page(
-    instances: Iterable[topology.Instance], next_token: str
-) -> cluster_pb.ListInstancesResponse:
-    """One page of instances."""
-    return cluster_pb.ListInstancesResponse(
-        instances=[instance_message(one) for one in instances], next_page_token=next_token
     )

@@ -178,7 +178,8 @@ class _Connection:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "sllm.node.worker.zygote", str(theirs.fileno()), str(pool_fd)),
+                *("-m", "sllm.node.worker"),
+                *map(str, (theirs.fileno(), pool_fd, os.getpid())),
                 pass_fds=(theirs.fileno(), pool_fd),
                 stdin=DEVNULL,
                 env={**os.environ, **_ENVIRONMENT},

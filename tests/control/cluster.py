@@ -127,7 +127,12 @@ class Caller:
         return list(response.instances)
 
     def generate(
-        self, name: str = "tiny", *, text: str = "hello", timeout: float = SECONDS, **fields: Any
+        self,
+        name: str = "tiny",
+        *,
+        text: str = "hello",
+        timeout: float | None = SECONDS,
+        **fields: Any,
     ) -> Stream:
         request = inference_pb.GenerateRequest(deployment=name, **fields)
         if request.WhichOneof("prompt") is None:

@@ -86,6 +86,8 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         self.calls: list[Message] = []
         self.cancelled: list[str] = []
         """Requests whose call ended before they had."""
+        self.traceparents: list[str] = []
+        """The trace context of each Generate call."""
         self.most_kv_bytes = 0
         """The most that the instances have held at once."""
         self.instances: dict[str, pb.Instance] = {}
@@ -309,6 +311,8 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         self, request: inference_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb.GenerateResponse]:
         self.calls.append(request)
+        metadata = dict(context.invocation_metadata())
+        self.traceparents.append(metadata.get("traceparent", ""))
         instance = self.instances.get(request.instance_id)
         if instance is None or instance.state != pb.INSTANCE_STATE_READY:
             raise errors.InstanceNotFound(f"no ready instance {request.instance_id}")
@@ -369,6 +373,11 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         """Ids of the requests that came, in their order."""
         Request = inference_pb.GenerateRequest
         return [call.request_id for call in self.calls if isinstance(call, Request)]
+
+    def started(self) -> list[str]:
+        """Deployments of the starts that were asked for, in their order."""
+        Request = node_pb.StartInstanceRequest
+        return [call.deployment for call in self.calls if isinstance(call, Request)]
 
     def count(self, name: str) -> int:
         """How often a method was called."""

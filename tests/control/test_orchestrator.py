@@ -75,6 +75,27 @@ async def test_a_model_that_is_always_busy_yields_to_one_that_waits(
     await younger.end()
 
 
+async def test_room_that_is_made_for_one_is_not_taken_by_a_younger_one(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    for name, tokens in (("busy", HALF), ("patient", HALF), ("small", 10 * 1024)):
+        await cluster.caller.deploy(name, f"file:///{name}", kv_cache_tokens=tokens)
+    node.script.before_finish.shut()
+    busy = await cluster.caller.generate("busy").until("tokens")
+    patient = await cluster.caller.generate("patient").until("queued")
+
+    async def draining() -> bool:
+        states = [one.state for one in await cluster.caller.instances("busy")]
+        return states == [pb.INSTANCE_STATE_DRAINING]
+
+    await assert_eventually(draining)
+    small = await cluster.caller.generate("small").until("queued")
+    node.script.before_finish.open()
+    for stream in (busy, patient, small):
+        await stream.end()
+    assert node.started() == ["busy", "patient", "small"]
+
+
 async def test_nothing_is_placed_twice_on_the_same_room(cluster: Cluster, node: FakeNode) -> None:
     names = [f"m{index}" for index in range(8)]
     for name in names:

@@ -206,3 +206,36 @@ async def test_tokens_are_relayed_unaltered_for_many_streams_at_once(
         assert stream.text == "".join(f"{index} " for index in range(20))
         assert [event.sequence for event in stream.events] == list(range(len(stream.events)))
     assert node.count("StartInstance") == 1
+
+
+async def test_the_first_event_tells_how_long_it_will_take(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    node.script.before_finish.shut()
+    cold = await cluster.caller.generate().until("tokens")
+    warm = await cluster.caller.generate().until("tokens")
+    node.script.before_finish.open()
+    cold_wait = cold.events[0].queued.estimated_wait.ToNanoseconds() / 1e9
+    assert cold_wait == pytest.approx(0.01 + 0.1, abs=0.1)
+    assert warm.events[0].queued.estimated_wait.ToNanoseconds() == 0
+    assert warm.events[0].queued.HasField("estimated_wait")
+
+
+async def test_a_call_may_have_no_deadline(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    stream = await cluster.caller.complete(timeout=None)
+    assert stream.text == "0 1 2 "
+
+
+async def test_who_comes_during_a_start_is_told_how_far_it_is(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    node.script.before_ready.shut()
+    first = await cluster.caller.generate().until("loading")
+    second = await cluster.caller.generate().until("loading")
+    assert second.events[-1].loading.loaded_bytes == first.events[-1].loading.loaded_bytes
+    node.script.before_ready.open()
+    await first.end()
+    await second.end()

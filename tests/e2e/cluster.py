@@ -1,10 +1,11 @@
 """A real cluster for tests: a control plane and nodes, each a process of its own, on free ports."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,12 @@ class Part:
         """What the server has logged."""
         return self._log.read_text()
 
+    def metrics_port(self) -> int:
+        """The port of its Prometheus endpoint, as its log has it."""
+        lines = [json.loads(line) for line in self.log_text().splitlines()]
+        ports = [one["port"] for one in lines if one["event"] == "telemetry.metrics_served"]
+        return int(ports[-1])
+
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         self.process.kill()
@@ -85,18 +92,25 @@ class Part:
 
 @contextmanager
 def running(
-    directory: Path, *, nodes: int = 2, dram_mib: int = 256, kv_mib: int = 512
+    directory: Path,
+    *,
+    nodes: int = 2,
+    dram_mib: int = 256,
+    kv_mib: int = 512,
+    options: Sequence[str] = (),
 ) -> Iterator["Cluster"]:
     """Starts a control plane and nodes; stops them, and checks that nothing is left."""
     with ExitStack() as stack:
-        control = Part("control", directory, ["control", "--dir", str(directory / "control")])
+        control = Part(
+            "control", directory, ["control", "--dir", str(directory / "control"), *options]
+        )
         stack.callback(control.end)
         sizes = [f"--dram={dram_mib}MiB", "--ssd=2GiB", f"--kv={kv_mib}MiB"]
         parts: list[Part] = []
         for index in range(nodes):
             name = f"node-{index}"
             where = ["--control", control.address, "--dir", str(directory / name)]
-            parts.append(Part(name, directory, ["node", "--id", name, *where, *sizes]))
+            parts.append(Part(name, directory, ["node", "--id", name, *where, *sizes, *options]))
             stack.callback(parts[-1].end)
         client = stack.enter_context(sllm.Client(control.address))
         cluster = Cluster(directory, control, parts, client)

@@ -30,7 +30,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 @pytest.fixture
 def observed(collector: Collector, tmp_path: Path, models: Path) -> Iterator[Cluster]:
     """A cluster that exports its traces, with a deployment."""
-    with running(tmp_path, nodes=1, metrics=True) as cluster:
+    with running(tmp_path, nodes=1, options=["--metrics-port", "0"]) as cluster:
         cluster.client.deploy("seen", f"file://{models / 'tiny-llama'}")
         yield cluster
 
@@ -51,7 +51,7 @@ def test_a_cold_request_is_one_trace_through_all_processes(
 
     wait_until(complete)
     names = {span.name for _, span in collector.spans() if span.trace_id == trace_id()}
-    assert {f"sllm.{phase.lower()}" for phase in PHASES} <= names
+    assert {f"sllm.phase.{phase.lower()}" for phase in PHASES} <= names
 
 
 def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(observed: Cluster) -> None:

@@ -82,7 +82,7 @@ class ModelHost:
 
     def __init__(self, pool_fd: int) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the engine has failed and all requests have been told."""
+        """Done when the worker is of no use any more, and all requests have been told."""
         self._pool_fd = pool_fd
         self._prepared: _Prepared | None = None
         self._running: _Running | None = None
@@ -166,6 +166,16 @@ class ModelHost:
             for name, parameter in self._running.module.named_parameters()
         ]
 
+    def fail(self, error: Exception) -> None:
+        """Gives up: all requests are told, and the process is to end."""
+        if self.failed.done():
+            return
+        log.error("worker.failed", exc_info=error)
+        reason = error if isinstance(error, SllmError) else WorkerDied(f"worker failed: {error!r}")
+        self._attached.generations.fail_all(reason)
+        self._attached.outbox.close()
+        self.failed.set_result(None)
+
     async def close(self) -> None:
         """Ends the engine and all requests."""
         if self._running:
@@ -182,22 +192,19 @@ class ModelHost:
     def _start(
         self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop
     ) -> None:
+        def take_step(step: Step) -> None:
+            try:
+                generations.take_step(step)
+            except Exception as error:
+                self.fail(error)
+
         def on_step(step: Step) -> None:
-            loop.call_soon_threadsafe(generations.take_step, step)
+            loop.call_soon_threadsafe(take_step, step)
 
         def on_failure(error: Exception) -> None:
-            loop.call_soon_threadsafe(self._fail, error)
+            loop.call_soon_threadsafe(self.fail, error)
 
         engine.start(on_step, on_failure)
-
-    def _fail(self, error: Exception) -> None:
-        if self.failed.done():
-            return
-        log.error("worker.engine_failed", exc_info=error)
-        reason = error if isinstance(error, SllmError) else WorkerDied(f"engine failed: {error!r}")
-        self._attached.generations.fail_all(reason)
-        self._attached.outbox.close()
-        self.failed.set_result(None)
 
 
 def _prepare(directory: Path, options: EngineOptions) -> _Prepared:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import structlog
 from opentelemetry import trace
 from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceServicer
@@ -15,7 +14,6 @@ from sllm.node.worker import wire
 from sllm.node.worker.generation import Failed, Output
 from sllm.node.worker.host import ModelHost
 
-log = structlog.get_logger()
 tracer = trace.get_tracer("sllm")
 
 
@@ -67,9 +65,8 @@ class WorkerServicer(WorkerServiceServicer):
                     self._submit(request)
                 else:
                     self._host.generations.cancel(request.cancel_request_id)
-        except Exception:
-            log.exception("worker.commands_failed")
-            self._host.outbox.close()  # ends Run: nobody is left to take commands
+        except Exception as error:
+            self._host.fail(error)  # nobody is left to take commands
 
     def _submit(self, request: pb.RunRequest) -> None:
         try:

@@ -3,8 +3,7 @@
 It stays single-threaded, and touches neither CUDA nor a gRPC object, so that what a fork copies is
 whole. Importing takes seconds; a fork takes milliseconds.
 
-Run as `python -m sllm.node.worker.zygote SOCKET_FD POOL_FD`. Ends when its socket is closed, and
-its workers with it.
+Run as `python -m sllm.node.worker`. Ends when its socket is closed, and its workers with it.
 """
 
 import gc
@@ -189,7 +188,3 @@ def serve(agent_fd: int, pool_fd: int) -> None:
     gc.collect()
     gc.freeze()  # what is there by now stays, and no collection in a child copies its pages
     Zygote(socket.socket(fileno=agent_fd), pool_fd).serve()
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -130,7 +130,7 @@ class WorkerClient:
         if self.reader:
             self.reader.cancel()
             await asyncio.wait([self.reader])
-        await self._channel.close()
+        await self._channel.close(grace=None)
 
     async def _read(self) -> None:
         async for response in self._stub.Run(self._next_commands()):

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 from serverlessllm.v1 import types_pb2
@@ -285,6 +287,20 @@ async def test_a_terminated_worker_ends_in_order(blank: WorkerClient, staged: St
     await blank.until(lambda: found.tokens)
     os.kill(blank.pid, signal.SIGTERM)
     assert await asyncio.wait_for(blank.forked.exited, 10) == 0
+
+
+async def test_an_engine_that_fails_fails_its_requests_and_ends_the_process(
+    blank: WorkerClient, staged: Staged
+) -> None:
+    await blank.bring_up(staged)
+    await blank.generate(rid(), text=TEXT, max_tokens=1)
+    size = psutil.Process(blank.pid).memory_info().vms
+    resource.prlimit(blank.pid, resource.RLIMIT_AS, (size, size))  # no memory for larger batches
+    crowd = [
+        blank.submit(rid(), token_ids=inference_ids([n] * 400), logprobs=20) for n in range(64)
+    ]
+    assert os.waitstatus_to_exitcode(await asyncio.wait_for(blank.forked.exited, 30)) == 1
+    assert {found.failure.reason for found in crowd if found.failure} == {"WORKER_DIED"}
 
 
 async def test_a_killed_worker_is_noticed_at_once(blank: WorkerClient) -> None:

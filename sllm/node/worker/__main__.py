@@ -1,0 +1,21 @@
+"""Becomes a zygote: `python -m sllm.node.worker SOCKET_FD POOL_FD AGENT_PID`.
+
+Importing takes seconds, and this process must not outlive its agent for so long: what ends it with
+its agent comes before what it imports.
+"""
+
+import sys
+
+from sllm.process import die_with_parent
+
+
+def run(agent_fd: int, pool_fd: int, agent_pid: int) -> None:
+    """Serves forks until the agent is gone."""
+    die_with_parent(agent_pid)
+    from sllm.node.worker import zygote
+
+    zygote.serve(agent_fd, pool_fd)
+
+
+if __name__ == "__main__":
+    run(*map(int, sys.argv[1:]))

@@ -1,0 +1,88 @@
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sllm import errors
+from sllm.node.pool import Pool
+from sllm.node.zygote import WorkerSpec, Zygote
+from tests.support import assert_eventually
+
+
+@pytest.fixture
+async def zygote() -> AsyncIterator[Zygote]:
+    pool = Pool(1 << 20, 4096)
+    zygote = Zygote()
+    await zygote.start(pool.fd)
+    yield zygote
+    await zygote.close()
+    pool.close()
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    workers = [await zygote.fork(WorkerSpec(f"i{n}", tmp_path / f"{n}.sock")) for n in range(2)]
+    parent = psutil.Process(workers[0].pid).ppid()
+    assert children() == {parent, *(worker.pid for worker in workers)}
+    os.kill(parent, signal.SIGKILL)
+    ends = await asyncio.wait_for(asyncio.gather(*(w.exited for w in workers)), 5)
+    assert ends == [signal.SIGKILL, signal.SIGKILL]
+    await assert_eventually(lambda: not children())
+    again = await zygote.fork(WorkerSpec("i3", tmp_path / "3.sock"))
+    assert psutil.pid_exists(again.pid)
+
+
+async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    pool = Pool(1 << 20, 4096)
+    zygote = Zygote()
+    await zygote.start(pool.fd)
+    await zygote.fork(WorkerSpec("i", tmp_path / "s.sock"))
+    await zygote.close()
+    pool.close()
+    await assert_eventually(lambda: not children())
+    assert set(os.listdir("/proc/self/fd")) - before <= {"epoll"}
+
+
+async def test_a_worker_that_cannot_serve_fails_its_fork(zygote: Zygote, tmp_path: Path) -> None:
+    with pytest.raises(errors.StartFailed, match="ended"):
+        await zygote.fork(WorkerSpec("i", tmp_path / "no" / "such" / "directory" / "s.sock"))
+
+
+async def test_a_fork_that_nobody_waits_for_any_more_is_ended(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    await zygote.fork(WorkerSpec("warm", tmp_path / "warm.sock"))
+    before = children()
+    forking = asyncio.create_task(zygote.fork(WorkerSpec("i", tmp_path / "s.sock")))
+    await asyncio.sleep(0)
+    forking.cancel()
+    await asyncio.wait([forking])
+    await zygote.fork(WorkerSpec("last", tmp_path / "last.sock"))
+    await assert_eventually(lambda: len(children() - before) == 1)
+
+
+async def test_models_are_described_in_a_process_of_their_own(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": 64,'
+        ' "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}'
+    )
+    model = await zygote.describe(tmp_path, "float16")
+    assert model.architecture == "OPTForCausalLM"
+    assert model.context_tokens == 256
+    assert model.kv_bytes_per_token == 2 * 2 * 64 * 2
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(errors.UnsupportedModel, match="mamba|Mamba"):
+        await zygote.describe(tmp_path, None)
+    await assert_eventually(lambda: len(children()) == 1)

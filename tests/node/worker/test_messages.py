@@ -1,0 +1,33 @@
+import pytest
+
+from sllm.node.worker.messages import (
+    Describe,
+    Described,
+    Exited,
+    Failed,
+    Fork,
+    Forked,
+    Message,
+    ModelDescription,
+    Ready,
+    Serving,
+    from_packet,
+    to_packet,
+)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ready(),
+        Fork(1, "i-1", "/run/ä.sock", {"OTEL_SERVICE_NAME": "x"}),
+        Forked(1, 42),
+        Serving(42),
+        Exited(42, 9),
+        Describe(2, "/models/m", None),
+        Described(2, ModelDescription("LlamaForCausalLM", 512, 1536, "float32")),
+        Failed(3, 9, "UNSUPPORTED_MODEL", "no", {"architecture": "X"}),
+    ],
+)
+def test_every_message_survives_its_packet(message: Message) -> None:
+    assert from_packet(to_packet(message)) == message
