@@ -9,7 +9,7 @@ MODULES = [path for path in (ROOT / "sllm").rglob("*.py") if path.read_text().st
 
 
 def test_every_module_is_on_the_page() -> None:
-    sections = dict(re.findall(r"^### .*`(sllm[^`]*)/`\n(.*?)(?=^#|\Z)", PAGE, re.M | re.S))
+    sections = dict(re.findall(r"^### [^\n]*`(sllm[^`]*)/`\n(.*?)(?=^#|\Z)", PAGE, re.M | re.S))
     for module in MODULES:
         folder = str(module.parent.relative_to(ROOT))
         assert f"| `{module.name}` |" in sections[folder], module
@@ -21,7 +21,7 @@ def test_every_file_on_the_page_is_there() -> None:
 
 
 def test_every_row_names_a_module_of_its_folder() -> None:
-    sections = re.findall(r"^### .*`(sllm[^`]*)/`\n(.*?)(?=^#|\Z)", PAGE, re.M | re.S)
+    sections = re.findall(r"^### [^\n]*`(sllm[^`]*)/`\n(.*?)(?=^#|\Z)", PAGE, re.M | re.S)
     for folder, rows in sections:
         for name in re.findall(r"^\| `([^`]+)` \|", rows, re.M):
             assert (ROOT / folder / name).exists(), f"{folder}/{name}"
