@@ -40,7 +40,7 @@ CHANNEL_OPTIONS: Final = (
 SERVER_OPTIONS: Final = (
     *_OPTIONS,
     ("grpc.so_reuseport", 0),  # two servers on one port would share its callers by chance
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 

@@ -59,8 +59,7 @@ class Reporter:
 
     async def _report(self) -> None:
         self._resync = True
-        call = self._stub.Report(self._messages())
-        async for response in call:
+        async for response in self._stub.Report(self._messages()):
             if response.HasField("resync"):
                 self._resync = True
                 self._changed.set()

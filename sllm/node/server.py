@@ -31,6 +31,7 @@ STOP_GRACE = 2.0
 async def serve(config: NodeConfig) -> None:
     """Runs a node agent until the process gets SIGTERM or SIGINT."""
     node_id = config.node_id or _kept_node_id(config.directory)
+    terminated = asyncio.create_task(until_terminated())  # now: it may be asked to end at any time
     async with AsyncExitStack() as stack:
         stack.callback(
             telemetry.configure(
@@ -39,7 +40,7 @@ async def serve(config: NodeConfig) -> None:
         )
         port = await _start(config, node_id, stack)
         print(f"listening on {_host(config)}:{port}", flush=True)  # noqa: T201 - for who started us
-        await until_terminated()
+        await terminated
 
 
 async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int:

@@ -83,6 +83,6 @@ async def test_models_are_described_in_a_process_of_their_own(
     assert model.context_tokens == 256
     assert model.kv_bytes_per_token == 2 * 2 * 64 * 2
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(errors.UnsupportedModel, match="mamba|Mamba"):
+    with pytest.raises(errors.UnsupportedModel, match=r"mamba|Mamba"):
         await zygote.describe(tmp_path, None)
     await assert_eventually(lambda: len(children()) == 1)

@@ -75,14 +75,16 @@ def build_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]
             config=architecture.config,
             state_dict=dict(weights),
             dtype=_prevailing_dtype(weights),
+            ignore_mismatched_sizes=True,  # they are named below, like the rest
             output_loading_info=True,
         )
-    except RuntimeError as error:  # shapes
+    except RuntimeError as error:
         raise UnsupportedModel(
             f"the weights do not fit the model's config.json: {error}"
         ) from error
     _check("lacks", found["missing_keys"])
     _check("has, beside what the model needs,", found["unexpected_keys"])
+    _check("has in another shape", {name for name, *_ in found["mismatched_keys"]})
     return module
 
 

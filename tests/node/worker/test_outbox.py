@@ -19,7 +19,7 @@ async def test_tokens_that_wait_together_leave_together() -> None:
     put(outbox, "a", tokens(0, 10, text="x"))
     put(outbox, "b", tokens(5, 50))
     put(outbox, "a", tokens(1, 11, text="y"))
-    end = Completed(tokens(2, 12), FinishReason.STOP, Usage(3, 3, 0), None)
+    end = Completed(tokens(2, 12), FinishReason.STOP, Usage(3, 3, 0), None, 0.1)
     put(outbox, "a", end, steps=7)
     assert await outbox.take() == [
         Output("a", Accepted(3)),
