@@ -29,6 +29,7 @@ check: setup
 	$(BIN)/buf format --diff --exit-code
 	./tools/check-breaking $(BIN)/buf
 	./tools/check-generated $(BIN)/python
+	$(BIN)/python -m pytest --quiet tests/test_imports.py
 
 gen: setup
 	$(BIN)/python tools/generate.py gen

@@ -10,7 +10,7 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -32,6 +32,8 @@ from sllm.node.worker.messages import (
 )
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 CALL_TIMEOUT = 60.0
 """Seconds for a fork or a description, a zygote's whole start included."""
@@ -158,6 +160,14 @@ async def _until_serving(worker: ForkedWorker) -> None:
         raise errors.StartFailed(f"worker process {worker.pid} ended before it served")
 
 
+def _resolve(future: asyncio.Future[T], result: T) -> bool:
+    """Resolves a future, unless whoever waited for it has cancelled it."""
+    if future.done():
+        return False
+    future.set_result(result)
+    return True
+
+
 class _Connection:
     """One zygote process and what it was asked for."""
 
@@ -230,14 +240,15 @@ class _Connection:
             case Forked(call, pid):
                 self._take_worker(call, pid)
             case Serving(pid):
-                self._workers[pid].serving.set_result(None)
+                _resolve(self._workers[pid].serving, None)
             case Exited(pid, status):
-                self._workers.pop(pid).exited.set_result(status)
+                _resolve(self._workers.pop(pid).exited, status)
             case Described(call, model):
                 self._answer(call, model)
             case Failed(call, code, reason, text, metadata):
                 error = errors.make_error(code, reason, text, metadata=metadata)
-                if pending := self._calls.get(call):
+                pending = self._calls.get(call)
+                if pending and not pending.done():
                     pending.set_exception(error)
 
     def _take_worker(self, call: int, pid: int) -> None:
@@ -249,10 +260,7 @@ class _Connection:
 
     def _answer(self, call: int, answer: Answer) -> bool:
         pending = self._calls.get(call)
-        if pending is None or pending.done():
-            return False
-        pending.set_result(answer)
-        return True
+        return pending is not None and _resolve(pending, answer)
 
     def _lose(self) -> None:
         """Gives up on the process: the kernel kills the workers of a zygote that ends."""
@@ -262,7 +270,7 @@ class _Connection:
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         for worker in self._workers.values():
-            worker.exited.set_result(signal.SIGKILL)
+            _resolve(worker.exited, signal.SIGKILL)
         for pending in self._calls.values():
             if not pending.done():
                 pending.set_exception(errors.StartFailed("the zygote has ended"))

@@ -1,7 +1,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
@@ -12,9 +12,22 @@ from sllm.node.pool import Pool
 from sllm.node.zygote import WorkerSpec, Zygote
 from tests.support import assert_eventually
 
+Children = Callable[[], set[int]]
+
 
 @pytest.fixture
-async def zygote() -> AsyncIterator[Zygote]:
+def children() -> Children:
+    """Asks for the processes that have come since the test began."""
+    others = _descendants()
+    return lambda: _descendants() - others
+
+
+def _descendants() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+@pytest.fixture
+async def zygote(children: Children) -> AsyncIterator[Zygote]:
     pool = Pool(1 << 20, 4096)
     zygote = Zygote()
     await zygote.start(pool.fd)
@@ -23,12 +36,8 @@ async def zygote() -> AsyncIterator[Zygote]:
     pool.close()
 
 
-def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
 async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
-    zygote: Zygote, tmp_path: Path
+    zygote: Zygote, tmp_path: Path, children: Children
 ) -> None:
     workers = [await zygote.fork(WorkerSpec(f"i{n}", tmp_path / f"{n}.sock")) for n in range(2)]
     parent = psutil.Process(workers[0].pid).ppid()
@@ -41,7 +50,7 @@ async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
     assert psutil.pid_exists(again.pid)
 
 
-async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+async def test_nothing_is_left_behind(tmp_path: Path, children: Children) -> None:
     before = set(os.listdir("/proc/self/fd"))
     pool = Pool(1 << 20, 4096)
     zygote = Zygote()
@@ -59,7 +68,7 @@ async def test_a_worker_that_cannot_serve_fails_its_fork(zygote: Zygote, tmp_pat
 
 
 async def test_a_fork_that_nobody_waits_for_any_more_is_ended(
-    zygote: Zygote, tmp_path: Path
+    zygote: Zygote, tmp_path: Path, children: Children
 ) -> None:
     await zygote.fork(WorkerSpec("warm", tmp_path / "warm.sock"))
     before = children()
@@ -72,7 +81,7 @@ async def test_a_fork_that_nobody_waits_for_any_more_is_ended(
 
 
 async def test_models_are_described_in_a_process_of_their_own(
-    zygote: Zygote, tmp_path: Path
+    zygote: Zygote, tmp_path: Path, children: Children
 ) -> None:
     (tmp_path / "config.json").write_text(
         '{"model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": 64,'

@@ -74,9 +74,7 @@ class Generations:
         under_way = self._by_id.get(request_id)
         if under_way is None:
             return
-        self._forget(under_way)
-        if under_way.beginning:
-            under_way.beginning.cancel()
+        self._abandon(under_way)
         self._engine.cancel(under_way.key)
 
     def take_step(self, step: Step) -> None:
@@ -87,7 +85,7 @@ class Generations:
     def fail_all(self, error: SllmError) -> None:
         """Ends all requests."""
         for under_way in list(self._by_id.values()):
-            self._forget(under_way)
+            self._abandon(under_way)
             self._put(under_way.request_id, Failed(error))
 
     def cancel_all(self) -> None:
@@ -159,6 +157,11 @@ class Generations:
     def _refuse(self, under_way: _UnderWay, error: SllmError) -> None:
         self._forget(under_way)
         self._put(under_way.request_id, Failed(error))
+
+    def _abandon(self, under_way: _UnderWay) -> None:
+        self._forget(under_way)
+        if under_way.beginning:
+            under_way.beginning.cancel()
 
     def _forget(self, under_way: _UnderWay) -> None:
         self._by_id.pop(under_way.request_id, None)

@@ -181,7 +181,8 @@ class ModelHost:
         if self._running:
             self._running.generations.close()
             self._running.outbox.close()
-            await asyncio.to_thread(self._running.engine.stop)
+            if not self.failed.done():
+                await asyncio.to_thread(self._running.engine.stop)
 
     @property
     def _attached(self) -> _Running:

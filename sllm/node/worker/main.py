@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,9 @@ from sllm.process import until_terminated
 STOP_GRACE = 1.0
 """Seconds that the last outputs have to leave."""
 
+END_TIMEOUT = 5
+"""Seconds after which the kernel ends a worker that does not manage to."""
+
 _SERVICES = (worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],)
 
 
@@ -28,7 +32,10 @@ def run(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> int:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    status: int = uvloop.run(_serve(worker, pool_fd, on_serving))
+    # Not `uvloop.run`: what it tidies up afterwards takes threads, which a process that is out of
+    # memory may not get, and ends with the process anyway.
+    loop = uvloop.new_event_loop()
+    status: int = loop.run_until_complete(_serve(worker, pool_fd, on_serving))
     return status
 
 
@@ -42,6 +49,7 @@ async def _serve(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> 
     terminated = asyncio.create_task(until_terminated())
     await asyncio.wait([terminated, host.failed], return_when=asyncio.FIRST_COMPLETED)
     terminated.cancel()
+    signal.alarm(END_TIMEOUT)
     failed = host.failed.done()
     await host.close()
     await server.stop(STOP_GRACE)

@@ -1,0 +1,47 @@
+"""What the protocol declares is there."""
+
+from typing import Any
+
+import pytest
+from serverlessllm.v1 import (
+    cluster_service_pb2,
+    deployment_service_pb2,
+    fleet_service_pb2,
+    inference_service_pb2,
+    node_service_pb2,
+    worker_service_pb2,
+)
+
+from sllm.control import service as control
+from sllm.node import service as node
+from sllm.node.worker import service as worker
+
+SERVICERS: list[tuple[Any, str, list[type]]] = [
+    (cluster_service_pb2, "ClusterService", [control.ClusterServicer]),
+    (deployment_service_pb2, "DeploymentService", [control.DeploymentServicer]),
+    (fleet_service_pb2, "FleetService", [control.FleetServicer]),
+    (
+        inference_service_pb2,
+        "InferenceService",
+        [control.InferenceServicer, node.InferenceServicer],
+    ),
+    (node_service_pb2, "NodeService", [node.NodeServicer]),
+    (worker_service_pb2, "WorkerService", [worker.WorkerServicer]),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "servicers"), SERVICERS)
+def test_every_rpc_has_a_handler(module: Any, name: str, servicers: list[type]) -> None:
+    for method in module.DESCRIPTOR.services_by_name[name].methods:
+        for servicer in servicers:
+            assert method.name in vars(servicer), f"{servicer.__name__}.{method.name}"
+
+
+def test_every_service_is_listed_here() -> None:
+    listed = {(module.__name__, name) for module, name, _ in SERVICERS}
+    declared = {
+        (module.__name__, name)
+        for module, _, _ in SERVICERS
+        for name in module.DESCRIPTOR.services_by_name
+    }
+    assert listed == declared
