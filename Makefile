@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
+BENCH ?=
 
 .PHONY: setup demo test check gen bench clean
 
@@ -35,7 +36,7 @@ gen: setup
 	$(BIN)/python tools/generate.py gen
 
 bench: setup
-	$(BIN)/python bench/cold_start.py
+	PYTHONPATH=examples $(BIN)/python -m bench.cold_start $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """Time to first token: cold from SSD, cold from DRAM, warm, beside a fresh transformers process.
 
-    python bench/cold_start.py [--rounds 7] [--json FILE]
+    make bench BENCH='--rounds 7 --json FILE'
 
 One node, one model at a time; in every round each way is taken once, in turn, so that a machine
 that drifts drifts for all of them.

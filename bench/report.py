@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 
+TABLE_WIDTH = 110
+
+
 def spread(values: Sequence[float], unit: str = "ms") -> str:
     """`median (min - max)` of seconds, as milliseconds or as they are."""
     factor = 1000.0 if unit == "ms" else 1.0
@@ -33,7 +36,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=TABLE_WIDTH).print(table)
 
 
 def write_figures(path: Path | None, figures: Mapping[str, float]) -> None:

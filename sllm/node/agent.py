@@ -11,6 +11,7 @@ from sllm.node import metrics
 from sllm.node.broadcast import Broadcast
 from sllm.node.config import NodeConfig
 from sllm.node.instance import Instance, InstanceState
+from sllm.node.loads import Tell
 from sllm.node.start import InstanceSpec
 from sllm.node.tiers import Progress, Tier, TierStore
 from sllm.node.workers import Worker
@@ -54,7 +55,8 @@ class Agent:
     @property
     def kv_used_bytes(self) -> int:
         """What the instances hold of the KV budget."""
-        return sum(instance.spec.kv_bytes for instance in self.instances.values())
+        instances = list(self.instances.values())  # at once: metrics are read in another thread
+        return sum(instance.spec.kv_bytes for instance in instances)
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher` after every change of contents or instances."""
@@ -82,21 +84,26 @@ class Agent:
         A caller that leaves does not end the work.
         """
         progress: Broadcast[Progress] = Broadcast()
-        work = asyncio.create_task(self.store.promote(source, dtype, tier, progress.publish))
+        work = asyncio.create_task(self._promote(source, dtype, tier, progress.publish))
         work.add_done_callback(lambda _: progress.close())
-        async for step in progress.follow():
-            yield step
-        (await work).release()
+        try:
+            async for step in progress.follow():
+                yield step
+            await work
+        finally:
+            work.cancel()  # waits no more; the store goes on by itself
 
     def start_instance(self, spec: InstanceSpec) -> Instance:
         """Begins an instance, or finds the one that has this id.
 
         Raises:
+            errors.InvalidArgument: The instance of this id is a different one.
             errors.NoCapacity: The KV budget has no room for it.
             errors.ShuttingDown: The node is going down.
         """
-        if spec.instance_id in self.instances:
-            return self.instances[spec.instance_id]
+        if known := self.instances.get(spec.instance_id):
+            _check_same(known.spec, spec)
+            return known
         self._check_room(spec)
         instance = Instance(spec, self._clock, self._instance_changed)
         self.instances[spec.instance_id] = instance
@@ -126,6 +133,9 @@ class Agent:
         self._closing = True
         stops = [instance.stop(grace) for instance in list(self.instances.values())]
         await asyncio.gather(*stops)
+
+    async def _promote(self, source: str, dtype: str | None, tier: Tier, tell: Tell) -> None:
+        (await self.store.promote(source, dtype, tier, tell)).release()
 
     def _used_bytes(self) -> dict[str, int]:
         tiers = {usage.tier.name: usage.used_bytes for usage in self.store.usage()}
@@ -175,3 +185,11 @@ class Agent:
     def _changed(self) -> None:
         for watcher in self._watchers:
             watcher()
+
+
+def _check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
+    if (known.deployment, known.source) != (asked.deployment, asked.source):
+        raise errors.InvalidArgument(
+            f"instance {known.instance_id} is one of {known.deployment}, from {known.source}; a new "
+            "instance needs an id of its own"
+        )

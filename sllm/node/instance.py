@@ -1,6 +1,7 @@
 """One instance: STARTING -> READY -> DRAINING -> GONE, its whole life in one coroutine."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -50,7 +51,9 @@ class Instance:
         self._progress: Broadcast[Progress] = Broadcast()
         self._on_change = on_change
         self._stop = asyncio.Event()
-        self._grace = 0.0
+        self._grace = math.inf
+        """The shortest that was given."""
+        self._starting: asyncio.Task[Running] | None = None
         self._life: asyncio.Task[None] | None = None
 
     @property
@@ -66,7 +69,11 @@ class Instance:
     def begin(self, store: TierStore, launch: LaunchWorker) -> None:
         """Begins the life of the instance, which goes on whoever watches it."""
         start = Start(self.spec, store, launch, self.timeline, self._progress.publish)
-        self._life = asyncio.create_task(self._live(start), name=self.spec.instance_id)
+        held = AsyncExitStack()
+        self._starting = asyncio.create_task(_run_start(start, held))
+        self._life = asyncio.create_task(
+            self._live(self._starting, held), name=self.spec.instance_id
+        )
 
     async def follow_start(self) -> AsyncIterator[Progress]:
         """How far the start is, until it has succeeded.
@@ -81,12 +88,13 @@ class Instance:
 
     async def stop(self, grace: float) -> None:
         """Lets requests finish for `grace` seconds, then ends; returns when it is GONE."""
-        self._grace = grace
-        self._stop.set()
-        if self._life is None:
+        if self._starting is None or self._life is None:
             return
-        if self.state is InstanceState.STARTING:
-            self._life.cancel()
+        self._grace = min(grace, self._grace)
+        self._stop.set()
+        self._starting.cancel()  # the start alone: what it took is let go of undisturbed
+        if self.running and self.state is InstanceState.DRAINING:
+            await self.running.worker.drain(grace)
         await asyncio.wait([self._life])
 
     def ready_worker(self) -> Worker:
@@ -101,11 +109,10 @@ class Instance:
             )
         return self.running.worker
 
-    async def _live(self, start: Start) -> None:
+    async def _live(self, starting: asyncio.Task[Running], held: AsyncExitStack) -> None:
         try:
-            async with AsyncExitStack() as held:
-                with tracer.start_as_current_span("sllm.start_instance"):
-                    self.running = await start.run(held)
+            async with held:
+                self.running = await starting
                 self._become_ready()
                 await self._serve(self.running.worker)
         except asyncio.CancelledError:
@@ -149,3 +156,8 @@ class Instance:
         )
         self.state = state
         self._on_change(self)
+
+
+async def _run_start(start: Start, held: AsyncExitStack) -> Running:
+    with tracer.start_as_current_span("sllm.start_instance"):
+        return await start.run(held)

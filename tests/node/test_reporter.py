@@ -30,7 +30,7 @@ class Fleet(FleetServiceServicer):
         self.resync = False
         self.hang_up = False
 
-    async def Report(  # type: ignore[override]  # asynchronous
+    async def Report(
         self, request_iterator: AsyncIterator[pb.ReportRequest], context: Any
     ) -> AsyncIterator[pb.ReportResponse]:
         self.streams += 1

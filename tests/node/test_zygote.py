@@ -6,13 +6,27 @@ from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from sllm import errors
 from sllm.node.pool import Pool
 from sllm.node.zygote import WorkerSpec, Zygote
 from tests.support import assert_eventually
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 Children = Callable[[], set[int]]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def zygote() -> AsyncIterator[Zygote]:
+    """One for all tests: each takes seconds to start."""
+    pool = Pool(1 << 20, 4096)
+    zygote = Zygote()
+    await zygote.start(pool.fd)
+    yield zygote
+    await zygote.close()
+    pool.close()
 
 
 @pytest.fixture
@@ -26,58 +40,23 @@ def _descendants() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
-@pytest.fixture
-async def zygote(children: Children) -> AsyncIterator[Zygote]:
-    pool = Pool(1 << 20, 4096)
-    zygote = Zygote()
-    await zygote.start(pool.fd)
-    yield zygote
-    await zygote.close()
-    pool.close()
-
-
-async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
+async def test_a_worker_that_cannot_serve_fails_its_fork(
     zygote: Zygote, tmp_path: Path, children: Children
 ) -> None:
-    workers = [await zygote.fork(WorkerSpec(f"i{n}", tmp_path / f"{n}.sock")) for n in range(2)]
-    parent = psutil.Process(workers[0].pid).ppid()
-    assert children() == {parent, *(worker.pid for worker in workers)}
-    os.kill(parent, signal.SIGKILL)
-    ends = await asyncio.wait_for(asyncio.gather(*(w.exited for w in workers)), 5)
-    assert ends == [signal.SIGKILL, signal.SIGKILL]
-    await assert_eventually(lambda: not children())
-    again = await zygote.fork(WorkerSpec("i3", tmp_path / "3.sock"))
-    assert psutil.pid_exists(again.pid)
-
-
-async def test_nothing_is_left_behind(tmp_path: Path, children: Children) -> None:
-    before = set(os.listdir("/proc/self/fd"))
-    pool = Pool(1 << 20, 4096)
-    zygote = Zygote()
-    await zygote.start(pool.fd)
-    await zygote.fork(WorkerSpec("i", tmp_path / "s.sock"))
-    await zygote.close()
-    pool.close()
-    await assert_eventually(lambda: not children())
-    assert set(os.listdir("/proc/self/fd")) - before <= {"epoll"}
-
-
-async def test_a_worker_that_cannot_serve_fails_its_fork(zygote: Zygote, tmp_path: Path) -> None:
     with pytest.raises(errors.StartFailed, match="ended"):
         await zygote.fork(WorkerSpec("i", tmp_path / "no" / "such" / "directory" / "s.sock"))
+    await assert_eventually(lambda: not children())
 
 
 async def test_a_fork_that_nobody_waits_for_any_more_is_ended(
     zygote: Zygote, tmp_path: Path, children: Children
 ) -> None:
-    await zygote.fork(WorkerSpec("warm", tmp_path / "warm.sock"))
-    before = children()
     forking = asyncio.create_task(zygote.fork(WorkerSpec("i", tmp_path / "s.sock")))
     await asyncio.sleep(0)
     forking.cancel()
     await asyncio.wait([forking])
-    await zygote.fork(WorkerSpec("last", tmp_path / "last.sock"))
-    await assert_eventually(lambda: len(children() - before) == 1)
+    last = await zygote.fork(WorkerSpec("last", tmp_path / "last.sock"))
+    await assert_eventually(lambda: children() == {last.pid})
 
 
 async def test_models_are_described_in_a_process_of_their_own(
@@ -94,4 +73,29 @@ async def test_models_are_described_in_a_process_of_their_own(
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(errors.UnsupportedModel, match=r"mamba|Mamba"):
         await zygote.describe(tmp_path, None)
-    await assert_eventually(lambda: len(children()) == 1)
+    await assert_eventually(lambda: not children())
+
+
+async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
+    zygote: Zygote, tmp_path: Path, children: Children
+) -> None:
+    workers = [await zygote.fork(WorkerSpec(f"i{n}", tmp_path / f"{n}.sock")) for n in range(2)]
+    assert children() == {worker.pid for worker in workers}
+    os.kill(psutil.Process(workers[0].pid).ppid(), signal.SIGKILL)
+    ends = await asyncio.wait_for(asyncio.gather(*(w.exited for w in workers)), 5)
+    assert ends == [signal.SIGKILL, signal.SIGKILL]
+    await assert_eventually(lambda: not children())
+    again = await zygote.fork(WorkerSpec("i3", tmp_path / "3.sock"))
+    assert psutil.pid_exists(again.pid)
+
+
+async def test_nothing_is_left_behind(tmp_path: Path, children: Children) -> None:
+    files = set(os.listdir("/proc/self/fd"))
+    pool = Pool(1 << 20, 4096)
+    zygote = Zygote()
+    await zygote.start(pool.fd)
+    await zygote.fork(WorkerSpec("i", tmp_path / "s.sock"))
+    await zygote.close()
+    pool.close()
+    await assert_eventually(lambda: not children())
+    assert set(os.listdir("/proc/self/fd")) == files
