@@ -11,7 +11,6 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-
 TABLE_WIDTH = 110
 
 

@@ -190,6 +190,6 @@ class Agent:
 def _check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
     if (known.deployment, known.source) != (asked.deployment, asked.source):
         raise errors.InvalidArgument(
-            f"instance {known.instance_id} is one of {known.deployment}, from {known.source}; a new "
+            f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
             "instance needs an id of its own"
         )
