@@ -83,7 +83,7 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     await context.abort_with_status(rpc_status.to_status(to_status(error)))
 
 
-class ErrorsAndTraces(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not at run time
+class ErrorsAndTraces(grpc.aio.ServerInterceptor):
     """Turns exceptions into statuses, and runs each handler within its caller's trace."""
 
     async def intercept_service(
@@ -150,7 +150,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.SllmError:
     code: int = error.code().value[0]
     message = error.details() or error.code().name
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what a Call has
+    status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         detail.Unpack(info)
         detail.Unpack(retry)
@@ -179,7 +179,7 @@ class Server:
 
     def __init__(self) -> None:
         self.grpc = grpc.aio.server(interceptors=[ErrorsAndTraces()], options=list(SERVER_OPTIONS))
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in its stubs
+        self._health = health.aio.HealthServicer()
         self._names: list[str] = []
 
     async def start(self, address: str, services: Sequence[descriptor.ServiceDescriptor]) -> int:

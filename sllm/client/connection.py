@@ -107,7 +107,7 @@ class Connection:
             raise self._typed(error) from None
 
     def _typed(self, error: grpc.aio.AioRpcError) -> errors.SllmError:
-        if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # has what a Call has
+        if rpc_status.from_call(error) is not None:
             return rpc.from_rpc_error(error)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return errors.Unreachable(

@@ -21,7 +21,7 @@ from sllm.control.server import running
 from tests.control.fake_node import FakeNode
 from tests.support import assert_eventually
 
-EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # not in its stubs
+EOF: Any = grpc.aio.EOF
 SECONDS = 20.0
 """Deadline of every call in tests."""
 

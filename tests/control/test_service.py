@@ -173,7 +173,7 @@ async def test_a_watcher_sees_a_deployment_from_preparation_to_its_end(
     await stream
     await cluster.caller.delete("tiny")
     async with asyncio.timeout(SECONDS):
-        while await call.read() != grpc.aio.EOF:  # type: ignore[attr-defined]  # not in its stubs
+        while await call.read() != grpc.aio.EOF:
             pass
     assert await call.code() == grpc.StatusCode.OK
 
