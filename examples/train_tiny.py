@@ -1,6 +1,6 @@
 """Train the small Llama of `examples/tiny-llama` on the Python language reference.
 
-It takes about five minutes on two CPU cores:
+It takes about ten minutes on two CPU cores:
 
     python examples/train_tiny.py
 """
