@@ -93,10 +93,16 @@ class AsyncStream:
             with self._connection.typed_errors():
                 message = await self._call.read()
         except asyncio.CancelledError:
-            if not self._cancelled:  # it is the reading task that was cancelled
+            if not self._cancelled or _task_is_cancelled():
                 raise
             raise errors.Cancelled(f"request {self.request_id} was cancelled here") from None
         return message if isinstance(message, pb.GenerateResponse) else None
+
+
+def _task_is_cancelled() -> bool:
+    """Whether it is the reading task that was cancelled, and not only the stream that it reads."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _cancel_in_loop(loop: asyncio.AbstractEventLoop, call: Call) -> None:

@@ -95,6 +95,19 @@ async def test_cancelling_the_reading_task(control: FakeControl) -> None:
         await assert_eventually(lambda: control.abandoned == ["Generate"])
 
 
+async def test_cancelling_the_reading_task_and_the_stream(control: FakeControl) -> None:
+    control.reply("Generate", QUEUED, Silence())
+    async with sllm.AsyncClient(control.address) as client:
+        stream = client.generate("tiny", "Once")
+        await anext(stream)
+        task = asyncio.create_task(stream.receive())
+        await asyncio.sleep(0)  # it reads
+        task.cancel()
+        await stream.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 async def test_leaving_an_asynchronous_context(control: FakeControl) -> None:
     control.reply("Generate", QUEUED, Silence())
     async with sllm.AsyncClient(control.address) as client:

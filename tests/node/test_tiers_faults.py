@@ -3,6 +3,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -164,20 +165,21 @@ async def test_closing_ends_what_is_under_way(tmp_path: Path, kind: str) -> None
 
 
 async def test_closing_leaves_neither_descriptors_nor_threads(tmp_path: Path) -> None:
-    process = psutil.Process()
-
-    async def live() -> tuple[int, int]:
+    async def live() -> int:
         bench = Bench(tmp_path)
         await bench.open()
         await bench.leave(0, Tier.SSD)
         await bench.leave(0, Tier.DRAM)
         await bench.close()
-        return process.num_fds(), process.num_threads()
+        return psutil.Process().num_fds()
 
     before = await live()
     for _ in range(3):
         after = await live()
     assert after <= before
+    # The event loop's own threads for blocking calls stay, and grow in number as they are used.
+    named = {thread.name.rpartition("_")[0] for thread in threading.enumerate()}
+    assert not named & {"chunk-read", "chunk-write", "checkpoint-move"}
 
 
 def test_the_agents_side_needs_no_torch() -> None:
