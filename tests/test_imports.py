@@ -23,6 +23,8 @@ OTHER_EDGES = {
     "sllm.node.workers",  # calls the workers
 }
 PURE = {
+    "sllm.checkpoint.layout",
+    "sllm.checkpoint.manifest",
     "sllm.control.autoscaler",
     "sllm.control.cost",
     "sllm.control.deployments",
@@ -30,9 +32,7 @@ PURE = {
     "sllm.control.placement",
     "sllm.control.queue",
     "sllm.control.store",
-    "sllm.node.layout",
     "sllm.node.ledger",
-    "sllm.node.manifest",
     "sllm.node.phases",
     "sllm.node.pool",
 }
@@ -92,6 +92,13 @@ def test_the_parts_meet_only_in_the_protocol(part: str) -> None:
     for module in modules().values():
         if _is_in(module.name, f"sllm.{part}"):
             crossed = [name for name in module.imports if any(_is_in(name, one) for one in others)]
+            assert not crossed, f"{module.name} imports {crossed}"
+
+
+def test_checkpoints_need_no_cluster() -> None:
+    for module in modules().values():
+        if _is_in(module.name, "sllm.checkpoint"):
+            crossed = [n for n in module.imports if any(_is_in(n, f"sllm.{p}") for p in PARTS)]
             assert not crossed, f"{module.name} imports {crossed}"
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import xxhash
 
+from sllm.checkpoint.direct_io import DirectFile
+from sllm.checkpoint.manifest import Manifest, PartitionEntry, corrupt
 from sllm.clock import Clock
 from sllm.errors import Cancelled
-from sllm.node.direct_io import DirectFile
-from sllm.node.manifest import Manifest, PartitionEntry, corrupt
 from sllm.node.pool import Pool
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import structlog
 
+from sllm.checkpoint.importer import ImportPlan, flush_directory, import_checkpoint, plan_import
+from sllm.checkpoint.manifest import Manifest
+from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.clock import Clock
 from sllm.errors import NoCapacity
 from sllm.node import metrics
 from sllm.node.dram import Chunks, DramTier
-from sllm.node.importer import ImportPlan, flush_directory, import_checkpoint, plan_import
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
-from sllm.node.manifest import Manifest
 from sllm.node.pool import Pool
 from sllm.node.records import LoadPhase, Step, Tier
-from sllm.node.sources import LocalSource, inspect
 from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier, delete
 
 _log = structlog.get_logger()

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from sllm.checkpoint.manifest import Manifest
 from sllm.node.dram import Chunks
-from sllm.node.manifest import Manifest
 from sllm.node.records import Step, Tier
 
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sllm.node.direct_io import DirectFile
+from sllm.checkpoint.direct_io import DirectFile
 
 _PROBE_BYTES = 16 << 20
 _HALF_LIFE_BYTES = 1 << 30

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from sllm.node import libc
+from sllm import libc
 
 _HUGE_PAGE = 2 << 20
 

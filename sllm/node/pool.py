@@ -10,9 +10,9 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from sllm import libc
+from sllm.checkpoint.manifest import BLOCK_BYTES, CHUNK_BYTES
 from sllm.errors import InvalidArgument
-from sllm.node import libc
-from sllm.node.manifest import BLOCK_BYTES, CHUNK_BYTES
 
 
 class Pool:

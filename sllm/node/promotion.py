@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from sllm.checkpoint.sources import LocalSource
 from sllm.errors import CheckpointCorrupt, SourceNotFound
 from sllm.node.dram import Chunks, DramTier
 from sllm.node.imports import Imports
@@ -14,7 +15,6 @@ from sllm.node.ledger import Holding
 from sllm.node.loads import Tell
 from sllm.node.reads import Reads
 from sllm.node.records import Step, Tier
-from sllm.node.sources import LocalSource
 from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier
 
 _log = structlog.get_logger()

@@ -18,10 +18,10 @@ from typing import Self
 
 import structlog
 
+from sllm.checkpoint.manifest import Manifest, corrupt, is_digest
+from sllm.checkpoint.manifest_file import read_manifest
 from sllm.errors import CheckpointCorrupt, InvalidArgument
-from sllm.node.checkpoint import read_manifest
 from sllm.node.ledger import Holding, Ledger
-from sllm.node.manifest import Manifest, corrupt, is_digest
 from sllm.node.records import Tier
 
 _SOURCES_FILE = ".sources.json"

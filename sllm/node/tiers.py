@@ -7,22 +7,22 @@ from typing import Self
 
 import structlog
 
+from sllm.checkpoint.importer import plan_import
+from sllm.checkpoint.manifest import TensorEntry
+from sllm.checkpoint.sources import LocalSource, fingerprint, inspect, parse_source
 from sllm.clock import Clock
 from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument, SourceNotFound
 from sllm.node import contents
 from sllm.node.dram import DramTier
-from sllm.node.importer import plan_import
 from sllm.node.imports import Imports
 from sllm.node.lease import Lease
 from sllm.node.ledger import Holding
 from sllm.node.links import Speeds, measure
 from sllm.node.loads import Movers, Tell
-from sllm.node.manifest import TensorEntry
 from sllm.node.pool import Pool
 from sllm.node.promotion import Promoter
 from sllm.node.reads import Reads
 from sllm.node.records import Copy, Found, Link, LoadPhase, Progress, Step, Tier, TierUsage
-from sllm.node.sources import LocalSource, fingerprint, inspect, parse_source
 from sllm.node.ssd import SourceRecord, SsdTier, delete
 
 __all__ = [

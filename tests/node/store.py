@@ -15,7 +15,13 @@ from sllm.node.lease import Lease
 from sllm.node.pool import Pool
 from sllm.node.records import Progress, Tier
 from sllm.node.tiers import TierStore
-from tests.node.checkpoints import CHUNK, assert_same, random_weights, tensors_in_pool, write_model
+from tests.checkpoint.checkpoints import (
+    CHUNK,
+    assert_same,
+    random_weights,
+    tensors_in_pool,
+    write_model,
+)
 
 MODEL_CHUNKS = 6
 """Of the pool, for one model."""

@@ -9,7 +9,7 @@ from sllm.clock import MonotonicClock
 from sllm.errors import Cancelled, CheckpointCorrupt
 from sllm.node.chunk_reader import read_checkpoint
 from sllm.node.pool import Pool
-from tests.node.checkpoints import (
+from tests.checkpoint.checkpoints import (
     CHUNK,
     assert_same,
     flip_bit,

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from sllm.node import libc
+from sllm import libc
 from sllm.node.mapping import Mapping, map_chunks
 from sllm.node.pool import Pool
 

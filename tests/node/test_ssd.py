@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sllm.checkpoint.manifest_file import read_manifest
 from sllm.errors import InvalidArgument
-from sllm.node.checkpoint import read_manifest
 from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier, delete
-from tests.node.checkpoints import (
+from tests.checkpoint.checkpoints import (
     assert_same,
     flip_bit,
     import_model,

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from sllm.node.records import LoadPhase, Progress, Tier
-from tests.node.checkpoints import write_model
+from tests.checkpoint.checkpoints import write_model
 from tests.node.store import MODEL_CHUNKS, Bench, gate_on
 from tests.support import assert_eventually
 

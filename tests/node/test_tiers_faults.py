@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sllm.checkpoint.direct_io import DirectFile
 from sllm.errors import (
     CheckpointCorrupt,
     InvalidArgument,
@@ -17,9 +18,8 @@ from sllm.errors import (
     ShuttingDown,
     SourceNotFound,
 )
-from sllm.node.direct_io import DirectFile
 from sllm.node.records import LoadPhase, Progress, Tier
-from tests.node.checkpoints import flip_bit, write_model
+from tests.checkpoint.checkpoints import flip_bit, write_model
 from tests.node.store import Bench, gate_on, settle
 from tests.support import assert_eventually
 

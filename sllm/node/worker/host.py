@@ -9,11 +9,11 @@ from typing import Any
 
 import structlog
 
+from sllm.checkpoint.manifest import Manifest
+from sllm.checkpoint.manifest_file import read_manifest
+from sllm.checkpoint.tensors import tensors_over
 from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
-from sllm.node.checkpoint import read_manifest
-from sllm.node.manifest import Manifest
 from sllm.node.mapping import Mapping, map_chunks
-from sllm.node.tensors import tensors_over
 from sllm.node.worker.description import context_tokens, kv_bytes_per_token
 from sllm.node.worker.engine import Capacity, Counters, Engine, Step
 from sllm.node.worker.generations import Generations

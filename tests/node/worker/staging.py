@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sllm.node.importer import import_checkpoint, plan_import
+from sllm.checkpoint.importer import import_checkpoint, plan_import
+from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.node.pool import Pool
-from sllm.node.sources import LocalSource, inspect
 
 CHUNK_BYTES = 64 * 1024
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sllm.node.importer import ChunkMemory, ImportPlan, import_checkpoint, plan_import
-from sllm.node.manifest import Manifest
+from sllm.checkpoint.importer import ChunkMemory, ImportPlan, import_checkpoint, plan_import
+from sllm.checkpoint.manifest import Manifest
+from sllm.checkpoint.sources import LocalSource, inspect
+from sllm.checkpoint.tensors import tensors_over
 from sllm.node.pool import Pool
-from sllm.node.sources import LocalSource, inspect
-from sllm.node.tensors import tensors_over
 
 CHUNK = 8192
 """Small chunks: a few kilobytes of weights cross several."""

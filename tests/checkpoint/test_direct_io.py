@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sllm.checkpoint.direct_io import DirectFile
 from sllm.errors import CheckpointCorrupt
-from sllm.node.direct_io import DirectFile
 
 SIZE = 5 * 4096
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from sllm.checkpoint import importer
+from sllm.checkpoint.importer import plan_import
+from sllm.checkpoint.layout import Layout, plan_layout
+from sllm.checkpoint.manifest_file import read_manifest
+from sllm.checkpoint.safetensors_header import TensorHeader
+from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.errors import Cancelled, CheckpointCorrupt, InvalidArgument
-from sllm.node import importer
-from sllm.node.checkpoint import read_manifest
-from sllm.node.importer import plan_import
-from sllm.node.layout import Layout, plan_layout
 from sllm.node.pool import Pool
-from sllm.node.safetensors_header import TensorHeader
-from sllm.node.sources import LocalSource, inspect
-from tests.node.checkpoints import (
+from tests.checkpoint.checkpoints import (
     CHUNK,
     assert_same,
     import_model,

@@ -10,8 +10,8 @@ from typing import Self
 
 import xxhash
 
-from sllm.node.direct_io import DirectFile
-from sllm.node.manifest import PartitionEntry
+from sllm.checkpoint.direct_io import DirectFile
+from sllm.checkpoint.manifest import PartitionEntry
 
 CHUNKS_IN_FLIGHT = 2
 """Chunks that wait for the disk at most, beside the one that is being filled."""

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from sllm.errors import CheckpointCorrupt
-from sllm.node.checkpoint import MANIFEST_FILE, read_manifest, write_manifest
-from sllm.node.manifest import (
+from sllm.checkpoint.manifest import (
     FileEntry,
     Manifest,
     PartitionEntry,
@@ -16,6 +14,8 @@ from sllm.node.manifest import (
     content_digest,
     make_manifest,
 )
+from sllm.checkpoint.manifest_file import MANIFEST_FILE, read_manifest, write_manifest
+from sllm.errors import CheckpointCorrupt
 
 DIGEST = "0123456789abcdef" * 2
 

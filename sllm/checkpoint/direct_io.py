@@ -11,7 +11,7 @@ from typing import Self
 
 import structlog
 
-from sllm.node.manifest import corrupt
+from sllm.checkpoint.manifest import corrupt
 
 _log = structlog.get_logger()
 

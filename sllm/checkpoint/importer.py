@@ -13,15 +13,15 @@ from typing import Any
 
 import xxhash
 
+from sllm.checkpoint.conversion import convert
+from sllm.checkpoint.dtypes import BY_TORCH_NAME, tensor_bytes
+from sllm.checkpoint.layout import Layout, plan_layout
+from sllm.checkpoint.manifest import FileEntry, Manifest, PartitionEntry, corrupt, make_manifest
+from sllm.checkpoint.manifest_file import write_manifest
+from sllm.checkpoint.partition_writer import CHUNKS_IN_FLIGHT, PartitionWriter
+from sllm.checkpoint.safetensors_header import TensorHeader
+from sllm.checkpoint.sources import LocalSource, SourceFiles, fingerprint
 from sllm.errors import Cancelled, InvalidArgument
-from sllm.node.checkpoint import write_manifest
-from sllm.node.conversion import convert
-from sllm.node.dtypes import BY_TORCH_NAME, tensor_bytes
-from sllm.node.layout import Layout, plan_layout
-from sllm.node.manifest import FileEntry, Manifest, PartitionEntry, corrupt, make_manifest
-from sllm.node.partition_writer import CHUNKS_IN_FLIGHT, PartitionWriter
-from sllm.node.safetensors_header import TensorHeader
-from sllm.node.sources import LocalSource, SourceFiles, fingerprint
 
 PIECE_BYTES = 4 << 20
 """Read at once: a cancelled import ends after as much, and progress is told as often."""

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sllm.checkpoint.safetensors_header import read_header
+from sllm.checkpoint.sources import LocalSource, fingerprint, inspect, parse_source
 from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
-from sllm.node.safetensors_header import read_header
-from sllm.node.sources import LocalSource, fingerprint, inspect, parse_source
-from tests.node.checkpoints import random_weights, write_model
+from tests.checkpoint.checkpoints import random_weights, write_model
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from sllm.checkpoint.dtypes import BITS
+from sllm.checkpoint.manifest import Manifest, PartitionEntry, TensorEntry
+from sllm.checkpoint.tensors import tensors_over
 from sllm.errors import UnsupportedModel
-from sllm.node.dtypes import BITS
-from sllm.node.manifest import Manifest, PartitionEntry, TensorEntry
 from sllm.node.mapping import map_chunks
 from sllm.node.pool import Pool
-from sllm.node.tensors import tensors_over
 
 CHUNK = 4096
 

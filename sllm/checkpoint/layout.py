@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sllm.node.dtypes import CONVERTIBLE, tensor_bytes
-from sllm.node.manifest import BLOCK_BYTES, TENSOR_ALIGNMENT, TensorEntry
-from sllm.node.safetensors_header import TensorHeader
+from sllm.checkpoint.dtypes import CONVERTIBLE, tensor_bytes
+from sllm.checkpoint.manifest import BLOCK_BYTES, TENSOR_ALIGNMENT, TensorEntry
+from sllm.checkpoint.safetensors_header import TensorHeader
 
 PARTITION_BYTES = 8 << 30
 """A partition ends before it would grow past this, unless one tensor is larger."""

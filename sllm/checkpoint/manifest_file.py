@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sllm.node.dtypes import tensor_bytes
-from sllm.node.manifest import (
+from sllm.checkpoint.dtypes import tensor_bytes
+from sllm.checkpoint.manifest import (
     BLOCK_BYTES,
     TENSOR_ALIGNMENT,
     VERSION,

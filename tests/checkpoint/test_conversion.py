@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm.node.conversion import convert
-from tests.node.checkpoints import bits
+from sllm.checkpoint.conversion import convert
+from tests.checkpoint.checkpoints import bits
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONVERSIONS = [(a, b) for a in TORCH for b in TORCH if a != b and b != "F64"]

@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import xxhash
 
+from sllm.checkpoint.manifest import corrupt
+from sllm.checkpoint.manifest_file import MANIFEST_FILE
+from sllm.checkpoint.safetensors_header import TensorHeader, read_header
 from sllm.errors import InvalidSource, SourceNotFound
-from sllm.node.checkpoint import MANIFEST_FILE
-from sllm.node.manifest import corrupt
-from sllm.node.safetensors_header import TensorHeader, read_header
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

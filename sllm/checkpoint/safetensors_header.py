@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sllm.node.dtypes import tensor_bytes
-from sllm.node.manifest import corrupt
+from sllm.checkpoint.dtypes import tensor_bytes
+from sllm.checkpoint.manifest import corrupt
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000

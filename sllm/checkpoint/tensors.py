@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from sllm.checkpoint.manifest import Manifest, TensorEntry
 from sllm.errors import UnsupportedModel
-from sllm.node.manifest import Manifest, TensorEntry
 
 _TORCH = {
     "BOOL": torch.bool,

@@ -3,10 +3,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.node.dtypes import tensor_bytes
-from sllm.node.layout import first_use, plan_layout
-from sllm.node.manifest import BLOCK_BYTES, TENSOR_ALIGNMENT
-from sllm.node.safetensors_header import TensorHeader
+from sllm.checkpoint.dtypes import tensor_bytes
+from sllm.checkpoint.layout import first_use, plan_layout
+from sllm.checkpoint.manifest import BLOCK_BYTES, TENSOR_ALIGNMENT
+from sllm.checkpoint.safetensors_header import TensorHeader
 
 
 def header(name: str, shape: tuple[int, ...], dtype: str = "F32") -> TensorHeader:
