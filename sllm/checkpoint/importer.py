@@ -18,6 +18,7 @@ from sllm.checkpoint.dtypes import BY_TORCH_NAME, tensor_bytes
 from sllm.checkpoint.layout import Layout, plan_layout
 from sllm.checkpoint.manifest import FileEntry, Manifest, PartitionEntry, corrupt, make_manifest
 from sllm.checkpoint.manifest_file import write_manifest
+from sllm.checkpoint.memory import ChunkMemory
 from sllm.checkpoint.partition_writer import CHUNKS_IN_FLIGHT, PartitionWriter
 from sllm.checkpoint.safetensors_header import TensorHeader
 from sllm.checkpoint.sources import LocalSource, SourceFiles, fingerprint
@@ -28,9 +29,6 @@ PIECE_BYTES = 4 << 20
 
 _CONFIG = "config.json"
 _DTYPE_KEYS = ("dtype", "torch_dtype")
-
-ChunkMemory = Callable[[int, int], memoryview]
-"""Gives the memory for a chunk of a partition, both by index. It is block-aligned."""
 
 
 @dataclass(frozen=True, slots=True)

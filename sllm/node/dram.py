@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+from sllm.checkpoint.memory import ChunkMemory
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.pool import Pool
 from sllm.node.records import Tier
@@ -51,6 +52,16 @@ class DramTier:
             self.ledger.unreserve(size)
             if not any(copy.chunks is chunks for copy in self.copies.values()):
                 self._free(chunks)
+
+    def memory(self, chunks: Chunks) -> ChunkMemory:
+        """The memory of reserved chunks. The thread that asks for one touches it."""
+
+        def of(partition: int, index: int) -> memoryview:
+            place = chunks[partition][index]
+            self.pool.touch(place)
+            return self.pool.view(place)
+
+        return of
 
     def land(self, digest: str, chunks: Chunks) -> DramCopy:
         """Makes a checkpoint known that was loaded into reserved chunks.

@@ -21,7 +21,6 @@ from sllm.node import metrics
 from sllm.node.dram import Chunks, DramTier
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
-from sllm.node.pool import Pool
 from sllm.node.records import LoadPhase, Step, Tier
 from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier, delete
 
@@ -111,15 +110,14 @@ class Imports:
     async def _write(
         self, plan: ImportPlan, written: Path, chunks: Chunks | None, load: Load[Imported]
     ) -> Manifest:
-        pool = self._dram.pool
         work = partial(
             import_checkpoint,
             plan,
             written,
-            chunk_bytes=pool.chunk_bytes,
+            chunk_bytes=self._dram.pool.chunk_bytes,
             progress=load.reporter(),
             cancelled=self._movers.closing.is_set,
-            memory=partial(_chunk_memory, pool, chunks) if chunks is not None else None,
+            memory=self._dram.memory(chunks) if chunks is not None else None,
         )
         try:
             return await self._movers.run(work)
@@ -143,12 +141,6 @@ class Imports:
         metrics.record_load("import", manifest.size_bytes, seconds)
         _log.info("node.imported", digest=manifest.digest, seconds=round(seconds, 3))
         return Step(LoadPhase.IMPORT, began, seconds, manifest.size_bytes)
-
-
-def _chunk_memory(pool: Pool, chunks: Chunks, partition: int, index: int) -> memoryview:
-    place = chunks[partition][index]
-    pool.touch(place)
-    return pool.view(place)
 
 
 def _settle(directory: Path, written: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import structlog
 
+from sllm.checkpoint.chunk_reader import read_checkpoint
 from sllm.clock import Clock
 from sllm.errors import CheckpointCorrupt
 from sllm.node import metrics
-from sllm.node.chunk_reader import read_checkpoint
 from sllm.node.dram import Chunks, DramCopy, DramTier
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
@@ -94,8 +94,7 @@ class Reads:
                 read_checkpoint,
                 copy.directory,
                 copy.manifest,
-                self._dram.pool,
-                chunks,
+                self._dram.memory(chunks),
                 threads=self._threads,
                 clock=self._clock,
                 progress=load.reporter(),

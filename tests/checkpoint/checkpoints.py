@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sllm.checkpoint.importer import ChunkMemory, ImportPlan, import_checkpoint, plan_import
+from sllm.checkpoint.importer import ImportPlan, import_checkpoint, plan_import
 from sllm.checkpoint.manifest import Manifest
+from sllm.checkpoint.memory import ChunkMemory
 from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.checkpoint.tensors import tensors_over
 from sllm.node.pool import Pool

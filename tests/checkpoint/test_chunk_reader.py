@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sllm.checkpoint.chunk_reader import read_checkpoint
 from sllm.clock import MonotonicClock
 from sllm.errors import Cancelled, CheckpointCorrupt
-from sllm.node.chunk_reader import read_checkpoint
 from sllm.node.pool import Pool
 from tests.checkpoint.checkpoints import (
     CHUNK,
@@ -44,18 +44,19 @@ class Loaded:
         self.places = ((9, 3, 4, 5, 1, 0),)
         self.progress: list[tuple[int, int]] = []
         self.cancelled = never
+        self.verify = True
         self._threads = threads
 
     def read(self) -> float:
         return read_checkpoint(
             self.directory,
             self.manifest,
-            self.pool,
-            self.places,
+            lambda partition, index: self.pool.view(self.places[partition][index]),
             threads=self._threads,
             clock=MonotonicClock(),
             progress=lambda loaded, total: self.progress.append((loaded, total)),
             cancelled=lambda: self.cancelled(),
+            verify=self.verify,
         )
 
 
@@ -86,6 +87,12 @@ def test_a_flipped_bit_is_found_with_file_and_offset(loaded: Loaded, offset: int
         loaded.read()
     chunk_start = offset // CHUNK * CHUNK
     assert caught.value.metadata == {"file": str(path), "offset": str(chunk_start)}
+
+
+def test_digests_are_not_looked_at_where_they_need_not_be(loaded: Loaded) -> None:
+    flip_bit(loaded.directory / "partition-00000.bin", 17)
+    loaded.verify = False
+    loaded.read()
 
 
 def test_a_partition_cut_short_is_found_with_file_and_offset(loaded: Loaded) -> None:
