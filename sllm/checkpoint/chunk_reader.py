@@ -1,4 +1,8 @@
-"""Reads a checkpoint's partitions into memory, a few chunks at a time."""
+"""Reads a checkpoint's partitions into memory, a few chunks at a time.
+
+A partition without digests, such as a plain safetensors file, is read unchecked; its last chunk
+need not be whole blocks.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from sllm.checkpoint.direct_io import DirectFile
-from sllm.checkpoint.manifest import Manifest, PartitionEntry, corrupt
+from sllm.checkpoint.manifest import BLOCK_BYTES, Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.memory import ChunkMemory
 from sllm.clock import Clock
 from sllm.errors import Cancelled
@@ -70,7 +74,7 @@ def read_checkpoint(
             future.result()
             done += sizes[future]
             progress(done, manifest.size_bytes)
-    return min(future.result() for future in futures)
+    return min((future.result() for future in futures), default=clock.now())
 
 
 def _reads(
@@ -90,11 +94,10 @@ def _reads_of(
 ) -> list[ChunkRead]:
     offsets = range(0, entry.size, entry.chunk_size)
     sizes = [min(entry.chunk_size, entry.size - offset) for offset in offsets]
+    digests = entry.digests or ("",) * len(offsets)
     return [
         ChunkRead(file, offset, size, digest, partial(memory, index))
-        for index, (offset, size, digest) in enumerate(
-            zip(offsets, sizes, entry.digests, strict=True)
-        )
+        for index, (offset, size, digest) in enumerate(zip(offsets, sizes, digests, strict=True))
     ]
 
 
@@ -109,10 +112,11 @@ def _read(read: ChunkRead, clock: Clock, cancelled: Callable[[], bool]) -> float
     if cancelled():
         raise Cancelled("the load was cancelled")
     began = clock.now()
-    with read.memory() as chunk, chunk[: read.size] as memory:
-        read.file.read_into(memory, read.offset)
+    blocks = -(-read.size // BLOCK_BYTES) * BLOCK_BYTES
+    with read.memory() as chunk, chunk[:blocks] as memory:
+        read.file.read_into(memory, read.offset, read.size)
         if read.digest:
-            _check(read, xxhash.xxh3_128_hexdigest(memory))
+            _check(read, xxhash.xxh3_128_hexdigest(memory[: read.size]))
     return began
 
 

@@ -35,17 +35,24 @@ class DirectFile:
             _say_buffered(path.parent)
             self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
 
-    def read_into(self, memory: memoryview, offset: int) -> None:
+    def read_into(self, memory: memoryview, offset: int, size: int | None = None) -> None:
         """Fills `memory` with the bytes from `offset` on.
+
+        Args:
+            memory: whole blocks.
+            offset: bytes from the start of the file, a multiple of the block.
+            size: how many bytes must be there, if the file may end within the last block; None:
+                all that `memory` has room for.
 
         Raises:
             CheckpointCorrupt: the file ends before, or cannot be read; names where.
         """
+        size = len(memory) if size is None else size
         try:
-            done = self._transfer(os.preadv, memory, offset)
+            done = self._transfer(os.preadv, memory, offset, size)
         except OSError as error:
             raise corrupt(self.path, f"cannot be read: {error}", offset) from error
-        if done < len(memory):
+        if done < size:
             raise corrupt(self.path, "the file ends here", offset + done)
 
     def write_from(self, memory: memoryview, offset: int) -> None:
@@ -54,7 +61,7 @@ class DirectFile:
         Raises:
             OSError: the disk is full, or fails.
         """
-        self._transfer(os.pwritev, memory, offset)
+        self._transfer(os.pwritev, memory, offset, len(memory))
 
     def flush(self) -> None:
         """Returns when the disk has it all, and drops it from the page cache."""
@@ -62,11 +69,15 @@ class DirectFile:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _transfer(
-        self, call: Callable[[int, list[memoryview], int], int], memory: memoryview, offset: int
+        self,
+        call: Callable[[int, list[memoryview], int], int],
+        memory: memoryview,
+        offset: int,
+        size: int,
     ) -> int:
-        """Repeats `call` until all is moved or the file ends; returns the bytes moved."""
+        """Repeats `call` until `size` bytes are moved or the file ends; returns how many were."""
         done = 0
-        while done < len(memory):
+        while done < size:
             try:
                 count = call(self._fd, [memory[done:]], offset + done)
             except OSError as error:

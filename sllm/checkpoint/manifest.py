@@ -55,7 +55,7 @@ class PartitionEntry:
     chunk_size: int
     """Bytes of every chunk but the last, which holds what is left."""
     digests: tuple[str, ...]
-    """xxh3_128 of every chunk, in hexadecimal."""
+    """xxh3_128 of every chunk, in hexadecimal; none at all if nobody has computed them."""
 
 
 @dataclass(frozen=True, slots=True)

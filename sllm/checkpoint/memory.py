@@ -1,7 +1,75 @@
 """Memory that checkpoints are read into."""
 
-from collections.abc import Callable
+import ctypes
+import weakref
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+from sllm import libc
+from sllm.checkpoint.manifest import PartitionEntry
+
+HUGE_PAGE_BYTES = 2 << 20
 
 ChunkMemory = Callable[[int, int], memoryview]
 """Gives the memory for a chunk of a partition, both by index: block-aligned, writable, touched,
-and at least as large as the chunk. Called from any thread; each call gives a view of its own."""
+and at least as large as the chunk in whole blocks. Called from any thread; each call gives a view
+of its own."""
+
+
+def reserve(size: int, protection: int) -> "ctypes.Array[ctypes.c_char]":
+    """Addresses for `size` bytes, aligned for huge pages.
+
+    They are unmapped when nothing refers to the array any more, nor to a buffer over it, be it a
+    tensor.
+
+    Args:
+        size: bytes.
+        protection: `libc.PROT_NONE`, if something will be mapped over them; or what may be done
+            with the memory that takes their place as it is touched.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    reserved = size + HUGE_PAGE_BYTES
+    flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+    reservation = libc.mmap(None, reserved, protection, flags, -1, 0)
+    address = -(-reservation // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    memory = (ctypes.c_char * size).from_address(address)
+    # At exit the kernel unmaps; doing it earlier would pull memory from under live tensors.
+    weakref.finalize(memory, libc.munmap, reservation, reserved).atexit = False
+    return memory
+
+
+class Region:
+    """Anonymous memory for the partitions of one checkpoint, each in one piece.
+
+    It is taken as chunks are asked for, in huge pages where the kernel has them, and given back
+    when the region and the last buffer over it are gone.
+    """
+
+    def __init__(self, partitions: Sequence[PartitionEntry]) -> None:
+        self._partitions = partitions
+        whole = (_aligned(entry.size, HUGE_PAGE_BYTES) for entry in partitions)
+        self._starts = [0, *accumulate(whole)]
+        self._memory = reserve(self._starts[-1], libc.PROT_READ | libc.PROT_WRITE)
+        libc.advise_huge_pages(ctypes.addressof(self._memory), self._starts[-1])
+
+    def buffer(self, partition: int) -> memoryview:
+        """The bytes of a partition."""
+        start = self._starts[partition]
+        return self._view(start, start + self._partitions[partition].size)
+
+    def chunk(self, partition: int, index: int) -> memoryview:
+        """The memory for a chunk. The thread that asks for it touches it."""
+        size = self._partitions[partition].chunk_size
+        start = self._starts[partition] + index * size
+        end = min(start + size, self._starts[partition + 1])
+        libc.populate(ctypes.addressof(self._memory) + start, end - start)
+        return self._view(start, end)
+
+    def _view(self, start: int, end: int) -> memoryview:
+        return memoryview(self._memory).cast("B")[start:end]
+
+
+def _aligned(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment

@@ -105,6 +105,15 @@ def inspect(source: LocalSource) -> SourceFiles:
     )
 
 
+def read_tensors(directory: Path) -> tuple[TensorHeader, ...]:
+    """The tensors of a directory's safetensors files, from their headers.
+
+    Raises:
+        SourceNotFound, InvalidSource, CheckpointCorrupt: as `inspect`.
+    """
+    return _tensors(directory, _list(LocalSource(directory)))
+
+
 def _list(source: LocalSource) -> list[Path]:
     """The plain files of the directory, by name."""
     try:

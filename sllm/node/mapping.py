@@ -1,13 +1,11 @@
 """A contiguous view of chunks that lie scattered in the pool, for the process that reads them."""
 
 import ctypes
-import weakref
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from sllm import libc
-
-_HUGE_PAGE = 2 << 20
+from sllm.checkpoint.memory import reserve
 
 
 class Mapping:
@@ -53,13 +51,8 @@ def map_chunks(fd: int, chunk_bytes: int, partitions: Sequence[Sequence[int]]) -
         OSError: the kernel refused a mapping.
     """
     starts = [0, *accumulate(len(chunks) * chunk_bytes for chunks in partitions)]
-    reserved = starts[-1] + _HUGE_PAGE
-    flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
-    reservation = libc.mmap(None, reserved, libc.PROT_NONE, flags, -1, 0)
-    address = -(-reservation // _HUGE_PAGE) * _HUGE_PAGE
-    memory = (ctypes.c_char * starts[-1]).from_address(address)
-    # At exit the kernel unmaps; doing it earlier would pull memory from under live tensors.
-    weakref.finalize(memory, libc.munmap, reservation, reserved).atexit = False
+    memory = reserve(starts[-1], libc.PROT_NONE)
+    address = ctypes.addressof(memory)
     _fill(address, fd, chunk_bytes, [chunk for chunks in partitions for chunk in chunks])
     return Mapping(address, starts, memory)
 

@@ -2,7 +2,6 @@
 
 import bisect
 import ctypes
-import errno
 import fcntl
 import mmap
 import os
@@ -49,7 +48,8 @@ class Pool:
         self._mmap = mmap.mmap(self.fd, self.capacity_bytes)
         self._memory = memoryview(self._mmap)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
-        self._ask_for_huge_pages()
+        # Of a memfd, the kernel aligns the mapping for them itself where it allows them.
+        libc.advise_huge_pages(self._address, self.capacity_bytes)
         self._free = list(range(self.chunk_count))
         self._touched = bytearray(self.chunk_count)
         self._closing = threading.Event()
@@ -96,12 +96,7 @@ class Pool:
         """
         if self._touched[chunk]:
             return
-        try:
-            start = self._address + chunk * self.chunk_bytes
-            libc.madvise(start, self.chunk_bytes, libc.MADV_POPULATE_WRITE)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: before Linux 5.14; the read touches it then
-                raise
+        libc.populate(self._address + chunk * self.chunk_bytes, self.chunk_bytes)
         self._touched[chunk] = True
 
     def start_populating(self) -> None:
@@ -116,14 +111,6 @@ class Pool:
             if self._closing.is_set():
                 return
             self.touch(chunk)
-
-    def _ask_for_huge_pages(self) -> None:
-        """Of a memfd, the kernel aligns the mapping for them itself where it allows them."""
-        try:
-            libc.madvise(self._address, self.capacity_bytes, libc.MADV_HUGEPAGE)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: a kernel without huge pages
-                raise
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the list of free chunks contradicts itself."""
