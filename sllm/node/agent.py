@@ -5,17 +5,22 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from sllm import errors
+from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node import metrics
-from sllm.node.broadcast import Broadcast
 from sllm.node.config import NodeConfig
+from sllm.node.holds import Holds, HoldSpec
 from sllm.node.instance import Instance, InstanceState
 from sllm.node.loads import Tell
 from sllm.node.start import InstanceSpec
 from sllm.node.tiers import Progress, Tier, TierStore
 from sllm.node.workers import Worker
 from sllm.node.zygote import WorkerSpec, Zygote
+
+log = structlog.get_logger()
 
 MAX_SOCKET_PATH = 107
 """sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
@@ -42,12 +47,14 @@ class Agent:
     def __init__(self, config: NodeConfig, clock: Clock, store: TierStore, zygote: Zygote) -> None:
         self.config = config
         self.store = store
+        self.holds = Holds(store, clock, self._changed)
         self.instances: dict[str, Instance] = {}
         self.init_seconds: float | None = None
         """Mean time from weights in the pool to a ready instance. None: not yet observed."""
         self._clock = clock
         self._zygote = zygote
         self._watchers: list[Callable[[], None]] = []
+        self._promotions: set[asyncio.Task[None]] = set()
         self._closing = False
         store.subscribe(self._changed)
         metrics.observe(self._used_bytes, self._capacity_bytes, lambda: len(self.instances))
@@ -78,20 +85,21 @@ class Agent:
             digest=found.digest or "",
         )
 
-    async def promote(self, source: str, dtype: str | None, tier: Tier) -> AsyncIterator[Progress]:
-        """Brings a checkpoint up to `tier`, giving progress until it is there.
+    async def promote(
+        self, source: str, dtype: str | None, tier: Tier, hold: HoldSpec | None = None
+    ) -> AsyncIterator[Progress]:
+        """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
         A caller that leaves does not end the work.
         """
         progress: Broadcast[Progress] = Broadcast()
-        work = asyncio.create_task(self._promote(source, dtype, tier, progress.publish))
+        work = asyncio.create_task(self._promote(source, dtype, tier, hold, progress.publish))
+        self._promotions.add(work)
+        work.add_done_callback(self._promotion_ended)
         work.add_done_callback(lambda _: progress.close())
-        try:
-            async for step in progress.follow():
-                yield step
-            await work
-        finally:
-            work.cancel()  # waits no more; the store goes on by itself
+        async for step in progress.follow():
+            yield step
+        await asyncio.shield(work)
 
     def start_instance(self, spec: InstanceSpec) -> Instance:
         """Begins an instance, or finds the one that has this id.
@@ -131,11 +139,22 @@ class Agent:
     async def close(self, grace: float) -> None:
         """Stops all instances and takes no new ones."""
         self._closing = True
+        self.holds.close()
         stops = [instance.stop(grace) for instance in list(self.instances.values())]
         await asyncio.gather(*stops)
 
-    async def _promote(self, source: str, dtype: str | None, tier: Tier, tell: Tell) -> None:
-        (await self.store.promote(source, dtype, tier, tell)).release()
+    async def _promote(
+        self, source: str, dtype: str | None, tier: Tier, hold: HoldSpec | None, tell: Tell
+    ) -> None:
+        if hold:
+            await self.holds.bring_up(hold, source, dtype, tier, tell)
+        else:
+            (await self.store.promote(source, dtype, tier, tell)).release()
+
+    def _promotion_ended(self, work: asyncio.Task[None]) -> None:
+        self._promotions.discard(work)
+        if not work.cancelled() and (error := work.exception()):
+            log.warning("node.promotion_failed", problem=str(error))  # its caller may have left
 
     def _used_bytes(self) -> dict[str, int]:
         tiers = {usage.tier.name: usage.used_bytes for usage in self.store.usage()}

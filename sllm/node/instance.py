@@ -12,8 +12,8 @@ import structlog
 from opentelemetry import trace
 
 from sllm import errors
+from sllm.broadcast import Broadcast
 from sllm.clock import Clock
-from sllm.node.broadcast import Broadcast
 from sllm.node.phases import Timeline
 from sllm.node.start import InstanceSpec, LaunchWorker, Running, Start
 from sllm.node.tiers import Progress, TierStore

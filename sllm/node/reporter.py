@@ -106,7 +106,11 @@ class Reporter:
         )
 
     def _now(self) -> _Sent:
-        copies = [wire.copy_message(copy) for copy in self._agent.store.copies()]
+        holds = self._agent.holds
+        copies = [
+            wire.copy_message(copy, holds.on(copy.digest, copy.tier))
+            for copy in self._agent.store.copies()
+        ]
         instances = [
             wire.instance_message(instance, self._node_id)
             for instance in self._agent.instances.values()

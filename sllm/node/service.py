@@ -35,10 +35,18 @@ class NodeServicer(NodeServiceServicer):
     ) -> AsyncIterator[pb.PromoteResponse]:
         """Brings a checkpoint up to a tier."""
         tier, dtype = wire.storage_tier(request.tier), request.dtype or None
-        async for progress in self._agent.promote(request.source, dtype, tier):
+        hold = wire.hold_spec(request)
+        async for progress in self._agent.promote(request.source, dtype, tier, hold):
             yield pb.PromoteResponse(loading=wire.loading(progress))
         model = await self._agent.inspect(request.source, dtype)
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.model_info(model)))
+
+    async def ReleaseHold(
+        self, request: pb.ReleaseHoldRequest, context: Any
+    ) -> pb.ReleaseHoldResponse:
+        """Lets a checkpoint be evicted that was held."""
+        self._agent.holds.release(request.hold_id)
+        return pb.ReleaseHoldResponse()
 
     async def StartInstance(
         self, request: pb.StartInstanceRequest, context: Any

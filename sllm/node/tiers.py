@@ -249,7 +249,9 @@ def _release(promotion: asyncio.Task[Lease]) -> None:
 
 def _check_idle(digest: str, holding: Holding) -> None:
     if holding.leases:
-        raise CheckpointLeased(f"checkpoint {digest} is in use: end the instances that serve it")
+        raise CheckpointLeased(
+            f"checkpoint {digest} is in use or held: end the instances that serve it, or unpin it"
+        )
 
 
 def _tensor_bytes(tensors: Iterable[TensorEntry]) -> int:

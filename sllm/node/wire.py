@@ -11,6 +11,7 @@ from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
 from sllm.node.agent import Agent, ModelInfo
+from sllm.node.holds import Hold, HoldSpec
 from sllm.node.instance import Instance
 from sllm.node.phases import Phase
 from sllm.node.start import InstanceSpec
@@ -55,6 +56,20 @@ def storage_tier(tier: int) -> Tier:
     if tier not in (pb.TIER_SSD, pb.TIER_DRAM):
         raise errors.InvalidArgument(f"tier must be SSD (2) or DRAM (3), not {tier}")
     return Tier(tier)
+
+
+def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
+    """The hold that a Promote call asks for, if it does.
+
+    Raises:
+        errors.InvalidArgument: It would last no time.
+    """
+    if not request.hold_id:
+        return None
+    ttl = request.hold_ttl.ToNanoseconds() / 1e9 if request.HasField("hold_ttl") else None
+    if ttl is not None and ttl <= 0:
+        raise errors.InvalidArgument(f"hold_ttl must be above zero, not {ttl} s")
+    return HoldSpec(request.hold_id, ttl)
 
 
 def loading(progress: Progress) -> pb.Loading:
@@ -114,8 +129,8 @@ def ready_message(instance: Instance, node_id: str, model: ModelInfo) -> node_pb
     )
 
 
-def copy_message(copy: Copy) -> pb.CheckpointCopy:
-    """A checkpoint on a tier."""
+def copy_message(copy: Copy, holds: Sequence[Hold] = ()) -> pb.CheckpointCopy:
+    """A checkpoint on a tier, and what holds it there."""
     return pb.CheckpointCopy(
         digest=copy.digest,
         tier=pb.Tier.ValueType(copy.tier),
@@ -123,7 +138,15 @@ def copy_message(copy: Copy) -> pb.CheckpointCopy:
         resident_bytes=copy.resident_bytes,
         sources=copy.sources,
         leased=copy.leased,
+        holds=[_hold(hold) for hold in holds],
     )
+
+
+def _hold(hold: Hold) -> pb.Hold:
+    message = pb.Hold(hold_id=hold.hold_id)
+    if hold.expires_at is not None:
+        message.expires_at.FromNanoseconds(round(hold.expires_at * 1e9))
+    return message
 
 
 def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:

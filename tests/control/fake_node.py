@@ -1,6 +1,7 @@
 """A node agent that does no work: a real gRPC server whose behaviour tests script."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,7 @@ class Script:
     """One for each of the next starts."""
     generate_errors: list[errors.SllmError] = field(default_factory=list)
     """One for each of the next requests, raised at the token gate."""
+    before_promoted: Gate = field(default_factory=Gate)
     before_ready: Gate = field(default_factory=Gate)
     before_tokens: Gate = field(default_factory=Gate)
     """After `started`, before the first token."""
@@ -199,7 +201,7 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         held = [one.digest for one in self.instances.values()]
         changed = []
         for (digest, tier), copy in self.copies.items():
-            leased = tier == pb.TIER_DRAM and digest in held
+            leased = (tier == pb.TIER_DRAM and digest in held) or bool(copy.holds)
             if copy.leased != leased:
                 copy.leased = leased
                 changed.append(copy)
@@ -212,6 +214,9 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         copy = pb.CheckpointCopy(
             digest=digest, tier=tier, size_bytes=size, resident_bytes=size, sources=[source]
         )
+        if before := self.copies.get((digest, tier)):
+            copy.leased = before.leased
+            copy.holds.extend(before.holds)
         self.copies[digest, tier] = copy
         self.send_delta(copies=[copy])
         return digest
@@ -231,10 +236,49 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
     ) -> AsyncIterator[node_pb.PromoteResponse]:
         self.calls.append(request)
         yield node_pb.PromoteResponse(loading=self._loading(pb.LOAD_PHASE_IMPORT))
+        await self.script.before_promoted.passed()
         if self.script.promote_error:
             raise self.script.promote_error
         digest = self.add_copy(request.source, pb.TIER_SSD)
+        if request.tier == pb.TIER_DRAM:
+            self.add_copy(request.source, pb.TIER_DRAM)
+        if request.hold_id:
+            self._hold(request, digest)
         yield node_pb.PromoteResponse(done=node_pb.PromoteDone(model=self._model(digest)))
+
+    def _hold(self, request: node_pb.PromoteRequest, digest: str) -> None:
+        hold = pb.Hold(hold_id=request.hold_id)
+        if request.HasField("hold_ttl"):
+            hold.expires_at.FromNanoseconds(time.time_ns() + request.hold_ttl.ToNanoseconds())
+        self._drop_hold(request.hold_id)
+        copy = self.copies[digest, request.tier]
+        copy.holds.append(hold)
+        copy.leased = True
+        self.send_delta(copies=[copy])
+
+    async def ReleaseHold(
+        self, request: node_pb.ReleaseHoldRequest, context: Any
+    ) -> node_pb.ReleaseHoldResponse:
+        self.calls.append(request)
+        self._drop_hold(request.hold_id)
+        return node_pb.ReleaseHoldResponse()
+
+    def _drop_hold(self, hold_id: str) -> None:
+        for copy in self.copies.values():
+            kept = [hold for hold in copy.holds if hold.hold_id != hold_id]
+            if len(kept) < len(copy.holds):
+                del copy.holds[:]
+                copy.holds.extend(kept)
+                copy.leased = bool(kept)
+                self.send_delta(copies=[copy])
+
+    def holds(self) -> dict[str, tuple[str, int]]:
+        """The digest and the tier of what is held, by the hold's id."""
+        return {
+            hold.hold_id: (digest, tier)
+            for (digest, tier), copy in self.copies.items()
+            for hold in copy.holds
+        }
 
     async def StartInstance(
         self, request: node_pb.StartInstanceRequest, context: Any

@@ -67,11 +67,19 @@ class Contents:
         return ()
 
 
+class NoHolds:
+    """Nothing is pinned."""
+
+    def on(self, digest: str, tier: Tier) -> tuple[()]:
+        return ()
+
+
 class Node:
     """A node's side of the reporter: contents that change, and who wants to know."""
 
     def __init__(self) -> None:
         self.store = Contents()
+        self.holds = NoHolds()
         self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
         self.instances: dict[str, Any] = {}
         self.init_seconds = None

@@ -45,6 +45,11 @@ class NodeServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.PromoteRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.PromoteResponse.FromString,
                 _registered_method=True)
+        self.ReleaseHold = channel.unary_unary(
+                '/serverlessllm.v1.NodeService/ReleaseHold',
+                request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.ReleaseHoldResponse.FromString,
+                _registered_method=True)
         self.StartInstance = channel.unary_stream(
                 '/serverlessllm.v1.NodeService/StartInstance',
                 request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.StartInstanceRequest.SerializeToString,
@@ -75,7 +80,14 @@ class NodeServiceServicer:
 
     def Promote(self, request, context):
         """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-        the last message is `done`. A caller that leaves does not end the work.
+        the last message is `done`. A caller that leaves does not end the work, the hold included.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHold(self, request, context):
+        """Ends a hold that Promote has begun. An unknown id is success.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +128,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Promote,
                     request_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.PromoteRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_node__service__pb2.PromoteResponse.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_node__service__pb2.ReleaseHoldResponse.SerializeToString,
             ),
             'StartInstance': grpc.unary_stream_rpc_method_handler(
                     servicer.StartInstance,
@@ -188,6 +205,33 @@ class NodeService:
             '/serverlessllm.v1.NodeService/Promote',
             serverlessllm_dot_v1_dot_node__service__pb2.PromoteRequest.SerializeToString,
             serverlessllm_dot_v1_dot_node__service__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.NodeService/ReleaseHold',
+            serverlessllm_dot_v1_dot_node__service__pb2.ReleaseHoldRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_node__service__pb2.ReleaseHoldResponse.FromString,
             options,
             channel_credentials,
             insecure,

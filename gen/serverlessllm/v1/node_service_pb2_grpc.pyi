@@ -37,8 +37,10 @@ class NodeServiceStub:
     """Reads a source's metadata and says what the model needs, or why it cannot be served."""
     Promote: _grpc.UnaryStreamMultiCallable[_node_service_pb2.PromoteRequest, _node_service_pb2.PromoteResponse]
     """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-    the last message is `done`. A caller that leaves does not end the work.
+    the last message is `done`. A caller that leaves does not end the work, the hold included.
     """
+    ReleaseHold: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.ReleaseHoldRequest, _node_service_pb2.ReleaseHoldResponse]
+    """Ends a hold that Promote has begun. An unknown id is success."""
     StartInstance: _grpc.UnaryStreamMultiCallable[_node_service_pb2.StartInstanceRequest, _node_service_pb2.StartInstanceResponse]
     """Starts an instance, bringing its checkpoint up as needed. Progress is streamed; the last
     message is `ready`. Called again with the id of an instance that is there, it joins its
@@ -58,8 +60,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Reads a source's metadata and says what the model needs, or why it cannot be served."""
     Promote: _aio.UnaryStreamMultiCallable[_node_service_pb2.PromoteRequest, _node_service_pb2.PromoteResponse]  # type: ignore[assignment]
     """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-    the last message is `done`. A caller that leaves does not end the work.
+    the last message is `done`. A caller that leaves does not end the work, the hold included.
     """
+    ReleaseHold: _aio.UnaryUnaryMultiCallable[_node_service_pb2.ReleaseHoldRequest, _node_service_pb2.ReleaseHoldResponse]  # type: ignore[assignment]
+    """Ends a hold that Promote has begun. An unknown id is success."""
     StartInstance: _aio.UnaryStreamMultiCallable[_node_service_pb2.StartInstanceRequest, _node_service_pb2.StartInstanceResponse]  # type: ignore[assignment]
     """Starts an instance, bringing its checkpoint up as needed. Progress is streamed; the last
     message is `ready`. Called again with the id of an instance that is there, it joins its
@@ -88,8 +92,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_service_pb2.PromoteResponse], _abc.AsyncIterator[_node_service_pb2.PromoteResponse]]:
         """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-        the last message is `done`. A caller that leaves does not end the work.
+        the last message is `done`. A caller that leaves does not end the work, the hold included.
         """
+
+    @_abc_1.abstractmethod
+    def ReleaseHold(
+        self,
+        request: _node_service_pb2.ReleaseHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_service_pb2.ReleaseHoldResponse, _abc.Awaitable[_node_service_pb2.ReleaseHoldResponse]]:
+        """Ends a hold that Promote has begun. An unknown id is success."""
 
     @_abc_1.abstractmethod
     def StartInstance(

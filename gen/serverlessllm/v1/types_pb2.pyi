@@ -679,6 +679,7 @@ class CheckpointCopy(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     LEASED_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     tier: Global___Tier.ValueType
     size_bytes: _builtins.int
@@ -690,6 +691,10 @@ class CheckpointCopy(_message.Message):
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sources that are known to lead to it."""
 
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hold]:
+        """What keeps it on the tier beside instances and loads: pins and prefetches."""
+
     def __init__(
         self,
         *,
@@ -699,14 +704,43 @@ class CheckpointCopy(_message.Message):
         resident_bytes: _builtins.int = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
         leased: _builtins.bool = ...,
+        holds: _abc.Iterable[Global___Hold] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "leased", b"leased", "resident_bytes", b"resident_bytes", "size_bytes", b"size_bytes", "sources", b"sources", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "holds", b"holds", "leased", b"leased", "resident_bytes", b"resident_bytes", "size_bytes", b"size_bytes", "sources", b"sources", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointCopy: _TypeAlias = CheckpointCopy  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    """Keeps a checkpoint on a tier of a node, until it expires or is released."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """Unique on its node: "pin/NAME/TIER", or "prefetch/ID"."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Unset: it ends when it is released."""
+
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "hold_id", b"hold_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class TierUsage(_message.Message):

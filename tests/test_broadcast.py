@@ -1,6 +1,6 @@
 import asyncio
 
-from sllm.node.broadcast import Broadcast
+from sllm.broadcast import Broadcast
 
 
 async def test_a_reader_gets_the_latest_value_first() -> None:
