@@ -43,6 +43,11 @@ class _Running:
     logprob: TokenLogprob | None = None
     """Of the token of this step."""
 
+    @property
+    def position(self) -> int:
+        """Index in the generation of the token that is drawn next."""
+        return self.request.first_position + self.generated
+
 
 class Batch:
     """The requests under way and the counters.
@@ -203,7 +208,7 @@ class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]  # u
         tokens = scores.argmax(-1)
         if drawing:
             index = [row for row, _ in drawing]
-            draws = [Draw(r.request.sampling, r.generated) for _, r in drawing]
+            draws = [Draw(r.request.sampling, r.position) for _, r in drawing]
             tokens[index] = draw_tokens(scores[index], draws)
         if asking:
             index = [row for row, _ in asking]

@@ -23,7 +23,7 @@ class EngineRequest:
 
     request_id: str
     prompt: tuple[int, ...]
-    """Token ids, at least one."""
+    """Token ids, at least one. Of a generation that goes on, its tokens so far as well."""
     sampling: Sampling
     """With its seed set."""
     max_tokens: int
@@ -32,6 +32,9 @@ class EngineRequest:
     """Each of them ends the generation, and is its last token."""
     logprobs: int | None = None
     """How many alternatives to give for every token. None: no logprobs at all."""
+    first_position: int = 0
+    """Index in the generation of the first token to draw: the prompt ends with this many tokens
+    that an earlier engine has drawn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,16 @@ class GenerationRequest:
     ignore_eos: bool
     logprobs: int | None
     """How many alternatives to give for every token. None: no logprobs at all."""
+    generated: tuple[int, ...] = ()
+    """Tokens of the generation that were given out before, elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The engine has taken the request."""
 
-    prompt_tokens: int
+    prompt: tuple[int, ...]
+    """Token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,11 @@ class Output:
 
 
 class Generation:
-    """Follows one request's tokens."""
+    """Follows one request's tokens.
+
+    All that it knows follows from the request and the tokens so far. So it goes on anywhere: the
+    text of tokens that were given out before is made again, and not given out.
+    """
 
     def __init__(
         self,
@@ -107,16 +114,29 @@ class Generation:
         vocabulary: Vocabulary,
         taken_at: float,
     ) -> None:
-        """Begins with no tokens; `taken_at` is when the worker took the request, by its clock."""
+        """`taken_at` is when the worker took the request, by its clock."""
         self._taken_at = taken_at
-        self._first_token_seconds = 0.0
+        self._first_token_seconds: float | None = None
         self._prompt_tokens = prompt_tokens
         self._text = TextStream(vocabulary, request.stop)
-        self._count = 0
+        self._count = len(request.generated)
+        self._stop: str | None = None
+        for token_id in request.generated:
+            self._stop = self._text.push(token_id).stop
+
+    def ended(self, finish: FinishReason | None) -> Completed | None:
+        """The end of a generation whose last token was given out before; None if it goes on.
+
+        Args:
+            finish: what the last token, or the number of tokens, makes an engine say.
+        """
+        stop = self._stop or (self._text.finish().stop if finish else None)
+        reason = FinishReason.STOP if stop else finish
+        return self._completed(Tokens(self._count, (), "", ()), reason, stop, 0) if reason else None
 
     def push(self, token: NewToken) -> Tokens | Completed:
         """Takes the next token; nothing is pushed after the generation is completed."""
-        if self._count == 0:
+        if self._first_token_seconds is None:
             self._first_token_seconds = time.monotonic() - self._taken_at
         delta = self._text.push(token.token_id)
         if token.finish and not delta.stop:
@@ -128,5 +148,11 @@ class Generation:
         reason = FinishReason.STOP if delta.stop else token.finish
         if reason is None:
             return tokens
-        usage = Usage(self._prompt_tokens, self._count, token.cached_prompt_tokens)
-        return Completed(tokens, reason, usage, delta.stop, self._first_token_seconds)
+        return self._completed(tokens, reason, delta.stop, token.cached_prompt_tokens)
+
+    def _completed(
+        self, tokens: Tokens, reason: FinishReason, stop: str | None, cached: int
+    ) -> Completed:
+        # The engine does not know where the prompt ends if it went on with a generation.
+        usage = Usage(self._prompt_tokens, self._count, min(cached, self._prompt_tokens))
+        return Completed(tokens, reason, usage, stop, self._first_token_seconds or 0.0)

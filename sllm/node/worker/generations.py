@@ -4,14 +4,16 @@ import asyncio
 import itertools
 import secrets
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
 
 import structlog
 
 from sllm.errors import Internal, InvalidArgument, RequestIdInUse, SllmError
 from sllm.node.worker import prompts
-from sllm.node.worker.engine import Engine, EngineRequest, NewToken, Step
+from sllm.node.worker.engine import Engine, EngineRequest, FinishReason, NewToken, Step
 from sllm.node.worker.generation import (
     Accepted,
     Completed,
@@ -26,6 +28,9 @@ from sllm.node.worker.outbox import Outbox
 from sllm.sampling import MAX_SEED
 
 log = structlog.get_logger()
+
+Arguments = ParamSpec("Arguments")
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(slots=True)
@@ -99,49 +104,71 @@ class Generations:
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
+        ended: Completed | None = None
         try:
-            engine_request = await self._prepare(request, under_way.key)
-            under_way.generation = Generation(
-                request,
-                len(engine_request.prompt),
-                self._files.vocabulary,
-                under_way.taken_at,
+            prompt = await self._off_loop(self._encode, request)
+            engine_request = self._engine_request(request, prompt, under_way.key)
+            finish = _finish_before(engine_request)
+            under_way.generation, ended = await self._off_loop(
+                self._follow, request, len(prompt), under_way.taken_at, finish
             )
-            self._engine.submit(engine_request)
+            if ended:
+                self._forget(under_way)
+            else:
+                self._engine.submit(engine_request)
         except SllmError as error:
             self._refuse(under_way, error)
         except Exception as error:
             log.exception("worker.request_failed", request_id=request.request_id)
             self._refuse(under_way, Internal(f"the request could not be begun: {error!r}"))
         else:
-            self._put(request.request_id, Accepted(len(engine_request.prompt)))
+            self._put(request.request_id, Accepted(prompt))
+            if ended:
+                self._put(request.request_id, ended)
         finally:
             under_way.beginning = None
 
-    async def _prepare(self, request: GenerationRequest, key: str) -> EngineRequest:
+    def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
+        files = self._files
+        prompts.check_known(request.generated, files.vocabulary_size)
+        return prompts.encode(request.prompt, files.tokenizer, files.vocabulary_size)
+
+    def _follow(
+        self,
+        request: GenerationRequest,
+        prompt_tokens: int,
+        taken_at: float,
+        finish: FinishReason | None,
+    ) -> tuple[Generation, Completed | None]:
+        generation = Generation(request, prompt_tokens, self._files.vocabulary, taken_at)
+        return generation, generation.ended(finish)
+
+    def _engine_request(
+        self, request: GenerationRequest, prompt: tuple[int, ...], key: str
+    ) -> EngineRequest:
         request.sampling.validate()
         if request.max_tokens is not None and request.max_tokens < 1:
             raise InvalidArgument(f"max_tokens must be at least 1, not {request.max_tokens}")
-        files, sampling = self._files, request.sampling
-        loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(
-            self._tokenizing,
-            prompts.encode,
-            request.prompt,
-            files.tokenizer,
-            files.vocabulary_size,
-        )
+        allowance = prompts.token_allowance(len(prompt), request.max_tokens, self._context_tokens)
+        generated = len(request.generated)
+        if generated > allowance:
+            raise InvalidArgument(f"{generated} tokens were generated of {allowance} at most")
         return EngineRequest(
             request_id=key,
-            prompt=prompt,
-            sampling=replace(sampling, seed=_seed(sampling.seed)),
-            max_tokens=prompts.token_allowance(
-                len(prompt), request.max_tokens, self._context_tokens
-            ),
+            prompt=prompt + request.generated,
+            sampling=replace(request.sampling, seed=_seed(request.sampling.seed)),
+            max_tokens=allowance - generated,
             stop_token_ids=request.stop_token_ids
-            | (frozenset() if request.ignore_eos else files.stop_token_ids),
+            | (frozenset() if request.ignore_eos else self._files.stop_token_ids),
             logprobs=request.logprobs,
+            first_position=generated,
         )
+
+    async def _off_loop(
+        self, work: Callable[Arguments, Outcome], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Outcome:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizing, lambda: work(*args, **kwargs))
 
     def _push(self, token: NewToken) -> Output | None:
         under_way = self._by_key.get(token.request_id)
@@ -169,6 +196,13 @@ class Generations:
 
     def _put(self, request_id: str, event: Event) -> None:
         self._outbox.put((Output(request_id, event),), self._engine.counters)
+
+
+def _finish_before(request: EngineRequest) -> FinishReason | None:
+    """What the tokens that were drawn elsewhere have ended with, if they have."""
+    if request.first_position and request.prompt[-1] in request.stop_token_ids:
+        return FinishReason.STOP
+    return None if request.max_tokens else FinishReason.LENGTH
 
 
 def _seed(seed: int | None) -> int:

@@ -57,12 +57,21 @@ def encode(prompt: Prompt, tokenizer: Any, vocabulary_size: int) -> tuple[int, .
     tokens = _tokens(prompt, tokenizer)
     if not tokens:
         raise InvalidPrompt("the prompt is empty: it has no tokens")
-    for token in (min(tokens), max(tokens)):
+    check_known(tokens, vocabulary_size)
+    return tokens
+
+
+def check_known(tokens: Sequence[int], vocabulary_size: int) -> None:
+    """Refuses tokens that the model does not know.
+
+    Raises:
+        InvalidPrompt: Names one that is not below `vocabulary_size`.
+    """
+    for token in (min(tokens, default=0), max(tokens, default=0)):
         if not 0 <= token < vocabulary_size:
             raise InvalidPrompt(
                 f"token id {token} is not in the model's vocabulary of {vocabulary_size} tokens"
             )
-    return tokens
 
 
 def token_allowance(prompt_tokens: int, max_tokens: int | None, context_tokens: int) -> int:

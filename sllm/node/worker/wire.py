@@ -46,6 +46,7 @@ def generation_request(request: inference_pb.GenerateRequest) -> GenerationReque
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        generated=tuple(request.continuation.token_ids),
     )
 
 
@@ -91,8 +92,8 @@ def request_output(output: Output) -> pb.RequestOutput:
     """An event of one request."""
     request_id = output.request_id
     match output.event:
-        case Accepted(prompt_tokens):
-            accepted = pb.Accepted(prompt_tokens=prompt_tokens)
+        case Accepted(prompt):
+            accepted = pb.Accepted(prompt_tokens=len(prompt), prompt_token_ids=prompt)
             return pb.RequestOutput(request_id=request_id, accepted=accepted)
         case Tokens() as tokens:
             return pb.RequestOutput(request_id=request_id, tokens=_tokens(tokens))

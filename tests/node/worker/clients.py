@@ -26,6 +26,8 @@ GREEDY = types_pb2.SamplingParams(temperature=0)
 class Followed:
     """What has come of a request so far."""
 
+    skipped: int = 0
+    """Tokens of the generation that it goes on from."""
     accepted: pb.Accepted | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -53,7 +55,7 @@ class Followed:
                 self.failure = output.failure
 
     def _grow(self, tokens: inference_pb.Tokens) -> None:
-        assert tokens.first_index == len(self.tokens)
+        assert tokens.first_index == self.skipped + len(self.tokens)
         self.tokens += tokens.token_ids
         self.text += tokens.text
         self.logprobs += tokens.logprobs
@@ -105,7 +107,7 @@ class WorkerClient:
         fields = {"sampling": GREEDY, **fields}
         request = inference_pb.GenerateRequest(request_id=request_id, **fields)
         self._commands.put_nowait(pb.RunRequest(submit=request))
-        self._requests[request_id] = Followed()
+        self._requests[request_id] = Followed(len(request.continuation.token_ids))
         return self._requests[request_id]
 
     def cancel(self, request_id: str) -> None:

@@ -15,14 +15,14 @@ def put(outbox: Outbox, request_id: str, event: Event, steps: int = 0) -> None:
 
 async def test_tokens_that_wait_together_leave_together() -> None:
     outbox = Outbox()
-    put(outbox, "a", Accepted(3))
+    put(outbox, "a", Accepted((3,)))
     put(outbox, "a", tokens(0, 10, text="x"))
     put(outbox, "b", tokens(5, 50))
     put(outbox, "a", tokens(1, 11, text="y"))
     end = Completed(tokens(2, 12), FinishReason.STOP, Usage(3, 3, 0), None, 0.1)
     put(outbox, "a", end, steps=7)
     assert await outbox.take() == [
-        Output("a", Accepted(3)),
+        Output("a", Accepted((3,))),
         Output("a", tokens(0, 10, 11, text="xy")),
         Output("b", tokens(5, 50)),
         Output("a", end),
@@ -35,8 +35,8 @@ async def test_a_reader_waits_for_the_first_output() -> None:
     reader = asyncio.create_task(outbox.take())
     await asyncio.sleep(0)
     assert not reader.done()
-    put(outbox, "a", Accepted(1))
-    assert await reader == [Output("a", Accepted(1))]
+    put(outbox, "a", Accepted((1,)))
+    assert await reader == [Output("a", Accepted((1,)))]
 
 
 async def test_a_step_without_outputs_still_brings_its_counters() -> None:
@@ -48,7 +48,7 @@ async def test_a_step_without_outputs_still_brings_its_counters() -> None:
 
 async def test_a_closed_outbox_gives_what_waits_and_then_nothing() -> None:
     outbox = Outbox()
-    put(outbox, "a", Accepted(1))
+    put(outbox, "a", Accepted((1,)))
     outbox.close()
-    assert await outbox.take() == [Output("a", Accepted(1))]
+    assert await outbox.take() == [Output("a", Accepted((1,)))]
     assert await outbox.take() is None

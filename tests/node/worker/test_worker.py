@@ -4,12 +4,13 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import count
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from transformers import AutoTokenizer
 
@@ -192,6 +193,55 @@ async def test_logprobs_come_with_their_tokens(worker: WorkerClient) -> None:
         assert logprob.top[0].logprob == pytest.approx(logprob.logprob)
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+async def test_a_generation_goes_on_from_any_token(worker: WorkerClient, sampled: bool) -> None:
+    fields = {"max_tokens": 40, "logprobs": 2, "ignore_eos": True, "stop": ["never in it"]}
+    fields["sampling"] = warm(7) if sampled else types_pb2.SamplingParams(temperature=0)
+    uncut = await worker.generate(rid(), text=TEXT, **fields)
+    assert uncut.accepted is not None
+    prompt = inference_ids(uncut.accepted.prompt_token_ids)
+    rest = [
+        worker.submit(rid(), token_ids=prompt, continuation=so_far(uncut.tokens[:cut]), **fields)
+        for cut in range(41)
+    ]
+    await worker.until(lambda: all(one.ended for one in rest))
+    for cut, one in enumerate(rest):
+        assert one.tokens == uncut.tokens[cut:], cut
+        assert uncut.text.endswith(one.text)
+        for found, expected in zip(one.logprobs, uncut.logprobs[cut:], strict=True):
+            assert found.logprob == pytest.approx(expected.logprob, abs=1e-3)
+        assert one.completed is not None
+        assert one.completed.usage.completion_tokens == 40
+        assert one.completed.usage.prompt_tokens == uncut.accepted.prompt_tokens
+        assert one.completed.reason == types_pb2.FINISH_REASON_LENGTH
+
+
+async def test_a_generation_that_had_ended_only_says_so(worker: WorkerClient) -> None:
+    free = await worker.generate(rid(), text=TEXT, max_tokens=30, sampling=warm())
+    fields = {"text": TEXT, "max_tokens": 30, "sampling": warm()}
+    by_token = await worker.generate(
+        rid(), continuation=so_far(free.tokens[:8]), stop_token_ids=[free.tokens[7]], **fields
+    )
+    assert by_token.completed is not None
+    assert by_token.completed.reason == types_pb2.FINISH_REASON_STOP
+    assert not by_token.tokens
+    stop = free.text[10:13]
+    cut = await worker.generate(rid(), stop=[stop], **fields)
+    by_text = await worker.generate(rid(), continuation=so_far(cut.tokens), stop=[stop], **fields)
+    assert by_text.completed is not None
+    assert by_text.completed.stop == stop
+    assert not by_text.text
+
+
+async def test_what_goes_on_is_checked(worker: WorkerClient) -> None:
+    unknown = await worker.generate(rid(), text=TEXT, continuation=so_far([10**6]))
+    assert unknown.failure is not None
+    assert unknown.failure.reason == "INVALID_PROMPT"
+    longer = await worker.generate(rid(), text=TEXT, continuation=so_far([1, 2]), max_tokens=1)
+    assert longer.failure is not None
+    assert longer.failure.reason == "INVALID_ARGUMENT"
+
+
 async def test_many_requests_at_once_are_all_served(worker: WorkerClient) -> None:
     requests = [
         worker.submit(rid(), text=f"{TEXT} {n}", max_tokens=8, sampling=warm(n)) for n in range(100)
@@ -313,6 +363,10 @@ async def test_a_killed_worker_is_noticed_at_once(blank: WorkerClient) -> None:
 
 def warm(seed: int = 1) -> types_pb2.SamplingParams:
     return types_pb2.SamplingParams(temperature=1.5, seed=seed)
+
+
+def so_far(token_ids: Sequence[int]) -> inference_pb.Continuation:
+    return inference_pb.Continuation(token_ids=token_ids)
 
 
 def inference_ids(ids: object) -> types_pb2.TokenIds:
