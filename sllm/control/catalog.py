@@ -9,8 +9,8 @@ from typing import Final, ParamSpec, TypeVar
 
 from sllm import errors
 from sllm.control import deployments, placement, wire
-from sllm.control.decisions import need_of
 from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.needs import need_of
 from sllm.control.nodes import Nodes
 from sllm.control.state import State
 from sllm.control.status import DeploymentStatus

@@ -6,29 +6,14 @@ No bandwidth is a constant: a node's own observation is taken, or else the fleet
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from sllm.control.needs import Checkpoint
 from sllm.control.topology import Copy, LinkKey, NodeView, Tier, Typical
 
 IMPORT = (Tier.REMOTE, Tier.SSD)
 READ = (Tier.SSD, Tier.DRAM)
 DEVICE_COPY = (Tier.DRAM, Tier.DEVICE)
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What has to be brought to a node."""
-
-    source: str
-    size_bytes: int
-    digest: str = ""
-    """Empty until it has been imported somewhere."""
-
-    @property
-    def key(self) -> str:
-        """Names it: the digest, or the source while there is none."""
-        return self.digest or self.source
 
 
 class Pace(NamedTuple):

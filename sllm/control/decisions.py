@@ -4,38 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sllm.control.cost import Checkpoint
-from sllm.control.deployments import Deployment
+from sllm.control.needs import Need
 from sllm.control.topology import Instance
-
-LEAST_KV_TOKENS = 512
-"""A node is too small if its whole KV budget holds fewer tokens than this and the context."""
-
-
-@dataclass(frozen=True, eq=False)
-class Need:
-    """What a deployment needs of a node. Made once per deployment and compared by identity."""
-
-    deployment: str
-    checkpoint: Checkpoint
-    kv_bytes: int
-    """KV cache that an instance should have; it gets less on a node that has less."""
-    least_kv_bytes: int
-    """KV cache without which a node is too small."""
-    max_concurrency: int = 64
-
-
-def need_of(deployment: Deployment) -> Need:
-    """What an instance of `deployment` needs."""
-    model, spec = deployment.model, deployment.spec
-    least_tokens = min(deployment.kv_tokens, model.context_tokens, LEAST_KV_TOKENS)
-    return Need(
-        deployment=spec.name,
-        checkpoint=Checkpoint(spec.source, model.size_bytes, model.digest),
-        kv_bytes=deployment.kv_tokens * model.kv_bytes_per_token,
-        least_kv_bytes=least_tokens * model.kv_bytes_per_token,
-        max_concurrency=spec.engine.max_concurrency,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +21,34 @@ class Demand:
     """Nodes where a start has failed for those who wait."""
     closed: Mapping[str, str] = field(default_factory=dict)
     """Other nodes that must not be taken, and why."""
+    may_migrate: bool = False
+    """Whether running instances of other deployments may be migrated away to make room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A running instance that makes room by going on elsewhere, with all its requests."""
+
+    instance_id: str
+    deployment: str
+    to_node: str
+    into: str | None
+    """An instance that is there already. None: one is started there."""
+    kv_bytes: int
+    """KV cache that the one that is started gets."""
+    requests: tuple[str, ...]
+    """Ids of the requests that go with it."""
+    start_seconds: float
+    """Until the destination is ready."""
+    transfer_seconds: float
+    """From then on, until the last of its requests goes on there."""
+    victims: tuple[str, ...] = ()
+    """Idle instances that have to end at the destination first."""
+
+    @property
+    def seconds(self) -> float:
+        """Until its room is free."""
+        return self.start_seconds + self.transfer_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,11 @@ class Candidate:
 
     node_id: str
     estimate: float | None
-    """Seconds. None: not known, or rejected."""
+    """Seconds, those for making room included. None: not known, or rejected."""
     victims: tuple[str, ...] = ()
     """Idle instances that would be ended there."""
+    moves: tuple[Move, ...] = ()
+    """Running instances that would be migrated away from there."""
     rejected: str | None = None
     """Why it cannot be taken. None: it can."""
     too_small: bool = False
@@ -96,6 +96,20 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class MigrateThenStart:
+    """Migrate running instances away, all at once, end the idle `victims`, and then start."""
+
+    node_id: str
+    kv_bytes: int
+    estimate: float
+    """Seconds of the longest move, and then of the start."""
+    moves: tuple[Move, ...]
+    """At least one; no two go to the same node."""
+    victims: tuple[str, ...] = ()
+    """Idle instances on the node itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Nothing can be done now."""
 
@@ -105,3 +119,7 @@ class Wait:
     node_id: str | None = None
     """Where room is being made; nobody younger should take it."""
     blocked: Blocked | None = None
+
+
+Action = Reuse | Start | MigrateThenStart | Wait
+"""What placement may decide."""

@@ -1,7 +1,8 @@
 """Where a request is served: a pure function of an immutable snapshot.
 
 The nearest weights win: of all nodes that are large enough and have room, or can make room by
-ending idle instances, the one with the lowest estimate is taken. A demand that finds no room
+ending idle instances, the one with the lowest estimate is taken; or one where running instances
+are migrated away first, if the start is ready sooner all the same. A demand that finds no room
 waits; once its patience has ended, busy instances of other deployments are named to be drained,
 so that first come, first served holds over all models.
 """
@@ -16,12 +17,26 @@ from functools import cached_property
 from sllm import errors
 from sllm.control import room
 from sllm.control.cost import start_seconds
-from sllm.control.decisions import Blocked, Candidate, Demand, Need, Reuse, Start, Wait
+from sllm.control.decisions import (
+    Action,
+    Blocked,
+    Candidate,
+    Demand,
+    MigrateThenStart,
+    Reuse,
+    Start,
+    Wait,
+)
+from sllm.control.moves import Movers, Relief
+from sllm.control.needs import Need
 from sllm.control.ranking import Rank, rank
 from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot, Use
+from sllm.control.victims import barred, idle_victims, kv_grant, yielding
 
 _SHOWN = 8
 """Nodes that an error names at most."""
+_RELIEFS_COMPARED = 16
+"""Nodes on which migrations are worked out at most."""
 _DRAINS_COMPARED = 32
 """Nodes on which a drain is worked out at most."""
 
@@ -30,7 +45,7 @@ _DRAINS_COMPARED = 32
 class Decision:
     """What to do, with what it was decided from, so that it can be explained and replayed."""
 
-    action: Reuse | Start | Wait
+    action: Action
     snapshot: Snapshot
     demand: Demand
 
@@ -43,7 +58,7 @@ class Decision:
 
 def place(snapshot: Snapshot, demand: Demand) -> Decision:
     """Decides where `demand` is met. The same arguments always give the same decision."""
-    action: Reuse | Start | Wait | None = _reuse(snapshot, demand)
+    action: Action | None = _reuse(snapshot, demand)
     if action is None:
         ranks = rank(snapshot, demand.need)
         action = _start(snapshot, demand, ranks) or _wait(snapshot, demand, ranks)
@@ -111,56 +126,55 @@ def _reuse(snapshot: Snapshot, demand: Demand) -> Reuse | None:
 # --- start ------------------------------------------------------------------------------------
 
 
-def _start(snapshot: Snapshot, demand: Demand, ranks: list[Rank]) -> Start | None:
-    """The best node that has room or can make it at once."""
-    idle = snapshot.idle_nodes
-    heap = [one for one in ranks if not one[2] or one[-1] in idle]  # has room, or may make it
+def _start(
+    snapshot: Snapshot, demand: Demand, ranks: list[Rank]
+) -> Start | MigrateThenStart | None:
+    """The node where it is ready soonest, of those that have room or can make it."""
+    idle, movers = snapshot.idle_nodes, Movers(snapshot, demand)
+    heap = [one for one in ranks if not one[2] or one[-1] in idle or demand.may_migrate]
     heapq.heapify(heap)  # seldom more than the first is needed: sorting all would be dearer
+    best: MigrateThenStart | None = None
+    reliefs = 0
     while heap:
         seconds, *_, node_id = heapq.heappop(heap)
+        if best and best.estimate < seconds:
+            break
+        if barred(demand, node_id):
+            continue
         node = snapshot.nodes[node_id]
-        victims = None if _barred(demand, node) else _victims(snapshot, demand, node)
+        victims = idle_victims(snapshot, demand.need, node)
         if victims is not None:
-            kv_bytes = _kv_grant(node, demand.need)
-            return Start(node_id, kv_bytes, _known(seconds), victims)
-    return None
+            return Start(node_id, kv_grant(node, demand.need), _known(seconds), victims)
+        if demand.may_migrate and reliefs < _RELIEFS_COMPARED:
+            reliefs += 1
+            best = _sooner(best, _migration(movers.relieve(node), seconds, node, demand.need))
+    return best
 
 
-def _kv_grant(node: NodeView, need: Need) -> int:
-    return min(need.kv_bytes, node.facts.kv_capacity)
+def _migration(
+    relief: Relief | None, seconds: float, node: NodeView, need: Need
+) -> MigrateThenStart | None:
+    if relief is None or math.isinf(seconds):
+        return None
+    return MigrateThenStart(
+        node_id=node.node_id,
+        kv_bytes=kv_grant(node, need),
+        estimate=relief.seconds + seconds,
+        moves=relief.moves,
+        victims=relief.victims,
+    )
+
+
+def _sooner(
+    one: MigrateThenStart | None, other: MigrateThenStart | None
+) -> MigrateThenStart | None:
+    if one is None or other is None:
+        return one or other
+    return other if other.estimate < one.estimate else one
 
 
 def _known(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
-
-
-def _barred(demand: Demand, node: NodeView) -> str | None:
-    """Why a node must not be taken, whatever room it has."""
-    if node.node_id in demand.failed:
-        return "a start has failed there"
-    return demand.closed.get(node.node_id)
-
-
-def _victims(snapshot: Snapshot, demand: Demand, node: NodeView) -> tuple[str, ...] | None:
-    """Idle instances to end, least recently used first. None: that would not be enough."""
-    kv_bytes = _kv_grant(node, demand.need)
-    if room.shortage(node, demand.need.checkpoint, kv_bytes).none:
-        return ()
-    others = _others(snapshot, demand, node)
-    idle = [one for one in others if not snapshot.uses[one.instance_id].in_flight]
-    return room.make(node, demand.need.checkpoint, kv_bytes, idle, snapshot.uses)
-
-
-def _others(snapshot: Snapshot, demand: Demand, node: NodeView) -> list[Instance]:
-    """Ready instances of other deployments that nothing protects."""
-    return [
-        one
-        for one in node.present
-        if one.instance_id in snapshot.uses
-        and one.instance_id not in snapshot.protected
-        and one.deployment != demand.need.deployment
-        and _is_ready(one)
-    ]
 
 
 # --- wait -------------------------------------------------------------------------------------
@@ -175,7 +189,7 @@ def _wait(snapshot: Snapshot, demand: Demand, ranks: list[Rank]) -> Wait:
     ranked = sorted(ranks) if demand.impatient else ranks
     large = [snapshot.nodes[one[-1]] for one in ranked]
     if demand.failed or demand.closed:
-        large = [node for node in large if not _barred(demand, node)]
+        large = [node for node in large if not barred(demand, node.node_id)]
     if not large:
         return Wait("room is being made for older requests")
     if _all_kept(snapshot, large):
@@ -218,8 +232,8 @@ def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
     """
     draining = [one for one in node.present if one.state is InstanceState.DRAINING]
     first = {one.instance_id: Use(node.node_id, -1, 0.0) for one in draining}
-    candidates = [*draining, *_others(snapshot, demand, node)]
-    kv_bytes, uses = _kv_grant(node, demand.need), {**snapshot.uses, **first}
+    candidates = [*draining, *yielding(snapshot, demand.need, node)]
+    kv_bytes, uses = kv_grant(node, demand.need), {**snapshot.uses, **first}
     chosen = room.make(node, demand.need.checkpoint, kv_bytes, candidates, uses)
     if chosen is None:
         return None
@@ -251,10 +265,13 @@ def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
         rejected = f"too small: {too_small}"
         return Candidate(node.node_id, None, rejected=rejected, too_small=True)
     seconds = _known(start_seconds(node, demand.need.checkpoint, snapshot.typical))
-    if barred := _barred(demand, node):
-        return Candidate(node.node_id, seconds, rejected=barred)
-    victims = _victims(snapshot, demand, node)
-    if victims is None:
-        short = room.shortage(node, demand.need.checkpoint, _kv_grant(node, demand.need))
-        return Candidate(node.node_id, seconds, rejected=f"no room: {short.text}")
-    return Candidate(node.node_id, seconds, victims)
+    if reason := barred(demand, node.node_id):
+        return Candidate(node.node_id, seconds, rejected=reason)
+    victims = idle_victims(snapshot, demand.need, node)
+    if victims is not None:
+        return Candidate(node.node_id, seconds, victims)
+    relief = Movers(snapshot, demand).relieve(node)
+    if relief and seconds is not None:
+        return Candidate(node.node_id, relief.seconds + seconds, relief.victims, relief.moves)
+    short = room.shortage(node, demand.need.checkpoint, kv_grant(node, demand.need))
+    return Candidate(node.node_id, seconds, rejected=f"no room: {short.text}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sllm.control import room
 from sllm.control.cost import Pace, approach, start_seconds
-from sllm.control.decisions import Need
+from sllm.control.needs import Need
 from sllm.control.topology import NodeView, Snapshot, Typical
 
 Rank = tuple[float, int, bool, int, str]

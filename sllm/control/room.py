@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sllm.control.cost import Checkpoint
+from sllm.control.needs import Checkpoint
 from sllm.control.topology import Instance, NodeView, Use
 
 
@@ -51,18 +51,19 @@ def make(
     kv_bytes: int,
     instances: Sequence[Instance],
     uses: Mapping[str, Use],
+    gone: frozenset[str] = frozenset(),
 ) -> tuple[str, ...] | None:
     """The instances to end so that there is room, idle and least recently used first.
 
-    None: not even all of them would do.
+    `gone` are on their way out anyhow. None: not even all of them would do.
     """
     by_age = sorted(instances, key=lambda one: _age(one, uses))
     chosen = [one.instance_id for one in by_age]
-    if not shortage(node, checkpoint, kv_bytes, frozenset(chosen)).none:
+    if not shortage(node, checkpoint, kv_bytes, gone.union(chosen)).none:
         return None
     for spared in reversed(by_age):
         fewer = [key for key in chosen if key != spared.instance_id]
-        if shortage(node, checkpoint, kv_bytes, frozenset(fewer)).none:
+        if shortage(node, checkpoint, kv_bytes, gone.union(fewer)).none:
             chosen = fewer
     return tuple(chosen)
 

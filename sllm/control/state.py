@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, replace
 
 from sllm import errors
 from sllm.control.changes import Changes
-from sllm.control.decisions import Need, need_of
 from sllm.control.deployments import Deployment, DeploymentState, ModelInfo
 from sllm.control.fleet import Fleet
+from sllm.control.needs import Need, need_of
 from sllm.control.queue import RequestQueue
 from sllm.control.receipts import StartRecord
 from sllm.control.setbacks import Setback

@@ -7,6 +7,8 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any, TypeVar
 
+from sllm.control.needs import Need
+
 
 class Tier(IntEnum):
     """A place on or behind a node that holds chunks; the numbers are those of the protocol."""
@@ -230,6 +232,30 @@ class Typical:
 UNKNOWN = Typical({}, None)
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A request under way, as far as it matters for migrating it."""
+
+    request_id: str
+    tokens: int
+    """Of its prompt and of what was generated so far: these have to be computed again."""
+    expected: int = 0
+    """Tokens that it is expected to generate in addition."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationCost:
+    """What moving a request takes: `per_token` for each token that is computed again, and `base`.
+
+    Learned from migrations, a and b of the estimate.
+    """
+
+    per_token: float
+    """Seconds."""
+    base: float
+    """Seconds."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """All that a placement decision may look at."""
@@ -244,6 +270,12 @@ class Snapshot:
     protected: frozenset[str] = frozenset()
     """Instances that a deployment's min_replicas keeps."""
     typical: Typical = UNKNOWN
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    """Of the deployments whose instances may be migrated."""
+    running: Mapping[str, tuple[Running, ...]] = field(default_factory=dict)
+    """Requests under way, by instance."""
+    migration: MigrationCost | None = None
+    """None: nobody knows yet, and nothing is migrated."""
 
     @cached_property
     def idle_nodes(self) -> frozenset[str]:

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sllm.control.cost import Checkpoint
-from sllm.control.decisions import Need
 from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.needs import Checkpoint, Need
 from sllm.control.topology import (
     Copy,
     Instance,

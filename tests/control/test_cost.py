@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sllm.control.cost import Checkpoint, start_seconds
+from sllm.control.cost import start_seconds
+from sllm.control.needs import Checkpoint
 from sllm.control.topology import UNKNOWN, Link, NodeFacts, Tier, TierUsage, typical_of
 from tests.control.shapes import copy, facts, view
 

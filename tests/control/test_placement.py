@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from sllm import errors
 from sllm.control import placement, room
-from sllm.control.decisions import Blocked, Demand, Need, Reuse, Start, Wait, need_of
+from sllm.control.decisions import Blocked, Demand, Reuse, Start, Wait
+from sllm.control.needs import Need, need_of
 from sllm.control.placement import place
 from sllm.control.topology import Instance, InstanceState, Planned, Snapshot, Tier, Use
 from tests.control.shapes import copy, deployment, facts, instance, need, snapshot, view
