@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import xxhash
 
+from sllm.checkpoint.filling import WeightReader
+from sllm.checkpoint.local_reader import LocalReader
 from sllm.checkpoint.manifest import corrupt
 from sllm.checkpoint.manifest_file import MANIFEST_FILE
 from sllm.checkpoint.safetensors_header import TensorHeader, read_header
@@ -20,6 +23,25 @@ _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
 _CARRIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 """Configuration, tokenizer, vocabulary, merges and chat templates, by the names in use."""
+
+
+class Origin(Protocol):
+    """Where what was found at a source can be read."""
+
+    @property
+    def url(self) -> str:
+        """The same for every way to write the source."""
+
+    def open(self, weights: Sequence[Path]) -> AbstractContextManager[WeightReader]:
+        """A reader of weights, for as long as the block lasts."""
+
+    def current_fingerprint(self) -> str:
+        """`SourceFiles.fingerprint` as it would be now.
+
+        Raises:
+            SourceNotFound: it is gone.
+            SourceUnavailable: it cannot be had now.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +55,25 @@ class LocalSource:
         """The same for every way to write the source."""
         return self.directory.as_uri()
 
+    def open(self, weights: Sequence[Path]) -> LocalReader:
+        """A reader of these files."""
+        return LocalReader(weights)
+
+    def current_fingerprint(self) -> str:
+        """As `fingerprint`."""
+        return fingerprint(self)
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
     """What a source consists of."""
 
+    origin: Origin
+    """Where the weights are read."""
     directory: Path
+    """Where the small files are."""
     weights: tuple[Path, ...]
-    """The safetensors files."""
+    """The safetensors files; of a remote source, where they would be in the directory."""
     tensors: tuple[TensorHeader, ...]
     files: tuple[Path, ...]
     """Small files that go with the weights."""
@@ -96,6 +129,7 @@ def inspect(source: LocalSource) -> SourceFiles:
         raise InvalidSource(f"{source.directory} has no {_CONFIG}: it is not a model's directory")
     tensors = _tensors(source.directory, paths)
     return SourceFiles(
+        origin=source,
         directory=source.directory,
         weights=tuple(dict.fromkeys(tensor.file for tensor in tensors)),
         tensors=tensors,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from sllm.checkpoint import importer
+from sllm.checkpoint import importer, pieces
 from sllm.checkpoint.importer import plan_import
 from sllm.checkpoint.layout import Layout, plan_layout
 from sllm.checkpoint.manifest_file import read_manifest
@@ -151,7 +151,7 @@ def test_chunks_may_be_left_in_the_pool(tmp_path: Path) -> None:
 
 
 def test_progress_rises_to_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "PIECE_BYTES", 1024)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1024)
     plan = plan_import(inspect(LocalSource(write_model(tmp_path / "source"))), None)
     seen: list[tuple[int, int]] = []
     run_import(plan, tmp_path / "out", lambda loaded, total: seen.append((loaded, total)))
@@ -161,12 +161,12 @@ def test_progress_rises_to_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_cancelled_import_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "PIECE_BYTES", 1024)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1024)
     plan = plan_import(inspect(LocalSource(write_model(tmp_path / "source"))), None)
     asked = count()
     with pytest.raises(Cancelled):
-        run_import(plan, tmp_path / "out", cancelled=lambda: next(asked) == 30)
-    assert next(asked) == 31
+        run_import(plan, tmp_path / "out", cancelled=lambda: next(asked) >= 30)
+    assert next(asked) <= 40, "threads went on"
     assert not (tmp_path / "out").exists()
 
 
