@@ -25,6 +25,8 @@ PUBLIC = {
     "Link",
     "LoadPhase",
     "Loading",
+    "Migrated",
+    "MigrationReason",
     "Model",
     "Node",
     "Phase",

@@ -39,6 +39,9 @@ def generate(
         list[str] | None, typer.Option(help="End before this text; may be repeated.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for all of it.")] = None,
+    failover: Annotated[
+        bool, typer.Option(help="Go on elsewhere if what serves it is lost.")
+    ] = True,
     receipt: Annotated[
         bool, typer.Option("--receipt", help="Show where the time to the first token went.")
     ] = False,
@@ -58,6 +61,7 @@ def generate(
             seed=seed,
             stop=stop or (),
             timeout=timeout,
+            failover=failover,
         ) as stream,
     ):
         result = stream.result() if as_json else _show(stream)

@@ -229,6 +229,7 @@ class AsyncClient:
         stop_token_ids: Sequence[int] = (),
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        failover: bool = True,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> AsyncStream:
@@ -249,6 +250,8 @@ class AsyncClient:
             stop_token_ids: the generation ends with the first of these.
             logprobs: give logprobs, with this many alternatives for every token. None: no.
             ignore_eos: go on after the model's own end-of-text token.
+            failover: go on elsewhere if the instance that serves it, or its node, is lost. False:
+                fail with it.
             request_id: unique among the requests under way. None: one is made.
             timeout: seconds for all of it; work that cannot meet it is refused at once.
 
@@ -274,6 +277,7 @@ class AsyncClient:
             max_tokens=max_tokens,
             ignore_eos=ignore_eos,
             logprobs=logprobs,
+            failover=failover,
         )
         call = self._connection.inference.Generate(
             request, timeout=timeout, metadata=rpc.trace_metadata()

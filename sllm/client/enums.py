@@ -53,6 +53,14 @@ class FinishReason(StrEnum):
     """`max_tokens`, or the end of the model's context, was reached."""
 
 
+class MigrationReason(StrEnum):
+    """Why a generation has gone on elsewhere."""
+
+    UNKNOWN = "UNKNOWN"
+    FAILOVER = "FAILOVER"
+    """The instance or node that served it was lost, or has given it up."""
+
+
 class LoadPhase(StrEnum):
     """What kind of work a start is doing."""
 

@@ -5,7 +5,7 @@ All times are seconds.
 
 from dataclasses import dataclass
 
-from sllm.client.enums import FinishReason, LoadPhase, PhaseKind, Tier
+from sllm.client.enums import FinishReason, LoadPhase, MigrationReason, PhaseKind, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,24 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Migrated:
+    """Another instance goes on with the generation. No token is lost, and none comes twice."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    from_node_id: str
+    """The node that it was on."""
+    to_node_id: str
+    """The node that it is on now; the same, if another instance there has gone on."""
+    to_instance_id: str
+    """The instance that has gone on."""
+    pause: float
+    """Seconds between the last token from there and the first one from here."""
+    reason: MigrationReason
+    """Why it has gone on elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The generation has ended. Always the last event."""
 
@@ -159,7 +177,7 @@ class Finished:
     """The stop string that was met, if one was."""
 
 
-Event = Queued | Loading | Started | Tokens | Finished
+Event = Queued | Loading | Started | Tokens | Migrated | Finished
 """What a stream yields."""
 
 
@@ -183,3 +201,5 @@ class Result:
     """Tokens taken and given."""
     receipt: Receipt
     """Where the time to the first token went."""
+    migrations: tuple[Migrated, ...] = ()
+    """Its moves from one instance to another, in their order."""

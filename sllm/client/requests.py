@@ -69,6 +69,7 @@ def generate(
     max_tokens: int | None,
     ignore_eos: bool,
     logprobs: int | None,
+    failover: bool,
 ) -> inference_pb.GenerateRequest:
     """The request for a generation; `sampling` holds the fields of SamplingParams.
 
@@ -86,6 +87,7 @@ def generate(
             max_tokens=max_tokens,
             ignore_eos=ignore_eos,
             logprobs=logprobs,
+            no_failover=not failover,
         )
         _set_prompt(request, prompt, prompt_token_ids, messages)
     return request

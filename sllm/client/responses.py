@@ -15,6 +15,7 @@ E = TypeVar(
     enums.DeploymentState,
     enums.InstanceState,
     enums.FinishReason,
+    enums.MigrationReason,
     enums.LoadPhase,
     enums.PhaseKind,
 )
@@ -31,6 +32,8 @@ def event(message: inference_pb.GenerateResponse) -> events.Event | None:
             return _loading(message.sequence, message.loading)
         case "started":
             return _started(message.sequence, message.started)
+        case "migrated":
+            return _migrated(message.sequence, message.migrated)
         case "finished":
             return _finished(message.sequence, message.finished)
         case _:
@@ -77,6 +80,19 @@ def _tokens(sequence: int, tokens: inference_pb.Tokens) -> events.Tokens:
 def _token_logprob(logprob: pb.TokenLogprob) -> events.TokenLogprob:
     top = tuple(events.TopLogprob(one.token_id, one.logprob) for one in logprob.top)
     return events.TokenLogprob(logprob.logprob, top)
+
+
+def _migrated(sequence: int, migrated: inference_pb.Migrated) -> events.Migrated:
+    return events.Migrated(
+        sequence=sequence,
+        from_node_id=migrated.from_node_id,
+        to_node_id=migrated.to_node_id,
+        to_instance_id=migrated.to_instance_id,
+        pause=_seconds(migrated.pause),
+        reason=_named(
+            enums.MigrationReason, inference_pb.MigrationReason.DESCRIPTOR, migrated.reason
+        ),
+    )
 
 
 def _finished(sequence: int, finished: inference_pb.Finished) -> events.Finished:

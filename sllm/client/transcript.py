@@ -1,7 +1,7 @@
 """What a stream has said so far, and the checks that nothing of it is missing."""
 
 from sllm import errors
-from sllm.client.events import Event, Finished, Result, TokenLogprob, Tokens
+from sllm.client.events import Event, Finished, Migrated, Result, TokenLogprob, Tokens
 
 
 class Transcript:
@@ -14,6 +14,7 @@ class Transcript:
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._migrations: list[Migrated] = []
         self._finished: Finished | None = None
 
     def expect(self, sequence: int) -> None:
@@ -37,6 +38,8 @@ class Transcript:
         """
         if isinstance(event, Tokens):
             self._add_tokens(event)
+        elif isinstance(event, Migrated):
+            self._migrations.append(event)
         elif isinstance(event, Finished):
             self._finished = event
 
@@ -67,4 +70,5 @@ class Transcript:
             stop=self._finished.stop,
             usage=self._finished.usage,
             receipt=self._finished.receipt,
+            migrations=tuple(self._migrations),
         )

@@ -18,6 +18,11 @@ time_to_first_token = _meter.create_histogram(
     unit="s",
     description="From the router's taking a request to its relaying the first token.",
 )
+migrations = _meter.create_counter(
+    "sllm.migrations",
+    unit="{migration}",
+    description="Generations that have gone on elsewhere, by reason.",
+)
 instance_starts = _meter.create_counter(
     "sllm.instance.starts", unit="{start}", description="Starts that have ended, by outcome."
 )

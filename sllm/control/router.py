@@ -1,26 +1,16 @@
-"""Takes requests, holds them until an instance has a slot, and relays its stream."""
+"""Takes requests, and knows each until it has ended."""
 
 import uuid
 from collections.abc import AsyncIterator
 
-from opentelemetry import context as otel_context
-from opentelemetry import trace
-
-from sllm import errors, rpc
+from sllm import errors
 from sllm.clock import Clock
-from sllm.control import admission, metrics, placement, receipts, spans, wire
+from sllm.control import admission, metrics, placement, spans, wire
 from sllm.control.decisions import Start
 from sllm.control.orchestrator import Orchestrator
+from sllm.control.relay import Relay
 from sllm.control.state import State
-from sllm.control.tickets import Assignment, Ticket
-
-_ELSEWHERE = (
-    errors.NodeLost,
-    errors.WorkerDied,
-    errors.InstanceNotFound,
-    errors.ShuttingDown,
-)
-"""Failures of an instance or its node, after which another instance may serve the request."""
+from sllm.control.tickets import Ticket
 
 
 class Router:
@@ -30,6 +20,7 @@ class Router:
         self._state = state
         self._orchestrator = orchestrator
         self._clock = clock
+        self._relay = Relay(state, orchestrator, clock)
         self._closing = False
 
     def take(self, request: wire.GenerateRequest, remaining: float | None) -> Ticket:
@@ -44,6 +35,7 @@ class Router:
         """
         self._check(request, remaining)
         request.request_id = request.request_id or uuid.uuid4().hex
+        wire.settle_seed(request)
         wait = self._estimate_wait(request.deployment)
         if wait is not None and remaining is not None and wait > remaining:
             raise errors.DeadlineExceeded(
@@ -65,15 +57,8 @@ class Router:
         """
         try:
             yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
-            while True:
-                while loading := await ticket.news():
-                    yield ticket.stamp(wire.loading_event(loading))
-                try:
-                    async for event in self._relay(ticket):
-                        yield event
-                    return
-                except _ELSEWHERE as error:
-                    self._second_chance(ticket, error)
+            async for event in self._relay.events(ticket):
+                yield event
         except errors.SllmError as error:
             ticket.outcome = error.reason
             raise
@@ -104,7 +89,7 @@ class Router:
         del self._state.tickets[ticket.request_id]
         self._state.queue.remove(ticket)
         ticket.abandon()
-        self._release(ticket)
+        self._relay.release(ticket)
         outcome = ticket.outcome or "CANCELLED"
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
@@ -145,79 +130,3 @@ class Router:
             start = self._state.first_start(ticket.deployment)
             if start and start.loading:
                 ticket.show(start.loading)
-
-    # --- relaying -----------------------------------------------------------------------------
-
-    async def _relay(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
-        """The events of the instance that the ticket was given to."""
-        assignment = ticket.assignment
-        assert assignment is not None
-        with assignment.node.typed_errors(), ticket.own_errors():
-            async for event in ticket.open(assignment, _metadata(ticket)):
-                match event.WhichOneof("event"):
-                    case "tokens":
-                        self._count(ticket, event)
-                    case "finished":
-                        self._finish(ticket, assignment, event.finished)
-                    case "queued":
-                        continue  # the caller has had the router's own
-                yield ticket.stamp(event)
-        if not ticket.outcome:
-            raise errors.WorkerDied(
-                f"instance {assignment.instance.instance_id} left its stream without an end"
-            )
-
-    def _count(self, ticket: Ticket, event: wire.GenerateResponse) -> None:
-        if ticket.first_token_at is None:
-            ticket.first_token_at = self._clock.now()
-        ticket.tokens += len(event.tokens.token_ids)
-
-    def _finish(self, ticket: Ticket, assignment: Assignment, finished: wire.Finished) -> None:
-        ticket.outcome = "OK"
-        timing = receipts.Timing(
-            taken_at=ticket.taken_at,
-            picked_at=assignment.picked_at,
-            dispatched_at=ticket.dispatched_at,
-            first_token_at=ticket.first_token_at,
-        )
-        receipt = receipts.assemble(
-            timing,
-            assignment.start,
-            wire.phases(finished.receipt.phases),
-            node_id=assignment.instance.node_id,
-            instance_id=assignment.instance.instance_id,
-        )
-        wire.fill_receipt(finished, receipt)
-        ticket.receipt = receipt
-        metrics.generated_tokens.add(ticket.tokens, {"deployment": ticket.deployment})
-        metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
-
-    def _second_chance(self, ticket: Ticket, error: errors.SllmError) -> None:
-        """Puts a request that has had no token back to the front of the queue, once.
-
-        Raises:
-            errors.SllmError: `error`, if the request cannot be served anew.
-        """
-        assignment = ticket.assignment
-        if assignment:
-            self._orchestrator.instance_failed(assignment.instance)
-        if ticket.error or ticket.first_token_at is not None or ticket.requeued:
-            raise error
-        self._release(ticket)
-        ticket.put_back()
-        self._state.queue.add_first(ticket)
-        self._orchestrator.wake(ticket.deployment)
-
-    def _release(self, ticket: Ticket) -> None:
-        assignment, ticket.assignment = ticket.assignment, None
-        if assignment:
-            self._orchestrator.released(ticket, assignment)
-
-
-def _metadata(ticket: Ticket) -> wire.Metadata:
-    """Call metadata that makes the node's spans children of the request's."""
-    token = otel_context.attach(trace.set_span_in_context(ticket.span))
-    try:
-        return rpc.trace_metadata()
-    finally:
-        otel_context.detach(token)

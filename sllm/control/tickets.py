@@ -11,6 +11,7 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import spans, wire
 from sllm.control.nodes import GenerateCall, Node
+from sllm.control.progress import Departure, Progress
 from sllm.control.receipts import Receipt, StartRecord
 from sllm.control.status import Loading
 from sllm.control.topology import Instance
@@ -53,13 +54,14 @@ class Ticket:
         """Clock's seconds. None: the caller waits for as long as it takes."""
         self.assignment: Assignment | None = None
         self.dispatched_at = self.taken_at
-        self.first_token_at: float | None = None
-        self.tokens = 0
+        self.progress = Progress(request.continuation.token_ids)
+        self.departure: Departure | None = None
+        """Where it has left, until its caller has been told where it has gone on."""
+        self.first: tuple[Assignment, float] | None = None
+        """The assignment that its first token came from, and when the node was called."""
         self.receipt: Receipt | None = None
         self.outcome = ""
         """"OK", or the reason of the error; empty while it is under way."""
-        self.requeued = False
-        """Whether it has had its second chance already."""
         self.error: errors.SllmError | None = None
         """Why it was ended from outside its stream."""
         self._clock = clock
@@ -159,9 +161,10 @@ class Ticket:
             self._call = None
 
     def put_back(self) -> None:
-        """Readies it for another instance."""
+        """Readies it for another instance, which goes on after the tokens that were relayed."""
         self.hang_up()
         self.assignment = None
         self._loading = None
-        self.requeued = True
         self.enqueued_at = self._clock.now()
+        if self.progress.token_ids:
+            wire.go_on(self.request, self.progress.prompt, self.progress.token_ids)

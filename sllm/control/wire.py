@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
 import grpc
@@ -17,14 +18,16 @@ from sllm.control import deployments as model
 from sllm.control import topology
 from sllm.control.admission import GenerationAsk, Prompt
 from sllm.control.fleet import Delta, Full, Report
+from sllm.control.progress import Departure
 from sllm.control.receipts import Phase, PhaseKind, Receipt
 from sllm.control.status import DeploymentStatus, Loading, LoadPhase
 from sllm.control.store import Call
-from sllm.sampling import Sampling
+from sllm.sampling import MAX_SEED, Sampling
 
 # Relayed or forwarded as they are: a message of the hot path is never translated.
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
 GenerateResponse: TypeAlias = inference_pb.GenerateResponse
+Tokens: TypeAlias = inference_pb.Tokens
 Finished: TypeAlias = inference_pb.Finished
 DeployResponse: TypeAlias = deployment_pb.DeployResponse
 Metadata: TypeAlias = grpc.aio.Metadata
@@ -333,6 +336,37 @@ def _prompt(request: GenerateRequest) -> Prompt:
 def _sampling(params: pb.SamplingParams) -> Sampling:
     given = {field.name: value for field, value in params.ListFields()}
     return Sampling(**given)
+
+
+def settle_seed(request: GenerateRequest) -> None:
+    """Chooses the seed of a request that leaves it open, so that it can go on anywhere."""
+    sampling = request.sampling
+    greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    if not greedy and not sampling.HasField("seed"):
+        sampling.seed = secrets.randbelow(MAX_SEED + 1)
+
+
+def go_on(request: GenerateRequest, prompt: Sequence[int], generated: Sequence[int]) -> None:
+    """Makes `request` go on after the tokens that were generated.
+
+    The prompt's tokens, where they are known, take the place of what they were made of: a chat
+    template may give others tomorrow, since some of them tell the date.
+    """
+    if prompt:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=prompt))
+    request.continuation.CopyFrom(inference_pb.Continuation(token_ids=generated))
+
+
+def migrated_event(departure: Departure, to: topology.Instance, pause: float) -> GenerateResponse:
+    """Tells the caller that another instance has gone on."""
+    migrated = inference_pb.Migrated(
+        from_node_id=departure.instance.node_id,
+        to_node_id=to.node_id,
+        to_instance_id=to.instance_id,
+        pause=duration(pause),
+        reason=inference_pb.MigrationReason.ValueType(departure.reason),
+    )
+    return GenerateResponse(migrated=migrated)
 
 
 def queued_event(position: int, estimated_wait: float | None) -> GenerateResponse:

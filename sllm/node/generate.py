@@ -72,11 +72,13 @@ class Generation:
         yield self._event(tokens=merged)
 
     def _started(self, accepted: worker_pb.Accepted) -> pb.Started:
+        known = self._request.HasField("token_ids")
         return pb.Started(
             instance_id=self._request.instance_id,
             node_id=self._node_id,
             prompt_tokens=accepted.prompt_tokens,
             request_id=self._request.request_id,
+            prompt_token_ids=() if known else accepted.prompt_token_ids,
         )
 
     def _finished(self, completed: worker_pb.Completed) -> pb.Finished:

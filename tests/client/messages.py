@@ -66,6 +66,18 @@ def finished(sequence: int) -> pb.GenerateResponse:
     )
 
 
+MIGRATED = pb.GenerateResponse(
+    sequence=4,
+    migrated=pb.Migrated(
+        from_node_id="n-1",
+        to_node_id="n-2",
+        to_instance_id="i-2",
+        pause=HALF_A_SECOND,
+        reason=pb.MIGRATION_REASON_FAILOVER,
+    ),
+)
+
+
 def generation() -> list[pb.GenerateResponse]:
     """A whole cold generation."""
     return [

@@ -7,7 +7,15 @@ import sllm
 from sllm import errors
 from tests.client.conftest import Call, Collect
 from tests.client.fake_control import FakeControl
-from tests.client.messages import LOADING, QUEUED, STARTED, finished, generation, tokens
+from tests.client.messages import (
+    LOADING,
+    MIGRATED,
+    QUEUED,
+    STARTED,
+    finished,
+    generation,
+    tokens,
+)
 
 
 def test_events_are_typed_and_in_order(control: FakeControl, collect: Collect) -> None:
@@ -30,6 +38,25 @@ def test_events_are_typed_and_in_order(control: FakeControl, collect: Collect) -
         sllm.Tokens(3, 0, token_ids=(10, 11), text="Once ", logprobs=(logprob, logprob)),
     ]
     assert isinstance(events[-1], sllm.Finished)
+
+
+def test_a_migration_is_told_and_kept(control: FakeControl, collect: Collect) -> None:
+    before, after = generation()[:4], [tokens(5, 2, 12, text="upon"), finished(6)]
+    control.reply("Generate", *before, MIGRATED, *after)
+
+    events, result = collect("tiny", "Once")
+
+    moved = sllm.Migrated(4, "n-1", "n-2", "i-2", pause=0.5, reason=sllm.MigrationReason.FAILOVER)
+    assert events[4] == moved
+    assert result.migrations == (moved,)
+    assert result.token_ids == (10, 11, 12)
+
+
+def test_failover_is_asked_for_unless_it_is_not(control: FakeControl, collect: Collect) -> None:
+    for failover in (True, False):
+        control.reply("Generate", *generation())
+        collect("tiny", "Once", failover=failover)
+    assert [request.no_failover for request in control.requests["Generate"]] == [False, True]
 
 
 def test_the_result_is_the_whole_generation(control: FakeControl, collect: Collect) -> None:

@@ -74,6 +74,11 @@ class Script:
     before_ready: Gate = field(default_factory=Gate)
     before_tokens: Gate = field(default_factory=Gate)
     """After `started`, before the first token."""
+    tokens_before_gate: int | None = None
+    """After how many tokens of a generation `amid_tokens` comes."""
+    amid_tokens: Gate = field(default_factory=Gate)
+    amid_errors: list[errors.SllmError] = field(default_factory=list)
+    """One for each of the next requests that pass it."""
     before_finish: Gate = field(default_factory=Gate)
     """After the tokens."""
     before_stop: Gate = field(default_factory=Gate)
@@ -381,15 +386,20 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
                 node_id=self.node_id,
                 prompt_tokens=2,
                 request_id=request.request_id,
+                prompt_token_ids=() if request.HasField("token_ids") else (7, 8),
             )
         )
         await self.script.before_tokens.passed()
         if self.script.generate_errors:
             raise self.script.generate_errors.pop(0)
         count = request.max_tokens or 3
-        for index in range(count):
+        for index in range(len(request.continuation.token_ids), count):
             tokens = inference_pb.Tokens(first_index=index, token_ids=[index], text=f"{index} ")
             yield Response(sequence=index, tokens=tokens)
+            if index + 1 == self.script.tokens_before_gate:
+                await self.script.amid_tokens.passed()
+                if self.script.amid_errors:
+                    raise self.script.amid_errors.pop(0)
         await self.script.before_finish.passed()
         prefill = pb.Phase(kind=pb.PHASE_KIND_PREFILL)
         prefill.duration.FromMilliseconds(1)

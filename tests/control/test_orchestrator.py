@@ -218,15 +218,6 @@ async def test_a_node_lost_before_the_first_token_costs_a_pause(cluster: Cluster
     assert [event.sequence for event in stream.events] == list(range(len(stream.events)))
 
 
-async def test_a_node_lost_after_the_first_token_is_told(cluster: Cluster, node: FakeNode) -> None:
-    await cluster.caller.deploy()
-    node.script.before_finish.shut()
-    stream = await cluster.caller.generate().until("tokens")
-    await cluster.lose_node("n1")
-    with pytest.raises(errors.NodeLost):
-        await stream.end()
-
-
 async def test_a_node_lost_while_it_starts_an_instance(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     node.script.before_ready.shut()
@@ -264,11 +255,12 @@ async def test_a_node_that_falls_silent_is_lost_when_its_lease_ends(
     node.script.before_finish.shut()
     stream = await cluster.caller.generate().until("tokens")
     node.silent = True
-    with pytest.raises(errors.NodeLost):
-        await stream.end()
     await cluster.wait_for_nodes(0)
     node.silent = False
     await cluster.wait_for_nodes(1)
+    node.script.before_finish.open()
+    await stream.end()
+    assert stream.text == "0 1 2 "
 
 
 async def test_a_worker_that_dies_before_the_first_token_costs_a_pause(
@@ -283,10 +275,10 @@ async def test_a_worker_that_dies_before_the_first_token_costs_a_pause(
     assert node.count("StartInstance") == 2
 
 
-async def test_a_second_chance_is_the_last(cluster: Cluster, node: FakeNode) -> None:
+async def test_a_third_chance_is_the_last(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
-    node.script.generate_errors += [errors.WorkerDied("killed"), errors.WorkerDied("again")]
-    with pytest.raises(errors.WorkerDied, match="again"):
+    node.script.generate_errors += [errors.WorkerDied(why) for why in ("killed", "again", "ever")]
+    with pytest.raises(errors.WorkerDied, match="ever"):
         await cluster.caller.complete()
     await cluster.caller.complete()
 

@@ -1,4 +1,4 @@
-"""Parts killed under load: callers get a result or a typed error, and all works again."""
+"""Parts killed under load: callers get what they asked for, or a typed error; all works again."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from tests.e2e.cluster import Cluster, running
 from tests.support import assert_eventually
 
 CALLERS = 8
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def loaded(tmp_path: Path, models: Path) -> Iterator[Cluster]:
 async def _callers(client: sllm.AsyncClient) -> list[asyncio.Task[sllm.Result]]:
     """Requests that are under way: each has had a token."""
     streams = [
-        client.generate("busy", f"Caller {index}", max_tokens=220, ignore_eos=True)
+        client.generate("busy", f"Caller {index}", seed=index, max_tokens=220, ignore_eos=True)
         for index in range(CALLERS)
     ]
     for stream in streams:
@@ -50,6 +50,20 @@ async def _all_answered(
     return outcomes
 
 
+async def _all_whole(
+    client: sllm.AsyncClient, tasks: list[asyncio.Task[sllm.Result]]
+) -> list[sllm.Result]:
+    """Every caller gets what it would have got undisturbed."""
+    outcomes = await _all_answered(tasks)
+    undisturbed = await asyncio.gather(*await _callers(client))
+    for outcome, expected in zip(await asyncio.gather(*tasks), undisturbed, strict=True):
+        assert outcome.token_ids == expected.token_ids
+        assert outcome.text == expected.text
+        assert outcome.migrations
+    assert len(outcomes) == CALLERS
+    return undisturbed
+
+
 async def _works_again(client: sllm.AsyncClient) -> None:
     async def answered() -> bool:
         try:
@@ -66,9 +80,7 @@ async def test_a_killed_worker(loaded: Cluster) -> None:
         tasks = await _callers(client)
         (instance,) = await client.instances()
         os.kill(instance.worker_pid, signal.SIGKILL)
-        outcomes = await _all_answered(tasks)
-        assert any(isinstance(outcome, errors.WorkerDied) for outcome in outcomes)
-        await _works_again(client)
+        await _all_whole(client, tasks)
         (after,) = await client.instances()
         assert after.instance_id != instance.instance_id
         result = await client.complete("busy", "Weights?", max_tokens=1)
@@ -96,10 +108,8 @@ async def test_a_killed_node(loaded: Cluster) -> None:
         node = loaded.node_of(instance.node_id)
         left = node.descendants()
         node.kill()
-        outcomes = await _all_answered(tasks)
-        assert any(isinstance(outcome, errors.NodeLost) for outcome in outcomes)
+        await _all_whole(client, tasks)
         await assert_eventually(lambda: not any(process.is_running() for process in left))
-        await _works_again(client)
         node.restart()
         await asyncio.to_thread(loaded.wait_for_nodes, 2)
         await _works_again(client)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from serverlessllm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,24 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _MigrationReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MigrationReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MigrationReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MIGRATION_REASON_UNSPECIFIED: _MigrationReason.ValueType  # 0
+    MIGRATION_REASON_FAILOVER: _MigrationReason.ValueType  # 1
+    """The instance or node that served it was lost, or has given it up."""
+
+class MigrationReason(_MigrationReason, metaclass=_MigrationReasonEnumTypeWrapper):
+    """Why a generation has gone on elsewhere."""
+
+MIGRATION_REASON_UNSPECIFIED: MigrationReason.ValueType  # 0
+MIGRATION_REASON_FAILOVER: MigrationReason.ValueType  # 1
+"""The instance or node that served it was lost, or has given it up."""
+Global___MigrationReason: _TypeAlias = MigrationReason  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -37,6 +56,7 @@ class GenerateRequest(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     CONTINUATION_FIELD_NUMBER: _builtins.int
+    NO_FAILOVER_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -51,6 +71,10 @@ class GenerateRequest(_message.Message):
     """Set: give logprobs, with this many alternatives for every token. 0-20."""
     instance_id: _builtins.str
     """Set by the router when it calls a node: the instance to use. A client leaves it empty."""
+    no_failover: _builtins.bool
+    """Fail with the instance or node that serves the request, rather than go on elsewhere from the
+    tokens that have been relayed.
+    """
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
     @_builtins.property
@@ -90,10 +114,11 @@ class GenerateRequest(_message.Message):
         logprobs: _builtins.int | None = ...,
         instance_id: _builtins.str = ...,
         continuation: Global___Continuation | None = ...,
+        no_failover: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "instance_id", b"instance_id", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "instance_id", b"instance_id", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -143,6 +168,7 @@ class GenerateResponse(_message.Message):
     LOADING_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    MIGRATED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 0, without gaps, for as long as the request lives."""
@@ -155,6 +181,8 @@ class GenerateResponse(_message.Message):
     @_builtins.property
     def tokens(self) -> Global___Tokens: ...
     @_builtins.property
+    def migrated(self) -> Global___Migrated: ...
+    @_builtins.property
     def finished(self) -> Global___Finished:
         """Always the last."""
 
@@ -166,13 +194,14 @@ class GenerateResponse(_message.Message):
         loading: _types_pb2.Loading | None = ...,
         started: Global___Started | None = ...,
         tokens: Global___Tokens | None = ...,
+        migrated: Global___Migrated | None = ...,
         finished: Global___Finished | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "migrated", "finished"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -218,10 +247,15 @@ class Started(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     node_id: _builtins.str
     prompt_tokens: _builtins.int
     request_id: _builtins.str
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt as the model sees it. Empty if it came as token ids."""
+
     def __init__(
         self,
         *,
@@ -229,14 +263,54 @@ class Started(_message.Message):
         node_id: _builtins.str = ...,
         prompt_tokens: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "node_id", b"node_id", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "node_id", b"node_id", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class Migrated(_message.Message):
+    """Another instance goes on with the generation. What follows is what would have followed before;
+    no token is lost, and none comes twice.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_NODE_ID_FIELD_NUMBER: _builtins.int
+    TO_NODE_ID_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TO_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    from_node_id: _builtins.str
+    to_node_id: _builtins.str
+    reason: Global___MigrationReason.ValueType
+    to_instance_id: _builtins.str
+    """The instance that goes on."""
+    @_builtins.property
+    def pause(self) -> _duration_pb2.Duration:
+        """Between the last token from there and the first one from here."""
+
+    def __init__(
+        self,
+        *,
+        from_node_id: _builtins.str = ...,
+        to_node_id: _builtins.str = ...,
+        pause: _duration_pb2.Duration | None = ...,
+        reason: Global___MigrationReason.ValueType = ...,
+        to_instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node_id", b"from_node_id", "pause", b"pause", "reason", b"reason", "to_instance_id", b"to_instance_id", "to_node_id", b"to_node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Migrated: _TypeAlias = Migrated  # noqa: Y015
 
 @_typing.final
 class Tokens(_message.Message):

@@ -1,0 +1,154 @@
+"""A stream whose instance or node is lost goes on elsewhere, from the tokens that were relayed."""
+
+import pytest
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm import errors
+from tests.control.cluster import Cluster, Stream
+from tests.control.fake_node import FakeNode
+from tests.support import assert_eventually
+
+TOKENS = 6
+AMID = 3
+DIED = errors.WorkerDied("killed")
+
+
+def assert_whole(stream: Stream) -> None:
+    """No token lost, none twice, and no gap in the sequence."""
+    assert stream.text == "".join(f"{index} " for index in range(TOKENS))
+    assert [event.sequence for event in stream.events] == list(range(len(stream.events)))
+    indices = [event.tokens.first_index for event in stream.events if event.HasField("tokens")]
+    assert indices == list(range(TOKENS))
+
+
+def migrations(stream: Stream) -> list[inference_pb.Migrated]:
+    return [event.migrated for event in stream.events if event.HasField("migrated")]
+
+
+def last_request(node: FakeNode) -> inference_pb.GenerateRequest:
+    requests = [one for one in node.calls if isinstance(one, inference_pb.GenerateRequest)]
+    return requests[-1]
+
+
+@pytest.fixture
+def halfway(node: FakeNode) -> FakeNode:
+    """A node that stands still after some tokens of a generation."""
+    node.script.tokens_before_gate = AMID
+    node.script.amid_tokens.shut()
+    return node
+
+
+async def until_amid(stream: Stream) -> Stream:
+    while stream.kinds.count("tokens") < AMID:
+        stream.events.append(await stream.call.read())
+    return stream
+
+
+async def test_a_lost_node(cluster: Cluster, halfway: FakeNode) -> None:
+    await cluster.caller.deploy()
+    stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS))
+    other = await cluster.add_node("n2")
+    await cluster.lose_node("n1")
+    await stream.end()
+
+    assert_whole(stream)
+    (migrated,) = migrations(stream)
+    assert (migrated.from_node_id, migrated.to_node_id) == ("n1", "n2")
+    assert migrated.to_instance_id in other.instances
+    assert migrated.reason == inference_pb.MIGRATION_REASON_FAILOVER
+    assert migrated.pause.ToNanoseconds() > 0
+    assert stream.kinds.count("started") == 1
+    assert stream.receipt.node_id == "n1", "the receipt tells of the first token"
+    asked = last_request(other)
+    assert list(asked.continuation.token_ids) == list(range(AMID))
+    assert list(asked.token_ids.ids) == [7, 8], "the prompt is what the first instance made of it"
+
+
+async def test_a_worker_that_dies(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    node.script.tokens_before_gate = AMID
+    node.script.amid_errors.append(DIED)
+    stream = await cluster.caller.complete(max_tokens=TOKENS, token_ids=pb.TokenIds(ids=[5]))
+
+    assert_whole(stream)
+    assert node.count("StartInstance") == 2
+    assert migrations(stream)[0].to_node_id == "n1"
+    assert list(last_request(node).token_ids.ids) == [5]
+
+
+async def test_tries_at_one_token_are_bounded(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    stream = cluster.caller.generate(max_tokens=TOKENS)
+    node.script.tokens_before_gate = AMID
+    node.script.amid_tokens.shut()
+    await until_amid(stream)
+    node.script.amid_errors.append(DIED)
+    node.script.generate_errors += [DIED, errors.WorkerDied("once too often")]
+    node.script.amid_tokens.open()
+    with pytest.raises(errors.WorkerDied, match="once too often"):
+        await stream.end()
+    assert stream.kinds.count("tokens") == AMID
+
+
+async def test_who_does_not_want_it_is_told(cluster: Cluster, halfway: FakeNode) -> None:
+    await cluster.caller.deploy()
+    stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS, no_failover=True))
+    await cluster.add_node("n2")
+    await cluster.lose_node("n1")
+    with pytest.raises(errors.NodeLost):
+        await stream.end()
+
+
+async def test_without_another_node_it_fails_in_the_end(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS))
+    await cluster.lose_node("n1")
+    with pytest.raises(errors.NoNodes):
+        await stream.end()
+
+
+async def test_it_can_be_cancelled_on_its_way(cluster: Cluster, halfway: FakeNode) -> None:
+    await cluster.caller.deploy()
+    stream = cluster.caller.generate(max_tokens=TOKENS, request_id="moving")
+    await until_amid(stream)
+    other = await cluster.add_node("n2")
+    other.script.before_ready.shut()
+    await cluster.lose_node("n1")
+    await stream.until("loading")
+    await assert_eventually(lambda: other.script.before_ready.waiting)
+    await cluster.caller.cancel("moving")
+    with pytest.raises(errors.Cancelled):
+        await stream.end()
+    other.script.before_ready.open()
+
+
+async def test_its_deadline_stays(cluster: Cluster, halfway: FakeNode) -> None:
+    await cluster.caller.deploy()
+    stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS, timeout=2.0))
+    other = await cluster.add_node("n2")
+    other.script.before_ready.shut()
+    await cluster.lose_node("n1")
+    with pytest.raises(errors.DeadlineExceeded):
+        await stream.end()
+    other.script.before_ready.open()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "chosen"),
+    [
+        (pb.SamplingParams(), True),
+        (pb.SamplingParams(temperature=0.7), True),
+        (pb.SamplingParams(temperature=0), False),
+    ],
+)
+async def test_what_is_drawn_can_be_drawn_again(
+    cluster: Cluster, node: FakeNode, sampling: pb.SamplingParams, chosen: bool
+) -> None:
+    await cluster.caller.deploy()
+    await cluster.caller.complete(sampling=sampling)
+    assert last_request(node).sampling.HasField("seed") == chosen
+    await cluster.caller.complete(sampling=pb.SamplingParams(seed=0))
+    assert last_request(node).sampling.seed == 0
