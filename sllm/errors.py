@@ -112,7 +112,7 @@ class InvalidSampling(InvalidRequest):
 
 
 class InvalidSource(InvalidRequest):
-    """A source is not a URL that this version can read, or lacks what a model needs."""
+    """A source is not one that this version can read, or lacks what a model needs."""
 
     reason = "INVALID_SOURCE"
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib
+import inspect
 import subprocess
 import sys
 
 import pytest
 
 import sllm
+from sllm import checkpoint
 
 PUBLIC = {
     "AsyncClient",
@@ -45,6 +47,19 @@ PUBLIC = {
     "Usage",
     "errors",
 }
+CHECKPOINT = {
+    "FileEntry",
+    "Inspection",
+    "OpenCheckpoint",
+    "PartitionEntry",
+    "TensorEntry",
+    "inspect",
+    "load",
+    "open",
+    "pack",
+    "save",
+    "verify",
+}
 METHODS = {
     "address",
     "cancel",
@@ -72,6 +87,30 @@ def test_other_names_are_refused() -> None:
         sllm.Spam  # noqa: B018 - on purpose
 
 
+def test_the_names_of_the_checkpoint_library_are_these() -> None:
+    assert set(checkpoint.__all__) == CHECKPOINT
+    assert set(dir(checkpoint)) == CHECKPOINT
+    for name in CHECKPOINT:
+        assert getattr(checkpoint, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'Spam'"):
+        checkpoint.Spam  # noqa: B018 - on purpose
+
+
+def test_the_functions_of_the_checkpoint_library_take_these() -> None:
+    parameters = {
+        name: list(inspect.signature(getattr(checkpoint, name)).parameters)
+        for name in ("inspect", "load", "open", "pack", "save", "verify")
+    }
+    assert parameters == {
+        "inspect": ["path"],
+        "load": ["path", "verify", "threads"],
+        "open": ["path"],
+        "pack": ["source_dir", "destination", "dtype", "progress"],
+        "save": ["state_dict", "path"],
+        "verify": ["path", "progress"],
+    }
+
+
 @pytest.mark.parametrize("name", ["Client", "AsyncClient"])
 def test_the_clients_can_do_this(name: str) -> None:
     cls = getattr(sllm, name)
@@ -91,4 +130,9 @@ def test_records_are_frozen(module: str) -> None:
 
 def test_the_package_alone_brings_no_grpc() -> None:
     script = "import sys, sllm; from sllm import errors; sys.exit('grpc' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_the_checkpoint_library_alone_brings_no_torch() -> None:
+    script = "import sys; from sllm import checkpoint; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -5,7 +5,7 @@ need not be whole blocks.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -66,14 +66,29 @@ def read_checkpoint(
     """
     with ExitStack() as files:
         reads = _reads(directory, manifest, memory, verify, files)
-        futures = [threads.submit(_read, read, clock, cancelled) for read in reads]
-        files.callback(_settle, futures)
-        done = 0
-        sizes = dict(zip(futures, (read.size for read in reads), strict=True))
+        return read_chunks(
+            reads, threads=threads, clock=clock, progress=progress, cancelled=cancelled
+        )
+
+
+def read_chunks(
+    reads: Sequence[ChunkRead],
+    *,
+    threads: Executor,
+    clock: Clock,
+    progress: Callable[[int, int], object],
+    cancelled: Callable[[], bool],
+) -> float:
+    """As `read_checkpoint`, of chunks of files that the caller keeps open."""
+    futures = {threads.submit(read_chunk, read, clock, cancelled): read.size for read in reads}
+    done, total = 0, sum(futures.values())
+    try:
         for future in as_completed(futures):
             future.result()
-            done += sizes[future]
-            progress(done, manifest.size_bytes)
+            done += futures[future]
+            progress(done, total)
+    finally:
+        _settle(futures)
     return min((future.result() for future in futures), default=clock.now())
 
 
@@ -83,15 +98,22 @@ def _reads(
     return [
         read if verify else replace(read, digest="")
         for index, entry in enumerate(manifest.partitions)
-        for read in _reads_of(
-            entry, partial(memory, index), files.enter_context(_open(directory / entry.file))
+        for read in reads_of(
+            entry, partial(memory, index), files.enter_context(open_file(directory / entry.file))
         )
     ]
 
 
-def _reads_of(
+def reads_of(
     entry: PartitionEntry, memory: Callable[[int], memoryview], file: DirectFile
 ) -> list[ChunkRead]:
+    """The chunks of a partition.
+
+    Args:
+        entry: the partition.
+        memory: gives the memory for a chunk, by its index.
+        file: the partition's, open.
+    """
     offsets = range(0, entry.size, entry.chunk_size)
     sizes = [min(entry.chunk_size, entry.size - offset) for offset in offsets]
     digests = entry.digests or ("",) * len(offsets)
@@ -101,14 +123,20 @@ def _reads_of(
     ]
 
 
-def _open(path: Path) -> DirectFile:
+def open_file(path: Path) -> DirectFile:
+    """A partition, to be read.
+
+    Raises:
+        CheckpointCorrupt: it cannot be opened; names it.
+    """
     try:
         return DirectFile(path, os.O_RDONLY)
     except OSError as error:
         raise corrupt(path, f"cannot be opened: {error.strerror}") from error
 
 
-def _read(read: ChunkRead, clock: Clock, cancelled: Callable[[], bool]) -> float:
+def read_chunk(read: ChunkRead, clock: Clock, cancelled: Callable[[], bool]) -> float:
+    """One chunk; says when its turn came. Errors are those of `read_checkpoint`."""
     if cancelled():
         raise Cancelled("the load was cancelled")
     began = clock.now()
@@ -126,7 +154,7 @@ def _check(read: ChunkRead, found: str) -> None:
         raise corrupt(read.file.path, problem, read.offset)
 
 
-def _settle(futures: Sequence[Future[float]]) -> None:
+def _settle(futures: Collection[Future[float]]) -> None:
     for future in futures:
         future.cancel()
     wait(futures)

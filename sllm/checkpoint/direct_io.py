@@ -118,6 +118,15 @@ class DirectFile:
         self.close()
 
 
+def flush_directory(directory: Path) -> None:
+    """Returns when the disk has the directory's entries."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 @functools.cache
 def _say_buffered(directory: Path) -> None:
     """Once for a directory."""

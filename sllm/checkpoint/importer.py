@@ -13,10 +13,10 @@ import xxhash
 
 from sllm.checkpoint.chunk_filler import ChunkFiller, Tally
 from sllm.checkpoint.config_dtype import with_dtype
-from sllm.checkpoint.direct_io import DirectFile
+from sllm.checkpoint.direct_io import DirectFile, flush_directory
 from sllm.checkpoint.dtypes import BY_TORCH_NAME
 from sllm.checkpoint.journal import JOURNAL_FILE, Journal
-from sllm.checkpoint.layout import Layout, plan_layout
+from sllm.checkpoint.layout import PARTITION_BYTES, Layout, plan_layout
 from sllm.checkpoint.manifest import FileEntry, Manifest, PartitionEntry, corrupt, make_manifest
 from sllm.checkpoint.manifest_file import write_manifest
 from sllm.checkpoint.memory import ChunkMemory
@@ -43,12 +43,15 @@ class ImportPlan:
         return self.layout.size_bytes + sum(path.stat().st_size for path in self.files.files)
 
 
-def plan_import(files: SourceFiles, dtype: str | None) -> ImportPlan:
+def plan_import(
+    files: SourceFiles, dtype: str | None, partition_bytes: int = PARTITION_BYTES
+) -> ImportPlan:
     """Decides where every tensor goes.
 
     Args:
         files: the source's.
         dtype: torch's name of what plain floating tensors are converted to; None: nothing is.
+        partition_bytes: bound of a partition of several tensors.
 
     Raises:
         InvalidArgument: the dtype is not one that weights can be converted to.
@@ -57,7 +60,7 @@ def plan_import(files: SourceFiles, dtype: str | None) -> ImportPlan:
         known = ", ".join(BY_TORCH_NAME)
         raise InvalidArgument(f"weights cannot be converted to dtype {dtype!r}; use one of {known}")
     target = BY_TORCH_NAME[dtype] if dtype else None
-    return ImportPlan(files, dtype, plan_layout(files.tensors, target))
+    return ImportPlan(files, dtype, plan_layout(files.tensors, target, partition_bytes))
 
 
 def import_checkpoint(
@@ -182,12 +185,3 @@ class _Import:
 
 def _partition_name(index: int) -> str:
     return f"partition-{index:05}.bin"
-
-
-def flush_directory(directory: Path) -> None:
-    """Returns when the disk has the directory's entries."""
-    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

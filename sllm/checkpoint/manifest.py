@@ -16,7 +16,8 @@ import xxhash
 from sllm.errors import CheckpointCorrupt
 
 VERSION = 1
-"""The major version of the format; within one, keys are only ever added."""
+"""The major version of the format. Within one, keys are only ever added, outside of what the digest
+covers: a reader ignores those that it does not know, and refuses a newer version."""
 
 TENSOR_ALIGNMENT = 64
 """Bytes; a cache line, and the widest vector register."""

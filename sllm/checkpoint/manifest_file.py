@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from sllm.checkpoint.manifest import (
     corrupt,
     is_digest,
 )
+from sllm.errors import CheckpointCorrupt, InvalidSource
 
 FORMAT = "sllm-checkpoint"
 MANIFEST_FILE = "manifest.json"
@@ -47,10 +48,26 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:
         CheckpointCorrupt: a file is missing, or is not what it should be; names the file.
+        InvalidSource: the checkpoint's format is newer than what is known here.
+    """
+    manifest = parse_manifest(directory)
+    for error in wrong_sizes(directory, manifest):
+        raise error
+    return manifest
+
+
+def parse_manifest(directory: Path) -> Manifest:
+    """Reads a checkpoint's manifest, and checks it alone.
+
+    Raises:
+        CheckpointCorrupt: it is missing, or contradicts itself; names the file.
+        InvalidSource: its format's major version is newer than what is known here.
     """
     path = directory / MANIFEST_FILE
     try:
-        manifest = _parse(json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
+        _check_version(content, path)
+        manifest = _parse(content)
         _check(manifest)
     except FileNotFoundError:
         raise corrupt(path, "missing; this is not a complete checkpoint") from None
@@ -58,30 +75,35 @@ def read_manifest(directory: Path) -> Manifest:
         raise corrupt(path, f"the key {error} is missing") from error
     except (ValueError, TypeError) as error:
         raise corrupt(path, str(error)) from error
-    for entry in manifest.partitions:
-        _check_size(directory / entry.file, entry.size)
-    for file in manifest.files:
-        _check_size(directory / file.name, file.size)
     return manifest
 
 
-def _check_size(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise corrupt(path, "missing")
-    found = path.stat().st_size
-    if found != size:
-        raise corrupt(path, f"has {found} bytes instead of {size}", min(found, size))
+def wrong_sizes(directory: Path, manifest: Manifest) -> Iterator[CheckpointCorrupt]:
+    """An error for every file that is missing, or longer or shorter than the manifest says."""
+    sizes = [(entry.file, entry.size) for entry in manifest.partitions]
+    for name, size in sizes + [(file.name, file.size) for file in manifest.files]:
+        path = directory / name
+        if not path.is_file():
+            yield corrupt(path, "missing")
+        elif (found := path.stat().st_size) != size:
+            yield corrupt(path, f"has {found} bytes instead of {size}", min(found, size))
 
 
-def _parse(content: Any) -> Manifest:
-    """Takes the keys that this version knows, and ignores others."""
+def _check_version(content: Any, path: Path) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"not a manifest: its format is not {FORMAT!r}")
     version = _natural(content["version"])
     if version > VERSION:
-        raise ValueError(f"format version {version} is newer than {VERSION}, the newest known here")
+        raise InvalidSource(
+            f"{path}: format version {version} is newer than {VERSION}, the newest known here; "
+            "read it with a newer sllm"
+        )
+
+
+def _parse(content: Any) -> Manifest:
+    """Takes the keys that this version knows, and ignores others."""
     return Manifest(
-        version=version,
+        version=_natural(content["version"]),
         tensors=_each(content["tensors"], _parse_tensor),
         partitions=_each(content["partitions"], _parse_partition),
         files=_each(content["files"], _parse_file),

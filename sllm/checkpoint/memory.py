@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from sllm import libc
-from sllm.checkpoint.manifest import PartitionEntry
+from sllm.checkpoint.manifest import BLOCK_BYTES, PartitionEntry
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -49,10 +49,12 @@ class Region:
 
     def __init__(self, partitions: Sequence[PartitionEntry]) -> None:
         self._partitions = partitions
-        whole = (_aligned(entry.size, HUGE_PAGE_BYTES) for entry in partitions)
-        self._starts = [0, *accumulate(whole)]
-        self._memory = reserve(self._starts[-1], libc.PROT_READ | libc.PROT_WRITE)
-        libc.advise_huge_pages(ctypes.addressof(self._memory), self._starts[-1])
+        total = sum(_aligned(entry.size, BLOCK_BYTES) for entry in partitions)
+        # Small ones would each take a huge page, and addresses of which a process has not many.
+        self._mapped = total >= HUGE_PAGE_BYTES
+        step = HUGE_PAGE_BYTES if self._mapped else BLOCK_BYTES
+        self._starts = [0, *accumulate(_aligned(entry.size, step) for entry in partitions)]
+        self._memory = _mapped(self._starts[-1]) if self._mapped else _block_aligned(total)
 
     def buffer(self, partition: int) -> memoryview:
         """The bytes of a partition."""
@@ -64,11 +66,24 @@ class Region:
         size = self._partitions[partition].chunk_size
         start = self._starts[partition] + index * size
         end = min(start + size, self._starts[partition + 1])
-        libc.populate(ctypes.addressof(self._memory) + start, end - start)
+        if self._mapped:
+            libc.populate(ctypes.addressof(self._memory) + start, end - start)
         return self._view(start, end)
 
     def _view(self, start: int, end: int) -> memoryview:
         return memoryview(self._memory).cast("B")[start:end]
+
+
+def _mapped(size: int) -> "ctypes.Array[ctypes.c_char]":
+    memory = reserve(size, libc.PROT_READ | libc.PROT_WRITE)
+    libc.advise_huge_pages(ctypes.addressof(memory), size)
+    return memory
+
+
+def _block_aligned(size: int) -> "ctypes.Array[ctypes.c_char]":
+    whole = bytearray(size + BLOCK_BYTES)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(whole))
+    return (ctypes.c_char * size).from_buffer(whole, -address % BLOCK_BYTES)
 
 
 def _aligned(value: int, alignment: int) -> int:

@@ -1,5 +1,6 @@
 """Writes a partition chunk by chunk: one is filled while those before go to the disk."""
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,12 @@ CHUNKS_IN_FLIGHT = 2
 MemoryOf = Callable[[int], memoryview]
 """Gives the memory for the chunk of an index. It may be given out again `CHUNKS_IN_FLIGHT` + 1
 chunks later."""
+
+
+def ring(chunk_bytes: int) -> MemoryOf:
+    """Memory for as many chunks as are in use at once, handed out in turn."""
+    chunks = [memoryview(mmap.mmap(-1, chunk_bytes)) for _ in range(CHUNKS_IN_FLIGHT + 1)]
+    return lambda index: chunks[index % len(chunks)]
 
 
 class PartitionWriter:

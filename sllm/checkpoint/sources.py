@@ -123,10 +123,16 @@ def inspect(source: LocalSource) -> SourceFiles:
         InvalidSource: it holds no model, or not in safetensors.
         CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
     """
+    files = find_files(source)
+    if not any(path.name == _CONFIG for path in files.files):
+        raise InvalidSource(f"{source.directory} has no {_CONFIG}: it is not a model's directory")
+    return files
+
+
+def find_files(source: LocalSource) -> SourceFiles:
+    """As `inspect`, of a directory of safetensors files that need not be a model."""
     found = fingerprint(source)
     paths = _list(source)
-    if not any(path.name == _CONFIG for path in paths):
-        raise InvalidSource(f"{source.directory} has no {_CONFIG}: it is not a model's directory")
     tensors = _tensors(source.directory, paths)
     return SourceFiles(
         origin=source,

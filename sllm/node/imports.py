@@ -12,7 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from sllm.checkpoint.importer import ImportPlan, flush_directory, import_checkpoint, plan_import
+from sllm.checkpoint.direct_io import flush_directory
+from sllm.checkpoint.importer import ImportPlan, import_checkpoint, plan_import
 from sllm.checkpoint.manifest import Manifest
 from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.clock import Clock

@@ -20,7 +20,7 @@ import structlog
 
 from sllm.checkpoint.manifest import Manifest, corrupt, is_digest
 from sllm.checkpoint.manifest_file import read_manifest
-from sllm.errors import CheckpointCorrupt, InvalidArgument
+from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.records import Tier
 
@@ -89,7 +89,7 @@ class SsdTier:
             manifest = read_manifest(path)
             if manifest.digest != path.name:
                 raise corrupt(path, f"holds the checkpoint {manifest.digest}")
-        except CheckpointCorrupt as error:
+        except (CheckpointCorrupt, InvalidSource) as error:
             _log.warning("node.checkpoint_dropped", path=str(path), problem=error.message)
             delete(path)
             return

@@ -13,9 +13,7 @@ from safetensors.torch import load_file
 
 from sllm.checkpoint import importer, pieces
 from sllm.checkpoint.importer import plan_import
-from sllm.checkpoint.layout import Layout, plan_layout
 from sllm.checkpoint.manifest_file import read_manifest
-from sllm.checkpoint.safetensors_header import TensorHeader
 from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.errors import Cancelled, CheckpointCorrupt, InvalidArgument
 from sllm.node.pool import Pool
@@ -74,12 +72,9 @@ def test_tensors_may_end_anywhere_in_a_chunk(tmp_path: Path, size: int) -> None:
     assert_same(tensors_on_disk(manifest, tmp_path / "out"), weights)
 
 
-def test_several_partitions_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def small(tensors: tuple[TensorHeader, ...], dtype: str | None) -> Layout:
-        return plan_layout(tensors, dtype, partition_bytes=20_000)
-
-    monkeypatch.setattr(importer, "plan_layout", small)
-    manifest = import_model(write_model(tmp_path / "source"), tmp_path / "out")
+def test_several_partitions_hold_the_same(tmp_path: Path) -> None:
+    files = inspect(LocalSource(write_model(tmp_path / "source")))
+    manifest = run_import(plan_import(files, None, partition_bytes=20_000), tmp_path / "out")
     assert len(manifest.partitions) == 4
     assert_same(tensors_on_disk(manifest, tmp_path / "out"), random_weights())
 
