@@ -21,8 +21,8 @@ def pack(
 ) -> str:
     """Writes what a safetensors directory holds as a checkpoint made for loading.
 
-    It streams: whatever the model's size, some 50 MB are held in memory. The checkpoint appears
-    under its name when all of it is on the disk, or not at all.
+    It streams: whatever the model's size, a few chunks of 16 MiB are held in memory. The checkpoint
+    appears under its name when all of it is on the disk, or not at all.
 
     Args:
         source_dir: safetensors in one file or in shards; a model's small files are carried along.

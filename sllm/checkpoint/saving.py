@@ -125,7 +125,8 @@ def contiguous_bytes(tensor: torch.Tensor) -> memoryview:
     """A tensor's elements, side by side in its own memory if they lie so there, or in a copy."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
     carried = plain.view(_CARRIERS[plain.itemsize]).contiguous()
-    return carried.flatten().view(torch.uint8).numpy().data
+    flat = carried.as_strided((carried.numel(),), (1,))  # of one element, any stride is contiguous
+    return flat.view(torch.uint8).numpy().data
 
 
 def _check(name: object, tensor: object) -> None:

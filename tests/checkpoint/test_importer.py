@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from sllm.checkpoint import importer, pieces
+from sllm.checkpoint import pieces
 from sllm.checkpoint.importer import plan_import
 from sllm.checkpoint.manifest_file import read_manifest
 from sllm.checkpoint.sources import LocalSource, inspect
