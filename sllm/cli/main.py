@@ -2,7 +2,7 @@
 
 import typer
 
-from sllm.cli import cluster, deployments, generate, listings, servers
+from sllm.cli import checkpoints, cluster, deployments, generate, listings, servers
 from sllm.cli.common import TypedErrors
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app.command(rich_help_panel="Use it")(deployments.rm)
 app.command(rich_help_panel="Look at it")(listings.ls)
 app.command(rich_help_panel="Look at it")(listings.ps)
 app.command(rich_help_panel="Look at it")(listings.nodes)
+app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
+app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
+app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)
 
 
 def main() -> None:

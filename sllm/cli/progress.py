@@ -17,8 +17,8 @@ LABELS = {
 }
 
 
-class LoadingBar:
-    """Shows itself with the first `show`, and only to a terminal."""
+class _Bar:
+    """Shows itself when there is something to show, and only to a terminal."""
 
     def __init__(self) -> None:
         console = diagnostics()
@@ -33,16 +33,11 @@ class LoadingBar:
         )
         self._task = self._bar.add_task("", visible=False, total=None)
 
-    def show(self, loaded: Loaded) -> None:
-        """How far the work is."""
+    def _update(self, label: str, done: int, total: int) -> None:
         if not self._bar.live.is_started:
             self._bar.start()
         self._bar.update(
-            self._task,
-            description=LABELS[loaded.phase],
-            completed=loaded.loaded_bytes,
-            total=loaded.total_bytes or None,
-            visible=True,
+            self._task, description=label, completed=done, total=total or None, visible=True
         )
 
     def hide(self) -> None:
@@ -59,3 +54,23 @@ class LoadingBar:
         traceback: TracebackType | None,
     ) -> None:
         self.hide()
+
+
+class LoadingBar(_Bar):
+    """How far a node's load is."""
+
+    def show(self, loaded: Loaded) -> None:
+        """How far the work is."""
+        self._update(LABELS[loaded.phase], loaded.loaded_bytes, loaded.total_bytes)
+
+
+class BytesBar(_Bar):
+    """How far this process's own work is."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._label = label
+
+    def show(self, done: int, total: int) -> None:
+        """How many bytes are done; from any thread."""
+        self._update(self._label, done, total)
