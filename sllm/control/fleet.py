@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from sllm.control.index import Index
+from sllm.control.ranking import Table
 from sllm.control.topology import (
+    Copies,
     Copy,
     Instance,
     InstanceState,
@@ -11,13 +14,11 @@ from sllm.control.topology import (
     NodeView,
     Planned,
     Snapshot,
-    Tier,
-    Typical,
     Use,
     keys_of,
-    typical_of,
     without,
 )
+from sllm.control.typical import Observations
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,14 @@ class Fleet:
     def __init__(self) -> None:
         self._nodes: dict[str, NodeView] = {}
         self._revisions: dict[str, int] = {}
-        self._by_deployment: dict[str, tuple[Instance, ...]] = {}
+        self._by_deployment: Index[tuple[Instance, ...]] = Index()
         self._node_of: dict[str, str] = {}
-        self._holders: dict[str, frozenset[str]] = {}
-        self._typical: Typical | None = None
+        self._holders: Index[frozenset[str]] = Index()
+        self._observations = Observations()
+        self._table: Table | None = None
+        """As of the last snapshot. None: nodes have come or gone."""
+        self._changed: set[str] = set()
+        """Nodes of which the table shows an older view."""
 
     @property
     def nodes(self) -> Mapping[str, NodeView]:
@@ -96,15 +101,20 @@ class Fleet:
 
     def snapshot(self, uses: Mapping[str, Use], protected: frozenset[str]) -> Snapshot:
         """What placement may look at."""
-        if self._typical is None:
-            self._typical = typical_of(self._nodes.values())
+        typical = self._observations.typical()
+        if self._table is None:
+            self._table = Table(self._nodes, typical)
+        else:
+            self._table = self._table.updated(self._nodes, self._changed, typical)
+        self._changed.clear()
         return Snapshot(
             nodes=dict(self._nodes),
-            instances=dict(self._by_deployment),
+            instances=self._by_deployment.frozen,
             uses=dict(uses),
-            holders=dict(self._holders),
+            holders=self._holders.frozen,
             protected=protected,
-            typical=self._typical,
+            typical=typical,
+            memo={Table: self._table},
         )
 
     # --- what nodes say -----------------------------------------------------------------------
@@ -130,9 +140,7 @@ class Fleet:
         if view is None:
             return ()
         self._revisions.pop(node_id, None)
-        self._typical = None
-        self._index_instances(view, None)
-        self._index_copies(view, None)
+        self._index(view, None)
         return view.present
 
     def _follows(self, report: Report) -> bool:
@@ -146,7 +154,7 @@ class Fleet:
         instances = {one.instance_id: _forward(one, known) for one in _alive(full.instances)}
         return NodeView(
             facts=full.facts,
-            copies={(copy.digest, copy.tier): copy for copy in full.copies},
+            copies=Copies.of(full.copies),
             instances=instances,
             planned=before.planned if before else {},
             leaving=before.leaving & instances.keys() if before else frozenset(),
@@ -193,11 +201,17 @@ class Fleet:
 
     def _replace(self, view: NodeView) -> None:
         before = self._nodes.get(view.node_id)
-        if before is None or _observed(before) != _observed(view):
-            self._typical = None
         self._nodes[view.node_id] = view
-        self._index_instances(before, view)
-        self._index_copies(before, view)
+        self._index(before, view)
+
+    def _index(self, before: NodeView | None, after: NodeView | None) -> None:
+        self._observations.replace(before.facts if before else None, after.facts if after else None)
+        self._index_instances(before, after)
+        self._index_keys(before, after)
+        if before and after:
+            self._changed.add(after.node_id)
+        else:
+            self._table = None
 
     def _index_instances(self, before: NodeView | None, after: NodeView | None) -> None:
         old = before.present if before else ()
@@ -215,25 +229,18 @@ class Fleet:
     def _index_deployment(self, deployment: str, node_id: str, new: tuple[Instance, ...]) -> None:
         elsewhere = [one for one in self.instances_of(deployment) if one.node_id != node_id]
         here = [one for one in new if one.deployment == deployment]
-        if elsewhere or here:
-            self._by_deployment[deployment] = (*elsewhere, *here)
-        else:
-            self._by_deployment.pop(deployment, None)
+        self._by_deployment.put(deployment, (*elsewhere, *here))
 
-    def _index_copies(self, before: NodeView | None, after: NodeView | None) -> None:
-        old = before.copies if before else {}
-        new = after.copies if after else {}
-        if old is new:
+    def _index_keys(self, before: NodeView | None, after: NodeView | None) -> None:
+        if before and after and _keyed(before) == _keyed(after):
             return
         node_id = (before or after).node_id  # type: ignore[union-attr]  # one of them is there
-        had, has = keys_of(old.values()), keys_of(new.values())
+        had = keys_of(before) if before else set()
+        has = keys_of(after) if after else set()
         for key in had ^ has:
             nodes = self._holders.get(key, frozenset())
             nodes = nodes | {node_id} if key in has else nodes - {node_id}
-            if nodes:
-                self._holders[key] = nodes
-            else:
-                del self._holders[key]
+            self._holders.put(key, nodes)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the indices differ from the views that they index."""
@@ -244,7 +251,7 @@ class Fleet:
         assert self._nodes.keys() == self._revisions.keys()
         for node_id, view in self._nodes.items():
             held = {key for key, nodes in self._holders.items() if node_id in nodes}
-            assert held == keys_of(view.copies.values())
+            assert held == keys_of(view)
 
 
 def _with(
@@ -266,16 +273,14 @@ def _with(
 
 
 def _changed(view: NodeView, delta: Delta) -> NodeView:
-    copies: dict[tuple[str, Tier], Copy] = dict(view.copies)
-    for copy in delta.copies:
-        copies[copy.digest, copy.tier] = copy
+    copies = {**view.copies, **{(copy.digest, copy.tier): copy for copy in delta.copies}}
     instances = dict(view.instances)
     for instance in delta.instances:
         instances[instance.instance_id] = _forward(instance, view.instances)
     alive = {one.instance_id: one for one in _alive(instances.values())}
     return NodeView(
         facts=delta.facts or view.facts,
-        copies={key: copy for key, copy in copies.items() if copy.resident_bytes},
+        copies=Copies.of(copies.values()) if delta.copies else view.copies,
         instances=alive,
         planned=view.planned,
         leaving=view.leaving & alive.keys(),
@@ -295,5 +300,6 @@ def _forward(instance: Instance, known: Mapping[str, Instance]) -> Instance:
     return instance
 
 
-def _observed(view: NodeView) -> object:
-    return view.facts.links, view.facts.init_time
+def _keyed(view: NodeView) -> tuple[int, int]:
+    """Equal only for views that hold and have started the same: neither mapping ever changes."""
+    return id(view.copies), id(view.facts.inits)

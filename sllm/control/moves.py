@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sllm.control.decisions import Demand, Move
 from sllm.control.needs import Need
-from sllm.control.ranking import Rank, rank
+from sllm.control.ranking import Rank, Ranking
 from sllm.control.topology import (
     Instance,
     InstanceState,
@@ -116,21 +116,23 @@ class Movers:
     def _elsewhere(self, instance: Instance, taken: AbstractSet[str]) -> "_Destination | None":
         """The node where it starts soonest, with a KV cache that is not smaller."""
         need = self._snapshot.needs[instance.deployment]
-        for seconds, *_, node_id in self._ranked(need):
-            node = self._snapshot.nodes[node_id]
+        for rank in self._ranked(need):
+            node_id, node = rank.node_id, self._snapshot.nodes[rank.node_id]
             kv_bytes = kv_grant(node, need)
             if node_id in taken or node_id in self._demand.closed or kv_bytes < instance.kv_bytes:
                 continue
             victims = idle_victims(self._snapshot, need, node)
             if victims is not None:
+                seconds = rank.seconds + (self._snapshot.stop_seconds if victims else 0.0)
                 return _Destination(node_id, seconds, kv_bytes, None, victims)
         return None
 
     def _ranked(self, need: Need) -> list[Rank]:
         """The nodes for one more instance, those of which nothing is known left out."""
         if need.deployment not in self._ranks:
-            known = (one for one in rank(self._snapshot, need) if not math.isinf(one[0]))
-            self._ranks[need.deployment] = sorted(known)
+            ranking = Ranking(self._snapshot, need).best_first()
+            known = [one for one in ranking if not math.isinf(one.seconds)]
+            self._ranks[need.deployment] = known
         return self._ranks[need.deployment]
 
 

@@ -35,6 +35,7 @@ class Need:
     least_kv_bytes: int
     """KV cache without which a node is too small."""
     max_concurrency: int = 64
+    engine: str = "transformers"
 
 
 def need_of(deployment: Deployment) -> Need:
@@ -47,4 +48,5 @@ def need_of(deployment: Deployment) -> Need:
         kv_bytes=deployment.kv_tokens * model.kv_bytes_per_token,
         least_kv_bytes=least_tokens * model.kv_bytes_per_token,
         max_concurrency=spec.engine.max_concurrency,
+        engine=spec.engine.engine,
     )

@@ -7,7 +7,6 @@ waits; once its patience has ended, busy instances of other deployments are name
 so that first come, first served holds over all models.
 """
 
-import heapq
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -29,7 +28,7 @@ from sllm.control.decisions import (
 )
 from sllm.control.moves import Movers, Relief
 from sllm.control.needs import Need
-from sllm.control.ranking import Rank, rank
+from sllm.control.ranking import Rank, Ranking
 from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot, Use
 from sllm.control.victims import barred, idle_victims, kv_grant, yielding
 
@@ -60,8 +59,8 @@ def place(snapshot: Snapshot, demand: Demand) -> Decision:
     """Decides where `demand` is met. The same arguments always give the same decision."""
     action: Action | None = _reuse(snapshot, demand)
     if action is None:
-        ranks = rank(snapshot, demand.need)
-        action = _start(snapshot, demand, ranks) or _wait(snapshot, demand, ranks)
+        ranking = Ranking(snapshot, demand.need)
+        action = _start(snapshot, demand, ranking) or _wait(snapshot, demand, ranking)
     return Decision(action, snapshot, demand)
 
 
@@ -126,29 +125,42 @@ def _reuse(snapshot: Snapshot, demand: Demand) -> Reuse | None:
 # --- start ------------------------------------------------------------------------------------
 
 
-def _start(
-    snapshot: Snapshot, demand: Demand, ranks: list[Rank]
-) -> Start | MigrateThenStart | None:
+def _start(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Start | MigrateThenStart | None:
     """The node where it is ready soonest, of those that have room or can make it."""
-    idle, movers = snapshot.idle_nodes, Movers(snapshot, demand)
-    heap = [one for one in ranks if not one[2] or one[-1] in idle or demand.may_migrate]
-    heapq.heapify(heap)  # seldom more than the first is needed: sorting all would be dearer
-    best: MigrateThenStart | None = None
+    best: Start | MigrateThenStart | None = None
     reliefs = 0
-    while heap:
-        seconds, *_, node_id = heapq.heappop(heap)
-        if best and best.estimate < seconds:
+    for rank in ranking.best_first():
+        if best and _seconds(best) <= rank.seconds:
             break
-        if barred(demand, node_id):
+        if barred(demand, rank.node_id) or not _may_have_room(snapshot, demand, rank):
             continue
-        node = snapshot.nodes[node_id]
-        victims = idle_victims(snapshot, demand.need, node)
-        if victims is not None:
-            return Start(node_id, kv_grant(node, demand.need), _known(seconds), victims)
-        if demand.may_migrate and reliefs < _RELIEFS_COMPARED:
+        node = snapshot.nodes[rank.node_id]
+        found: Start | MigrateThenStart | None = _here(snapshot, demand, node, rank.seconds)
+        if found is None and demand.may_migrate and reliefs < _RELIEFS_COMPARED:
             reliefs += 1
-            best = _sooner(best, _migration(movers.relieve(node), seconds, node, demand.need))
+            relief = Movers(snapshot, demand).relieve(node)
+            found = _migration(relief, rank.seconds, node, demand.need)
+        if found and (best is None or _seconds(found) < _seconds(best)):
+            best = found
     return best
+
+
+def _may_have_room(snapshot: Snapshot, demand: Demand, rank: Rank) -> bool:
+    """False where it is plain that nothing can be done now."""
+    return not rank.lacks_room or demand.may_migrate or rank.node_id in snapshot.idle_nodes
+
+
+def _here(snapshot: Snapshot, demand: Demand, node: NodeView, seconds: float) -> Start | None:
+    """A start that needs no more than idle instances to end."""
+    victims = idle_victims(snapshot, demand.need, node)
+    if victims is None:
+        return None
+    estimate = _known(seconds + (snapshot.stop_seconds if victims else 0.0))
+    return Start(node.node_id, kv_grant(node, demand.need), estimate, victims)
+
+
+def _seconds(start: Start | MigrateThenStart) -> float:
+    return math.inf if start.estimate is None else start.estimate
 
 
 def _migration(
@@ -165,14 +177,6 @@ def _migration(
     )
 
 
-def _sooner(
-    one: MigrateThenStart | None, other: MigrateThenStart | None
-) -> MigrateThenStart | None:
-    if one is None or other is None:
-        return one or other
-    return other if other.estimate < one.estimate else one
-
-
 def _known(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
 
@@ -180,34 +184,32 @@ def _known(seconds: float) -> float | None:
 # --- wait -------------------------------------------------------------------------------------
 
 
-def _wait(snapshot: Snapshot, demand: Demand, ranks: list[Rank]) -> Wait:
-    if not ranks:
+def _wait(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait:
+    if not ranking.node_ids:
         blocked = Blocked.TOO_SMALL if snapshot.nodes else Blocked.NO_NODES
         return Wait(blocked.value, blocked=blocked)
-    if all(node_id in demand.failed for *_, node_id in ranks):
+    if demand.failed.issuperset(ranking.node_ids):
         return Wait(Blocked.FAILED.value, blocked=Blocked.FAILED)
-    ranked = sorted(ranks) if demand.impatient else ranks
-    large = [snapshot.nodes[one[-1]] for one in ranked]
-    if demand.failed or demand.closed:
-        large = [node for node in large if not barred(demand, node.node_id)]
-    if not large:
+    open_to_it = [node_id for node_id in ranking.node_ids if not barred(demand, node_id)]
+    if not open_to_it:
         return Wait("room is being made for older requests")
-    if _all_kept(snapshot, large):
+    if _all_kept(snapshot, open_to_it):
         return Wait(Blocked.KEPT.value, blocked=Blocked.KEPT)
-    drain = _best_drain(snapshot, demand, large) if demand.impatient else None
+    drain = _best_drain(snapshot, demand, ranking) if demand.impatient else None
     return drain or Wait("every node that is large enough is busy")
 
 
-def _all_kept(snapshot: Snapshot, nodes: list[NodeView]) -> bool:
+def _all_kept(snapshot: Snapshot, node_ids: list[str]) -> bool:
     if not snapshot.protected:
         return False
-    present = [one for node in nodes for one in node.present]
+    present = [one for node_id in node_ids for one in snapshot.nodes[node_id].present]
     return bool(present) and all(one.instance_id in snapshot.protected for one in present)
 
 
-def _best_drain(snapshot: Snapshot, demand: Demand, nodes: list[NodeView]) -> Wait | None:
-    """Makes room where the fewest requests have to end first; `nodes` begin with the nearest."""
-    drains = (_drain(snapshot, demand, node) for node in nodes)
+def _best_drain(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait | None:
+    """Makes room where the fewest requests have to end first, of the nearest nodes."""
+    near = (one.node_id for one in ranking.best_first() if not barred(demand, one.node_id))
+    drains = (_drain(snapshot, demand, snapshot.nodes[node_id]) for node_id in near)
     possible = itertools.islice((one for one in drains if one), _DRAINS_COMPARED)
     best = min(possible, key=lambda drain: drain.requests, default=None)
     if best is None:
@@ -264,14 +266,13 @@ def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
     if too_small := _too_small(node, demand.need):
         rejected = f"too small: {too_small}"
         return Candidate(node.node_id, None, rejected=rejected, too_small=True)
-    seconds = _known(start_seconds(node, demand.need.checkpoint, snapshot.typical))
+    seconds = start_seconds(node, demand.need, snapshot.typical)
     if reason := barred(demand, node.node_id):
-        return Candidate(node.node_id, seconds, rejected=reason)
-    victims = idle_victims(snapshot, demand.need, node)
-    if victims is not None:
-        return Candidate(node.node_id, seconds, victims)
+        return Candidate(node.node_id, _known(seconds), rejected=reason)
+    if start := _here(snapshot, demand, node, seconds):
+        return Candidate(node.node_id, start.estimate, start.victims)
     relief = Movers(snapshot, demand).relieve(node)
-    if relief and seconds is not None:
-        return Candidate(node.node_id, relief.seconds + seconds, relief.victims, relief.moves)
+    if migration := _migration(relief, seconds, node, demand.need):
+        return Candidate(node.node_id, migration.estimate, migration.victims, migration.moves)
     short = room.shortage(node, demand.need.checkpoint, kv_grant(node, demand.need))
-    return Candidate(node.node_id, seconds, rejected=f"no room: {short.text}")
+    return Candidate(node.node_id, _known(seconds), rejected=f"no room: {short.text}")

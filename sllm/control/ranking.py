@@ -1,111 +1,211 @@
 """All nodes that are large enough for a model, in one go: the inner loop of placement.
 
 Most nodes hold nothing of a checkpoint; for them the estimate is a formula of its size, whose
-coefficients are worked out once per view of a node. Only the few that hold some of it are looked
-at one by one.
+coefficients stand in a table with a column for each node. The table is handed on from snapshot to
+snapshot, with new columns for the nodes that have changed, so that a decision costs a few passes
+over arrays. Only the few nodes that hold some of the checkpoint are looked at one by one.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from sllm.control import room
-from sllm.control.cost import Pace, approach, start_seconds
+from sllm.control.cost import approach, start_seconds
 from sllm.control.needs import Need
 from sllm.control.topology import NodeView, Snapshot, Typical
 
-Rank = tuple[float, int, bool, int, str]
-"""A node's place in the order of preference, the least first; no two are equal.
-
-Seconds of the estimate (infinite: nobody knows), bytes that the tier of the weights lacks, whether
-something would have to end first, minus the free bytes of the KV budget, the node's id. A plain
-tuple: one is made and compared for every node.
-"""
+Numbers = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
-class _Standing(NamedTuple):
-    """What the formula needs of a node."""
+class Rank(NamedTuple):
+    """A node as a place to start."""
 
-    wait: float
-    per_byte: float
-    """Of the link that is the slowest for any size of model, in most cases."""
-    rest: tuple[Pace, ...]
-    """The links that may be slower than that one for some size; mostly none."""
-    init: float
-    weights_capacity: int
-    weights_free: int
-    kv_capacity: int
-    kv_free: int
+    seconds: float
+    """Of the estimate. Infinite: nobody knows."""
+    lacks_room: bool
+    """Whether something would have to end first."""
     node_id: str
 
 
-def rank(snapshot: Snapshot, need: Need) -> list[Rank]:
-    """The nodes that are large enough, in no order."""
-    near = snapshot.holders.get(need.checkpoint.key, frozenset())
-    ranks = _far_ranks(snapshot, need, near)
-    for node_id in near:
-        node = snapshot.nodes[node_id]
-        if _is_large_enough(node, need):
-            ranks.append(_near_rank(node, need, snapshot.typical))
-    return ranks
+class Table:
+    """What the formula needs of every node; never changed once it is made."""
+
+    def __init__(self, nodes: Mapping[str, NodeView], typical: Typical) -> None:
+        self.node_ids = sorted(nodes)
+        self.index = {node_id: index for index, node_id in enumerate(self.node_ids)}
+        columns = [_column(nodes[node_id], typical) for node_id in self.node_ids]
+        self.numbers: Numbers = np.array(columns, np.float64).reshape(-1, len(_Column._fields)).T
+        self.numbers = np.ascontiguousarray(self.numbers)
+        self._typical = typical
+        self._borrowing = {key for key in nodes if not approach(nodes[key], typical).own}
+
+    def updated(
+        self, nodes: Mapping[str, NodeView], changed: Iterable[str], typical: Typical
+    ) -> "Table":
+        """The table of the same nodes, once some have changed.
+
+        Those that lean on `typical` are looked at again if it is another.
+        """
+        stale = set(changed)
+        if typical is not self._typical:
+            stale |= self._borrowing
+        if not stale:
+            return self
+        table = Table.__new__(Table)
+        table.node_ids, table.index = self.node_ids, self.index
+        table.numbers = self.numbers.copy()
+        for node_id in stale:
+            table.numbers[:, self.index[node_id]] = _column(nodes[node_id], typical)
+        table._typical = typical
+        borrowing = {key for key in stale if not approach(nodes[key], typical).own}
+        table._borrowing = (self._borrowing - stale) | borrowing
+        return table
 
 
-def _far_ranks(snapshot: Snapshot, need: Need, near: frozenset[str]) -> list[Rank]:
-    """The nodes that hold nothing of the checkpoint. Hardly anything is called in this loop."""
-    size, least_kv, kv = need.checkpoint.size_bytes, need.least_kv_bytes, need.kv_bytes
-    ranks: list[Rank] = []
-    for wait, per_byte, rest, init, capacity, free, budget, kv_free, node_id in _standings(
-        snapshot
-    ):
-        if size > capacity or least_kv > budget or node_id in near:
-            continue
-        slowest = wait + size * per_byte
-        for other in rest:
-            slowest = max(slowest, other.wait + size * other.per_byte)
-        lacks_room = size > free or kv > kv_free < budget
-        ranks.append((slowest + init, size, lacks_room, -kv_free, node_id))
-    return ranks
+class _Column(NamedTuple):
+    """A node in the table; see `cost.Approach`."""
+
+    import_wait: float
+    import_per_byte: float
+    read_wait: float
+    read_per_byte: float
+    copy_wait: float
+    copy_per_byte: float
+    prepare: float
+    prepare_per_byte: float
+    attach: float
+    attach_per_byte: float
+    weights_capacity: float
+    weights_free: float
+    kv_capacity: float
+    kv_free: float
 
 
-def _is_large_enough(node: NodeView, need: Need) -> bool:
-    fits = need.checkpoint.size_bytes <= node.weights_capacity
-    return fits and need.least_kv_bytes <= node.facts.kv_capacity
-
-
-def _near_rank(node: NodeView, need: Need, typical: Typical) -> Rank:
-    """A node that holds some of the checkpoint, looked at by itself."""
-    kv_bytes = min(need.kv_bytes, node.facts.kv_capacity)
-    held = [copy.resident_bytes for copy in node.copies_of(need.checkpoint.digest)]
-    return (
-        start_seconds(node, need.checkpoint, typical),
-        need.checkpoint.size_bytes - max(held, default=0),
-        not room.shortage(node, need.checkpoint, kv_bytes).none,
-        -node.kv_free,
-        node.node_id,
-    )
-
-
-def _standings(snapshot: Snapshot) -> list[_Standing]:
-    typical = snapshot.typical
-    return [
-        known[1]
-        if (known := node.memo.get(_Standing)) and known[0] is typical
-        else _standing(node, typical)
-        for node in snapshot.nodes.values()
-    ]
-
-
-def _standing(node: NodeView, typical: Typical) -> _Standing:
-    imported, read, copied, init = approach(node, typical)
-    slowest, *others = sorted((imported, read, copied), key=lambda pace: -pace.per_byte)
-    standing = _Standing(
-        wait=slowest.wait,
-        per_byte=slowest.per_byte,
-        rest=tuple(pace for pace in others if pace.wait > slowest.wait),
-        init=init,
+def _column(node: NodeView, typical: Typical) -> _Column:
+    imported, read, copied, prepare, attach, _ = approach(node, typical)
+    return _Column(
+        *imported,
+        *read,
+        *copied,
+        *prepare,
+        *attach,
         weights_capacity=node.weights_capacity,
         weights_free=node.weights_free,
         kv_capacity=node.facts.kv_capacity,
         kv_free=node.kv_free,
-        node_id=node.node_id,
     )
-    node.memo[_Standing] = (typical, standing)
-    return standing
+
+
+def table_of(snapshot: Snapshot) -> Table:
+    """The snapshot's table: handed on to it, or made for it."""
+    table: Table | None = snapshot.memo.get(Table)
+    if table is None:
+        table = snapshot.memo[Table] = Table(snapshot.nodes, snapshot.typical)
+    return table
+
+
+class Ranking:
+    """The nodes that are large enough for a model."""
+
+    def __init__(self, snapshot: Snapshot, need: Need) -> None:
+        table = table_of(snapshot)
+        columns: Any = _Column(*table.numbers)  # of all nodes at once
+        size = need.checkpoint.size_bytes
+        self._node_ids = table.node_ids
+        self._large = _are_large(columns, need)
+        self._seconds = _far_seconds(columns, need, snapshot.typical)
+        self._lacking: Numbers = np.full(len(table.node_ids), float(size))
+        self._kv_free: Numbers = columns.kv_free
+        self._lacks_room = _lack_room(columns, need)
+        for node_id in snapshot.holders.get(need.checkpoint.key, ()):
+            index, node = table.index[node_id], snapshot.nodes[node_id]
+            near = _near(node, need, snapshot.typical)
+            self._seconds[index], self._lacking[index], self._lacks_room[index] = near
+
+    @cached_property
+    def node_ids(self) -> list[str]:
+        """Those that are large enough, in order of id."""
+        return [self._node_ids[index] for index in np.flatnonzero(self._large)]
+
+    def best_first(self) -> Iterator[Rank]:
+        """The lowest estimate first.
+
+        Among equals the one that lacks the fewest bytes, then one that has room, then the one
+        with the most free KV budget, then by id.
+        """
+        indices = np.flatnonzero(self._large)
+        if not len(indices):
+            return
+        first = self._best(indices)
+        yield self._rank(first)
+        rest = indices[indices != first]
+        keys = (-self._kv_free[rest], self._lacks_room[rest], self._lacking[rest])
+        for index in rest[np.lexsort((*keys, self._seconds[rest]))]:
+            yield self._rank(int(index))
+
+    def _best(self, indices: npt.NDArray[np.intp]) -> int:
+        """The first of them, without sorting the others: seldom is more asked for."""
+        keys: npt.NDArray[Any]
+        for keys in (self._seconds, self._lacking, self._lacks_room, -self._kv_free):
+            values = keys[indices]
+            indices = indices[values == values.min()]
+            if len(indices) == 1:
+                break
+        return int(indices[0])
+
+    def _rank(self, index: int) -> Rank:
+        seconds, lacks_room = float(self._seconds[index]), bool(self._lacks_room[index])
+        return Rank(seconds, lacks_room, self._node_ids[index])
+
+
+def _are_large(columns: Any, need: Need) -> Flags:
+    fits = columns.weights_capacity >= need.checkpoint.size_bytes
+    large: Flags = fits & (columns.kv_capacity >= need.least_kv_bytes)
+    return large
+
+
+def _lack_room(columns: Any, need: Need) -> Flags:
+    kv_bytes = np.minimum(need.kv_bytes, columns.kv_capacity)
+    lack: Flags = (columns.weights_free < need.checkpoint.size_bytes) | (columns.kv_free < kv_bytes)
+    return lack
+
+
+def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
+    """As `cost.start_seconds`, for nodes that hold nothing of the checkpoint."""
+    size = need.checkpoint.size_bytes
+    seen = typical.inits.times.get((need.checkpoint.digest, need.engine))
+    if seen:
+        init = seen.prepare + seen.attach
+    else:
+        prepare = columns.prepare + size * columns.prepare_per_byte
+        init = prepare + (columns.attach + size * columns.attach_per_byte)
+    load = columns.import_wait + size * columns.import_per_byte
+    np.maximum(load, columns.read_wait + size * columns.read_per_byte, out=load)
+    np.maximum(load, columns.copy_wait + size * columns.copy_per_byte, out=load)
+    seconds: Numbers = load + init
+    return seconds
+
+
+def _near(node: NodeView, need: Need, typical: Typical) -> tuple[float, int, bool]:
+    """A node that holds some of the checkpoint, or has started it before.
+
+    Returns:
+        Seconds, bytes that the tier of the weights lacks, and whether something has to end first.
+    """
+    known: tuple[Typical, tuple[float, int, bool]] | None = node.memo.get(need)
+    if known and known[0] is typical:
+        return known[1]
+    kv_bytes = min(need.kv_bytes, node.facts.kv_capacity)
+    held = [copy.resident_bytes for copy in node.copies_of(need.checkpoint.digest)]
+    found = (
+        start_seconds(node, need, typical),
+        need.checkpoint.size_bytes - max(held, default=0),
+        not room.shortage(node, need.checkpoint, kv_bytes).none,
+    )
+    node.memo[need] = (typical, found)
+    return found

@@ -1,12 +1,12 @@
 """The fleet at one moment: immutable views of nodes, what they hold and what they run."""
 
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, TypeVar
 
+from sllm.control.inits import NO_INITS, Inits
 from sllm.control.needs import Need
 
 
@@ -80,6 +80,25 @@ class Copy:
         return self.resident_bytes >= self.size_bytes
 
 
+class Copies(dict[tuple[str, Tier], Copy]):
+    """A node's copies by digest and tier. Never changed once it is made: views share it."""
+
+    @classmethod
+    def of(cls, copies: Iterable[Copy]) -> "Copies":
+        """Those that have any bytes."""
+        return cls({(one.digest, one.tier): one for one in copies if one.resident_bytes})
+
+    @cached_property
+    def leased(self) -> tuple[Copy, ...]:
+        """Those that are held in place."""
+        return tuple(copy for copy in self.values() if copy.leased)
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """The digest to which each source leads here."""
+        return {source: copy.digest for copy in self.values() for source in copy.sources}
+
+
 @dataclass(frozen=True, slots=True)
 class TierUsage:
     """How full a tier is."""
@@ -114,7 +133,9 @@ class NodeFacts:
     kv_capacity: int = 0
     """Bytes for the KV caches of all instances together."""
     init_time: float | None = None
-    """Seconds from weights in place to a ready instance. None: not yet observed."""
+    """Seconds that a start takes besides the load, over all models. None: not yet observed."""
+    inits: Inits = NO_INITS
+    """The same for each model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +143,7 @@ class NodeView:
     """A node at one moment. Compared by identity: another moment is another view."""
 
     facts: NodeFacts
-    copies: Mapping[tuple[str, Tier], Copy]
+    copies: Copies
     instances: Mapping[str, Instance]
     """As reported."""
     planned: Mapping[str, Planned] = field(default_factory=dict)
@@ -153,6 +174,23 @@ class NodeView:
         """A checkpoint's copies on all tiers."""
         found = (self.copies.get((digest, tier)) for tier in _TIERS)
         return [copy for copy in found if copy]
+
+    @cached_property
+    def unseen_reads(self) -> int:
+        """Bytes that planned starts will read into the pool and that no report tells of yet."""
+        return self._unseen(Tier.DRAM)
+
+    @cached_property
+    def unseen_imports(self) -> int:
+        """Bytes that planned starts will import, whether a report tells of it or not."""
+        return self._unseen(Tier.SSD)
+
+    def _unseen(self, tier: Tier) -> int:
+        wanted = {self.key_here(plan.checkpoint): plan for plan in self.planned.values()}
+        held = (self.copies.get((key, tier)) for key in wanted)
+        return sum(
+            plan.size_bytes for plan, copy in zip(wanted.values(), held, strict=True) if not copy
+        )
 
     @cached_property
     def kv_held(self) -> int:
@@ -195,17 +233,16 @@ class NodeView:
         }
         held = {
             copy.digest: copy.size_bytes
-            for copy in self.copies.values()
-            if copy.leased and copy.tier == self.weights_tier and copy.digest not in released
+            for copy in self.copies.leased
+            if copy.tier == self.weights_tier and copy.digest not in released
         }
         for plan in self.planned.values():
-            held.setdefault(self._key_here(plan.checkpoint), plan.size_bytes)
+            held.setdefault(self.key_here(plan.checkpoint), plan.size_bytes)
         return held
 
-    def _key_here(self, checkpoint: str) -> str:
+    def key_here(self, checkpoint: str) -> str:
         """The digest under which a checkpoint is here, if so far only its source was known."""
-        matches = (copy.digest for copy in self.copies.values() if checkpoint in copy.sources)
-        return next(matches, checkpoint)
+        return self.copies.digests.get(checkpoint, checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +264,8 @@ class Typical:
     """Median bytes per second of each link that any node has observed."""
     init_time: float | None
     """Median seconds. None: no node has observed one."""
+    inits: Inits = NO_INITS
+    """Medians for each model."""
 
 
 UNKNOWN = Typical({}, None)
@@ -266,7 +305,7 @@ class Snapshot:
     uses: Mapping[str, Use] = field(default_factory=dict)
     """By instance, of those that take requests."""
     holders: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Nodes that hold any part of a checkpoint, by its digest and by its sources."""
+    """Nodes that hold any part of a checkpoint or have started it, by its digest and sources."""
     protected: frozenset[str] = frozenset()
     """Instances that a deployment's min_replicas keeps."""
     typical: Typical = UNKNOWN
@@ -276,6 +315,10 @@ class Snapshot:
     """Requests under way, by instance."""
     migration: MigrationCost | None = None
     """None: nobody knows yet, and nothing is migrated."""
+    stop_seconds: float = 0.0
+    """What ending an idle instance takes, as observed."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was worked out about this snapshot, or about the one before and still holds."""
 
     @cached_property
     def idle_nodes(self) -> frozenset[str]:
@@ -283,23 +326,10 @@ class Snapshot:
         return frozenset(use.node_id for use in self.uses.values() if not use.in_flight)
 
 
-def keys_of(copies: Iterable[Copy]) -> set[str]:
-    """The digests and sources of checkpoints of which any part is there."""
-    return {key for one in copies if one.resident_bytes for key in (one.digest, *one.sources)}
-
-
-def typical_of(nodes: Iterable[NodeView]) -> Typical:
-    """The medians of what `nodes` have observed."""
-    links: dict[LinkKey, list[float]] = {}
-    inits: list[float] = []
-    for node in nodes:
-        for key, link in node.facts.links.items():
-            if link.bytes_per_second > 0:
-                links.setdefault(key, []).append(link.bytes_per_second)
-        if node.facts.init_time is not None:
-            inits.append(node.facts.init_time)
-    bandwidths = {key: statistics.median(values) for key, values in links.items()}
-    return Typical(bandwidths, statistics.median(inits) if inits else None)
+def keys_of(node: NodeView) -> set[str]:
+    """The digests and sources of checkpoints of which any part is there, or was started there."""
+    held = {key for copy in node.copies.values() for key in (copy.digest, *copy.sources)}
+    return held | {digest for digest, _ in node.facts.inits.times}
 
 
 Key = TypeVar("Key")

@@ -7,6 +7,7 @@ from typing import Any
 from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.needs import Checkpoint, Need
 from sllm.control.topology import (
+    Copies,
     Copy,
     Instance,
     InstanceState,
@@ -18,8 +19,8 @@ from sllm.control.topology import (
     TierUsage,
     Use,
     keys_of,
-    typical_of,
 )
+from sllm.control.typical import typical_of
 
 SLOW, FAST = 100.0, 1000.0
 """Bytes per second from the source to SSD, and from SSD to the pool."""
@@ -52,7 +53,7 @@ def view(
 ) -> NodeView:
     return NodeView(
         of or facts(),
-        {(copy.digest, copy.tier): copy for copy in copies},
+        Copies.of(copies),
         {one.instance_id: one for one in instances},
     )
 
@@ -104,14 +105,13 @@ def snapshot(
         for one in node.present:
             instances[one.deployment] = (*instances.get(one.deployment, ()), one)
     ready = [one for ones in instances.values() for one in ones if one.state == InstanceState.READY]
-    keys = {key for node in views for key in keys_of(node.copies.values())}
+    keys = {key for node in views for key in keys_of(node)}
     return Snapshot(
         nodes={node.node_id: node for node in views},
         instances=instances,
         uses={one.instance_id: Use(one.node_id, 0, 0.0) for one in ready} | dict(uses or {}),
         holders={
-            key: frozenset(one.node_id for one in views if key in keys_of(one.copies.values()))
-            for key in keys
+            key: frozenset(one.node_id for one in views if key in keys_of(one)) for key in keys
         },
         protected=frozenset(protected),
         typical=typical_of(views),

@@ -1,15 +1,25 @@
 """Start estimates by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from sllm.control.cost import start_seconds
-from sllm.control.needs import Checkpoint
-from sllm.control.topology import UNKNOWN, Link, NodeFacts, Tier, TierUsage, typical_of
-from tests.control.shapes import copy, facts, view
+from sllm.control.cost import start_estimate, start_seconds
+from sllm.control.inits import Inits, InitTime
+from sllm.control.topology import (
+    UNKNOWN,
+    InstanceState,
+    Link,
+    NodeFacts,
+    Planned,
+    Tier,
+    TierUsage,
+)
+from sllm.control.typical import typical_of
+from tests.control.shapes import copy, facts, instance, need, view
 
-MODEL = Checkpoint("file:///m", 1000, "d")
+MODEL = need(size=1000)
 REMOTE, POOL = (Tier.REMOTE, Tier.SSD), (Tier.SSD, Tier.DRAM)
 
 
@@ -60,8 +70,63 @@ def test_what_nobody_has_observed_is_unknown() -> None:
 
 def test_without_a_digest_a_copy_is_known_by_its_source() -> None:
     held = view(copies=[copy("x", Tier.DRAM, size=1000, sources=("file:///m",))])
-    unknown = Checkpoint("file:///m", 1000)
+    unknown = need(size=1000, digest="")
     assert start_seconds(held, unknown, UNKNOWN) == pytest.approx(1.0)
+
+
+# --- inits ------------------------------------------------------------------------------------
+
+
+def _inits(**seconds: tuple[int, float, float]) -> Inits:
+    """By digest: size in bytes, seconds of preparing, seconds of attaching."""
+    return Inits({(key, "transformers"): InitTime(*one) for key, one in seconds.items()})
+
+
+def test_a_worker_is_prepared_beside_the_load() -> None:
+    known = replace(facts(), inits=_inits(d=(1000, 0.4, 0.3)))
+    on_ssd = view(known, copies=[copy(size=1000)])
+    assert start_seconds(on_ssd, MODEL, UNKNOWN) == pytest.approx(max(1.0, 0.4) + 0.3)
+    in_pool = view(known, copies=[copy(tier=Tier.DRAM, size=1000)])
+    assert start_seconds(in_pool, MODEL, UNKNOWN) == pytest.approx(0.4 + 0.3)
+
+
+def test_a_model_that_is_imported_is_prepared_once_its_files_are_there() -> None:
+    known = replace(facts(), inits=_inits(d=(1000, 0.4, 0.3)))
+    assert start_seconds(view(known), MODEL, UNKNOWN) == pytest.approx(10.0 + 0.4 + 0.3)
+
+
+def test_the_init_of_the_checkpoint_itself_comes_first_and_then_that_of_the_fleet() -> None:
+    held = [copy(tier=Tier.DRAM, size=1000)]
+    other = view(replace(facts("n2"), inits=_inits(d=(1000, 0.5, 0.5))))
+    typical = typical_of([other])
+    own = view(replace(facts(), inits=_inits(d=(1000, 0.1, 0.1))), copies=held)
+    assert start_seconds(own, MODEL, typical) == pytest.approx(0.2)
+    new = view(replace(facts(), inits=_inits(x=(1000, 3.0, 3.0))), copies=held)
+    assert start_seconds(new, MODEL, typical) == pytest.approx(1.0)
+
+
+def test_the_init_of_a_model_that_nobody_has_started_follows_from_its_size() -> None:
+    inits = _inits(small=(200, 0.1, 0.2), large=(600, 0.1, 0.6))
+    node = view(replace(facts(), inits=inits), copies=[copy(tier=Tier.DRAM, size=1000)])
+    assert start_seconds(node, MODEL, UNKNOWN) == pytest.approx(0.1 + 1.0)
+
+
+def test_starts_that_were_decided_on_are_ahead_in_the_queue() -> None:
+    starting = instance("i9", "o", state=InstanceState.STARTING)
+    held = [copy(size=1000), copy("x", size=500, sources=("file:///x",))]
+    before = replace(view(copies=held), planned={"i9": Planned(starting, "x", 500)}, memo={})
+    assert start_seconds(before, MODEL, UNKNOWN) == pytest.approx(0.5 + 1.0 + 1.0)
+    links = {REMOTE: Link(100.0), POOL: Link(1000.0, queued_bytes=300)}
+    on_its_way = copy("x", Tier.DRAM, size=500, resident=200, leased=True)
+    told = view(facts(links=links), copies=[*held, on_its_way])
+    told = replace(told, planned=before.planned, memo={})
+    assert start_seconds(told, MODEL, UNKNOWN) == pytest.approx(0.3 + 1.0 + 1.0)
+
+
+def test_the_parts_of_an_estimate_follow_one_another() -> None:
+    links = {REMOTE: Link(100.0, queued_bytes=300), POOL: Link(1000.0)}
+    estimate = start_estimate(view(facts(links=links)), MODEL, UNKNOWN)
+    assert estimate == pytest.approx((3.0, 10.0, 1.0))
 
 
 def test_a_device_of_its_own_is_one_link_more() -> None:
