@@ -22,6 +22,7 @@ def receipts_table(receipts: Mapping[str, Receipt]) -> Table:
     table.add_section()
     table.add_row("time to first token", *(_ms(one.time_to_first_token) for one in columns))
     table.add_row("estimated start", *(_ms(one.estimated_start) for one in columns))
+    table.add_row("actual start", *(_ms(one.actual_start) for one in columns))
     table.add_row("start", *(_start(one) for one in columns))
     table.add_row("node", *(one.node_id for one in columns))
     return table

@@ -88,6 +88,9 @@ class Receipt:
     """Node that served the request."""
     instance_id: str
     """Instance that served the request."""
+    actual_start: float | None = None
+    """Seconds that the start has taken, from the decision to its being ready. None: a warm
+    request."""
 
 
 @dataclass(frozen=True, slots=True)

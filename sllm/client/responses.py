@@ -116,6 +116,7 @@ def _receipt(receipt: pb.Receipt) -> events.Receipt:
         phases=tuple(map(_phase, receipt.phases)),
         time_to_first_token=_seconds(receipt.time_to_first_token),
         estimated_start=_seconds(receipt.estimated_start) if estimated else None,
+        actual_start=_seconds(receipt.actual_start) if receipt.HasField("actual_start") else None,
         node_id=receipt.node_id,
         instance_id=receipt.instance_id,
     )

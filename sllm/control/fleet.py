@@ -1,9 +1,10 @@
 """The fleet as nodes report it, and as the control plane is about to change it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sllm.control.index import Index
+from sllm.control.inits import InitKey, InitTime
 from sllm.control.ranking import Table
 from sllm.control.topology import (
     Copies,
@@ -39,6 +40,8 @@ class Delta:
     """One without resident bytes is gone."""
     instances: tuple[Instance, ...] = ()
     """One that is GONE is forgotten."""
+    inits: Mapping[InitKey, InitTime] = field(default_factory=dict)
+    """Those that are new or changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +281,9 @@ def _changed(view: NodeView, delta: Delta) -> NodeView:
     for instance in delta.instances:
         instances[instance.instance_id] = _forward(instance, view.instances)
     alive = {one.instance_id: one for one in _alive(instances.values())}
+    facts = delta.facts or view.facts
     return NodeView(
-        facts=delta.facts or view.facts,
+        facts=replace(facts, inits=view.facts.inits.updated(delta.inits)),
         copies=Copies.of(copies.values()) if delta.copies else view.copies,
         instances=alive,
         planned=view.planned,

@@ -153,7 +153,7 @@ class Launcher:
         now = self._clock.now()
         self._state.fleet.settle(start.instance.node_id, instance.instance_id, instance)
         self._state.slots.add(instance.instance_id, start.instance.node_id, now)
-        self._state.records[instance.instance_id] = StartRecord(
+        record = StartRecord(
             decided_at=start.decided_at,
             called_at=start.called_at,
             ready_at=now,
@@ -161,6 +161,8 @@ class Launcher:
             from_tier=ready.from_tier,
             estimate=start.estimate,
         )
+        self._state.records[instance.instance_id] = record
+        metrics.record_start(record)
         self._state.learn_model(start.deployment.name, ready.model)
 
     # --- stops --------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from sllm.control.receipts import StartRecord
+
 _meter = metrics.get_meter("sllm")
 
 requests = _meter.create_counter(
@@ -26,6 +28,22 @@ migrations = _meter.create_counter(
 instance_starts = _meter.create_counter(
     "sllm.instance.starts", unit="{start}", description="Starts that have ended, by outcome."
 )
+
+start_time = _meter.create_histogram(
+    "sllm.instance.start_time", unit="s", description="From the decision to a ready instance."
+)
+estimate_error = _meter.create_histogram(
+    "sllm.instance.start_estimate_error",
+    unit="s",
+    description="How far off the estimate of a start was, either way.",
+)
+
+
+def record_start(record: StartRecord) -> None:
+    """Takes in a start that has succeeded."""
+    start_time.record(record.seconds)
+    if record.estimate is not None:
+        estimate_error.record(abs(record.estimate - record.seconds))
 
 
 def observe_queue(depth: Callable[[], int]) -> None:

@@ -50,6 +50,11 @@ class StartRecord:
     estimate: float | None
     """Seconds that placement had expected."""
 
+    @property
+    def seconds(self) -> float:
+        """From the decision to its being ready."""
+        return self.ready_at - self.decided_at
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -78,6 +83,8 @@ class Receipt:
     estimated_start: float | None
     node_id: str
     instance_id: str
+    actual_start: float | None = None
+    """Seconds that the estimated start has taken."""
 
 
 def assemble(
@@ -109,6 +116,7 @@ def assemble(
         estimated_start=start.estimate if start and cold else None,
         node_id=node_id,
         instance_id=instance_id,
+        actual_start=start.seconds if start and cold else None,
     )
 
 

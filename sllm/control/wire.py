@@ -18,6 +18,7 @@ from sllm.control import deployments as model
 from sllm.control import topology
 from sllm.control.admission import GenerationAsk, Prompt
 from sllm.control.fleet import Delta, Full, Report
+from sllm.control.inits import InitKey, Inits, InitTime
 from sllm.control.progress import Departure
 from sllm.control.receipts import Phase, PhaseKind, Receipt
 from sllm.control.status import DeploymentStatus, Loading, LoadPhase
@@ -176,8 +177,12 @@ def report(request: fleet_pb.ReportRequest) -> Report:
     elif request.HasField("delta"):
         delta = request.delta
         changed = _facts(delta.node, request.node_id) if delta.HasField("node") else None
-        instances = delta.instances
-        body = Delta(changed, _copies(delta.copies), _instances(instances, request.node_id))
+        body = Delta(
+            changed,
+            _copies(delta.copies),
+            _instances(delta.instances, request.node_id),
+            _inits(delta.init_observations),
+        )
     return Report(request.node_id, request.revision, body)
 
 
@@ -198,7 +203,17 @@ def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
         },
         kv_capacity=node.kv_capacity_bytes,
         init_time=seconds(node.init_time) if node.HasField("init_time") else None,
+        inits=Inits(_inits(node.init_observations)),
     )
+
+
+def _inits(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
+    return {
+        (one.digest, one.engine): InitTime(
+            one.size_bytes, seconds(one.prepare), seconds(one.attach)
+        )
+        for one in observations
+    }
 
 
 def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
@@ -269,7 +284,19 @@ def node_message(view: topology.NodeView) -> pb.Node:
         copies=[_copy_message(one) for one in view.copies.values()],
         links=[_link_message(key, link) for key, link in facts.links.items()],
         init_time=None if facts.init_time is None else duration(facts.init_time),
+        init_observations=[_init_message(key, time) for key, time in facts.inits.times.items()],
         connected_at=_timestamp(view.connected_at),
+    )
+
+
+def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
+    digest, engine = key
+    return pb.InitObservation(
+        digest=digest,
+        engine=engine,
+        size_bytes=time.size_bytes,
+        prepare=duration(time.prepare),
+        attach=duration(time.attach),
     )
 
 
@@ -419,7 +446,7 @@ def phases(messages: Iterable[pb.Phase]) -> tuple[Phase, ...]:
 
 def fill_receipt(finished: Finished, receipt: Receipt) -> None:
     """Replaces a node's receipt with the whole one."""
-    estimate = receipt.estimated_start
+    estimate, actual = receipt.estimated_start, receipt.actual_start
     finished.receipt.CopyFrom(
         pb.Receipt(
             cold=receipt.cold,
@@ -429,6 +456,7 @@ def fill_receipt(finished: Finished, receipt: Receipt) -> None:
             estimated_start=None if estimate is None else duration(estimate),
             node_id=receipt.node_id,
             instance_id=receipt.instance_id,
+            actual_start=None if actual is None else duration(actual),
         )
     )
 

@@ -13,9 +13,11 @@ from sllm.clock import Clock
 from sllm.node import metrics
 from sllm.node.config import NodeConfig
 from sllm.node.holds import Holds, HoldSpec
+from sllm.node.inits import Inits, InitTime
 from sllm.node.instance import Instance, InstanceState
 from sllm.node.loads import Tell
-from sllm.node.start import InstanceSpec
+from sllm.node.phases import Timeline
+from sllm.node.start import InstanceSpec, Running
 from sllm.node.tiers import Progress, Tier, TierStore
 from sllm.node.workers import Worker
 from sllm.node.zygote import WorkerSpec, Zygote
@@ -24,8 +26,6 @@ log = structlog.get_logger()
 
 MAX_SOCKET_PATH = 107
 """sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
-_INIT_WEIGHT = 0.3
-"""Weight of the newest start in the running mean of init times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,7 @@ class Agent:
         self.store = store
         self.holds = Holds(store, clock, self._changed)
         self.instances: dict[str, Instance] = {}
-        self.init_seconds: float | None = None
-        """Mean time from weights in the pool to a ready instance. None: not yet observed."""
+        self.inits = Inits()
         self._clock = clock
         self._zygote = zygote
         self._watchers: list[Callable[[], None]] = []
@@ -191,15 +190,18 @@ class Agent:
 
     def _instance_changed(self, instance: Instance) -> None:
         if instance.state is InstanceState.READY:
-            self._observe_init(instance)
+            self._observe_init(instance.spec, instance.timeline, instance.running)
         elif instance.state is InstanceState.GONE:
             self.instances.pop(instance.spec.instance_id, None)
         self._changed()
 
-    def _observe_init(self, instance: Instance) -> None:
-        seconds = instance.timeline.init_seconds
-        before = self.init_seconds if self.init_seconds is not None else seconds
-        self.init_seconds = before + _INIT_WEIGHT * (seconds - before)
+    def _observe_init(
+        self, spec: InstanceSpec, timeline: Timeline, running: Running | None
+    ) -> None:
+        if running:
+            prepare, attach = timeline.prepare_seconds, timeline.attach_seconds
+            seen = InitTime(running.size_bytes, prepare, attach)
+            self.inits.observe((running.digest, spec.engine.engine), seen)
 
     def _changed(self) -> None:
         for watcher in self._watchers:

@@ -21,12 +21,8 @@ class PhaseKind(IntEnum):
     PREFILL = 10
 
 
-_INIT_KINDS = (
-    PhaseKind.WORKER_START,
-    PhaseKind.PREPARE,
-    PhaseKind.ATTACH,
-    PhaseKind.ENGINE_INIT,
-)
+_LOADS = (PhaseKind.IMPORT, PhaseKind.READ_SSD, PhaseKind.DEVICE_COPY)
+_PREPARATIONS = (PhaseKind.WORKER_START, PhaseKind.PREPARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +57,16 @@ class Timeline:
         return self._clock.now() - self._origin
 
     @property
-    def init_seconds(self) -> float:
-        """What a start takes once its weights are in the pool."""
-        return sum(phase.duration for phase in self._phases if phase.kind in _INIT_KINDS)
+    def prepare_seconds(self) -> float:
+        """What starting and preparing the worker took, beside the load."""
+        return sum(phase.duration for phase in self._phases if phase.kind in _PREPARATIONS)
+
+    @property
+    def attach_seconds(self) -> float:
+        """Seconds from the worker's being prepared and the weights' being in place to now."""
+        before = (phase for phase in self._phases if phase.kind in _PREPARATIONS + _LOADS)
+        ends = (phase.start + phase.duration for phase in before)
+        return self.elapsed - max(ends, default=0.0)
 
     def add(
         self, kind: PhaseKind, began: float, duration: float, size_bytes: int | None = None

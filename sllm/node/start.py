@@ -34,6 +34,8 @@ class Running:
 
     worker: Worker
     digest: str
+    size_bytes: int
+    """Of the checkpoint."""
     from_tier: Tier
     """Highest tier that held the weights when the start began."""
     context_tokens: int
@@ -75,7 +77,9 @@ class Start:
         self._publish(Progress(LoadPhase.INIT, Tier.DRAM, lease.size_bytes, lease.size_bytes))
         attached = await worker.attach(lease.chunks, self._spec.kv_bytes)
         self._record(attached)
-        return Running(worker, lease.digest, files.from_tier, attached.context_tokens)
+        return Running(
+            worker, lease.digest, lease.size_bytes, files.from_tier, attached.context_tokens
+        )
 
     async def _promote(self, tier: Tier) -> Lease:
         lease = await self._store.promote(

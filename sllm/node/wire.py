@@ -12,6 +12,7 @@ from serverlessllm.v1 import worker_service_pb2 as worker_pb
 from sllm import errors
 from sllm.node.agent import Agent, ModelInfo
 from sllm.node.holds import Hold, HoldSpec
+from sllm.node.inits import InitKey, InitTime
 from sllm.node.instance import Instance
 from sllm.node.phases import Phase
 from sllm.node.start import InstanceSpec
@@ -159,7 +160,23 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         links=[_link(link) for link in agent.store.links()],
         kv_capacity_bytes=agent.config.kv_bytes,
         kv_used_bytes=agent.kv_used_bytes,
-        init_time=None if agent.init_seconds is None else duration(agent.init_seconds),
+        init_time=None if agent.inits.mean is None else duration(agent.inits.mean),
+    )
+
+
+def init_messages(agent: Agent) -> dict[InitKey, pb.InitObservation]:
+    """What starts took, by checkpoint and engine."""
+    return {key: _init_message(key, time) for key, time in agent.inits.times.items()}
+
+
+def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
+    digest, engine = key
+    return pb.InitObservation(
+        digest=digest,
+        engine=engine,
+        size_bytes=time.size_bytes,
+        prepare=duration(time.prepare),
+        attach=duration(time.attach),
     )
 
 

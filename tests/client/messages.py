@@ -58,6 +58,7 @@ def finished(sequence: int) -> pb.GenerateResponse:
                 ],
                 time_to_first_token=Duration(seconds=1, nanos=250_000_000),
                 estimated_start=HALF_A_SECOND,
+                actual_start=HALF_A_SECOND,
                 node_id="n-1",
                 instance_id="i-1",
             ),

@@ -81,6 +81,7 @@ def test_the_result_is_the_whole_generation(control: FakeControl, collect: Colle
             ),
             time_to_first_token=1.25,
             estimated_start=0.5,
+            actual_start=0.5,
             node_id="n-1",
             instance_id="i-1",
         ),

@@ -1,10 +1,13 @@
 """The fleet from reports: random sequences against what nodes really hold."""
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sllm.control.fleet import Delta, Fleet, Full, Report
+from sllm.control.inits import Inits, InitTime
 from sllm.control.topology import Copy, Instance, InstanceState, Planned, Tier
 from tests.control.shapes import copy, facts, instance
 
@@ -153,3 +156,12 @@ class FleetMachine(RuleBasedStateMachine):
 
 TestFleetMachine = FleetMachine.TestCase
 TestFleetMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_what_starts_took_is_kept_until_it_is_told_anew() -> None:
+    fleet, first, second = Fleet(), InitTime(8, 0.1, 0.2), InitTime(9, 0.3, 0.4)
+    told = replace(facts(), inits=Inits({("a", "e"): first}))
+    fleet.apply(Report("n1", 1, Full(told)), 0.0)
+    fleet.apply(Report("n1", 2, Delta(facts(), inits={("b", "e"): second})), 0.0)
+    assert fleet.nodes["n1"].facts.inits.times == {("a", "e"): first, ("b", "e"): second}
+    assert fleet.snapshot({}, frozenset()).holders.keys() == {"a", "b"}

@@ -26,6 +26,7 @@ def test_a_cold_request() -> None:
     assert receipt.cold
     assert receipt.from_tier is Tier.SSD
     assert receipt.estimated_start == 6.0
+    assert receipt.actual_start == 6.0
     assert receipt.time_to_first_token == 8.0
     assert _spans(receipt.phases) == {
         "QUEUED": (0.0, 1.0),

@@ -30,15 +30,24 @@ def test_a_phase_can_be_recorded_once_it_has_ended() -> None:
     )
 
 
-def test_init_is_what_a_start_takes_besides_moving_weights() -> None:
-    timeline = Timeline(ManualClock())
-    for kind, seconds in (
-        (PhaseKind.IMPORT, 100.0),
-        (PhaseKind.READ_SSD, 10.0),
-        (PhaseKind.WORKER_START, 1.0),
-        (PhaseKind.PREPARE, 2.0),
-        (PhaseKind.ATTACH, 3.0),
-        (PhaseKind.ENGINE_INIT, 4.0),
-    ):
-        timeline.add(kind, 0.0, seconds)
-    assert timeline.init_seconds == 10.0
+def test_preparing_runs_beside_the_load_and_attaching_comes_after_both() -> None:
+    clock = ManualClock()
+    timeline = Timeline(clock)
+    timeline.add(PhaseKind.READ_SSD, 0.0, 2.0)
+    timeline.add(PhaseKind.WORKER_START, 0.0, 1.0)
+    timeline.add(PhaseKind.PREPARE, 1.0, 2.0)
+    clock.advance(7.5)
+    timeline.add_ending_now(PhaseKind.ENGINE_INIT, 4.0)
+
+    assert timeline.prepare_seconds == 3.0
+    assert timeline.attach_seconds == 4.5
+
+
+def test_what_is_read_last_is_what_attaching_waits_for() -> None:
+    clock = ManualClock()
+    timeline = Timeline(clock)
+    timeline.add(PhaseKind.READ_SSD, 0.0, 5.0)
+    timeline.add(PhaseKind.WORKER_START, 0.0, 1.0)
+    clock.advance(6.0)
+
+    assert timeline.attach_seconds == 1.0

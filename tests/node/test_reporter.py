@@ -16,6 +16,7 @@ from serverlessllm.v1.fleet_service_pb2_grpc import (
 from sllm import rpc
 from sllm.clock import MonotonicClock
 from sllm.node.config import NodeConfig
+from sllm.node.inits import Inits, InitTime
 from sllm.node.reporter import Reporter
 from sllm.node.tiers import Copy, Tier
 from tests.support import assert_eventually
@@ -82,7 +83,7 @@ class Node:
         self.holds = NoHolds()
         self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
         self.instances: dict[str, Any] = {}
-        self.init_seconds = None
+        self.inits = Inits()
         self.kv_used_bytes = 0
         self._watchers: list[Any] = []
 
@@ -127,6 +128,21 @@ async def test_everything_first_and_then_what_changes() -> None:
     changed = {copy.digest: copy.resident_bytes for copy in deltas[0].delta.copies}
     assert changed == {"c": 8, "a": 0}
     assert [deltas[0].revision, fleet.messages[0].revision] == [2, 1]
+
+
+async def test_what_starts_took_is_told_once_and_when_it_changes() -> None:
+    fleet, node = Fleet(), Node()
+    node.inits.observe(("a", "transformers"), InitTime(8, prepare=0.5, attach=1.0))
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        node.inits.observe(("b", "transformers"), InitTime(9, prepare=0.25, attach=2.0))
+        node.hold("b")
+        await assert_eventually(lambda: "delta" in fleet.kinds())
+
+    (first,) = fleet.messages[0].full.node.init_observations
+    assert (first.digest, first.size_bytes, first.attach.seconds) == ("a", 8, 1)
+    deltas = [message.delta for message in fleet.messages if message.HasField("delta")]
+    assert [one.digest for one in deltas[0].init_observations] == ["b"]
 
 
 async def test_without_changes_heartbeats_keep_the_lease() -> None:

@@ -90,9 +90,10 @@ class DeltaReport(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
+    INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node(self) -> _types_pb2.Node:
-        """Everything of the node but its copies."""
+        """Everything of the node but its copies and init observations."""
 
     @_builtins.property
     def copies(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CheckpointCopy]:
@@ -102,16 +103,21 @@ class DeltaReport(_message.Message):
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Instance]:
         """Instances that are new or changed; one that is GONE is forgotten."""
 
+    @_builtins.property
+    def init_observations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.InitObservation]:
+        """Those that are new or changed."""
+
     def __init__(
         self,
         *,
         node: _types_pb2.Node | None = ...,
         copies: _abc.Iterable[_types_pb2.CheckpointCopy] | None = ...,
         instances: _abc.Iterable[_types_pb2.Instance] | None = ...,
+        init_observations: _abc.Iterable[_types_pb2.InitObservation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "instances", b"instances", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "init_observations", b"init_observations", "instances", b"instances", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -424,6 +424,7 @@ class Receipt(_message.Message):
     ESTIMATED_START_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ACTUAL_START_FIELD_NUMBER: _builtins.int
     cold: _builtins.bool
     """Whether the request had to wait for an instance to start."""
     from_tier: Global___Tier.ValueType
@@ -442,6 +443,12 @@ class Receipt(_message.Message):
     def estimated_start(self) -> _duration_pb2.Duration:
         """What placement had estimated for the start. Unset for a warm request."""
 
+    @_builtins.property
+    def actual_start(self) -> _duration_pb2.Duration:
+        """How long the start took that placement had estimated: from the decision to a ready instance.
+        Unset for a warm request.
+        """
+
     def __init__(
         self,
         *,
@@ -452,13 +459,19 @@ class Receipt(_message.Message):
         estimated_start: _duration_pb2.Duration | None = ...,
         node_id: _builtins.str = ...,
         instance_id: _builtins.str = ...,
+        actual_start: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_start", b"_estimated_start", "estimated_start", b"estimated_start", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "estimated_start", b"estimated_start", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_start", b"_estimated_start", "cold", b"cold", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "cold", b"cold", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__actual_start: _TypeAlias = _typing.Literal["actual_start"]  # noqa: Y015
+    _WhichOneofArgType__actual_start: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start"]  # noqa: Y015
     _WhichOneofReturnType__estimated_start: _TypeAlias = _typing.Literal["estimated_start"]  # noqa: Y015
     _WhichOneofArgType__estimated_start: _TypeAlias = _typing.Literal["_estimated_start", b"_estimated_start"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__actual_start) -> _WhichOneofReturnType__actual_start | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_start) -> _WhichOneofReturnType__estimated_start | None: ...
 
 Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
@@ -801,6 +814,47 @@ class LinkObservation(_message.Message):
 Global___LinkObservation: _TypeAlias = LinkObservation  # noqa: Y015
 
 @_typing.final
+class InitObservation(_message.Message):
+    """What a node has observed of starts of one checkpoint with one engine: running means."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    engine: _builtins.str
+    """As in EngineConfig."""
+    size_bytes: _builtins.int
+    """Of the checkpoint."""
+    @_builtins.property
+    def prepare(self) -> _duration_pb2.Duration:
+        """Starting and preparing the worker, beside the load of the weights."""
+
+    @_builtins.property
+    def attach(self) -> _duration_pb2.Duration:
+        """From then on, with the weights in place, to a ready instance."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        prepare: _duration_pb2.Duration | None = ...,
+        attach: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "prepare", b"prepare"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "digest", b"digest", "engine", b"engine", "prepare", b"prepare", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InitObservation: _TypeAlias = InitObservation  # noqa: Y015
+
+@_typing.final
 class Node(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -814,6 +868,7 @@ class Node(_message.Message):
     INIT_TIME_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     CONNECTED_AT_FIELD_NUMBER: _builtins.int
+    INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     """host:port of its gRPC server, as others can reach it."""
@@ -830,10 +885,14 @@ class Node(_message.Message):
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkObservation]: ...
     @_builtins.property
     def init_time(self) -> _duration_pb2.Duration:
-        """Time from weights in the pool to an instance that is ready, as last observed. Unset: not yet."""
+        """What starts take besides the load, over all models. Unset: not yet observed."""
 
     @_builtins.property
     def connected_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def init_observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___InitObservation]:
+        """The same as init_time, for each model that was started here, at most 512."""
+
     def __init__(
         self,
         *,
@@ -847,10 +906,11 @@ class Node(_message.Message):
         init_time: _duration_pb2.Duration | None = ...,
         host: _builtins.str = ...,
         connected_at: _timestamp_pb2.Timestamp | None = ...,
+        init_observations: _abc.Iterable[Global___InitObservation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "host", b"host", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
