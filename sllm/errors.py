@@ -11,6 +11,8 @@ SllmError
 ├── NotFound
 │   ├── DeploymentNotFound  DEPLOYMENT_NOT_FOUND
 │   ├── InstanceNotFound    INSTANCE_NOT_FOUND
+│   ├── NodeNotFound        NODE_NOT_FOUND
+│   ├── PinNotFound         PIN_NOT_FOUND
 │   ├── RequestNotFound     REQUEST_NOT_FOUND
 │   ├── CheckpointNotFound  CHECKPOINT_NOT_FOUND
 │   └── SourceNotFound      SOURCE_NOT_FOUND
@@ -21,7 +23,9 @@ SllmError
 │   ├── UnsupportedModel    UNSUPPORTED_MODEL
 │   ├── NoChatTemplate      NO_CHAT_TEMPLATE
 │   ├── ModelTooLarge       MODEL_TOO_LARGE
-│   └── CheckpointLeased    CHECKPOINT_LEASED
+│   ├── CheckpointLeased    CHECKPOINT_LEASED
+│   ├── NodeDraining        NODE_DRAINING
+│   └── NodeNeeded          NODE_NEEDED
 ├── CheckpointCorrupt       CHECKPOINT_CORRUPT
 ├── NoCapacity              NO_CAPACITY
 ├── Unavailable             the work may succeed when it is tried again
@@ -141,6 +145,18 @@ class InstanceNotFound(NotFound):
     reason = "INSTANCE_NOT_FOUND"
 
 
+class NodeNotFound(NotFound):
+    """The cluster has no node of this id, or has lost it."""
+
+    reason = "NODE_NOT_FOUND"
+
+
+class PinNotFound(NotFound):
+    """Nothing is pinned there."""
+
+    reason = "PIN_NOT_FOUND"
+
+
 class RequestNotFound(NotFound):
     """No request under way has this id."""
 
@@ -205,6 +221,18 @@ class CheckpointLeased(Unsupported):
     """A checkpoint cannot be evicted while something uses it."""
 
     reason = "CHECKPOINT_LEASED"
+
+
+class NodeDraining(Unsupported):
+    """The node is being drained and takes nothing new."""
+
+    reason = "NODE_DRAINING"
+
+
+class NodeNeeded(Unsupported):
+    """Without the node, deployments that have requests could not be served."""
+
+    reason = "NODE_NEEDED"
 
 
 class CheckpointCorrupt(SllmError):

@@ -17,6 +17,8 @@ PARTS = ("control", "node", "client")
 EDGES = {"wire.py", "service.py", "server.py", "nodes.py"}
 """Files that may name the protocol's generated code wherever they are."""
 OTHER_EDGES = {
+    "sllm.control.operator_wire",
+    "sllm.control.watch_wire",
     "sllm.node.generate",  # relays the workers' messages as they are
     "sllm.node.reporter",  # calls the control plane
     "sllm.node.worker.main",
@@ -28,10 +30,12 @@ PURE = {
     "sllm.control.autoscaler",
     "sllm.control.cost",
     "sllm.control.deployments",
+    "sllm.control.explain",
     "sllm.control.fleet",
     "sllm.control.inits",
     "sllm.control.lines",
     "sllm.control.moves",
+    "sllm.control.pins",
     "sllm.control.placement",
     "sllm.control.queue",
     "sllm.control.ranking",

@@ -3,45 +3,36 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
 from sllm import errors
 from sllm.control import deployments, placement, wire
 from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.durable import Durable
 from sllm.control.needs import need_of
 from sllm.control.nodes import Nodes
 from sllm.control.state import State
 from sllm.control.status import DeploymentStatus
-from sllm.control.store import Call, Store
+from sllm.control.store import Call
 
 _INSPECTED_NODES: Final = 4
 """Nodes that are asked for a source which those before them do not see."""
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 class Catalog:
     """The deployments, in memory and in the store, which are changed together."""
 
-    def __init__(self, store: Store, state: State, nodes: Nodes) -> None:
-        self._store = store
+    def __init__(self, durable: Durable, state: State, nodes: Nodes) -> None:
+        self._store = durable.store
+        self._off_loop = durable.run
         self._state = state
         self._nodes = nodes
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
         """Takes in what was stored before a restart."""
         for deployment in await self._off_loop(self._store.deployments):
             self._state.set_deployment(deployment)
-
-    async def close(self) -> None:
-        """Ends the use of the store, once what is under way is done."""
-        await self._off_loop(self._store.close)
-        self._thread.shutdown()
 
     async def deploy(self, spec: DeploymentSpec, call: Call) -> bytes:
         """Creates a deployment, or changes the policy of one that is there.
@@ -56,7 +47,7 @@ class Catalog:
         if (answer := await self._off_loop(self._store.recall, call)) is not None:
             return answer
         present = self._state.deployments.get(spec.name)
-        model = present.model if present else await self._inspect(spec)
+        model = present.model if present else await self.inspect(spec.source, spec.engine.dtype)
         async with self._changing:
             deployment = self._revised(spec, model)
             placement.check_fits(self._state.snapshot(), need_of(deployment))
@@ -99,8 +90,12 @@ class Catalog:
             return dataclasses.replace(present, deployment=deployment)
         return DeploymentStatus(deployment, self._state.prepared(deployment))
 
-    async def _inspect(self, spec: DeploymentSpec) -> ModelInfo:
-        """Has a node read the source; a directory need not be on every one."""
+    async def inspect(self, source: str, dtype: str) -> ModelInfo:
+        """Has a node read a source; a directory need not be on every one.
+
+        Raises:
+            errors.SllmError: Why it cannot be served.
+        """
         nodes = list(self._nodes.by_id.values())[:_INSPECTED_NODES]
         error: errors.SllmError = errors.NoNodes(
             "no node is connected that could inspect the source; start one and try again",
@@ -108,14 +103,7 @@ class Catalog:
         )
         for node in nodes:
             try:
-                return await node.inspect(spec.source, spec.engine.dtype)
+                return await node.inspect(source, dtype)
             except (errors.SourceNotFound, errors.Unavailable) as failure:
                 error = failure
         raise error
-
-    async def _off_loop(
-        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
-        """Runs blocking work of the store in its own thread, one at a time."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))

@@ -2,21 +2,30 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import metrics
+from sllm.control import metrics, placement
 from sllm.control.catalog import Catalog
 from sllm.control.config import ControlConfig
 from sllm.control.deployments import DeploymentSpec
+from sllm.control.drains import Drains
+from sllm.control.durable import Durable
+from sllm.control.explain import Coming, explain
 from sllm.control.membership import Membership
 from sllm.control.nodes import Nodes
 from sllm.control.orchestrator import Orchestrator
+from sllm.control.pinning import Pinning
+from sllm.control.prefetching import Prefetching
 from sllm.control.preparation import Preparation
 from sllm.control.router import Router
-from sllm.control.state import State
+from sllm.control.state import StartUnderWay, State
 from sllm.control.status import DeploymentStatus
 from sllm.control.store import Call, Store
+from sllm.control.topology import NodeView
+from sllm.control.verbs import Explanation
+from sllm.control.watch import Watch
 
 
 class ControlPlane:
@@ -24,13 +33,26 @@ class ControlPlane:
 
     def __init__(self, config: ControlConfig, store: Store, clock: Clock) -> None:
         self.config = config
+        self._clock = clock
         self.state = State()
         self._nodes = Nodes()
-        self._catalog = Catalog(store, self.state, self._nodes)
+        self._durable = Durable(store)
+        self._catalog = Catalog(self._durable, self.state, self._nodes)
         self._orchestrator = Orchestrator(self.state, self._nodes, clock, config)
         self._preparation = Preparation(self.state, self._nodes, self._catalog, config)
+        self.pinning = Pinning(self._durable, self.state, self._nodes, clock, config)
+        self.prefetching = Prefetching(
+            self._durable, self.state, self._nodes, self._catalog, config
+        )
+        self.drains = Drains(self._durable, self.state, self._orchestrator, clock)
+        self.cluster = Watch(self.state, clock)
         self.membership = Membership(
-            self.state, self._nodes, self._orchestrator, self._preparation, config
+            self.state,
+            self._nodes,
+            self._orchestrator,
+            self._preparation,
+            self._node_joined,
+            config,
         )
         self.router = Router(self.state, self._orchestrator, clock)
         self._closing = asyncio.Event()
@@ -39,6 +61,8 @@ class ControlPlane:
     async def load(self) -> None:
         """Takes in what was stored before a restart."""
         await self._catalog.load()
+        await self.pinning.load()
+        await self.drains.load()
 
     async def run(self) -> None:
         """Works until it is cancelled."""
@@ -49,6 +73,10 @@ class ControlPlane:
         self._closing.set()
         self.router.close()
         self.membership.end_streams()
+        self.pinning.end_streams()
+        self.prefetching.end_streams()
+        self.drains.end_streams()
+        self.cluster.end_streams()
         for name in self.state.deployments:
             self.state.changes.notify(name)
 
@@ -56,9 +84,11 @@ class ControlPlane:
         """Leaves the nodes with what they do, and closes the store."""
         await self._orchestrator.close()
         await self._preparation.close()
+        await self.pinning.close()
+        await self.cluster.close()
         await self.membership.close()
         await self._nodes.close()
-        await self._catalog.close()
+        await self._durable.close()
 
     async def deploy(self, spec: DeploymentSpec, call: Call) -> bytes:
         """Creates or changes a deployment, and begins to prepare it; see Catalog."""
@@ -72,6 +102,29 @@ class ControlPlane:
         """Ends a deployment with all its requests and instances; see Catalog."""
         if await self._catalog.delete(name, call):
             self._orchestrator.deployment_deleted(name)
+            self.pinning.deployment_deleted(name)
+
+    def explain(self, name: str) -> Explanation:
+        """What placement would decide now for one more request, and why.
+
+        Raises:
+            errors.DeploymentNotFound: There is no such deployment.
+        """
+        deployment = self.state.deployment(name)
+        demand = self._orchestrator.placer.demand(name)
+        demand = replace(demand, waiting=demand.waiting + 1)
+        decision = placement.place(self.state.snapshot(), demand)
+        if self._orchestrator.would_add(name):
+            return explain(decision)
+        start, most = self.state.first_start(name), deployment.spec.scaling.max_replicas
+        full = f"its {most} instances, which max_replicas allows, are there, without a free slot"
+        return explain(decision, self._coming(start) if start else None, full)
+
+    def _coming(self, start: StartUnderWay) -> Coming:
+        if start.estimate is None:
+            return Coming(start.instance, None)
+        remaining = start.decided_at + start.estimate - self._clock.now()
+        return Coming(start.instance, max(0.0, remaining))
 
     async def watch(self, name: str) -> AsyncIterator[DeploymentStatus]:
         """How a deployment is doing, now and whenever that changes, until it is deleted.
@@ -91,3 +144,8 @@ class ControlPlane:
             if (now := self.state.status(name)) != status:
                 status = now
                 yield status
+
+    def _node_joined(self, view: NodeView) -> None:
+        self._preparation.consider_all()
+        self.drains.node_joined(view)
+        self.pinning.node_joined(view)

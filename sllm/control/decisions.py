@@ -21,6 +21,8 @@ class Demand:
     """Nodes where a start has failed for those who wait."""
     closed: Mapping[str, str] = field(default_factory=dict)
     """Other nodes that must not be taken, and why."""
+    draining: frozenset[str] = frozenset()
+    """Nodes that get no new work."""
     may_migrate: bool = False
     """Whether running instances of other deployments may be migrated away to make room."""
 
@@ -74,6 +76,7 @@ class Blocked(Enum):
     NO_NODES = "the cluster has no node"
     TOO_SMALL = "every node is too small"
     FAILED = "a start has failed on every node that is large enough"
+    DRAINING = "every node that is large enough is being drained"
     KEPT = "all room is held by instances that min_replicas keeps"
 
 

@@ -77,10 +77,15 @@ class Launcher:
         stops = self._stops.setdefault(instance.node_id, {})
         stops[instance.instance_id] = self._stop_later(instance, grace=0.0)
 
-    def drain(self, instance: Instance) -> None:
-        """Stops an instance once its requests have ended; it gets no more."""
+    def drain(self, instance: Instance, grace: float | None = None) -> None:
+        """Stops an instance once its requests have ended; it gets no more.
+
+        Args:
+            instance: Which.
+            grace: Seconds that they have at most. None: as long as when it yields to others.
+        """
         self._state.fleet.drain(instance.instance_id)
-        self._stop_later(instance, self._config.drain_grace_seconds)
+        self._stop_later(instance, self._config.drain_grace_seconds if grace is None else grace)
 
     def forget(self, instance_ids: Iterable[str]) -> None:
         """Drops what is kept of instances that are gone."""

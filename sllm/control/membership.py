@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from enum import Enum
 
 import structlog
@@ -15,6 +15,7 @@ from sllm.control.orchestrator import Orchestrator
 from sllm.control.preparation import Preparation
 from sllm.control.state import State
 from sllm.control.tasks import Tasks
+from sllm.control.topology import NodeView
 
 log = structlog.get_logger()
 
@@ -74,12 +75,15 @@ class Membership:
         nodes: Nodes,
         orchestrator: Orchestrator,
         preparation: Preparation,
+        joined: Callable[[NodeView], None],
         config: ControlConfig,
     ) -> None:
+        """`joined` is told of every node that has become a member."""
         self._state = state
         self._nodes = nodes
         self._orchestrator = orchestrator
         self._preparation = preparation
+        self._joined = joined
         self._lease = config.lease_seconds
         self._streams: dict[str, ReportStream] = {}
         self._tasks = Tasks()
@@ -145,7 +149,7 @@ class Membership:
             self._orchestrator.node_reported(before, self._state.fleet.nodes[report.node_id])
             self._notify(report)
         if before is None:
-            self._preparation.consider_all()
+            self._joined(self._state.fleet.nodes[report.node_id])
         return Answer.ACK
 
     def _join(self, stream: ReportStream, node_id: str, full: Full) -> None:

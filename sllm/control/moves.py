@@ -119,7 +119,8 @@ class Movers:
         for rank in self._ranked(need):
             node_id, node = rank.node_id, self._snapshot.nodes[rank.node_id]
             kv_bytes = kv_grant(node, need)
-            if node_id in taken or node_id in self._demand.closed or kv_bytes < instance.kv_bytes:
+            unfit = node_id in taken or kv_bytes < instance.kv_bytes
+            if unfit or node_id in self._demand.closed or node_id in self._demand.draining:
                 continue
             victims = idle_victims(self._snapshot, need, node)
             if victims is not None:

@@ -14,7 +14,7 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 from sllm import errors, rpc
 from sllm.control import wire
-from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.deployments import Deployment, ModelInfo
 from sllm.control.receipts import Phase
 from sllm.control.status import Loading
 from sllm.control.topology import Instance, NodeFacts, Tier
@@ -22,8 +22,19 @@ from sllm.control.topology import Instance, NodeFacts, Tier
 GenerateCall = grpc.aio.UnaryStreamCall[wire.GenerateRequest, wire.GenerateResponse]
 
 _INSPECT_SECONDS = 60.0
+_RELEASE_SECONDS = 10.0
 _STOP_SECONDS = 30.0
 """Time that a node has to end a worker, beyond the grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A hold that a promotion ends with."""
+
+    hold_id: str
+    """Unique on the node; a hold of the same id is replaced."""
+    ttl: float | None
+    """Seconds, from when the checkpoint is there. None: until it is released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +81,26 @@ class Node:
         return wire.model_info(response.model)
 
     async def promote(
-        self, spec: DeploymentSpec, timeout: float
+        self, source: str, dtype: str, tier: Tier, timeout: float, hold: Holding | None = None
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
-        """Brings a checkpoint to the node's SSD tier: progress, and the model at the end."""
-        request = pb.PromoteRequest(
-            source=spec.source, dtype=spec.engine.dtype, tier=types_pb.TIER_SSD
-        )
+        """Brings a checkpoint to a tier, and holds it there: progress, and the model at the end."""
+        request = pb.PromoteRequest(source=source, dtype=dtype, tier=types_pb.Tier.ValueType(tier))
+        if hold:
+            request.hold_id = hold.hold_id
+        if hold and hold.ttl is not None:
+            request.hold_ttl.CopyFrom(wire.duration(hold.ttl))
         with self.typed_errors():
             async for response in self._node.Promote(request, timeout=timeout):
                 if response.HasField("done"):
                     yield wire.model_info(response.done.model)
                 else:
                     yield wire.loading(response.loading)
+
+    async def release_hold(self, hold_id: str) -> None:
+        """Lets a checkpoint be evicted that was held; an unknown hold is no error."""
+        request = pb.ReleaseHoldRequest(hold_id=hold_id)
+        with self.typed_errors():
+            await self._node.ReleaseHold(request, timeout=_RELEASE_SECONDS)
 
     async def start_instance(
         self, deployment: Deployment, instance: Instance, timeout: float
@@ -133,6 +152,19 @@ class Nodes:
     def by_id(self) -> Mapping[str, Node]:
         """Every member."""
         return self._nodes
+
+    def member(self, node_id: str) -> Node:
+        """The client of one node.
+
+        Raises:
+            errors.NodeNotFound: It is no member, or no longer.
+        """
+        try:
+            return self._nodes[node_id]
+        except KeyError:
+            raise errors.NodeNotFound(
+                f"node {node_id!r} is not there; ListNodes tells which nodes are"
+            ) from None
 
     def join(self, facts: NodeFacts) -> Node | None:
         """Makes the client of a node; returns one of another address, which is to be closed."""

@@ -7,6 +7,8 @@ are due, and goes through them in the order of their oldest request.
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
 
 from sllm import errors
 from sllm.clock import Clock
@@ -19,6 +21,9 @@ from sllm.control.placer import Placer
 from sllm.control.state import StartUnderWay, State
 from sllm.control.tickets import Assignment, Ticket
 from sllm.control.topology import Instance, InstanceState, NodeView
+
+_LONGEST_GRACE: Final = 7 * 24 * 3600.0
+"""Seconds that stand for as long as it takes."""
 
 
 class Orchestrator:
@@ -84,6 +89,18 @@ class Orchestrator:
             self.wake_for_room()
         else:
             self.dispatch(ticket.deployment)
+
+    def vacate(self, instance: Instance, grace: float) -> None:
+        """Has an instance leave its node: nothing new is given to it, and it ends when it can.
+
+        What it runs ends where it is, within `grace` seconds. Requests that could go on
+        elsewhere would be moved from here, and from nowhere else.
+        """
+        if instance.state is InstanceState.STARTING:
+            self._launcher.end(instance)
+        else:
+            self._launcher.drain(instance, min(grace, _LONGEST_GRACE))
+        self.wake(instance.deployment)
 
     def deployment_deleted(self, name: str) -> None:
         """A deployment is to exist no more: its requests fail, its instances end."""
@@ -188,6 +205,13 @@ class Orchestrator:
         if plan.next_expiry is not None:
             self._later(name, plan.next_expiry)
         return plan.start if load.waiting else self._unasked(name, plan.start, now)
+
+    def would_add(self, name: str) -> int:
+        """How many instances would be added if one more request came now."""
+        deployment = self._state.deployment(name)
+        load = self._load(deployment)
+        load = replace(load, waiting=load.waiting + 1)
+        return autoscaler.plan(load, deployment.spec.scaling, self._clock.now()).start
 
     def _load(self, deployment: Deployment) -> autoscaler.Load:
         instances = self._state.fleet.instances_of(deployment.name)

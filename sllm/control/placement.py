@@ -70,17 +70,17 @@ def check_fits(snapshot: Snapshot, need: Need) -> None:
     Raises:
         errors.ModelTooLarge: With the numbers.
     """
-    reasons = [_too_small(node, need) for node in snapshot.nodes.values()]
+    reasons = [too_small(node, need) for node in snapshot.nodes.values()]
     if reasons and all(reasons):
         raise _too_large(snapshot, need)
 
 
 def _too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
-    reasons = sorted(str(_too_small(node, need)) for node in snapshot.nodes.values())
+    reasons = sorted(str(too_small(node, need)) for node in snapshot.nodes.values())
     return errors.ModelTooLarge(f"{need.deployment} fits no node: {'; '.join(reasons[:_SHOWN])}")
 
 
-def _too_small(node: NodeView, need: Need) -> str | None:
+def too_small(node: NodeView, need: Need) -> str | None:
     """Why not even the empty node would do."""
     size, capacity = need.checkpoint.size_bytes, node.weights_capacity
     if size > capacity:
@@ -190,6 +190,8 @@ def _wait(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait:
         return Wait(blocked.value, blocked=blocked)
     if demand.failed.issuperset(ranking.node_ids):
         return Wait(Blocked.FAILED.value, blocked=Blocked.FAILED)
+    if demand.draining.issuperset(ranking.node_ids):
+        return Wait(Blocked.DRAINING.value, blocked=Blocked.DRAINING)
     open_to_it = [node_id for node_id in ranking.node_ids if not barred(demand, node_id)]
     if not open_to_it:
         return Wait("room is being made for older requests")
@@ -252,6 +254,10 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
     name = decision.demand.need.deployment
     if blocked is Blocked.NO_NODES:
         return errors.NoNodes("no node is connected; start one and try again", retry_after=1.0)
+    if blocked is Blocked.DRAINING:
+        return errors.NoNodes(
+            f"no node for {name}: {blocked.value}; undrain one, or add another", retry_after=5.0
+        )
     if blocked is Blocked.TOO_SMALL:
         return _too_large(decision.snapshot, decision.demand.need)
     return errors.NoCapacity(
@@ -263,8 +269,8 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
 
 
 def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
-    if too_small := _too_small(node, demand.need):
-        rejected = f"too small: {too_small}"
+    if small := too_small(node, demand.need):
+        rejected = f"too small: {small}"
         return Candidate(node.node_id, None, rejected=rejected, too_small=True)
     seconds = start_seconds(node, demand.need, snapshot.typical)
     if reason := barred(demand, node.node_id):

@@ -66,6 +66,7 @@ class Placer:
             impatient=alone and self._waited(name) >= patience,
             failed=setback.nodes if setback else frozenset(),
             closed=closed or {},
+            draining=frozenset(self._state.draining),
         )
 
     def start_failed(self, start: StartUnderWay, error: errors.SllmError) -> None:

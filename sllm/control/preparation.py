@@ -13,6 +13,7 @@ from sllm.control.deployments import Deployment, ModelInfo
 from sllm.control.nodes import Node, Nodes
 from sllm.control.state import State
 from sllm.control.tasks import Tasks
+from sllm.control.topology import Tier
 
 log = structlog.get_logger()
 
@@ -76,13 +77,14 @@ class Preparation:
         ranked = sorted(
             (one.estimate if one.estimate is not None else float("inf"), one.node_id)
             for one in decision.candidates
-            if one.node_id not in tried and not one.too_small
+            if one.node_id not in tried | self._state.draining and not one.too_small
         )
         return self._nodes.by_id.get(ranked[0][1]) if ranked else None
 
     async def _promote(self, deployment: Deployment, node: Node) -> None:
-        timeout = self._config.start_timeout_seconds
-        async with aclosing(node.promote(deployment.spec, timeout)) as steps:
+        spec, timeout = deployment.spec, self._config.start_timeout_seconds
+        promotion = node.promote(spec.source, spec.engine.dtype, Tier.SSD, timeout)
+        async with aclosing(promotion) as steps:
             async for step in steps:
                 if isinstance(step, ModelInfo):
                     await self._catalog.learn_model(deployment.name, step)

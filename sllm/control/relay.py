@@ -97,6 +97,7 @@ class Relay:
         if ticket.first is None:
             ticket.first = assignment, ticket.dispatched_at
         ticket.progress.add(tokens.first_index, tokens.token_ids, self._clock.now())
+        self._state.slots.count_tokens(assignment.instance.instance_id, len(tokens.token_ids))
 
     def _finish(self, ticket: Ticket, assignment: Assignment, finished: wire.Finished) -> None:
         """The receipt tells of the first token, and so of the instance that it came from."""

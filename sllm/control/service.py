@@ -1,6 +1,7 @@
 """The control plane's servicers: each method parses, calls and translates."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
@@ -12,7 +13,7 @@ from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceServic
 from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceServicer
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceServicer
 
-from sllm.control import wire
+from sllm.control import operator_wire, watch_wire, wire
 from sllm.control.control_plane import ControlPlane
 from sllm.control.fleet import Report
 from sllm.control.membership import Answer
@@ -91,9 +92,10 @@ class InferenceServicer(InferenceServiceServicer):
 
 
 class ClusterServicer(ClusterServiceServicer):
-    """The cluster as it is."""
+    """The cluster as it is, and what operators have it do."""
 
     def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
         self._fleet = plane.state.fleet
 
     async def ListNodes(
@@ -101,7 +103,11 @@ class ClusterServicer(ClusterServiceServicer):
     ) -> cluster_pb.ListNodesResponse:
         """Lists nodes, page by page."""
         page = page_of(self._fleet.nodes, request.page_size, request.page_token)
-        messages = [wire.node_message(self._fleet.nodes[node_id]) for node_id in page.keys]
+        draining = self._plane.state.draining
+        messages = [
+            wire.node_message(self._fleet.nodes[node_id], draining=node_id in draining)
+            for node_id in page.keys
+        ]
         return cluster_pb.ListNodesResponse(nodes=messages, next_page_token=page.next_token)
 
     async def ListInstances(
@@ -116,6 +122,62 @@ class ClusterServicer(ClusterServiceServicer):
         page = page_of(instances, request.page_size, request.page_token)
         messages = [wire.instance_message(instances[key]) for key in page.keys]
         return cluster_pb.ListInstancesResponse(instances=messages, next_page_token=page.next_token)
+
+    async def ExplainPlacement(
+        self, request: cluster_pb.ExplainPlacementRequest, context: Any
+    ) -> cluster_pb.ExplainPlacementResponse:
+        """Tells what placement would decide now, and why."""
+        return operator_wire.explain_response(self._plane.explain(request.deployment))
+
+    async def Prefetch(
+        self, request: cluster_pb.PrefetchRequest, context: Any
+    ) -> AsyncIterator[cluster_pb.PrefetchResponse]:
+        """Brings a checkpoint up, and keeps it there for a while."""
+        ask = operator_wire.prefetch_ask(request)
+        async for step in self._plane.prefetching.prefetch(ask, wire.call(request)):
+            yield operator_wire.prefetch_response(step)
+
+    async def Pin(
+        self, request: cluster_pb.PinRequest, context: Any
+    ) -> AsyncIterator[cluster_pb.PinResponse]:
+        """Keeps a checkpoint on a tier of a node."""
+        place, ttl = operator_wire.pin_place(request), operator_wire.ttl_of(request)
+        async for step in self._plane.pinning.pin(place, ttl, wire.call(request)):
+            yield operator_wire.pin_response(step)
+
+    async def Unpin(
+        self, request: cluster_pb.UnpinRequest, context: Any
+    ) -> cluster_pb.UnpinResponse:
+        """Ends pins."""
+        tier, call = operator_wire.unpin_tier(request), wire.call(request)
+        pinning = self._plane.pinning
+        unpinned = await pinning.unpin(request.deployment, tier, request.node_id, call)
+        return operator_wire.unpin_response(unpinned)
+
+    async def DrainNode(
+        self, request: cluster_pb.DrainNodeRequest, context: Any
+    ) -> AsyncIterator[cluster_pb.DrainNodeResponse]:
+        """Gives a node no new work, and follows what it runs to its end."""
+        grace, call = operator_wire.grace_of(request), wire.call(request)
+        drains = self._plane.drains
+        async for progress in drains.drain(request.node_id, grace, request.force, call):
+            yield operator_wire.drain_response(progress)
+        yield operator_wire.DRAINED
+
+    async def UndrainNode(
+        self, request: cluster_pb.UndrainNodeRequest, context: Any
+    ) -> cluster_pb.UndrainNodeResponse:
+        """Gives a node new work again."""
+        await self._plane.drains.undrain(request.node_id, wire.call(request))
+        return cluster_pb.UndrainNodeResponse()
+
+    async def WatchCluster(
+        self, request: cluster_pb.WatchClusterRequest, context: Any
+    ) -> AsyncIterator[cluster_pb.WatchClusterResponse]:
+        """Tells all of it, then what changes."""
+        async with aclosing(self._plane.cluster.follow()) as revisions:
+            async for revision in revisions:
+                yield watch_wire.response(revision)
 
 
 class FleetServicer(FleetServiceServicer):

@@ -10,6 +10,7 @@ class Slots:
 
     def __init__(self) -> None:
         self._uses: dict[str, Use] = {}
+        self._tokens: dict[str, int] = {}
 
     @property
     def uses(self) -> Mapping[str, Use]:
@@ -36,3 +37,13 @@ class Slots:
     def forget(self, instance_id: str) -> None:
         """Drops an instance that is gone; requests that are still on it may be released later."""
         self._uses.pop(instance_id, None)
+        self._tokens.pop(instance_id, None)
+
+    def count_tokens(self, instance_id: str, count: int) -> None:
+        """Notes that as many tokens more have come from an instance."""
+        if instance_id in self._uses:
+            self._tokens[instance_id] = self._tokens.get(instance_id, 0) + count
+
+    def tokens(self, instance_id: str) -> int:
+        """How many tokens have come from an instance so far."""
+        return self._tokens.get(instance_id, 0)

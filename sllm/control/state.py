@@ -13,7 +13,7 @@ from sllm.control.setbacks import Setback
 from sllm.control.slots import Slots
 from sllm.control.status import DeploymentStatus, Loading
 from sllm.control.tickets import Ticket
-from sllm.control.topology import Instance, InstanceState, Snapshot
+from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
 
 
 @dataclass(slots=True)
@@ -55,6 +55,8 @@ class State:
     """Deployments whose checkpoint is on its way to a node, and how far it is."""
     unprepared: dict[str, str] = field(default_factory=dict)
     """Deployments whose checkpoint could not be brought to any node, and why."""
+    draining: set[str] = field(default_factory=set)
+    """Nodes that get no new work; some may be away."""
     changes: Changes = field(default_factory=Changes)
 
     def deployment(self, name: str) -> Deployment:
@@ -69,6 +71,33 @@ class State:
             raise errors.DeploymentNotFound(
                 f"no deployment is named {name!r}; ListDeployments tells which there are"
             ) from None
+
+    def node(self, node_id: str) -> NodeView:
+        """The node of this id.
+
+        Raises:
+            errors.NodeNotFound: There is none.
+        """
+        try:
+            return self.fleet.nodes[node_id]
+        except KeyError:
+            raise errors.NodeNotFound(
+                f"no node is named {node_id!r}; ListNodes tells which there are"
+            ) from None
+
+    def working_node(self, node_id: str) -> NodeView:
+        """The node of this id, if it takes new work.
+
+        Raises:
+            errors.NodeNotFound: There is none.
+            errors.NodeDraining: It is being drained.
+        """
+        view = self.node(node_id)
+        if node_id in self.draining:
+            raise errors.NodeDraining(
+                f"node {node_id} is being drained; take another one, or undrain it first"
+            )
+        return view
 
     def set_deployment(self, deployment: Deployment) -> None:
         """Adds a deployment, or replaces it."""

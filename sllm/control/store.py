@@ -1,4 +1,4 @@
-"""What has to survive a restart: deployments, and the answers to mutating calls.
+"""What has to survive a restart: deployments, pins, drains, and the answers to mutating calls.
 
 All durable state goes through `Store`. Its methods block: they are called off the event loop,
 one at a time.
@@ -7,7 +7,7 @@ one at a time.
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from sllm.control.deployments import (
     ModelInfo,
     ScalingPolicy,
 )
+from sllm.control.pins import Pin, Place
+from sllm.control.topology import Tier
 
 ANSWER_SECONDS = 7 * 24 * 3600.0
 """How long an answer is kept for callers that repeat their call."""
@@ -60,11 +62,37 @@ class Store(Protocol):
         ...
 
     def delete(self, name: str, call: Call, answer: bytes, now: float) -> bytes:
-        """Removes a deployment, as `put` stores it."""
+        """Removes a deployment with its pins, as `put` stores it."""
         ...
 
     def set_model(self, name: str, model: ModelInfo) -> None:
         """Stores what has become known of a deployment's model. Unknown names are ignored."""
+        ...
+
+    def pins(self) -> list[Pin]:
+        """All of them, those included whose time is up."""
+        ...
+
+    def put_pin(self, pin: Pin, call: Call, answer: bytes, now: float) -> bytes:
+        """Stores a pin, or changes it, as `put` stores a deployment."""
+        ...
+
+    def delete_pins(self, places: Sequence[Place], call: Call, answer: bytes, now: float) -> bytes:
+        """Removes pins, as `put` stores a deployment."""
+        ...
+
+    def drained(self) -> list[str]:
+        """The nodes that are being drained."""
+        ...
+
+    def set_drained(
+        self, node_id: str, drained: bool, call: Call, answer: bytes, now: float
+    ) -> bytes:
+        """Notes that a node is being drained, or no more, as `put` stores a deployment."""
+        ...
+
+    def remember(self, call: Call, answer: bytes, now: float) -> bytes:
+        """Stores nothing but the answer to a call, as `put` does."""
         ...
 
     def close(self) -> None:
@@ -78,6 +106,16 @@ CREATE TABLE IF NOT EXISTS deployments (
     spec TEXT NOT NULL,
     model TEXT NOT NULL,
     created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS pins (
+    deployment TEXT NOT NULL,
+    tier INTEGER NOT NULL,
+    node_id TEXT NOT NULL,
+    expires_at REAL,
+    PRIMARY KEY (deployment, tier, node_id)
+) STRICT;
+CREATE TABLE IF NOT EXISTS drained_nodes (
+    node_id TEXT PRIMARY KEY
 ) STRICT;
 CREATE TABLE IF NOT EXISTS answers (
     request_id TEXT PRIMARY KEY,
@@ -122,32 +160,71 @@ class SqliteStore:
     def put(self, deployment: Deployment, call: Call, answer: bytes, now: float) -> bytes:
         """See Store."""
         spec, model = _to_json(deployment.spec), _to_json(deployment.model)
-        with self._transaction():
-            if (first := self.recall(call)) is not None:
-                return first
-            self._db.execute(
-                "INSERT OR REPLACE INTO deployments VALUES (?, ?, ?, ?)",
-                (deployment.name, spec, model, deployment.created_at),
-            )
-            self._record(call, answer, now)
-        return answer
+        row = (deployment.name, spec, model, deployment.created_at)
+        change = "INSERT OR REPLACE INTO deployments VALUES (?, ?, ?, ?)"
+        return self._once(call, answer, now, [(change, row)])
 
     def delete(self, name: str, call: Call, answer: bytes, now: float) -> bytes:
         """See Store."""
-        with self._transaction():
-            if (first := self.recall(call)) is not None:
-                return first
-            self._db.execute("DELETE FROM deployments WHERE name = ?", (name,))
-            self._record(call, answer, now)
-        return answer
+        changes = [
+            ("DELETE FROM deployments WHERE name = ?", (name,)),
+            ("DELETE FROM pins WHERE deployment = ?", (name,)),
+        ]
+        return self._once(call, answer, now, changes)
 
     def set_model(self, name: str, model: ModelInfo) -> None:
         """See Store."""
         self._db.execute("UPDATE deployments SET model = ? WHERE name = ?", (_to_json(model), name))
 
+    def pins(self) -> list[Pin]:
+        """See Store."""
+        rows = self._db.execute("SELECT deployment, tier, node_id, expires_at FROM pins")
+        return [Pin(Place(name, Tier(tier), node_id), end) for name, tier, node_id, end in rows]
+
+    def put_pin(self, pin: Pin, call: Call, answer: bytes, now: float) -> bytes:
+        """See Store."""
+        row = (*_place(pin.place), pin.expires_at)
+        change = "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?)"
+        return self._once(call, answer, now, [(change, row)])
+
+    def delete_pins(self, places: Sequence[Place], call: Call, answer: bytes, now: float) -> bytes:
+        """See Store."""
+        change = "DELETE FROM pins WHERE deployment = ? AND tier = ? AND node_id = ?"
+        return self._once(call, answer, now, [(change, _place(place)) for place in places])
+
+    def drained(self) -> list[str]:
+        """See Store."""
+        return [node_id for (node_id,) in self._db.execute("SELECT node_id FROM drained_nodes")]
+
+    def set_drained(
+        self, node_id: str, drained: bool, call: Call, answer: bytes, now: float
+    ) -> bytes:
+        """See Store."""
+        add, remove = (
+            "INSERT OR REPLACE INTO drained_nodes VALUES (?)",
+            "DELETE FROM drained_nodes WHERE node_id = ?",
+        )
+        return self._once(call, answer, now, [(add if drained else remove, (node_id,))])
+
+    def remember(self, call: Call, answer: bytes, now: float) -> bytes:
+        """See Store."""
+        return self._once(call, answer, now, [])
+
     def close(self) -> None:
         """See Store."""
         self._db.close()
+
+    def _once(
+        self, call: Call, answer: bytes, now: float, changes: Iterable[tuple[str, Sequence[Any]]]
+    ) -> bytes:
+        """Carries `changes` out and keeps the answer; a repeated call gets its first answer."""
+        with self._transaction():
+            if (first := self.recall(call)) is not None:
+                return first
+            for change, row in changes:
+                self._db.execute(change, row)
+            self._record(call, answer, now)
+        return answer
 
     def _record(self, call: Call, answer: bytes, now: float) -> None:
         self._db.execute("DELETE FROM answers WHERE answered_at < ?", (now - ANSWER_SECONDS,))
@@ -166,6 +243,10 @@ class SqliteStore:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _place(place: Place) -> tuple[str, int, str]:
+    return place.deployment, int(place.tier), place.node_id
 
 
 def _to_json(value: DeploymentSpec | ModelInfo) -> str:

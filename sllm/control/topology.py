@@ -62,6 +62,16 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """What keeps a checkpoint on a tier although nothing uses it."""
+
+    hold_id: str
+    """Unique on its node."""
+    expires_at: float | None = None
+    """Seconds since the epoch. None: it is released."""
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """A checkpoint on one tier of a node."""
 
@@ -72,7 +82,9 @@ class Copy:
     """Bytes of it that the tier holds now."""
     sources: tuple[str, ...] = ()
     leased: bool = False
-    """Whether an instance or a load under way holds it in place."""
+    """Whether an instance, a load under way or a hold keeps it in place."""
+    holds: tuple[Hold, ...] = ()
+    """Pins and prefetches, which stay when instances end."""
 
     @property
     def whole(self) -> bool:
@@ -234,7 +246,7 @@ class NodeView:
         held = {
             copy.digest: copy.size_bytes
             for copy in self.copies.leased
-            if copy.tier == self.weights_tier and copy.digest not in released
+            if copy.tier == self.weights_tier and (copy.holds or copy.digest not in released)
         }
         for plan in self.planned.values():
             held.setdefault(self.key_here(plan.checkpoint), plan.size_bytes)

@@ -15,6 +15,8 @@ def barred(demand: Demand, node_id: str) -> str | None:
     """Why a node must not be taken, whatever room it has."""
     if node_id in demand.failed:
         return "a start has failed there"
+    if node_id in demand.draining:
+        return "it is being drained"
     return demand.closed.get(node_id)
 
 

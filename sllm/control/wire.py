@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 import grpc
 from google.protobuf import duration_pb2, timestamp_pb2
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -32,6 +33,16 @@ Tokens: TypeAlias = inference_pb.Tokens
 Finished: TypeAlias = inference_pb.Finished
 DeployResponse: TypeAlias = deployment_pb.DeployResponse
 Metadata: TypeAlias = grpc.aio.Metadata
+Mutating: TypeAlias = (
+    deployment_pb.DeployRequest
+    | deployment_pb.DeleteDeploymentRequest
+    | cluster_pb.PrefetchRequest
+    | cluster_pb.PinRequest
+    | cluster_pb.UnpinRequest
+    | cluster_pb.DrainNodeRequest
+    | cluster_pb.UndrainNodeRequest
+)
+"""Calls that change something, and that their callers may name."""
 
 
 # --- times ------------------------------------------------------------------------------------
@@ -55,10 +66,15 @@ def _timestamp(epoch_seconds: float) -> timestamp_pb2.Timestamp:
     return result
 
 
+def optional_timestamp(epoch_seconds: float | None) -> timestamp_pb2.Timestamp | None:
+    """A Timestamp, or none."""
+    return None if epoch_seconds is None else _timestamp(epoch_seconds)
+
+
 # --- deployments ------------------------------------------------------------------------------
 
 
-def call(request: deployment_pb.DeployRequest | deployment_pb.DeleteDeploymentRequest) -> Call:
+def call(request: Mutating) -> Call:
     """The id of a mutating call, and a digest of all the rest."""
     content = copy.copy(request)
     content.ClearField("request_id")
@@ -225,9 +241,15 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
             resident_bytes=one.resident_bytes,
             sources=tuple(one.sources),
             leased=one.leased,
+            holds=tuple(map(_hold, one.holds)),
         )
         for one in copies
     )
+
+
+def _hold(one: pb.Hold) -> topology.Hold:
+    expires_at = one.expires_at.ToNanoseconds() / 1e9 if one.HasField("expires_at") else None
+    return topology.Hold(one.hold_id, expires_at)
 
 
 def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[topology.Instance, ...]:
@@ -264,7 +286,7 @@ def instance_message(one: topology.Instance) -> pb.Instance:
     )
 
 
-def node_message(view: topology.NodeView) -> pb.Node:
+def node_message(view: topology.NodeView, *, draining: bool = False) -> pb.Node:
     """A node as operators see it."""
     facts = view.facts
     return pb.Node(
@@ -286,6 +308,7 @@ def node_message(view: topology.NodeView) -> pb.Node:
         init_time=None if facts.init_time is None else duration(facts.init_time),
         init_observations=[_init_message(key, time) for key, time in facts.inits.times.items()],
         connected_at=_timestamp(view.connected_at),
+        draining=draining,
     )
 
 
@@ -308,6 +331,10 @@ def _copy_message(one: topology.Copy) -> pb.CheckpointCopy:
         resident_bytes=one.resident_bytes,
         sources=one.sources,
         leased=one.leased,
+        holds=[
+            pb.Hold(hold_id=hold.hold_id, expires_at=optional_timestamp(hold.expires_at))
+            for hold in one.holds
+        ],
     )
 
 

@@ -126,6 +126,19 @@ class Caller:
         response = await self.cluster.ListInstances(request, timeout=SECONDS)
         return list(response.instances)
 
+    async def stream(self, method: str, request: Any) -> list[Any]:
+        """All messages of a streaming call of ClusterService."""
+        with rpc.typed_errors():
+            return [one async for one in getattr(self.cluster, method)(request, timeout=SECONDS)]
+
+    async def ask(self, method: str, request: Any) -> Any:
+        """The answer to a call of ClusterService."""
+        with rpc.typed_errors():
+            return await getattr(self.cluster, method)(request, timeout=SECONDS)
+
+    async def node(self, node_id: str = "n1") -> pb.Node:
+        return next(one for one in await self.nodes() if one.node_id == node_id)
+
     def generate(
         self,
         name: str = "tiny",

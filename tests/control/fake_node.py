@@ -212,6 +212,11 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
                 changed.append(copy)
         self.send_delta([instance], changed)
 
+    def shrink(self, *, dram_mib: int) -> None:
+        """Comes to have less memory for weights, and reports it."""
+        self._dram = dram_mib * MIB
+        self.send_delta()
+
     def add_copy(self, source: str, tier: pb.Tier.ValueType) -> str:
         """Makes a whole copy of a source's checkpoint known, and returns its digest."""
         digest = f"digest-of-{source}"

@@ -22,24 +22,78 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&serverlessllm/v1/cluster_service.proto\x12\x10serverlessllm.v1\x1a\x1cserverlessllm/v1/types.proto\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x11ListNodesResponse\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.serverlessllm.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x14ListInstancesRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x15ListInstancesResponse\x12-\n\tinstances\x18\x01 \x03(\x0b\x32\x1a.serverlessllm.v1.Instance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc8\x01\n\x0e\x43lusterService\x12T\n\tListNodes\x12\".serverlessllm.v1.ListNodesRequest\x1a#.serverlessllm.v1.ListNodesResponse\x12`\n\rListInstances\x12&.serverlessllm.v1.ListInstancesRequest\x1a\'.serverlessllm.v1.ListInstancesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&serverlessllm/v1/cluster_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cserverlessllm/v1/types.proto\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x11ListNodesResponse\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.serverlessllm.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x14ListInstancesRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x15ListInstancesResponse\x12-\n\tinstances\x18\x01 \x03(\x0b\x32\x1a.serverlessllm.v1.Instance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x17\x45xplainPlacementRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\"\xf9\x01\n\x18\x45xplainPlacementResponse\x12\x31\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32!.serverlessllm.v1.PlacementAction\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x30\n\x08\x65stimate\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x38\n\ncandidates\x18\x06 \x03(\x0b\x32$.serverlessllm.v1.PlacementCandidateB\x0b\n\t_estimate\"\x9c\x02\n\x12PlacementCandidate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12)\n\tfrom_tier\x18\x02 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x30\n\x08\x65stimate\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x12.\n\x05parts\x18\x04 \x01(\x0b\x32\x1f.serverlessllm.v1.StartEstimate\x12\x0f\n\x07victims\x18\x05 \x03(\t\x12\x10\n\x08migrated\x18\x06 \x03(\t\x12\x15\n\revicted_bytes\x18\x07 \x01(\x03\x12\x10\n\x08rejected\x18\x08 \x01(\t\x12\x0f\n\x07verdict\x18\t \x01(\tB\x0b\n\t_estimate\"\xbf\x01\n\rStartEstimate\x12.\n\x0bmaking_room\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08transfer\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04init\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc3\x01\n\x0fPrefetchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\ndeployment\x18\x02 \x01(\tH\x00\x12\x10\n\x06source\x18\x03 \x01(\tH\x00\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12$\n\x04tier\x18\x05 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07node_id\x18\x06 \x01(\t\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\n\x04what\"\xad\x01\n\x10PrefetchResponse\x12\x32\n\x06placed\x18\x01 \x01(\x0b\x32 .serverlessllm.v1.PrefetchPlacedH\x00\x12,\n\x07loading\x18\x02 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12.\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.PrefetchDoneH\x00\x42\x07\n\x05\x65vent\"!\n\x0ePrefetchPlaced\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x85\x01\n\x0cPrefetchDone\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12$\n\x04tier\x18\x02 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8d\x01\n\x10PinnedCheckpoint\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12$\n\x04tier\x18\x02 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x01\n\nPinRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12$\n\x04tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12&\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"x\n\x0bPinResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12\x32\n\x04\x64one\x18\x02 \x01(\x0b\x32\".serverlessllm.v1.PinnedCheckpointH\x00\x42\x07\n\x05\x65vent\"m\n\x0cUnpinRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12$\n\x04tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07node_id\x18\x04 \x01(\t\"E\n\rUnpinResponse\x12\x34\n\x08unpinned\x18\x01 \x03(\x0b\x32\".serverlessllm.v1.PinnedCheckpoint\"p\n\x10\x44rainNodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12(\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"~\n\x11\x44rainNodeResponse\x12\x33\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.serverlessllm.v1.DrainProgressH\x00\x12+\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1b.serverlessllm.v1.DrainDoneH\x00\x42\x07\n\x05\x65vent\"<\n\rDrainProgress\x12\x18\n\x10running_requests\x18\x01 \x01(\x05\x12\x11\n\tinstances\x18\x02 \x01(\x05\"\x0b\n\tDrainDone\"9\n\x12UndrainNodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"\x15\n\x13UndrainNodeResponse\"\x15\n\x13WatchClusterRequest\"\x92\x01\n\x14WatchClusterResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12.\n\x04\x66ull\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.ClusterStateH\x00\x12/\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.ClusterDeltaH\x00\x42\x07\n\x05state\"\x9f\x01\n\x0c\x43lusterState\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.serverlessllm.v1.Node\x12\x31\n\tinstances\x18\x02 \x03(\x0b\x32\x1e.serverlessllm.v1.InstanceLoad\x12\x35\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32 .serverlessllm.v1.DeploymentLoad\"\xe5\x01\n\x0c\x43lusterDelta\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.serverlessllm.v1.Node\x12\x31\n\tinstances\x18\x02 \x03(\x0b\x32\x1e.serverlessllm.v1.InstanceLoad\x12\x35\n\x0b\x64\x65ployments\x18\x03 \x03(\x0b\x32 .serverlessllm.v1.DeploymentLoad\x12\x12\n\ngone_nodes\x18\x04 \x03(\t\x12\x16\n\x0egone_instances\x18\x05 \x03(\t\x12\x18\n\x10gone_deployments\x18\x06 \x03(\t\"i\n\x0cInstanceLoad\x12,\n\x08instance\x18\x01 \x01(\x0b\x32\x1a.serverlessllm.v1.Instance\x12\x11\n\tin_flight\x18\x02 \x01(\x05\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\"r\n\x0e\x44\x65ploymentLoad\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\x05\x12\x17\n\x0fready_instances\x18\x03 \x01(\x05\x12\x1a\n\x12starting_instances\x18\x04 \x01(\x05*\xca\x01\n\x0fPlacementAction\x12 \n\x1cPLACEMENT_ACTION_UNSPECIFIED\x10\x00\x12\x1a\n\x16PLACEMENT_ACTION_REUSE\x10\x01\x12\x19\n\x15PLACEMENT_ACTION_JOIN\x10\x02\x12\x1a\n\x16PLACEMENT_ACTION_START\x10\x03\x12\'\n#PLACEMENT_ACTION_MIGRATE_THEN_START\x10\x04\x12\x19\n\x15PLACEMENT_ACTION_WAIT\x10\x05\x32\xad\x06\n\x0e\x43lusterService\x12T\n\tListNodes\x12\".serverlessllm.v1.ListNodesRequest\x1a#.serverlessllm.v1.ListNodesResponse\x12`\n\rListInstances\x12&.serverlessllm.v1.ListInstancesRequest\x1a\'.serverlessllm.v1.ListInstancesResponse\x12i\n\x10\x45xplainPlacement\x12).serverlessllm.v1.ExplainPlacementRequest\x1a*.serverlessllm.v1.ExplainPlacementResponse\x12S\n\x08Prefetch\x12!.serverlessllm.v1.PrefetchRequest\x1a\".serverlessllm.v1.PrefetchResponse0\x01\x12\x44\n\x03Pin\x12\x1c.serverlessllm.v1.PinRequest\x1a\x1d.serverlessllm.v1.PinResponse0\x01\x12H\n\x05Unpin\x12\x1e.serverlessllm.v1.UnpinRequest\x1a\x1f.serverlessllm.v1.UnpinResponse\x12V\n\tDrainNode\x12\".serverlessllm.v1.DrainNodeRequest\x1a#.serverlessllm.v1.DrainNodeResponse0\x01\x12Z\n\x0bUndrainNode\x12$.serverlessllm.v1.UndrainNodeRequest\x1a%.serverlessllm.v1.UndrainNodeResponse\x12_\n\x0cWatchCluster\x12%.serverlessllm.v1.WatchClusterRequest\x1a&.serverlessllm.v1.WatchClusterResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serverlessllm.v1.cluster_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTNODESREQUEST']._serialized_start=90
-  _globals['_LISTNODESREQUEST']._serialized_end=147
-  _globals['_LISTNODESRESPONSE']._serialized_start=149
-  _globals['_LISTNODESRESPONSE']._serialized_end=232
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=234
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=315
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=317
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=412
-  _globals['_CLUSTERSERVICE']._serialized_start=415
-  _globals['_CLUSTERSERVICE']._serialized_end=615
+  _globals['_PLACEMENTACTION']._serialized_start=3591
+  _globals['_PLACEMENTACTION']._serialized_end=3793
+  _globals['_LISTNODESREQUEST']._serialized_start=155
+  _globals['_LISTNODESREQUEST']._serialized_end=212
+  _globals['_LISTNODESRESPONSE']._serialized_start=214
+  _globals['_LISTNODESRESPONSE']._serialized_end=297
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=299
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=380
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=382
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=477
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_start=479
+  _globals['_EXPLAINPLACEMENTREQUEST']._serialized_end=524
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_start=527
+  _globals['_EXPLAINPLACEMENTRESPONSE']._serialized_end=776
+  _globals['_PLACEMENTCANDIDATE']._serialized_start=779
+  _globals['_PLACEMENTCANDIDATE']._serialized_end=1063
+  _globals['_STARTESTIMATE']._serialized_start=1066
+  _globals['_STARTESTIMATE']._serialized_end=1257
+  _globals['_PREFETCHREQUEST']._serialized_start=1260
+  _globals['_PREFETCHREQUEST']._serialized_end=1455
+  _globals['_PREFETCHRESPONSE']._serialized_start=1458
+  _globals['_PREFETCHRESPONSE']._serialized_end=1631
+  _globals['_PREFETCHPLACED']._serialized_start=1633
+  _globals['_PREFETCHPLACED']._serialized_end=1666
+  _globals['_PREFETCHDONE']._serialized_start=1669
+  _globals['_PREFETCHDONE']._serialized_end=1802
+  _globals['_PINNEDCHECKPOINT']._serialized_start=1805
+  _globals['_PINNEDCHECKPOINT']._serialized_end=1946
+  _globals['_PINREQUEST']._serialized_start=1949
+  _globals['_PINREQUEST']._serialized_end=2096
+  _globals['_PINRESPONSE']._serialized_start=2098
+  _globals['_PINRESPONSE']._serialized_end=2218
+  _globals['_UNPINREQUEST']._serialized_start=2220
+  _globals['_UNPINREQUEST']._serialized_end=2329
+  _globals['_UNPINRESPONSE']._serialized_start=2331
+  _globals['_UNPINRESPONSE']._serialized_end=2400
+  _globals['_DRAINNODEREQUEST']._serialized_start=2402
+  _globals['_DRAINNODEREQUEST']._serialized_end=2514
+  _globals['_DRAINNODERESPONSE']._serialized_start=2516
+  _globals['_DRAINNODERESPONSE']._serialized_end=2642
+  _globals['_DRAINPROGRESS']._serialized_start=2644
+  _globals['_DRAINPROGRESS']._serialized_end=2704
+  _globals['_DRAINDONE']._serialized_start=2706
+  _globals['_DRAINDONE']._serialized_end=2717
+  _globals['_UNDRAINNODEREQUEST']._serialized_start=2719
+  _globals['_UNDRAINNODEREQUEST']._serialized_end=2776
+  _globals['_UNDRAINNODERESPONSE']._serialized_start=2778
+  _globals['_UNDRAINNODERESPONSE']._serialized_end=2799
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=2801
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=2822
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=2825
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=2971
+  _globals['_CLUSTERSTATE']._serialized_start=2974
+  _globals['_CLUSTERSTATE']._serialized_end=3133
+  _globals['_CLUSTERDELTA']._serialized_start=3136
+  _globals['_CLUSTERDELTA']._serialized_end=3365
+  _globals['_INSTANCELOAD']._serialized_start=3367
+  _globals['_INSTANCELOAD']._serialized_end=3472
+  _globals['_DEPLOYMENTLOAD']._serialized_start=3474
+  _globals['_DEPLOYMENTLOAD']._serialized_end=3588
+  _globals['_CLUSTERSERVICE']._serialized_start=3796
+  _globals['_CLUSTERSERVICE']._serialized_end=4609
 # @@protoc_insertion_point(module_scope)

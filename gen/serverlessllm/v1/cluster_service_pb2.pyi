@@ -5,8 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from serverlessllm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +21,39 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PlacementAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlacementActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlacementAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACEMENT_ACTION_UNSPECIFIED: _PlacementAction.ValueType  # 0
+    PLACEMENT_ACTION_REUSE: _PlacementAction.ValueType  # 1
+    """A ready instance has a free slot."""
+    PLACEMENT_ACTION_JOIN: _PlacementAction.ValueType  # 2
+    """An instance is on its way that will have a slot."""
+    PLACEMENT_ACTION_START: _PlacementAction.ValueType  # 3
+    """A new instance is started, once idle ones have ended where room is short."""
+    PLACEMENT_ACTION_MIGRATE_THEN_START: _PlacementAction.ValueType  # 4
+    """The same, once running instances have been migrated away."""
+    PLACEMENT_ACTION_WAIT: _PlacementAction.ValueType  # 5
+    """Nothing can be done now."""
+
+class PlacementAction(_PlacementAction, metaclass=_PlacementActionEnumTypeWrapper): ...
+
+PLACEMENT_ACTION_UNSPECIFIED: PlacementAction.ValueType  # 0
+PLACEMENT_ACTION_REUSE: PlacementAction.ValueType  # 1
+"""A ready instance has a free slot."""
+PLACEMENT_ACTION_JOIN: PlacementAction.ValueType  # 2
+"""An instance is on its way that will have a slot."""
+PLACEMENT_ACTION_START: PlacementAction.ValueType  # 3
+"""A new instance is started, once idle ones have ended where room is short."""
+PLACEMENT_ACTION_MIGRATE_THEN_START: PlacementAction.ValueType  # 4
+"""The same, once running instances have been migrated away."""
+PLACEMENT_ACTION_WAIT: PlacementAction.ValueType  # 5
+"""Nothing can be done now."""
+Global___PlacementAction: _TypeAlias = PlacementAction  # noqa: Y015
 
 @_typing.final
 class ListNodesRequest(_message.Message):
@@ -118,3 +154,767 @@ class ListInstancesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListInstancesResponse: _TypeAlias = ListInstancesResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPlacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPlacementRequest: _TypeAlias = ExplainPlacementRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPlacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    action: Global___PlacementAction.ValueType
+    node_id: _builtins.str
+    """Where it would be served. Empty for WAIT."""
+    instance_id: _builtins.str
+    """For REUSE and JOIN."""
+    why: _builtins.str
+    """In words."""
+    @_builtins.property
+    def estimate(self) -> _duration_pb2.Duration:
+        """Until an instance is ready. Unset: nobody knows, or WAIT."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementCandidate]:
+        """Every node as a place for a new instance: the chosen one first, then those that could be
+        taken, the soonest first, then those that could not.
+        """
+
+    def __init__(
+        self,
+        *,
+        action: Global___PlacementAction.ValueType = ...,
+        node_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        estimate: _duration_pb2.Duration | None = ...,
+        why: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___PlacementCandidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "action", b"action", "candidates", b"candidates", "estimate", b"estimate", "instance_id", b"instance_id", "node_id", b"node_id", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimate: _TypeAlias = _typing.Literal["estimate"]  # noqa: Y015
+    _WhichOneofArgType__estimate: _TypeAlias = _typing.Literal["_estimate", b"_estimate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate) -> _WhichOneofReturnType__estimate | None: ...
+
+Global___ExplainPlacementResponse: _TypeAlias = ExplainPlacementResponse  # noqa: Y015
+
+@_typing.final
+class PlacementCandidate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    FROM_TIER_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    VICTIMS_FIELD_NUMBER: _builtins.int
+    MIGRATED_FIELD_NUMBER: _builtins.int
+    EVICTED_BYTES_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    from_tier: _types_pb2.Tier.ValueType
+    """The highest tier that holds the whole checkpoint; REMOTE if none does."""
+    evicted_bytes: _builtins.int
+    """Bytes of idle checkpoints that the node would drop from the tier of its weights."""
+    rejected: _builtins.str
+    """Why it cannot be taken. Empty: it can."""
+    verdict: _builtins.str
+    """In words: why it is the chosen one, or why not."""
+    @_builtins.property
+    def estimate(self) -> _duration_pb2.Duration:
+        """Until an instance would be ready. Unset: not known."""
+
+    @_builtins.property
+    def parts(self) -> Global___StartEstimate:
+        """What the estimate consists of. Unset if it is."""
+
+    @_builtins.property
+    def victims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Idle instances that would end first."""
+
+    @_builtins.property
+    def migrated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Running instances that would be migrated away first."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        from_tier: _types_pb2.Tier.ValueType = ...,
+        estimate: _duration_pb2.Duration | None = ...,
+        parts: Global___StartEstimate | None = ...,
+        victims: _abc.Iterable[_builtins.str] | None = ...,
+        migrated: _abc.Iterable[_builtins.str] | None = ...,
+        evicted_bytes: _builtins.int = ...,
+        rejected: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate", "parts", b"parts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate", "evicted_bytes", b"evicted_bytes", "from_tier", b"from_tier", "migrated", b"migrated", "node_id", b"node_id", "parts", b"parts", "rejected", b"rejected", "verdict", b"verdict", "victims", b"victims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimate: _TypeAlias = _typing.Literal["estimate"]  # noqa: Y015
+    _WhichOneofArgType__estimate: _TypeAlias = _typing.Literal["_estimate", b"_estimate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate) -> _WhichOneofReturnType__estimate | None: ...
+
+Global___PlacementCandidate: _TypeAlias = PlacementCandidate  # noqa: Y015
+
+@_typing.final
+class StartEstimate(_message.Message):
+    """The parts follow one another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAKING_ROOM_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    INIT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def making_room(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def queue(self) -> _duration_pb2.Duration:
+        """Until the bytes ahead on the slowest link have crossed it."""
+
+    @_builtins.property
+    def transfer(self) -> _duration_pb2.Duration:
+        """Until the missing bytes have crossed the slowest link."""
+
+    @_builtins.property
+    def init(self) -> _duration_pb2.Duration:
+        """From weights in place to a ready instance."""
+
+    def __init__(
+        self,
+        *,
+        making_room: _duration_pb2.Duration | None = ...,
+        queue: _duration_pb2.Duration | None = ...,
+        transfer: _duration_pb2.Duration | None = ...,
+        init: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["init", b"init", "making_room", b"making_room", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["init", b"init", "making_room", b"making_room", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartEstimate: _TypeAlias = StartEstimate  # noqa: Y015
+
+@_typing.final
+class PrefetchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller; a repeated call with the same id and content joins the first or, once
+    that is done, returns its end. Empty: the call is not idempotent.
+    """
+    deployment: _builtins.str
+    """Name of a deployment, whose checkpoint is meant."""
+    source: _builtins.str
+    """A URL, as in DeployRequest."""
+    dtype: _builtins.str
+    """For `source`: as in EngineConfig."""
+    tier: _types_pb2.Tier.ValueType
+    """SSD or DRAM."""
+    node_id: _builtins.str
+    """Empty: where an instance would start soonest."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long it is kept from eviction, from when it is there. Above zero. Unset: 10 minutes."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        source: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        node_id: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "source", b"source", "ttl", b"ttl", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "dtype", b"dtype", "node_id", b"node_id", "request_id", b"request_id", "source", b"source", "tier", b"tier", "ttl", b"ttl", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["deployment", "source"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___PrefetchRequest: _TypeAlias = PrefetchRequest  # noqa: Y015
+
+@_typing.final
+class PrefetchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACED_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def placed(self) -> Global___PrefetchPlaced: ...
+    @_builtins.property
+    def loading(self) -> _types_pb2.Loading: ...
+    @_builtins.property
+    def done(self) -> Global___PrefetchDone: ...
+    def __init__(
+        self,
+        *,
+        placed: Global___PrefetchPlaced | None = ...,
+        loading: _types_pb2.Loading | None = ...,
+        done: Global___PrefetchDone | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "loading", b"loading", "placed", b"placed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "loading", b"loading", "placed", b"placed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["placed", "loading", "done"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___PrefetchResponse: _TypeAlias = PrefetchResponse  # noqa: Y015
+
+@_typing.final
+class PrefetchPlaced(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchPlaced: _TypeAlias = PrefetchPlaced  # noqa: Y015
+
+@_typing.final
+class PrefetchDone(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    digest: _builtins.str
+    """The checkpoint's."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Until when it is kept."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        digest: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expires_at", b"expires_at", "node_id", b"node_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchDone: _TypeAlias = PrefetchDone  # noqa: Y015
+
+@_typing.final
+class PinnedCheckpoint(_message.Message):
+    """A checkpoint that stays on a tier of a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    node_id: _builtins.str
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Unset: it ends with Unpin, or with its deployment."""
+
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        node_id: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "expires_at", b"expires_at", "node_id", b"node_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinnedCheckpoint: _TypeAlias = PinnedCheckpoint  # noqa: Y015
+
+@_typing.final
+class PinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in PrefetchRequest."""
+    deployment: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    """SSD or DRAM. What is in DRAM stays on SSD as well."""
+    node_id: _builtins.str
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Until it ends by itself, from now. Above zero. Unset: it does not."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        node_id: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "node_id", b"node_id", "request_id", b"request_id", "tier", b"tier", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinRequest: _TypeAlias = PinRequest  # noqa: Y015
+
+@_typing.final
+class PinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADING_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def loading(self) -> _types_pb2.Loading: ...
+    @_builtins.property
+    def done(self) -> Global___PinnedCheckpoint: ...
+    def __init__(
+        self,
+        *,
+        loading: _types_pb2.Loading | None = ...,
+        done: Global___PinnedCheckpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "loading", b"loading"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "loading", b"loading"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["loading", "done"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___PinResponse: _TypeAlias = PinResponse  # noqa: Y015
+
+@_typing.final
+class UnpinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A repeated call with the same id and content changes nothing and returns the first answer.
+    Empty: the call is not idempotent.
+    """
+    deployment: _builtins.str
+    tier: _types_pb2.Tier.ValueType
+    """SSD or DRAM. Unset: both."""
+    node_id: _builtins.str
+    """Empty: every node."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "node_id", b"node_id", "request_id", b"request_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinRequest: _TypeAlias = UnpinRequest  # noqa: Y015
+
+@_typing.final
+class UnpinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNPINNED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def unpinned(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinnedCheckpoint]:
+        """At least one."""
+
+    def __init__(
+        self,
+        *,
+        unpinned: _abc.Iterable[Global___PinnedCheckpoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unpinned", b"unpinned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinResponse: _TypeAlias = UnpinResponse  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in UnpinRequest; while the node is being drained, a repeated call follows it."""
+    node_id: _builtins.str
+    force: _builtins.bool
+    """Whether to drain a node that is the last to serve a deployment which has requests."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """Time that running requests have; those left then fail. Not negative. Unset: as long as they
+        take.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "grace", b"grace", "node_id", b"node_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___DrainProgress: ...
+    @_builtins.property
+    def done(self) -> Global___DrainDone: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___DrainProgress | None = ...,
+        done: Global___DrainDone | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "done"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___DrainNodeResponse: _TypeAlias = DrainNodeResponse  # noqa: Y015
+
+@_typing.final
+class DrainProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    running_requests: _builtins.int
+    """Requests that run on the node."""
+    instances: _builtins.int
+    """Instances that have not ended."""
+    def __init__(
+        self,
+        *,
+        running_requests: _builtins.int = ...,
+        instances: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "running_requests", b"running_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainProgress: _TypeAlias = DrainProgress  # noqa: Y015
+
+@_typing.final
+class DrainDone(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainDone: _TypeAlias = DrainDone  # noqa: Y015
+
+@_typing.final
+class UndrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in UnpinRequest."""
+    node_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainNodeRequest: _TypeAlias = UndrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class UndrainNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainNodeResponse: _TypeAlias = UndrainNodeResponse  # noqa: Y015
+
+@_typing.final
+class WatchClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchClusterRequest: _TypeAlias = WatchClusterRequest  # noqa: Y015
+
+@_typing.final
+class WatchClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    FULL_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """One more with every message, but for `full`, which may skip some."""
+    @_builtins.property
+    def full(self) -> Global___ClusterState: ...
+    @_builtins.property
+    def delta(self) -> Global___ClusterDelta: ...
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        full: Global___ClusterState | None = ...,
+        delta: Global___ClusterDelta | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "full", b"full", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "full", b"full", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_state: _TypeAlias = _typing.Literal["full", "delta"]  # noqa: Y015
+    _WhichOneofArgType_state: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_state) -> _WhichOneofReturnType_state | None: ...
+
+Global___WatchClusterResponse: _TypeAlias = WatchClusterResponse  # noqa: Y015
+
+@_typing.final
+class ClusterState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Node]: ...
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceLoad]: ...
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentLoad]: ...
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[_types_pb2.Node] | None = ...,
+        instances: _abc.Iterable[Global___InstanceLoad] | None = ...,
+        deployments: _abc.Iterable[Global___DeploymentLoad] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "instances", b"instances", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterState: _TypeAlias = ClusterState  # noqa: Y015
+
+@_typing.final
+class ClusterDelta(_message.Message):
+    """Replaces what it names and leaves the rest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    GONE_NODES_FIELD_NUMBER: _builtins.int
+    GONE_INSTANCES_FIELD_NUMBER: _builtins.int
+    GONE_DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Node]: ...
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceLoad]: ...
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentLoad]: ...
+    @_builtins.property
+    def gone_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of those that are gone."""
+
+    @_builtins.property
+    def gone_instances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def gone_deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[_types_pb2.Node] | None = ...,
+        instances: _abc.Iterable[Global___InstanceLoad] | None = ...,
+        deployments: _abc.Iterable[Global___DeploymentLoad] | None = ...,
+        gone_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        gone_instances: _abc.Iterable[_builtins.str] | None = ...,
+        gone_deployments: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "gone_deployments", b"gone_deployments", "gone_instances", b"gone_instances", "gone_nodes", b"gone_nodes", "instances", b"instances", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterDelta: _TypeAlias = ClusterDelta  # noqa: Y015
+
+@_typing.final
+class InstanceLoad(_message.Message):
+    """An instance, and what the router has it do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    in_flight: _builtins.int
+    """Requests that the router has given to it and that have not ended."""
+    generated_tokens: _builtins.int
+    """Tokens that the router has relayed from it since it took the instance in."""
+    @_builtins.property
+    def instance(self) -> _types_pb2.Instance: ...
+    def __init__(
+        self,
+        *,
+        instance: _types_pb2.Instance | None = ...,
+        in_flight: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "in_flight", b"in_flight", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceLoad: _TypeAlias = InstanceLoad  # noqa: Y015
+
+@_typing.final
+class DeploymentLoad(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
+    READY_INSTANCES_FIELD_NUMBER: _builtins.int
+    STARTING_INSTANCES_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    queued_requests: _builtins.int
+    """Requests that wait."""
+    ready_instances: _builtins.int
+    starting_instances: _builtins.int
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        queued_requests: _builtins.int = ...,
+        ready_instances: _builtins.int = ...,
+        starting_instances: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "queued_requests", b"queued_requests", "ready_instances", b"ready_instances", "starting_instances", b"starting_instances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentLoad: _TypeAlias = DeploymentLoad  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ClusterServiceStub:
-    """The cluster as it is. Operator -> control plane.
+    """The cluster as it is, and what operators have it do. Operator -> control plane.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,45 @@ class ClusterServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListInstancesRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListInstancesResponse.FromString,
                 _registered_method=True)
+        self.ExplainPlacement = channel.unary_unary(
+                '/serverlessllm.v1.ClusterService/ExplainPlacement',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ExplainPlacementRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ExplainPlacementResponse.FromString,
+                _registered_method=True)
+        self.Prefetch = channel.unary_stream(
+                '/serverlessllm.v1.ClusterService/Prefetch',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_stream(
+                '/serverlessllm.v1.ClusterService/Pin',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PinRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PinResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/serverlessllm.v1.ClusterService/Unpin',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinResponse.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_stream(
+                '/serverlessllm.v1.ClusterService/DrainNode',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
+        self.UndrainNode = channel.unary_unary(
+                '/serverlessllm.v1.ClusterService/UndrainNode',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UndrainNodeRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UndrainNodeResponse.FromString,
+                _registered_method=True)
+        self.WatchCluster = channel.unary_stream(
+                '/serverlessllm.v1.ClusterService/WatchCluster',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
-    """The cluster as it is. Operator -> control plane.
+    """The cluster as it is, and what operators have it do. Operator -> control plane.
     """
 
     def ListNodes(self, request, context):
@@ -60,6 +95,64 @@ class ClusterServiceServicer:
 
     def ListInstances(self, request, context):
         """In order of their ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPlacement(self, request, context):
+        """What placement would decide now for one more request of a deployment, and why. Changes
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefetch(self, request, context):
+        """Brings a checkpoint up to a tier of a node, and keeps it there for a while. The first message
+        is `placed`, the last is `done`. A caller that leaves does not end the work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Keeps a deployment's checkpoint on a tier of a node, where it is brought first if need be.
+        A pin outlives restarts of the control plane, and of the node, which loads the checkpoint
+        again. The last message is `done`; a pin that fails is none. A caller that leaves does not
+        end it. A pin that is there already is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Ends pins. The checkpoints stay where they are until something needs the room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Gives a node no new work, and ends what runs there as its requests end. The last message is
+        `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+        UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
+        any node that can serve them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainNode(self, request, context):
+        """Gives a node new work again. What was told to end ends all the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCluster(self, request, context):
+        """The whole state first, then what changes. A reader that cannot follow gets the whole state
+        again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +171,41 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListInstancesRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListInstancesResponse.SerializeToString,
             ),
+            'ExplainPlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPlacement,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ExplainPlacementRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ExplainPlacementResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PrefetchRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'Pin': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PinRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.PinResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_stream_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.DrainNodeRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'UndrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainNode,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UndrainNodeRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UndrainNodeResponse.SerializeToString,
+            ),
+            'WatchCluster': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCluster,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'serverlessllm.v1.ClusterService', rpc_method_handlers)
@@ -87,7 +215,7 @@ def add_ClusterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClusterService:
-    """The cluster as it is. Operator -> control plane.
+    """The cluster as it is, and what operators have it do. Operator -> control plane.
     """
 
     @staticmethod
@@ -134,6 +262,195 @@ class ClusterService:
             '/serverlessllm.v1.ClusterService/ListInstances',
             serverlessllm_dot_v1_dot_cluster__service__pb2.ListInstancesRequest.SerializeToString,
             serverlessllm_dot_v1_dot_cluster__service__pb2.ListInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/ExplainPlacement',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.ExplainPlacementRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.ExplainPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/Prefetch',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.PrefetchRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/Pin',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.PinRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/Unpin',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/DrainNode',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.DrainNodeRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/UndrainNode',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.UndrainNodeRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.UndrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/WatchCluster',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClusterServiceStub:
-    """The cluster as it is. Operator -> control plane."""
+    """The cluster as it is, and what operators have it do. Operator -> control plane."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +37,75 @@ class ClusterServiceStub:
     """In order of their ids."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.ListInstancesRequest, _cluster_service_pb2.ListInstancesResponse]
     """In order of their ids."""
+    ExplainPlacement: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.ExplainPlacementRequest, _cluster_service_pb2.ExplainPlacementResponse]
+    """What placement would decide now for one more request of a deployment, and why. Changes
+    nothing.
+    """
+    Prefetch: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.PrefetchRequest, _cluster_service_pb2.PrefetchResponse]
+    """Brings a checkpoint up to a tier of a node, and keeps it there for a while. The first message
+    is `placed`, the last is `done`. A caller that leaves does not end the work.
+    """
+    Pin: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.PinRequest, _cluster_service_pb2.PinResponse]
+    """Keeps a deployment's checkpoint on a tier of a node, where it is brought first if need be.
+    A pin outlives restarts of the control plane, and of the node, which loads the checkpoint
+    again. The last message is `done`; a pin that fails is none. A caller that leaves does not
+    end it. A pin that is there already is changed.
+    """
+    Unpin: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.UnpinRequest, _cluster_service_pb2.UnpinResponse]
+    """Ends pins. The checkpoints stay where they are until something needs the room."""
+    DrainNode: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.DrainNodeRequest, _cluster_service_pb2.DrainNodeResponse]
+    """Gives a node no new work, and ends what runs there as its requests end. The last message is
+    `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+    UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
+    any node that can serve them.
+    """
+    UndrainNode: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.UndrainNodeRequest, _cluster_service_pb2.UndrainNodeResponse]
+    """Gives a node new work again. What was told to end ends all the same."""
+    WatchCluster: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.WatchClusterRequest, _cluster_service_pb2.WatchClusterResponse]
+    """The whole state first, then what changes. A reader that cannot follow gets the whole state
+    again.
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
-    """The cluster as it is. Operator -> control plane."""
+    """The cluster as it is, and what operators have it do. Operator -> control plane."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListNodes: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.ListNodesRequest, _cluster_service_pb2.ListNodesResponse]  # type: ignore[assignment]
     """In order of their ids."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.ListInstancesRequest, _cluster_service_pb2.ListInstancesResponse]  # type: ignore[assignment]
     """In order of their ids."""
+    ExplainPlacement: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.ExplainPlacementRequest, _cluster_service_pb2.ExplainPlacementResponse]  # type: ignore[assignment]
+    """What placement would decide now for one more request of a deployment, and why. Changes
+    nothing.
+    """
+    Prefetch: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.PrefetchRequest, _cluster_service_pb2.PrefetchResponse]  # type: ignore[assignment]
+    """Brings a checkpoint up to a tier of a node, and keeps it there for a while. The first message
+    is `placed`, the last is `done`. A caller that leaves does not end the work.
+    """
+    Pin: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.PinRequest, _cluster_service_pb2.PinResponse]  # type: ignore[assignment]
+    """Keeps a deployment's checkpoint on a tier of a node, where it is brought first if need be.
+    A pin outlives restarts of the control plane, and of the node, which loads the checkpoint
+    again. The last message is `done`; a pin that fails is none. A caller that leaves does not
+    end it. A pin that is there already is changed.
+    """
+    Unpin: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.UnpinRequest, _cluster_service_pb2.UnpinResponse]  # type: ignore[assignment]
+    """Ends pins. The checkpoints stay where they are until something needs the room."""
+    DrainNode: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.DrainNodeRequest, _cluster_service_pb2.DrainNodeResponse]  # type: ignore[assignment]
+    """Gives a node no new work, and ends what runs there as its requests end. The last message is
+    `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+    UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
+    any node that can serve them.
+    """
+    UndrainNode: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.UndrainNodeRequest, _cluster_service_pb2.UndrainNodeResponse]  # type: ignore[assignment]
+    """Gives a node new work again. What was told to end ends all the same."""
+    WatchCluster: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.WatchClusterRequest, _cluster_service_pb2.WatchClusterResponse]  # type: ignore[assignment]
+    """The whole state first, then what changes. A reader that cannot follow gets the whole state
+    again.
+    """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The cluster as it is. Operator -> control plane."""
+    """The cluster as it is, and what operators have it do. Operator -> control plane."""
 
     @_abc_1.abstractmethod
     def ListNodes(
@@ -66,5 +122,75 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_service_pb2.ListInstancesResponse, _abc.Awaitable[_cluster_service_pb2.ListInstancesResponse]]:
         """In order of their ids."""
+
+    @_abc_1.abstractmethod
+    def ExplainPlacement(
+        self,
+        request: _cluster_service_pb2.ExplainPlacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.ExplainPlacementResponse, _abc.Awaitable[_cluster_service_pb2.ExplainPlacementResponse]]:
+        """What placement would decide now for one more request of a deployment, and why. Changes
+        nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def Prefetch(
+        self,
+        request: _cluster_service_pb2.PrefetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.PrefetchResponse], _abc.AsyncIterator[_cluster_service_pb2.PrefetchResponse]]:
+        """Brings a checkpoint up to a tier of a node, and keeps it there for a while. The first message
+        is `placed`, the last is `done`. A caller that leaves does not end the work.
+        """
+
+    @_abc_1.abstractmethod
+    def Pin(
+        self,
+        request: _cluster_service_pb2.PinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.PinResponse], _abc.AsyncIterator[_cluster_service_pb2.PinResponse]]:
+        """Keeps a deployment's checkpoint on a tier of a node, where it is brought first if need be.
+        A pin outlives restarts of the control plane, and of the node, which loads the checkpoint
+        again. The last message is `done`; a pin that fails is none. A caller that leaves does not
+        end it. A pin that is there already is changed.
+        """
+
+    @_abc_1.abstractmethod
+    def Unpin(
+        self,
+        request: _cluster_service_pb2.UnpinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.UnpinResponse, _abc.Awaitable[_cluster_service_pb2.UnpinResponse]]:
+        """Ends pins. The checkpoints stay where they are until something needs the room."""
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _cluster_service_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.DrainNodeResponse], _abc.AsyncIterator[_cluster_service_pb2.DrainNodeResponse]]:
+        """Gives a node no new work, and ends what runs there as its requests end. The last message is
+        `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+        UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
+        any node that can serve them.
+        """
+
+    @_abc_1.abstractmethod
+    def UndrainNode(
+        self,
+        request: _cluster_service_pb2.UndrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.UndrainNodeResponse, _abc.Awaitable[_cluster_service_pb2.UndrainNodeResponse]]:
+        """Gives a node new work again. What was told to end ends all the same."""
+
+    @_abc_1.abstractmethod
+    def WatchCluster(
+        self,
+        request: _cluster_service_pb2.WatchClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.WatchClusterResponse], _abc.AsyncIterator[_cluster_service_pb2.WatchClusterResponse]]:
+        """The whole state first, then what changes. A reader that cannot follow gets the whole state
+        again.
+        """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

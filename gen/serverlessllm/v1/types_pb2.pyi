@@ -868,6 +868,7 @@ class Node(_message.Message):
     INIT_TIME_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     CONNECTED_AT_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
@@ -877,6 +878,8 @@ class Node(_message.Message):
     kv_used_bytes: _builtins.int
     host: _builtins.str
     """Host name, for operators."""
+    draining: _builtins.bool
+    """It gets no new work, and what runs there ends; see ClusterService.DrainNode."""
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierUsage]: ...
     @_builtins.property
@@ -906,11 +909,12 @@ class Node(_message.Message):
         init_time: _duration_pb2.Duration | None = ...,
         host: _builtins.str = ...,
         connected_at: _timestamp_pb2.Timestamp | None = ...,
+        draining: _builtins.bool = ...,
         init_observations: _abc.Iterable[Global___InitObservation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "draining", b"draining", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,32 @@
+"""The store, off the event loop: one call at a time, in a thread of its own."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from sllm.control.store import Store
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Durable:
+    """What has to survive a restart, for those that live in the event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        """Its methods block: they go through `run`."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    async def run(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """The result of a method of the store, called after all those before."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+
+    async def close(self) -> None:
+        """Ends the use of the store, once what is under way is done."""
+        await self.run(self.store.close)
+        self._thread.shutdown()
