@@ -16,8 +16,7 @@ from sllm.node.holds import Holds, HoldSpec
 from sllm.node.inits import Inits, InitTime
 from sllm.node.instance import Instance, InstanceState
 from sllm.node.loads import Tell
-from sllm.node.phases import Timeline
-from sllm.node.start import InstanceSpec, Running
+from sllm.node.start import InstanceSpec
 from sllm.node.tiers import Progress, Tier, TierStore
 from sllm.node.workers import Worker
 from sllm.node.zygote import WorkerSpec, Zygote
@@ -190,18 +189,17 @@ class Agent:
 
     def _instance_changed(self, instance: Instance) -> None:
         if instance.state is InstanceState.READY:
-            self._observe_init(instance.spec, instance.timeline, instance.running)
+            self._observe_init(instance)
         elif instance.state is InstanceState.GONE:
             self.instances.pop(instance.spec.instance_id, None)
         self._changed()
 
-    def _observe_init(
-        self, spec: InstanceSpec, timeline: Timeline, running: Running | None
-    ) -> None:
+    def _observe_init(self, instance: Instance) -> None:
+        running, timeline = instance.running, instance.timeline
         if running:
             prepare, attach = timeline.prepare_seconds, timeline.attach_seconds
             seen = InitTime(running.size_bytes, prepare, attach)
-            self.inits.observe((running.digest, spec.engine.engine), seen)
+            self.inits.observe((running.digest, instance.spec.engine.engine), seen)
 
     def _changed(self) -> None:
         for watcher in self._watchers:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from sllm.checkpoint.memory import ChunkMemory
+from sllm.clock import Clock
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.pool import Pool
 from sllm.node.records import Tier
@@ -25,9 +26,9 @@ class DramCopy:
 class DramTier:
     """The tier's contents. Belongs to one thread."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, clock: Clock | None = None) -> None:
         self.pool = pool
-        self.ledger = Ledger(Tier.DRAM, pool.capacity_bytes)
+        self.ledger = Ledger(Tier.DRAM, pool.capacity_bytes, clock)
         self.copies: dict[str, DramCopy] = {}
         """By digest."""
 

@@ -1,11 +1,19 @@
-"""Who holds how much of a tier, what is leased, and what goes first when room is needed."""
+"""Who holds how much of a tier, what is leased, and what goes first when room is needed.
 
-from collections import OrderedDict
-from collections.abc import Iterable
+What goes is what is missed least: of all that is idle, the checkpoint for which the time to bring
+it back, times how often it was used of late, is smallest for each byte that it frees.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from sllm.clock import Clock, MonotonicClock
+from sllm.decay import Decaying
 from sllm.errors import ModelTooLarge, NoCapacity
 from sllm.node.records import Tier
+
+HALF_LIFE_SECONDS = 600.0
+"""A use counts half as much after this time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -14,6 +22,8 @@ class Holding:
 
     size: int
     """Bytes."""
+    uses: Decaying
+    """How often it was brought up or found here of late."""
     leases: int = 0
     """How many hold it in place."""
 
@@ -25,13 +35,17 @@ class Ledger:
     anything.
     """
 
-    def __init__(self, tier: Tier, capacity: int) -> None:
+    def __init__(self, tier: Tier, capacity: int, clock: Clock | None = None) -> None:
         self.tier = tier
         self.capacity = capacity
         """Bytes."""
         self.reserved = 0
         """Bytes promised to loads under way."""
-        self._holdings: OrderedDict[str, Holding] = OrderedDict()
+        self.reload_seconds: Callable[[str, int], float] = lambda _, size: float(size)
+        """What bringing a checkpoint of so many bytes here again would take, from the tiers below
+        as they are now. Until it is set, every byte takes as long as any other."""
+        self._clock = clock or MonotonicClock()
+        self._holdings: dict[str, Holding] = {}
 
     @property
     def used(self) -> int:
@@ -39,20 +53,22 @@ class Ledger:
         return self.reserved + sum(holding.size for holding in self._holdings.values())
 
     def add(self, digest: str, size: int) -> Holding:
-        """Enters a checkpoint as the one used last."""
-        holding = self._holdings[digest] = Holding(size)
+        """Enters a checkpoint, used now."""
+        uses = Decaying().plus_one(self._clock.now(), HALF_LIFE_SECONDS)
+        holding = self._holdings[digest] = Holding(size, uses)
         return holding
 
     def touch(self, digest: str) -> None:
-        """Makes a checkpoint the one used last."""
-        self._holdings.move_to_end(digest)
+        """Counts a use of a checkpoint."""
+        holding = self._holdings[digest]
+        holding.uses = holding.uses.plus_one(self._clock.now(), HALF_LIFE_SECONDS)
 
     def remove(self, digest: str) -> None:
         """Strikes a checkpoint out, leased or not."""
         del self._holdings[digest]
 
     def reserve(self, size: int) -> tuple[str, ...]:
-        """Reserves `size` bytes, at the expense of idle checkpoints, least recently used first.
+        """Reserves `size` bytes, at the expense of the idle checkpoints that are missed least.
 
         Returns:
             The checkpoints that had to go; they are struck out already.
@@ -62,14 +78,31 @@ class Ledger:
             NoCapacity: too much is leased or reserved now; nothing was evicted.
         """
         self._check_possible(size)
-        victims = []
-        for digest in self._idle():
-            if self.used + size <= self.capacity:
-                break
+        victims = self._victims(self.used + size - self.capacity)
+        for digest in victims:
             self.remove(digest)
-            victims.append(digest)
         self.reserved += size
-        return tuple(victims)
+        return victims
+
+    def _victims(self, lacking: int) -> tuple[str, ...]:
+        """Those that free `lacking` bytes, and none that is not needed for it."""
+        chosen: list[str] = []
+        for digest in sorted(self._idle(), key=self._worth):
+            if lacking <= 0:
+                break
+            chosen.append(digest)
+            lacking -= self._holdings[digest].size
+        for digest in reversed(chosen):
+            if lacking + self._holdings[digest].size <= 0:
+                chosen.remove(digest)
+                lacking += self._holdings[digest].size
+        return tuple(chosen)
+
+    def _worth(self, digest: str) -> float:
+        """How much a checkpoint would be missed, for each byte."""
+        holding = self._holdings[digest]
+        uses = holding.uses.value(self._clock.now(), HALF_LIFE_SECONDS)
+        return self.reload_seconds(digest, holding.size) * uses / max(1, holding.size)
 
     def unreserve(self, size: int) -> None:
         """Gives a reservation back."""

@@ -20,6 +20,7 @@ import structlog
 
 from sllm.checkpoint.manifest import Manifest, corrupt, is_digest
 from sllm.checkpoint.manifest_file import read_manifest
+from sllm.clock import Clock
 from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.records import Tier
@@ -68,14 +69,14 @@ class SsdTier:
         self._lock = lock
 
     @classmethod
-    def open(cls, directory: Path, capacity_bytes: int) -> Self:
+    def open(cls, directory: Path, capacity_bytes: int, clock: Clock | None = None) -> Self:
         """Takes stock of `directory`, and removes what is incomplete, corrupt or over the budget.
 
         Raises:
             InvalidArgument: another process uses the directory.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        tier = cls(directory, Ledger(Tier.SSD, capacity_bytes), _lock(directory))
+        tier = cls(directory, Ledger(Tier.SSD, capacity_bytes, clock), _lock(directory))
         for path in list(_leftovers(directory)):
             delete(path)
         for path in sorted(_checkpoints(directory), key=_age):

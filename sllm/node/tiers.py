@@ -54,6 +54,8 @@ class TierStore:
         self._ssd = ssd
         self._dram = dram
         self._speeds = speeds
+        ssd.ledger.reload_seconds = self._import_seconds
+        dram.ledger.reload_seconds = self._reload_seconds
         self._movers = Movers()
         self._imports = Imports(ssd, dram, self._movers, speeds.remote_to_ssd, clock, self._changed)
         self._reads = Reads(
@@ -80,13 +82,13 @@ class TierStore:
             InvalidArgument: another process uses the directory.
             OSError: the directory's disk is full, or fails.
         """
-        ssd = await asyncio.to_thread(SsdTier.open, directory, ssd_bytes)
+        ssd = await asyncio.to_thread(SsdTier.open, directory, ssd_bytes, clock)
         try:
             speeds = await asyncio.to_thread(measure, directory)
         except BaseException:
             ssd.close()
             raise
-        return cls(ssd, DramTier(pool), speeds, clock, read_threads)
+        return cls(ssd, DramTier(pool, clock), speeds, clock, read_threads)
 
     async def promote(
         self, source: str, dtype: str | None, tier: Tier, on_progress: Tell | None = None
@@ -202,6 +204,15 @@ class TierStore:
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, in the event loop, after every change of contents, leases or loads."""
         self._watchers.append(watcher)
+
+    def _import_seconds(self, _: str, size: int) -> float:
+        return size / self._speeds.remote_to_ssd.bytes_per_second
+
+    def _reload_seconds(self, digest: str, size: int) -> float:
+        """Into the pool: from SSD, or from the source for what is not there any more."""
+        if digest not in self._ssd.copies:
+            return self._import_seconds(digest, size)
+        return size / self._speeds.ssd_to_dram.bytes_per_second
 
     def _changed(self) -> None:
         for watcher in self._watchers:
