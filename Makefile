@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
 BENCH ?=
 
-.PHONY: setup demo test check gen bench clean
+.PHONY: setup demo test check gen bench bench-load clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ gen: setup
 
 bench: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.cold_start $(BENCH)
+
+bench-load: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]' || true
+	PYTHONPATH=examples $(BIN)/python -m bench.load $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
