@@ -30,8 +30,9 @@ class LocalReader:
                 count = os.preadv(self._fds[file], [memory[done:]], offset + done)
             except OSError as error:
                 raise corrupt(file, f"cannot be read: {error}", offset + done) from error
-            if not count:
-                raise corrupt(file, "the file ends here", offset + done)
+            if not count:  # where it ends: other pieces, further on, may be read at once
+                end = os.fstat(self._fds[file]).st_size
+                raise corrupt(file, "the file ends here", min(end, offset + done))
             done += count
 
     def __enter__(self) -> Self:
