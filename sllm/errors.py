@@ -26,6 +26,7 @@ SllmError
 │   ├── CheckpointLeased    CHECKPOINT_LEASED
 │   ├── NodeDraining        NODE_DRAINING
 │   └── NodeNeeded          NODE_NEEDED
+├── SourceForbidden         SOURCE_FORBIDDEN
 ├── CheckpointCorrupt       CHECKPOINT_CORRUPT
 ├── NoCapacity              NO_CAPACITY
 ├── Unavailable             the work may succeed when it is tried again
@@ -33,6 +34,7 @@ SllmError
 │   ├── NodeLost            NODE_LOST
 │   ├── WorkerDied          WORKER_DIED
 │   ├── StartFailed         START_FAILED
+│   ├── SourceUnavailable   SOURCE_UNAVAILABLE
 │   ├── DeploymentFailed    DEPLOYMENT_FAILED
 │   ├── ShuttingDown        SHUTTING_DOWN
 │   └── Unreachable         UNREACHABLE
@@ -57,6 +59,7 @@ class Code(IntEnum):
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     INTERNAL = 13
@@ -235,6 +238,13 @@ class NodeNeeded(Unsupported):
     reason = "NODE_NEEDED"
 
 
+class SourceForbidden(SllmError):
+    """The source's server wants other credentials than the node has."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "SOURCE_FORBIDDEN"
+
+
 class CheckpointCorrupt(SllmError):
     """Bytes are not what was written; names the file and, where known, the offset."""
 
@@ -277,6 +287,12 @@ class StartFailed(Unavailable):
     """An instance could not be started."""
 
     reason = "START_FAILED"
+
+
+class SourceUnavailable(Unavailable):
+    """The source's server does not answer as it should, or its files change while they are read."""
+
+    reason = "SOURCE_UNAVAILABLE"
 
 
 class DeploymentFailed(Unavailable):

@@ -1,6 +1,6 @@
 """Brings the chunks of one import to where they belong: into memory, and to the disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -8,7 +8,8 @@ import xxhash
 
 from sllm.checkpoint.direct_io import DirectFile
 from sllm.checkpoint.filling import WeightReader, fill
-from sllm.checkpoint.journal import Journal
+from sllm.checkpoint.journal import ChunkKey, Journal
+from sllm.checkpoint.manifest import corrupt
 from sllm.checkpoint.memory import ChunkMemory
 from sllm.checkpoint.pieces import ChunkPlan
 from sllm.checkpoint.workers import ChunkWorkers
@@ -59,6 +60,10 @@ class ChunkFiller:
     """Where chunks are filled, and left; None: in the workers' memory."""
     workers: ChunkWorkers
     tally: Tally
+    expected: Mapping[ChunkKey, str]
+    """Digests of those chunks of which they are known before."""
+    url: str
+    """The source's."""
 
     def bring(self, chunk: ChunkPlan) -> str:
         """Fills a chunk and writes it, unless it is there already; returns its digest.
@@ -79,10 +84,23 @@ class ChunkFiller:
         if known is not None and self._is_on_disk(chunk, memory, known):
             self.tally.add(chunk.source_bytes)
             return known
-        fill(memory, chunk, self.reader, self.tally.add)
-        digest = xxhash.xxh3_128_hexdigest(memory)
+        digest = self._fill(chunk, memory)
         self.files[chunk.partition].write_from(memory, chunk.offset)
         self.journal.add((chunk.partition, chunk.index), digest)
+        return digest
+
+    def _fill(self, chunk: ChunkPlan, memory: memoryview) -> str:
+        """A chunk that arrives damaged is read once more: what lies there may be whole."""
+        expected = self.expected.get((chunk.partition, chunk.index))
+        fill(memory, chunk, self.reader, self.tally.add)
+        digest = xxhash.xxh3_128_hexdigest(memory)
+        if expected is not None and digest != expected:
+            fill(memory, chunk, self.reader, lambda count: self.tally.check())
+            digest = xxhash.xxh3_128_hexdigest(memory)
+        if expected is not None and digest != expected:
+            problem = f"the chunk of {chunk.size} bytes has the digest {digest}, not {expected}"
+            file = chunk.pieces[0].tensor.file.name
+            raise corrupt(f"{self.url}/{file}", problem, chunk.offset)
         return digest
 
     def _is_on_disk(self, chunk: ChunkPlan, memory: memoryview, digest: str) -> bool:

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -14,53 +13,18 @@ import xxhash
 from sllm.checkpoint.chunk_filler import ChunkFiller, Tally
 from sllm.checkpoint.config_dtype import with_dtype
 from sllm.checkpoint.direct_io import DirectFile, flush_directory
-from sllm.checkpoint.dtypes import BY_TORCH_NAME
+from sllm.checkpoint.import_plan import ImportPlan
 from sllm.checkpoint.journal import JOURNAL_FILE, Journal
-from sllm.checkpoint.layout import PARTITION_BYTES, Layout, plan_layout
 from sllm.checkpoint.manifest import FileEntry, Manifest, PartitionEntry, corrupt, make_manifest
 from sllm.checkpoint.manifest_file import write_manifest
 from sllm.checkpoint.memory import ChunkMemory
 from sllm.checkpoint.pieces import ChunkPlan, plan_chunks
-from sllm.checkpoint.sources import SourceFiles
 from sllm.checkpoint.workers import ChunkWorkers
-from sllm.errors import CheckpointCorrupt, InvalidArgument
+from sllm.errors import Cancelled, SourceForbidden, SourceUnavailable
 
 _CONFIG = "config.json"
-
-
-@dataclass(frozen=True, slots=True)
-class ImportPlan:
-    """What an import will do, known from the source's headers alone."""
-
-    files: SourceFiles
-    dtype: str | None
-    """Torch's name for what plain floating tensors become; None: they stay as they are."""
-    layout: Layout
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes that the checkpoint will take, but for its manifest."""
-        return self.layout.size_bytes + sum(path.stat().st_size for path in self.files.files)
-
-
-def plan_import(
-    files: SourceFiles, dtype: str | None, partition_bytes: int = PARTITION_BYTES
-) -> ImportPlan:
-    """Decides where every tensor goes.
-
-    Args:
-        files: the source's.
-        dtype: torch's name of what plain floating tensors are converted to; None: nothing is.
-        partition_bytes: bound of a partition of several tensors.
-
-    Raises:
-        InvalidArgument: the dtype is not one that weights can be converted to.
-    """
-    if dtype is not None and dtype not in BY_TORCH_NAME:
-        known = ", ".join(BY_TORCH_NAME)
-        raise InvalidArgument(f"weights cannot be converted to dtype {dtype!r}; use one of {known}")
-    target = BY_TORCH_NAME[dtype] if dtype else None
-    return ImportPlan(files, dtype, plan_layout(files.tensors, target, partition_bytes))
+_WORTH_GOING_ON = (Cancelled, SourceForbidden, SourceUnavailable)
+"""What was written before these is as good as before."""
 
 
 def import_checkpoint(
@@ -88,15 +52,17 @@ def import_checkpoint(
         memory: where chunks are filled, and left; None: in the workers' memory.
         workers: fill chunks of `chunk_bytes`; None: a few of the import's own.
         resume: go on with what an import of the same plan has left in `destination`, and leave
-            there what was done if this one fails, unless it is worthless. Otherwise nothing is
-            left behind.
+            there what was done if this one is cancelled, or the source cannot be had any more.
+            Otherwise nothing is left behind.
 
     Raises:
         Cancelled: `cancelled` said so.
         CheckpointCorrupt: the source cannot be read, or was changed meanwhile.
         SourceUnavailable: the source cannot be had now.
+        InvalidSource: it was packed in chunks of another size.
         OSError: the disk is full, or fails.
     """
+    plan.check_chunk_size(chunk_bytes)
     destination.mkdir(exist_ok=resume)
     tally = Tally(plan.files.size_bytes, progress, cancelled)
     try:
@@ -104,7 +70,7 @@ def import_checkpoint(
             workers = workers or stack.enter_context(ChunkWorkers(chunk_bytes))
             return _Import(plan, destination, chunk_bytes, workers).run(memory, tally)
     except BaseException as error:
-        if not resume or isinstance(error, CheckpointCorrupt):
+        if not (resume and isinstance(error, _WORTH_GOING_ON)):
             shutil.rmtree(destination)
         raise
 
@@ -121,7 +87,7 @@ class _Import:
     def run(self, memory: ChunkMemory | None, tally: Tally) -> Manifest:
         files = [self._copy(path) for path in self._plan.files.files]
         partitions = self._write_partitions(memory, tally)
-        manifest = make_manifest(self._plan.layout.tensors, partitions, files)
+        manifest = self._plan.packed or make_manifest(self._plan.layout.tensors, partitions, files)
         write_manifest(self._destination, manifest)
         (self._destination / JOURNAL_FILE).unlink()
         flush_directory(self._destination)
@@ -129,15 +95,19 @@ class _Import:
         return manifest
 
     def _write_partitions(self, memory: ChunkMemory | None, tally: Tally) -> list[PartitionEntry]:
-        chunks = list(plan_chunks(self._plan.layout, self._chunk_bytes))
+        source, chunks = self._plan.files, list(plan_chunks(self._plan.layout, self._chunk_bytes))
         with ExitStack() as stack:
             filler = ChunkFiller(
-                reader=stack.enter_context(self._plan.files.origin.open(self._plan.files.weights)),
+                reader=stack.enter_context(
+                    self._plan.files.origin.open(self._plan.files.weights, tally.cancelled)
+                ),
                 files=[stack.enter_context(file) for file in self._open_partitions()],
                 journal=stack.enter_context(Journal(self._destination, self._digest())),
                 memory=memory,
                 workers=self._workers,
                 tally=tally,
+                expected=self._plan.expected_digests,
+                url=source.origin.url,
             )
             digests = self._workers.run(partial(filler.bring, chunk) for chunk in chunks)
             for file in filler.files:
@@ -175,12 +145,15 @@ class _Import:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        return FileEntry(path.name, len(content), xxhash.xxh3_128_hexdigest(content))
+        entry = FileEntry(path.name, len(content), xxhash.xxh3_128_hexdigest(content))
+        if self._plan.packed and entry not in self._plan.packed.files:
+            raise corrupt(f"{self._plan.files.origin.url}/{path.name}", "is not what was packed")
+        return entry
 
     def _check_unchanged(self) -> None:
         files = self._plan.files
         if files.origin.current_fingerprint() != files.fingerprint:
-            raise corrupt(files.directory, "was changed while it was being imported; try again")
+            raise corrupt(files.origin.url, "was changed while it was being imported; try again")
 
 
 def _partition_name(index: int) -> str:

@@ -123,8 +123,8 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def corrupt(path: Path, problem: str, offset: int | None = None) -> CheckpointCorrupt:
-    """The error that names a file, and the offset in it where one is known."""
+def corrupt(path: Path | str, problem: str, offset: int | None = None) -> CheckpointCorrupt:
+    """The error that names a file by its path or URL, and the offset in it where one is known."""
     metadata = {"file": str(path)}
     place = str(path)
     if offset is not None:

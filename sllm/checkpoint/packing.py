@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sllm.checkpoint.appearing import appearing
-from sllm.checkpoint.importer import import_checkpoint, plan_import
+from sllm.checkpoint.import_plan import plan_import
+from sllm.checkpoint.importer import import_checkpoint
 from sllm.checkpoint.manifest import CHUNK_BYTES
 from sllm.checkpoint.manifest_file import MANIFEST_FILE
 from sllm.checkpoint.sources import LocalSource, find_files

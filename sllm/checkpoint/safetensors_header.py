@@ -13,8 +13,9 @@ from typing import Any
 from sllm.checkpoint.dtypes import tensor_bytes
 from sllm.checkpoint.manifest import corrupt
 
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000
+HEADER_LENGTH_BYTES = 8
+"""Of the number that a file begins with."""
+MAX_HEADER_BYTES = 100_000_000
 """The bound that the safetensors library sets."""
 
 
@@ -41,14 +42,14 @@ def read_header(path: Path) -> tuple[TensorHeader, ...]:
     """
     file_size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(_LENGTH_BYTES)
+        prefix = file.read(HEADER_LENGTH_BYTES)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) < _LENGTH_BYTES or _LENGTH_BYTES + length > file_size:
+        if len(prefix) < HEADER_LENGTH_BYTES or HEADER_LENGTH_BYTES + length > file_size:
             raise corrupt(path, "the file ends within its header", file_size)
-        if length > _MAX_HEADER_BYTES:
+        if length > MAX_HEADER_BYTES:
             raise corrupt(path, f"a header of {length} bytes is longer than any may be", 0)
         header = _parse(path, file.read(length))
-    data_start = _LENGTH_BYTES + length
+    data_start = HEADER_LENGTH_BYTES + length
     tensors = [_tensor(path, name, raw, data_start) for name, raw in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     _check_contiguous(path, tensors, data_start, file_size)
@@ -59,9 +60,9 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(header, object_pairs_hook=_without_repeats)
     except ValueError as error:
-        raise corrupt(path, f"its header cannot be parsed: {error}", _LENGTH_BYTES) from error
+        raise corrupt(path, f"its header cannot be parsed: {error}", HEADER_LENGTH_BYTES) from error
     if not isinstance(parsed, dict):
-        raise corrupt(path, "its header is not a JSON object", _LENGTH_BYTES)
+        raise corrupt(path, "its header is not a JSON object", HEADER_LENGTH_BYTES)
     parsed.pop("__metadata__", None)
     return parsed
 
@@ -85,7 +86,7 @@ def _tensor(path: Path, name: str, raw: Any, data_start: int) -> TensorHeader:
                 f"{dtype} of shape {list(shape)} takes {size} bytes, not {end - begin}"
             )
     except (KeyError, TypeError, ValueError) as error:
-        raise corrupt(path, f"header of tensor {name!r}: {error!r}", _LENGTH_BYTES) from error
+        raise corrupt(path, f"header of tensor {name!r}: {error!r}", HEADER_LENGTH_BYTES) from error
     return TensorHeader(name, dtype, shape, path, data_start + begin, size)
 
 

@@ -54,6 +54,9 @@ def node(
         str | None, typer.Option("--id", help="Name of the node; one is made and kept.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that read from disk.")] = 4,
+    fetch_threads: Annotated[
+        int, typer.Option(min=1, help="Threads that read from sources, each with a chunk in hand.")
+    ] = 8,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -75,6 +78,7 @@ def node(
                 ssd_bytes=ssd,
                 kv_bytes=kv,
                 read_threads=threads,
+                fetch_threads=fetch_threads,
                 metrics_port=metrics_port,
             )
         )

@@ -30,6 +30,9 @@ class NodeConfig:
     """Size of a chunk, the unit of every transfer."""
     read_threads: int = 4
     """Threads that read from SSD into the pool."""
+    fetch_threads: int = 8
+    """Threads that fill chunks from sources. Each has a chunk of memory of its own at most, beside
+    the pool."""
     metrics_port: int | None = None
     """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
 

@@ -67,8 +67,8 @@ class Load(Generic[Result]):
 class Movers:
     """Threads for work that would block the event loop."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "checkpoint-move")
+    def __init__(self, threads: int = _THREADS) -> None:
+        self._threads = ThreadPoolExecutor(threads, "checkpoint-move")
         self.closing = Event()
         """Once it is set, work that checks it ends with Cancelled."""
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from sllm.checkpoint.sources import LocalSource
-from sllm.errors import CheckpointCorrupt, SourceNotFound
+from sllm.errors import CheckpointCorrupt, SourceForbidden, SourceNotFound, SourceUnavailable
 from sllm.node.dram import Chunks, DramTier
 from sllm.node.imports import Imports
 from sllm.node.lease import Lease
@@ -15,6 +14,7 @@ from sllm.node.ledger import Holding
 from sllm.node.loads import Tell
 from sllm.node.reads import Reads
 from sllm.node.records import Step, Tier
+from sllm.node.sources import FoundSource
 from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier
 
 _log = structlog.get_logger()
@@ -24,8 +24,7 @@ _log = structlog.get_logger()
 class _Trip:
     """What one caller wants, what was done for it so far, and what it holds."""
 
-    source: LocalSource
-    record: SourceRecord
+    source: FoundSource
     tier: Tier
     tell: Tell
     held: ExitStack
@@ -49,17 +48,15 @@ class Promoter:
         self._reads = reads
         self._changed = changed
 
-    async def bring_up(
-        self, source: LocalSource, record: SourceRecord, tier: Tier, tell: Tell
-    ) -> Lease:
+    async def bring_up(self, source: FoundSource, tier: Tier, tell: Tell) -> Lease:
         """A lease on the checkpoint, once it is on `tier`. Not to be cancelled.
 
         Raises:
             SllmError: as `TierStore.promote` says.
         """
-        from_tier = self._held_on(record)
+        from_tier = self._held_on(source.record)
         with ExitStack() as held:
-            trip = _Trip(source, record, tier, tell, held)
+            trip = _Trip(source, tier, tell, held)
             copy = await self._reach_ssd(trip)
             chunks: Chunks = ()
             if tier is Tier.DRAM:
@@ -74,12 +71,12 @@ class Promoter:
         return Tier.DRAM if copy.manifest.digest in self._dram.copies else Tier.SSD
 
     async def _reach_ssd(self, trip: _Trip) -> SsdCopy:
-        copy = self._ssd.find(trip.record)
+        copy = self._ssd.find(trip.source.record)
         if copy is not None:
             copy.holding.leases += 1
             self._ssd.touch(copy)
         else:
-            imported = await self._imports.load(trip.source, trip.record, trip.tier).join(trip.tell)
+            imported = await self._imports.load(trip.source, trip.tier).join(trip.tell)
             trip.steps.append(imported.step)
             copy = imported.copy
         self._hold(copy.holding, trip)
@@ -93,7 +90,7 @@ class Promoter:
             _log.warning("node.checkpoint_corrupt", problem=error.message)
             try:
                 copy = await self._reach_ssd(trip)
-            except SourceNotFound:
+            except (SourceNotFound, SourceForbidden, SourceUnavailable):
                 raise error from None
             return copy, await self._chunks(trip, copy)
 

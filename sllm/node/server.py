@@ -58,6 +58,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
         pool,
         clock=clock,
         read_threads=config.read_threads,
+        fetch_threads=config.fetch_threads,
     )
     stack.push_async_callback(store.close)
     _clear_sockets(config.socket_dir)

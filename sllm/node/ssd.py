@@ -1,14 +1,16 @@
 """The SSD tier: a directory of checkpoints, each named by its digest, within a byte budget.
 
-What a kill leaves behind can be told by its name, and is removed when the tier is opened. Which
-sources lead to a checkpoint is kept in a small file inside its directory, so that one rename
-makes both appear, or vanish.
+What a kill leaves behind can be told by its name. Half-written checkpoints are kept for a day, as
+long as there is room, since whoever asks for one again goes on with it; the rest is removed when
+the tier is opened. Which sources lead to a checkpoint is kept in a small file inside its directory,
+so that one rename makes both appear, or vanish.
 """
 
 import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +19,24 @@ from pathlib import Path
 from typing import Self
 
 import structlog
+import xxhash
 
 from sllm.checkpoint.manifest import Manifest, corrupt, is_digest
 from sllm.checkpoint.manifest_file import read_manifest
 from sllm.clock import Clock
+from sllm.decay import Decaying
 from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.records import Tier
 
 _SOURCES_FILE = ".sources.json"
-_INCOMING = ".incoming-"
+_PARTIAL = ".partial-"
 _REMOVED = ".removed-"
+STAGED = ".staged-"
+"""Begins the names of directories of small files that were fetched from remote sources."""
+
+PARTIAL_SECONDS = 24 * 3600.0
+"""As long a half-written checkpoint is kept that nobody asks for."""
 
 _log = structlog.get_logger()
 
@@ -66,6 +75,9 @@ class SsdTier:
         self.ledger = ledger
         self.copies: dict[str, SsdCopy] = {}
         """By digest."""
+        self._partials: set[str] = set()
+        """Names of half-written checkpoints that nobody writes to. The ledger has them, too."""
+        self._removed: list[Path] = []
         self._lock = lock
 
     @classmethod
@@ -79,6 +91,8 @@ class SsdTier:
         tier = cls(directory, Ledger(Tier.SSD, capacity_bytes, clock), _lock(directory))
         for path in list(_leftovers(directory)):
             delete(path)
+        for path in sorted(_partials(directory), key=_age):
+            tier._keep(path)
         for path in sorted(_checkpoints(directory), key=_age):
             tier._take_in(path)
         for digest in tier.ledger.shrink_to_capacity():
@@ -132,22 +146,47 @@ class SsdTier:
         finally:
             self.ledger.unreserve(size)
 
-    def temporary(self) -> Path:
-        """A name for a checkpoint that is being written."""
-        return self.directory / f"{_INCOMING}{uuid.uuid4().hex}"
+    @contextmanager
+    def half_written(self, record: SourceRecord) -> Iterator[Path]:
+        """Where the checkpoint of a source is written, to be made known by `land` in the block.
+
+        The directory may be there already: an earlier import has broken off. What this one
+        leaves there if the block fails is kept for the next.
+        """
+        path = self.directory / _partial_name(record)
+        if path.name in self._partials:
+            self._partials.remove(path.name)
+            self.ledger.remove(path.name)
+        try:
+            yield path
+        finally:
+            if path.exists():
+                self._keep(path)
+
+    def _keep(self, path: Path) -> None:
+        """Whatever is whole is missed more than this."""
+        self._partials.add(path.name)
+        size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
+        self.ledger.add(path.name, size).uses = Decaying()
 
     def land(self, written: Path, manifest: Manifest) -> SsdCopy:
-        """Makes a checkpoint known that was written to a `temporary` directory.
+        """Makes a checkpoint known that was written.
 
-        If the same content is here already, the new directory keeps its name, to be deleted.
+        If the same content is here already, `take_removed` gives what was written.
         """
         known = self.copies.get(manifest.digest)
         if known is not None:
+            self._removed.append(self._rename_away(written))
             return known
         directory = written.rename(self.directory / manifest.digest)
         holding = self.ledger.add(manifest.digest, manifest.disk_bytes)
         copy = self.copies[manifest.digest] = SsdCopy(manifest, directory, holding)
         return copy
+
+    def take_removed(self) -> list[Path]:
+        """Directories that are to be deleted, once each."""
+        removed, self._removed = self._removed, []
+        return removed
 
     def record_source(self, copy: SsdCopy, record: SourceRecord) -> None:
         """Notes that a source leads to a copy now, and to no other."""
@@ -159,14 +198,23 @@ class SsdTier:
         copy.sources.append(record)
         _write_sources(copy)
 
-    def detach(self, digest: str) -> Path:
-        """Forgets a copy that the ledger has struck out; returns what is to be deleted."""
-        copy = self.copies.pop(digest)
-        return copy.directory.rename(self.directory / f"{_REMOVED}{uuid.uuid4().hex}")
+    def detach(self, name: str) -> Path:
+        """Forgets a copy, or a half-written one, that the ledger has struck out.
+
+        Returns:
+            What is to be deleted.
+        """
+        self._partials.discard(name)
+        self.copies.pop(name, None)
+        return self._rename_away(self.directory / name)
+
+    def _rename_away(self, path: Path) -> Path:
+        return path.rename(self.directory / f"{_REMOVED}{uuid.uuid4().hex}")
 
     def check_integrity(self) -> None:
         """Raises AssertionError if books, memory and disk differ."""
-        self.ledger.check_integrity(self.copies)
+        self.ledger.check_integrity({*self.copies, *self._partials})
+        assert {path.name for path in _partials(self.directory)} == self._partials, "a stray"
         on_disk = {path.name for path in _checkpoints(self.directory)}
         assert on_disk == set(self.copies), "the directory and the tier differ"
         for digest, copy in self.copies.items():
@@ -201,9 +249,27 @@ def _checkpoints(directory: Path) -> Iterator[Path]:
     return (path for path in directory.iterdir() if is_digest(path.name) and path.is_dir())
 
 
+def _partials(directory: Path) -> Iterator[Path]:
+    """Half-written checkpoints."""
+    return (path for path in directory.iterdir() if path.name.startswith(_PARTIAL))
+
+
+def _partial_name(record: SourceRecord) -> str:
+    """The same for the same state of a source, in every process."""
+    return _PARTIAL + xxhash.xxh3_128_hexdigest(json.dumps(asdict(record)).encode())
+
+
 def _leftovers(directory: Path) -> Iterator[Path]:
-    """What a kill left behind."""
-    return (path for path in directory.iterdir() if path.name.startswith((_INCOMING, _REMOVED)))
+    """What a kill left behind, and nobody will go on with."""
+    oldest = time.time() - PARTIAL_SECONDS
+    yield from (path for path in _partials(directory) if _last_written(path) < oldest)
+    prefixes = (_REMOVED, STAGED)
+    yield from (path for path in directory.iterdir() if path.name.startswith(prefixes))
+
+
+def _last_written(directory: Path) -> float:
+    """By the wall clock; 0 if nothing was."""
+    return max((file.stat().st_mtime for file in directory.iterdir()), default=0.0)
 
 
 def _age(directory: Path) -> int:

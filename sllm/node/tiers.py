@@ -7,11 +7,13 @@ from typing import Self
 
 import structlog
 
-from sllm.checkpoint.importer import plan_import
+from sllm.checkpoint.import_plan import plan_import
 from sllm.checkpoint.manifest import TensorEntry
-from sllm.checkpoint.sources import LocalSource, fingerprint, inspect, parse_source
+from sllm.checkpoint.remote.options import RemoteOptions
+from sllm.checkpoint.remote.remotes import Remotes
+from sllm.checkpoint.sources import parse_source
 from sllm.clock import Clock
-from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument, SourceNotFound
+from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument
 from sllm.node import contents
 from sllm.node.dram import DramTier
 from sllm.node.imports import Imports
@@ -23,7 +25,8 @@ from sllm.node.pool import Pool
 from sllm.node.promotion import Promoter
 from sllm.node.reads import Reads
 from sllm.node.records import Copy, Found, Link, LoadPhase, Progress, Step, Tier, TierUsage
-from sllm.node.ssd import SourceRecord, SsdTier, delete
+from sllm.node.sources import FoundSource, Place, Sources
+from sllm.node.ssd import SsdTier, delete
 
 __all__ = [
     "Copy",
@@ -38,6 +41,9 @@ __all__ = [
     "TierUsage",
 ]
 
+_IMPORT_THREADS = 32
+"""Sources that can be looked at or imported at once; their bytes come through fewer threads."""
+
 _log = structlog.get_logger()
 
 
@@ -49,7 +55,14 @@ class TierStore:
     """
 
     def __init__(
-        self, ssd: SsdTier, dram: DramTier, speeds: Speeds, clock: Clock, read_threads: int
+        self,
+        ssd: SsdTier,
+        dram: DramTier,
+        speeds: Speeds,
+        clock: Clock,
+        read_threads: int,
+        fetch_threads: int,
+        remote: RemoteOptions,
     ) -> None:
         self._ssd = ssd
         self._dram = dram
@@ -57,7 +70,18 @@ class TierStore:
         ssd.ledger.reload_seconds = self._import_seconds
         dram.ledger.reload_seconds = self._reload_seconds
         self._movers = Movers()
-        self._imports = Imports(ssd, dram, self._movers, speeds.remote_to_ssd, clock, self._changed)
+        self._import_movers = Movers(_IMPORT_THREADS)
+        self._sources = Sources(self._import_movers, Remotes(remote), ssd.directory, clock)
+        self._imports = Imports(
+            ssd,
+            dram,
+            self._sources,
+            self._import_movers,
+            speeds.remote_to_ssd,
+            clock,
+            fetch_threads,
+            self._changed,
+        )
         self._reads = Reads(
             ssd, dram, self._movers, speeds.ssd_to_dram, clock, read_threads, self._changed
         )
@@ -67,7 +91,15 @@ class TierStore:
 
     @classmethod
     async def open(
-        cls, directory: Path, ssd_bytes: int, pool: Pool, *, clock: Clock, read_threads: int = 4
+        cls,
+        directory: Path,
+        ssd_bytes: int,
+        pool: Pool,
+        *,
+        clock: Clock,
+        read_threads: int = 4,
+        fetch_threads: int = 8,
+        remote: RemoteOptions | None = None,
     ) -> Self:
         """Takes stock of `directory` and measures how fast it is.
 
@@ -77,6 +109,9 @@ class TierStore:
             pool: the DRAM tier, empty. It stays the caller's, to be closed after the store.
             clock: measures transfers.
             read_threads: threads that read chunks from SSD.
+            fetch_threads: threads that fill chunks from sources; as many chunks of memory are
+                taken at most where they do not go into the pool.
+            remote: how remote sources are read; None: as usual.
 
         Raises:
             InvalidArgument: another process uses the directory.
@@ -88,7 +123,15 @@ class TierStore:
         except BaseException:
             ssd.close()
             raise
-        return cls(ssd, DramTier(pool, clock), speeds, clock, read_threads)
+        return cls(
+            ssd,
+            DramTier(pool, clock),
+            speeds,
+            clock,
+            read_threads,
+            fetch_threads,
+            remote or RemoteOptions(),
+        )
 
     async def promote(
         self, source: str, dtype: str | None, tier: Tier, on_progress: Tell | None = None
@@ -109,6 +152,7 @@ class TierStore:
             InvalidSource: the source cannot be read, or is not a model.
             InvalidArgument: the dtype or the tier is not one to ask for.
             SourceNotFound: the source is not there, and no tier holds what it was.
+            SourceForbidden, SourceUnavailable: it cannot be had, and no tier holds what it was.
             CheckpointCorrupt: bytes are not what they should be; names the file and offset.
             ModelTooLarge: a tier could not hold it even if it were empty.
             NoCapacity: too much of a tier is leased or being loaded.
@@ -126,43 +170,36 @@ class TierStore:
             raise
 
     def _begin(
-        self, source: LocalSource, dtype: str | None, tier: Tier, tell: Tell
+        self, place: Place, dtype: str | None, tier: Tier, tell: Tell
     ) -> asyncio.Task[Lease]:
-        promotion = asyncio.create_task(self._promote(source, dtype, tier, tell))
+        promotion = asyncio.create_task(self._promote(place, dtype, tier, tell))
         self._promotions.add(promotion)
         promotion.add_done_callback(self._promotions.discard)
         return promotion
 
-    async def _promote(
-        self, source: LocalSource, dtype: str | None, tier: Tier, tell: Tell
-    ) -> Lease:
-        record = await self._identify(source, dtype)
-        return await self._promoter.bring_up(source, record, tier, tell)
+    async def _promote(self, place: Place, dtype: str | None, tier: Tier, tell: Tell) -> Lease:
+        source = await self._look(place, dtype, fresh=False)
+        return await self._promoter.bring_up(source, tier, tell)
 
-    async def _identify(self, source: LocalSource, dtype: str | None) -> SourceRecord:
-        """The source as it is now or, if it is gone, as it was when it was last imported."""
-        try:
-            found = await self._movers.run(lambda: fingerprint(source))
-        except SourceNotFound:
-            known = self._ssd.last_known(source.url, dtype)
-            if known is None:
-                raise
-            return known
-        return SourceRecord(source.url, found, dtype)
+    async def _look(self, place: Place, dtype: str | None, *, fresh: bool) -> FoundSource:
+        known = self._ssd.last_known(place.url, dtype)
+        return await self._sources.look(place, dtype, known, fresh=fresh)
 
     async def inspect(self, source: str, dtype: str | None) -> Found:
         """What is known of a source's checkpoint without importing it.
 
         Raises:
-            InvalidSource, InvalidArgument, SourceNotFound, CheckpointCorrupt: as `promote`.
+            InvalidSource, InvalidArgument, SourceNotFound, SourceForbidden, SourceUnavailable,
+                CheckpointCorrupt: as `promote`.
         """
-        place = parse_source(source)
-        copy = self._ssd.find(await self._identify(place, dtype))
+        found = await self._look(parse_source(source), dtype, fresh=True)
+        copy = self._ssd.find(found.record)
         if copy is not None:
             size = _tensor_bytes(copy.manifest.tensors)
             return Found(copy.directory, size, copy.manifest.digest)
-        plan = await self._movers.run(lambda: plan_import(inspect(place), dtype))
-        return Found(place.directory, _tensor_bytes(plan.layout.tensors), None)
+        files = await self._sources.files(found)
+        plan = await self._movers.run(lambda: plan_import(files, dtype))
+        return Found(files.directory, plan.tensor_bytes, None)
 
     async def evict(self, digest: str, tier: Tier) -> None:
         """Frees a checkpoint's room on a tier; on SSD, what the pool holds of it goes too.
@@ -227,8 +264,12 @@ class TierStore:
     async def close(self) -> None:
         """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""
         self._movers.stop()
+        self._import_movers.stop()
         await asyncio.gather(*self._promotions, return_exceptions=True)
+        await self._sources.close()
         await asyncio.to_thread(self._movers.close)
+        await asyncio.to_thread(self._import_movers.close)
+        await asyncio.to_thread(self._imports.close)
         await asyncio.to_thread(self._reads.close)
         self._ssd.close()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sllm.checkpoint.importer import ImportPlan, import_checkpoint, plan_import
+from sllm.checkpoint.import_plan import ImportPlan, plan_import
+from sllm.checkpoint.importer import import_checkpoint
 from sllm.checkpoint.manifest import Manifest
 from sllm.checkpoint.memory import ChunkMemory
 from sllm.checkpoint.sources import LocalSource, inspect

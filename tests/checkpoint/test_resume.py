@@ -1,14 +1,15 @@
 """Imports that broke off, and go on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
 import pytest
 
-from sllm.checkpoint.importer import ImportPlan, import_checkpoint, plan_import
+from sllm.checkpoint.import_plan import ImportPlan, plan_import
+from sllm.checkpoint.importer import import_checkpoint
 from sllm.checkpoint.journal import JOURNAL_FILE
 from sllm.checkpoint.local_reader import LocalReader
 from sllm.checkpoint.manifest import Manifest
@@ -45,7 +46,7 @@ class CountingSource:
     def current_fingerprint(self) -> str:
         return self.local.current_fingerprint()
 
-    def open(self, weights: Sequence[Path]) -> "CountingReader":
+    def open(self, weights: Sequence[Path], cancelled: Callable[[], bool]) -> "CountingReader":
         return CountingReader(self, weights)
 
     def count(self, size: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sllm import checkpoint
-from sllm.checkpoint.importer import plan_import
+from sllm.checkpoint.import_plan import plan_import
 from sllm.checkpoint.manifest_file import read_manifest
 from sllm.checkpoint.saving import write_tensors
 from sllm.checkpoint.sources import LocalSource, find_files

@@ -51,11 +51,9 @@ def tiers(tmp_path: Path) -> Iterator[Tiers]:
 
 
 def land(tier: SsdTier, seed: int = 0) -> SsdCopy:
-    written = tier.temporary()
-    manifest = import_model(
-        write_model(tier.directory.parent / f"source{seed}", seed=seed), written
-    )
-    copy = tier.land(written, manifest)
+    source = write_model(tier.directory.parent / f"source{seed}", seed=seed)
+    with tier.half_written(record_of(seed)) as written:
+        copy = tier.land(written, import_model(source, written))
     tier.record_source(copy, record_of(seed))
     tier.check_integrity()
     return copy
@@ -96,8 +94,7 @@ def test_a_lower_budget_is_kept_from_the_start(tiers: Tiers) -> None:
 def test_leftovers_of_a_kill_are_removed_and_strangers_left_alone(tiers: Tiers) -> None:
     tier = tiers.open()
     copy = land(tier)
-    import_model(tier.directory.parent / "source0", tier.temporary())
-    tier.temporary().mkdir()
+    (tier.directory / ".staged-1").mkdir()
     tier.ledger.remove(copy.manifest.digest)
     tier.detach(copy.manifest.digest)
     (tier.directory / "notes").mkdir()
@@ -131,12 +128,52 @@ def test_a_copy_whose_sources_are_lost_stays(tiers: Tiers, content: bytes) -> No
 def test_the_same_content_lands_once(tiers: Tiers) -> None:
     tier = tiers.open()
     first = land(tier)
-    written = tier.temporary()
-    manifest = import_model(tier.directory.parent / "source0", written)
-    assert tier.land(written, manifest) is first
-    assert written.exists()
-    delete(written)
+    with tier.half_written(record_of(1)) as written:
+        manifest = import_model(tier.directory.parent / "source0", written)
+        assert tier.land(written, manifest) is first
+    (removed,) = tier.take_removed()
+    assert removed.exists()
+    assert not tier.take_removed()
+    delete(removed)
     tier.check_integrity()
+
+
+def leave_half(tier: SsdTier, seed: int) -> Path:
+    with tier.half_written(record_of(seed)) as written:
+        import_model(write_model(tier.directory.parent / f"source{seed}", seed=seed), written)
+    tier.check_integrity()
+    return written
+
+
+def test_what_is_half_written_is_kept_for_the_next(tiers: Tiers) -> None:
+    written = leave_half(tiers.open(), 0)
+    tier = tiers.open()
+    assert tier.ledger.used > 40_000
+    with tier.half_written(record_of(0)) as again:
+        assert again == written
+        assert again.exists()
+        assert not tier.ledger.used
+    tier.check_integrity()
+
+
+def test_what_is_half_written_goes_first_when_room_is_needed(tiers: Tiers) -> None:
+    tier = tiers.open()
+    written, copy = leave_half(tier, 0), land(tier, 1)
+    tier = tiers.open()
+    (victim,) = tier.ledger.reserve(BUDGET - copy.holding.size)
+    assert victim == written.name
+    assert tier.detach(victim).exists()
+    assert not written.exists()
+    assert {path.name for path in tiers.directory.glob(".partial-*")} == set()
+
+
+def test_what_nobody_goes_on_with_is_removed_in_the_end(tiers: Tiers) -> None:
+    written = leave_half(tiers.open(), 0)
+    assert tiers.open().ledger.used
+    for path in written.iterdir():
+        os.utime(path, (1, 1))
+    assert not tiers.open().ledger.used
+    assert not written.exists()
 
 
 def test_a_source_leads_to_one_copy(tiers: Tiers) -> None:
@@ -173,8 +210,8 @@ from tests.node.test_ssd import BUDGET, SsdTier, import_model, record_of
 source, tier = Path(sys.argv[1]), SsdTier.open(Path(sys.argv[2]), BUDGET)
 print("ready", flush=True)
 while True:
-    written = tier.temporary()
-    copy = tier.land(written, import_model(source, written))
+    with tier.half_written(record_of(0)) as written:
+        copy = tier.land(written, import_model(source, written))
     tier.record_source(copy, record_of(0))
     tier.ledger.remove(copy.manifest.digest)
     tier.detach(copy.manifest.digest)
@@ -192,5 +229,4 @@ def test_a_kill_at_any_moment_leaves_whole_copies_or_none(tiers: Tiers, tmp_path
     for copy in tiers.open().copies.values():
         assert read_manifest(copy.directory) == copy.manifest
         assert_same(tensors_on_disk(copy.manifest, copy.directory), random_weights())
-    assert not list(tiers.directory.glob(".incoming-*"))
     assert not list(tiers.directory.glob(".removed-*"))

@@ -135,7 +135,7 @@ async def test_a_corrupt_source_is_an_error_and_leaves_nothing(bench: Bench) -> 
 
 async def test_what_makes_no_sense_is_refused(bench: Bench) -> None:
     with pytest.raises(InvalidSource):
-        await bench.store.promote("s3://bucket/key", None, Tier.SSD)
+        await bench.store.promote("ftp://host/model", None, Tier.SSD)
     with pytest.raises(SourceNotFound):
         await bench.store.promote(str(bench.directory / "none"), None, Tier.SSD)
     with pytest.raises(InvalidArgument, match="int4"):

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sllm.checkpoint.importer import import_checkpoint, plan_import
+from sllm.checkpoint.import_plan import plan_import
+from sllm.checkpoint.importer import import_checkpoint
 from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.node.pool import Pool
 

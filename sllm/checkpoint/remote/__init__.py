@@ -1,0 +1,1 @@
+"""Checkpoints that lie elsewhere: object stores, web servers, the Hugging Face hub."""

@@ -1,0 +1,90 @@
+"""obstore's stores for URLs: credentials and endpoints come from where each SDK looks for them."""
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+
+from sllm.checkpoint.remote.failures import typed_failures
+from sllm.checkpoint.remote.options import RemoteOptions
+from sllm.checkpoint.remote.places import RemoteDirectory
+from sllm.errors import InvalidSource
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3CredentialProvider
+
+
+def open_store(source: RemoteDirectory, options: RemoteOptions) -> "ObjectStore":
+    """The store whose root is the source's directory. Asks no server.
+
+    Raises:
+        SourceUnavailable, InvalidSource: what the environment says of the service makes no sense.
+    """
+    with typed_failures(source.url):
+        if source.scheme in ("http", "https"):
+            return open_web(source.url, options, {})
+        # As configuration, and not as client options: those would hide what the environment says.
+        config: Any = _timeouts(options)
+        retries, prefix = _retries(options), source.path or None
+        if source.scheme == "s3":
+            return S3Store(
+                source.host,
+                prefix=prefix,
+                config=config,
+                retry_config=retries,
+                credential_provider=_aws_profile(),
+            )
+        if source.scheme == "gs":
+            return GCSStore(source.host, prefix=prefix, config=config, retry_config=retries)
+        return AzureStore(source.host, prefix=prefix, config=config, retry_config=retries)
+
+
+def open_web(url: str, options: RemoteOptions, headers: dict[str, str]) -> "ObjectStore":
+    """The store of a directory of a web server.
+
+    Args:
+        url: the directory's.
+        options: bounds.
+        headers: sent with every request; those that authorise are not sent on to other hosts.
+    """
+    client: ClientConfig = {
+        **_timeouts(options),
+        "allow_http": url.startswith("http://"),
+        "default_headers": headers,
+    }
+    return HTTPStore(url, client_options=client, retry_config=_retries(options))
+
+
+def _timeouts(options: RemoteOptions) -> "ClientConfig":
+    return {
+        "connect_timeout": _duration(options.connect_seconds),
+        "read_timeout": _duration(options.stall_seconds),
+        "timeout": _duration(options.request_seconds),
+    }
+
+
+def _duration(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
+
+
+def _retries(options: RemoteOptions) -> "RetryConfig":
+    return {
+        "max_retries": options.retries,
+        "retry_timeout": timedelta(seconds=options.retry_seconds),
+        "backoff": {"max_backoff": timedelta(seconds=options.backoff_seconds)},
+    }
+
+
+def _aws_profile() -> "S3CredentialProvider | None":
+    """Profiles are AWS's own files; its own library reads them, if a profile is asked for."""
+    if not os.environ.get("AWS_PROFILE"):
+        return None
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        raise InvalidSource(
+            "AWS_PROFILE is set, and reading profiles needs boto3: install it beside sllm, or give "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
+    return Boto3CredentialProvider()

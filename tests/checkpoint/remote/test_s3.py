@@ -1,0 +1,98 @@
+"""Models in S3, as moto's server speaks it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from aiohttp import web
+from moto.server import ThreadedMotoServer
+
+from sllm.errors import SourceForbidden, SourceNotFound, SourceUnavailable
+from tests.checkpoint.checkpoints import import_model, write_model
+from tests.checkpoint.remote.sources import bring
+from tests.checkpoint.remote.web import Hit, WebServer
+
+SECRET = "geheimer-schluessel"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment that AWS's own tools use; gives a bucket."""
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="models")
+    return "models"
+
+
+def upload(directory: Path, bucket: str, prefix: str) -> str:
+    client = boto3.client("s3")
+    for path in directory.iterdir():
+        client.upload_file(str(path), bucket, f"{prefix}{path.name}")
+    return f"s3://{bucket}/{prefix}"
+
+
+@pytest.mark.parametrize("prefix", ["", "a/b c/tiny/"])
+def test_a_model_comes_as_from_a_directory(s3: str, tmp_path: Path, prefix: str) -> None:
+    local = write_model(tmp_path / "local")
+    url = upload(local, s3, prefix)
+    assert bring(url, tmp_path).manifest == import_model(local, tmp_path / "import")
+
+
+def test_a_packed_checkpoint_stays_what_it_is(s3: str, tmp_path: Path) -> None:
+    manifest = import_model(write_model(tmp_path / "local", seed=1), tmp_path / "packed")
+    assert bring(upload(tmp_path / "packed", s3, "packed/"), tmp_path).manifest == manifest
+
+
+def test_an_empty_prefix_is_not_found(s3: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="s3://models/nothing/here holds no files"):
+        bring(f"s3://{s3}/nothing/here", tmp_path)
+
+
+def test_a_bucket_that_is_not_there_is_not_found(s3: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="s3://others/a does not exist"):
+        bring("s3://others/a", tmp_path)
+
+
+def test_a_store_that_is_gone_is_unavailable_and_keeps_its_secrets(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(SourceUnavailable, match="try again") as caught:
+        bring(f"s3://{s3}/a", tmp_path)
+    assert SECRET not in repr(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_wrong_credentials_are_forbidden(
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    web_server: WebServer,
+    status: int,
+) -> None:
+    async def refuse(request: web.Request, hit: Hit, content: bytes) -> web.StreamResponse:
+        return web.Response(status=status, text="<Error><Code>AccessDenied</Code></Error>")
+
+    web_server.fault = refuse
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web_server.url)
+    with pytest.raises(SourceForbidden, match="credentials") as caught:
+        bring(f"s3://{s3}/a", tmp_path)
+    assert SECRET not in repr(caught.value)
+    assert SECRET not in repr(web_server.hits), "the secret itself was sent"
