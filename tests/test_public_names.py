@@ -17,12 +17,16 @@ PUBLIC = {
     "ChatMessage",
     "CheckpointCopy",
     "Client",
+    "Cluster",
     "Deployment",
+    "DeploymentLoad",
     "DeploymentState",
+    "DrainProgress",
     "Event",
     "FinishReason",
     "Finished",
     "Instance",
+    "InstanceLoad",
     "InstanceState",
     "Link",
     "LoadPhase",
@@ -33,10 +37,16 @@ PUBLIC = {
     "Node",
     "Phase",
     "PhaseKind",
+    "Pin",
+    "Placement",
+    "PlacementAction",
+    "PlacementCandidate",
+    "Prefetched",
     "Progress",
     "Queued",
     "Receipt",
     "Result",
+    "StartEstimate",
     "Started",
     "Stream",
     "Tier",
@@ -69,9 +79,16 @@ METHODS = {
     "deploy",
     "deployment",
     "deployments",
+    "drain",
+    "explain",
     "generate",
     "instances",
     "nodes",
+    "pin",
+    "prefetch",
+    "undrain",
+    "unpin",
+    "watch",
 }
 
 
@@ -115,11 +132,11 @@ def test_the_functions_of_the_checkpoint_library_take_these() -> None:
 def test_the_clients_can_do_this(name: str) -> None:
     cls = getattr(sllm, name)
     instance_attributes = set(vars(cls("localhost:1"))) if name == "AsyncClient" else set()
-    public = {one for one in {*vars(cls), *instance_attributes} if not one.startswith("_")}
+    public = {one for one in {*dir(cls), *instance_attributes} if not one.startswith("_")}
     assert public == METHODS
 
 
-@pytest.mark.parametrize("module", ["events", "records"])
+@pytest.mark.parametrize("module", ["events", "operations", "records"])
 def test_records_are_frozen(module: str) -> None:
     found = vars(importlib.import_module(f"sllm.client.{module}")).values()
     classes = [one for one in found if dataclasses.is_dataclass(one)]

@@ -1,30 +1,24 @@
 """The client for programs that run an event loop."""
 
-import functools
 import inspect
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self
+from typing import Any, Concatenate, ParamSpec
 
-from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
-from sllm import config, errors, rpc
+from sllm import errors, rpc
 from sllm.client import requests, responses
-from sllm.client.connection import Connection
 from sllm.client.enums import DeploymentState
 from sllm.client.events import Progress, Result
-from sllm.client.records import ChatMessage, Deployment, Instance, Node
+from sllm.client.operator import PAGE_SIZE, Operator
+from sllm.client.records import ChatMessage, Deployment
 from sllm.client.stream import AsyncStream
 
 P = ParamSpec("P")
-
-PAGE_SIZE = 1000
-"""Entries asked for at once: the most that a listing gives."""
 
 
 def _whole(
@@ -42,43 +36,12 @@ def _whole(
     return complete
 
 
-class AsyncClient:
+class AsyncClient(Operator):
     """A client of one control plane. Used in one event loop, by as many tasks as you like.
 
     Every method raises the class of `sllm.errors` that says what went wrong, `errors.Unreachable`
     if there is no control plane at the address.
     """
-
-    def __init__(self, address: str | None = None, *, call_timeout: float = 60.0) -> None:
-        """Connects at the first call.
-
-        Args:
-            address: host:port of the control plane. None: `SLLM_CONTROL`, or localhost:50051.
-            call_timeout: seconds that a call may take which is not given a timeout of its own;
-                a generation may take any time.
-        """
-        self.address = address or config.control_address()
-        self._call_timeout = call_timeout
-
-    @functools.cached_property
-    def _connection(self) -> Connection:
-        return Connection(self.address, self._call_timeout)  # not before there is a loop for it
-
-    async def close(self) -> None:
-        """Ends the streams under way, and the connection."""
-        if "_connection" in self.__dict__:
-            await self._connection.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     # --- deployments --------------------------------------------------------------------------
 
@@ -146,8 +109,14 @@ class AsyncClient:
         self, name: str, deadline: float | None, on_progress: Callable[[Progress], None] | None
     ) -> Deployment:
         """Waits until a node holds the checkpoint."""
-        async with aclosing(self._watch(name, deadline)) as watched:
-            async for deployment in watched:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        request = deployment_pb.WatchDeploymentRequest(name=name)
+        watch = self._connection.stream(
+            self._connection.deployments.WatchDeployment, request, timeout
+        )
+        async with aclosing(watch) as watched:
+            async for message in watched:
+                deployment = responses.deployment(message.deployment)
                 if deployment.state is DeploymentState.AVAILABLE:
                     return deployment
                 if deployment.state is DeploymentState.FAILED:
@@ -155,19 +124,6 @@ class AsyncClient:
                 if deployment.loading and on_progress:
                     on_progress(deployment.loading)
         raise errors.DeploymentNotFound(f"{name} was deleted before a node held its checkpoint")
-
-    async def _watch(self, name: str, deadline: float | None) -> AsyncGenerator[Deployment]:
-        call = self._connection.deployments.WatchDeployment(
-            deployment_pb.WatchDeploymentRequest(name=name),
-            timeout=None if deadline is None else max(0.0, deadline - time.monotonic()),
-            metadata=rpc.trace_metadata(),
-        )
-        try:
-            with self._connection.typed_errors():
-                async for message in call:
-                    yield responses.deployment(message.deployment)
-        finally:
-            call.cancel()
 
     async def deployment(self, name: str) -> Deployment:
         """One deployment.
@@ -195,20 +151,6 @@ class AsyncClient:
             request_id=requests.new_request_id(), name=name
         )
         await self._connection.call(self._connection.deployments.DeleteDeployment, request)
-
-    # --- the cluster --------------------------------------------------------------------------
-
-    async def instances(self, deployment: str | None = None) -> list[Instance]:
-        """All instances, or those of one deployment, in order of their ids."""
-        request = cluster_pb.ListInstancesRequest(deployment=deployment or "", page_size=PAGE_SIZE)
-        pages = self._connection.pages(self._connection.cluster.ListInstances, request)
-        return [responses.instance(one) async for page in pages for one in page.instances]
-
-    async def nodes(self) -> list[Node]:
-        """All nodes, in order of their ids."""
-        request = cluster_pb.ListNodesRequest(page_size=PAGE_SIZE)
-        pages = self._connection.pages(self._connection.cluster.ListNodes, request)
-        return [responses.node(one) async for page in pages for one in page.nodes]
 
     # --- generations --------------------------------------------------------------------------
 

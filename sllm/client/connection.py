@@ -1,7 +1,7 @@
 """The way to one control plane: its channel and stubs, and what their failures are called."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
@@ -93,6 +93,30 @@ class Connection:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    async def stream(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Response]:
+        """The messages of a streaming method; leaving it ends the call.
+
+        Args:
+            method: Which.
+            request: What is asked.
+            timeout: Seconds for all of it. None: as long as it takes.
+
+        Raises:
+            errors.SllmError: As the server said, or because it could not be reached.
+        """
+        call = method(request, timeout=timeout, metadata=rpc.trace_metadata())
+        try:
+            with self.typed_errors():
+                async for message in call:
+                    yield message
+        finally:
+            call.cancel()
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:

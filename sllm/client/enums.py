@@ -97,3 +97,19 @@ class PhaseKind(StrEnum):
     """Creating the engine: KV cache, scheduler, warm-up."""
     PREFILL = "PREFILL"
     """From the engine's taking the request to its first token."""
+
+
+class PlacementAction(StrEnum):
+    """What placement would do with one more request."""
+
+    UNKNOWN = "UNKNOWN"
+    REUSE = "REUSE"
+    """A ready instance has a free slot."""
+    JOIN = "JOIN"
+    """An instance is on its way that will have a slot."""
+    START = "START"
+    """A new instance is started, once idle ones have ended where room is short."""
+    MIGRATE_THEN_START = "MIGRATE_THEN_START"
+    """The same, once running instances have been migrated away."""
+    WAIT = "WAIT"
+    """Nothing can be done now."""

@@ -129,7 +129,11 @@ class CheckpointCopy:
     sources: tuple[str, ...]
     """Sources that are known to lead to it."""
     leased: bool
-    """Whether something holds it in place: an instance, or a load under way."""
+    """Whether something holds it in place: an instance, a load under way, or a pin."""
+    pinned: bool = False
+    """Whether a pin or a prefetch keeps it on the tier."""
+    pinned_until: float | None = None
+    """When the last of these ends by itself. None: never, if it is pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +174,5 @@ class Node:
     """Seconds from weights in the pool to an instance that is ready, as last observed."""
     connected_at: float
     """When it joined."""
+    draining: bool = False
+    """Whether it gets no new work, and what runs there ends."""

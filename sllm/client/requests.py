@@ -37,7 +37,7 @@ def deploy(
     Raises:
         errors.InvalidArgument: A number does not fit its field.
     """
-    with _fitting():
+    with fitting():
         return deployment_pb.DeployRequest(
             request_id=new_request_id(),
             name=name,
@@ -51,7 +51,7 @@ def deploy(
             scaling=pb.ScalingPolicy(
                 min_replicas=min_replicas,
                 max_replicas=max_replicas,
-                keep_alive=_duration(keep_alive),
+                keep_alive=duration(keep_alive),
             ),
         )
 
@@ -77,7 +77,7 @@ def generate(
         errors.InvalidPrompt: Not exactly one of the prompts was given, or a message is none.
         errors.InvalidArgument: A number does not fit its field.
     """
-    with _fitting():
+    with fitting():
         request = inference_pb.GenerateRequest(
             deployment=deployment,
             request_id=request_id or new_request_id(),
@@ -122,15 +122,20 @@ def _chat_message(message: ChatMessage) -> pb.ChatMessage:
         ) from None
 
 
-def _duration(seconds: float) -> duration_pb2.Duration:
+def duration(seconds: float) -> duration_pb2.Duration:
+    """A Duration of `seconds`."""
     message = duration_pb2.Duration()
     message.FromNanoseconds(round(seconds * 1e9))
     return message
 
 
 @contextmanager
-def _fitting() -> Iterator[None]:
-    """What protobuf refuses to hold was no sensible value."""
+def fitting() -> Iterator[None]:
+    """What protobuf refuses to hold was no sensible value.
+
+    Raises:
+        errors.InvalidArgument: A value inside is out of the bounds of its field.
+    """
     try:
         yield
     except (ValueError, OverflowError) as error:

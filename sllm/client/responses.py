@@ -1,5 +1,6 @@
 """From the protocol's responses to what callers see."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 from google.protobuf import descriptor, duration_pb2, timestamp_pb2
@@ -18,6 +19,7 @@ E = TypeVar(
     enums.MigrationReason,
     enums.LoadPhase,
     enums.PhaseKind,
+    enums.PlacementAction,
 )
 
 
@@ -41,19 +43,19 @@ def event(message: inference_pb.GenerateResponse) -> events.Event | None:
 
 
 def _queued(sequence: int, queued: inference_pb.Queued) -> events.Queued:
-    wait = _seconds(queued.estimated_wait) if queued.HasField("estimated_wait") else None
+    wait = seconds(queued.estimated_wait) if queued.HasField("estimated_wait") else None
     return events.Queued(sequence, queued.position, wait)
 
 
 def _loading(sequence: int, loading: pb.Loading) -> events.Loading:
-    progress = _progress(loading)
+    found = progress(loading)
     return events.Loading(
         sequence=sequence,
-        phase=progress.phase,
-        from_tier=progress.from_tier,
-        loaded_bytes=progress.loaded_bytes,
-        total_bytes=progress.total_bytes,
-        estimated_remaining=progress.estimated_remaining,
+        phase=found.phase,
+        from_tier=found.from_tier,
+        loaded_bytes=found.loaded_bytes,
+        total_bytes=found.total_bytes,
+        estimated_remaining=found.estimated_remaining,
     )
 
 
@@ -88,8 +90,8 @@ def _migrated(sequence: int, migrated: inference_pb.Migrated) -> events.Migrated
         from_node_id=migrated.from_node_id,
         to_node_id=migrated.to_node_id,
         to_instance_id=migrated.to_instance_id,
-        pause=_seconds(migrated.pause),
-        reason=_named(
+        pause=seconds(migrated.pause),
+        reason=named(
             enums.MigrationReason, inference_pb.MigrationReason.DESCRIPTOR, migrated.reason
         ),
     )
@@ -99,7 +101,7 @@ def _finished(sequence: int, finished: inference_pb.Finished) -> events.Finished
     usage = finished.usage
     return events.Finished(
         sequence=sequence,
-        reason=_named(enums.FinishReason, pb.FinishReason.DESCRIPTOR, finished.reason),
+        reason=named(enums.FinishReason, pb.FinishReason.DESCRIPTOR, finished.reason),
         usage=events.Usage(
             usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens
         ),
@@ -114,9 +116,9 @@ def _receipt(receipt: pb.Receipt) -> events.Receipt:
         cold=receipt.cold,
         from_tier=_tier(receipt.from_tier),
         phases=tuple(map(_phase, receipt.phases)),
-        time_to_first_token=_seconds(receipt.time_to_first_token),
-        estimated_start=_seconds(receipt.estimated_start) if estimated else None,
-        actual_start=_seconds(receipt.actual_start) if receipt.HasField("actual_start") else None,
+        time_to_first_token=seconds(receipt.time_to_first_token),
+        estimated_start=seconds(receipt.estimated_start) if estimated else None,
+        actual_start=seconds(receipt.actual_start) if receipt.HasField("actual_start") else None,
         node_id=receipt.node_id,
         instance_id=receipt.instance_id,
     )
@@ -124,21 +126,22 @@ def _receipt(receipt: pb.Receipt) -> events.Receipt:
 
 def _phase(phase: pb.Phase) -> events.Phase:
     return events.Phase(
-        kind=_named(enums.PhaseKind, pb.PhaseKind.DESCRIPTOR, phase.kind),
-        start=_seconds(phase.start),
-        duration=_seconds(phase.duration),
+        kind=named(enums.PhaseKind, pb.PhaseKind.DESCRIPTOR, phase.kind),
+        start=seconds(phase.start),
+        duration=seconds(phase.duration),
         size_bytes=phase.size_bytes if phase.HasField("size_bytes") else None,
     )
 
 
-def _progress(loading: pb.Loading) -> events.Progress:
+def progress(loading: pb.Loading) -> events.Progress:
+    """How far a load is."""
     estimated = loading.HasField("estimated_remaining")
     return events.Progress(
-        phase=_named(enums.LoadPhase, pb.LoadPhase.DESCRIPTOR, loading.phase),
+        phase=named(enums.LoadPhase, pb.LoadPhase.DESCRIPTOR, loading.phase),
         from_tier=_tier(loading.from_tier),
         loaded_bytes=loading.loaded_bytes,
         total_bytes=loading.total_bytes,
-        estimated_remaining=_seconds(loading.estimated_remaining) if estimated else None,
+        estimated_remaining=seconds(loading.estimated_remaining) if estimated else None,
     )
 
 
@@ -148,9 +151,7 @@ def deployment(message: deployment_pb.Deployment) -> records.Deployment:
     return records.Deployment(
         name=message.name,
         source=message.source,
-        state=_named(
-            enums.DeploymentState, deployment_pb.DeploymentState.DESCRIPTOR, message.state
-        ),
+        state=named(enums.DeploymentState, deployment_pb.DeploymentState.DESCRIPTOR, message.state),
         message=message.message,
         engine=engine.engine,
         dtype=engine.dtype,
@@ -158,12 +159,12 @@ def deployment(message: deployment_pb.Deployment) -> records.Deployment:
         max_concurrency=engine.max_concurrency if engine.HasField("max_concurrency") else None,
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
-        keep_alive=_seconds(scaling.keep_alive),
+        keep_alive=seconds(scaling.keep_alive),
         model=_model(message.model),
-        created_at=_moment(message.created_at),
+        created_at=moment(message.created_at),
         ready_instances=message.ready_instances,
         queued_requests=message.queued_requests,
-        loading=_progress(message.loading) if message.HasField("loading") else None,
+        loading=progress(message.loading) if message.HasField("loading") else None,
     )
 
 
@@ -183,11 +184,11 @@ def instance(message: pb.Instance) -> records.Instance:
         instance_id=message.instance_id,
         deployment=message.deployment,
         node_id=message.node_id,
-        state=_named(enums.InstanceState, pb.InstanceState.DESCRIPTOR, message.state),
+        state=named(enums.InstanceState, pb.InstanceState.DESCRIPTOR, message.state),
         running_requests=message.running_requests,
         kv_bytes=message.kv_bytes,
         digest=message.digest,
-        started_at=_moment(message.started_at),
+        started_at=moment(message.started_at),
         worker_pid=message.worker_pid,
     )
 
@@ -203,44 +204,55 @@ def node(message: pb.Node) -> records.Node:
         kv_used_bytes=message.kv_used_bytes,
         copies=tuple(map(_copy, message.copies)),
         links=tuple(map(_link, message.links)),
-        init_time=_seconds(message.init_time) if message.HasField("init_time") else None,
-        connected_at=_moment(message.connected_at),
+        init_time=seconds(message.init_time) if message.HasField("init_time") else None,
+        connected_at=moment(message.connected_at),
+        draining=message.draining,
     )
 
 
 def _tier_usage(usage: pb.TierUsage) -> records.TierUsage:
-    return records.TierUsage(_known_tier(usage.tier), usage.capacity_bytes, usage.used_bytes)
+    return records.TierUsage(known_tier(usage.tier), usage.capacity_bytes, usage.used_bytes)
 
 
 def _copy(copy: pb.CheckpointCopy) -> records.CheckpointCopy:
     return records.CheckpointCopy(
         digest=copy.digest,
-        tier=_known_tier(copy.tier),
+        tier=known_tier(copy.tier),
         size_bytes=copy.size_bytes,
         resident_bytes=copy.resident_bytes,
         sources=tuple(copy.sources),
         leased=copy.leased,
+        pinned=bool(copy.holds),
+        pinned_until=_pinned_until(copy.holds),
     )
+
+
+def _pinned_until(holds: Iterable[pb.Hold]) -> float | None:
+    """When the last of them ends. None: there is none, or one of them does not end."""
+    ends = [moment(hold.expires_at) if hold.HasField("expires_at") else None for hold in holds]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
 
 
 def _link(link: pb.LinkObservation) -> records.Link:
     return records.Link(
-        from_tier=_known_tier(link.from_tier),
-        to_tier=_known_tier(link.to_tier),
+        from_tier=known_tier(link.from_tier),
+        to_tier=known_tier(link.to_tier),
         bytes_per_second=link.bytes_per_second,
         queued_bytes=link.queued_bytes,
     )
 
 
 def _tier(value: int) -> enums.Tier | None:
-    return None if value == pb.TIER_UNSPECIFIED else _known_tier(value)
+    return None if value == pb.TIER_UNSPECIFIED else known_tier(value)
 
 
-def _known_tier(value: int) -> enums.Tier:
-    return _named(enums.Tier, pb.Tier.DESCRIPTOR, value)
+def known_tier(value: int) -> enums.Tier:
+    """A tier that is named."""
+    return named(enums.Tier, pb.Tier.DESCRIPTOR, value)
 
 
-def _named(cls: type[E], enum: descriptor.EnumDescriptor, value: int) -> E:
+def named(cls: type[E], enum: descriptor.EnumDescriptor, value: int) -> E:
     """The member of `cls` with the value's name, less the prefix that all names of it share."""
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     known = enum.values_by_number.get(value)
@@ -248,9 +260,11 @@ def _named(cls: type[E], enum: descriptor.EnumDescriptor, value: int) -> E:
     return cls[name] if name in cls.__members__ else cls.UNKNOWN
 
 
-def _seconds(duration: duration_pb2.Duration) -> float:
+def seconds(duration: duration_pb2.Duration) -> float:
+    """Seconds of a Duration."""
     return duration.ToNanoseconds() / 1e9
 
 
-def _moment(timestamp: timestamp_pb2.Timestamp) -> float:
+def moment(timestamp: timestamp_pb2.Timestamp) -> float:
+    """Seconds since the epoch."""
     return timestamp.ToNanoseconds() / 1e9

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -16,6 +16,7 @@ from sllm.client.stream import AsyncStream
 P = ParamSpec("P")
 R = TypeVar("R")
 Inner = TypeVar("Inner")
+Inner_co = TypeVar("Inner_co", covariant=True)
 
 
 class BackgroundLoop:
@@ -52,10 +53,10 @@ class BackgroundLoop:
             self._thread.join()
 
 
-class _Face(Generic[Inner]):
+class _Face(Generic[Inner_co]):
     """What a caller without a loop holds of something that lives in one."""
 
-    def __init__(self, inner: Inner, loop: BackgroundLoop) -> None:
+    def __init__(self, inner: Inner_co, loop: BackgroundLoop) -> None:
         self._inner = inner
         self._loop = loop
 
@@ -70,6 +71,30 @@ def _blocking(
 
     functools.update_wrapper(call, method)
     return call
+
+
+def _iterating(
+    method: Callable[Concatenate[Inner, P], AsyncGenerator[R]],
+) -> Callable[Concatenate[_Face[Inner], P], Iterator[R]]:
+    """An asynchronous generator as one that waits, with the same arguments."""
+
+    def call(self: _Face[Inner], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        values = method(self._inner, *args, **kwargs)
+        try:
+            while (value := self._loop.run(_next(values))) is not _END:
+                yield value  # type: ignore[misc]  # it is no end
+        finally:
+            self._loop.run(values.aclose())
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+_END = object()
+
+
+async def _next(values: AsyncGenerator[R]) -> R | object:
+    return await anext(values, _END)
 
 
 def _opening(
@@ -110,6 +135,13 @@ class Client(_Face[AsyncClient]):
     delete = _blocking(AsyncClient.delete)
     instances = _blocking(AsyncClient.instances)
     nodes = _blocking(AsyncClient.nodes)
+    watch = _iterating(AsyncClient.watch)
+    explain = _blocking(AsyncClient.explain)
+    prefetch = _blocking(AsyncClient.prefetch)
+    pin = _blocking(AsyncClient.pin)
+    unpin = _blocking(AsyncClient.unpin)
+    drain = _blocking(AsyncClient.drain)
+    undrain = _blocking(AsyncClient.undrain)
     generate = _opening(AsyncClient.generate)
     complete = _blocking(AsyncClient.complete)
     cancel = _blocking(AsyncClient.cancel)
