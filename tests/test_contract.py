@@ -1,5 +1,7 @@
 """What the protocol declares is there."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from serverlessllm.v1 import (
 from sllm.control import service as control
 from sllm.node import service as node
 from sllm.node.worker import service as worker
+
+PACKAGE = Path(control.__file__).parent.parent
 
 SERVICERS: list[tuple[Any, str, list[type]]] = [
     (cluster_service_pb2, "ClusterService", [control.ClusterServicer]),
@@ -35,6 +39,21 @@ def test_every_rpc_has_a_handler(module: Any, name: str, servicers: list[type]) 
     for method in module.DESCRIPTOR.services_by_name[name].methods:
         for servicer in servicers:
             assert method.name in vars(servicer), f"{servicer.__name__}.{method.name}"
+
+
+CALLERS: list[tuple[Any, str, str]] = [
+    (cluster_service_pb2, "ClusterService", "client"),
+    (deployment_service_pb2, "DeploymentService", "client"),
+    (fleet_service_pb2, "FleetService", "node"),
+    (inference_service_pb2, "InferenceService", "client"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "part"), CALLERS)
+def test_every_rpc_has_a_caller(module: Any, name: str, part: str) -> None:
+    sources = "\n".join(path.read_text() for path in (PACKAGE / part).glob("*.py"))
+    for method in module.DESCRIPTOR.services_by_name[name].methods:
+        assert re.search(rf"\.{method.name}\b", sources), method.full_name
 
 
 def test_every_service_is_listed_here() -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -10,9 +9,6 @@ from sllm.cli.common import Control, Json, connect, output, print_json
 from sllm.client.enums import Tier
 from sllm.client.records import Deployment, Instance, Node
 from sllm.config import DEFAULT_CONTROL, format_bytes
-
-if TYPE_CHECKING:
-    pass
 
 
 def ls(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
@@ -47,7 +43,7 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
 
 def deployments_table(deployments: Sequence[Deployment]) -> Table:
     """One row for each deployment."""
-    table = _table("NAME", "STATE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE")
+    table = plain_table("NAME", "STATE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE")
     for one in deployments:
         table.add_row(
             one.name,
@@ -70,7 +66,9 @@ def _state(deployment: Deployment) -> str:
 
 def instances_table(instances: Sequence[Instance], now: float) -> Table:
     """One row for each instance; `now` is the moment to which ages are counted."""
-    table = _table("INSTANCE", "DEPLOYMENT", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE")
+    table = plain_table(
+        "INSTANCE", "DEPLOYMENT", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE"
+    )
     for one in instances:
         table.add_row(
             one.instance_id,
@@ -89,14 +87,18 @@ def nodes_table(nodes: Sequence[Node]) -> Table:
     """One row for each node."""
     tiers = (Tier.SSD, Tier.DRAM)
     columns = [f"{name} {what}" for name in (*tiers, "KV") for what in ("USED", "FREE")]
-    table = _table("NODE", "ADDRESS", *columns, "CHECKPOINTS")
+    table = plain_table("NODE", "ADDRESS", *columns, "CHECKPOINTS")
     for one in nodes:
         cells = [cell for tier in tiers for cell in _usage(one, tier)]
         kv_free = one.kv_capacity_bytes - one.kv_used_bytes
         kv = (format_bytes(one.kv_used_bytes), format_bytes(kv_free))
         digests = {copy.digest for copy in one.copies}
-        table.add_row(one.node_id, one.address, *cells, *kv, str(len(digests)))
+        table.add_row(_name(one), one.address, *cells, *kv, str(len(digests)))
     return table
+
+
+def _name(node: Node) -> str:
+    return f"{node.node_id} (draining)" if node.draining else node.node_id
 
 
 def _usage(node: Node, tier: Tier) -> tuple[str, str]:
@@ -106,7 +108,8 @@ def _usage(node: Node, tier: Tier) -> tuple[str, str]:
     return "-", "-"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines, of columns with these headings."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

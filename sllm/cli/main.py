@@ -2,7 +2,7 @@
 
 import typer
 
-from sllm.cli import checkpoints, cluster, deployments, generate, listings, servers
+from sllm.cli import checkpoints, cluster, deployments, generate, listings, operations, servers, top
 from sllm.cli.common import TypedErrors
 
 app = typer.Typer(
@@ -22,6 +22,12 @@ app.command(rich_help_panel="Use it")(deployments.rm)
 app.command(rich_help_panel="Look at it")(listings.ls)
 app.command(rich_help_panel="Look at it")(listings.ps)
 app.command(rich_help_panel="Look at it")(listings.nodes)
+app.command(rich_help_panel="Look at it")(top.top)
+app.command(rich_help_panel="Look at it")(operations.explain)
+app.command(rich_help_panel="Operate it")(operations.prefetch)
+app.command(rich_help_panel="Operate it")(operations.pin)
+app.command(rich_help_panel="Operate it")(operations.unpin)
+app.command(rich_help_panel="Operate it")(operations.drain)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)

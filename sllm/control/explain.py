@@ -143,12 +143,22 @@ def _verdict(
     if one.rejected:
         return one.rejected
     if one.estimate is None:
-        return "nobody knows yet how long a start takes there"
+        return _unknown(decision, choice, chosen, one)
     if choice.kind is ActionKind.WAIT or chosen is None:
         return f"could be ready in {_seconds(one.estimate)}: {_HOLDING[one.from_tier]}"
     if choice.kind in (ActionKind.REUSE, ActionKind.JOIN):
         return f"a new instance would take {_seconds(one.estimate)}"
     return _later(decision, chosen, one, one.estimate)
+
+
+def _unknown(
+    decision: Decision, choice: _Choice, chosen: ExplainedNode | None, one: ExplainedNode
+) -> str:
+    """A node that cannot be compared by its estimate."""
+    unknown = "nobody knows yet how long a start takes there"
+    if chosen is None or chosen.estimate is not None or choice.kind is not ActionKind.START:
+        return unknown
+    return f"{unknown}; {chosen.node_id} {_preferred(decision, chosen, one)}"
 
 
 def _of_chosen(choice: _Choice, one: ExplainedNode) -> str:
@@ -230,8 +240,11 @@ def _why(
         case ActionKind.WAIT:
             return full or getattr(decision.action, "why", "")
     assert chosen is not None
-    soon = "nobody knows when" if choice.estimate is None else f"in {_seconds(choice.estimate)}"
-    return f"{chosen.node_id} is ready soonest, {soon}: {_HOLDING[chosen.from_tier]}" + _rest(nodes)
+    if choice.estimate is None:
+        first = f"{chosen.node_id} is tried first, as nobody knows yet how long a start takes"
+    else:
+        first = f"{chosen.node_id} is ready soonest, in {_seconds(choice.estimate)}"
+    return f"{first}: {_HOLDING[chosen.from_tier]}{_rest(nodes)}"
 
 
 def _rest(nodes: Sequence[ExplainedNode]) -> str:

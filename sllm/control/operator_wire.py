@@ -72,7 +72,7 @@ def storage_tier(value: types_pb.Tier.ValueType) -> Tier:
         errors.InvalidArgument: It is neither SSD nor DRAM.
     """
     if value not in (types_pb.TIER_SSD, types_pb.TIER_DRAM):
-        named = types_pb.Tier.Name(value) if value in types_pb.Tier.values() else str(value)
+        named = types_pb.Tier.Name(value)[5:] if value in types_pb.Tier.values() else str(value)
         raise errors.InvalidArgument(f"checkpoints are kept on SSD or DRAM, not on {named}")
     return Tier(value)
 

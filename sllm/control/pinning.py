@@ -191,9 +191,10 @@ class Pinning:
             and node_id in ("", place.node_id)
         ]
         if not found:
+            node = node_id or "any node"
+            where = f"in {tier.name} of {node}" if tier else f"on {node}"
             raise errors.PinNotFound(
-                f"{deployment} is not pinned {f'on {tier.name} ' if tier else ''}"
-                f"{f'of {node_id}' if node_id else 'anywhere'}; ListNodes tells what is held where"
+                f"{deployment} is not pinned {where}; ListNodes tells what is held where"
             )
         return found
 

@@ -74,7 +74,7 @@ async def test_unpinning_lets_go(cluster: Cluster, node: FakeNode) -> None:
     assert list(node.holds()) == ["pin/tiny/DRAM"]
     assert [one.tier for one in await unpin(cluster)] == [pb.TIER_DRAM]
     assert node.holds() == {}
-    with pytest.raises(errors.PinNotFound, match="tiny is not pinned anywhere"):
+    with pytest.raises(errors.PinNotFound, match="tiny is not pinned on any node"):
         await unpin(cluster)
 
 

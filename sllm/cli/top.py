@@ -1,0 +1,186 @@
+"""`sllm top`: the cluster as it changes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, suppress
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from sllm.cli.common import Control, Json, output, print_json
+from sllm.cli.durations import duration_option
+from sllm.cli.listings import plain_table
+from sllm.client.enums import Tier
+from sllm.client.operations import Cluster, DeploymentLoad, InstanceLoad
+from sllm.client.records import Link, Node
+from sllm.config import DEFAULT_CONTROL, format_bytes
+
+_BAR = 10
+"""Characters."""
+
+
+class Rates:
+    """Tokens per second of every instance, from one frame to the next."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, int] = {}
+        self._at: float | None = None
+
+    def take(self, instances: Iterable[InstanceLoad], now: float) -> dict[str, float]:
+        """The rates since the frame before, of those that were there; `now` is in seconds."""
+        counts = {one.instance.instance_id: one.generated_tokens for one in instances}
+        passed = now - self._at if self._at is not None else 0.0
+        before, self._before, self._at = self._before, counts, now
+        if passed <= 0:
+            return {}
+        return {key: (counts[key] - before[key]) / passed for key in counts if key in before}
+
+
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    interval: Annotated[float, duration_option("Time between two frames.", "1s")] = 1.0,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
+    """Watch nodes, tiers, links, instances and queues."""
+    if interval <= 0:
+        raise typer.BadParameter("must be above zero", param_hint="--interval")
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_top(control, once or as_json, interval, as_json))
+
+
+async def _top(control: str, once: bool, interval: float, as_json: bool) -> None:
+    from sllm.client.aio import AsyncClient  # brings gRPC along, which --help can do without
+
+    async with AsyncClient(control) as client, aclosing(client.watch()) as states:
+        cluster = await anext(states)
+        if as_json:
+            print_json(cluster)
+        elif once:
+            output().print(frame(cluster, {}))
+        else:
+            await _live(_Latest(cluster), states, interval)
+
+
+class _Latest:
+    """The newest state; those between two frames are not drawn."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    async def follow(self, states: AsyncIterator[Cluster]) -> None:
+        async for self.cluster in states:
+            pass
+
+
+async def _live(latest: _Latest, states: AsyncIterator[Cluster], interval: float) -> None:
+    """Draws until it is cancelled.
+
+    Raises:
+        errors.SllmError: The cluster can be watched no more.
+    """
+    following = asyncio.create_task(latest.follow(states))
+    try:
+        await _draw(latest, interval, following)
+        following.result()
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def _draw(latest: _Latest, interval: float, following: asyncio.Task[None]) -> None:
+    rates = Rates()
+    with Live(console=output(), screen=True, auto_refresh=False) as live:
+        while not following.done():
+            cluster = latest.cluster
+            tokens = rates.take(cluster.instances, time.monotonic())
+            live.update(frame(cluster, tokens), refresh=True)
+            await asyncio.wait([following], timeout=interval)
+
+
+def frame(cluster: Cluster, rates: dict[str, float]) -> RenderableType:
+    """The whole picture; `rates` are tokens per second by instance, as far as they are known."""
+    waiting = sum(one.queued_requests for one in cluster.deployments)
+    running = sum(one.in_flight for one in cluster.instances)
+    heading = (
+        f"{_count(cluster.nodes, 'node')}, {_count(cluster.instances, 'instance')}, "
+        f"{_count(cluster.deployments, 'deployment')}; requests: {running} running, "
+        f"{waiting} waiting"
+    )
+    return Group(
+        Text(heading, style="bold"),
+        Text(),
+        nodes_part(cluster.nodes),
+        Text(),
+        instances_part(cluster.instances, rates),
+        Text(),
+        deployments_part(cluster.deployments),
+    )
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
+def nodes_part(nodes: Sequence[Node]) -> RenderableType:
+    """Nodes with their tiers and links, each on a few lines."""
+    table = plain_table("NODE", "SSD", "DRAM", "KV CACHE", "LINKS")
+    for node in nodes:
+        kv = _bar(node.kv_used_bytes, node.kv_capacity_bytes)
+        name = f"{node.node_id}\n[yellow]draining[/]" if node.draining else node.node_id
+        tiers = (_tier(node, Tier.SSD), _tier(node, Tier.DRAM))
+        table.add_row(name, *tiers, kv, "\n".join(map(_link, node.links)))
+    return table
+
+
+def _tier(node: Node, tier: Tier) -> str:
+    for usage in node.tiers:
+        if usage.tier is tier:
+            return _bar(usage.used_bytes, usage.capacity_bytes)
+    return "-"
+
+
+def _bar(used: int, capacity: int) -> str:
+    share = used / capacity if capacity else 0.0
+    filled = min(_BAR, round(share * _BAR))
+    bar = f"[cyan]{'━' * filled}[/][dim]{'─' * (_BAR - filled)}[/]"
+    return f"{bar} {share:4.0%}\n{format_bytes(used)}/{format_bytes(capacity)}"
+
+
+def _link(link: Link) -> str:
+    queued = f", {format_bytes(link.queued_bytes)} wait" if link.queued_bytes else ""
+    return f"{link.from_tier}→{link.to_tier} {link.bytes_per_second / 1e9:.2f} GB/s{queued}"
+
+
+def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -> RenderableType:
+    """Instances with what they do."""
+    table = plain_table(
+        "INSTANCE", "DEPLOYMENT", "NODE", "STATE", "REQUESTS", "TOKENS/S", "KV CACHE"
+    )
+    for load in instances:
+        one = load.instance
+        rate = rates.get(one.instance_id)
+        table.add_row(
+            one.instance_id,
+            one.deployment,
+            one.node_id,
+            one.state,
+            str(load.in_flight),
+            "-" if rate is None else f"{rate:.1f}",
+            format_bytes(one.kv_bytes),
+        )
+    return table
+
+
+def deployments_part(deployments: Sequence[DeploymentLoad]) -> RenderableType:
+    """Deployments with their queues; those with work first."""
+    table = plain_table("DEPLOYMENT", "QUEUED", "READY", "STARTING")
+    busiest = sorted(deployments, key=lambda one: (-one.queued_requests, one.deployment))
+    for one in busiest:
+        counts = (one.queued_requests, one.ready_instances, one.starting_instances)
+        table.add_row(one.deployment, *map(str, counts))
+    return table
