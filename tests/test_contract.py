@@ -10,6 +10,7 @@ from serverlessllm.v1 import (
     deployment_service_pb2,
     fleet_service_pb2,
     inference_service_pb2,
+    migration_service_pb2,
     node_service_pb2,
     worker_service_pb2,
 )
@@ -29,6 +30,7 @@ SERVICERS: list[tuple[Any, str, list[type]]] = [
         "InferenceService",
         [control.InferenceServicer, node.InferenceServicer],
     ),
+    (migration_service_pb2, "MigrationService", [node.MigrationServicer]),
     (node_service_pb2, "NodeService", [node.NodeServicer]),
     (worker_service_pb2, "WorkerService", [worker.WorkerServicer]),
 ]

@@ -14,12 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sllm"
 PARTS = ("control", "node", "client")
 
-EDGES = {"wire.py", "service.py", "server.py", "nodes.py"}
+EDGES = {"wire.py", "migration_wire.py", "service.py", "server.py", "nodes.py"}
 """Files that may name the protocol's generated code wherever they are."""
 OTHER_EDGES = {
     "sllm.control.operator_wire",
     "sllm.control.watch_wire",
     "sllm.node.generate",  # relays the workers' messages as they are
+    "sllm.node.emigration",  # calls other nodes
+    "sllm.node.generations",  # hands requests on as they are
+    "sllm.node.immigration",  # answers other nodes
+    "sllm.node.migration_stream",  # calls other nodes
+    "sllm.node.outputs",  # holds the workers' messages as they are
     "sllm.node.reporter",  # calls the control plane
     "sllm.node.worker.main",
     "sllm.node.workers",  # calls the workers

@@ -2,7 +2,17 @@
 
 import typer
 
-from sllm.cli import checkpoints, cluster, deployments, generate, listings, operations, servers, top
+from sllm.cli import (
+    checkpoints,
+    cluster,
+    deployments,
+    generate,
+    listings,
+    migrations,
+    operations,
+    servers,
+    top,
+)
 from sllm.cli.common import TypedErrors
 
 app = typer.Typer(
@@ -28,6 +38,7 @@ app.command(rich_help_panel="Operate it")(operations.prefetch)
 app.command(rich_help_panel="Operate it")(operations.pin)
 app.command(rich_help_panel="Operate it")(operations.unpin)
 app.command(rich_help_panel="Operate it")(operations.drain)
+app.command(rich_help_panel="Operate it")(migrations.migrate)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)

@@ -59,6 +59,23 @@ class MigrationReason(StrEnum):
     UNKNOWN = "UNKNOWN"
     FAILOVER = "FAILOVER"
     """The instance or node that served it was lost, or has given it up."""
+    OPERATOR = "OPERATOR"
+    """An operator wanted it."""
+    DRAIN = "DRAIN"
+    """Its node is being drained, or is about to go down."""
+    PLACEMENT = "PLACEMENT"
+    """It has made room for another deployment."""
+
+
+class MigrationOutcome(StrEnum):
+    """What has come of a generation that was to move."""
+
+    MOVED = "MOVED"
+    """It goes on at the destination."""
+    STAYED = "STAYED"
+    """It goes on where it was."""
+    ENDED = "ENDED"
+    """It had ended before it could move."""
 
 
 class LoadPhase(StrEnum):

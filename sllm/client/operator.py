@@ -8,13 +8,13 @@ from typing import Self
 
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
-from sllm import config, errors
-from sllm.client import operations, requests, responses
+from sllm import config, errors, rpc
+from sllm.client import migrations, operations, requests, responses
 from sllm.client import operator_messages as messages
 from sllm.client.connection import Connection
 from sllm.client.enums import Tier
 from sllm.client.events import Progress
-from sllm.client.records import Instance, Node
+from sllm.client.records import Instance, Migration, Node
 from sllm.client.watching import Picture
 
 PAGE_SIZE = 1000
@@ -264,3 +264,41 @@ class Operator:
         """
         request = cluster_pb.UndrainNodeRequest(request_id=requests.new_request_id(), node_id=node)
         await self._connection.call(self._connection.cluster.UndrainNode, request)
+
+    async def migrate(
+        self,
+        *,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        to_node: str | None = None,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Migration:
+        """Has running generations go on at another node, while their callers read on.
+
+        What cannot be moved goes on where it is.
+
+        Args:
+            request_id: the one request to move; or
+            instance_id: the instance to move with all its requests, which ends then.
+            to_node: where to. None: where they can go on soonest.
+            timeout: seconds for all of it. None: as long as it takes.
+            on_progress: told how far the destination's start has come.
+
+        Raises:
+            errors.RequestNotFound: The request is not being generated, or no longer.
+            errors.InstanceNotFound: The instance is not there, or not ready.
+            errors.NodeNotFound: There is no such node.
+            errors.InvalidArgument: It is there already, or neither or both are named.
+            errors.NoCapacity: There is no room for it.
+            errors.SllmError: Why the one request has stayed where it was.
+        """
+        request = requests.migrate(request_id, instance_id, to_node)
+        call = self._connection.cluster.Migrate(
+            request, timeout=timeout, metadata=rpc.trace_metadata()
+        )
+        try:
+            with self._connection.typed_errors():
+                return await migrations.migration(call, on_progress, alone=request_id is not None)
+        finally:
+            call.cancel()

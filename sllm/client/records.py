@@ -6,7 +6,7 @@ Times are seconds: durations, and moments since the Unix epoch.
 from dataclasses import dataclass
 from typing import TypedDict
 
-from sllm.client.enums import DeploymentState, InstanceState, Tier
+from sllm.client.enums import DeploymentState, InstanceState, MigrationOutcome, Tier
 from sllm.client.events import Progress
 
 
@@ -95,6 +95,42 @@ class Instance:
     """When its start began."""
     worker_pid: int
     """Process id of the worker on its node. 0 while there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMigration:
+    """What has come of one generation that was to move."""
+
+    request_id: str
+    """Its request."""
+    outcome: MigrationOutcome
+    """Whether it has moved."""
+    rounds: int = 0
+    """In which its tokens were sent while it went on."""
+    tokens: int = 0
+    """Of prompt and generation."""
+    duration: float = 0.0
+    """Seconds from the first round until it went on at the destination."""
+    cutover: float = 0.0
+    """Seconds from its stop at the source until it went on at the destination."""
+    reason: str = ""
+    """The error's reason for which it has stayed, if it has."""
+    message: str = ""
+    """What that error says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What has come of a migration."""
+
+    node_id: str
+    """Destination."""
+    instance_id: str
+    """The instance there."""
+    started: bool
+    """Whether the instance was started for it."""
+    requests: tuple[RequestMigration, ...]
+    """Every generation that was to move."""
 
 
 @dataclass(frozen=True, slots=True)

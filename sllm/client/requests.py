@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from google.protobuf import duration_pb2
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
@@ -90,6 +91,24 @@ def generate(
             no_failover=not failover,
         )
         _set_prompt(request, prompt, prompt_token_ids, messages)
+    return request
+
+
+def migrate(
+    request_id: str | None, instance_id: str | None, to_node: str | None
+) -> cluster_pb.MigrateRequest:
+    """The request that moves generations.
+
+    Raises:
+        errors.InvalidArgument: Not exactly one of request and instance was named.
+    """
+    if (request_id is None) == (instance_id is None):
+        raise errors.InvalidArgument("name one of request_id and instance_id")
+    request = cluster_pb.MigrateRequest(to_node_id=to_node or "")
+    if request_id is not None:
+        request.request_id = request_id
+    if instance_id is not None:
+        request.instance_id = instance_id
     return request
 
 

@@ -142,6 +142,7 @@ class Client(_Face[AsyncClient]):
     unpin = _blocking(AsyncClient.unpin)
     drain = _blocking(AsyncClient.drain)
     undrain = _blocking(AsyncClient.undrain)
+    migrate = _blocking(AsyncClient.migrate)
     generate = _opening(AsyncClient.generate)
     complete = _blocking(AsyncClient.complete)
     cancel = _blocking(AsyncClient.cancel)

@@ -14,6 +14,7 @@ from sllm.control.drains import Drains
 from sllm.control.durable import Durable
 from sllm.control.explain import Coming, explain
 from sllm.control.membership import Membership
+from sllm.control.migrator import Migrator
 from sllm.control.nodes import Nodes
 from sllm.control.orchestrator import Orchestrator
 from sllm.control.pinning import Pinning
@@ -55,6 +56,7 @@ class ControlPlane:
             config,
         )
         self.router = Router(self.state, self._orchestrator, clock)
+        self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
         self._closing = asyncio.Event()
         metrics.observe_queue(lambda: len(self.state.queue))
 

@@ -109,7 +109,7 @@ class Launcher:
                 await self._room_made(instance.node_id)
                 self._ready(start, await self._call(start))
         except errors.SllmError as failure:
-            error = failure
+            error = start.error = failure
             self._state.fleet.settle(instance.node_id, instance.instance_id, None)
         finally:
             self._state.starts.pop(instance.instance_id, None)

@@ -1,7 +1,7 @@
 """Clients of node agents: one channel per node, made when it reports and closed when it is lost."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,8 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 from sllm import errors, rpc
 from sllm.control import wire
 from sllm.control.deployments import Deployment, ModelInfo
+from sllm.control.migrations import News
+from sllm.control.progress import MigrationReason
 from sllm.control.receipts import Phase
 from sllm.control.status import Loading
 from sllm.control.topology import Instance, NodeFacts, Tier
@@ -23,6 +25,7 @@ GenerateCall = grpc.aio.UnaryStreamCall[wire.GenerateRequest, wire.GenerateRespo
 
 _INSPECT_SECONDS = 60.0
 _RELEASE_SECONDS = 10.0
+_MIGRATION_SECONDS = 600.0
 _STOP_SECONDS = 30.0
 """Time that a node has to end a worker, beyond the grace."""
 
@@ -118,6 +121,31 @@ class Node:
         request = pb.StopInstanceRequest(instance_id=instance_id, grace=wire.duration(grace))
         with self.typed_errors():
             await self._node.StopInstance(request, timeout=grace + _STOP_SECONDS)
+
+    async def migrate(
+        self,
+        instance_id: str,
+        request_ids: Sequence[str],
+        to: "Node",
+        into: Instance,
+        reason: MigrationReason,
+    ) -> AsyncGenerator[News, None]:
+        """Moves generations of an instance to one of another node."""
+        request = pb.StartMigrationRequest(
+            instance_id=instance_id,
+            request_ids=request_ids,
+            to_node_id=to.node_id,
+            to_address=to.address,
+            to_instance_id=into.instance_id,
+            reason=wire.MigrationReason.ValueType(reason),
+        )
+        call = self._node.StartMigration(request, timeout=_MIGRATION_SECONDS)
+        try:
+            with self.typed_errors():
+                async for response in call:
+                    yield wire.migration_news(response)
+        finally:
+            call.cancel()
 
     def generate(
         self, request: wire.GenerateRequest, timeout: float | None, metadata: wire.Metadata

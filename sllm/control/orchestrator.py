@@ -6,7 +6,7 @@ are due, and goes through them in the order of their oldest request.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -14,16 +14,20 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import autoscaler, placement
 from sllm.control.config import ControlConfig
+from sllm.control.decisions import Start
 from sllm.control.deployments import Deployment
 from sllm.control.launcher import Launcher
 from sllm.control.nodes import Nodes
 from sllm.control.placer import Placer
 from sllm.control.state import StartUnderWay, State
+from sllm.control.status import Loading
 from sllm.control.tickets import Assignment, Ticket
 from sllm.control.topology import Instance, InstanceState, NodeView
 
 _LONGEST_GRACE: Final = 7 * 24 * 3600.0
 """Seconds that stand for as long as it takes."""
+_LOOK_SECONDS = 0.02
+"""Between two looks at how far a start is."""
 
 
 class Orchestrator:
@@ -101,6 +105,43 @@ class Orchestrator:
         else:
             self._launcher.drain(instance, min(grace, _LONGEST_GRACE))
         self.wake(instance.deployment)
+
+    def start(self, name: str, start: Start) -> Instance:
+        """Begins an instance that requests are to move to."""
+        instance = self.placer.start(name, start)
+        self._state.changes.notify(name)
+        return instance
+
+    async def follow_start(self, instance: Instance) -> AsyncGenerator[Loading]:
+        """How far the start of an instance is, until it is ready.
+
+        Raises:
+            errors.SllmError: It has failed.
+        """
+        start = self._state.starts.get(instance.instance_id)
+        told: Loading | None = None
+        while start and instance.instance_id in self._state.starts:
+            if start.loading and start.loading != told:
+                told = start.loading
+                yield told
+            await self._clock.sleep(_LOOK_SECONDS)
+        if start and start.error:
+            raise start.error
+
+    def leave(self, instance: Instance) -> None:
+        """Gives an instance no more requests; it ends with those that it has."""
+        self._launcher.drain(instance)
+        self.wake(instance.deployment)
+
+    def arrive(self, ticket: Ticket, instance_id: str) -> Assignment | None:
+        """Where a request that has moved is now; None if that is gone already."""
+        instance = self._state.fleet.instance(instance_id)
+        if instance is None or instance_id not in self._state.slots.uses:
+            return None
+        now = self._clock.now()
+        self._state.slots.take(instance_id, now)
+        node = self._nodes.by_id[instance.node_id]
+        return Assignment(instance, node, self._state.records.get(instance_id), now)
 
     def deployment_deleted(self, name: str) -> None:
         """A deployment is to exist no more: its requests fail, its instances end."""

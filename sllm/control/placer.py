@@ -94,13 +94,14 @@ class Placer:
         decision = placement.place(self._state.snapshot(), self.demand(name, closed))
         match decision.action:
             case Start() as start:
-                self._start(name, start)
+                self.start(name, start)
                 return True
             case Wait() as wait:
                 self._wait(name, decision, wait, closed)
         return False
 
-    def _start(self, name: str, start: Start) -> None:
+    def start(self, name: str, start: Start) -> Instance:
+        """Begins an instance where placement has decided; it is in the fleet from now on."""
         for victim in start.victims:
             self._change(victim, self._launcher.end)
         instance = Instance(
@@ -118,6 +119,7 @@ class Placer:
             victims=start.victims,
         )
         self._launcher.begin(self._state.deployments[name], instance, start.estimate)
+        return instance
 
     def _wait(self, name: str, decision: Decision, wait: Wait, closed: dict[str, str]) -> None:
         self.unmet.add(name)

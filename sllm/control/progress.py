@@ -17,6 +17,9 @@ class MigrationReason(IntEnum):
     """Why a generation has gone on elsewhere; the numbers are those of the protocol."""
 
     FAILOVER = 1
+    OPERATOR = 2
+    DRAIN = 3
+    PLACEMENT = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Relay:
             async for event in ticket.open(assignment, _metadata(ticket)):
                 for seen in self._seen(ticket, assignment, event):
                     yield seen
+                if ticket.assignment is not assignment:
+                    return
         if not ticket.outcome:
             raise errors.WorkerDied(
                 f"instance {assignment.instance.instance_id} left its stream without an end"
@@ -78,6 +80,9 @@ class Relay:
             case "tokens":
                 arrival = self._arrive(ticket, assignment)
                 self._count(ticket, assignment, event.tokens)
+            case "moved":
+                self._follow(ticket, assignment, event.moved)
+                return []
             case "finished":
                 arrival = self._arrive(ticket, assignment)
                 self._finish(ticket, assignment, event.finished)
@@ -122,6 +127,23 @@ class Relay:
         metrics.generated_tokens.add(generated, {"deployment": ticket.deployment})
         metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
 
+    def _follow(self, ticket: Ticket, assignment: Assignment, moved: wire.Moved) -> None:
+        """Goes where the generation has gone. Its new place is taken before the old one is left."""
+        if moved.tokens != len(ticket.progress.token_ids):
+            raise errors.WorkerDied(f"{moved.tokens} tokens have moved, not all have come")
+        ticket.departure = Departure(assignment.instance, MigrationReason(moved.reason))
+        arrived = self._orchestrator.arrive(ticket, moved.instance_id)
+        self.release(ticket)
+        ticket.move_on()
+        if arrived:
+            ticket.assignment = arrived
+        else:
+            self._requeue(ticket)
+
+    def _requeue(self, ticket: Ticket) -> None:
+        self._state.queue.add_first(ticket)
+        self._orchestrator.wake(ticket.deployment)
+
     def _fail_over(self, ticket: Ticket, error: errors.SllmError) -> None:
         """Puts a request back to the front of the queue, from where it goes on elsewhere.
 
@@ -137,8 +159,7 @@ class Relay:
             ticket.departure = Departure(assignment.instance, MigrationReason.FAILOVER)
         self.release(ticket)
         ticket.put_back()
-        self._state.queue.add_first(ticket)
-        self._orchestrator.wake(ticket.deployment)
+        self._requeue(ticket)
 
 
 def _metadata(ticket: Ticket) -> wire.Metadata:

@@ -13,7 +13,7 @@ from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceServic
 from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceServicer
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceServicer
 
-from sllm.control import operator_wire, watch_wire, wire
+from sllm.control import migration_wire, operator_wire, watch_wire, wire
 from sllm.control.control_plane import ControlPlane
 from sllm.control.fleet import Report
 from sllm.control.membership import Answer
@@ -97,6 +97,16 @@ class ClusterServicer(ClusterServiceServicer):
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self._fleet = plane.state.fleet
+        self._migrator = plane.migrator
+
+    async def Migrate(
+        self, request: cluster_pb.MigrateRequest, context: Any
+    ) -> AsyncIterator[cluster_pb.MigrateResponse]:
+        """Has generations go on at another node."""
+        ask = migration_wire.migration_ask(request, self._migrator)
+        async with aclosing(self._migrator.migrate(ask)) as migration:
+            async for news in migration:
+                yield migration_wire.migrate_response(news)
 
     async def ListNodes(
         self, request: cluster_pb.ListNodesRequest, context: Any

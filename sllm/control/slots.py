@@ -11,6 +11,8 @@ class Slots:
     def __init__(self) -> None:
         self._uses: dict[str, Use] = {}
         self._tokens: dict[str, int] = {}
+        self._claimed: dict[str, int] = {}
+        """Slots that are held for requests on their way."""
 
     @property
     def uses(self) -> Mapping[str, Use]:
@@ -19,7 +21,8 @@ class Slots:
 
     def add(self, instance_id: str, node_id: str, now: float) -> None:
         """Makes an instance that is ready known; idle from now on."""
-        self._uses.setdefault(instance_id, Use(node_id, 0, now))
+        claimed = self._claimed.get(instance_id, 0)
+        self._uses.setdefault(instance_id, Use(node_id, claimed, now))
 
     def take(self, instance_id: str, now: float) -> None:
         """Gives the instance one request more."""
@@ -34,6 +37,19 @@ class Slots:
         self._uses[instance_id] = Use(use.node_id, use.in_flight - 1, now)
         return use.in_flight == 1
 
+    def claim(self, instance_id: str) -> "Claim":
+        """Holds a slot for requests that are on their way; of an instance that may still start."""
+        return Claim(self, instance_id)
+
+    def hold(self, instance_id: str, change: int, now: float | None = None) -> None:
+        """Changes how many slots are held for requests on their way."""
+        count = self._claimed.pop(instance_id, 0) + change
+        if count:
+            self._claimed[instance_id] = count
+        if use := self._uses.get(instance_id):
+            used = use.last_used if now is None else now
+            self._uses[instance_id] = Use(use.node_id, use.in_flight + change, used)
+
     def forget(self, instance_id: str) -> None:
         """Drops an instance that is gone; requests that are still on it may be released later."""
         self._uses.pop(instance_id, None)
@@ -47,3 +63,24 @@ class Slots:
     def tokens(self, instance_id: str) -> int:
         """How many tokens have come from an instance so far."""
         return self._tokens.get(instance_id, 0)
+
+
+class Claim:
+    """Slots of one instance, held for requests that are on their way to it."""
+
+    def __init__(self, slots: Slots, instance_id: str) -> None:
+        self._slots = slots
+        self._instance_id = instance_id
+        self._count = 0
+        self.grow_to(1)
+
+    def grow_to(self, count: int) -> None:
+        """Holds as many, if it has held fewer."""
+        more = max(0, count - self._count)
+        self._slots.hold(self._instance_id, more)
+        self._count += more
+
+    def release(self, now: float) -> None:
+        """Gives all of them back."""
+        self._slots.hold(self._instance_id, -self._count, now)
+        self._count = 0

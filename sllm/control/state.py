@@ -32,6 +32,8 @@ class StartUnderWay:
     """How far it is, as last heard."""
     withdrawn: bool = False
     """Nobody wants it any more; it ends as soon as it can."""
+    error: errors.SllmError | None = None
+    """Why it has failed, if it has."""
 
 
 @dataclass

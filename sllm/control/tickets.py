@@ -138,6 +138,7 @@ class Ticket:
 
     def open(self, assignment: Assignment, metadata: wire.Metadata) -> GenerateCall:
         """Calls the instance's node."""
+        self.hang_up()
         self.dispatched_at = self._clock.now()
         self.request.instance_id = assignment.instance.instance_id
         self._call = assignment.node.generate(self.request, self.remaining(), metadata)
@@ -161,8 +162,12 @@ class Ticket:
             self._call = None
 
     def put_back(self) -> None:
-        """Readies it for another instance, which goes on after the tokens that were relayed."""
+        """Takes it away from its instance, for another one."""
         self.hang_up()
+        self.move_on()
+
+    def move_on(self) -> None:
+        """Readies it for another instance, which goes on after the tokens that were relayed."""
         self.assignment = None
         self._loading = None
         self.enqueued_at = self._clock.now()

@@ -15,11 +15,13 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 
+from sllm import errors
 from sllm.control import deployments as model
-from sllm.control import topology
+from sllm.control import migrations, topology
 from sllm.control.admission import GenerationAsk, Prompt
 from sllm.control.fleet import Delta, Full, Report
 from sllm.control.inits import InitKey, Inits, InitTime
+from sllm.control.migrations import Ended, News, Round, Stayed
 from sllm.control.progress import Departure
 from sllm.control.receipts import Phase, PhaseKind, Receipt
 from sllm.control.status import DeploymentStatus, Loading, LoadPhase
@@ -30,6 +32,8 @@ from sllm.sampling import MAX_SEED, Sampling
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
 GenerateResponse: TypeAlias = inference_pb.GenerateResponse
 Tokens: TypeAlias = inference_pb.Tokens
+Moved: TypeAlias = inference_pb.Moved
+MigrationReason = inference_pb.MigrationReason
 Finished: TypeAlias = inference_pb.Finished
 DeployResponse: TypeAlias = deployment_pb.DeployResponse
 Metadata: TypeAlias = grpc.aio.Metadata
@@ -421,6 +425,25 @@ def migrated_event(departure: Departure, to: topology.Instance, pause: float) ->
         reason=inference_pb.MigrationReason.ValueType(departure.reason),
     )
     return GenerateResponse(migrated=migrated)
+
+
+def migration_news(response: node_pb.StartMigrationResponse) -> News:
+    """What a node says of a generation that it moves."""
+    request_id = response.request_id
+    match response.WhichOneof("event"):
+        case "progress":
+            one = response.progress
+            return Round(request_id, one.round, one.computed_tokens, one.gap_tokens)
+        case "done":
+            done = response.done
+            times = seconds(done.duration), seconds(done.cutover)
+            return migrations.Moved(request_id, done.rounds, done.tokens, *times)
+        case "failure":
+            failure = response.failure
+            error = errors.make_error(failure.code, failure.reason, failure.message)
+            return Stayed(request_id, error)
+        case _:
+            return Ended(request_id)
 
 
 def queued_event(position: int, estimated_wait: float | None) -> GenerateResponse:

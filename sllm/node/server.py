@@ -7,17 +7,19 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
-from serverlessllm.v1 import inference_service_pb2, node_service_pb2
+from serverlessllm.v1 import inference_service_pb2, migration_service_pb2, node_service_pb2
 from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+from serverlessllm.v1.migration_service_pb2_grpc import add_MigrationServiceServicer_to_server
 from serverlessllm.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
 
 from sllm import rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
 from sllm.node.agent import Agent
 from sllm.node.config import NodeConfig
+from sllm.node.generations import Generations
 from sllm.node.pool import Pool
 from sllm.node.reporter import Reporter
-from sllm.node.service import InferenceServicer, NodeServicer
+from sllm.node.service import InferenceServicer, MigrationServicer, NodeServicer
 from sllm.node.tiers import TierStore
 from sllm.node.zygote import Zygote
 from sllm.process import until_terminated
@@ -73,8 +75,11 @@ async def _listen(
     config: NodeConfig, agent: Agent, node_id: str, clock: Clock, stack: AsyncExitStack
 ) -> int:
     server = rpc.Server()
-    add_NodeServiceServicer_to_server(NodeServicer(agent, node_id), server.grpc)
-    add_InferenceServiceServicer_to_server(InferenceServicer(agent, node_id, clock), server.grpc)
+    generations = Generations(agent, node_id, clock)
+    about = (agent, generations, node_id, clock)
+    add_NodeServiceServicer_to_server(NodeServicer(*about), server.grpc)
+    add_InferenceServiceServicer_to_server(InferenceServicer(generations), server.grpc)
+    add_MigrationServiceServicer_to_server(MigrationServicer(*about), server.grpc)
     port = await server.start(config.listen_address, _SERVICES)
     stack.push_async_callback(server.stop, STOP_GRACE)
     return port
@@ -83,6 +88,7 @@ async def _listen(
 _SERVICES = (
     node_service_pb2.DESCRIPTOR.services_by_name["NodeService"],
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+    migration_service_pb2.DESCRIPTOR.services_by_name["MigrationService"],
 )
 
 

@@ -1,27 +1,32 @@
 """The node's servicers: each method parses, calls the agent and translates."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceServicer
+from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceServicer
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceServicer
 
-from sllm import errors
 from sllm.clock import Clock
 from sllm.node import wire
 from sllm.node.agent import Agent
-from sllm.node.generate import Generation
-from sllm.node.workers import Worker
+from sllm.node.emigration import Destination, Emigration
+from sllm.node.generations import Generations
+from sllm.node.immigration import Immigration
 
 
 class NodeServicer(NodeServiceServicer):
     """What the control plane asks of this node."""
 
-    def __init__(self, agent: Agent, node_id: str) -> None:
+    def __init__(self, agent: Agent, generations: Generations, node_id: str, clock: Clock) -> None:
         self._agent = agent
+        self._generations = generations
         self._node_id = node_id
+        self._clock = clock
 
     async def InspectSource(
         self, request: pb.InspectSourceRequest, context: Any
@@ -65,6 +70,23 @@ class NodeServicer(NodeServiceServicer):
         await self._agent.stop_instance(request.instance_id, request.grace.ToNanoseconds() / 1e9)
         return pb.StopInstanceResponse()
 
+    async def StartMigration(
+        self, request: pb.StartMigrationRequest, context: Any
+    ) -> AsyncIterator[pb.StartMigrationResponse]:
+        """Moves generations to another node."""
+        running = self._agent.instance(request.instance_id).running
+        chosen = self._generations.chosen(request.instance_id, request.request_ids)
+        emigration = Emigration(
+            Destination(request.to_node_id, request.to_address, request.to_instance_id),
+            request.reason,
+            self._node_id,
+            running.context_tokens if running else 0,
+            self._clock,
+        )
+        async with aclosing(emigration.run(chosen)) as told:
+            async for news in told:
+                yield news
+
     async def Evict(self, request: pb.EvictRequest, context: Any) -> pb.EvictResponse:
         """Frees a checkpoint's room on a tier."""
         await self._agent.store.evict(request.digest, wire.storage_tier(request.tier))
@@ -74,32 +96,47 @@ class NodeServicer(NodeServiceServicer):
 class InferenceServicer(InferenceServiceServicer):
     """Token streams of this node's instances."""
 
-    def __init__(self, agent: Agent, node_id: str, clock: Clock) -> None:
-        self._agent = agent
-        self._node_id = node_id
-        self._clock = clock
-        self._workers: dict[str, Worker] = {}
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
 
     async def Generate(
         self, request: inference_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb.GenerateResponse]:
-        """Runs a request on the instance that the router chose."""
-        worker = self._agent.instance(request.instance_id).ready_worker()
-        if request.request_id in self._workers:
-            raise errors.RequestIdInUse(f"request {request.request_id} is already under way")
-        self._workers[request.request_id] = worker
-        try:
-            async for event in Generation(request, self._node_id, self._clock).events(worker):
+        """Runs a request on the instance that the router chose, or reads on in one."""
+        async with aclosing(self._generations.read(request)) as events:
+            async for event in events:
                 yield event
-        finally:
-            del self._workers[request.request_id]
 
     async def Cancel(
         self, request: inference_pb.CancelRequest, context: Any
     ) -> inference_pb.CancelResponse:
         """Ends a request from outside its stream."""
-        worker = self._workers.get(request.request_id)
-        if worker is None:
-            raise errors.RequestNotFound(f"no request {request.request_id} is under way here")
-        worker.cancel(request.request_id)
+        self._generations.cancel(request.request_id)
         return inference_pb.CancelResponse()
+
+
+class MigrationServicer(MigrationServiceServicer):
+    """Generations that come from other nodes."""
+
+    def __init__(self, agent: Agent, generations: Generations, node_id: str, clock: Clock) -> None:
+        self._agent = agent
+        self._generations = generations
+        self._node_id = node_id
+        self._clock = clock
+
+    async def Migrate(
+        self,
+        request_iterator: AsyncIterator[migration_pb.MigrationServiceMigrateRequest],
+        context: Any,
+    ) -> AsyncIterator[migration_pb.MigrationServiceMigrateResponse]:
+        """Computes what comes, and goes on with it."""
+        first = await anext(request_iterator)
+        instance = self._agent.instance(first.open.instance_id)
+        worker = instance.ready_worker()
+        context_tokens = instance.running.context_tokens if instance.running else 0
+        opened = migration_pb.MigrationOpened(context_tokens=context_tokens)
+        yield migration_pb.MigrationServiceMigrateResponse(opened=opened)
+        immigration = Immigration(self._generations, worker, self._node_id, self._clock)
+        async with aclosing(immigration.follow(request_iterator)) as answers:
+            async for answer in answers:
+                yield answer

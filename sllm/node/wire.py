@@ -1,10 +1,14 @@
 """Between the node's own types and the protocol's messages."""
 
 import socket
+import sys
+from array import array
 from collections.abc import Sequence
 
+import xxhash
 from google.protobuf import duration_pb2
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 from serverlessllm.v1 import worker_service_pb2 as worker_pb
@@ -214,3 +218,23 @@ def merge_tokens(parts: Sequence[inference_pb.Tokens]) -> inference_pb.Tokens:
         merged.logprobs.extend(part.logprobs)
     merged.text = "".join(part.text for part in parts)
     return merged
+
+
+def migration_failure(error: errors.SllmError) -> migration_pb.MigrationFailure:
+    """Why a generation stays where it is."""
+    return migration_pb.MigrationFailure(
+        code=error.code, reason=error.reason, message=error.message
+    )
+
+
+def from_migration_failure(message: migration_pb.MigrationFailure) -> errors.SllmError:
+    """The same, as the other node has told it."""
+    return errors.make_error(message.code, message.reason, message.message)
+
+
+def token_digest(prompt: Sequence[int], generated: Sequence[int]) -> bytes:
+    """What both ends of a migration must have alike; see MigrationCutover."""
+    tokens = array("i", [*prompt, *generated])
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    return xxhash.xxh3_128_digest(tokens.tobytes())

@@ -17,6 +17,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import errors, rpc
+from sllm.node.outputs import OutputStream
 from sllm.node.zygote import ForkedWorker
 
 log = structlog.get_logger()
@@ -60,39 +61,6 @@ class Attached:
     """Making the KV cache and the scheduler."""
     context_tokens: int
     """What prompt and generation of one request may have together."""
-
-
-class OutputStream:
-    """What the worker sends for one request, in order."""
-
-    def __init__(self) -> None:
-        self._waiting: list[pb.RequestOutput] = []
-        self._error: errors.SllmError | None = None
-        self._arrived = asyncio.Event()
-
-    def put(self, output: pb.RequestOutput) -> None:
-        """Adds an output."""
-        self._waiting.append(output)
-        self._arrived.set()
-
-    def fail(self, error: errors.SllmError) -> None:
-        """Ends the stream with `error`, after the outputs that are waiting."""
-        self._error = error
-        self._arrived.set()
-
-    async def take(self) -> Sequence[pb.RequestOutput]:
-        """Everything that waits, at least one output.
-
-        Raises:
-            errors.SllmError: The stream has failed and nothing waits any more.
-        """
-        await self._arrived.wait()
-        if not self._waiting and self._error:
-            raise self._error
-        taken, self._waiting = self._waiting, []
-        if not self._error:
-            self._arrived.clear()
-        return taken
 
 
 class Worker:
@@ -145,33 +113,24 @@ class Worker:
             context_tokens=reply.context_tokens,
         )
 
-    def submit(self, request: inference_pb.GenerateRequest) -> OutputStream:
-        """Hands a request to the engine.
+    def submit(self, request: inference_pb.GenerateRequest, stream: OutputStream) -> None:
+        """Hands a request to the engine; what comes of it comes through `stream`.
+
+        Its id must never have been used here: an output that comes late is nobody else's.
 
         Raises:
-            errors.RequestIdInUse: A request of this id is under way.
             errors.WorkerDied: The worker has ended.
         """
         if self.gone.done():
             raise self.gone.result()
-        if request.request_id in self._streams:
-            raise errors.RequestIdInUse(f"request {request.request_id} is already under way")
-        stream = self._streams[request.request_id] = OutputStream()
+        self._streams[request.request_id] = stream
         self._idle.clear()
         self._commands.put_nowait(pb.RunRequest(submit=request))
-        return stream
 
     def release(self, request_id: str) -> None:
         """Forgets a request; one that has not ended is cancelled in the engine."""
         if self._forget(request_id) and not self.gone.done():
             self._commands.put_nowait(pb.RunRequest(cancel_request_id=request_id))
-
-    def cancel(self, request_id: str) -> None:
-        """Ends a request: its stream fails with Cancelled, the engine stops within a step."""
-        stream = self._streams.get(request_id)
-        if stream:
-            stream.fail(errors.Cancelled(f"request {request_id} was cancelled"))
-            self.release(request_id)
 
     async def drain(self, grace: float) -> None:
         """Waits up to `grace` seconds for the requests to end, then fails those that are left."""

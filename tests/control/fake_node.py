@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
@@ -81,6 +82,13 @@ class Script:
     """One for each of the next requests that pass it."""
     before_finish: Gate = field(default_factory=Gate)
     """After the tokens."""
+    before_migration: Gate = field(default_factory=Gate)
+    migration_errors: list[errors.SllmError] = field(default_factory=list)
+    """One for each of the next migrations."""
+    stays: bool = False
+    """Whether every request that is to move stays."""
+    tokens_unsent: int = 0
+    """Tokens that have moved without having been given out."""
     before_stop: Gate = field(default_factory=Gate)
 
 
@@ -95,6 +103,10 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         """Requests whose call ended before they had."""
         self.traceparents: list[str] = []
         """The trace context of each Generate call."""
+        self.running: set[str] = set()
+        """Requests under way."""
+        self.moving: dict[str, inference_pb.Moved] = {}
+        """Requests that leave at `amid_tokens`, and where to."""
         self.most_kv_bytes = 0
         """The most that the instances have held at once."""
         self.instances: dict[str, pb.Instance] = {}
@@ -345,6 +357,29 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
             self.set_state(instance, pb.INSTANCE_STATE_GONE)
         return node_pb.StopInstanceResponse()
 
+    async def StartMigration(
+        self, request: node_pb.StartMigrationRequest, context: Any
+    ) -> AsyncIterator[node_pb.StartMigrationResponse]:
+        self.calls.append(request)
+        await self.script.before_migration.passed()
+        if self.script.migration_errors:
+            raise self.script.migration_errors.pop(0)
+        for request_id in request.request_ids or list(self.running):
+            if self.script.stays:
+                failure = migration_pb.MigrationFailure(code=14, reason="UNREACHABLE", message="no")
+                yield node_pb.StartMigrationResponse(request_id=request_id, failure=failure)
+                continue
+            progress = node_pb.MigrationProgress(round=1, computed_tokens=5)
+            yield node_pb.StartMigrationResponse(request_id=request_id, progress=progress)
+            self.moving[request_id] = inference_pb.Moved(
+                node_id=request.to_node_id,
+                instance_id=request.to_instance_id,
+                reason=request.reason,
+            )
+            self.script.amid_tokens.open()
+            done = node_pb.MigrationDone(rounds=1, tokens=5)
+            yield node_pb.StartMigrationResponse(request_id=request_id, done=done)
+
     async def Evict(self, request: node_pb.EvictRequest, context: Any) -> node_pb.EvictResponse:
         self.calls.append(request)
         return node_pb.EvictResponse()
@@ -371,13 +406,15 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         if instance is None or instance.state != pb.INSTANCE_STATE_READY:
             raise errors.InstanceNotFound(f"no ready instance {request.instance_id}")
         instance.running_requests += 1
+        self.running.add(request.request_id)
         finished = False
         try:
             async for response in self._events(request):
-                finished = response.HasField("finished")
+                finished = response.HasField("finished") or response.HasField("moved")
                 yield response
         finally:
             instance.running_requests -= 1
+            self.running.discard(request.request_id)
             if not finished:
                 self.cancelled.append(request.request_id)
 
@@ -403,6 +440,10 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
             yield Response(sequence=index, tokens=tokens)
             if index + 1 == self.script.tokens_before_gate:
                 await self.script.amid_tokens.passed()
+                if moved := self.moving.pop(request.request_id, None):
+                    moved.tokens = index + 1 + self.script.tokens_unsent
+                    yield Response(moved=moved)
+                    return
                 if self.script.amid_errors:
                     raise self.script.amid_errors.pop(0)
         await self.script.before_finish.passed()

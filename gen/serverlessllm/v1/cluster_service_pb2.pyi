@@ -918,3 +918,223 @@ class DeploymentLoad(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeploymentLoad: _TypeAlias = DeploymentLoad  # noqa: Y015
+
+@_typing.final
+class MigrateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TO_NODE_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    instance_id: _builtins.str
+    to_node_id: _builtins.str
+    """Where to. Empty: where they can go on soonest."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        to_node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request_id", b"request_id", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request_id", b"request_id", "to_node_id", b"to_node_id", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["request_id", "instance_id"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___MigrateRequest: _TypeAlias = MigrateRequest  # noqa: Y015
+
+@_typing.final
+class MigrateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    STAYED_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chosen(self) -> Global___MigrateChosen: ...
+    @_builtins.property
+    def loading(self) -> _types_pb2.Loading:
+        """An instance is starting for them."""
+
+    @_builtins.property
+    def round(self) -> Global___MigrateRound: ...
+    @_builtins.property
+    def moved(self) -> Global___MigrateMoved: ...
+    @_builtins.property
+    def stayed(self) -> Global___MigrateStayed: ...
+    @_builtins.property
+    def ended(self) -> Global___MigrateEnded: ...
+    def __init__(
+        self,
+        *,
+        chosen: Global___MigrateChosen | None = ...,
+        loading: _types_pb2.Loading | None = ...,
+        round: Global___MigrateRound | None = ...,
+        moved: Global___MigrateMoved | None = ...,
+        stayed: Global___MigrateStayed | None = ...,
+        ended: Global___MigrateEnded | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "ended", b"ended", "event", b"event", "loading", b"loading", "moved", b"moved", "round", b"round", "stayed", b"stayed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "ended", b"ended", "event", b"event", "loading", b"loading", "moved", b"moved", "round", b"round", "stayed", b"stayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chosen", "loading", "round", "moved", "stayed", "ended"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___MigrateResponse: _TypeAlias = MigrateResponse  # noqa: Y015
+
+@_typing.final
+class MigrateChosen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    instance_id: _builtins.str
+    started: _builtins.bool
+    """Whether the instance is started for them."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        started: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "node_id", b"node_id", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateChosen: _TypeAlias = MigrateChosen  # noqa: Y015
+
+@_typing.final
+class MigrateRound(_message.Message):
+    """The destination has computed what it was sent, while the source went on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    GAP_TOKENS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    number: _builtins.int
+    """From 1."""
+    computed_tokens: _builtins.int
+    """Of prompt and generation."""
+    gap_tokens: _builtins.int
+    """Generated meanwhile."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        computed_tokens: _builtins.int = ...,
+        gap_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_tokens", b"computed_tokens", "gap_tokens", b"gap_tokens", "number", b"number", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateRound: _TypeAlias = MigrateRound  # noqa: Y015
+
+@_typing.final
+class MigrateMoved(_message.Message):
+    """A generation goes on at the destination."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    CUTOVER_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    rounds: _builtins.int
+    tokens: _builtins.int
+    """Of prompt and generation."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the first round on."""
+
+    @_builtins.property
+    def cutover(self) -> _duration_pb2.Duration:
+        """From the source's stop to the destination's going on."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        rounds: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        cutover: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "request_id", b"request_id", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateMoved: _TypeAlias = MigrateMoved  # noqa: Y015
+
+@_typing.final
+class MigrateStayed(_message.Message):
+    """A generation stays where it is, and goes on there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    reason: _builtins.str
+    """ErrorInfo.reason."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateStayed: _TypeAlias = MigrateStayed  # noqa: Y015
+
+@_typing.final
+class MigrateEnded(_message.Message):
+    """A generation had ended before it could move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrateEnded: _TypeAlias = MigrateEnded  # noqa: Y015

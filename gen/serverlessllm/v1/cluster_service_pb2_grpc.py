@@ -80,6 +80,11 @@ class ClusterServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterResponse.FromString,
                 _registered_method=True)
+        self.Migrate = channel.unary_stream(
+                '/serverlessllm.v1.ClusterService/Migrate',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -158,6 +163,15 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Migrate(self, request, context):
+        """Has running generations go on at another node, while their callers read on: one request, or
+        all of an instance, which ends then. What cannot be moved goes on where it is. The first
+        message is `chosen`. A caller that leaves ends the migration; what has moved stays moved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -205,6 +219,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.WatchCluster,
                     request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterResponse.SerializeToString,
+            ),
+            'Migrate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Migrate,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -451,6 +470,33 @@ class ClusterService:
             '/serverlessllm.v1.ClusterService/WatchCluster',
             serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterRequest.SerializeToString,
             serverlessllm_dot_v1_dot_cluster__service__pb2.WatchClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Migrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/Migrate',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,11 @@ class ClusterServiceStub:
     """The whole state first, then what changes. A reader that cannot follow gets the whole state
     again.
     """
+    Migrate: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.MigrateRequest, _cluster_service_pb2.MigrateResponse]
+    """Has running generations go on at another node, while their callers read on: one request, or
+    all of an instance, which ends then. What cannot be moved goes on where it is. The first
+    message is `chosen`. A caller that leaves ends the migration; what has moved stays moved.
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -102,6 +107,11 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     WatchCluster: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.WatchClusterRequest, _cluster_service_pb2.WatchClusterResponse]  # type: ignore[assignment]
     """The whole state first, then what changes. A reader that cannot follow gets the whole state
     again.
+    """
+    Migrate: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.MigrateRequest, _cluster_service_pb2.MigrateResponse]  # type: ignore[assignment]
+    """Has running generations go on at another node, while their callers read on: one request, or
+    all of an instance, which ends then. What cannot be moved goes on where it is. The first
+    message is `chosen`. A caller that leaves ends the migration; what has moved stays moved.
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -191,6 +201,17 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.WatchClusterResponse], _abc.AsyncIterator[_cluster_service_pb2.WatchClusterResponse]]:
         """The whole state first, then what changes. A reader that cannot follow gets the whole state
         again.
+        """
+
+    @_abc_1.abstractmethod
+    def Migrate(
+        self,
+        request: _cluster_service_pb2.MigrateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.MigrateResponse], _abc.AsyncIterator[_cluster_service_pb2.MigrateResponse]]:
+        """Has running generations go on at another node, while their callers read on: one request, or
+        all of an instance, which ends then. What cannot be moved goes on where it is. The first
+        message is `chosen`. A caller that leaves ends the migration; what has moved stays moved.
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

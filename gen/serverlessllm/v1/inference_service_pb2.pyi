@@ -30,6 +30,12 @@ class _MigrationReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Migra
     MIGRATION_REASON_UNSPECIFIED: _MigrationReason.ValueType  # 0
     MIGRATION_REASON_FAILOVER: _MigrationReason.ValueType  # 1
     """The instance or node that served it was lost, or has given it up."""
+    MIGRATION_REASON_OPERATOR: _MigrationReason.ValueType  # 2
+    """An operator wanted it."""
+    MIGRATION_REASON_DRAIN: _MigrationReason.ValueType  # 3
+    """Its node is being drained, or is about to go down."""
+    MIGRATION_REASON_PLACEMENT: _MigrationReason.ValueType  # 4
+    """It has made room for another deployment."""
 
 class MigrationReason(_MigrationReason, metaclass=_MigrationReasonEnumTypeWrapper):
     """Why a generation has gone on elsewhere."""
@@ -37,6 +43,12 @@ class MigrationReason(_MigrationReason, metaclass=_MigrationReasonEnumTypeWrappe
 MIGRATION_REASON_UNSPECIFIED: MigrationReason.ValueType  # 0
 MIGRATION_REASON_FAILOVER: MigrationReason.ValueType  # 1
 """The instance or node that served it was lost, or has given it up."""
+MIGRATION_REASON_OPERATOR: MigrationReason.ValueType  # 2
+"""An operator wanted it."""
+MIGRATION_REASON_DRAIN: MigrationReason.ValueType  # 3
+"""Its node is being drained, or is about to go down."""
+MIGRATION_REASON_PLACEMENT: MigrationReason.ValueType  # 4
+"""It has made room for another deployment."""
 Global___MigrationReason: _TypeAlias = MigrationReason  # noqa: Y015
 
 @_typing.final
@@ -170,6 +182,7 @@ class GenerateResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     MIGRATED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 0, without gaps, for as long as the request lives."""
     @_builtins.property
@@ -186,6 +199,10 @@ class GenerateResponse(_message.Message):
     def finished(self) -> Global___Finished:
         """Always the last."""
 
+    @_builtins.property
+    def moved(self) -> Global___Moved:
+        """Node -> router only, and the last there."""
+
     def __init__(
         self,
         *,
@@ -196,12 +213,13 @@ class GenerateResponse(_message.Message):
         tokens: Global___Tokens | None = ...,
         migrated: Global___Migrated | None = ...,
         finished: Global___Finished | None = ...,
+        moved: Global___Moved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "migrated", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "migrated", "finished", "moved"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -272,6 +290,39 @@ class Started(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class Moved(_message.Message):
+    """The generation goes on elsewhere, where its stream is to be read on: Generate with the same
+    request id, and a continuation of all tokens so far.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    instance_id: _builtins.str
+    reason: Global___MigrationReason.ValueType
+    tokens: _builtins.int
+    """Tokens generated so far."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        reason: Global___MigrationReason.ValueType = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "node_id", b"node_id", "reason", b"reason", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Moved: _TypeAlias = Moved  # noqa: Y015
 
 @_typing.final
 class Migrated(_message.Message):

@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from serverlessllm.v1 import inference_service_pb2 as _inference_service_pb2
+from serverlessllm.v1 import migration_service_pb2 as _migration_service_pb2
 from serverlessllm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -353,3 +355,166 @@ class EvictResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvictResponse: _TypeAlias = EvictResponse  # noqa: Y015
+
+@_typing.final
+class StartMigrationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    TO_NODE_ID_FIELD_NUMBER: _builtins.int
+    TO_ADDRESS_FIELD_NUMBER: _builtins.int
+    TO_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    to_node_id: _builtins.str
+    to_address: _builtins.str
+    """host:port of the destination."""
+    to_instance_id: _builtins.str
+    reason: _inference_service_pb2.MigrationReason.ValueType
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of its requests. Empty: all that are under way."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+        to_node_id: _builtins.str = ...,
+        to_address: _builtins.str = ...,
+        to_instance_id: _builtins.str = ...,
+        reason: _inference_service_pb2.MigrationReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "reason", b"reason", "request_ids", b"request_ids", "to_address", b"to_address", "to_instance_id", b"to_instance_id", "to_node_id", b"to_node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartMigrationRequest: _TypeAlias = StartMigrationRequest  # noqa: Y015
+
+@_typing.final
+class StartMigrationResponse(_message.Message):
+    """What has come of one generation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def progress(self) -> Global___MigrationProgress: ...
+    @_builtins.property
+    def done(self) -> Global___MigrationDone:
+        """The last of it: it goes on at the destination."""
+
+    @_builtins.property
+    def failure(self) -> _migration_service_pb2.MigrationFailure:
+        """The last of it: it stays, and goes on."""
+
+    @_builtins.property
+    def ended(self) -> Global___MigrationEnded:
+        """The last of it: it ended before it could move."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        progress: Global___MigrationProgress | None = ...,
+        done: Global___MigrationDone | None = ...,
+        failure: _migration_service_pb2.MigrationFailure | None = ...,
+        ended: Global___MigrationEnded | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "ended", b"ended", "event", b"event", "failure", b"failure", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "ended", b"ended", "event", b"event", "failure", b"failure", "progress", b"progress", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "done", "failure", "ended"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StartMigrationResponse: _TypeAlias = StartMigrationResponse  # noqa: Y015
+
+@_typing.final
+class MigrationProgress(_message.Message):
+    """A round has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    GAP_TOKENS_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """From 1."""
+    computed_tokens: _builtins.int
+    """Of prompt and generation, whose KV cache the destination has computed."""
+    gap_tokens: _builtins.int
+    """Generated meanwhile."""
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        computed_tokens: _builtins.int = ...,
+        gap_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_tokens", b"computed_tokens", "gap_tokens", b"gap_tokens", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationProgress: _TypeAlias = MigrationProgress  # noqa: Y015
+
+@_typing.final
+class MigrationDone(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    CUTOVER_FIELD_NUMBER: _builtins.int
+    rounds: _builtins.int
+    tokens: _builtins.int
+    """Of prompt and generation."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the first round to the destination's going on."""
+
+    @_builtins.property
+    def cutover(self) -> _duration_pb2.Duration:
+        """From the source's stop to the destination's going on."""
+
+    def __init__(
+        self,
+        *,
+        rounds: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        cutover: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationDone: _TypeAlias = MigrationDone  # noqa: Y015
+
+@_typing.final
+class MigrationEnded(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationEnded: _TypeAlias = MigrationEnded  # noqa: Y015

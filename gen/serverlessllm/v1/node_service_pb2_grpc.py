@@ -60,6 +60,11 @@ class NodeServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.StopInstanceRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.StopInstanceResponse.FromString,
                 _registered_method=True)
+        self.StartMigration = channel.unary_stream(
+                '/serverlessllm.v1.NodeService/StartMigration',
+                request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationResponse.FromString,
+                _registered_method=True)
         self.Evict = channel.unary_unary(
                 '/serverlessllm.v1.NodeService/Evict',
                 request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.EvictRequest.SerializeToString,
@@ -109,6 +114,15 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartMigration(self, request, context):
+        """Moves running generations of an instance to another node's, where it is READY. Progress is
+        streamed, for each of them until it has moved or stays. The caller's leaving ends the
+        migration: what has not moved by then stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Evict(self, request, context):
         """Frees a checkpoint's room on one tier. Fails if something leases it there.
         """
@@ -143,6 +157,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.StopInstance,
                     request_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.StopInstanceRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_node__service__pb2.StopInstanceResponse.SerializeToString,
+            ),
+            'StartMigration': grpc.unary_stream_rpc_method_handler(
+                    servicer.StartMigration,
+                    request_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationResponse.SerializeToString,
             ),
             'Evict': grpc.unary_unary_rpc_method_handler(
                     servicer.Evict,
@@ -286,6 +305,33 @@ class NodeService:
             '/serverlessllm.v1.NodeService/StopInstance',
             serverlessllm_dot_v1_dot_node__service__pb2.StopInstanceRequest.SerializeToString,
             serverlessllm_dot_v1_dot_node__service__pb2.StopInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/serverlessllm.v1.NodeService/StartMigration',
+            serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,11 @@ class NodeServiceStub:
     """
     StopInstance: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.StopInstanceRequest, _node_service_pb2.StopInstanceResponse]
     """Returns when the instance is gone; its weights stay in the tiers. An unknown id is success."""
+    StartMigration: _grpc.UnaryStreamMultiCallable[_node_service_pb2.StartMigrationRequest, _node_service_pb2.StartMigrationResponse]
+    """Moves running generations of an instance to another node's, where it is READY. Progress is
+    streamed, for each of them until it has moved or stays. The caller's leaving ends the
+    migration: what has not moved by then stays.
+    """
     Evict: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.EvictRequest, _node_service_pb2.EvictResponse]
     """Frees a checkpoint's room on one tier. Fails if something leases it there."""
 
@@ -71,6 +76,11 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """
     StopInstance: _aio.UnaryUnaryMultiCallable[_node_service_pb2.StopInstanceRequest, _node_service_pb2.StopInstanceResponse]  # type: ignore[assignment]
     """Returns when the instance is gone; its weights stay in the tiers. An unknown id is success."""
+    StartMigration: _aio.UnaryStreamMultiCallable[_node_service_pb2.StartMigrationRequest, _node_service_pb2.StartMigrationResponse]  # type: ignore[assignment]
+    """Moves running generations of an instance to another node's, where it is READY. Progress is
+    streamed, for each of them until it has moved or stays. The caller's leaving ends the
+    migration: what has not moved by then stays.
+    """
     Evict: _aio.UnaryUnaryMultiCallable[_node_service_pb2.EvictRequest, _node_service_pb2.EvictResponse]  # type: ignore[assignment]
     """Frees a checkpoint's room on one tier. Fails if something leases it there."""
 
@@ -121,6 +131,17 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_service_pb2.StopInstanceResponse, _abc.Awaitable[_node_service_pb2.StopInstanceResponse]]:
         """Returns when the instance is gone; its weights stay in the tiers. An unknown id is success."""
+
+    @_abc_1.abstractmethod
+    def StartMigration(
+        self,
+        request: _node_service_pb2.StartMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_service_pb2.StartMigrationResponse], _abc.AsyncIterator[_node_service_pb2.StartMigrationResponse]]:
+        """Moves running generations of an instance to another node's, where it is READY. Progress is
+        streamed, for each of them until it has moved or stays. The caller's leaving ends the
+        migration: what has not moved by then stays.
+        """
 
     @_abc_1.abstractmethod
     def Evict(

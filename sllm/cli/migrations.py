@@ -1,0 +1,48 @@
+"""`sllm migrate`: running generations go on at another node."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from sllm.cli.common import Control, Json, connect, output, print_json
+from sllm.cli.progress import LoadingBar
+from sllm.client.records import Migration
+from sllm.config import DEFAULT_CONTROL
+
+
+def migrate(
+    instance: Annotated[
+        str | None, typer.Argument(help="The instance to move, with all its requests.")
+    ] = None,
+    request: Annotated[str | None, typer.Option(help="The one request to move instead.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Node to move to.", show_default="the soonest")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for all of it.")] = None,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
+    """Move running generations to another node, while their callers read on."""
+    with connect(control) as client, LoadingBar() as bar:
+        migration = client.migrate(
+            request_id=request,
+            instance_id=instance,
+            to_node=to,
+            timeout=timeout,
+            on_progress=bar.show,
+        )
+    if as_json:
+        print_json(migration)
+    else:
+        output().print(_table(migration))
+
+
+def _table(migration: Migration) -> Table:
+    table = Table("request", "outcome", "rounds", "tokens", "cutover", "total", box=None)
+    for one in migration.requests:
+        seconds = (f"{1000 * value:.0f} ms" for value in (one.cutover, one.duration))
+        outcome = f"{one.outcome} {one.message}".strip()
+        table.add_row(one.request_id, outcome, str(one.rounds), str(one.tokens), *seconds)
+    table.caption = f"to {migration.instance_id} on {migration.node_id}"
+    return table

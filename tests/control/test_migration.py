@@ -1,0 +1,162 @@
+"""Migrations as the control plane brings them about: real gRPC, and nodes that are scripted."""
+
+from typing import Any
+
+import pytest
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
+
+from sllm import errors, rpc
+from tests.control.cluster import SECONDS, Cluster, Stream
+from tests.control.fake_node import FakeNode
+from tests.control.test_failover import AMID, TOKENS, assert_whole, migrations, until_amid
+from tests.support import assert_eventually
+
+
+@pytest.fixture
+def halfway(node: FakeNode) -> FakeNode:
+    """A node that stands still after some tokens of a generation."""
+    node.script.tokens_before_gate = AMID
+    node.script.amid_tokens.shut()
+    return node
+
+
+async def migrate(cluster: Cluster, **fields: Any) -> list[cluster_pb.MigrateResponse]:
+    call = cluster.caller.cluster.Migrate(cluster_pb.MigrateRequest(**fields), timeout=SECONDS)
+    with rpc.typed_errors():
+        return [response async for response in call]
+
+
+def kinds(responses: list[cluster_pb.MigrateResponse]) -> list[str]:
+    return list(dict.fromkeys(str(one.WhichOneof("event")) for one in responses))
+
+
+async def running(cluster: Cluster, request_id: str = "mine") -> Stream:
+    await cluster.caller.deploy()
+    stream = cluster.caller.generate(max_tokens=TOKENS, request_id=request_id)
+    return await until_amid(stream)
+
+
+async def test_a_request_goes_on_where_it_is_sent(cluster: Cluster, halfway: FakeNode) -> None:
+    stream = await running(cluster)
+    other = await cluster.add_node("n2")
+    told = await migrate(cluster, request_id="mine", to_node_id="n2")
+    halfway.script.amid_tokens.open()
+    await stream.end()
+
+    assert_whole(stream)
+    assert [one for one in kinds(told) if one != "loading"] == ["chosen", "round", "moved"]
+    assert told[0].chosen.started
+    (migrated,) = migrations(stream)
+    assert (migrated.from_node_id, migrated.to_node_id) == ("n1", "n2")
+    assert migrated.reason == inference_pb.MIGRATION_REASON_OPERATOR
+    asked = [one for one in other.calls if isinstance(one, inference_pb.GenerateRequest)]
+    assert list(asked[-1].continuation.token_ids) == list(range(AMID))
+    assert halfway.cancelled == [], "the source has ended the stream itself"
+
+
+async def test_an_instance_moves_with_all_its_requests_and_ends(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    streams = [await running(cluster, f"r{number}") for number in range(3)]
+    (instance,) = halfway.instances
+    await cluster.add_node("n2")
+    told = await migrate(cluster, instance_id=instance)
+    halfway.script.amid_tokens.open()
+    for stream in streams:
+        await stream.end()
+        assert_whole(stream)
+    assert {one.chosen.node_id for one in told if one.HasField("chosen")} == {"n2"}
+    await assert_eventually(lambda: not halfway.instances)
+
+
+async def test_a_ready_instance_elsewhere_is_used(cluster: Cluster, halfway: FakeNode) -> None:
+    other = await cluster.add_node("n2")
+    await cluster.caller.deploy(min_replicas=2, max_replicas=2)
+    await cluster.wait_for_instances(2)
+    other.script.tokens_before_gate = AMID
+    other.script.amid_tokens.shut()
+    stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS, request_id="mine"))
+    told = await migrate(cluster, request_id="mine")
+    for node in (halfway, other):
+        node.script.amid_tokens.open()
+    await stream.end()
+    assert_whole(stream)
+    assert kinds(told)[0] == "chosen"
+    assert not told[0].chosen.started
+
+
+async def test_what_stays_goes_on(cluster: Cluster, halfway: FakeNode) -> None:
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    halfway.script.stays = True
+    told = await migrate(cluster, request_id="mine", to_node_id="n2")
+    halfway.script.amid_tokens.open()
+    await stream.end()
+    assert_whole(stream)
+    assert told[-1].stayed.reason == "UNREACHABLE"
+    assert not migrations(stream)
+
+
+async def test_a_source_that_moved_more_than_it_gave_out_is_not_followed(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    """The stream fails over from what was relayed, wherever that leads."""
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    halfway.script.tokens_unsent = 1
+    await migrate(cluster, request_id="mine", to_node_id="n2")
+    halfway.script.amid_tokens.open()
+    await stream.end()
+    assert_whole(stream)
+
+
+async def test_a_destination_that_goes_meanwhile_changes_nothing(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    stream = await running(cluster)
+    other = await cluster.add_node("n2")
+    other.script.start_errors.append(errors.NoCapacity("full"))
+    with pytest.raises(errors.SllmError):
+        await migrate(cluster, request_id="mine", to_node_id="n2")
+    halfway.script.amid_tokens.open()
+    await stream.end()
+    assert_whole(stream)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"request_id": "nobody", "to_node_id": "n2"}, errors.RequestNotFound),
+        ({"instance_id": "nothing", "to_node_id": "n2"}, errors.InstanceNotFound),
+        ({"request_id": "mine", "to_node_id": "nowhere"}, errors.NodeNotFound),
+        ({"request_id": "mine", "to_node_id": "n1"}, errors.InvalidArgument),
+        ({"request_id": "mine", "to_node_id": "small"}, errors.NoCapacity),
+        ({"to_node_id": "n2"}, errors.InvalidArgument),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_and_nothing_happens(
+    cluster: Cluster,
+    halfway: FakeNode,
+    fields: dict[str, str],
+    expected: type[errors.SllmError],
+) -> None:
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    await cluster.add_node("small", dram_mib=1)
+    with pytest.raises(expected):
+        await migrate(cluster, **fields)
+    halfway.script.amid_tokens.open()
+    await stream.end()
+    assert_whole(stream)
+    assert not migrations(stream)
+    assert not [one for one in halfway.calls if isinstance(one, node_pb.StartMigrationRequest)]
+
+
+async def test_a_finished_request_is_not_found(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    await cluster.caller.complete(request_id="done")
+    await cluster.add_node("n2")
+    with pytest.raises(errors.RequestNotFound):
+        await migrate(cluster, request_id="done", to_node_id="n2")
