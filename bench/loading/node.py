@@ -133,7 +133,7 @@ class _Node:
         manifest = self._lease.manifest
         buffers = [mapping.buffer(index) for index in range(len(manifest.partitions))]
         mapping.close()
-        return tensors_over(manifest, buffers)
+        return tensors_over(manifest.tensors, buffers)
 
     def evict(self) -> None:
         assert self._lease is not None, "nothing is in the pool"

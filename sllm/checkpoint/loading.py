@@ -51,4 +51,4 @@ def load(
             verify=verify,
         )
     buffers = [region.buffer(index) for index in range(len(weights.manifest.partitions))]
-    return tensors_over(weights.manifest, buffers)
+    return tensors_over(weights.manifest.tensors, buffers)

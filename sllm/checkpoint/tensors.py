@@ -1,10 +1,10 @@
 """Tensors over a checkpoint's bytes in memory, without a copy. Needs torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
-from sllm.checkpoint.manifest import Manifest, TensorEntry
+from sllm.checkpoint.manifest import TensorEntry
 from sllm.errors import UnsupportedModel
 
 _TORCH = {
@@ -35,18 +35,20 @@ TORCH_NAMES = {dtype: name for name, dtype in _TORCH.items()}
 """The safetensors name of every dtype of torch that has one."""
 
 
-def tensors_over(manifest: Manifest, buffers: Sequence[memoryview]) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors by name, in the manifest's order.
+def tensors_over(
+    tensors: Iterable[TensorEntry], buffers: Sequence[memoryview]
+) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors by name, in the order given.
 
     Args:
-        manifest: what lies where.
+        tensors: what lies where.
         buffers: for each partition, its bytes, writable. The tensors keep them alive. Tied
             tensors share memory.
 
     Raises:
         UnsupportedModel: torch has no dtype for a tensor.
     """
-    return {entry.name: tensor_over(entry, buffers[entry.partition]) for entry in manifest.tensors}
+    return {entry.name: tensor_over(entry, buffers[entry.partition]) for entry in tensors}
 
 
 def tensor_over(entry: TensorEntry, buffer: memoryview) -> torch.Tensor:

@@ -1,26 +1,25 @@
 """What the tiers hold and how fast they are, as the node reports it."""
 
+from sllm.node.checkpoints import Checkpoint
 from sllm.node.dram import DramTier
 from sllm.node.imports import Imports
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.links import Speed, Speeds
 from sllm.node.reads import Reads
 from sllm.node.records import Copy, Link, Tier, TierUsage
-from sllm.node.ssd import SsdCopy, SsdTier
+from sllm.node.ssd import SsdTier
 
 
 def copies(ssd: SsdTier, dram: DramTier, reads: Reads) -> tuple[Copy, ...]:
     """Every checkpoint on every tier, and those that are being read into the pool."""
     on_ssd = [_copy(copy, Tier.SSD, copy.holding) for copy in ssd.copies.values()]
-    in_dram = [
-        _copy(ssd.copies[digest], Tier.DRAM, copy.holding) for digest, copy in dram.copies.items()
-    ]
+    in_dram = [_copy(copy.checkpoint, Tier.DRAM, copy.holding) for copy in dram.copies.values()]
     return (*on_ssd, *in_dram, *_on_the_way(ssd, reads))
 
 
-def _copy(copy: SsdCopy, tier: Tier, holding: Holding) -> Copy:
-    size = copy.manifest.size_bytes
-    return Copy(copy.manifest.digest, tier, size, size, copy.urls, leased=holding.leases > 0)
+def _copy(checkpoint: Checkpoint, tier: Tier, holding: Holding) -> Copy:
+    digest, size = checkpoint.manifest.digest, checkpoint.manifest.size_bytes
+    return Copy(digest, tier, size, size, checkpoint.urls, leased=holding.leases > 0)
 
 
 def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:

@@ -7,6 +7,7 @@ from itertools import islice
 
 from sllm.checkpoint.memory import ChunkMemory
 from sllm.clock import Clock
+from sllm.node.checkpoints import Checkpoint, SourceRecord
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.pool import Pool
 from sllm.node.records import Tier
@@ -17,8 +18,10 @@ Chunks = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DramCopy:
-    """A complete checkpoint in the pool."""
+    """A complete checkpoint in the pool. It stands without a copy on SSD."""
 
+    checkpoint: Checkpoint
+    """Its small files are there for as long as the copy is."""
     chunks: Chunks
     holding: Holding
 
@@ -64,16 +67,22 @@ class DramTier:
 
         return of
 
-    def land(self, digest: str, chunks: Chunks) -> DramCopy:
+    def find(self, record: SourceRecord) -> DramCopy | None:
+        """The copy that this source, in this state, leads to."""
+        found = (copy for copy in self.copies.values() if record in copy.checkpoint.sources)
+        return next(found, None)
+
+    def land(self, checkpoint: Checkpoint, chunks: Chunks) -> DramCopy:
         """Makes a checkpoint known that was loaded into reserved chunks.
 
         If the same content is here already, it stays as it is, and the chunks are not needed.
         """
+        digest = checkpoint.manifest.digest
         known = self.copies.get(digest)
         if known is not None:
             return known
         size = sum(map(len, chunks)) * self.pool.chunk_bytes
-        copy = self.copies[digest] = DramCopy(chunks, self.ledger.add(digest, size))
+        copy = self.copies[digest] = DramCopy(checkpoint, chunks, self.ledger.add(digest, size))
         return copy
 
     def evict(self, digest: str) -> None:
@@ -90,6 +99,8 @@ class DramTier:
         assert self.pool.used_bytes == self.ledger.used, "the pool and the ledger differ"
         held = [c for copy in self.copies.values() for chunks in copy.chunks for c in chunks]
         assert len(held) == len(set(held)), "two checkpoints share a chunk"
+        for copy in self.copies.values():
+            assert copy.checkpoint.directory.is_dir(), "the small files of a copy are gone"
 
     def _allocate(self, counts: Sequence[int]) -> Chunks:
         taken = self.pool.try_allocate(sum(counts))

@@ -20,12 +20,13 @@ from sllm.checkpoint.workers import ChunkWorkers
 from sllm.clock import Clock
 from sllm.errors import NoCapacity
 from sllm.node import metrics
+from sllm.node.checkpoints import SourceRecord
 from sllm.node.dram import Chunks, DramTier
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
 from sllm.node.records import LoadPhase, Step, Tier
 from sllm.node.sources import FoundSource, Sources
-from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier, delete
+from sllm.node.ssd import SsdCopy, SsdTier, delete
 
 _log = structlog.get_logger()
 
@@ -149,7 +150,7 @@ class Imports:
     def _land(self, written: Path, manifest: Manifest, chunks: Chunks | None) -> SsdCopy:
         copy = self._ssd.land(written, manifest)
         if chunks is not None:
-            self._dram.land(manifest.digest, chunks)
+            self._dram.land(copy, chunks)
         return copy
 
     def _step(self, began: float, manifest: Manifest) -> Step:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sllm.checkpoint.manifest import Manifest
+from sllm.node.checkpoints import Checkpoint, SourceRecord
 from sllm.node.dram import Chunks
 from sllm.node.records import Step, Tier
 
@@ -13,9 +14,9 @@ from sllm.node.records import Step, Tier
 class Lease:
     """A checkpoint that stays on the tier it was promoted to until `release` is called."""
 
-    manifest: Manifest
-    directory: Path
-    """The copy on SSD: `manifest.json`, the model's small files, and the partitions."""
+    checkpoint: Checkpoint
+    record: SourceRecord
+    """The source that led to it."""
     chunks: Chunks
     """For each partition its chunks in the pool; empty for a lease on SSD alone."""
     from_tier: Tier
@@ -24,6 +25,16 @@ class Lease:
     """Transfers that were waited for, in their order; none if nothing had to move."""
     held: ExitStack
     """Undoes the holds."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the checkpoint consists of."""
+        return self.checkpoint.manifest
+
+    @property
+    def directory(self) -> Path:
+        """Of the model's small files."""
+        return self.checkpoint.directory
 
     @property
     def digest(self) -> str:

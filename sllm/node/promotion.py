@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from sllm.errors import CheckpointCorrupt, SourceForbidden, SourceNotFound, SourceUnavailable
-from sllm.node.dram import Chunks, DramTier
+from sllm.node.checkpoints import Checkpoint, SourceRecord
+from sllm.node.dram import Chunks, DramCopy, DramTier
 from sllm.node.imports import Imports
 from sllm.node.lease import Lease
 from sllm.node.ledger import Holding
@@ -15,7 +16,7 @@ from sllm.node.loads import Tell
 from sllm.node.reads import Reads
 from sllm.node.records import Step, Tier
 from sllm.node.sources import FoundSource
-from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier
+from sllm.node.ssd import SsdCopy, SsdTier
 
 _log = structlog.get_logger()
 
@@ -57,18 +58,22 @@ class Promoter:
         from_tier = self._held_on(source.record)
         with ExitStack() as held:
             trip = _Trip(source, tier, tell, held)
-            copy = await self._reach_ssd(trip)
-            chunks: Chunks = ()
-            if tier is Tier.DRAM:
-                copy, chunks = await self._reach_dram(trip, copy)
+            checkpoint, chunks = await self._reach(trip)
             steps = tuple(trip.steps)
-            return Lease(copy.manifest, copy.directory, chunks, from_tier, steps, held.pop_all())
+            return Lease(checkpoint, source.record, chunks, from_tier, steps, held.pop_all())
 
     def _held_on(self, record: SourceRecord) -> Tier:
-        copy = self._ssd.find(record)
-        if copy is None:
-            return Tier.REMOTE
-        return Tier.DRAM if copy.manifest.digest in self._dram.copies else Tier.SSD
+        if self._dram.find(record) is not None:
+            return Tier.DRAM
+        return Tier.REMOTE if self._ssd.find(record) is None else Tier.SSD
+
+    async def _reach(self, trip: _Trip) -> tuple[Checkpoint, Chunks]:
+        """What is in the pool alone is taken from there; all else has a copy on SSD."""
+        dram = self._dram.find(trip.source.record) if trip.tier is Tier.DRAM else None
+        if dram is not None and dram.checkpoint.manifest.digest not in self._ssd.copies:
+            return dram.checkpoint, self._take(trip, dram)
+        copy = await self._reach_ssd(trip)
+        return await self._reach_dram(trip, copy) if trip.tier is Tier.DRAM else (copy, ())
 
     async def _reach_ssd(self, trip: _Trip) -> SsdCopy:
         copy = self._ssd.find(trip.source.record)
@@ -97,12 +102,15 @@ class Promoter:
     async def _chunks(self, trip: _Trip, copy: SsdCopy) -> Chunks:
         dram = self._dram.copies.get(copy.manifest.digest)
         if dram is not None:
-            dram.holding.leases += 1
-            self._dram.ledger.touch(copy.manifest.digest)
-        else:
-            read = await self._reads.load(copy).join(trip.tell)
-            trip.steps.append(read.step)
-            dram = read.copy
+            return self._take(trip, dram)
+        read = await self._reads.load(copy).join(trip.tell)
+        trip.steps.append(read.step)
+        self._hold(read.copy.holding, trip)
+        return read.copy.chunks
+
+    def _take(self, trip: _Trip, dram: DramCopy) -> Chunks:
+        dram.holding.leases += 1
+        self._dram.ledger.touch(dram.checkpoint.manifest.digest)
         self._hold(dram.holding, trip)
         return dram.chunks
 

@@ -81,7 +81,7 @@ class Reads:
                 [len(entry.digests) for entry in manifest.partitions]
             ) as chunks:
                 began = await self._fill(copy, chunks, load)
-                dram = self._dram.land(manifest.digest, chunks)
+                dram = self._dram.land(copy, chunks)
             dram.holding.leases += load.joined
         finally:
             del self.loads[manifest.digest]

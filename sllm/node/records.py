@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from sllm.node.checkpoints import SourceRecord
+
 
 class Tier(IntEnum):
     """A place on or behind a node that holds chunks; the numbers are those of the protocol."""
@@ -95,3 +97,5 @@ class Found:
     """Bytes of its tensors, in the dtypes in which they are served."""
     digest: str | None
     """None: it was not imported yet."""
+    record: SourceRecord
+    """The source as it was found."""

@@ -17,8 +17,9 @@ from sllm.checkpoint.remote.snapshot import Snapshot
 from sllm.checkpoint.sources import LocalSource, SourceFiles, fingerprint, inspect
 from sllm.clock import Clock
 from sllm.errors import SllmError, SourceForbidden, SourceNotFound, SourceUnavailable
+from sllm.node.checkpoints import SourceRecord
 from sllm.node.loads import Movers
-from sllm.node.ssd import STAGED, SourceRecord
+from sllm.node.ssd import STAGED
 
 FRESH_SECONDS = 30.0
 """As long a remote source counts as what it was when it was looked at."""

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +26,7 @@ from sllm.checkpoint.manifest_file import read_manifest
 from sllm.clock import Clock
 from sllm.decay import Decaying
 from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource
+from sllm.node.checkpoints import Checkpoint, SourceRecord
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.records import Tier
 
@@ -41,30 +42,11 @@ PARTIAL_SECONDS = 24 * 3600.0
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRecord:
-    """What a checkpoint was imported from."""
-
-    url: str
-    fingerprint: str
-    """Of the source's files when they were read."""
-    dtype: str | None
-    """Torch's name for what weights were converted to; None: they were not."""
-
-
 @dataclass(slots=True, eq=False)
-class SsdCopy:
+class SsdCopy(Checkpoint):
     """A complete checkpoint on SSD."""
 
-    manifest: Manifest
-    directory: Path
     holding: Holding
-    sources: list[SourceRecord] = field(default_factory=list)
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """Sources that lead to it."""
-        return tuple(dict.fromkeys(record.url for record in self.sources))
 
 
 class SsdTier:

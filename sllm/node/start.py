@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from sllm.checkpoint.manifest import corrupt
 from sllm.node.phases import PhaseKind, Timeline
-from sllm.node.tiers import Lease, LoadPhase, Progress, Step, Tier, TierStore
+from sllm.node.tiers import Found, Lease, LoadPhase, Progress, Step, Tier, TierStore
 from sllm.node.workers import Attached, EngineSpec, Worker
 
 LaunchWorker = Callable[[str], Awaitable[Worker]]
@@ -60,7 +61,7 @@ class Start:
         self._leases: list[Lease] = []
 
     async def run(self, held: AsyncExitStack) -> Running:
-        """Promotes, forks, prepares and attaches.
+        """Promotes, and meanwhile forks and prepares; then attaches.
 
         `held` lets go in reverse order: the worker is gone before the chunks that it maps are
         given back.
@@ -69,21 +70,25 @@ class Start:
             errors.SllmError: Whatever kept the instance from starting.
         """
         held.callback(self._release)
-        files = await self._promote(Tier.SSD)
-        weights = asyncio.create_task(self._promote(Tier.DRAM))
+        dtype = self._spec.engine.dtype
+        found = await self._store.inspect(self._spec.source, dtype, fresh=False)
+        weights = asyncio.create_task(self._promote())
         held.push_async_callback(_end, weights)
-        worker = await self._launch_worker(files.directory, held)
+        worker = await self._launch_worker(found.directory, held)
         lease = await weights
+        _check_same(found, lease)
         self._publish(Progress(LoadPhase.INIT, Tier.DRAM, lease.size_bytes, lease.size_bytes))
-        attached = await worker.attach(lease.chunks, self._spec.kv_bytes)
+        attached = await worker.attach(
+            lease.manifest, lease.chunks, self._store.chunk_bytes, self._spec.kv_bytes
+        )
         self._record(attached)
         return Running(
-            worker, lease.digest, lease.size_bytes, files.from_tier, attached.context_tokens
+            worker, lease.digest, lease.size_bytes, lease.from_tier, attached.context_tokens
         )
 
-    async def _promote(self, tier: Tier) -> Lease:
+    async def _promote(self) -> Lease:
         lease = await self._store.promote(
-            self._spec.source, self._spec.engine.dtype, tier, self._publish
+            self._spec.source, self._spec.engine.dtype, Tier.DRAM, self._publish
         )
         self._leases.append(lease)
         for step in lease.steps:
@@ -112,6 +117,12 @@ class Start:
     def _release(self) -> None:
         for lease in self._leases:
             lease.release()
+
+
+def _check_same(found: Found, lease: Lease) -> None:
+    """The worker has read the small files of the source that was found."""
+    if found.record != lease.record:
+        raise corrupt(found.directory, "was changed while an instance of it started; try again")
 
 
 async def _end(task: asyncio.Task[Lease]) -> None:

@@ -15,6 +15,7 @@ from sllm.checkpoint.sources import parse_source
 from sllm.clock import Clock
 from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument
 from sllm.node import contents
+from sllm.node.checkpoints import Checkpoint, SourceRecord
 from sllm.node.dram import DramTier
 from sllm.node.imports import Imports
 from sllm.node.lease import Lease
@@ -133,6 +134,11 @@ class TierStore:
             remote or RemoteOptions(),
         )
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Of every chunk of the pool."""
+        return self._dram.pool.chunk_bytes
+
     async def promote(
         self, source: str, dtype: str | None, tier: Tier, on_progress: Tell | None = None
     ) -> Lease:
@@ -185,21 +191,30 @@ class TierStore:
         known = self._ssd.last_known(place.url, dtype)
         return await self._sources.look(place, dtype, known, fresh=fresh)
 
-    async def inspect(self, source: str, dtype: str | None) -> Found:
+    async def inspect(self, source: str, dtype: str | None, *, fresh: bool = True) -> Found:
         """What is known of a source's checkpoint without importing it.
+
+        Args:
+            source: URL or path.
+            dtype: as in `promote`.
+            fresh: whether a remote source is asked anew, even if it was a moment ago.
 
         Raises:
             InvalidSource, InvalidArgument, SourceNotFound, SourceForbidden, SourceUnavailable,
                 CheckpointCorrupt: as `promote`.
         """
-        found = await self._look(parse_source(source), dtype, fresh=True)
-        copy = self._ssd.find(found.record)
-        if copy is not None:
-            size = _tensor_bytes(copy.manifest.tensors)
-            return Found(copy.directory, size, copy.manifest.digest)
+        found = await self._look(parse_source(source), dtype, fresh=fresh)
+        held = self._find(found.record)
+        if held is not None:
+            size = _tensor_bytes(held.manifest.tensors)
+            return Found(held.directory, size, held.manifest.digest, found.record)
         files = await self._sources.files(found)
         plan = await self._movers.run(lambda: plan_import(files, dtype))
-        return Found(files.directory, plan.tensor_bytes, None)
+        return Found(files.directory, plan.tensor_bytes, None, found.record)
+
+    def _find(self, record: SourceRecord) -> Checkpoint | None:
+        dram = self._dram.find(record)
+        return dram.checkpoint if dram is not None else self._ssd.find(record)
 
     async def evict(self, digest: str, tier: Tier) -> None:
         """Frees a checkpoint's room on a tier; on SSD, what the pool holds of it goes too.
@@ -259,7 +274,6 @@ class TierStore:
         """Raises AssertionError if the tiers' books contradict each other, the pool or the disk."""
         self._ssd.check_integrity()
         self._dram.check_integrity()
-        assert self._dram.copies.keys() <= self._ssd.copies.keys(), "in the pool, but not on SSD"
 
     async def close(self) -> None:
         """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""

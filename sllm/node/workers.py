@@ -17,6 +17,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import errors, rpc
+from sllm.checkpoint.manifest import Manifest
 from sllm.node.outputs import OutputStream
 from sllm.node.zygote import ForkedWorker
 
@@ -101,10 +102,18 @@ class Worker:
         request = pb.PrepareRequest(checkpoint_dir=str(checkpoint_dir), engine=config)
         await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
 
-    async def attach(self, chunks: Sequence[Sequence[int]], kv_bytes: int) -> Attached:
-        """Gives the worker its weights; once this returns it takes requests."""
-        partitions = [pb.PartitionChunks(chunks=partition) for partition in chunks]
-        request = pb.AttachRequest(partitions=partitions, kv_bytes=kv_bytes)
+    async def attach(
+        self, manifest: Manifest, chunks: Sequence[Sequence[int]], chunk_bytes: int, kv_bytes: int
+    ) -> Attached:
+        """Gives the worker its weights; once this returns it takes requests.
+
+        Args:
+            manifest: what they consist of.
+            chunks: for each partition, its chunks in the pool.
+            chunk_bytes: the pool's.
+            kv_bytes: memory that the KV cache may take.
+        """
+        request = attach_request(manifest, chunks, chunk_bytes, kv_bytes)
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
         return Attached(
@@ -197,6 +206,28 @@ class Worker:
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)
             self._forget(request_id)
+
+
+def attach_request(
+    manifest: Manifest, chunks: Sequence[Sequence[int]], chunk_bytes: int, kv_bytes: int
+) -> pb.AttachRequest:
+    """The message that gives a worker its weights; see `Worker.attach`."""
+    return pb.AttachRequest(
+        partitions=[pb.PartitionChunks(chunks=partition) for partition in chunks],
+        kv_bytes=kv_bytes,
+        tensors=[
+            pb.TensorPlace(
+                name=tensor.name,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                partition=tensor.partition,
+                offset=tensor.offset,
+                size_bytes=tensor.size,
+            )
+            for tensor in manifest.tensors
+        ],
+        chunk_bytes=chunk_bytes,
+    )
 
 
 def _options(timeout: float) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def tensors_on_disk(manifest: Manifest, directory: Path) -> dict[str, torch.Tens
 
 
 def _tensors(manifest: Manifest, partitions: list[bytes]) -> dict[str, torch.Tensor]:
-    return tensors_over(manifest, [memoryview(bytearray(content)) for content in partitions])
+    return tensors_over(
+        manifest.tensors, [memoryview(bytearray(content)) for content in partitions]
+    )
 
 
 def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -21,7 +21,7 @@ def test_every_dtype_of_whole_bytes_is_read_in_place(dtype: str) -> None:
     size = BITS[dtype] // 8 * 6
     memory = bytearray(range(256)) * 32
     entry = TensorEntry("t", dtype, (2, 3), 0, 64, size)
-    tensor = tensors_over(manifest_of(entry), [memoryview(memory)])["t"]
+    tensor = tensors_over([entry], [memoryview(memory)])["t"]
     assert tensor.shape == (2, 3)
     assert tensor.is_contiguous()
     assert bytes(tensor.flatten().view(torch.uint8).numpy()) == bytes(memory[64 : 64 + size])
@@ -30,7 +30,7 @@ def test_every_dtype_of_whole_bytes_is_read_in_place(dtype: str) -> None:
 def test_dtypes_that_torch_lacks_are_refused_by_name() -> None:
     entry = TensorEntry("odd", "F6_E2M3", (4,), 0, 0, 3)
     with pytest.raises(UnsupportedModel, match=r"'odd' is F6_E2M3"):
-        tensors_over(manifest_of(entry), [memoryview(bytearray(CHUNK))])
+        tensors_over([entry], [memoryview(bytearray(CHUNK))])
 
 
 def test_tensors_lie_in_the_mapping_and_tied_ones_share_it() -> None:
@@ -44,7 +44,7 @@ def test_tensors_lie_in_the_mapping_and_tied_ones_share_it() -> None:
         TensorEntry("empty", "BF16", (0, 7), 0, 64, 0),
         TensorEntry("across", "F32", (1040,), 0, 64, 4160),
     )
-    tensors = tensors_over(manifest, [mapping.buffer(0)])
+    tensors = tensors_over(manifest.tensors, [mapping.buffer(0)])
     assert tensors["scalar"].item() == 42
     assert tensors["scalar"].data_ptr() == tensors["tied"].data_ptr() == mapping.address
     assert tensors["across"].data_ptr() == mapping.address + 64

@@ -9,7 +9,8 @@ import pytest
 
 from sllm.checkpoint.manifest_file import read_manifest
 from sllm.errors import InvalidArgument
-from sllm.node.ssd import SourceRecord, SsdCopy, SsdTier, delete
+from sllm.node.checkpoints import SourceRecord
+from sllm.node.ssd import SsdCopy, SsdTier, delete
 from tests.checkpoint.checkpoints import (
     assert_same,
     flip_bit,

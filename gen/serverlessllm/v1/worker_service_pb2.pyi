@@ -28,7 +28,7 @@ class PrepareRequest(_message.Message):
     CHECKPOINT_DIR_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     checkpoint_dir: _builtins.str
-    """Directory of the checkpoint's manifest and small files."""
+    """Directory of the checkpoint's small files: configuration, tokenizer and the like."""
     @_builtins.property
     def engine(self) -> _types_pb2.EngineConfig: ...
     def __init__(
@@ -71,24 +71,74 @@ class AttachRequest(_message.Message):
 
     PARTITIONS_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     kv_bytes: _builtins.int
+    chunk_bytes: _builtins.int
+    """Bytes of each chunk of the pool."""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionChunks]:
-        """One for each partition of the manifest, in its order."""
+        """One for each partition of the checkpoint, in its order."""
+
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorPlace]:
+        """Every tensor of the checkpoint."""
 
     def __init__(
         self,
         *,
         partitions: _abc.Iterable[Global___PartitionChunks] | None = ...,
         kv_bytes: _builtins.int = ...,
+        tensors: _abc.Iterable[Global___TensorPlace] | None = ...,
+        chunk_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_bytes", b"kv_bytes", "partitions", b"partitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "kv_bytes", b"kv_bytes", "partitions", b"partitions", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class TensorPlace(_message.Message):
+    """Where a tensor's bytes are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dtype: _builtins.str
+    """A dtype of safetensors: F32, BF16, I64 ..."""
+    partition: _builtins.int
+    """Index into `partitions`."""
+    offset: _builtins.int
+    """Bytes from the start of the partition."""
+    size_bytes: _builtins.int
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "offset", b"offset", "partition", b"partition", "shape", b"shape", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorPlace: _TypeAlias = TensorPlace  # noqa: Y015
 
 @_typing.final
 class PartitionChunks(_message.Message):

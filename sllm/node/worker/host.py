@@ -2,15 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from sllm.checkpoint.manifest import Manifest
-from sllm.checkpoint.manifest_file import read_manifest
+from sllm.checkpoint.manifest import TensorEntry
 from sllm.checkpoint.tensors import tensors_over
 from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
 from sllm.node.mapping import Mapping, map_chunks
@@ -41,6 +40,17 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PooledWeights:
+    """Where a checkpoint's weights are in the pool."""
+
+    chunk_bytes: int
+    """Of every chunk."""
+    partitions: tuple[tuple[int, ...], ...]
+    """For each partition its chunks, in the order of its bytes."""
+    tensors: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
     """How bringing the model up went."""
 
@@ -64,7 +74,6 @@ class ParameterLocation:
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     files: ModelFiles
-    manifest: Manifest
     options: EngineOptions
 
 
@@ -91,22 +100,21 @@ class ModelHost:
         """Loads what does not need the weights; gives the seconds that it took.
 
         Raises:
-            CheckpointCorrupt: The manifest, or a file that it names, is not there or not right.
             UnsupportedModel: The engine cannot run the model.
         """
         began = time.monotonic()
         self._prepared = await asyncio.to_thread(_prepare, directory, options)
         return time.monotonic() - began
 
-    async def attach(self, partitions: Sequence[Sequence[int]], kv_bytes: int) -> Attached:
+    async def attach(self, weights: PooledWeights, kv_bytes: int) -> Attached:
         """Builds the model over its weights in the pool and starts the engine.
 
         Args:
-            partitions: for each partition of the manifest, its chunks in the pool.
+            weights: where they are.
             kv_bytes: memory that the KV cache may take.
 
         Raises:
-            InvalidArgument: Not prepared, attached before, or not as many partitions.
+            InvalidArgument: Not prepared, attached before, or a tensor is not in the chunks.
             NoCapacity: There is no room for a KV cache.
             UnsupportedModel: The weights are not those of the model.
         """
@@ -114,9 +122,7 @@ class ModelHost:
         if prepared is None or self._running is not None:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
-        mapping, module = await asyncio.to_thread(
-            _attach, self._pool_fd, prepared, tuple(partitions)
-        )
+        mapping, module = await asyncio.to_thread(_attach, self._pool_fd, prepared, weights)
         attached = time.monotonic()
         capacity = _capacity(prepared, module, kv_bytes)
         context = min(context_tokens(module.config), capacity.kv_tokens)
@@ -212,19 +218,24 @@ def _prepare(directory: Path, options: EngineOptions) -> _Prepared:
     if options.engine not in _ENGINES:
         known = ", ".join(_ENGINES)
         raise UnsupportedModel(f"there is no engine {options.engine!r}; there are: {known}")
-    return _Prepared(load_files(directory), read_manifest(directory), options)
+    return _Prepared(load_files(directory), options)
 
 
-def _attach(
-    pool_fd: int, prepared: _Prepared, partitions: Sequence[Sequence[int]]
-) -> tuple[Mapping, Any]:
-    entries = prepared.manifest.partitions
-    if [len(chunks) for chunks in partitions] != [len(entry.digests) for entry in entries]:
-        raise InvalidArgument("the chunks are not as many as the checkpoint's partitions have")
-    mapping = map_chunks(pool_fd, entries[0].chunk_size, partitions)
-    buffers = [mapping.buffer(index) for index in range(len(entries))]
-    weights = tensors_over(prepared.manifest, buffers)
-    return mapping, build_module(prepared.files.architecture, weights)
+def _attach(pool_fd: int, prepared: _Prepared, weights: PooledWeights) -> tuple[Mapping, Any]:
+    _check(weights)
+    mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions)
+    buffers = [mapping.buffer(index) for index in range(len(weights.partitions))]
+    tensors = tensors_over(weights.tensors, buffers)
+    return mapping, build_module(prepared.files.architecture, tensors)
+
+
+def _check(weights: PooledWeights) -> None:
+    sizes = [len(chunks) * weights.chunk_bytes for chunks in weights.partitions]
+    for tensor in weights.tensors:
+        if tensor.partition >= len(sizes) or tensor.offset + tensor.size > sizes[tensor.partition]:
+            raise InvalidArgument(
+                f"tensor {tensor.name!r} is not within the chunks that were given"
+            )
 
 
 def _capacity(prepared: _Prepared, module: Any, kv_bytes: int) -> Capacity:

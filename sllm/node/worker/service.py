@@ -33,8 +33,8 @@ class WorkerServicer(WorkerServiceServicer):
     async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
         """Maps the weights, builds the module over them and starts the engine."""
         with tracer.start_as_current_span("sllm.attach"):
-            partitions = [tuple(partition.chunks) for partition in request.partitions]
-            return wire.attach_response(await self._host.attach(partitions, request.kv_bytes))
+            weights = wire.pooled_weights(request)
+            return wire.attach_response(await self._host.attach(weights, request.kv_bytes))
 
     async def Run(
         self, requests: AsyncIterator[pb.RunRequest], context: Any

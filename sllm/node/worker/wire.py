@@ -7,6 +7,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from serverlessllm.v1 import worker_service_pb2 as pb
 
+from sllm.checkpoint.manifest import TensorEntry
 from sllm.errors import InvalidPrompt, SllmError
 from sllm.node.worker.engine import Counters, TokenLogprob
 from sllm.node.worker.generation import (
@@ -17,7 +18,7 @@ from sllm.node.worker.generation import (
     Output,
     Tokens,
 )
-from sllm.node.worker.host import Attached, EngineOptions, ParameterLocation
+from sllm.node.worker.host import Attached, EngineOptions, ParameterLocation, PooledWeights
 from sllm.node.worker.prompts import ChatMessage, Conversation, Prompt, TextPrompt, TokenPrompt
 from sllm.sampling import Sampling
 
@@ -28,6 +29,18 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
         engine=config.engine or "transformers",
         kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
         max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
+    )
+
+
+def pooled_weights(request: pb.AttachRequest) -> PooledWeights:
+    """Where the weights are."""
+    return PooledWeights(
+        chunk_bytes=request.chunk_bytes,
+        partitions=tuple(tuple(partition.chunks) for partition in request.partitions),
+        tensors=tuple(
+            TensorEntry(t.name, t.dtype, tuple(t.shape), t.partition, t.offset, t.size_bytes)
+            for t in request.tensors
+        ),
     )
 
 

@@ -14,8 +14,9 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import rpc
+from sllm.node.workers import attach_request
 from sllm.node.zygote import ForkedWorker, WorkerSpec, Zygote
-from tests.node.worker.staging import Staged
+from tests.node.worker.staging import CHUNK_BYTES, Staged
 
 TIMEOUT = 60.0
 KV_BYTES = 8 << 20
@@ -81,19 +82,16 @@ class WorkerClient:
         with rpc.typed_errors():
             return await self._stub.Prepare(request, timeout=TIMEOUT)
 
-    async def attach(
-        self, chunks: tuple[tuple[int, ...], ...], kv_bytes: int = KV_BYTES
-    ) -> pb.AttachResponse:
+    async def attach(self, staged: Staged, kv_bytes: int = KV_BYTES) -> pb.AttachResponse:
         """Calls Attach."""
-        partitions = [pb.PartitionChunks(chunks=partition) for partition in chunks]
-        request = pb.AttachRequest(partitions=partitions, kv_bytes=kv_bytes)
+        request = attach_request(staged.manifest, staged.chunks, CHUNK_BYTES, kv_bytes)
         with rpc.typed_errors():
             return await self._stub.Attach(request, timeout=TIMEOUT)
 
     async def bring_up(self, staged: Staged, **engine: Any) -> pb.AttachResponse:
         """Prepares, attaches and opens Run."""
         await self.prepare(staged.directory, **engine)
-        response = await self.attach(staged.chunks)
+        response = await self.attach(staged)
         self.reader = asyncio.create_task(self._read())
         return response
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sllm.checkpoint.import_plan import plan_import
 from sllm.checkpoint.importer import import_checkpoint
+from sllm.checkpoint.manifest import Manifest
 from sllm.checkpoint.sources import LocalSource, inspect
 from sllm.node.pool import Pool
 
@@ -16,6 +17,7 @@ class Staged:
     """A checkpoint whose weights are in the pool."""
 
     directory: Path
+    manifest: Manifest
     chunks: tuple[tuple[int, ...], ...]
     """For each partition, its chunks."""
 
@@ -30,7 +32,7 @@ def stage(model: Path, destination: Path, pool: Pool, dtype: str | None = None) 
         cancelled=lambda: False,
     )
     files = [destination / entry.file for entry in manifest.partitions]
-    return Staged(destination, tuple(_read(file, pool) for file in files))
+    return Staged(destination, manifest, tuple(_read(file, pool) for file in files))
 
 
 def _read(file: Path, pool: Pool) -> tuple[int, ...]:

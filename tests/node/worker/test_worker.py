@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -78,7 +79,7 @@ async def test_attaching_says_how_long_it_took_and_what_context_there_is(
     blank: WorkerClient, staged: Staged
 ) -> None:
     prepared = await blank.prepare(staged.directory)
-    attached = await blank.attach(staged.chunks)
+    attached = await blank.attach(staged)
     assert prepared.duration.ToNanoseconds() > 0
     assert attached.attach.ToNanoseconds() > 0
     assert attached.engine_init.ToNanoseconds() > 0
@@ -91,7 +92,7 @@ async def test_the_cache_bounds_the_context(
 ) -> None:
     """A token of this model takes 3072 bytes of cache."""
     await blank.prepare(staged.directory, **({"kv_cache_tokens": tokens} if tokens else {}))
-    attached = await blank.attach(staged.chunks, kv_bytes)
+    attached = await blank.attach(staged, kv_bytes)
     assert attached.context_tokens == context
 
 
@@ -311,13 +312,13 @@ async def test_a_closed_stream_cancels_its_requests(blank: WorkerClient, staged:
 
 async def test_calls_out_of_order_are_refused(blank: WorkerClient, staged: Staged) -> None:
     with pytest.raises(errors.InvalidArgument, match="prepared"):
-        await blank.attach(staged.chunks)
+        await blank.attach(staged)
     await blank.prepare(staged.directory)
-    with pytest.raises(errors.InvalidArgument, match="partitions"):
-        await blank.attach(staged.chunks[:1] * 2)
-    await blank.attach(staged.chunks)
+    with pytest.raises(errors.InvalidArgument, match="within the chunks"):
+        await blank.attach(replace(staged, chunks=(staged.chunks[0][:-1],)))
+    await blank.attach(staged)
     with pytest.raises(errors.InvalidArgument, match="once"):
-        await blank.attach(staged.chunks)
+        await blank.attach(staged)
 
 
 async def test_an_engine_that_is_not_there_is_named(blank: WorkerClient, staged: Staged) -> None:
@@ -330,7 +331,7 @@ async def test_a_cache_without_room_for_a_token_is_refused(
 ) -> None:
     await blank.prepare(staged.directory)
     with pytest.raises(errors.NoCapacity, match="3072"):
-        await blank.attach(staged.chunks, kv_bytes=1000)
+        await blank.attach(staged, kv_bytes=1000)
 
 
 async def test_a_terminated_worker_ends_in_order(blank: WorkerClient, staged: Staged) -> None:
