@@ -1,5 +1,6 @@
 """Counts that fade: how often something was used of late, in one number."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -16,6 +17,10 @@ class Decaying:
         """What is left of it; `half_life` is in seconds."""
         kept: float = 0.5 ** (max(0.0, now - self.at) / half_life)
         return self.count * kept
+
+    def level(self, half_life: float) -> float:
+        """Says which of two counts is the larger, at any moment after both, without naming one."""
+        return -math.inf if self.count <= 0 else math.log2(self.count) + self.at / half_life
 
     def plus_one(self, now: float, half_life: float) -> "Decaying":
         """One more, now."""

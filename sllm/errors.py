@@ -29,6 +29,7 @@ SllmError
 ├── SourceForbidden         SOURCE_FORBIDDEN
 ├── CheckpointCorrupt       CHECKPOINT_CORRUPT
 ├── NoCapacity              NO_CAPACITY
+├── QueueFull               QUEUE_FULL
 ├── Unavailable             the work may succeed when it is tried again
 │   ├── NoNodes             NO_NODES
 │   ├── NodeLost            NODE_LOST
@@ -257,6 +258,13 @@ class NoCapacity(SllmError):
 
     code = Code.RESOURCE_EXHAUSTED
     reason = "NO_CAPACITY"
+
+
+class QueueFull(SllmError):
+    """As many requests wait already as may."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "QUEUE_FULL"
 
 
 class Unavailable(SllmError):

@@ -30,6 +30,10 @@ def deploy(
     max_concurrency: Annotated[
         int | None, typer.Option(help="Requests that an instance works on at once.")
     ] = None,
+    target_concurrency: Annotated[
+        int | None,
+        typer.Option(help="Requests that an instance should have before another is started."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -46,6 +50,7 @@ def deploy(
             dtype=dtype,
             kv_cache_tokens=kv_cache_tokens,
             max_concurrency=max_concurrency,
+            target_concurrency=target_concurrency,
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

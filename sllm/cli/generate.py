@@ -42,6 +42,13 @@ def generate(
     failover: Annotated[
         bool, typer.Option(help="Go on elsewhere if what serves it is lost.")
     ] = True,
+    priority: Annotated[
+        int, typer.Option(help="-100 to 100; those of a higher one are served first.")
+    ] = 0,
+    keep_alive: Annotated[
+        float | None,
+        typer.Option(help="Seconds that the instance stays at least when this has ended."),
+    ] = None,
     receipt: Annotated[
         bool, typer.Option("--receipt", help="Show where the time to the first token went.")
     ] = False,
@@ -62,6 +69,8 @@ def generate(
             stop=stop or (),
             timeout=timeout,
             failover=failover,
+            priority=priority,
+            keep_alive=keep_alive,
         ) as stream,
     ):
         result = stream.result() if as_json else _show(stream)

@@ -20,6 +20,12 @@ Parent = Annotated[int | None, typer.Option(help="End with this process.", hidde
 def control(
     listen: Listen = "127.0.0.1:50051",
     directory: Directory = None,
+    max_queued: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait, over all deployments.")
+    ] = 10_000,
+    max_queued_per_deployment: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait for one deployment.")
+    ] = 1_000,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -34,6 +40,8 @@ def control(
             ControlConfig(
                 directory=directory or config.data_directory() / "control",
                 listen_address=listen,
+                max_queued=max_queued,
+                max_queued_per_deployment=max_queued_per_deployment,
                 metrics_port=metrics_port,
             )
         )

@@ -57,6 +57,7 @@ class AsyncClient(Operator):
         dtype: str | None = None,
         kv_cache_tokens: int | None = None,
         max_concurrency: int | None = None,
+        target_concurrency: int | None = None,
         wait: bool = True,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -74,6 +75,8 @@ class AsyncClient(Operator):
                 when they are imported. None: as they are stored.
             kv_cache_tokens: tokens that one instance's KV cache can hold. None: the default.
             max_concurrency: requests that one instance works on at once. None: the default.
+            target_concurrency: requests that an instance should have before another one is
+                started. None: max_concurrency.
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
             on_progress: told how far the checkpoint has come, in the event loop's thread.
@@ -95,6 +98,7 @@ class AsyncClient(Operator):
             min_replicas=min_replicas,
             max_replicas=max_replicas,
             keep_alive=keep_alive,
+            target_concurrency=target_concurrency,
         )
         deadline = None if timeout is None else time.monotonic() + timeout
         response = await self._connection.call(
@@ -172,6 +176,8 @@ class AsyncClient(Operator):
         logprobs: int | None = None,
         ignore_eos: bool = False,
         failover: bool = True,
+        priority: int = 0,
+        keep_alive: float | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> AsyncStream:
@@ -194,6 +200,9 @@ class AsyncClient(Operator):
             ignore_eos: go on after the model's own end-of-text token.
             failover: go on elsewhere if the instance that serves it, or its node, is lost. False:
                 fail with it.
+            priority: -100 to 100; those of a higher one are served first, over all deployments.
+            keep_alive: seconds that the instance stays at least when this request has ended,
+                unless its room is needed. None: as the deployment's policy says.
             request_id: unique among the requests under way. None: one is made.
             timeout: seconds for all of it; work that cannot meet it is refused at once.
 
@@ -220,6 +229,8 @@ class AsyncClient(Operator):
             ignore_eos=ignore_eos,
             logprobs=logprobs,
             failover=failover,
+            priority=priority,
+            keep_alive=keep_alive,
         )
         call = self._connection.inference.Generate(
             request, timeout=timeout, metadata=rpc.trace_metadata()

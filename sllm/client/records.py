@@ -61,6 +61,9 @@ class Deployment:
     """Instances at most."""
     keep_alive: float
     """Seconds that an idle instance stays."""
+    target_concurrency: int | None
+    """Requests that an instance should have before another one is started. None: as many as it
+    works on at once."""
     model: Model
     """What the model needs from a node."""
     created_at: float

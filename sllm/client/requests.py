@@ -32,6 +32,7 @@ def deploy(
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
+    target_concurrency: int | None,
 ) -> deployment_pb.DeployRequest:
     """The request that creates or changes a deployment.
 
@@ -53,6 +54,7 @@ def deploy(
                 min_replicas=min_replicas,
                 max_replicas=max_replicas,
                 keep_alive=duration(keep_alive),
+                target_concurrency=target_concurrency,
             ),
         )
 
@@ -71,6 +73,8 @@ def generate(
     ignore_eos: bool,
     logprobs: int | None,
     failover: bool,
+    priority: int,
+    keep_alive: float | None,
 ) -> inference_pb.GenerateRequest:
     """The request for a generation; `sampling` holds the fields of SamplingParams.
 
@@ -89,6 +93,8 @@ def generate(
             ignore_eos=ignore_eos,
             logprobs=logprobs,
             no_failover=not failover,
+            priority=priority,
+            keep_alive=None if keep_alive is None else duration(keep_alive),
         )
         _set_prompt(request, prompt, prompt_token_ids, messages)
     return request

@@ -160,6 +160,9 @@ def deployment(message: deployment_pb.Deployment) -> records.Deployment:
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
         keep_alive=seconds(scaling.keep_alive),
+        target_concurrency=(
+            scaling.target_concurrency if scaling.HasField("target_concurrency") else None
+        ),
         model=_model(message.model),
         created_at=moment(message.created_at),
         ready_instances=message.ready_instances,

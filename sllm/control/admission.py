@@ -5,10 +5,12 @@ from enum import Enum
 from typing import Final
 
 from sllm import errors
+from sllm.control.config import ControlConfig
 from sllm.sampling import Sampling
 
 MAX_STOPS: Final = 16
 MAX_LOGPROBS: Final = 20
+MAX_PRIORITY: Final = 100
 
 
 class Prompt(Enum):
@@ -28,6 +30,9 @@ class GenerationAsk:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     logprobs: int | None = None
+    priority: int = 0
+    keep_alive: float | None = None
+    """Seconds."""
 
 
 def check(ask: GenerationAsk) -> None:
@@ -45,7 +50,71 @@ def check(ask: GenerationAsk) -> None:
         raise errors.InvalidArgument(f"max_tokens must be at least 1, not {ask.max_tokens}")
     if ask.logprobs is not None and not 0 <= ask.logprobs <= MAX_LOGPROBS:
         raise errors.InvalidArgument(f"logprobs must be 0-{MAX_LOGPROBS}, not {ask.logprobs}")
+    if not -MAX_PRIORITY <= ask.priority <= MAX_PRIORITY:
+        raise errors.InvalidArgument(
+            f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, not {ask.priority}"
+        )
+    if ask.keep_alive is not None and ask.keep_alive < 0:
+        raise errors.InvalidArgument(f"keep_alive must not be negative, it is {ask.keep_alive} s")
     if len(ask.stop) > MAX_STOPS or not all(ask.stop):
         raise errors.InvalidArgument(
             f"stop must be at most {MAX_STOPS} strings, none of them empty"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a request has to expect when it comes."""
+
+    deployment: str
+    ahead: int
+    """Requests that would be served before it, of those that wait for its deployment."""
+    waiting: int
+    """Requests that wait for its deployment."""
+    waiting_in_all: int
+    """Requests that wait for any."""
+    wait: float | None
+    """Seconds until it is given to an instance; 0: at once. None: nobody knows."""
+    first_token: float
+    """Seconds from then to its first token, as far as that is known."""
+
+
+def check_room(prospect: Prospect, config: ControlConfig) -> None:
+    """Refuses a request that would have to wait in a queue that is full.
+
+    Raises:
+        errors.QueueFull: With the time after which it may be tried again.
+    """
+    if prospect.wait == 0.0 and not prospect.waiting:
+        return
+    full = ""
+    if prospect.waiting >= config.max_queued_per_deployment:
+        full = f"{prospect.waiting} requests wait for {prospect.deployment}"
+    elif prospect.waiting_in_all >= config.max_queued:
+        full = f"{prospect.waiting_in_all} requests wait in all"
+    if full:
+        raise errors.QueueFull(
+            f"{full}, as many as may; try again later, or raise the limit",
+            metadata={"deployment": prospect.deployment},
+            retry_after=max(1.0, prospect.wait or 0.0),
+        )
+
+
+def check_deadline(prospect: Prospect, remaining: float | None) -> None:
+    """Refuses a request that would not have its first token within `remaining` seconds.
+
+    Raises:
+        errors.DeadlineExceeded: With the estimate.
+    """
+    if prospect.wait is None or remaining is None:
+        return
+    expected = prospect.wait + prospect.first_token
+    if expected > remaining:
+        raise errors.DeadlineExceeded(
+            f"{prospect.deployment} would give the first token in about {expected:.1f} s, the "
+            f"call's deadline is in {remaining:.1f} s; allow more time, or keep an instance ready",
+            metadata={
+                "estimated_wait_seconds": f"{prospect.wait:.3f}",
+                "estimated_first_token_seconds": f"{expected:.3f}",
+            },
         )

@@ -15,6 +15,8 @@ class Replica:
     in_flight: int
     last_used: float
     """Clock's seconds."""
+    kept_until: float = 0.0
+    """Clock's seconds until which a request has wished it to stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +50,22 @@ def plan(load: Load, policy: ScalingPolicy, now: float) -> Plan:
     start = max(0, _wanted(load, policy, present) - present)
     if load.waiting:
         return Plan(start=start)
-    idle = sorted((one for one in load.ready if not one.in_flight), key=lambda one: one.last_used)
+
+    def expiry(replica: Replica) -> float:
+        return max(replica.last_used + policy.keep_alive, replica.kept_until)
+
+    idle = sorted((one for one in load.ready if not one.in_flight), key=expiry)
     spare = max(0, present - policy.min_replicas)
     surplus = max(0, present - policy.max_replicas)
-    expiries = [one.last_used + policy.keep_alive for one in idle[:spare]]
-    due = sum(expiry <= now for expiry in expiries)
+    expiries = [expiry(one) for one in idle[:spare]]
+    due = sum(moment <= now for moment in expiries)
     stop = tuple(one.instance_id for one in idle[: max(due, min(surplus, spare))])
     return Plan(start, stop, min(expiries[len(stop) :], default=None))
 
 
 def _wanted(load: Load, policy: ScalingPolicy, present: int) -> int:
     """Instances that there should be, idle ones aside."""
-    used = sum(one.in_flight for one in load.ready)
-    free = max(0, present * load.max_concurrency - used)
-    more = math.ceil(max(0, load.waiting - free) / load.max_concurrency)
+    target = min(policy.target_concurrency or load.max_concurrency, load.max_concurrency)
+    requests = load.waiting + sum(one.in_flight for one in load.ready)
+    more = math.ceil(max(0, requests - present * target) / target)
     return max(policy.min_replicas, min(policy.max_replicas, present + more))

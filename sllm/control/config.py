@@ -20,6 +20,17 @@ class ControlConfig:
     """How long a request waits for room before busy instances of other deployments are drained."""
     drain_grace_seconds: float = 600.0
     """Time that running requests have when their instance is drained for others."""
+    residency_factor: float = 4.0
+    """An instance that comes back after it had to make room for others keeps its room for as many
+    times as its start has taken: at most a fifth of the time goes into taking turns."""
+    longest_residency_seconds: float = 30.0
+    """The longest time that it keeps its room for this reason."""
+    max_queued: int = 10_000
+    """Requests that may wait, over all deployments; more are refused."""
+    max_queued_per_deployment: int = 1_000
+    """Requests that may wait for one deployment; more are refused."""
+    priority_step_seconds: float = 10.0
+    """Waiting for so long is worth one step of priority, so that nobody is passed over for good."""
     start_timeout_seconds: float = 1800.0
     """Longest time that the start of an instance, or the preparation of a checkpoint, may take."""
     stop_grace_seconds: float = 2.0

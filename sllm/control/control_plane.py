@@ -55,7 +55,7 @@ class ControlPlane:
             self._node_joined,
             config,
         )
-        self.router = Router(self.state, self._orchestrator, clock)
+        self.router = Router(self.state, self._orchestrator, clock, config)
         self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
         self._closing = asyncio.Event()
         metrics.observe_queue(lambda: len(self.state.queue))

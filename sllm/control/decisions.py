@@ -23,6 +23,8 @@ class Demand:
     """Other nodes that must not be taken, and why."""
     draining: frozenset[str] = frozenset()
     """Nodes that get no new work."""
+    resident: frozenset[str] = frozenset()
+    """Instances that keep their room for now, because they have just got it back."""
     may_migrate: bool = False
     """Whether running instances of other deployments may be migrated away to make room."""
 

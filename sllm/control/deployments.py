@@ -39,6 +39,9 @@ class ScalingPolicy:
     max_replicas: int = 1
     keep_alive: float = 60.0
     """Seconds that an idle instance stays. 0: it ends with its last request."""
+    target_concurrency: int | None = None
+    """Requests that an instance should have before another one is started. None: as many as it
+    works on at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ def validate(spec: DeploymentSpec) -> None:
         )
     _validate_engine(spec.engine)
     _validate_scaling(spec.scaling)
+    _validate_target(spec.scaling.target_concurrency, spec.engine.max_concurrency)
 
 
 def _validate_engine(engine: EngineConfig) -> None:
@@ -147,6 +151,13 @@ def _validate_scaling(scaling: ScalingPolicy) -> None:
     _require(
         math.isfinite(keep) and keep >= 0,
         f"keep_alive must be finite and not negative, it is {keep} s",
+    )
+
+
+def _validate_target(target: int | None, most: int) -> None:
+    _require(
+        target is None or 1 <= target <= most,
+        f"target_concurrency must be from 1 to max_concurrency ({most}), it is {target}",
     )
 
 

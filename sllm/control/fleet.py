@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from sllm.control.index import Index
 from sllm.control.inits import InitKey, InitTime
+from sllm.control.needs import Need
 from sllm.control.ranking import Table
 from sllm.control.topology import (
     Copies,
@@ -102,8 +104,13 @@ class Fleet:
         nodes = (self._nodes[node_id] for node_id in self._holders.get(digest, ()))
         return any(copy.whole for node in nodes for copy in node.copies_of(digest))
 
-    def snapshot(self, uses: Mapping[str, Use], protected: frozenset[str]) -> Snapshot:
-        """What placement may look at."""
+    def snapshot(
+        self,
+        uses: Mapping[str, Use],
+        protected: frozenset[str],
+        needs: Mapping[str, Need] = MappingProxyType({}),
+    ) -> Snapshot:
+        """What placement may look at. `needs` must not change afterwards."""
         typical = self._observations.typical()
         if self._table is None:
             self._table = Table(self._nodes, typical)
@@ -117,6 +124,7 @@ class Fleet:
             holders=self._holders.frozen,
             protected=protected,
             typical=typical,
+            needs=needs,
             memo={Table: self._table},
         )
 
@@ -232,7 +240,10 @@ class Fleet:
     def _index_deployment(self, deployment: str, node_id: str, new: tuple[Instance, ...]) -> None:
         elsewhere = [one for one in self.instances_of(deployment) if one.node_id != node_id]
         here = [one for one in new if one.deployment == deployment]
-        self._by_deployment.put(deployment, (*elsewhere, *here))
+        if elsewhere or here:
+            self._by_deployment.put(deployment, (*elsewhere, *here))
+        else:
+            self._by_deployment.drop(deployment)
 
     def _index_keys(self, before: NodeView | None, after: NodeView | None) -> None:
         if before and after and _keyed(before) == _keyed(after):
@@ -243,7 +254,10 @@ class Fleet:
         for key in had ^ has:
             nodes = self._holders.get(key, frozenset())
             nodes = nodes | {node_id} if key in has else nodes - {node_id}
-            self._holders.put(key, nodes)
+            if nodes:
+                self._holders.put(key, nodes)
+            else:
+                self._holders.drop(key)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the indices differ from the views that they index."""

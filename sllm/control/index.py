@@ -23,11 +23,13 @@ class Index(Mapping[str, Value]):
         return len(self._values)
 
     def put(self, key: str, value: Value) -> None:
-        """Sets the value of a key; an empty one takes the key out."""
-        if value:
-            self._values[key] = value
-        else:
-            self._values.pop(key, None)
+        """Sets the value of a key."""
+        self._values[key] = value
+        self._frozen = None
+
+    def drop(self, key: str) -> None:
+        """Takes a key out; one that is not there is no error."""
+        self._values.pop(key, None)
         self._frozen = None
 
     @property

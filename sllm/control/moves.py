@@ -8,6 +8,7 @@ to different nodes at the same time, so that the longest move decides.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from itertools import combinations, islice
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ class Movers:
         return min(found, key=lambda relief: relief.seconds, default=None)
 
     def _busy(self, node: NodeView) -> list[Instance]:
-        others = yielding(self._snapshot, self._demand.need, node)
+        others = yielding(self._snapshot, self._demand, node)
         return [one for one in others if is_busy(self._snapshot, one)]
 
     def _is_known(self, instance: Instance) -> bool:
@@ -70,7 +71,7 @@ class Movers:
         self, node: NodeView, group: Sequence[Instance], cost: MigrationCost
     ) -> Relief | None:
         gone = frozenset(one.instance_id for one in group)
-        victims = idle_victims(self._snapshot, self._demand.need, node, gone)
+        victims = idle_victims(self._snapshot, self._demand, node, gone)
         if victims is None:
             return None
         taken = {node.node_id}
@@ -122,7 +123,7 @@ class Movers:
             unfit = node_id in taken or kv_bytes < instance.kv_bytes
             if unfit or node_id in self._demand.closed or node_id in self._demand.draining:
                 continue
-            victims = idle_victims(self._snapshot, need, node)
+            victims = idle_victims(self._snapshot, replace(self._demand, need=need), node)
             if victims is not None:
                 seconds = rank.seconds + (self._snapshot.stop_seconds if victims else 0.0)
                 return _Destination(node_id, seconds, kv_bytes, None, victims)

@@ -87,7 +87,8 @@ class Orchestrator:
 
     def released(self, ticket: Ticket, assignment: Assignment) -> None:
         """A request has left its instance."""
-        idle = self._state.slots.release(assignment.instance.instance_id, self._clock.now())
+        instance_id, now = assignment.instance.instance_id, self._clock.now()
+        idle = self._state.slots.release(instance_id, now, ticket.keep_alive)
         if idle:
             self.wake(ticket.deployment)
             self.wake_for_room()
@@ -139,7 +140,7 @@ class Orchestrator:
         if instance is None or instance_id not in self._state.slots.uses:
             return None
         now = self._clock.now()
-        self._state.slots.take(instance_id, now)
+        self._state.slots.take(instance_id, ticket.deployment, now)
         node = self._nodes.by_id[instance.node_id]
         return Assignment(instance, node, self._state.records.get(instance_id), now)
 
@@ -224,11 +225,11 @@ class Orchestrator:
             instance = placement.free_instance(instances, state.slots.uses, need.max_concurrency)
             if instance is None:
                 return
-            state.slots.take(instance.instance_id, picked_at)
+            state.slots.take(instance.instance_id, name, picked_at)
             node = self._nodes.by_id[instance.node_id]
             record = state.records.get(instance.instance_id)
             state.queue.pop(name).assign(Assignment(instance, node, record, picked_at))
-            state.changes.notify(name)
+            self.wake(name)  # one that is as busy as it should be may want another beside it
 
     # --- scale --------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class Orchestrator:
         return autoscaler.Load(
             waiting=self._state.queue.count(deployment.name),
             ready=[
-                autoscaler.Replica(one.instance_id, use.in_flight, use.last_used)
+                autoscaler.Replica(one.instance_id, use.in_flight, use.last_used, use.kept_until)
                 for one in self._state.ready_replicas(deployment.name)
                 if (use := uses.get(one.instance_id))
             ],
@@ -269,7 +270,7 @@ class Orchestrator:
         )
 
     def _unasked(self, name: str, count: int, now: float) -> int:
-        """Starts for min_replicas: after one has failed, not at once again."""
+        """Starts that no request waits for: after one has failed, not at once again."""
         setback = self._state.setbacks.get(name)
         if not count or setback is None:
             return count
@@ -294,6 +295,10 @@ class Orchestrator:
         name = start.deployment.name
         if error is None:
             self._state.setbacks.pop(name, None)
+            seconds = self._clock.now() - start.decided_at
+            self.placer.residency.ready(
+                start.instance.instance_id, name, seconds, self._clock.now()
+            )
         elif name in self._state.deployments and not start.withdrawn:
             self.placer.start_failed(start, error)
         self.wake(name)

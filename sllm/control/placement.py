@@ -152,7 +152,7 @@ def _may_have_room(snapshot: Snapshot, demand: Demand, rank: Rank) -> bool:
 
 def _here(snapshot: Snapshot, demand: Demand, node: NodeView, seconds: float) -> Start | None:
     """A start that needs no more than idle instances to end."""
-    victims = idle_victims(snapshot, demand.need, node)
+    victims = idle_victims(snapshot, demand, node)
     if victims is None:
         return None
     estimate = _known(seconds + (snapshot.stop_seconds if victims else 0.0))
@@ -235,10 +235,10 @@ def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
     None: not even all that may be drained would make room.
     """
     draining = [one for one in node.present if one.state is InstanceState.DRAINING]
-    first = {one.instance_id: Use(node.node_id, -1, 0.0) for one in draining}
-    candidates = [*draining, *yielding(snapshot, demand.need, node)]
-    kv_bytes, uses = kv_grant(node, demand.need), {**snapshot.uses, **first}
-    chosen = room.make(node, demand.need.checkpoint, kv_bytes, candidates, uses)
+    first = {one.instance_id for one in draining}
+    busy = sorted(yielding(snapshot, demand, node), key=lambda one: _requests(snapshot, one))
+    kv_bytes, candidates = kv_grant(node, demand.need), [*draining, *busy]
+    chosen = room.make(node, demand.need.checkpoint, kv_bytes, candidates)
     if chosen is None:
         return None
     present = [snapshot.uses[key] for key in chosen if key in snapshot.uses]
@@ -247,6 +247,11 @@ def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
         instances=tuple(key for key in chosen if key not in first),
         requests=sum(use.in_flight for use in present),
     )
+
+
+def _requests(snapshot: Snapshot, instance: Instance) -> tuple[int, float, str]:
+    use = snapshot.uses[instance.instance_id]
+    return use.in_flight, use.last_used, instance.instance_id
 
 
 def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:

@@ -1,4 +1,4 @@
-"""Carries placement's decisions out, in the order of who has waited longest."""
+"""Carries placement's decisions out, in the order of whose turn it is."""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from sllm.control.config import ControlConfig
 from sllm.control.decisions import Blocked, Demand, Start, Wait
 from sllm.control.launcher import Launcher
 from sllm.control.placement import Decision
+from sllm.control.residency import Residency
 from sllm.control.state import StartUnderWay, State
 from sllm.control.topology import Instance, InstanceState
 
@@ -37,6 +38,7 @@ class Placer:
         self._clock = clock
         self._config = config
         self._later = later
+        self.residency = Residency(config.residency_factor, config.longest_residency_seconds)
 
     def place_all(self, wanted: Mapping[str, int]) -> None:
         """Finds nodes for as many more instances of each deployment, the longest wait first.
@@ -67,6 +69,7 @@ class Placer:
             failed=setback.nodes if setback else frozenset(),
             closed=closed or {},
             draining=frozenset(self._state.draining),
+            resident=frozenset(self.residency.resident(self._clock.now())),
         )
 
     def start_failed(self, start: StartUnderWay, error: errors.SllmError) -> None:
@@ -82,12 +85,12 @@ class Placer:
 
     def _age(self, name: str) -> tuple[bool, float, str]:
         head = self._state.queue.head(name)
-        return head is None, head.enqueued_at if head else 0.0, name
+        return head is None, head.turn if head else 0.0, name
 
     def _waited(self, name: str) -> float:
         """Seconds that the oldest request has waited; 0 if there is none."""
-        head = self._state.queue.head(name)
-        return self._clock.now() - head.enqueued_at if head else 0.0
+        since = self._state.queue.waiting_since(name)
+        return 0.0 if since is None else self._clock.now() - since
 
     def _place(self, name: str, closed: dict[str, str]) -> bool:
         """Finds a node for one more instance; says whether it is on its way."""
@@ -123,6 +126,8 @@ class Placer:
 
     def _wait(self, name: str, decision: Decision, wait: Wait, closed: dict[str, str]) -> None:
         self.unmet.add(name)
+        if decision.demand.resident:
+            self._later(name, min(self.residency.resident(self._clock.now()).values()))
         if wait.node_id:
             closed[wait.node_id] = f"room is being made there for {name}"
         for instance_id in wait.drain:
@@ -147,6 +152,7 @@ class Placer:
         if instance := self._state.fleet.instance(instance_id):
             log.info("control.yield", instance=instance_id, node=instance.node_id)
             change(instance)
+            self.residency.displaced(instance.deployment, self._clock.now())
             self._state.changes.notify(instance.deployment)
 
     def _fail_waiting(self, name: str, error: errors.SllmError) -> None:

@@ -8,6 +8,7 @@ from opentelemetry import trace
 from sllm import errors, rpc
 from sllm.clock import Clock
 from sllm.control import metrics, receipts, wire
+from sllm.control.experience import Served
 from sllm.control.orchestrator import Orchestrator
 from sllm.control.progress import Departure, MigrationReason
 from sllm.control.state import State
@@ -123,6 +124,8 @@ class Relay:
         )
         wire.fill_receipt(finished, receipt)
         ticket.receipt = receipt
+        if first is assignment:
+            self._learn(ticket, finished)
         generated = len(ticket.progress.token_ids)
         metrics.generated_tokens.add(generated, {"deployment": ticket.deployment})
         metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
@@ -141,8 +144,22 @@ class Relay:
             self._requeue(ticket)
 
     def _requeue(self, ticket: Ticket) -> None:
-        self._state.queue.add_first(ticket)
+        self._state.queue.add(ticket)
         self._orchestrator.wake(ticket.deployment)
+
+    def _learn(self, ticket: Ticket, finished: wire.Finished) -> None:
+        """Takes in what a request took that was served in one place."""
+        first_token_at, usage = ticket.progress.first_token_at, finished.usage
+        if first_token_at is None:
+            return
+        served = Served(
+            first_token_seconds=first_token_at - ticket.dispatched_at,
+            seconds=self._clock.now() - ticket.dispatched_at,
+            prompt_tokens=usage.prompt_tokens - usage.cached_prompt_tokens,
+            generated_tokens=usage.completion_tokens,
+            prefill_seconds=ticket.receipt.prefill_seconds if ticket.receipt else None,
+        )
+        self._state.experience.served(ticket.deployment, served)
 
     def _fail_over(self, ticket: Ticket, error: errors.SllmError) -> None:
         """Puts a request back to the front of the queue, from where it goes on elsewhere.

@@ -1,10 +1,10 @@
 """Room on one node: what a start lacks there, and what would have to end for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sllm.control.needs import Checkpoint
-from sllm.control.topology import Instance, NodeView, Use
+from sllm.control.topology import Instance, NodeView
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +50,17 @@ def make(
     checkpoint: Checkpoint,
     kv_bytes: int,
     instances: Sequence[Instance],
-    uses: Mapping[str, Use],
     gone: frozenset[str] = frozenset(),
 ) -> tuple[str, ...] | None:
-    """The instances to end so that there is room, idle and least recently used first.
+    """The instances to end so that there is room, those that come first in `instances` first.
 
     `gone` are on their way out anyhow. None: not even all of them would do.
     """
-    by_age = sorted(instances, key=lambda one: _age(one, uses))
-    chosen = [one.instance_id for one in by_age]
+    chosen = [one.instance_id for one in instances]
     if not shortage(node, checkpoint, kv_bytes, gone.union(chosen)).none:
         return None
-    for spared in reversed(by_age):
+    for spared in reversed(instances):
         fewer = [key for key in chosen if key != spared.instance_id]
         if shortage(node, checkpoint, kv_bytes, gone.union(fewer)).none:
             chosen = fewer
     return tuple(chosen)
-
-
-def _age(instance: Instance, uses: Mapping[str, Use]) -> tuple[int, float, str]:
-    use = uses.get(instance.instance_id)
-    in_flight, last_used = (use.in_flight, use.last_used) if use else (0, 0.0)
-    return in_flight, last_used, instance.instance_id

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import admission, metrics, placement, spans, wire
-from sllm.control.decisions import Start
+from sllm.control import admission, metrics, spans, wire
+from sllm.control.config import ControlConfig
 from sllm.control.orchestrator import Orchestrator
+from sllm.control.prospects import Prospects
 from sllm.control.relay import Relay
 from sllm.control.state import State
 from sllm.control.tickets import Ticket
@@ -16,10 +17,14 @@ from sllm.control.tickets import Ticket
 class Router:
     """The streams between callers and nodes."""
 
-    def __init__(self, state: State, orchestrator: Orchestrator, clock: Clock) -> None:
+    def __init__(
+        self, state: State, orchestrator: Orchestrator, clock: Clock, config: ControlConfig
+    ) -> None:
         self._state = state
         self._orchestrator = orchestrator
         self._clock = clock
+        self._config = config
+        self._prospects = Prospects(state, orchestrator, clock)
         self._relay = Relay(state, orchestrator, clock)
         self._closing = False
 
@@ -36,15 +41,12 @@ class Router:
         self._check(request, remaining)
         request.request_id = request.request_id or uuid.uuid4().hex
         wire.settle_seed(request)
-        wait = self._estimate_wait(request.deployment)
-        if wait is not None and remaining is not None and wait > remaining:
-            raise errors.DeadlineExceeded(
-                f"an instance of {request.deployment} will be ready in about {wait:.1f} s, the "
-                f"call's deadline is in {remaining:.1f} s",
-                metadata={"estimated_wait_seconds": f"{wait:.3f}"},
-            )
-        position = self._state.queue.count(request.deployment)
-        ticket = Ticket(request, remaining, self._clock, position=position, estimated_wait=wait)
+        step = self._config.priority_step_seconds
+        ticket = Ticket(request, remaining, self._clock, step_seconds=step)
+        prospect = self._prospects.of(ticket)
+        admission.check_room(prospect, self._config)
+        admission.check_deadline(prospect, remaining)
+        ticket.position, ticket.estimated_wait = prospect.ahead, prospect.wait
         self._state.tickets[ticket.request_id] = ticket
         self._enqueue(ticket)
         return ticket
@@ -105,22 +107,6 @@ class Router:
         admission.check(wire.generation_ask(request))
         if request.request_id in self._state.tickets:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
-
-    def _estimate_wait(self, name: str) -> float | None:
-        """Seconds until a request taken now would be with an instance, if anyone knows."""
-        starts = [one for one in self._state.starts.values() if one.deployment.name == name]
-        if starts:
-            known = [one.decided_at + one.estimate for one in starts if one.estimate is not None]
-            return max(0.0, min(known) - self._clock.now()) if known else None
-        instances = self._state.fleet.instances_of(name)
-        if instances or self._state.queue.count(name):
-            concurrency = self._state.needs[name].max_concurrency
-            uses = self._state.slots.uses
-            return 0.0 if placement.free_instance(instances, uses, concurrency) else None
-        action = placement.place(
-            self._state.snapshot(), self._orchestrator.placer.demand(name)
-        ).action
-        return action.estimate if isinstance(action, Start) else None
 
     def _enqueue(self, ticket: Ticket) -> None:
         self._state.queue.add(ticket)

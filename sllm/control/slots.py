@@ -1,8 +1,13 @@
 """How the router uses instances: which have requests, and which are idle since when."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sllm.control.topology import Use
+from sllm.decay import Decaying
+
+HALF_LIFE_SECONDS = 600.0
+"""A request counts half as much for its deployment after this time."""
 
 
 class Slots:
@@ -13,6 +18,8 @@ class Slots:
         self._tokens: dict[str, int] = {}
         self._claimed: dict[str, int] = {}
         """Slots that are held for requests on their way."""
+        self._requests: dict[str, Decaying] = {}
+        """By deployment."""
 
     @property
     def uses(self) -> Mapping[str, Use]:
@@ -24,17 +31,33 @@ class Slots:
         claimed = self._claimed.get(instance_id, 0)
         self._uses.setdefault(instance_id, Use(node_id, claimed, now))
 
-    def take(self, instance_id: str, now: float) -> None:
+    def take(self, instance_id: str, deployment: str, now: float) -> None:
         """Gives the instance one request more."""
+        count = self._requests.get(deployment, Decaying()).plus_one(now, HALF_LIFE_SECONDS)
+        self._requests[deployment] = count
         use = self._uses[instance_id]
-        self._uses[instance_id] = Use(use.node_id, use.in_flight + 1, now)
+        self._uses[instance_id] = replace(
+            use,
+            in_flight=use.in_flight + 1,
+            last_used=now,
+            demand=count.level(HALF_LIFE_SECONDS),
+        )
 
-    def release(self, instance_id: str, now: float) -> bool:
-        """Takes one of its requests away; says whether it is idle now."""
+    def release(self, instance_id: str, now: float, keep_alive: float | None = None) -> bool:
+        """Takes one of its requests away; says whether it is idle now.
+
+        Args:
+            instance_id: The instance.
+            now: Clock's seconds.
+            keep_alive: Seconds for which the request wants it to stay. None: no wish.
+        """
         use = self._uses.get(instance_id)
         if use is None:
             return False
-        self._uses[instance_id] = Use(use.node_id, use.in_flight - 1, now)
+        kept = use.kept_until if keep_alive is None else max(use.kept_until, now + keep_alive)
+        self._uses[instance_id] = replace(
+            use, in_flight=use.in_flight - 1, last_used=now, kept_until=kept
+        )
         return use.in_flight == 1
 
     def claim(self, instance_id: str) -> "Claim":
@@ -48,12 +71,16 @@ class Slots:
             self._claimed[instance_id] = count
         if use := self._uses.get(instance_id):
             used = use.last_used if now is None else now
-            self._uses[instance_id] = Use(use.node_id, use.in_flight + change, used)
+            self._uses[instance_id] = replace(use, in_flight=use.in_flight + change, last_used=used)
 
     def forget(self, instance_id: str) -> None:
         """Drops an instance that is gone; requests that are still on it may be released later."""
         self._uses.pop(instance_id, None)
         self._tokens.pop(instance_id, None)
+
+    def forget_deployment(self, name: str) -> None:
+        """Drops what is kept of a deployment that is no more."""
+        self._requests.pop(name, None)
 
     def count_tokens(self, instance_id: str, count: int) -> None:
         """Notes that as many tokens more have come from an instance."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from sllm import errors
 from sllm.control.changes import Changes
 from sllm.control.deployments import Deployment, DeploymentState, ModelInfo
+from sllm.control.experience import Experience
 from sllm.control.fleet import Fleet
+from sllm.control.index import Index
 from sllm.control.needs import Need, need_of
 from sllm.control.queue import RequestQueue
 from sllm.control.receipts import StartRecord
@@ -46,7 +48,10 @@ class State:
     tickets: dict[str, Ticket] = field(default_factory=dict)
     """All requests under way, queued or running, by id."""
     deployments: dict[str, Deployment] = field(default_factory=dict)
-    needs: dict[str, Need] = field(default_factory=dict)
+    needs: Index[Need] = field(default_factory=Index)
+    kept_replicas: dict[str, int] = field(default_factory=dict)
+    """min_replicas of the deployments that have any."""
+    experience: Experience = field(default_factory=Experience)
     starts: dict[str, StartUnderWay] = field(default_factory=dict)
     """By instance."""
     records: dict[str, StartRecord] = field(default_factory=dict)
@@ -104,7 +109,10 @@ class State:
     def set_deployment(self, deployment: Deployment) -> None:
         """Adds a deployment, or replaces it."""
         self.deployments[deployment.name] = deployment
-        self.needs[deployment.name] = need_of(deployment)
+        self.needs.put(deployment.name, need_of(deployment))
+        self.kept_replicas.pop(deployment.name, None)
+        if least := deployment.spec.scaling.min_replicas:
+            self.kept_replicas[deployment.name] = least
         self.changes.notify(deployment.name)
 
     def learn_model(self, name: str, model: ModelInfo) -> bool:
@@ -117,8 +125,12 @@ class State:
 
     def drop_deployment(self, name: str) -> None:
         """Removes all that is kept of a deployment."""
-        for kept in (self.deployments, self.needs, self.setbacks, self.preparing, self.unprepared):
+        for kept in (self.deployments, self.setbacks, self.preparing, self.unprepared):
             kept.pop(name, None)
+        self.kept_replicas.pop(name, None)
+        self.needs.drop(name)
+        self.experience.forget(name)
+        self.slots.forget_deployment(name)
         self.changes.notify(name)
 
     def status(self, name: str) -> DeploymentStatus:
@@ -158,16 +170,14 @@ class State:
 
     def snapshot(self) -> Snapshot:
         """What placement may look at now."""
-        return self.fleet.snapshot(self.slots.uses, self._protected())
+        return self.fleet.snapshot(self.slots.uses, self._protected(), self.needs.frozen)
 
     def _protected(self) -> frozenset[str]:
         """The instances that min_replicas keeps: of each deployment those used last."""
         kept: list[str] = []
-        for name, deployment in self.deployments.items():
-            least = deployment.spec.scaling.min_replicas
-            if least:
-                replicas = sorted(self.ready_replicas(name), key=self._last_used, reverse=True)
-                kept += [one.instance_id for one in replicas[:least]]
+        for name, least in self.kept_replicas.items():
+            replicas = sorted(self.ready_replicas(name), key=self._last_used, reverse=True)
+            kept += [one.instance_id for one in replicas[:least]]
         return frozenset(kept)
 
     def _last_used(self, instance: Instance) -> float:

@@ -12,6 +12,7 @@ from sllm.clock import Clock
 from sllm.control import spans, wire
 from sllm.control.nodes import GenerateCall, Node
 from sllm.control.progress import Departure, Progress
+from sllm.control.queue import turn
 from sllm.control.receipts import Receipt, StartRecord
 from sllm.control.status import Loading
 from sllm.control.topology import Instance
@@ -38,9 +39,11 @@ class Ticket:
         remaining: float | None,
         clock: Clock,
         *,
+        step_seconds: float,
         position: int = 0,
         estimated_wait: float | None = None,
     ) -> None:
+        """`step_seconds` of waiting are worth one step of priority."""
         self.request = request
         self.position = position
         """Requests of the same deployment that were ahead of it."""
@@ -50,6 +53,8 @@ class Ticket:
         """The same moment as `taken_at`, since the epoch."""
         self.span = spans.begin(request.deployment, request.request_id, self.began_ns)
         self.taken_at = self.enqueued_at = clock.now()
+        self.turn = turn(self.taken_at, request.priority, step_seconds)
+        """Clock's seconds; the least is served first."""
         self.deadline = None if remaining is None else self.taken_at + remaining
         """Clock's seconds. None: the caller waits for as long as it takes."""
         self.assignment: Assignment | None = None
@@ -79,6 +84,11 @@ class Ticket:
     def deployment(self) -> str:
         """Name of the deployment that it is for."""
         return self.request.deployment
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds that its instance stays at least. None: as its policy says."""
+        return wire.keep_alive(self.request)
 
     def remaining(self) -> float | None:
         """Seconds until the caller's deadline; None: there is none."""

@@ -1,5 +1,6 @@
 """The fleet at one moment: immutable views of nodes, what they hold and what they run."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -266,6 +267,11 @@ class Use:
     """Requests that it has given to the instance and that have not ended."""
     last_used: float
     """Clock's seconds when the last request came or went, or the instance became ready."""
+    kept_until: float = 0.0
+    """Clock's seconds until which a request has wished it to stay."""
+    demand: float = -math.inf
+    """How much its deployment was asked for of late: the binary logarithm of the requests, those
+    long ago counting less, against a fixed moment. Doubled demand is one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +328,7 @@ class Snapshot:
     """Instances that a deployment's min_replicas keeps."""
     typical: Typical = UNKNOWN
     needs: Mapping[str, Need] = field(default_factory=dict)
-    """Of the deployments whose instances may be migrated."""
+    """Of all deployments."""
     running: Mapping[str, tuple[Running, ...]] = field(default_factory=dict)
     """Requests under way, by instance."""
     migration: MigrationCost | None = None

@@ -1,9 +1,17 @@
 """Which instances may have to go for a start, and which nodes must not be taken."""
 
+import math
+from typing import Final
+
 from sllm.control import room
+from sllm.control.cost import start_seconds
 from sllm.control.decisions import Demand
 from sllm.control.needs import Need
 from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
+
+_LEAST: Final = 0.001
+_MOST: Final = 1e6
+"""Seconds within which every start is counted, also one of which nobody knows what it takes."""
 
 
 def kv_grant(node: NodeView, need: Need) -> int:
@@ -21,20 +29,22 @@ def barred(demand: Demand, node_id: str) -> str | None:
 
 
 def idle_victims(
-    snapshot: Snapshot, need: Need, node: NodeView, gone: frozenset[str] = frozenset()
+    snapshot: Snapshot, demand: Demand, node: NodeView, gone: frozenset[str] = frozenset()
 ) -> tuple[str, ...] | None:
     """Idle instances to end so that there is room once `gone` have gone; the worst to lose stay.
 
     None: not even all of them would do.
     """
+    need = demand.need
     kv_bytes = kv_grant(node, need)
     if room.shortage(node, need.checkpoint, kv_bytes, gone).none:
         return ()
-    idle = [one for one in yielding(snapshot, need, node) if not is_busy(snapshot, one)]
-    return room.make(node, need.checkpoint, kv_bytes, idle, snapshot.uses, gone)
+    idle = [one for one in yielding(snapshot, demand, node) if not is_busy(snapshot, one)]
+    idle.sort(key=lambda one: missed(snapshot, node, one))
+    return room.make(node, need.checkpoint, kv_bytes, idle, gone)
 
 
-def yielding(snapshot: Snapshot, need: Need, node: NodeView) -> list[Instance]:
+def yielding(snapshot: Snapshot, demand: Demand, node: NodeView) -> list[Instance]:
     """Ready instances of other deployments that nothing protects."""
     return [
         one
@@ -42,8 +52,26 @@ def yielding(snapshot: Snapshot, need: Need, node: NodeView) -> list[Instance]:
         if one.state is InstanceState.READY
         and one.instance_id in snapshot.uses
         and one.instance_id not in snapshot.protected
-        and one.deployment != need.deployment
+        and one.instance_id not in demand.resident
+        and one.deployment != demand.need.deployment
     ]
+
+
+def missed(snapshot: Snapshot, node: NodeView, instance: Instance) -> tuple[float, float, str]:
+    """How much an idle instance would be missed, the least first.
+
+    Seconds to bring it back, times how likely it is asked for, for each byte that it frees, as a
+    logarithm; among equals the one that was used longest ago.
+    """
+    use = snapshot.uses[instance.instance_id]
+    need = snapshot.needs.get(instance.deployment)
+    worth = -math.inf
+    if need:
+        seconds = min(max(start_seconds(node, need, snapshot.typical), _LEAST), _MOST)
+        size = need.checkpoint.size_bytes + instance.kv_bytes
+        beside = len(snapshot.instances.get(instance.deployment, ())) or 1
+        worth = use.demand + math.log2(seconds / max(size, 1) / beside)
+    return worth, use.last_used, instance.instance_id
 
 
 def is_busy(snapshot: Snapshot, instance: Instance) -> bool:

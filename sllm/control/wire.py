@@ -120,7 +120,8 @@ def _scaling(policy: pb.ScalingPolicy) -> model.ScalingPolicy:
     least = policy.min_replicas if policy.HasField("min_replicas") else default.min_replicas
     most = policy.max_replicas if policy.HasField("max_replicas") else default.max_replicas
     keep = seconds(policy.keep_alive) if policy.HasField("keep_alive") else default.keep_alive
-    return model.ScalingPolicy(min_replicas=least, max_replicas=most, keep_alive=keep)
+    target = policy.target_concurrency if policy.HasField("target_concurrency") else None
+    return model.ScalingPolicy(least, most, keep, target)
 
 
 def _engine_message(engine: model.EngineConfig) -> pb.EngineConfig:
@@ -164,6 +165,7 @@ def deployment_message(status: DeploymentStatus) -> deployment_pb.Deployment:
             min_replicas=spec.scaling.min_replicas,
             max_replicas=spec.scaling.max_replicas,
             keep_alive=duration(spec.scaling.keep_alive),
+            target_concurrency=spec.scaling.target_concurrency,
         ),
         model=_model_message(status.deployment.model),
         state=deployment_pb.DeploymentState.ValueType(status.state),
@@ -380,7 +382,14 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
         stop=tuple(request.stop),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        priority=request.priority,
+        keep_alive=keep_alive(request),
     )
+
+
+def keep_alive(request: GenerateRequest) -> float | None:
+    """Seconds that the request's instance stays at least. None: as its policy says."""
+    return seconds(request.keep_alive) if request.HasField("keep_alive") else None
 
 
 def _prompt(request: GenerateRequest) -> Prompt:

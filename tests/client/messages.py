@@ -102,7 +102,10 @@ def deployment(
         source="file:///models/tiny",
         engine=types.EngineConfig(dtype="float32", max_concurrency=4),
         scaling=types.ScalingPolicy(
-            min_replicas=0, max_replicas=2, keep_alive=Duration(seconds=1, nanos=500_000_000)
+            min_replicas=0,
+            max_replicas=2,
+            keep_alive=Duration(seconds=1, nanos=500_000_000),
+            target_concurrency=3,
         ),
         model=types.ModelInfo(
             architecture="LlamaForCausalLM",

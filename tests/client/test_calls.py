@@ -42,6 +42,7 @@ def test_deploy_says_what_it_was_told(control: FakeControl, call: Call) -> None:
         max_replicas=2,
         dtype="float32",
         max_concurrency=4,
+        target_concurrency=3,
     )
 
     (request,) = control.requests["Deploy"]
@@ -49,7 +50,10 @@ def test_deploy_says_what_it_was_told(control: FakeControl, call: Call) -> None:
     assert (request.name, request.source) == ("tiny", "file:///models/tiny")
     assert request.engine == types.EngineConfig(dtype="float32", max_concurrency=4)
     assert request.scaling == types.ScalingPolicy(
-        min_replicas=0, max_replicas=2, keep_alive=Duration(seconds=1, nanos=500_000_000)
+        min_replicas=0,
+        max_replicas=2,
+        keep_alive=Duration(seconds=1, nanos=500_000_000),
+        target_concurrency=3,
     )
 
 
@@ -65,6 +69,7 @@ def test_deploy_returns_the_deployment(control: FakeControl, call: Call) -> None
         dtype="float32",
         kv_cache_tokens=None,
         max_concurrency=4,
+        target_concurrency=3,
         min_replicas=0,
         max_replicas=2,
         keep_alive=1.5,

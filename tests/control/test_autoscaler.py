@@ -65,6 +65,25 @@ def test_what_a_new_policy_has_no_place_for_ends_when_it_is_idle() -> None:
     assert plan(load, ScalingPolicy(max_replicas=2, keep_alive=1000.0), NOW).stop == ("a",)
 
 
+def test_a_target_below_the_maximum_starts_more_before_anything_has_to_wait() -> None:
+    policy = ScalingPolicy(max_replicas=3, target_concurrency=2)
+    assert plan(_load(busy(in_flight=2)), policy, NOW).start == 0
+    assert plan(_load(busy(in_flight=3)), policy, NOW).start == 1
+    assert plan(_load(busy(in_flight=4), waiting=8), policy, NOW).start == 2
+
+
+def test_an_instance_stays_for_as_long_as_a_request_has_wished() -> None:
+    policy = ScalingPolicy(keep_alive=0.0)
+    wished = Replica("i", 0, 50.0, kept_until=130.0)
+    assert plan(_load(wished), policy, NOW) == Plan(next_expiry=130.0)
+    assert plan(_load(wished), policy, 130.0).stop == ("i",)
+
+
+def test_a_wish_does_not_shorten_what_the_policy_says() -> None:
+    wished = Replica("i", 0, 50.0, kept_until=60.0)
+    assert plan(_load(wished), ScalingPolicy(keep_alive=60.0), NOW) == Plan(next_expiry=110.0)
+
+
 replicas = st.lists(
     st.builds(Replica, st.uuids().map(str), st.integers(0, 4), st.floats(0, NOW)), max_size=5
 )

@@ -48,6 +48,9 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "an empty stop string": ({"prompt": "a", "stop": [""]}, errors.InvalidArgument),
     "too many stop strings": ({"prompt": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
     "too many logprobs": ({"prompt": "a", "logprobs": 21}, errors.InvalidArgument),
+    "a priority that is too high": ({"prompt": "a", "priority": 101}, errors.InvalidArgument),
+    "a priority that is too low": ({"prompt": "a", "priority": -101}, errors.InvalidArgument),
+    "a negative keep_alive": ({"prompt": "a", "keep_alive": -1.0}, errors.InvalidArgument),
     "a deadline that has passed": ({"prompt": "a", "timeout": 0.0}, errors.DeadlineExceeded),
 }
 
@@ -161,6 +164,13 @@ POLICIES: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "negative replicas": ({"min_replicas": -1}, errors.InvalidArgument),
     "no replicas": ({"max_replicas": 0}, errors.InvalidArgument),
     "a negative keep-alive": ({"keep_alive": -1.0}, errors.InvalidArgument),
+    "a target of no requests": ({"target_concurrency": 0}, errors.InvalidArgument),
+    "a negative target": ({"target_concurrency": -1}, errors.InvalidArgument),
+    "a target above the maximum": (
+        {"target_concurrency": 5, "max_concurrency": 4},
+        errors.InvalidArgument,
+    ),
+    "no concurrency": ({"max_concurrency": 0}, errors.InvalidArgument),
     "an unknown dtype": ({"dtype": "float12"}, errors.InvalidArgument),
     "an empty KV cache": ({"kv_cache_tokens": 0}, errors.InvalidArgument),
     "a source of an unknown kind": ({"source": "ftp://host/model"}, errors.InvalidSource),

@@ -69,6 +69,8 @@ class GenerateRequest(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     CONTINUATION_FIELD_NUMBER: _builtins.int
     NO_FAILOVER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -86,6 +88,11 @@ class GenerateRequest(_message.Message):
     no_failover: _builtins.bool
     """Fail with the instance or node that serves the request, rather than go on elsewhere from the
     tokens that have been relayed.
+    """
+    priority: _builtins.int
+    """Requests of a higher priority are served first, over all deployments; one of a lower priority
+    gains a step for as long as it waits (by default 10 s for each), so that it is never passed
+    over for good. -100 to 100; 0 is the ordinary one.
     """
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
@@ -110,6 +117,12 @@ class GenerateRequest(_message.Message):
         seed that it was begun with, unless it is greedy. Unset: the generation begins.
         """
 
+    @_builtins.property
+    def keep_alive(self) -> _duration_pb2.Duration:
+        """How long the instance that serves the request stays at least when the request has ended,
+        unless its room is needed. Not negative. Unset: as the deployment's policy says.
+        """
+
     def __init__(
         self,
         *,
@@ -127,10 +140,12 @@ class GenerateRequest(_message.Message):
         instance_id: _builtins.str = ...,
         continuation: Global___Continuation | None = ...,
         no_failover: _builtins.bool = ...,
+        priority: _builtins.int = ...,
+        keep_alive: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "instance_id", b"instance_id", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015

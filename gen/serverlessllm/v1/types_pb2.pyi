@@ -563,10 +563,15 @@ class ScalingPolicy(_message.Message):
     MIN_REPLICAS_FIELD_NUMBER: _builtins.int
     MAX_REPLICAS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    TARGET_CONCURRENCY_FIELD_NUMBER: _builtins.int
     min_replicas: _builtins.int
     """Instances kept even without requests. Unset: 0."""
     max_replicas: _builtins.int
     """Instances at most. >= 1 and >= min_replicas. Unset: 1."""
+    target_concurrency: _builtins.int
+    """Requests that an instance should have before another one is started. From 1 to
+    EngineConfig.max_concurrency. Unset: max_concurrency.
+    """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long an idle instance stays. Unset: 60 s. Zero: it ends with its last request."""
@@ -577,19 +582,24 @@ class ScalingPolicy(_message.Message):
         min_replicas: _builtins.int | None = ...,
         max_replicas: _builtins.int | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
+        target_concurrency: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "keep_alive", b"keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "keep_alive", b"keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "keep_alive", b"keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "keep_alive", b"keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_replicas: _TypeAlias = _typing.Literal["max_replicas"]  # noqa: Y015
     _WhichOneofArgType__max_replicas: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas"]  # noqa: Y015
     _WhichOneofReturnType__min_replicas: _TypeAlias = _typing.Literal["min_replicas"]  # noqa: Y015
     _WhichOneofArgType__min_replicas: _TypeAlias = _typing.Literal["_min_replicas", b"_min_replicas"]  # noqa: Y015
+    _WhichOneofReturnType__target_concurrency: _TypeAlias = _typing.Literal["target_concurrency"]  # noqa: Y015
+    _WhichOneofArgType__target_concurrency: _TypeAlias = _typing.Literal["_target_concurrency", b"_target_concurrency"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_replicas) -> _WhichOneofReturnType__max_replicas | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_replicas) -> _WhichOneofReturnType__min_replicas | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_concurrency) -> _WhichOneofReturnType__target_concurrency | None: ...
 
 Global___ScalingPolicy: _TypeAlias = ScalingPolicy  # noqa: Y015
 

@@ -1,0 +1,42 @@
+"""Who has just taken a turn, and keeps its room for a while: what ends thrashing.
+
+Where more models are asked for than fit, each start would end the model whose requests come next.
+So an instance that comes back after its deployment had to make room stays for some times as long
+as its start has taken. Meanwhile those who wait for its room gather, and are served together when
+their turn comes; the time that goes into taking turns is bounded, and so is the wait.
+"""
+
+import math
+from collections.abc import Mapping
+
+COMES_BACK_SECONDS = 60.0
+"""Who comes back within this time had its room taken from it while it was in use."""
+
+
+class Residency:
+    """Turns that instances have, by the clock's seconds that are given as `now`."""
+
+    def __init__(self, factor: float, longest: float) -> None:
+        """An instance's turn lasts `factor` times as long as its start, `longest` at most."""
+        self._factor = factor
+        self._longest = longest
+        self._displaced: dict[str, float] = {}
+        """When a deployment last had to make room."""
+        self._until: dict[str, float] = {}
+        """When an instance's turn is over."""
+
+    def displaced(self, deployment: str, now: float) -> None:
+        """An instance of a deployment had to make room for others."""
+        self._displaced[deployment] = now
+
+    def ready(self, instance_id: str, deployment: str, start_seconds: float, now: float) -> None:
+        """An instance is ready; if it comes back, its turn begins."""
+        displaced = self._displaced.pop(deployment, None)
+        away = math.inf if displaced is None else now - start_seconds - displaced
+        if away <= COMES_BACK_SECONDS:
+            self._until[instance_id] = now + min(self._longest, self._factor * start_seconds)
+
+    def resident(self, now: float) -> Mapping[str, float]:
+        """The instances whose turn it is, and when it is over."""
+        self._until = {key: until for key, until in self._until.items() if until > now}
+        return self._until
