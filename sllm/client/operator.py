@@ -162,7 +162,7 @@ class Operator:
         Args:
             deployment: name of the deployment.
             node: id of the node.
-            tier: "SSD" or "DRAM"; what is in DRAM stays on SSD as well.
+            tier: "SSD" or "DRAM"; for DRAM, a copy on SSD stays as well.
             ttl: seconds until the pin ends by itself. None: it does not.
             request_id: makes a repeated call change nothing. None: one is made.
             timeout: seconds to wait; the pin comes all the same. None: as long as it takes.

@@ -499,7 +499,7 @@ class PinRequest(_message.Message):
     """As in PrefetchRequest."""
     deployment: _builtins.str
     tier: _types_pb2.Tier.ValueType
-    """SSD or DRAM. What is in DRAM stays on SSD as well."""
+    """SSD or DRAM. For DRAM, the node's copy on SSD stays as well, if it has one."""
     node_id: _builtins.str
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:

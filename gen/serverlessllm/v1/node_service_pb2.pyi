@@ -80,8 +80,8 @@ class PromoteRequest(_message.Message):
     tier: _types_pb2.Tier.ValueType
     """SSD or DRAM."""
     hold_id: _builtins.str
-    """Names a hold that keeps the checkpoint on the tier once it is there; on DRAM it keeps what
-    lies below on SSD as well. A hold of the same id is replaced. Holds do not outlive the node
+    """Names a hold that keeps the checkpoint on the tier once it is there; on DRAM it keeps the
+    copy on SSD as well, if there is one. A hold of the same id is replaced. Holds do not outlive the node
     agent's process. Empty: nothing is held.
     """
     @_builtins.property
