@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from sllm.cli.common import Control, Json, output, print_json
@@ -21,6 +22,8 @@ from sllm.config import DEFAULT_CONTROL, format_bytes
 
 _BAR = 10
 """Characters."""
+_SHOWN = 20
+"""Rows of instances and of deployments: those with most to do."""
 
 
 class Rates:
@@ -157,11 +160,11 @@ def _link(link: Link) -> str:
 
 
 def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -> RenderableType:
-    """Instances with what they do."""
+    """Instances with what they do, the busiest first."""
     table = plain_table(
         "INSTANCE", "DEPLOYMENT", "NODE", "STATE", "REQUESTS", "TOKENS/S", "KV CACHE"
     )
-    for load in instances:
+    for load in sorted(instances, key=lambda load: -load.in_flight)[:_SHOWN]:
         one = load.instance
         rate = rates.get(one.instance_id)
         table.add_row(
@@ -173,14 +176,19 @@ def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -
             "-" if rate is None else f"{rate:.1f}",
             format_bytes(one.kv_bytes),
         )
-    return table
+    return _with_rest(table, len(instances))
 
 
 def deployments_part(deployments: Sequence[DeploymentLoad]) -> RenderableType:
     """Deployments with their queues; those with work first."""
     table = plain_table("DEPLOYMENT", "QUEUED", "READY", "STARTING")
     busiest = sorted(deployments, key=lambda one: (-one.queued_requests, one.deployment))
-    for one in busiest:
+    for one in busiest[:_SHOWN]:
         counts = (one.queued_requests, one.ready_instances, one.starting_instances)
         table.add_row(one.deployment, *map(str, counts))
-    return table
+    return _with_rest(table, len(deployments))
+
+
+def _with_rest(table: Table, count: int) -> RenderableType:
+    """A table, and how many rows of it are not shown."""
+    return Group(table, Text(f"and {count - _SHOWN} more")) if count > _SHOWN else table

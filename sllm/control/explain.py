@@ -90,7 +90,7 @@ def _explained(decision: Decision, candidate: Candidate) -> ExplainedNode:
         victims=candidate.victims,
         migrated=tuple(move.instance_id for move in candidate.moves),
         evicted_bytes=_evicted(node, need.checkpoint),
-        rejected=candidate.rejected or "",
+        rejected=(candidate.rejected or "").replace(f"{candidate.node_id}: ", ""),
     )
 
 

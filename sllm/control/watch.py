@@ -14,6 +14,8 @@ from sllm.control.topology import Instance, InstanceState, NodeView
 
 _LOOK_SECONDS: Final = 0.2
 """Between two looks at the state, of which each makes at most one revision."""
+_LOOK_SHARE: Final = 0.05
+"""Of the event loop's time that looking may take: in a very large cluster it looks less often."""
 _KEPT: Final = 32
 """Changes that are kept for slow readers; one that is further behind starts anew."""
 
@@ -199,9 +201,12 @@ class Watch:
         return missing
 
     async def _keep_looking(self) -> None:
+        pause = _LOOK_SECONDS
         while self._readers:
-            await self._clock.sleep(_LOOK_SECONDS)
+            await self._clock.sleep(pause)
+            began = self._clock.now()
             self._look()
+            pause = max(_LOOK_SECONDS, (self._clock.now() - began) / _LOOK_SHARE)
 
     def _look(self) -> None:
         view = look(self._state)

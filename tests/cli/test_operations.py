@@ -177,6 +177,17 @@ def test_top_once_prints_one_frame(run: Run, control: FakeControl) -> None:
     assert words.index("tiny 3 1 0") < words.index("idle 0 0 0")
 
 
+def test_top_shows_those_with_most_to_do(run: Run, control: FakeControl) -> None:
+    loads = [pb.DeploymentLoad(deployment=f"m{i:02}", queued_requests=i) for i in range(25)]
+    state = pb.ClusterState(deployments=loads)
+    control.reply("WatchCluster", pb.WatchClusterResponse(full=state))
+
+    out = run("top", "--once").out
+    assert "m24" in out
+    assert "m04" not in out
+    assert "and 5 more" in out
+
+
 def test_top_ends_with_the_control_planes_reason(run: Run, control: FakeControl) -> None:
     control.reply("WatchCluster", CLUSTER, errors.ShuttingDown("watch again"))
 

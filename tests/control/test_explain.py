@@ -53,7 +53,7 @@ def test_a_cold_model_on_four_nodes_is_explained_node_by_node() -> None:
         "not 0 ms"
     )
     assert empty.verdict == "1.00 s later than near: the transfer takes 1.00 s, not 0 ms"
-    assert tiny.rejected == tiny.verdict == "too small: tiny: weights of 100 bytes, DRAM of 50"
+    assert tiny.rejected == tiny.verdict == "too small: weights of 100 bytes, DRAM of 50"
     tiers = [one.from_tier for one in found.candidates]
     assert tiers == [Tier.DRAM, Tier.SSD, Tier.REMOTE, Tier.REMOTE]
 
