@@ -119,7 +119,9 @@ class ControlPlane:
         if self._orchestrator.would_add(name):
             return explain(decision)
         start, most = self.state.first_start(name), deployment.spec.scaling.max_replicas
-        full = f"its {most} instances, which max_replicas allows, are there, without a free slot"
+        full = (
+            f"no instance has a free slot, and there may be no more of them (max_replicas {most})"
+        )
         return explain(decision, self._coming(start) if start else None, full)
 
     def _coming(self, start: StartUnderWay) -> Coming:

@@ -74,8 +74,12 @@ class Pinning:
         Raises:
             errors.SllmError: Why not; then nothing is pinned there.
         """
-        first = await self._durable.run(self._durable.store.recall, call)
-        job = self._jobs.get(place) if first is not None else await self._begin(place, ttl, call)
+        async with self._changing:
+            first = await self._durable.run(self._durable.store.recall, call)
+            if first is not None:
+                job = self._jobs.get(place)
+            else:
+                job = await self._begin(place, ttl, call)
         if job is None:
             yield wire.pin_of(first or b"")
             return
@@ -96,6 +100,7 @@ class Pinning:
             first = await self._durable.run(self._durable.store.recall, call)
             if first is not None:
                 return wire.unpinned_of(first)
+            await self._drop_expired()
             found = self._found(deployment, tier, node_id)
             await self._delete(found, call, wire.unpin_answer(found))
         for pin in found:
@@ -121,14 +126,13 @@ class Pinning:
     # --- a pin comes --------------------------------------------------------------------------
 
     async def _begin(self, place: Place, ttl: float | None, call: Call) -> Job[Loading, Pin]:
-        async with self._changing:
-            await self._drop_expired()
-            self._check(place)
-            now = time.time()
-            pin = Pin(place, None if ttl is None else now + ttl)
-            answer = wire.pin_answer(pin)
-            await self._durable.run(self._durable.store.put_pin, pin, call, answer, now)
-            self._pins[place] = pin
+        await self._drop_expired()
+        self._check(place)
+        now = time.time()
+        pin = Pin(place, None if ttl is None else now + ttl)
+        answer = wire.pin_answer(pin)
+        await self._durable.run(self._durable.store.put_pin, pin, call, answer, now)
+        self._pins[place] = pin
         return self._jobs.begin(place, lambda tell: self._apply(pin, tell))
 
     def _check(self, place: Place) -> None:

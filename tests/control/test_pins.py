@@ -158,6 +158,24 @@ async def test_a_node_that_was_away_is_told_of_an_unpin(cluster: Cluster, node: 
     await assert_eventually(lambda: not node.holds())
 
 
+async def test_a_pin_whose_time_is_up_is_none(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    await pin(cluster, ttl=Duration(nanos=1_000_000))
+
+    async def over() -> bool:
+        try:
+            await unpin(cluster)
+        except errors.PinNotFound:
+            return True
+        return False
+
+    await assert_eventually(over)
+    await pin(cluster, ttl=Duration(nanos=1_000_000))
+    await cluster.restart_control()
+    with pytest.raises(errors.PinNotFound):
+        await unpin(cluster)
+
+
 async def test_a_deployment_takes_its_pins_with_it(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     await pin(cluster)
