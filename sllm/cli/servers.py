@@ -26,6 +26,9 @@ def control(
     max_queued_per_deployment: Annotated[
         int, typer.Option(min=1, help="Requests that may wait for one deployment.")
     ] = 1_000,
+    migrate: Annotated[
+        bool, typer.Option(help="Migrate running instances away where that makes room sooner.")
+    ] = True,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -42,6 +45,7 @@ def control(
                 listen_address=listen,
                 max_queued=max_queued,
                 max_queued_per_deployment=max_queued_per_deployment,
+                migrate=migrate,
                 metrics_port=metrics_port,
             )
         )

@@ -31,6 +31,8 @@ class ControlConfig:
     """Requests that may wait for one deployment; more are refused."""
     priority_step_seconds: float = 10.0
     """Waiting for so long is worth one step of priority, so that nobody is passed over for good."""
+    migrate: bool = True
+    """Whether running instances may be migrated away to make room for others."""
     start_timeout_seconds: float = 1800.0
     """Longest time that the start of an instance, or the preparation of a checkpoint, may take."""
     stop_grace_seconds: float = 2.0

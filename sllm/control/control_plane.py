@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import metrics, placement
+from sllm.control import metrics
 from sllm.control.catalog import Catalog
 from sllm.control.config import ControlConfig
 from sllm.control.deployments import DeploymentSpec
@@ -15,6 +15,7 @@ from sllm.control.durable import Durable
 from sllm.control.explain import Coming, explain
 from sllm.control.membership import Membership
 from sllm.control.migrator import Migrator
+from sllm.control.moving import Moving
 from sllm.control.nodes import Nodes
 from sllm.control.orchestrator import Orchestrator
 from sllm.control.pinning import Pinning
@@ -57,6 +58,8 @@ class ControlPlane:
         )
         self.router = Router(self.state, self._orchestrator, clock, config)
         self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
+        self._moving = Moving(self.state, self.migrator, self._orchestrator, clock)
+        self._orchestrator.movers = self._moving
         self._closing = asyncio.Event()
         metrics.observe_queue(lambda: len(self.state.queue))
 
@@ -84,6 +87,7 @@ class ControlPlane:
 
     async def close(self) -> None:
         """Leaves the nodes with what they do, and closes the store."""
+        await self._moving.close()
         await self._orchestrator.close()
         await self._preparation.close()
         await self.pinning.close()
@@ -115,7 +119,7 @@ class ControlPlane:
         deployment = self.state.deployment(name)
         demand = self._orchestrator.placer.demand(name)
         demand = replace(demand, waiting=demand.waiting + 1)
-        decision = placement.place(self.state.snapshot(), demand)
+        decision = self._orchestrator.placer.decide(demand)
         if self._orchestrator.would_add(name):
             return explain(decision)
         start, most = self.state.first_start(name), deployment.spec.scaling.max_replicas

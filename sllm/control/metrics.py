@@ -25,6 +25,16 @@ migrations = _meter.create_counter(
     unit="{migration}",
     description="Generations that have gone on elsewhere, by reason.",
 )
+migration_seconds = _meter.create_histogram(
+    "sllm.migration.duration",
+    unit="s",
+    description="From a generation's first round to its going on at the destination.",
+)
+move_estimate_ratio = _meter.create_histogram(
+    "sllm.migration.estimate_ratio",
+    unit="1",
+    description="What placement expected a move to take, over what it took.",
+)
 instance_starts = _meter.create_counter(
     "sllm.instance.starts", unit="{start}", description="Starts that have ended, by outcome."
 )

@@ -9,7 +9,7 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import placement
+from sllm.control import metrics, placement
 from sllm.control.decisions import Start
 from sllm.control.migrations import Chosen, MigrationAsk, Moved, News, Stayed
 from sllm.control.nodes import Nodes
@@ -62,6 +62,10 @@ class Migrator:
             raise errors.InstanceNotFound(f"instance {instance_id!r} {state}; a ready one can move")
         return MigrationAsk(source, MigrationReason.OPERATOR, None, to_node)
 
+    def is_used(self, instance: Instance) -> bool:
+        """Whether an instance has requests."""
+        return bool(self._tickets(MigrationAsk(instance, MigrationReason.OPERATOR)))
+
     async def migrate(self, ask: MigrationAsk) -> AsyncGenerator[News]:
         """Moves what is asked for; what fails to move goes on where it is.
 
@@ -99,7 +103,7 @@ class Migrator:
     def _check(self, ask: MigrationAsk) -> None:
         if ask.to_node is None:
             return
-        self._state.node(ask.to_node)
+        self._state.working_node(ask.to_node)
         if ask.to_node == ask.source.node_id:
             raise errors.InvalidArgument(
                 f"{ask.request_id or ask.source.instance_id} is on {ask.to_node} already"
@@ -119,6 +123,8 @@ class Migrator:
         return min(free)[-1] if free else None
 
     def _is_open(self, ask: MigrationAsk, node_id: str) -> bool:
+        if node_id in self._state.draining:
+            return False
         return node_id == ask.to_node or (ask.to_node is None and node_id != ask.source.node_id)
 
     def _start(self, ask: MigrationAsk) -> Instance:
@@ -162,8 +168,9 @@ class Migrator:
         if source is None or destination is None:
             gone = ask.source.node_id if source is None else to.node_id
             raise errors.NodeLost(f"node {gone} is gone")
-        if ask.request_id is None:
-            self._orchestrator.leave(ask.source)
+        here = self._state.fleet.instance(ask.source.instance_id)
+        if ask.request_id is None and here and here.state is InstanceState.READY:
+            self._orchestrator.leave(here)
         moving = self._tickets(ask)
         if ask.request_id and not moving:
             raise errors.RequestNotFound(f"request {ask.request_id!r} has finished or moved")
@@ -178,6 +185,8 @@ class Migrator:
     def _learn(self, ask: MigrationAsk, to: Instance, news: News) -> None:
         match news:
             case Moved():
+                self._state.costs.observe_move(news.tokens, news.seconds)
+                metrics.migration_seconds.record(news.seconds)
                 log.info(
                     "control.migrated",
                     request=news.request_id,

@@ -6,15 +6,15 @@ are due, and goes through them in the order of their oldest request.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import autoscaler, placement
 from sllm.control.config import ControlConfig
-from sllm.control.decisions import Start
+from sllm.control.decisions import MigrateThenStart, Move, Start
 from sllm.control.deployments import Deployment
 from sllm.control.launcher import Launcher
 from sllm.control.nodes import Nodes
@@ -30,6 +30,18 @@ _LOOK_SECONDS = 0.02
 """Between two looks at how far a start is."""
 
 
+class Movers(Protocol):
+    """Whoever migrates instances in the background."""
+
+    def move_away(self, instance: Instance) -> None:
+        """Has what an instance runs go on elsewhere, wherever that is soonest."""
+        ...
+
+    def make_way(self, name: str, moves: Sequence[Move]) -> None:
+        """Has instances go on elsewhere for a deployment, and tells `way_made` at the end."""
+        ...
+
+
 class Orchestrator:
     """The control plane's loop."""
 
@@ -39,7 +51,9 @@ class Orchestrator:
         self._clock = clock
         self._config = config
         self._launcher = Launcher(state, nodes, clock, config, self._start_ended, self._stop_failed)
-        self.placer = Placer(state, self._launcher, clock, config, self._later)
+        self.placer = Placer(state, self._launcher, clock, config, self._later, self.make_way)
+        self.movers: Movers
+        """Set before anything can happen."""
         self._wake = asyncio.Event()
         self._due: set[str] = set()
         self._room_changed = False
@@ -98,14 +112,25 @@ class Orchestrator:
     def vacate(self, instance: Instance, grace: float) -> None:
         """Has an instance leave its node: nothing new is given to it, and it ends when it can.
 
-        What it runs ends where it is, within `grace` seconds. Requests that could go on
-        elsewhere would be moved from here, and from nowhere else.
+        What it runs goes on elsewhere; what cannot, ends where it is, within `grace` seconds.
         """
         if instance.state is InstanceState.STARTING:
             self._launcher.end(instance)
         else:
             self._launcher.drain(instance, min(grace, _LONGEST_GRACE))
+            self.movers.move_away(instance)
         self.wake(instance.deployment)
+
+    def make_way(self, name: str, action: MigrateThenStart) -> None:
+        """Migrates running instances away, so that there is room for a deployment."""
+        self.placer.making_way.add(name)
+        self.movers.make_way(name, action.moves)
+
+    def way_made(self, name: str) -> None:
+        """What was to make room for a deployment has gone, or stays."""
+        self.placer.making_way.discard(name)
+        self.wake(name)
+        self.wake_for_room()
 
     def start(self, name: str, start: Start) -> Instance:
         """Begins an instance that requests are to move to."""

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -9,7 +10,7 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import placement, setbacks
 from sllm.control.config import ControlConfig
-from sllm.control.decisions import Blocked, Demand, Start, Wait
+from sllm.control.decisions import Blocked, Demand, MigrateThenStart, Start, Wait
 from sllm.control.launcher import Launcher
 from sllm.control.placement import Decision
 from sllm.control.residency import Residency
@@ -29,16 +30,23 @@ class Placer:
         clock: Clock,
         config: ControlConfig,
         later: Callable[[str, float], None],
+        make_way: Callable[[str, MigrateThenStart], None],
     ) -> None:
-        """`later` is told when time alone makes a deployment due, in the clock's seconds."""
+        """`later` is told when time alone makes a deployment due, in the clock's seconds.
+
+        `make_way` migrates instances away for a deployment, which is among `making_way` until then.
+        """
         self.unmet: set[str] = set()
         """Deployments that wanted room and found none."""
+        self.making_way: set[str] = set()
+        """Deployments for which running instances are being migrated away."""
         self._state = state
         self._launcher = launcher
         self._clock = clock
         self._config = config
         self._later = later
         self.residency = Residency(config.residency_factor, config.longest_residency_seconds)
+        self._make_way = make_way
 
     def place_all(self, wanted: Mapping[str, int]) -> None:
         """Finds nodes for as many more instances of each deployment, the longest wait first.
@@ -72,6 +80,14 @@ class Placer:
             resident=frozenset(self.residency.resident(self._clock.now())),
         )
 
+    def decide(self, demand: Demand) -> Decision:
+        """What placement says to a demand now. Changes nothing."""
+        state = self._state
+        if self._config.migrate:
+            demand = replace(demand, may_migrate=True)
+            return placement.place(state.snapshot_for_moves(), demand)
+        return placement.place(state.snapshot(), demand)
+
     def start_failed(self, start: StartUnderWay, error: errors.SllmError) -> None:
         """A start that fails is tried once more, on another node; then those who wait are told."""
         name, node_id = start.deployment.name, start.instance.node_id
@@ -94,11 +110,18 @@ class Placer:
 
     def _place(self, name: str, closed: dict[str, str]) -> bool:
         """Finds a node for one more instance; says whether it is on its way."""
-        decision = placement.place(self._state.snapshot(), self.demand(name, closed))
+        if name in self.making_way:  # what was decided is being done
+            self.unmet.add(name)
+            return False
+        decision = self.decide(self.demand(name, closed))
         match decision.action:
             case Start() as start:
                 self.start(name, start)
                 return True
+            case MigrateThenStart() as action:
+                self.unmet.add(name)
+                closed[action.node_id] = f"room is being made there for {name}"
+                self._make_way(name, action)
             case Wait() as wait:
                 self._wait(name, decision, wait, closed)
         return False

@@ -56,6 +56,6 @@ class Prospects:
 
     def _new_wait(self, name: str) -> float | None:
         """Until an instance that would be started now is ready."""
-        demand = self._orchestrator.placer.demand(name)
-        action = placement.place(self._state.snapshot(), demand).action
+        placer = self._orchestrator.placer
+        action = placer.decide(placer.demand(name)).action
         return action.estimate if isinstance(action, Start | MigrateThenStart) else None

@@ -115,10 +115,14 @@ class Relay:
             dispatched_at=dispatched_at,
             first_token_at=ticket.progress.first_token_at,
         )
+        phases = wire.phases(finished.receipt.phases) if first is assignment else ()
+        for phase in phases:
+            if phase.kind is receipts.PhaseKind.PREFILL:
+                self._state.costs.observe_prefill(finished.usage.prompt_tokens, phase.duration)
         receipt = receipts.assemble(
             timing,
             first.start,
-            wire.phases(finished.receipt.phases) if first is assignment else (),
+            phases,
             node_id=first.instance.node_id,
             instance_id=first.instance.instance_id,
         )

@@ -8,6 +8,7 @@ from sllm.control.deployments import Deployment, DeploymentState, ModelInfo
 from sllm.control.experience import Experience
 from sllm.control.fleet import Fleet
 from sllm.control.index import Index
+from sllm.control.migration_cost import MigrationCosts
 from sllm.control.needs import Need, need_of
 from sllm.control.queue import RequestQueue
 from sllm.control.receipts import StartRecord
@@ -15,7 +16,7 @@ from sllm.control.setbacks import Setback
 from sllm.control.slots import Slots
 from sllm.control.status import DeploymentStatus, Loading
 from sllm.control.tickets import Ticket
-from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.topology import Instance, InstanceState, NodeView, Running, Snapshot
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class State:
     """Deployments whose checkpoint could not be brought to any node, and why."""
     draining: set[str] = field(default_factory=set)
     """Nodes that get no new work; some may be away."""
+    costs: MigrationCosts = field(default_factory=MigrationCosts)
     changes: Changes = field(default_factory=Changes)
 
     def deployment(self, name: str) -> Deployment:
@@ -171,6 +173,22 @@ class State:
     def snapshot(self) -> Snapshot:
         """What placement may look at now."""
         return self.fleet.snapshot(self.slots.uses, self._protected(), self.needs.frozen)
+
+    def snapshot_for_moves(self) -> Snapshot:
+        """The same, with what placement needs to migrate running instances."""
+        snapshot, cost = self.snapshot(), self.costs.cost
+        if cost is None:
+            return snapshot
+        running: dict[str, list[Running]] = {}
+        for ticket in self.tickets.values():
+            if ticket.assignment:
+                instance_id = ticket.assignment.instance.instance_id
+                running.setdefault(instance_id, []).append(ticket.running())
+        return replace(
+            snapshot,
+            running={key: tuple(requests) for key, requests in running.items()},
+            migration=cost,
+        )
 
     def _protected(self) -> frozenset[str]:
         """The instances that min_replicas keeps: of each deployment those used last."""

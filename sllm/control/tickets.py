@@ -15,7 +15,7 @@ from sllm.control.progress import Departure, Progress
 from sllm.control.queue import turn
 from sllm.control.receipts import Receipt, StartRecord
 from sllm.control.status import Loading
-from sllm.control.topology import Instance
+from sllm.control.topology import Instance, Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,13 @@ class Ticket:
     def keep_alive(self) -> float | None:
         """Seconds that its instance stays at least. None: as its policy says."""
         return wire.keep_alive(self.request)
+
+    def running(self) -> Running:
+        """What migrating it would have to carry."""
+        generated = len(self.progress.token_ids)
+        prompt = len(self.progress.prompt) or len(self.request.token_ids.ids)
+        expected = max(0, self.request.max_tokens - generated)
+        return Running(self.request_id, prompt + generated, expected)
 
     def remaining(self) -> float | None:
         """Seconds until the caller's deadline; None: there is none."""

@@ -1,15 +1,17 @@
 """Migrations as the control plane brings them about: real gRPC, and nodes that are scripted."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
+from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors, rpc
 from tests.control.cluster import SECONDS, Cluster, Stream
-from tests.control.fake_node import FakeNode
+from tests.control.fake_node import MIB, FakeNode
 from tests.control.test_failover import AMID, TOKENS, assert_whole, migrations, until_amid
 from tests.support import assert_eventually
 
@@ -160,3 +162,66 @@ async def test_a_finished_request_is_not_found(cluster: Cluster, node: FakeNode)
     await cluster.add_node("n2")
     with pytest.raises(errors.RequestNotFound):
         await migrate(cluster, request_id="done", to_node_id="n2")
+
+
+async def drain(cluster: Cluster, node_id: str) -> None:
+    request = cluster_pb.DrainNodeRequest(node_id=node_id)
+    with rpc.typed_errors():
+        async for _ in cluster.caller.cluster.DrainNode(request, timeout=SECONDS):
+            pass
+
+
+async def test_a_drain_moves_what_runs(cluster: Cluster, halfway: FakeNode) -> None:
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    await drain(cluster, "n1")
+    await stream.end()
+    assert_whole(stream)
+    (migrated,) = migrations(stream)
+    assert migrated.to_node_id == "n2"
+    assert migrated.reason == inference_pb.MIGRATION_REASON_DRAIN
+    assert not halfway.instances
+
+
+async def test_a_drain_lets_end_what_cannot_move(cluster: Cluster, halfway: FakeNode) -> None:
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    halfway.script.stays = True
+    draining = asyncio.create_task(drain(cluster, "n1"))
+    await assert_eventually(lambda: halfway.count("StartMigration"))
+    halfway.script.amid_tokens.open()
+    await stream.end()
+    await draining
+    assert_whole(stream)
+    assert not migrations(stream)
+
+
+async def test_a_running_instance_makes_way_where_that_is_sooner(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    """`second` is near on n1 alone, where `first` runs, which is near on n2 as well."""
+    other = await cluster.add_node("n2")
+    first, second = "file:///models/first", "file:///models/second"
+    for one in (node, other):
+        one.links[0].bytes_per_second = MIB / 10  # 100 s for what comes from its source
+        one.add_copy(first, pb.TIER_SSD)
+    node.add_copy(second, pb.TIER_SSD)
+    other.init_seconds = 0.02  # `first` starts on n1
+    for one in (node, other):
+        one.send_full()
+    kv_tokens = 64 * 1024  # all that a node has
+    await cluster.caller.deploy("first", first, kv_cache_tokens=kv_tokens)
+    await cluster.caller.deploy("second", second, kv_cache_tokens=kv_tokens)
+    await cluster.caller.complete("first")
+    node.script.tokens_before_gate = AMID
+    node.script.amid_tokens.shut()
+    stream = await until_amid(cluster.caller.generate("first", max_tokens=TOKENS))
+    assert other.instances == {}
+    served = await cluster.caller.complete("second")
+    await stream.end()
+
+    assert served.receipt.node_id == "n1"
+    assert_whole(stream)
+    (migrated,) = migrations(stream)
+    assert migrated.to_node_id == "n2"
+    assert migrated.reason == inference_pb.MIGRATION_REASON_PLACEMENT
