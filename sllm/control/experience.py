@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sllm.control.lines import Fit
-from sllm.control.topology import MigrationCost
+from sllm.control.running import MigrationCost
 
 _WEIGHT = 0.2
 """Weight of the newest request in the running means."""

@@ -9,20 +9,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from itertools import combinations, islice
+from itertools import islice, permutations
 from typing import NamedTuple
 
 from sllm.control.decisions import Demand, Move
 from sllm.control.needs import Need
 from sllm.control.ranking import Rank, Ranking
-from sllm.control.topology import (
-    Instance,
-    InstanceState,
-    MigrationCost,
-    NodeView,
-    Running,
-    Snapshot,
-)
+from sllm.control.running import MigrationCost, Running
+from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
 from sllm.control.victims import idle_victims, is_busy, kv_grant, yielding
 
 _SETS_COMPARED = 64
@@ -153,7 +147,10 @@ def transfer_seconds(requests: Iterable[Running], cost: MigrationCost) -> float:
 
 
 def _groups(instances: Sequence[Instance]) -> Iterator[tuple[Instance, ...]]:
-    """Every set of them but the empty one, small ones first."""
+    """Every set of them but the empty one, small ones first, in every order of choosing.
+
+    Who chooses first gets the better node: some order leads to the best destinations in all.
+    """
     ordered = sorted(instances, key=lambda one: one.instance_id)
     for size in range(1, len(ordered) + 1):
-        yield from combinations(ordered, size)
+        yield from permutations(ordered, size)

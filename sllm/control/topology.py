@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sllm.control.inits import NO_INITS, Inits
 from sllm.control.needs import Need
+from sllm.control.running import MigrationCost, Running
 
 
 class Tier(IntEnum):
@@ -287,30 +288,6 @@ class Typical:
 
 
 UNKNOWN = Typical({}, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A request under way, as far as it matters for migrating it."""
-
-    request_id: str
-    tokens: int
-    """Of its prompt and of what was generated so far: these have to be computed again."""
-    expected: int = 0
-    """Tokens that it is expected to generate in addition."""
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationCost:
-    """What moving a request takes: `per_token` for each token that is computed again, and `base`.
-
-    Learned from migrations, a and b of the estimate.
-    """
-
-    per_token: float
-    """Seconds."""
-    base: float
-    """Seconds."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Room made by migration: by hand, and against a search of everything on small clusters."""
+"""Room made by migration, by hand."""
 
 from dataclasses import replace
 
@@ -6,7 +6,8 @@ import pytest
 
 from sllm.control.decisions import Demand, MigrateThenStart, Move, Start, Wait
 from sllm.control.placement import place
-from sllm.control.topology import MigrationCost, Running, Snapshot, Tier, Use
+from sllm.control.running import MigrationCost, Running
+from sllm.control.topology import Snapshot, Tier, Use
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 
 COST = MigrationCost(per_token=0.01, base=0.2)
