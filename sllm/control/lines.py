@@ -1,4 +1,4 @@
-"""Straight lines through what was observed, by least squares, kept up as observations come."""
+"""Straight lines through what was observed, by least squares."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,22 +19,15 @@ class Line(NamedTuple):
 class Fit:
     """The sums that a line of least squares needs; every observation gives another one."""
 
-    count: float = 0.0
-    """Observations, as far as they have not faded."""
+    count: int = 0
     x: float = 0.0
     y: float = 0.0
     xx: float = 0.0
     xy: float = 0.0
 
-    def observed(self, x: float, y: float, *, kept: float = 1.0) -> "Fit":
-        """With one observation more; those before it count `kept` times what they did."""
-        return Fit(
-            kept * self.count + 1,
-            kept * self.x + x,
-            kept * self.y + y,
-            kept * self.xx + x * x,
-            kept * self.xy + x * y,
-        )
+    def observed(self, x: float, y: float) -> "Fit":
+        """With one observation more."""
+        return Fit(self.count + 1, self.x + x, self.y + y, self.xx + x * x, self.xy + x * y)
 
     @property
     def line(self) -> Line | None:

@@ -86,12 +86,6 @@ class Receipt:
     actual_start: float | None = None
     """Seconds that the estimated start has taken."""
 
-    @property
-    def prefill_seconds(self) -> float | None:
-        """What the engine took for the prompt. None: it did not tell."""
-        seconds = [one.duration for one in self.phases if one.kind is PhaseKind.PREFILL]
-        return sum(seconds) if seconds else None
-
 
 def assemble(
     timing: Timing,

@@ -153,15 +153,13 @@ class Relay:
 
     def _learn(self, ticket: Ticket, finished: wire.Finished) -> None:
         """Takes in what a request took that was served in one place."""
-        first_token_at, usage = ticket.progress.first_token_at, finished.usage
+        first_token_at = ticket.progress.first_token_at
         if first_token_at is None:
             return
         served = Served(
             first_token_seconds=first_token_at - ticket.dispatched_at,
             seconds=self._clock.now() - ticket.dispatched_at,
-            prompt_tokens=usage.prompt_tokens - usage.cached_prompt_tokens,
-            generated_tokens=usage.completion_tokens,
-            prefill_seconds=ticket.receipt.prefill_seconds if ticket.receipt else None,
+            generated_tokens=finished.usage.completion_tokens,
         )
         self._state.experience.served(ticket.deployment, served)
 

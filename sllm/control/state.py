@@ -12,11 +12,12 @@ from sllm.control.migration_cost import MigrationCosts
 from sllm.control.needs import Need, need_of
 from sllm.control.queue import RequestQueue
 from sllm.control.receipts import StartRecord
+from sllm.control.running import Running
 from sllm.control.setbacks import Setback
 from sllm.control.slots import Slots
 from sllm.control.status import DeploymentStatus, Loading
 from sllm.control.tickets import Ticket
-from sllm.control.topology import Instance, InstanceState, NodeView, Running, Snapshot
+from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
 
 
 @dataclass(slots=True)

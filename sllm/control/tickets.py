@@ -14,8 +14,9 @@ from sllm.control.nodes import GenerateCall, Node
 from sllm.control.progress import Departure, Progress
 from sllm.control.queue import turn
 from sllm.control.receipts import Receipt, StartRecord
+from sllm.control.running import Running
 from sllm.control.status import Loading
-from sllm.control.topology import Instance, Running
+from sllm.control.topology import Instance
 
 
 @dataclass(frozen=True, slots=True)

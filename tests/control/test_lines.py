@@ -32,11 +32,3 @@ def test_one_place_says_nothing_of_others() -> None:
 def test_a_line_neither_falls_nor_begins_below_zero() -> None:
     assert _fit((0, 4), (10, 2)).line == Line(3.0, 0.0)
     assert _fit((10, 1), (20, 10)).line == Line(0.0, (10 * 1 + 20 * 10) / (100 + 400))
-
-
-def test_what_is_old_fades() -> None:
-    fit = Fit()
-    for y in (100.0, *[1.0] * 50):
-        fit = fit.observed(5, y, kept=0.5)
-    assert fit.line is not None
-    assert fit.line.at(5) == pytest.approx(1.0, abs=1e-6)
