@@ -134,7 +134,11 @@ class _Import:
 
     def _digest(self) -> str:
         """Of everything that decides what is in which chunk."""
-        described = repr((self._plan.files.fingerprint, self._plan.layout, self._chunk_bytes))
+        layout = self._plan.layout
+        # By the files' names: where small files and headers are fetched to is not always the same.
+        sources = [(one.name, one.file.name, one.offset, one.size) for one in layout.sources]
+        entries = (layout.tensors, layout.partition_sizes, self._chunk_bytes)
+        described = repr((self._plan.files.fingerprint, sources, entries))
         return xxhash.xxh3_128_hexdigest(described.encode())
 
     def _copy(self, path: Path) -> FileEntry:

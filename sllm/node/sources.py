@@ -98,7 +98,8 @@ class Sources:
         if seen and not fresh and self._clock.now() - seen[0] < FRESH_SECONDS:
             return seen[1]
         async with asyncio.timeout(patience):
-            sighting = await self._movers.run(partial(self._remotes.look, place))
+            look = partial(self._remotes.look, place, self._movers.closing.is_set)
+            sighting = await self._movers.run(look)
         self._seen[place.url] = self._clock.now(), sighting
         return sighting
 

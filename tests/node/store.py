@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.clock import MonotonicClock
 from sllm.node import imports, reads
 from sllm.node.lease import Lease
@@ -35,8 +36,9 @@ Tell = Callable[[Progress], None]
 class Bench:
     """A store, and models to promote."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, remote: RemoteOptions | None = None) -> None:
         self.directory = directory
+        self._remote = remote
         self.store: TierStore
         self.pool: Pool
 
@@ -48,6 +50,7 @@ class Bench:
             int(ssd_models * MODEL_BYTES),
             self.pool,
             clock=MonotonicClock(),
+            remote=self._remote,
         )
         return self.store
 

@@ -117,13 +117,13 @@ class Objects:
                 f"of {file.size} and {file.tag}: it was changed while it was read; try again"
             )
 
-    async def content(self, file: RemoteFile) -> bytes:
-        """All of a small file.
+    async def content(self, file: RemoteFile, size: int | None = None) -> bytes:
+        """All of a small file, or its first `size` bytes.
 
         Raises:
             SourceNotFound, SourceUnavailable, SourceForbidden, InvalidSource: as `read`.
         """
-        memory = bytearray(file.size)
+        memory = bytearray(file.size if size is None else size)
         async with self._slots:
             await self.read(file, 0, memoryview(memory))
         return bytes(memory)

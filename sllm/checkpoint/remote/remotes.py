@@ -1,5 +1,6 @@
 """All remote sources of a process."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -14,6 +15,10 @@ from sllm.checkpoint.remote.places import HubRepository, RemoteDirectory
 from sllm.checkpoint.remote.snapshot import Snapshot
 from sllm.checkpoint.remote.stores import open_store, open_web
 from sllm.checkpoint.sources import LocalSource
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +39,17 @@ class Remotes:
         self._options = options or RemoteOptions()
         self._loop = BackgroundLoop()
 
-    def look(self, source: RemoteDirectory | HubRepository) -> Sighting:
+    def look(
+        self, source: RemoteDirectory | HubRepository, cancelled: Callable[[], bool] = _never
+    ) -> Sighting:
         """A source as it is now. Reads sizes and tags, and hardly any content.
 
+        Args:
+            source: which one.
+            cancelled: asked now and then whether to give up.
+
         Raises:
+            Cancelled: `cancelled` said so.
             SourceNotFound: there is nothing there.
             SourceForbidden: other credentials are needed.
             SourceUnavailable: it cannot be had now.
@@ -45,13 +57,13 @@ class Remotes:
         """
         if isinstance(source, HubRepository):
             return self._look_on_hub(source)
-        return self._look_into(source)
+        return self._look_into(source, cancelled)
 
-    def _look_into(self, source: RemoteDirectory) -> Sighting:
+    def _look_into(self, source: RemoteDirectory, cancelled: Callable[[], bool]) -> Sighting:
         store = open_store(source, self._options)
         objects = Objects(source.url, store, self._options.concurrency)
         find = find_on_web if source.scheme in ("http", "https") else list_objects
-        listing = self._loop.run(find(objects))
+        listing = self._loop.run(find(objects), cancelled)
         snapshot = Snapshot(
             url=source.url,
             fingerprint=listing.digest(),
@@ -80,7 +92,7 @@ class Remotes:
         return Sighting(found.commit, snapshot)
 
     def _fingerprint(self, source: RemoteDirectory) -> str:
-        return self._look_into(source).fingerprint
+        return self._look_into(source, _never).fingerprint
 
     def close(self) -> None:
         """Ends the thread that waits for the network. Nothing may be under way."""

@@ -88,16 +88,13 @@ class Snapshot:
         """Of a partition nothing is needed: what is in it, the manifest tells."""
         head = b""
         if file.name.endswith(".safetensors"):
-            head = await self._head(file, min(file.size, _HEAD_BYTES))
+            head = await self.objects.content(file, min(file.size, _HEAD_BYTES))
             length = HEADER_LENGTH_BYTES + int.from_bytes(head[:HEADER_LENGTH_BYTES], "little")
             if len(head) < length <= min(file.size, MAX_HEADER_BYTES):
-                head = await self._head(file, length)
+                head = await self.objects.content(file, length)
         with (directory / file.name).open("wb") as written:
             written.write(head)
             written.truncate(file.size)
-
-    async def _head(self, file: RemoteFile, size: int) -> bytes:
-        return await self.objects.content(replace(file, size=size))
 
     def open(self, weights: Sequence[Path], cancelled: Callable[[], bool]) -> "RemoteReader":
         """A reader of the weights."""

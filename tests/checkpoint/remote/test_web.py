@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from sllm.checkpoint.packing import pack
@@ -48,6 +49,16 @@ def test_shards_are_found_by_their_index(web_server: WebServer, tmp_path: Path) 
     sharded(web_server.root)
     brought = bring(web_server.url, tmp_path)
     assert_same(tensors_on_disk(brought.manifest, brought.directory), random_weights())
+
+
+@pytest.mark.parametrize("count", [3, 3000], ids=["large", "header_large"])
+def test_files_and_headers_may_be_large(web_server: WebServer, tmp_path: Path, count: int) -> None:
+    weights = {
+        f"some.rather.long.name.{i}": torch.full((300_000 // count,), i) for i in range(count)
+    }
+    write_model(web_server.root, weights)
+    brought = bring(web_server.url, tmp_path)
+    assert_same(tensors_on_disk(brought.manifest, brought.directory), weights)
 
 
 def test_weights_are_asked_for_once(web_server: WebServer, tmp_path: Path) -> None:

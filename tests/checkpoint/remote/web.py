@@ -72,6 +72,13 @@ class WebServer:
             return answer
         return web.FileResponse(path) if path.is_file() else web.Response(status=404)
 
+    async def _end(self) -> None:
+        await self._runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def asked(self, name: str) -> int:
         """Bytes of files of this name that were asked for, weights' headers included."""
         return sum(hit.size for hit in self.hits if hit.name == name and hit.method == "GET")
@@ -81,7 +88,7 @@ class WebServer:
 
     def close(self) -> None:
         """Ends the server."""
-        self._call(self._runner.cleanup())
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
