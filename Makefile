@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
 BENCH ?=
 
-.PHONY: setup demo test check gen bench bench-load clean
+.PHONY: setup demo test check gen bench bench-load bench-simulate bench-cluster clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,13 @@ bench: setup
 bench-load: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]' || true
 	PYTHONPATH=examples $(BIN)/python -m bench.load $(BENCH)
+
+bench-simulate: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib || true
+	$(BIN)/python -m bench.simulate $(BENCH)
+
+bench-cluster: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.cluster $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,137 @@
+"""Start-up latency in a simulated GPU cluster, under this system's placement and under others.
+
+    make bench-simulate BENCH='--json FILE --plots DIRECTORY'
+
+A discrete-event simulation of the ServerlessLLM paper's cluster (`bench/simulation/hardware.py`)
+that drives the real placement, cost model, autoscaler, queue and fleet by a manual clock. Start-up
+latency is the time in which a request was not served: until it was for the first time, and again
+wherever preemption or migration interrupted it.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bench.report import print_table, write_figures
+from bench.simulation import experiments
+from bench.simulation.plots import draw
+from bench.simulation.results import LEAST_BUSY, MOST_BUSY, MOST_LEFT, Cell, Outcome
+
+COLUMNS = ("rate, 1/s", "policy", "mean, s", "P50", "P95", "P99", "GPUs busy", "moved", "state")
+Rates = dict[tuple[str, float], dict[str, Cell]]
+"""Of every dataset and rate, the cells by policy."""
+
+
+def by_rate(cells: Iterable[Cell]) -> Rates:
+    rates: Rates = {}
+    for one in cells:
+        rates.setdefault((one.dataset, one.rate), {})[one.policy] = one
+    return rates
+
+
+def busy(rates: Rates) -> Rates:
+    """The rates at which the cluster is busy but not saturated under this system."""
+    return {key: row for key, row in rates.items() if row["sllm"].state == "busy"}
+
+
+def gain(row: dict[str, Cell], over: str, percent: float = 99) -> float:
+    """How many times lower this system's percentile is."""
+    return row[over].percentile(percent) / row["sllm"].percentile(percent)
+
+
+def gains(rates: Rates, over: str) -> float:
+    """The geometric mean of the P99 gains; not a number where there are none."""
+    found = [gain(row, over) for row in rates.values()]
+    return statistics.geometric_mean(found) if found else float("nan")
+
+
+def _row(one: Cell) -> list[str]:
+    moved = sum(outcome.migrations + outcome.preemptions for outcome in one.outcomes)
+    percentiles = [f"{one.percentile(percent):.2f}" for percent in (50, 95, 99)]
+    mean, utilisation = f"{one.latencies.mean():.2f}", f"{one.utilisation:.2f}"
+    return [f"{one.rate:g}", one.policy, mean, *percentiles, utilisation, str(moved), one.state]
+
+
+def _print_sweep(cells: Sequence[Cell]) -> None:
+    for dataset in dict.fromkeys(one.dataset for one in cells):
+        rows = [_row(one) for one in cells if one.dataset == dataset]
+        print_table(f"Start-up latency, {dataset} lengths", COLUMNS, rows)
+    print(
+        f"busy: requests and loads take {LEAST_BUSY:.0%} to {MOST_BUSY:.0%} of the GPUs' time, and "
+        f"at most {MOST_LEFT:.0%} of a trace's\nrequests wait when its last one comes. moved: "
+        "requests that were migrated or preempted.\n"
+    )
+
+
+def _print_gains(rates: Rates) -> None:
+    others = [name for name in experiments.POLICIES if name != "sllm"]
+    rows = [
+        [dataset, f"{rate:g}", row["sllm"].state, *(f"{gain(row, name):.2f}" for name in others)]
+        for (dataset, rate), row in rates.items()
+    ]
+    columns = ["lengths", "rate, 1/s", "under sllm", *(f"over {name}" for name in others)]
+    print_table("How many times lower P99 is", columns, rows)
+
+
+def _print_beside(cells: Iterable[Cell], rates: Rates) -> None:
+    rows = []
+    for one in cells:
+        row = rates[one.dataset, one.rate]
+        rows += [[one.dataset, *_row(each)] for each in (row["locality"], one, row["sllm"])]
+    print_table("What migration itself is worth", ("lengths", *COLUMNS), rows)
+
+
+def _print_large(outcome: Outcome, wall: float) -> None:
+    decisions, latencies = outcome.decision_seconds, outcome.latencies
+    rows = [
+        ["decisions", f"{len(decisions)}"],
+        ["decisions/s", f"{1 / decisions.mean():.0f}"],
+        ["decision, P50, ms", f"{1000 * np.percentile(decisions, 50):.2f}"],
+        ["decision, P99, ms", f"{1000 * np.percentile(decisions, 99):.2f}"],
+        ["starts", f"{outcome.starts}"],
+        ["start-up latency, mean, s", f"{latencies.mean():.2f}"],
+        ["start-up latency, P99, s", f"{np.percentile(latencies, 99):.2f}"],
+        ["GPUs busy", f"{outcome.utilisation:.2f}"],
+        ["wall clock of the simulation, s", f"{wall:.1f}"],
+    ]
+    print_table("1,000 servers, 10,000 models, sllm", ["figure", "value"], rows)
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="Traces of every rate.")] = 4,
+    requests: Annotated[int, typer.Option(help="Requests of a trace.")] = 3000,
+    large: Annotated[int, typer.Option(help="Requests of the large fleet's; 0: none.")] = 10_000,
+    plots: Annotated[Path | None, typer.Option(help="Write the curves here, as PNG.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
+) -> None:
+    """Sweeps the request rate, then looks at a large fleet."""
+    numbers = range(1, seeds + 1)
+    cells = list(experiments.sweep(numbers, requests))
+    rates = by_rate(cells)
+    _print_sweep(cells)
+    _print_gains(rates)
+    datasets = {one.name: one for one in experiments.RATES}
+    beside = [
+        experiments.beside(datasets[name], rate, numbers, requests) for name, rate in busy(rates)
+    ]
+    _print_beside(beside, rates)
+    if large:
+        began = time.perf_counter()
+        _print_large(experiments.large(large, seed=1), time.perf_counter() - began)
+    if plots:
+        plots.mkdir(parents=True, exist_ok=True)
+        print("\n".join(str(path) for path in draw(cells, plots)))
+    over = ("random", "preemption", "locality")
+    figures = {f"p99_gain_over_{name}": gains(busy(rates), name) for name in over}
+    rows = [[name, f"{value:.3f}"] for name, value in figures.items()]
+    print_table("Over the rates at which it is busy, geometric mean", ["figure", "value"], rows)
+    write_figures(json, figures)
+
+
+if __name__ == "__main__":
+    typer.run(main)

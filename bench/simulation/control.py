@@ -1,0 +1,231 @@
+"""The control plane of a simulation: its passes, over the real queue, autoscaler and placement."""
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from bench.simulation.events import Events
+from bench.simulation.hardware import MIGRATION_SECONDS, Model, Server
+from bench.simulation.instances import Instances
+from bench.simulation.node import SimulatedNode
+from bench.simulation.policies import Policy, PreemptThenStart
+from bench.simulation.request import Request
+from bench.simulation.workload import Trace
+from sllm.control import autoscaler, placement
+from sllm.control.decisions import Demand, MigrateThenStart, Start, Wait
+from sllm.control.deployments import ScalingPolicy
+from sllm.control.needs import Checkpoint, Need
+from sllm.control.queue import RequestQueue
+from sllm.control.topology import InstanceState, MigrationCost, Snapshot
+
+DRAIN_PATIENCE = 5.0
+"""Seconds after which busy instances are drained for a request; `ControlConfig`'s default."""
+CONCURRENCY = 16
+"""Requests that an instance works on at once."""
+
+
+class Simulation:
+    """One trace on one cluster under one policy.
+
+    Each pass is the orchestrator's: dispatch, scale, then place, the longest wait first.
+    """
+
+    def __init__(self, nodes: Iterable[SimulatedNode], trace: Trace, policy: Policy) -> None:
+        self._nodes = list(nodes)
+        self._server = self._nodes[0].server
+        self._decide = policy
+        self._events = Events()
+        self._clock = self._events.clock
+        self._due: set[str] = set()
+        self._unmet: set[str] = set()
+        self._queue: RequestQueue[Request] = RequestQueue()
+        self._room_changed = False
+        self.instances = Instances(self._events, self._nodes, self._due.add, self._more_room)
+        self.requests = [Request(one, trace.models[one.deployment]) for one in trace.arrivals]
+        self.waiting_at_last = 0
+        """Requests that waited when the last one came."""
+        self.decision_seconds: list[float] = []
+        """Real time of every decision."""
+        self._models = trace.models
+        self._needs = {name: need_of(name, one, self._server) for name, one in self._models.items()}
+        self._migration = MigrationCost(_per_token(self._models.values()), MIGRATION_SECONDS)
+        self._scaling = {name: scaling_of(one, self._server) for name, one in self._models.items()}
+        for request in self.requests:
+            self._events.at(request.arrival.at, partial(self._arrive, request))
+
+    def run(self) -> None:
+        """Runs until every request has ended."""
+        self._events.run(self._passes)
+        left = [one for one in self.requests if one.ended_at is None]
+        assert not left, f"{len(left)} requests never ended"
+
+    @property
+    def utilisation(self) -> float:
+        """Share of all GPUs' time that requests and loads took, until all had ended."""
+        gpus = sum(one.server.gpus for one in self._nodes)
+        return self.instances.busy_gpu_seconds / (gpus * self._clock.now())
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if anything is used twice or counted wrongly."""
+        self.instances.check_integrity()
+        for node in self._nodes:
+            node.check_integrity()
+
+    def _arrive(self, request: Request) -> None:
+        self._queue.add(request)
+        self._due.add(request.deployment)
+        if request is self.requests[-1]:
+            self.waiting_at_last = len(self._queue)
+
+    def _more_room(self) -> None:
+        self._room_changed = True
+
+    # --- a pass -------------------------------------------------------------------------------
+
+    def _passes(self) -> None:
+        """What a pass changes may be reason for another, at the same moment."""
+        while self._due or self._room_changed:
+            self._pass()
+
+    def _pass(self) -> None:
+        due = self._due | self._unmet if self._room_changed else set(self._due)
+        self._due.clear()
+        self._room_changed = False
+        for name in sorted(due):
+            self._dispatch(name)
+        wanted = self._wanted(due)
+        if wanted:  # room goes to whoever has waited longest, not to whoever was woken
+            unmet, self._unmet = self._unmet, set()
+            self._place_all(wanted | self._wanted(unmet - due))
+
+    def _wanted(self, names: Iterable[str]) -> dict[str, int]:
+        """How many instances to add, for each deployment that lacks any."""
+        return {name: count for name in sorted(names) if (count := self._scale(name))}
+
+    def _dispatch(self, name: str) -> None:
+        while self._queue.head(name):
+            instances, uses = self.instances.fleet.instances_of(name), self.instances.slots.uses
+            chosen = placement.free_instance(instances, uses, CONCURRENCY)
+            if chosen is None:
+                return
+            self.instances.serve(chosen.instance_id, self._queue.pop(name))
+
+    def _scale(self, name: str) -> int:
+        plan = autoscaler.plan(self._load(name), self._scaling[name], self._clock.now())
+        for instance_id in plan.stop:
+            self.instances.end(instance_id)
+        if plan.next_expiry is not None:
+            self._events.at(plan.next_expiry, lambda: self._due.add(name))
+        return plan.start
+
+    def _load(self, name: str) -> autoscaler.Load:
+        instances, uses = self.instances.fleet.instances_of(name), self.instances.slots.uses
+        ready = [one.instance_id for one in instances if one.state is InstanceState.READY]
+        return autoscaler.Load(
+            waiting=self._queue.count(name),
+            ready=[
+                autoscaler.Replica(key, uses[key].in_flight, uses[key].last_used) for key in ready
+            ],
+            starting=sum(one.state is InstanceState.STARTING for one in instances),
+            max_concurrency=CONCURRENCY,
+        )
+
+    def _place_all(self, wanted: Mapping[str, int]) -> None:
+        """Those who have waited longest come first."""
+        closed: dict[str, str] = {}
+        for name in sorted(wanted, key=self._age):
+            for _ in range(wanted[name]):
+                if not self._place(name, closed):
+                    self._unmet.add(name)
+                    break
+
+    def _age(self, name: str) -> tuple[float, str]:
+        head = self._queue.head(name)
+        return (head.enqueued_at if head else self._clock.now()), name
+
+    def _place(self, name: str, closed: dict[str, str]) -> bool:
+        self.instances.report()
+        snapshot = self._snapshot()
+        demand = self._demand(name, closed)
+        began = time.perf_counter()
+        action = self._decide(snapshot, demand)
+        self.decision_seconds.append(time.perf_counter() - began)
+        match action:
+            case Start() as start:
+                self._start(name, start)
+            case MigrateThenStart() as migration:
+                self._migrate(name, migration)
+            case PreemptThenStart(start):
+                self._preempt(name, start)
+            case Wait() as wait:
+                self._wait(name, wait, closed)
+                return False
+        return True
+
+    def _snapshot(self) -> Snapshot:
+        instances = self.instances
+        snapshot = instances.fleet.snapshot(instances.slots.uses, frozenset())
+        running = instances.requests_by_instance()
+        return replace(snapshot, needs=self._needs, running=running, migration=self._migration)
+
+    def _start(self, name: str, start: Start) -> None:
+        for victim in start.victims:
+            self.instances.end(victim)
+        self.instances.start(self._needs[name], start.node_id, estimate=start.estimate)
+
+    def _migrate(self, name: str, migration: MigrateThenStart) -> None:
+        for victim in migration.victims:
+            self.instances.end(victim)
+        for move in migration.moves:
+            for victim in move.victims:
+                self.instances.end(victim)
+            self.instances.migrate(move)
+        leaving = [move.instance_id for move in migration.moves]
+        need, estimate = self._needs[name], migration.estimate
+        self.instances.start(need, migration.node_id, estimate=estimate, after=leaving)
+
+    def _preempt(self, name: str, start: Start) -> None:
+        for victim in start.victims:
+            for request in reversed(self.instances.preempt(victim)):
+                self._queue.add_first(request)
+                self._due.add(request.deployment)
+        self._start(name, replace(start, victims=()))
+
+    def _demand(self, name: str, closed: Mapping[str, str]) -> Demand:
+        waited = self._clock.now() - self._age(name)[0]
+        alone = not self.instances.fleet.instances_of(name)
+        return Demand(
+            need=self._needs[name],
+            waiting=self._queue.count(name),
+            impatient=alone and waited >= DRAIN_PATIENCE,
+            closed=closed,
+        )
+
+    def _wait(self, name: str, wait: Wait, closed: dict[str, str]) -> None:
+        if wait.node_id:
+            closed[wait.node_id] = f"room is being made there for {name}"
+        for instance_id in wait.drain:
+            self.instances.drain(instance_id)
+        due = self._age(name)[0] + DRAIN_PATIENCE
+        if due > self._clock.now():
+            self._events.at(due, lambda: self._due.add(name))
+
+
+def need_of(name: str, model: Model, server: Server) -> Need:
+    """What an instance takes of a server: whole GPUs, what its weights leave being its KV cache."""
+    kv_bytes = model.gpus * server.gpu_bytes
+    checkpoint = Checkpoint(f"file:///{name}", model.size_bytes, name)
+    return Need(name, checkpoint, kv_bytes, kv_bytes, CONCURRENCY)
+
+
+def scaling_of(model: Model, server: Server) -> ScalingPolicy:
+    """From nothing to all GPUs; idle instances stay for as long as loading takes (section 7.4)."""
+    loading = model.size_bytes / server.ssd_bytes_per_second + server.init_seconds
+    return ScalingPolicy(min_replicas=0, max_replicas=10**6, keep_alive=loading)
+
+
+def _per_token(models: Iterable[Model]) -> float:
+    """a, as it would be learned from migrations of all models alike."""
+    return statistics.fmean(one.prefill_seconds_per_token for one in models)

@@ -1,0 +1,92 @@
+"""The settings that are simulated: the paper's cluster over a sweep of rates, and a large fleet."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from bench.simulation import policies
+from bench.simulation.control import Simulation
+from bench.simulation.hardware import OPT_6_7B, OPT_13B, OPT_30B, REPLICAS, Server
+from bench.simulation.node import SimulatedNode
+from bench.simulation.policies import Policy, RandomNode
+from bench.simulation.results import Cell, Outcome, outcome_of
+from bench.simulation.workload import GSM8K, SHAREGPT, Dataset, bursty_trace, deployments
+
+SERVERS = 4
+RATES = {GSM8K: (1.0, 3.0, 5.0, 6.5, 8.0), SHAREGPT: (0.3, 1.0, 1.6, 2.2, 2.8)}
+"""Requests per second over all models, from hardly any to too many."""
+POLICIES: Mapping[str, Callable[[int], Policy]] = {
+    "random": RandomNode,
+    "locality": lambda seed: policies.locality,
+    "preemption": lambda seed: policies.preemption,
+    "sllm": lambda seed: policies.sllm,
+}
+"""By name, from a seed."""
+BESIDE = "sllm, preempting"
+"""The policy that stops what `sllm` would migrate; for a look at what migration itself is worth."""
+
+LARGE_SERVERS = 1000
+LARGE_REPLICAS = {OPT_6_7B: 5714, OPT_13B: 2857, OPT_30B: 1429}
+"""10,000 models, in the proportion of the others."""
+LARGE_HOLDERS = 4
+"""Servers on whose SSDs a model is."""
+LARGE_RATE = 1500.0
+
+
+def sweep(seeds: Sequence[int], requests: int) -> Iterator[Cell]:
+    """Every policy at every rate, as results come."""
+    for dataset, rates in RATES.items():
+        for rate in rates:
+            for name, make in POLICIES.items():
+                yield cell(name, make, dataset, rate, seeds, requests)
+
+
+def beside(dataset: Dataset, rate: float, seeds: Sequence[int], requests: int) -> Cell:
+    """The policy that stops what `sllm` would migrate."""
+    return cell(
+        BESIDE, lambda seed: policies.same_choice_preemption, dataset, rate, seeds, requests
+    )
+
+
+def cell(
+    name: str,
+    make: Callable[[int], Policy],
+    dataset: Dataset,
+    rate: float,
+    seeds: Sequence[int],
+    requests: int,
+) -> Cell:
+    """One policy at one rate on the paper's cluster; all policies see the same traces."""
+    models = deployments(REPLICAS)
+    outcomes = []
+    for seed in seeds:
+        trace = bursty_trace(models, dataset, rate=rate, requests=requests, seed=seed)
+        nodes = [SimulatedNode(f"server-{i}", Server(), models) for i in range(SERVERS)]
+        for index, node in enumerate(nodes):  # every model is in one pool when the trace begins
+            node.fill_pool(sorted(models)[index::SERVERS])
+        simulation = Simulation(nodes, trace, make(seed))
+        simulation.run()
+        outcomes.append(outcome_of(simulation))
+    return Cell(name, dataset.name, rate, outcomes)
+
+
+def large(requests: int, seed: int) -> Outcome:
+    """A short trace on 1,000 servers with 10,000 models, pools filled, under `sllm`.
+
+    A model is on the SSDs of a few servers; the others would bring it from afar.
+    """
+    models = deployments(LARGE_REPLICAS)
+    names = sorted(models)
+    nodes = []
+    for index in range(LARGE_SERVERS):
+        first = [names[i] for i in range(index, len(names), LARGE_SERVERS)]
+        others = [
+            names[i]
+            for copy in range(1, LARGE_HOLDERS)
+            for i in range((index + copy) % LARGE_SERVERS, len(names), LARGE_SERVERS)
+        ]
+        node = SimulatedNode(f"server-{index:03d}", Server(), models, [*first, *others])
+        node.fill_pool([*first, *others])
+        nodes.append(node)
+    trace = bursty_trace(models, GSM8K, rate=LARGE_RATE, requests=requests, seed=seed)
+    simulation = Simulation(nodes, trace, policies.sllm)
+    simulation.run()
+    return outcome_of(simulation)

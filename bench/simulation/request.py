@@ -1,0 +1,93 @@
+"""One simulated request: when it waits, when it is served, and what interrupted it."""
+
+from bench.simulation.hardware import MIGRATION_SECONDS, Model
+from bench.simulation.workload import Arrival
+
+
+class Request:
+    """What becomes of an arrival. Moments are the clock's seconds."""
+
+    def __init__(self, arrival: Arrival, model: Model) -> None:
+        self.arrival = arrival
+        self.name = f"{arrival.deployment}@{arrival.at}"
+        """Unique in a trace."""
+        self.per_token = model.seconds_per_token
+        """Seconds of decoding."""
+        self.prefill_per_token = model.prefill_seconds_per_token
+        """Seconds of computing the KV cache."""
+        self.waited = 0.0
+        """Seconds in which it was not served, from its coming on."""
+        self.first_wait: float | None = None
+        """Seconds until it was served for the first time. None: it has not been."""
+        self.ended_at: float | None = None
+        self.epoch = 0
+        """Counts its interruptions; an end that was foreseen before one is void."""
+        self._served = 0.0
+        self._waits_since: float | None = arrival.at
+        self._serving_since = 0.0
+
+    @property
+    def deployment(self) -> str:
+        """Of the model that it is for."""
+        return self.arrival.deployment
+
+    @property
+    def enqueued_at(self) -> float:
+        """Its place in the queue, which one that was preempted keeps."""
+        return self.arrival.at
+
+    @property
+    def service_seconds(self) -> float:
+        """What it takes in all when nothing interrupts it."""
+        prefill = self.prefill_per_token * self.arrival.prompt_tokens
+        return prefill + self.per_token * self.arrival.output_tokens
+
+    def tokens_at(self, now: float) -> int:
+        """Of its prompt, and those that it has had so far."""
+        if self._waits_since is None:
+            self._account(now)
+        return self.tokens
+
+    @property
+    def tokens(self) -> int:
+        """The same, as of the last time that it was looked at."""
+        prefill = self.prefill_per_token * self.arrival.prompt_tokens
+        decoded = max(0.0, self._served - prefill) / self.per_token
+        return self.arrival.prompt_tokens + int(decoded)
+
+    def serve(self, now: float) -> float:
+        """An instance has taken it; returns when it ends if nothing interrupts it.
+
+        One that had been served before has its KV cache computed anew, for which it waits.
+        """
+        assert self._waits_since is not None
+        again = self.resume_seconds if self._served else 0.0
+        self.waited += now + again - self._waits_since
+        if self.first_wait is None:
+            self.first_wait = self.waited
+        self._waits_since = None
+        self._serving_since = now + again
+        return self._serving_since + self.service_seconds - self._served
+
+    @property
+    def resume_seconds(self) -> float:
+        """A * tokens + b: what it takes to go on elsewhere."""
+        return self.prefill_per_token * self.tokens + MIGRATION_SECONDS
+
+    def interrupt(self, now: float) -> None:
+        """It is served no longer, and waits."""
+        assert self._waits_since is None
+        self.waited -= max(0.0, self._serving_since - now)  # was to be spent on going on
+        self._account(now)
+        self._waits_since = now
+        self.epoch += 1
+
+    def end(self, now: float) -> None:
+        """It has had all its tokens."""
+        assert self.ended_at is None
+        assert self._waits_since is None
+        self.ended_at = now
+
+    def _account(self, now: float) -> None:
+        self._served += max(0.0, now - self._serving_since)
+        self._serving_since = max(now, self._serving_since)
