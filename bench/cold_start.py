@@ -26,7 +26,7 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 import sllm
 from bench.disk import direct_read_seconds, drop_from_page_cache
-from bench.one_node import GIB, LocalCluster, local_cluster
+from bench.local_cluster import GIB, LocalCluster, local_cluster
 from bench.report import print_table, spread, write_figures
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

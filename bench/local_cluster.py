@@ -1,4 +1,4 @@
-"""A cluster of one node on this machine, for benchmarks."""
+"""A cluster on this machine, for benchmarks: `sllm up`, in processes of its own."""
 
 import subprocess
 import sys
@@ -7,38 +7,54 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 import sllm
 
+MIB = 1024**2
 GIB = 1024**3
 START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class LocalCluster:
-    """One node, and a client of its control plane."""
+    """The running cluster, and a client of its control plane."""
 
     client: sllm.Client
     directory: Path
+    address: str
+    """host:port of the control plane."""
+    process: psutil.Process
+    """`sllm up` itself, which starts a server again when it dies."""
 
     @property
     def checkpoints(self) -> Path:
-        """The node's SSD tier."""
+        """The first node's SSD tier."""
         return self.directory / "node-1" / "checkpoints"
 
     @property
     def node_address(self) -> str:
-        """host:port of the node agent."""
+        """host:port of the first node's agent."""
         return self.client.nodes()[0].address
 
     def digests_in_dram(self) -> list[str]:
-        """The checkpoints that the pool holds."""
+        """The checkpoints that the first node's pool holds."""
         return [copy.digest for copy in self.client.nodes()[0].copies if copy.tier == "DRAM"]
+
+    def server(self, name: str) -> psutil.Process:
+        """The process that is now the control plane ("control") or a node ("node-1")."""
+        word = "control" if name == "control" else "node"
+        where = str(self.directory / name)
+        servers = (one for one in self.process.children() if where in one.cmdline())
+        return next(one for one in servers if word in one.cmdline())
 
 
 @contextmanager
-def local_cluster(directory: Path, *, dram_bytes: int, kv_bytes: int) -> Iterator[LocalCluster]:
-    """Runs `sllm up` with one node in `directory`, and ends it afterwards."""
-    command = [sys.executable, "-m", "sllm.cli.main", "up", "--nodes", "1", "--port", "0"]
+def local_cluster(
+    directory: Path, *, dram_bytes: int, kv_bytes: int, nodes: int = 1
+) -> Iterator[LocalCluster]:
+    """Runs `sllm up` in `directory`, and ends it afterwards. Sizes are those of each node."""
+    command = [sys.executable, "-m", "sllm.cli.main", "up", "--nodes", str(nodes), "--port", "0"]
     sizes = ["--dram", str(dram_bytes), "--kv", str(kv_bytes)]
     with (directory / "up.log").open("w") as log:
         up = subprocess.Popen(
@@ -48,8 +64,9 @@ def local_cluster(directory: Path, *, dram_bytes: int, kv_bytes: int) -> Iterato
             text=True,
         )
     try:
-        with sllm.Client(_address(up)) as client:
-            yield LocalCluster(client, directory)
+        address = _address(up)
+        with sllm.Client(address) as client:
+            yield LocalCluster(client, directory, address, psutil.Process(up.pid))
     finally:
         up.terminate()
         up.wait(START_SECONDS)
