@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from bench.simulation.events import Events
 from bench.simulation.hardware import MIGRATION_SECONDS, Model, Server
@@ -14,14 +15,17 @@ from bench.simulation.policies import Policy, PreemptThenStart
 from bench.simulation.request import Request
 from bench.simulation.workload import Trace
 from sllm.control import autoscaler, placement
+from sllm.control.config import ControlConfig
 from sllm.control.decisions import Demand, MigrateThenStart, Start, Wait
 from sllm.control.deployments import ScalingPolicy
 from sllm.control.needs import Checkpoint, Need
 from sllm.control.queue import RequestQueue
-from sllm.control.topology import InstanceState, MigrationCost, Snapshot
+from sllm.control.residency import Residency
+from sllm.control.running import MigrationCost
+from sllm.control.topology import InstanceState, Snapshot
 
-DRAIN_PATIENCE = 5.0
-"""Seconds after which busy instances are drained for a request; `ControlConfig`'s default."""
+CONFIG = ControlConfig(directory=Path())
+"""The control plane's defaults."""
 CONCURRENCY = 16
 """Requests that an instance works on at once."""
 
@@ -42,7 +46,10 @@ class Simulation:
         self._unmet: set[str] = set()
         self._queue: RequestQueue[Request] = RequestQueue()
         self._room_changed = False
-        self.instances = Instances(self._events, self._nodes, self._due.add, self._more_room)
+        self._residency = Residency(CONFIG.residency_factor, CONFIG.longest_residency_seconds)
+        self.instances = Instances(
+            self._events, self._nodes, self._residency, self._due.add, self._more_room
+        )
         self.requests = [Request(one, trace.models[one.deployment]) for one in trace.arrivals]
         self.waiting_at_last = 0
         """Requests that waited when the last one came."""
@@ -171,16 +178,23 @@ class Simulation:
         return replace(snapshot, needs=self._needs, running=running, migration=self._migration)
 
     def _start(self, name: str, start: Start) -> None:
-        for victim in start.victims:
-            self.instances.end(victim)
+        self._end_all(start.victims)
         self.instances.start(self._needs[name], start.node_id, estimate=start.estimate)
 
-    def _migrate(self, name: str, migration: MigrateThenStart) -> None:
-        for victim in migration.victims:
+    def _end_all(self, victims: Iterable[str]) -> None:
+        """Ends idle instances so that others find room."""
+        for victim in victims:
+            self._displaced(victim)
             self.instances.end(victim)
+
+    def _displaced(self, instance_id: str) -> None:
+        deployment = self.instances.running[instance_id].instance.deployment
+        self._residency.displaced(deployment, self._clock.now())
+
+    def _migrate(self, name: str, migration: MigrateThenStart) -> None:
+        self._end_all(migration.victims)
         for move in migration.moves:
-            for victim in move.victims:
-                self.instances.end(victim)
+            self._end_all(move.victims)
             self.instances.migrate(move)
         leaving = [move.instance_id for move in migration.moves]
         need, estimate = self._needs[name], migration.estimate
@@ -188,8 +202,9 @@ class Simulation:
 
     def _preempt(self, name: str, start: Start) -> None:
         for victim in start.victims:
-            for request in reversed(self.instances.preempt(victim)):
-                self._queue.add_first(request)
+            self._displaced(victim)
+            for request in self.instances.preempt(victim):
+                self._queue.add(request)  # it regains its place
                 self._due.add(request.deployment)
         self._start(name, replace(start, victims=()))
 
@@ -199,16 +214,21 @@ class Simulation:
         return Demand(
             need=self._needs[name],
             waiting=self._queue.count(name),
-            impatient=alone and waited >= DRAIN_PATIENCE,
+            impatient=alone and waited >= CONFIG.drain_patience_seconds,
             closed=closed,
+            resident=frozenset(self._residency.resident(self._clock.now())),
         )
 
     def _wait(self, name: str, wait: Wait, closed: dict[str, str]) -> None:
         if wait.node_id:
             closed[wait.node_id] = f"room is being made there for {name}"
         for instance_id in wait.drain:
+            self._displaced(instance_id)
             self.instances.drain(instance_id)
-        due = self._age(name)[0] + DRAIN_PATIENCE
+        resident = self._residency.resident(self._clock.now())
+        if resident:
+            self._events.at(min(resident.values()), lambda: self._due.add(name))
+        due = self._age(name)[0] + CONFIG.drain_patience_seconds
         if due > self._clock.now():
             self._events.at(due, lambda: self._due.add(name))
 

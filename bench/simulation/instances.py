@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from bench.simulation.events import Events
 from bench.simulation.node import SimulatedNode
 from bench.simulation.request import Request
-from sllm.control import topology
 from sllm.control.decisions import Move
 from sllm.control.fleet import Delta, Fleet, Full, Report
 from sllm.control.needs import Need
+from sllm.control.residency import Residency
+from sllm.control.running import Running as RunningRequest
 from sllm.control.slots import Slots
 from sllm.control.topology import Instance, InstanceState, Planned
 
@@ -53,6 +54,7 @@ class Instances:
         self,
         events: Events,
         nodes: Iterable[SimulatedNode],
+        residency: Residency,
         changed: Callable[[str], None],
         room_changed: Callable[[], None],
     ) -> None:
@@ -61,6 +63,7 @@ class Instances:
         Args:
             events: Time.
             nodes: All servers.
+            residency: Told of every start.
             changed: Told of deployments whose instances or requests have changed.
             room_changed: Told when a node has, or may have, more room than before.
         """
@@ -76,6 +79,7 @@ class Instances:
         self._events = events
         self._clock = events.clock
         self._nodes: Mapping[str, SimulatedNode] = {one.node_id: one for one in nodes}
+        self._residency = residency
         self._changed = changed
         self._room_changed = room_changed
         self._revisions = dict.fromkeys(self._nodes, 1)
@@ -84,7 +88,7 @@ class Instances:
         self._loading: set[str] = set()
         """Those whose contents change with time."""
         self._reported_at = 0.0
-        self._known: Mapping[str, tuple[topology.Running, ...]] | None = None
+        self._known: Mapping[str, tuple[RunningRequest, ...]] | None = None
         self._known_at = 0.0
         self._count = 0
         for node in self._nodes.values():
@@ -154,8 +158,10 @@ class Instances:
 
     def _ready(self, one: Running) -> None:
         now = self._clock.now()
+        took = now - one.decided_at
         if one.estimate is not None:
-            self.starts.append((one.estimate, now - one.decided_at))
+            self.starts.append((one.estimate, took))
+        self._residency.ready(one.instance_id, one.instance.deployment, took, now)
         one.ready = True
         one.instance = replace(one.instance, state=InstanceState.READY)
         self.fleet.settle(one.instance.node_id, one.instance_id, one.instance)
@@ -174,7 +180,7 @@ class Instances:
         one = self.running[instance_id]
         assert one.ready
         assert len(one.requests) < one.need.max_concurrency
-        self.slots.take(instance_id, now)
+        self.slots.take(instance_id, request.deployment, now)
         if not one.requests:
             one.busy_since = now
         one.requests.append(request)
@@ -200,13 +206,13 @@ class Instances:
             if one.leaving:
                 self._gone(one)
 
-    def requests_by_instance(self) -> Mapping[str, tuple[topology.Running, ...]]:
+    def requests_by_instance(self) -> Mapping[str, tuple[RunningRequest, ...]]:
         """What placement may know of the requests under way; worked out once for each moment."""
         now = self._clock.now()
         if self._known is None or self._known_at < now:
             self._known_at = now
             self._known = {
-                key: tuple(topology.Running(r.name, r.tokens_at(now)) for r in one.requests)
+                key: tuple(RunningRequest(r.name, r.tokens_at(now)) for r in one.requests)
                 for key, one in self.running.items()
                 if one.requests
             }

@@ -33,7 +33,12 @@ class Request:
 
     @property
     def enqueued_at(self) -> float:
-        """Its place in the queue, which one that was preempted keeps."""
+        """When it came, even if it was preempted since."""
+        return self.arrival.at
+
+    @property
+    def turn(self) -> float:
+        """Its place in the queue: all have the same priority."""
         return self.arrival.at
 
     @property
