@@ -43,6 +43,7 @@ def files_of(remotes: Remotes, url: str, staging: Path) -> SourceFiles:
 
 def bring(url: str, directory: Path, dtype: str | None = None) -> Brought:
     """Imports what a URL names."""
+    directory.mkdir(parents=True, exist_ok=True)
     with Remotes(HASTY) as remotes:
         files = files_of(remotes, url, directory / "staging")
         manifest = run_import(plan_import(files, dtype), directory / "out")
