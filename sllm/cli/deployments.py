@@ -16,7 +16,10 @@ def deploy(
     name: Name,
     source: Annotated[
         str,
-        typer.Argument(help="URL of a model, or path of its directory.", show_default=False),
+        typer.Argument(
+            help="Path of a model's directory, or its URL: file, s3, gs, az, http, https or hf.",
+            show_default=False,
+        ),
     ],
     keep_alive: Annotated[float, typer.Option(help="Seconds that an idle instance stays.")] = 60.0,
     min_replicas: Annotated[int, typer.Option(help="Instances kept without requests.")] = 0,
