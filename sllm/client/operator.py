@@ -227,7 +227,8 @@ class Operator:
     ) -> None:
         """Gives a node no new work, and returns when it runs nothing any more.
 
-        It goes on being drained until `undrain`, also when this call is left.
+        What runs there goes on elsewhere, or else ends there. The node goes on being drained until
+        `undrain`, also when this call is left.
 
         Args:
             node: id of the node.

@@ -118,7 +118,11 @@ class Caller:
         return response.deployment
 
     async def nodes(self) -> list[pb.Node]:
-        response = await self.cluster.ListNodes(cluster_pb.ListNodesRequest(), timeout=SECONDS)
+        response = await self.cluster.ListNodes(
+            cluster_pb.ListNodesRequest(),
+            timeout=SECONDS,
+            wait_for_ready=True,  # after a restart the connection that nodes share may be in backoff
+        )
         return list(response.nodes)
 
     async def instances(self, deployment: str = "") -> list[pb.Instance]:

@@ -139,8 +139,8 @@ class ClusterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainNode(self, request, context):
-        """Gives a node no new work, and ends what runs there as its requests end. The last message is
-        `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+        """Gives a node no new work, and has what runs there go on elsewhere, or else end as its requests
+        end. The last message is `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
         UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
         any node that can serve them.
         """

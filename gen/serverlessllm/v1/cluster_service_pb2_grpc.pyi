@@ -54,8 +54,8 @@ class ClusterServiceStub:
     Unpin: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.UnpinRequest, _cluster_service_pb2.UnpinResponse]
     """Ends pins. The checkpoints stay where they are until something needs the room."""
     DrainNode: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.DrainNodeRequest, _cluster_service_pb2.DrainNodeResponse]
-    """Gives a node no new work, and ends what runs there as its requests end. The last message is
-    `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+    """Gives a node no new work, and has what runs there go on elsewhere, or else end as its requests
+    end. The last message is `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
     UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
     any node that can serve them.
     """
@@ -97,8 +97,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     Unpin: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.UnpinRequest, _cluster_service_pb2.UnpinResponse]  # type: ignore[assignment]
     """Ends pins. The checkpoints stay where they are until something needs the room."""
     DrainNode: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.DrainNodeRequest, _cluster_service_pb2.DrainNodeResponse]  # type: ignore[assignment]
-    """Gives a node no new work, and ends what runs there as its requests end. The last message is
-    `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+    """Gives a node no new work, and has what runs there go on elsewhere, or else end as its requests
+    end. The last message is `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
     UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
     any node that can serve them.
     """
@@ -179,8 +179,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_service_pb2.DrainNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.DrainNodeResponse], _abc.AsyncIterator[_cluster_service_pb2.DrainNodeResponse]]:
-        """Gives a node no new work, and ends what runs there as its requests end. The last message is
-        `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
+        """Gives a node no new work, and has what runs there go on elsewhere, or else end as its requests
+        end. The last message is `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
         UndrainNode, also over restarts, whoever leaves. Refused if requests would be left without
         any node that can serve them.
         """
