@@ -65,7 +65,7 @@ def read_checkpoint(
         CheckpointCorrupt: a chunk cannot be read, or is not what was written; names file, offset.
     """
     with ExitStack() as files:
-        reads = _reads(directory, manifest, memory, verify, files)
+        reads = open_reads(directory, manifest, memory, files, verify=verify)
         return read_chunks(
             reads, threads=threads, clock=clock, progress=progress, cancelled=cancelled
         )
@@ -92,9 +92,26 @@ def read_chunks(
     return min((future.result() for future in futures), default=clock.now())
 
 
-def _reads(
-    directory: Path, manifest: Manifest, memory: ChunkMemory, verify: bool, files: ExitStack
+def open_reads(
+    directory: Path,
+    manifest: Manifest,
+    memory: ChunkMemory,
+    files: ExitStack,
+    *,
+    verify: bool = True,
 ) -> list[ChunkRead]:
+    """The chunks of a checkpoint, of files that stay open until `files` is closed.
+
+    Args:
+        directory: where the partitions are.
+        manifest: what they hold.
+        memory: where the chunks go.
+        files: takes the open files.
+        verify: whether digests are checked, where they are known.
+
+    Raises:
+        CheckpointCorrupt: a partition cannot be opened; names it.
+    """
     return [
         read if verify else replace(read, digest="")
         for index, entry in enumerate(manifest.partitions)

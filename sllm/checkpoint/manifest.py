@@ -58,6 +58,11 @@ class PartitionEntry:
     digests: tuple[str, ...]
     """xxh3_128 of every chunk, in hexadecimal; none at all if nobody has computed them."""
 
+    @property
+    def chunk_count(self) -> int:
+        """How many chunks there are."""
+        return -(-self.size // self.chunk_size)
+
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:

@@ -37,6 +37,9 @@ def deploy(
         int | None,
         typer.Option(help="Requests that an instance should have before another is started."),
     ] = None,
+    pack: Annotated[
+        bool, typer.Option(help="Pack local safetensors on each node; else they stay in place.")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -54,6 +57,7 @@ def deploy(
             kv_cache_tokens=kv_cache_tokens,
             max_concurrency=max_concurrency,
             target_concurrency=target_concurrency,
+            pack=pack,
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

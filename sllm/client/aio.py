@@ -58,6 +58,7 @@ class AsyncClient(Operator):
         kv_cache_tokens: int | None = None,
         max_concurrency: int | None = None,
         target_concurrency: int | None = None,
+        pack: bool = False,
         wait: bool = True,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -77,6 +78,7 @@ class AsyncClient(Operator):
             max_concurrency: requests that one instance works on at once. None: the default.
             target_concurrency: requests that an instance should have before another one is
                 started. None: max_concurrency.
+            pack: whether local safetensors are packed on each node, and not read where they lie.
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
             on_progress: told how far the checkpoint has come, in the event loop's thread.
@@ -95,6 +97,7 @@ class AsyncClient(Operator):
             dtype=dtype,
             kv_cache_tokens=kv_cache_tokens,
             max_concurrency=max_concurrency,
+            pack=pack,
             min_replicas=min_replicas,
             max_replicas=max_replicas,
             keep_alive=keep_alive,

@@ -55,6 +55,8 @@ class Deployment:
     """Tokens that one instance's KV cache can hold. None: the default."""
     max_concurrency: int | None
     """Requests that one instance works on at once. None: the default."""
+    pack: bool
+    """Whether local safetensors are packed on each node, and not read where they lie."""
     min_replicas: int
     """Instances kept even without requests."""
     max_replicas: int
@@ -187,6 +189,8 @@ class Link:
     """Observed bandwidth."""
     queued_bytes: int
     """Bytes of transfers under way or waiting."""
+    in_flight_bytes: int
+    """Of these, bytes of the chunks that were being moved at that moment."""
 
 
 @dataclass(frozen=True, slots=True)

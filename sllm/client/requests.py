@@ -29,6 +29,7 @@ def deploy(
     dtype: str | None,
     kv_cache_tokens: int | None,
     max_concurrency: int | None,
+    pack: bool,
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
@@ -49,6 +50,7 @@ def deploy(
                 dtype=dtype or "",
                 kv_cache_tokens=kv_cache_tokens,
                 max_concurrency=max_concurrency,
+                pack=pack,
             ),
             scaling=pb.ScalingPolicy(
                 min_replicas=min_replicas,

@@ -157,6 +157,7 @@ def deployment(message: deployment_pb.Deployment) -> records.Deployment:
         dtype=engine.dtype,
         kv_cache_tokens=engine.kv_cache_tokens if engine.HasField("kv_cache_tokens") else None,
         max_concurrency=engine.max_concurrency if engine.HasField("max_concurrency") else None,
+        pack=engine.pack,
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
         keep_alive=seconds(scaling.keep_alive),
@@ -243,6 +244,7 @@ def _link(link: pb.LinkObservation) -> records.Link:
         to_tier=known_tier(link.to_tier),
         bytes_per_second=link.bytes_per_second,
         queued_bytes=link.queued_bytes,
+        in_flight_bytes=link.in_flight_bytes,
     )
 
 

@@ -28,6 +28,8 @@ class EngineConfig:
     """Tokens that one instance's KV cache can hold. None: `DEFAULT_KV_TOKENS`, or what fits."""
     max_concurrency: int = 64
     """Requests that one instance works on at once."""
+    pack: bool = False
+    """Whether local safetensors are packed on each node, and not read where they lie."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,10 +84,19 @@ class Node:
         return wire.model_info(response.model)
 
     async def promote(
-        self, source: str, dtype: str, tier: Tier, timeout: float, hold: Holding | None = None
+        self,
+        source: str,
+        dtype: str,
+        tier: Tier,
+        timeout: float,
+        hold: Holding | None = None,
+        *,
+        pack: bool = False,
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
         """Brings a checkpoint to a tier, and holds it there: progress, and the model at the end."""
-        request = pb.PromoteRequest(source=source, dtype=dtype, tier=types_pb.Tier.ValueType(tier))
+        request = pb.PromoteRequest(
+            source=source, dtype=dtype, tier=types_pb.Tier.ValueType(tier), pack=pack
+        )
         if hold:
             request.hold_id = hold.hold_id
         if hold and hold.ttl is not None:

@@ -164,7 +164,12 @@ class Pinning:
         node = self._nodes.member(pin.place.node_id)
         hold = Holding(pin.place.hold_id, pin.remaining(time.time()))
         promotion = node.promote(
-            spec.source, spec.engine.dtype, pin.place.tier, self._timeout, hold
+            spec.source,
+            spec.engine.dtype,
+            pin.place.tier,
+            self._timeout,
+            hold,
+            pack=spec.engine.pack,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

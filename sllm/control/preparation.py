@@ -83,7 +83,9 @@ class Preparation:
 
     async def _promote(self, deployment: Deployment, node: Node) -> None:
         spec, timeout = deployment.spec, self._config.start_timeout_seconds
-        promotion = node.promote(spec.source, spec.engine.dtype, Tier.SSD, timeout)
+        promotion = node.promote(
+            spec.source, spec.engine.dtype, Tier.SSD, timeout, pack=spec.engine.pack
+        )
         async with aclosing(promotion) as steps:
             async for step in steps:
                 if isinstance(step, ModelInfo):

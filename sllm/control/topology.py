@@ -129,6 +129,8 @@ class Link:
     """0: nothing has crossed it yet."""
     queued_bytes: int = 0
     """Bytes of transfers under way or waiting."""
+    in_flight_bytes: int = 0
+    """Of these, bytes of the chunks that are being moved."""
 
 
 LinkKey = tuple[Tier, Tier]

@@ -112,6 +112,7 @@ def _engine(config: pb.EngineConfig) -> model.EngineConfig:
             if config.HasField("max_concurrency")
             else default.max_concurrency
         ),
+        pack=config.pack,
     )
 
 
@@ -130,6 +131,7 @@ def _engine_message(engine: model.EngineConfig) -> pb.EngineConfig:
         dtype=engine.dtype,
         kv_cache_tokens=engine.kv_cache_tokens,
         max_concurrency=engine.max_concurrency,
+        pack=engine.pack,
     )
 
 
@@ -219,7 +221,7 @@ def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
         },
         links={
             (topology.Tier(link.from_tier), topology.Tier(link.to_tier)): topology.Link(
-                link.bytes_per_second, link.queued_bytes
+                link.bytes_per_second, link.queued_bytes, link.in_flight_bytes
             )
             for link in node.links
         },
@@ -350,6 +352,7 @@ def _link_message(key: topology.LinkKey, link: topology.Link) -> pb.LinkObservat
         to_tier=pb.Tier.ValueType(key[1]),
         bytes_per_second=link.bytes_per_second,
         queued_bytes=link.queued_bytes,
+        in_flight_bytes=link.in_flight_bytes,
     )
 
 

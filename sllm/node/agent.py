@@ -1,8 +1,9 @@
 """The node agent: what this node holds, what it runs, and what it may still take on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,9 +16,8 @@ from sllm.node.config import NodeConfig
 from sllm.node.holds import Holds, HoldSpec
 from sllm.node.inits import Inits, InitTime
 from sllm.node.instance import Instance, InstanceState
-from sllm.node.loads import Tell
 from sllm.node.start import InstanceSpec
-from sllm.node.tiers import Progress, Tier, TierStore
+from sllm.node.tiers import Lease, Priority, Progress, Tier, TierStore
 from sllm.node.workers import Worker
 from sllm.node.zygote import WorkerSpec, Zygote
 
@@ -46,7 +46,7 @@ class Agent:
     def __init__(self, config: NodeConfig, clock: Clock, store: TierStore, zygote: Zygote) -> None:
         self.config = config
         self.store = store
-        self.holds = Holds(store, clock, self._changed)
+        self.holds = Holds(clock, self._changed)
         self.instances: dict[str, Instance] = {}
         self.inits = Inits()
         self._clock = clock
@@ -84,14 +84,29 @@ class Agent:
         )
 
     async def promote(
-        self, source: str, dtype: str | None, tier: Tier, hold: HoldSpec | None = None
+        self,
+        source: str,
+        dtype: str | None,
+        tier: Tier,
+        hold: HoldSpec | None = None,
+        *,
+        pack: bool = False,
     ) -> AsyncIterator[Progress]:
         """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
         A caller that leaves does not end the work.
         """
         progress: Broadcast[Progress] = Broadcast()
-        work = asyncio.create_task(self._promote(source, dtype, tier, hold, progress.publish))
+        promote = partial(
+            self.store.promote,
+            source,
+            dtype,
+            tier,
+            progress.publish,
+            priority=Priority.PREFETCH,
+            pack=pack,
+        )
+        work = asyncio.create_task(self._promote(promote, tier, hold))
         self._promotions.add(work)
         work.add_done_callback(self._promotion_ended)
         work.add_done_callback(lambda _: progress.close())
@@ -142,12 +157,12 @@ class Agent:
         await asyncio.gather(*stops)
 
     async def _promote(
-        self, source: str, dtype: str | None, tier: Tier, hold: HoldSpec | None, tell: Tell
+        self, promote: Callable[[], Awaitable[Lease]], tier: Tier, hold: HoldSpec | None
     ) -> None:
         if hold:
-            await self.holds.bring_up(hold, source, dtype, tier, tell)
+            await self.holds.bring_up(hold, tier, promote)
         else:
-            (await self.store.promote(source, dtype, tier, tell)).release()
+            (await promote()).release()
 
     def _promotion_ended(self, work: asyncio.Task[None]) -> None:
         self._promotions.discard(work)

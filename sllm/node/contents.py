@@ -51,10 +51,12 @@ def links(speeds: Speeds, imports: Imports, reads: Reads) -> tuple[Link, ...]:
     reading = sum(load.remaining_bytes for load in reads.loads.values())
     return (
         _link(Tier.REMOTE, Tier.SSD, speeds.remote_to_ssd, importing),
-        _link(Tier.SSD, Tier.DRAM, speeds.ssd_to_dram, reading),
+        _link(Tier.SSD, Tier.DRAM, speeds.ssd_to_dram, reading, reads.in_flight_bytes),
         _link(Tier.DRAM, Tier.DEVICE, speeds.dram_to_device, 0),
     )
 
 
-def _link(from_tier: Tier, to_tier: Tier, speed: Speed, queued_bytes: int) -> Link:
-    return Link(from_tier, to_tier, speed.bytes_per_second, queued_bytes)
+def _link(
+    from_tier: Tier, to_tier: Tier, speed: Speed, queued_bytes: int, in_flight_bytes: int = 0
+) -> Link:
+    return Link(from_tier, to_tier, speed.bytes_per_second, queued_bytes, in_flight_bytes)

@@ -2,14 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sllm.clock import Clock
 from sllm.node.lease import Lease
-from sllm.node.loads import Tell
 from sllm.node.records import Tier
-from sllm.node.tiers import TierStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ class _Kept:
 class Holds:
     """The holds of a node. Belongs to the event loop. A hold ends with the agent's process."""
 
-    def __init__(self, store: TierStore, clock: Clock, changed: Callable[[], None]) -> None:
-        self._store = store
+    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
         self._clock = clock
         self._changed = changed
         self._kept: dict[str, _Kept] = {}
@@ -59,18 +56,23 @@ class Holds:
         """For each hold that is on its way, what the newest call for it is known by."""
 
     async def bring_up(
-        self, spec: HoldSpec, source: str, dtype: str | None, tier: Tier, tell: Tell
+        self, spec: HoldSpec, tier: Tier, promote: Callable[[], Awaitable[Lease]]
     ) -> None:
         """Brings a checkpoint up to a tier and holds it there.
 
         If the hold was released meanwhile, or asked for again, this call leaves none.
+
+        Args:
+            spec: the hold.
+            tier: SSD or DRAM.
+            promote: brings the checkpoint up there, as `TierStore.promote` does.
 
         Raises:
             SllmError: as `TierStore.promote`; a hold of the same id stays as it was.
         """
         wish = self._wishes[spec.hold_id] = object()
         try:
-            lease = await self._store.promote(source, dtype, tier, tell)
+            lease = await promote()
         finally:
             wanted = self._wishes.get(spec.hold_id) is wish
             if wanted:

@@ -15,13 +15,15 @@ import structlog
 from sllm.checkpoint.direct_io import flush_directory
 from sllm.checkpoint.import_plan import ImportPlan, plan_import
 from sllm.checkpoint.importer import import_checkpoint
-from sllm.checkpoint.manifest import Manifest
+from sllm.checkpoint.manifest import Manifest, corrupt
+from sllm.checkpoint.sources import LocalSource, SourceFiles
 from sllm.checkpoint.workers import ChunkWorkers
 from sllm.clock import Clock
 from sllm.errors import NoCapacity
 from sllm.node import metrics
 from sllm.node.checkpoints import SourceRecord
 from sllm.node.dram import Chunks, DramTier
+from sllm.node.in_place import InPlace, can_stay, describe, keep
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
 from sllm.node.records import LoadPhase, Step, Tier
@@ -37,7 +39,8 @@ class Imported:
 
     copy: SsdCopy
     """Leased once for everybody who joined the import."""
-    step: Step
+    steps: tuple[Step, ...]
+    """None if nothing had to move."""
 
 
 class Imports:
@@ -54,8 +57,8 @@ class Imports:
         threads: int,
         changed: Callable[[], None],
     ) -> None:
-        self.loads: dict[SourceRecord, Load[Imported]] = {}
-        """Under way."""
+        self.loads: dict[tuple[SourceRecord, bool], Load[Imported]] = {}
+        """Under way, by source and by whether it is to be packed."""
         self._ssd = ssd
         self._dram = dram
         self._sources = sources
@@ -65,48 +68,65 @@ class Imports:
         self._workers = ChunkWorkers(dram.pool.chunk_bytes, threads)
         self._changed = changed
 
-    def load(self, source: FoundSource, tier: Tier) -> Load[Imported]:
+    def load(self, source: FoundSource, tier: Tier, *, pack: bool) -> Load[Imported]:
         """The import of a source that is under way, or a new one.
 
         Args:
             source: as it was found; imports of the same state of a source are the same.
             tier: DRAM to fill chunks of the pool on the way.
+            pack: convert it although it could be read where it lies.
         """
-        load = self.loads.get(source.record)
+        key = source.record, pack
+        load = self.loads.get(key)
         if load is None:
-            load = Load(LoadPhase.IMPORT, Tier.REMOTE, self._changed)
-            self.loads[source.record] = load
-            load.begin(self._run(source, tier, load))
+            load = self.loads[key] = Load(LoadPhase.IMPORT, Tier.REMOTE, self._changed)
+            load.begin(self._run(source, tier, pack, load))
         return load
 
-    async def _run(self, source: FoundSource, tier: Tier, load: Load[Imported]) -> Imported:
+    async def _run(
+        self, source: FoundSource, tier: Tier, pack: bool, load: Load[Imported]
+    ) -> Imported:
         try:
-            copy, step = await self._bring(source, tier, load)
-            copy.holding.leases += load.joined
+            copy, steps = await self._bring(source, tier, pack, load)
+            load.land(copy.holding)
             self._ssd.record_source(copy, source.record)
         finally:
-            del self.loads[source.record]
+            del self.loads[source.record, pack]
             self._changed()
         await self._movers.run(partial(_settle, self._ssd.directory, self._ssd.take_removed()))
-        return Imported(copy, step)
+        return Imported(copy, steps)
 
     async def _bring(
-        self, source: FoundSource, tier: Tier, load: Load[Imported]
-    ) -> tuple[SsdCopy, Step]:
+        self, source: FoundSource, tier: Tier, pack: bool, load: Load[Imported]
+    ) -> tuple[SsdCopy, tuple[Step, ...]]:
         files = await self._sources.files(source)
+        if not pack and isinstance(source.place, LocalSource) and can_stay(files, source.record):
+            return await self._adopt(files, source.record), ()
         plan = await self._movers.run(partial(plan_import, files, source.record.dtype))
         load.report(0, plan.files.size_bytes)
         began = self._clock.now()
         if plan.packed and (known := self._ssd.copies.get(plan.packed.digest)):
-            return known, Step(LoadPhase.IMPORT, began, duration=0.0, size_bytes=0)
+            return known, (Step(LoadPhase.IMPORT, began, duration=0.0, size_bytes=0),)
         with ExitStack() as room:
             chunks = self._reserve_chunks(plan, tier, room)
             written = room.enter_context(self._ssd.half_written(source.record))
-            await self._reserve_disk(plan, room)
+            await self._reserve_disk(plan.disk_bytes, room)
             began = self._clock.now()
             manifest = await self._write(plan, written, chunks, load)
             copy = self._land(written, manifest, chunks)
-        return copy, self._step(began, manifest)
+        return copy, (self._step(began, manifest),)
+
+    async def _adopt(self, files: SourceFiles, record: SourceRecord) -> SsdCopy:
+        """Makes safetensors known that are read in place."""
+        place = InPlace(files.directory, files.fingerprint)
+        if files.fingerprint != record.fingerprint:
+            raise corrupt(files.directory, "was changed while it was looked at; try again")
+        manifest = describe(files, self._dram.pool.chunk_bytes)
+        written = self._ssd.temporary()
+        with ExitStack() as room:
+            await self._reserve_disk(sum(path.stat().st_size for path in files.files), room)
+            await self._movers.run(partial(keep, files, manifest, written))
+            return self._ssd.land(written, manifest, place)
 
     def _reserve_chunks(self, plan: ImportPlan, tier: Tier, room: ExitStack) -> Chunks | None:
         if tier is not Tier.DRAM:
@@ -114,9 +134,9 @@ class Imports:
         counts = plan.layout.chunk_counts(self._dram.pool.chunk_bytes)
         return room.enter_context(self._dram.reserved(counts))
 
-    async def _reserve_disk(self, plan: ImportPlan, room: ExitStack) -> None:
+    async def _reserve_disk(self, size: int, room: ExitStack) -> None:
         """Returns once what had to go is gone from the disk; it leaves the pool as well."""
-        victims = room.enter_context(self._ssd.reserved(plan.disk_bytes))
+        victims = room.enter_context(self._ssd.reserved(size))
         removed = [self._ssd.detach(digest) for digest in victims]
         for digest in victims:
             self._dram.evict(digest)
@@ -132,7 +152,7 @@ class Imports:
             written,
             chunk_bytes=self._dram.pool.chunk_bytes,
             progress=load.reporter(),
-            cancelled=self._movers.closing.is_set,
+            cancelled=lambda: load.abandoned or self._movers.closing.is_set(),
             memory=self._dram.memory(chunks) if chunks is not None else None,
             workers=self._workers,
             resume=True,

@@ -7,7 +7,8 @@ from threading import Event
 from typing import Any, Generic, TypeVar
 
 from sllm.errors import Cancelled, ShuttingDown
-from sllm.node.records import LoadPhase, Progress, Tier
+from sllm.node.ledger import Holding
+from sllm.node.records import LoadPhase, Priority, Progress, Tier
 
 Result = TypeVar("Result")
 
@@ -19,12 +20,26 @@ _THREADS = 8
 
 
 class Load(Generic[Result]):
-    """Work that several may join. It goes on whoever leaves. Belongs to the event loop."""
+    """Work that several may join. Belongs to the event loop.
 
-    def __init__(self, phase: LoadPhase, from_tier: Tier, changed: Callable[[], None]) -> None:
+    It ends early only when all who have joined were cancelled: whoever merely does not listen any
+    more must go on waiting.
+    """
+
+    def __init__(
+        self,
+        phase: LoadPhase,
+        from_tier: Tier,
+        changed: Callable[[], None],
+        priority: Priority = Priority.DEMAND,
+    ) -> None:
         self.progress = Progress(phase, from_tier, loaded_bytes=0, total_bytes=0)
-        self.joined = 0
-        """How many wait for it."""
+        self.priority = priority
+        """The highest of those who have joined."""
+        self.abandoned = False
+        """Whether nobody needs it any more: the work is to end, and nobody may join."""
+        self._joined = 0
+        self._holding: Holding | None = None
         self._changed = changed
         self._listeners: list[Tell] = []
         self._task: asyncio.Task[Result] | None = None
@@ -37,18 +52,47 @@ class Load(Generic[Result]):
     def begin(self, work: Coroutine[Any, Any, Result]) -> None:
         """Starts the work; once, and before the first `join`."""
         self._task = asyncio.create_task(work)
+        self._task.add_done_callback(_note_error)
 
-    async def join(self, tell: Tell) -> Result:
+    async def join(self, tell: Tell, priority: Priority) -> Result:
         """Waits for the result, and is told of the progress until then.
+
+        What the work leaves is leased for the caller then, unless it is cancelled.
 
         Raises:
             SllmError: what the work failed with.
         """
         assert self._task is not None, "the work has not begun"
-        self.joined += 1
+        assert not self.abandoned, "the work is about to end"
+        self.priority = min(self.priority, priority)
+        self._joined += 1
+        if self._holding is not None:
+            self._holding.leases += 1
         self._listeners.append(tell)
         tell(self.progress)
-        return await asyncio.shield(self._task)
+        try:
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            self._leave(tell)
+            raise
+
+    def _leave(self, tell: Tell) -> None:
+        self._listeners.remove(tell)
+        self._joined -= 1
+        if self._holding is not None:
+            self._holding.leases -= 1
+        self.abandoned = not self._joined and self._holding is None
+        self._changed()
+
+    async def ended(self) -> None:
+        """Returns when the work has ended, however it has."""
+        assert self._task is not None, "the work has not begun"
+        await asyncio.wait([self._task])
+
+    def land(self, holding: Holding) -> None:
+        """Leases what the work has left for all who have joined, and for those who still will."""
+        self._holding = holding
+        holding.leases += self._joined
 
     def report(self, loaded_bytes: int, total_bytes: int) -> None:
         """Tells everybody how far the work is."""
@@ -57,6 +101,10 @@ class Load(Generic[Result]):
         for tell in self._listeners:
             tell(self.progress)
         self._changed()
+
+    def advance(self, size_bytes: int) -> None:
+        """Tells everybody that so many bytes more have arrived."""
+        self.report(self.progress.loaded_bytes + size_bytes, self.progress.total_bytes)
 
     def reporter(self) -> Callable[[int, int], object]:
         """`report` for a thread; what it reports arrives before the thread's result does."""
@@ -77,12 +125,15 @@ class Movers:
 
         Raises:
             ShuttingDown: `close` ended it.
+            Cancelled: the work itself had a reason to end early.
         """
         if self.closing.is_set():
             raise ShuttingDown("the node is going down")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except Cancelled:
+            if not self.closing.is_set():
+                raise
             raise ShuttingDown("the node went down during the load") from None
 
     def stop(self) -> None:
@@ -92,3 +143,9 @@ class Movers:
     def close(self) -> None:
         """Ends the threads. All work must have ended."""
         self._threads.shutdown()
+
+
+def _note_error(task: "asyncio.Task[Any]") -> None:
+    """Looks at an error once: that nobody waits for a load any more is no reason to warn of it."""
+    if not task.cancelled():
+        task.exception()

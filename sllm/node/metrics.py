@@ -15,6 +15,16 @@ _load_time = _meter.create_histogram(
 )
 
 
+_quarantined = _meter.create_counter(
+    "sllm.checkpoint.quarantined", description="Copies on SSD that were found to be corrupt."
+)
+
+
+def record_quarantine() -> None:
+    """Counts a copy that was set aside."""
+    _quarantined.add(1)
+
+
 def record_load(phase: str, size_bytes: int, seconds: float) -> None:
     """Counts a load that has succeeded."""
     _loaded.add(size_bytes, {"phase": phase})

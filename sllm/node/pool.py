@@ -6,12 +6,16 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from sllm import libc
 from sllm.checkpoint.manifest import BLOCK_BYTES, CHUNK_BYTES
 from sllm.errors import InvalidArgument
+
+_TOUCH_BYTES = 2 << 20
+"""Backed with memory by one call. The kernel holds a lock of the process meanwhile, for which
+whoever maps or unmaps memory waits: the event loop, too."""
 
 
 class Pool:
@@ -19,10 +23,10 @@ class Pool:
 
     Fixed-size chunks leave no fragmentation, and make accounting exact.
 
-    Threads: `try_allocate`, `free`, `start_populating`, `check_integrity` and `close` belong to
-    one thread, that of the agent's event loop. `view` and `touch` may be called from any thread,
-    for chunks that are allocated. Nothing guards a chunk's bytes: whoever allocated it decides
-    who reads and who writes.
+    Threads: `try_allocate`, `free`, `undisturbed`, `start_populating`, `check_integrity` and
+    `close` belong to one thread, that of the agent's event loop. `view` and `touch` may be called
+    from any thread, for chunks that are allocated. Nothing guards a chunk's bytes: whoever
+    allocated it decides who reads and who writes.
     """
 
     def __init__(self, capacity_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -54,6 +58,9 @@ class Pool:
         self._touched = bytearray(self.chunk_count)
         self._closing = threading.Event()
         self._populating: threading.Thread | None = None
+        self._loads = 0
+        self._quiet = threading.Event()
+        self._quiet.set()
 
     @property
     def used_bytes(self) -> int:
@@ -96,8 +103,22 @@ class Pool:
         """
         if self._touched[chunk]:
             return
-        libc.populate(self._address + chunk * self.chunk_bytes, self.chunk_bytes)
+        start = self._address + chunk * self.chunk_bytes
+        for offset in range(0, self.chunk_bytes, _TOUCH_BYTES):
+            libc.populate(start + offset, min(_TOUCH_BYTES, self.chunk_bytes - offset))
         self._touched[chunk] = True
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Lets populating pause: for a load, which touches the chunks that it was given itself."""
+        self._loads += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._loads -= 1
+            if not self._loads:
+                self._quiet.set()
 
     def start_populating(self) -> None:
         """Touches all chunks, lowest first, in a thread of its own that `close` stops."""
@@ -108,6 +129,7 @@ class Pool:
 
     def _populate(self) -> None:
         for chunk in range(self.chunk_count):
+            self._quiet.wait()
             if self._closing.is_set():
                 return
             self.touch(chunk)
@@ -124,6 +146,7 @@ class Pool:
         A view that is still referred to keeps all of it until it is gone.
         """
         self._closing.set()
+        self._quiet.set()
         if self._populating is not None:
             self._populating.join()
         self._memory.release()

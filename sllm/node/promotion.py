@@ -12,9 +12,9 @@ from sllm.node.dram import Chunks, DramCopy, DramTier
 from sllm.node.imports import Imports
 from sllm.node.lease import Lease
 from sllm.node.ledger import Holding
-from sllm.node.loads import Tell
+from sllm.node.loads import Load, Result, Tell
 from sllm.node.reads import Reads
-from sllm.node.records import Step, Tier
+from sllm.node.records import Step, Tier, Wish
 from sllm.node.sources import FoundSource
 from sllm.node.ssd import SsdCopy, SsdTier
 
@@ -26,7 +26,7 @@ class _Trip:
     """What one caller wants, what was done for it so far, and what it holds."""
 
     source: FoundSource
-    tier: Tier
+    wish: Wish
     tell: Tell
     held: ExitStack
     steps: list[Step] = field(default_factory=list)
@@ -49,15 +49,17 @@ class Promoter:
         self._reads = reads
         self._changed = changed
 
-    async def bring_up(self, source: FoundSource, tier: Tier, tell: Tell) -> Lease:
-        """A lease on the checkpoint, once it is on `tier`. Not to be cancelled.
+    async def bring_up(self, source: FoundSource, wish: Wish, tell: Tell) -> Lease:
+        """A lease on the checkpoint, once it is where it is wished for.
+
+        A caller that is cancelled gives its wish up: what nobody else wishes for ends at once.
 
         Raises:
             SllmError: as `TierStore.promote` says.
         """
         from_tier = self._held_on(source.record)
         with ExitStack() as held:
-            trip = _Trip(source, tier, tell, held)
+            trip = _Trip(source, wish, tell, held)
             checkpoint, chunks = await self._reach(trip)
             steps = tuple(trip.steps)
             return Lease(checkpoint, source.record, chunks, from_tier, steps, held.pop_all())
@@ -69,20 +71,23 @@ class Promoter:
 
     async def _reach(self, trip: _Trip) -> tuple[Checkpoint, Chunks]:
         """What is in the pool alone is taken from there; all else has a copy on SSD."""
-        dram = self._dram.find(trip.source.record) if trip.tier is Tier.DRAM else None
+        dram = self._dram.find(trip.source.record) if trip.wish.tier is Tier.DRAM else None
         if dram is not None and dram.checkpoint.manifest.digest not in self._ssd.copies:
             return dram.checkpoint, self._take(trip, dram)
         copy = await self._reach_ssd(trip)
-        return await self._reach_dram(trip, copy) if trip.tier is Tier.DRAM else (copy, ())
+        return await self._reach_dram(trip, copy) if trip.wish.tier is Tier.DRAM else (copy, ())
 
     async def _reach_ssd(self, trip: _Trip) -> SsdCopy:
-        copy = self._ssd.find(trip.source.record)
+        source, wish = trip.source, trip.wish
+        copy = self._ssd.find(source.record, packed=wish.pack)
         if copy is not None:
             copy.holding.leases += 1
             self._ssd.touch(copy)
         else:
-            imported = await self._imports.load(trip.source, trip.tier).join(trip.tell)
-            trip.steps.append(imported.step)
+            imported = await self._join(
+                lambda: self._imports.load(source, wish.tier, pack=wish.pack), trip
+            )
+            trip.steps.extend(imported.steps)
             copy = imported.copy
         self._hold(copy.holding, trip)
         return copy
@@ -93,6 +98,8 @@ class Promoter:
             return copy, await self._chunks(trip, copy)
         except CheckpointCorrupt as error:
             _log.warning("node.checkpoint_corrupt", problem=error.message)
+            if copy.in_place is not None:
+                raise  # there is no other copy
             try:
                 copy = await self._reach_ssd(trip)
             except (SourceNotFound, SourceForbidden, SourceUnavailable):
@@ -103,10 +110,16 @@ class Promoter:
         dram = self._dram.copies.get(copy.manifest.digest)
         if dram is not None:
             return self._take(trip, dram)
-        read = await self._reads.load(copy).join(trip.tell)
+        read = await self._join(lambda: self._reads.load(copy, trip.wish.priority), trip)
         trip.steps.append(read.step)
         self._hold(read.copy.holding, trip)
         return read.copy.chunks
+
+    async def _join(self, find: Callable[[], Load[Result]], trip: _Trip) -> Result:
+        """The result of a load; one that others have given up ends before it begins anew."""
+        while (load := find()).abandoned:
+            await load.ended()
+        return await load.join(trip.tell, trip.wish.priority)
 
     def _take(self, trip: _Trip, dram: DramCopy) -> Chunks:
         dram.holding.leases += 1

@@ -1,22 +1,23 @@
 """From SSD into the pool."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import structlog
 
-from sllm.checkpoint.chunk_reader import read_checkpoint
+from sllm.checkpoint.chunk_reader import open_reads
 from sllm.clock import Clock
-from sllm.errors import CheckpointCorrupt
+from sllm.errors import Cancelled, CheckpointCorrupt, ShuttingDown
 from sllm.node import metrics
 from sllm.node.dram import Chunks, DramCopy, DramTier
+from sllm.node.in_place import remember, with_digests
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
-from sllm.node.records import LoadPhase, Step, Tier
-from sllm.node.ssd import SsdCopy, SsdTier, delete
+from sllm.node.read_queue import ReadJob, ReadQueue
+from sllm.node.records import LoadPhase, Priority, Step, Tier
+from sllm.node.ssd import SsdCopy, SsdTier
 
 _log = structlog.get_logger()
 
@@ -31,11 +32,7 @@ class ReadIn:
 
 
 class Reads:
-    """The reads of a node. Belongs to the event loop.
-
-    Their chunks are read by a few threads of their own, first come first served: the disk is
-    the bottleneck, and sharing it between two checkpoints would only delay the first.
-    """
+    """The reads of a node. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -54,15 +51,20 @@ class Reads:
         self._movers = movers
         self._speed = speed
         self._clock = clock
-        self._threads = ThreadPoolExecutor(threads, "chunk-read")
+        self._queue = ReadQueue(threads, clock)
         self._changed = changed
 
-    def load(self, copy: SsdCopy) -> Load[ReadIn]:
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of the chunks that are being read."""
+        return self._queue.in_flight_bytes
+
+    def load(self, copy: SsdCopy, priority: Priority) -> Load[ReadIn]:
         """The read of a copy that is under way, or a new one. The copy must be leased."""
         digest = copy.manifest.digest
         load = self.loads.get(digest)
         if load is None:
-            load = self.loads[digest] = Load(LoadPhase.READ, Tier.SSD, self._changed)
+            load = self.loads[digest] = Load(LoadPhase.READ, Tier.SSD, self._changed, priority)
             load.report(0, copy.manifest.size_bytes)
             load.begin(self._run(copy, load))
         return load
@@ -70,51 +72,71 @@ class Reads:
     async def _run(self, copy: SsdCopy, load: Load[ReadIn]) -> ReadIn:
         try:
             return await self._read(copy, load)
-        except CheckpointCorrupt:
-            await self._movers.run(partial(delete, self._drop(copy)))
+        except CheckpointCorrupt as error:
+            if copy.in_place is None:
+                self._ssd.quarantine(copy, error)
             raise
+        except Cancelled:
+            if self._movers.closing.is_set():
+                raise ShuttingDown("the node went down during the load") from None
+            raise
+        finally:
+            del self.loads[copy.manifest.digest]
+            self._changed()
 
     async def _read(self, copy: SsdCopy, load: Load[ReadIn]) -> ReadIn:
-        manifest = copy.manifest
-        try:
-            with self._dram.reserved(
-                [len(entry.digests) for entry in manifest.partitions]
-            ) as chunks:
-                began = await self._fill(copy, chunks, load)
-                dram = self._dram.land(copy, chunks)
-            dram.holding.leases += load.joined
-        finally:
-            del self.loads[manifest.digest]
-            self._changed()
-        return ReadIn(dram, self._step(began, copy))
+        manifest, pool = copy.manifest, self._dram.pool
+        with (
+            ExitStack() as files,
+            self._dram.reserved([entry.chunk_count for entry in manifest.partitions]) as chunks,
+            pool.undisturbed(),
+        ):
+            job = await self._open(copy, chunks, load, files)
+            await self._queue.read(job)
+            await self._check(copy, job)
+            dram = self._dram.land(copy, chunks)
+            load.land(dram.holding)
+        return ReadIn(dram, self._step(job, copy))
 
-    async def _fill(self, copy: SsdCopy, chunks: Chunks, load: Load[ReadIn]) -> float:
-        return await self._movers.run(
-            partial(
-                read_checkpoint,
-                copy.directory,
-                copy.manifest,
-                self._dram.memory(chunks),
-                threads=self._threads,
-                clock=self._clock,
-                progress=load.reporter(),
-                cancelled=self._movers.closing.is_set,
-            )
+    async def _open(
+        self, copy: SsdCopy, chunks: Chunks, load: Load[ReadIn], files: ExitStack
+    ) -> ReadJob:
+        memory = self._dram.memory(chunks)
+        reads = await self._movers.run(
+            partial(open_reads, copy.weights, copy.manifest, memory, files)
+        )
+        return ReadJob(
+            reads,
+            priority=lambda: load.priority,
+            cancelled=lambda: load.abandoned or self._movers.closing.is_set(),
+            advance=load.advance,
         )
 
-    def _drop(self, copy: SsdCopy) -> Path:
-        """Forgets a corrupt copy, leased or not: nothing of it is to be believed."""
-        self._ssd.ledger.remove(copy.manifest.digest)
-        return self._ssd.detach(copy.manifest.digest)
+    async def _check(self, copy: SsdCopy, job: ReadJob) -> None:
+        """What was read in place must belong together; its digests are kept for later reads."""
+        if copy.in_place is None:
+            return
+        await self._movers.run(copy.in_place.check_unchanged)
+        if all(entry.digests for entry in copy.manifest.partitions):
+            return
+        found = iter(job.digests)
+        digests = {
+            entry.file: [next(found) for _ in range(entry.chunk_count)]
+            for entry in copy.manifest.partitions
+        }
+        copy.manifest = with_digests(copy.manifest, digests)
+        kept = partial(remember, copy.directory, copy.in_place, copy.manifest)
+        await self._movers.run(kept)
 
-    def _step(self, began: float, copy: SsdCopy) -> Step:
-        seconds = self._clock.now() - began
+    def _step(self, job: ReadJob, copy: SsdCopy) -> Step:
+        now = self._clock.now()
+        began = now if job.began is None else job.began
         size = copy.manifest.size_bytes
-        self._speed.observe(size, seconds)
-        metrics.record_load("read", size, seconds)
-        _log.info("node.read_into_pool", digest=copy.manifest.digest, seconds=round(seconds, 3))
-        return Step(LoadPhase.READ, began, seconds, size)
+        self._speed.observe(size, now - began)
+        metrics.record_load("read", size, now - began)
+        _log.info("node.read_into_pool", digest=copy.manifest.digest, seconds=round(now - began, 3))
+        return Step(LoadPhase.READ, began, now - began, size)
 
     def close(self) -> None:
         """Ends the threads. No read may be under way."""
-        self._threads.shutdown()
+        self._queue.close()

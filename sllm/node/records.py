@@ -16,6 +16,26 @@ class Tier(IntEnum):
     DEVICE = 4
 
 
+class Priority(IntEnum):
+    """Whose chunks go first."""
+
+    DEMAND = 0
+    """Of a load that a request waits for."""
+    PREFETCH = 1
+    """Of one that is only expected to be of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller wants of a checkpoint."""
+
+    tier: Tier
+    """To have it on: SSD or DRAM."""
+    priority: Priority = Priority.DEMAND
+    pack: bool = False
+    """Whether it is converted although it could be read where it lies."""
+
+
 class LoadPhase(IntEnum):
     """What a load is doing; the numbers are those of the protocol."""
 
@@ -85,6 +105,8 @@ class Link:
     bytes_per_second: float
     queued_bytes: int
     """Bytes of transfers under way or waiting."""
+    in_flight_bytes: int
+    """Of these, bytes of the chunks that are being moved at this moment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ class NodeServicer(NodeServiceServicer):
         """Brings a checkpoint up to a tier."""
         tier, dtype = wire.storage_tier(request.tier), request.dtype or None
         hold = wire.hold_spec(request)
-        async for progress in self._agent.promote(request.source, dtype, tier, hold):
+        async for progress in self._agent.promote(
+            request.source, dtype, tier, hold, pack=request.pack
+        ):
             yield pb.PromoteResponse(loading=wire.loading(progress))
         model = await self._agent.inspect(request.source, dtype)
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.model_info(model)))

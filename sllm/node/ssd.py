@@ -21,18 +21,21 @@ from typing import Self
 import structlog
 import xxhash
 
-from sllm.checkpoint.manifest import Manifest, corrupt, is_digest
+from sllm.checkpoint.manifest import CHUNK_BYTES, Manifest, corrupt, is_digest
 from sllm.checkpoint.manifest_file import read_manifest
 from sllm.clock import Clock
 from sllm.decay import Decaying
-from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource
+from sllm.errors import CheckpointCorrupt, InvalidArgument, SllmError
+from sllm.node import metrics
 from sllm.node.checkpoints import Checkpoint, SourceRecord
+from sllm.node.in_place import KEPT_FILE, InPlace, restore
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.records import Tier
 
 _SOURCES_FILE = ".sources.json"
 _PARTIAL = ".partial-"
 _REMOVED = ".removed-"
+_QUARANTINED = ".quarantined-"
 STAGED = ".staged-"
 """Begins the names of directories of small files that were fetched from remote sources."""
 
@@ -47,6 +50,13 @@ class SsdCopy(Checkpoint):
     """A complete checkpoint on SSD."""
 
     holding: Holding
+    in_place: InPlace | None = None
+    """Where its bytes are read, if that is not `directory`."""
+
+    @property
+    def weights(self) -> Path:
+        """The directory of its partitions."""
+        return self.in_place.directory if self.in_place else self.directory
 
 
 class SsdTier:
@@ -59,12 +69,26 @@ class SsdTier:
         """By digest."""
         self._partials: set[str] = set()
         """Names of half-written checkpoints that nobody writes to. The ledger has them, too."""
+        self._quarantined: set[str] = set()
+        """Names of copies that are not what they should be. The ledger has them, too."""
         self._removed: list[Path] = []
         self._lock = lock
 
     @classmethod
-    def open(cls, directory: Path, capacity_bytes: int, clock: Clock | None = None) -> Self:
+    def open(
+        cls,
+        directory: Path,
+        capacity_bytes: int,
+        clock: Clock | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> Self:
         """Takes stock of `directory`, and removes what is incomplete, corrupt or over the budget.
+
+        Args:
+            directory: the tier's; made if it is not there.
+            capacity_bytes: its budget.
+            clock: tells when copies are used.
+            chunk_bytes: of the chunks in which safetensors are read in place.
 
         Raises:
             InvalidArgument: another process uses the directory.
@@ -76,28 +100,34 @@ class SsdTier:
         for path in sorted(_partials(directory), key=_age):
             tier._keep(path)
         for path in sorted(_checkpoints(directory), key=_age):
-            tier._take_in(path)
+            tier._take_in(path, chunk_bytes)
         for digest in tier.ledger.shrink_to_capacity():
             delete(tier.detach(digest))
         return tier
 
-    def _take_in(self, path: Path) -> None:
+    def _take_in(self, path: Path, chunk_bytes: int) -> None:
         try:
-            manifest = read_manifest(path)
-            if manifest.digest != path.name:
-                raise corrupt(path, f"holds the checkpoint {manifest.digest}")
-        except (CheckpointCorrupt, InvalidSource) as error:
+            copy = self._restored(path, chunk_bytes)
+        except SllmError as error:
             _log.warning("node.checkpoint_dropped", path=str(path), problem=error.message)
             delete(path)
             return
-        copy = SsdCopy(manifest, path, self.ledger.add(manifest.digest, manifest.disk_bytes))
         copy.sources.extend(_read_sources(path))
-        self.copies[manifest.digest] = copy
+        self.copies[path.name] = copy
 
-    def find(self, record: SourceRecord) -> SsdCopy | None:
-        """The copy that this source, in this state, leads to."""
+    def _restored(self, path: Path, chunk_bytes: int) -> SsdCopy:
+        if (path / KEPT_FILE).exists():
+            manifest, place = restore(path, chunk_bytes)
+            return SsdCopy(manifest, path, self.ledger.add(path.name, _disk_bytes(path)), place)
+        manifest = read_manifest(path)
+        if manifest.digest != path.name:
+            raise corrupt(path, f"holds the checkpoint {manifest.digest}")
+        return SsdCopy(manifest, path, self.ledger.add(path.name, manifest.disk_bytes))
+
+    def find(self, record: SourceRecord, *, packed: bool = False) -> SsdCopy | None:
+        """The copy that this source, in this state, leads to; `packed`: not one in place."""
         found = (copy for copy in self.copies.values() if record in copy.sources)
-        return next(found, None)
+        return next((copy for copy in found if not (packed and copy.in_place)), None)
 
     def last_known(self, url: str, dtype: str | None) -> SourceRecord | None:
         """What a source was when it was last imported."""
@@ -148,11 +178,14 @@ class SsdTier:
     def _keep(self, path: Path) -> None:
         """Whatever is whole is missed more than this."""
         self._partials.add(path.name)
-        size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
-        self.ledger.add(path.name, size).uses = Decaying()
+        self.ledger.add(path.name, _disk_bytes(path)).uses = Decaying()
 
-    def land(self, written: Path, manifest: Manifest) -> SsdCopy:
-        """Makes a checkpoint known that was written.
+    def temporary(self) -> Path:
+        """A name for a directory of which a kill leaves nothing that is of use."""
+        return self.directory / f"{_REMOVED}{uuid.uuid4().hex}"
+
+    def land(self, written: Path, manifest: Manifest, place: InPlace | None = None) -> SsdCopy:
+        """Makes a checkpoint known that was written, or what is kept of one in place.
 
         If the same content is here already, `take_removed` gives what was written.
         """
@@ -161,9 +194,24 @@ class SsdTier:
             self._removed.append(self._rename_away(written))
             return known
         directory = written.rename(self.directory / manifest.digest)
-        holding = self.ledger.add(manifest.digest, manifest.disk_bytes)
-        copy = self.copies[manifest.digest] = SsdCopy(manifest, directory, holding)
+        size = _disk_bytes(directory) if place else manifest.disk_bytes
+        holding = self.ledger.add(manifest.digest, size)
+        copy = self.copies[manifest.digest] = SsdCopy(manifest, directory, holding, place)
         return copy
+
+    def quarantine(self, copy: SsdCopy, error: CheckpointCorrupt) -> None:
+        """Sets a copy aside that is not what it should be, leased or not.
+
+        Nothing of it is to be believed. It goes when room is needed, or at the next start.
+        """
+        digest, size = copy.manifest.digest, copy.holding.size
+        self.ledger.remove(digest)
+        del self.copies[digest]
+        path = copy.directory.rename(self.directory / f"{_QUARANTINED}{uuid.uuid4().hex}")
+        self._quarantined.add(path.name)
+        self.ledger.add(path.name, size).uses = Decaying()
+        metrics.record_quarantine()
+        _log.error("node.checkpoint_quarantined", path=str(path), problem=error.message)
 
     def take_removed(self) -> list[Path]:
         """Directories that are to be deleted, once each."""
@@ -181,21 +229,23 @@ class SsdTier:
         _write_sources(copy)
 
     def detach(self, name: str) -> Path:
-        """Forgets a copy, or a half-written one, that the ledger has struck out.
+        """Forgets a copy that the ledger has struck out, a half-written or a bad one as well.
 
         Returns:
             What is to be deleted.
         """
         self._partials.discard(name)
+        self._quarantined.discard(name)
         self.copies.pop(name, None)
         return self._rename_away(self.directory / name)
 
     def _rename_away(self, path: Path) -> Path:
-        return path.rename(self.directory / f"{_REMOVED}{uuid.uuid4().hex}")
+        return path.rename(self.temporary())
 
     def check_integrity(self) -> None:
         """Raises AssertionError if books, memory and disk differ."""
-        self.ledger.check_integrity({*self.copies, *self._partials})
+        self.ledger.check_integrity({*self.copies, *self._partials, *self._quarantined})
+        assert all((self.directory / name).exists() for name in self._quarantined), "one is gone"
         assert {path.name for path in _partials(self.directory)} == self._partials, "a stray"
         on_disk = {path.name for path in _checkpoints(self.directory)}
         assert on_disk == set(self.copies), "the directory and the tier differ"
@@ -213,6 +263,11 @@ def delete(directory: Path) -> None:
         shutil.rmtree(directory)
     except OSError as error:
         _log.warning("node.not_deleted", path=str(directory), problem=str(error))
+
+
+def _disk_bytes(directory: Path) -> int:
+    """What the files in a directory take."""
+    return sum(file.stat().st_blocks * 512 for file in directory.iterdir())
 
 
 def _lock(directory: Path) -> int:
@@ -245,7 +300,7 @@ def _leftovers(directory: Path) -> Iterator[Path]:
     """What a kill left behind, and nobody will go on with."""
     oldest = time.time() - PARTIAL_SECONDS
     yield from (path for path in _partials(directory) if _last_written(path) < oldest)
-    prefixes = (_REMOVED, STAGED)
+    prefixes = (_REMOVED, _QUARANTINED, STAGED)
     yield from (path for path in directory.iterdir() if path.name.startswith(prefixes))
 
 

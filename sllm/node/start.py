@@ -88,7 +88,12 @@ class Start:
 
     async def _promote(self) -> Lease:
         lease = await self._store.promote(
-            self._spec.source, self._spec.engine.dtype, Tier.DRAM, self._publish
+            self._spec.source,
+            self._spec.engine.dtype,
+            Tier.DRAM,
+            self._publish,
+            pack=self._spec.engine.pack,
+            give_up=True,
         )
         self._leases.append(lease)
         for step in lease.steps:

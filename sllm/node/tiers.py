@@ -25,7 +25,18 @@ from sllm.node.loads import Movers, Tell
 from sllm.node.pool import Pool
 from sllm.node.promotion import Promoter
 from sllm.node.reads import Reads
-from sllm.node.records import Copy, Found, Link, LoadPhase, Progress, Step, Tier, TierUsage
+from sllm.node.records import (
+    Copy,
+    Found,
+    Link,
+    LoadPhase,
+    Priority,
+    Progress,
+    Step,
+    Tier,
+    TierUsage,
+    Wish,
+)
 from sllm.node.sources import FoundSource, Place, Sources
 from sllm.node.ssd import SsdTier, delete
 
@@ -35,6 +46,7 @@ __all__ = [
     "Lease",
     "Link",
     "LoadPhase",
+    "Priority",
     "Progress",
     "Step",
     "Tier",
@@ -118,7 +130,7 @@ class TierStore:
             InvalidArgument: another process uses the directory.
             OSError: the directory's disk is full, or fails.
         """
-        ssd = await asyncio.to_thread(SsdTier.open, directory, ssd_bytes, clock)
+        ssd = await asyncio.to_thread(SsdTier.open, directory, ssd_bytes, clock, pool.chunk_bytes)
         try:
             speeds = await asyncio.to_thread(measure, directory)
         except BaseException:
@@ -140,19 +152,31 @@ class TierStore:
         return self._dram.pool.chunk_bytes
 
     async def promote(
-        self, source: str, dtype: str | None, tier: Tier, on_progress: Tell | None = None
+        self,
+        source: str,
+        dtype: str | None,
+        tier: Tier,
+        on_progress: Tell | None = None,
+        *,
+        priority: Priority = Priority.DEMAND,
+        pack: bool = False,
+        give_up: bool = False,
     ) -> Lease:
         """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
 
         What is under way for the same checkpoint is joined. A caller that is cancelled does not
         end the work: the tiers keep what was loaded. A source that is gone is still served from
-        the tiers.
+        the tiers. Local safetensors are served from where they lie.
 
         Args:
             source: URL or path.
             dtype: torch's name for what plain floating weights are converted to; None: nothing.
             tier: SSD or DRAM.
             on_progress: told how far the load is.
+            priority: whose chunks go first; joining a load of a lower one raises it.
+            pack: convert local safetensors although they could stay where they are.
+            give_up: a caller that is cancelled needs it no more: what nobody else waits for ends,
+                and its room is free at once.
 
         Raises:
             InvalidSource: the source cannot be read, or is not a model.
@@ -167,25 +191,28 @@ class TierStore:
         if tier not in (Tier.SSD, Tier.DRAM):
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
         listener = _Listener(on_progress)
-        promotion = self._begin(parse_source(source), dtype, tier, listener.tell)
+        wish = Wish(tier, priority, pack)
+        promotion = self._begin(parse_source(source), dtype, wish, listener.tell)
         try:
             return await asyncio.shield(promotion)
         except asyncio.CancelledError:
             listener.leave()
             promotion.add_done_callback(_release)
+            if give_up:
+                promotion.cancel()
             raise
 
     def _begin(
-        self, place: Place, dtype: str | None, tier: Tier, tell: Tell
+        self, place: Place, dtype: str | None, wish: Wish, tell: Tell
     ) -> asyncio.Task[Lease]:
-        promotion = asyncio.create_task(self._promote(place, dtype, tier, tell))
+        promotion = asyncio.create_task(self._promote(place, dtype, wish, tell))
         self._promotions.add(promotion)
         promotion.add_done_callback(self._promotions.discard)
         return promotion
 
-    async def _promote(self, place: Place, dtype: str | None, tier: Tier, tell: Tell) -> Lease:
+    async def _promote(self, place: Place, dtype: str | None, wish: Wish, tell: Tell) -> Lease:
         source = await self._look(place, dtype, fresh=False)
-        return await self._promoter.bring_up(source, tier, tell)
+        return await self._promoter.bring_up(source, wish, tell)
 
     async def _look(self, place: Place, dtype: str | None, *, fresh: bool) -> FoundSource:
         known = self._ssd.last_known(place.url, dtype)

@@ -49,6 +49,7 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
         dtype=config.dtype or None,
         kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
         max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
+        pack=config.pack,
     )
 
 
@@ -198,6 +199,7 @@ def _link(link: Link) -> pb.LinkObservation:
         to_tier=pb.Tier.ValueType(link.to_tier),
         bytes_per_second=link.bytes_per_second,
         queued_bytes=link.queued_bytes,
+        in_flight_bytes=link.in_flight_bytes,
     )
 
 

@@ -50,6 +50,8 @@ class EngineSpec:
     """Name of a torch dtype to convert to. None: as stored."""
     kv_cache_tokens: int | None
     max_concurrency: int | None
+    pack: bool = False
+    """Whether local safetensors are packed on this node, and not read where they lie."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ def test_deploy_returns_the_deployment(control: FakeControl, call: Call) -> None
         kv_cache_tokens=None,
         max_concurrency=4,
         target_concurrency=3,
+        pack=False,
         min_replicas=0,
         max_replicas=2,
         keep_alive=1.5,
@@ -194,6 +195,7 @@ def test_nodes_are_listed_over_all_pages(control: FakeControl, call: Call) -> No
                 to_tier=types.TIER_DRAM,
                 bytes_per_second=1.5,
                 queued_bytes=2,
+                in_flight_bytes=1,
             )
         ],
         connected_at=Timestamp(seconds=5),
@@ -210,7 +212,7 @@ def test_nodes_are_listed_over_all_pages(control: FakeControl, call: Call) -> No
         kv_capacity_bytes=10,
         kv_used_bytes=4,
         copies=(sllm.CheckpointCopy("abc", sllm.Tier.SSD, 9, 8, ("file:///m",), leased=True),),
-        links=(sllm.Link(sllm.Tier.SSD, sllm.Tier.DRAM, 1.5, 2),),
+        links=(sllm.Link(sllm.Tier.SSD, sllm.Tier.DRAM, 1.5, 2, 1),),
         init_time=None,
         connected_at=5.0,
     )

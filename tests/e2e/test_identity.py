@@ -22,11 +22,15 @@ PROMPTS = (
 MAX_TOKENS = 24
 
 
-@pytest.fixture(params=[*FAMILIES, *(f"{family}-sharded" for family in FAMILIES)])
+IN_PLACE = [*FAMILIES, *(f"{family}-sharded" for family in FAMILIES)]
+
+
+@pytest.fixture(params=[*IN_PLACE, *(f"{family} packed" for family in FAMILIES)])
 def deployment(request: pytest.FixtureRequest, cluster: Cluster, models: Path) -> Iterator[str]:
-    cluster.client.deploy(request.param, f"file://{models / request.param}", keep_alive=60.0)
-    yield request.param
-    cluster.client.delete(request.param)
+    name, _, packed = request.param.partition(" ")
+    cluster.client.deploy(name, f"file://{models / name}", keep_alive=60.0, pack=bool(packed))
+    yield name
+    cluster.client.delete(name)
     cluster.wait_for_instances(0)
 
 

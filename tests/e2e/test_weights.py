@@ -10,12 +10,13 @@ from tests.e2e import workers
 from tests.e2e.cluster import Cluster, running
 
 
-@pytest.fixture
-def twins(tmp_path: Path, models: Path) -> Iterator[Cluster]:
+@pytest.fixture(params=["packed", "in place"])
+def twins(request: pytest.FixtureRequest, tmp_path: Path, models: Path) -> Iterator[Cluster]:
     """One node that runs two instances of one model."""
+    pack = request.param == "packed"
     source = f"file://{models / 'tiny-gpt2'}"
     with running(tmp_path, nodes=1) as cluster:
-        cluster.client.deploy("twins", source, min_replicas=2, max_replicas=2)
+        cluster.client.deploy("twins", source, min_replicas=2, max_replicas=2, pack=pack)
         cluster.wait_for_instances(2)
         yield cluster
 

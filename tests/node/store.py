@@ -74,7 +74,7 @@ class Bench:
 
     async def promote(self, seed: int, tier: Tier, tell: Tell | None = None) -> Lease:
         """Promotes a model, and checks the store's books and the model's bytes."""
-        lease = await self.store.promote(self.model(seed), None, tier, tell)
+        lease = await self.store.promote(self.model(seed), None, tier, tell, pack=True)
         self.store.check_integrity()
         if tier is Tier.DRAM:
             found = tensors_in_pool(lease.manifest, self.pool, lease.chunks)
@@ -102,6 +102,8 @@ class Gate:
 
     def __init__(self) -> None:
         self.begun = 0
+        self.when_held: Callable[[], object] = lambda: None
+        """Done at the gate, after it was opened."""
         self._open = threading.Event()
 
     def hold(self, transfer: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,6 +112,7 @@ class Gate:
         def held(*args: object, **named: object) -> object:
             self.begun += 1
             assert self._open.wait(20), "nobody opened the gate"
+            self.when_held()
             return transfer(*args, **named)
 
         return held
@@ -125,7 +128,7 @@ def gate_on(name: str) -> Iterator[Gate]:
     gate = Gate()
     module, function = {
         "imports": (imports, "import_checkpoint"),
-        "reads": (reads, "read_checkpoint"),
+        "reads": (reads, "open_reads"),
     }[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, function, gate.hold(getattr(module, function)))

@@ -1,6 +1,7 @@
 """Holds on a real store: they keep what nothing uses, and end by the clock or by a word."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -19,7 +20,7 @@ class Kept:
         self.bench = bench
         self.clock = ManualClock()
         self.changes = 0
-        self.holds = Holds(bench.store, self.clock, self._changed)
+        self.holds = Holds(self.clock, self._changed)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -28,7 +29,8 @@ class Kept:
         self, seed: int, tier: Tier = Tier.DRAM, ttl: float | None = None, hold_id: str = "pin"
     ) -> None:
         source = self.bench.model(seed)
-        await self.holds.bring_up(HoldSpec(hold_id, ttl), source, None, tier, lambda _: None)
+        promote = partial(self.bench.store.promote, source, None, tier, pack=True)
+        await self.holds.bring_up(HoldSpec(hold_id, ttl), tier, promote)
         self.bench.store.check_integrity()
 
     def ids_on(self, digest: str, tier: Tier) -> list[str]:

@@ -68,7 +68,7 @@ async def test_promotions_of_one_checkpoint_share_one_transfer(bench: Bench, kin
 async def test_sources_of_the_same_content_share_a_copy(bench: Bench) -> None:
     write_model(bench.directory / "twin", seed=0)
     one = await bench.promote(0, Tier.DRAM)
-    other = await bench.store.promote(str(bench.directory / "twin"), None, Tier.DRAM)
+    other = await bench.store.promote(str(bench.directory / "twin"), None, Tier.DRAM, pack=True)
     assert other.chunks == one.chunks
     (on_ssd, in_dram) = bench.store.copies()
     assert len(on_ssd.sources) == len(in_dram.sources) == 2
@@ -81,7 +81,9 @@ async def test_the_same_content_is_in_the_pool_once_however_it_came(bench: Bench
     with gate_on("reads") as gate:
         read = asyncio.create_task(bench.promote(0, Tier.DRAM))
         await assert_eventually(lambda: gate.begun)
-        imported = await bench.store.promote(str(bench.directory / "twin"), None, Tier.DRAM)
+        imported = await bench.store.promote(
+            str(bench.directory / "twin"), None, Tier.DRAM, pack=True
+        )
         gate.open()
         assert (await read).chunks == imported.chunks
     bench.store.check_integrity()

@@ -66,7 +66,7 @@ async def test_the_next_process_finds_what_was_imported(bench: Bench) -> None:
 async def test_a_source_that_is_gone_is_served_from_the_tiers(bench: Bench) -> None:
     digest = await bench.leave(0, Tier.SSD)
     (bench.directory / "model0").rename(bench.directory / "elsewhere")
-    lease = await bench.store.promote(str(bench.directory / "model0"), None, Tier.DRAM)
+    lease = await bench.store.promote(str(bench.directory / "model0"), None, Tier.DRAM, pack=True)
     assert lease.digest == digest
     with pytest.raises(SourceNotFound):
         await bench.store.promote(str(bench.directory / "model0"), "float16", Tier.DRAM)
@@ -76,7 +76,7 @@ async def test_a_source_that_is_gone_is_served_from_the_tiers(bench: Bench) -> N
 async def test_a_source_that_changed_is_imported_anew(bench: Bench) -> None:
     old = await bench.leave(0, Tier.SSD)
     write_model(bench.directory / "model0", seed=7)
-    lease = await bench.store.promote(bench.model(0), None, Tier.SSD)
+    lease = await bench.store.promote(bench.model(0), None, Tier.SSD, pack=True)
     assert lease.digest != old
     sources = {copy.digest: copy.sources for copy in bench.store.copies()}
     assert sources == {old: (), lease.digest: ((bench.directory / "model0").as_uri(),)}
@@ -115,7 +115,7 @@ async def test_a_corrupt_copy_without_its_source_is_an_error_and_removed(bench: 
     flip_bit(path, 20_000)
     (bench.directory / "model0").rename(bench.directory / "elsewhere")
     with pytest.raises(CheckpointCorrupt) as caught:
-        await bench.store.promote(str(bench.directory / "model0"), None, Tier.DRAM)
+        await bench.store.promote(str(bench.directory / "model0"), None, Tier.DRAM, pack=True)
     assert caught.value.metadata == {"file": str(path), "offset": "16384"}
     assert bench.store.copies() == ()
     assert bench.pool.used_bytes == 0
@@ -135,13 +135,13 @@ async def test_a_corrupt_source_is_an_error_and_leaves_nothing(bench: Bench) -> 
 
 async def test_what_makes_no_sense_is_refused(bench: Bench) -> None:
     with pytest.raises(InvalidSource):
-        await bench.store.promote("ftp://host/model", None, Tier.SSD)
+        await bench.store.promote("ftp://host/model", None, Tier.SSD, pack=True)
     with pytest.raises(SourceNotFound):
-        await bench.store.promote(str(bench.directory / "none"), None, Tier.SSD)
+        await bench.store.promote(str(bench.directory / "none"), None, Tier.SSD, pack=True)
     with pytest.raises(InvalidArgument, match="int4"):
         await bench.store.promote(bench.model(0), "int4", Tier.SSD)
     with pytest.raises(InvalidArgument, match="DEVICE"):
-        await bench.store.promote(bench.model(0), None, Tier.DEVICE)
+        await bench.store.promote(bench.model(0), None, Tier.DEVICE, pack=True)
 
 
 @pytest.mark.parametrize("kind", ["imports", "reads"])
@@ -160,7 +160,7 @@ async def test_closing_ends_what_is_under_way(tmp_path: Path, kind: str) -> None
             await caller
         await closing
     with pytest.raises(ShuttingDown):
-        await bench.store.promote(bench.model(0), None, Tier.SSD)
+        await bench.store.promote(bench.model(0), None, Tier.SSD, pack=True)
     assert not list((tmp_path / "tier").glob(".incoming-*"))
 
 
@@ -190,3 +190,69 @@ def test_the_agents_side_needs_no_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", ["imports", "reads"])
+async def test_a_load_that_is_given_up_frees_its_room_and_can_begin_anew(
+    bench: Bench, kind: str
+) -> None:
+    if kind == "reads":
+        await bench.leave(0, Tier.SSD)
+    with gate_on(kind) as gate:
+        given_up = asyncio.create_task(give_up_later(bench))
+        await assert_eventually(lambda: gate.begun)
+        assert bench.pool.used_bytes > 0
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        await settle()
+        anew = asyncio.create_task(bench.promote(0, Tier.DRAM))
+        await settle()
+        gate.open()
+        lease = await anew
+        assert gate.begun == 2
+    lease.release()
+    assert not any(copy.leased for copy in bench.store.copies())
+
+
+@pytest.mark.parametrize("kind", ["imports", "reads"])
+async def test_a_load_that_all_have_given_up_ends(bench: Bench, kind: str) -> None:
+    if kind == "reads":
+        await bench.leave(0, Tier.SSD)
+    before = bench.on(Tier.SSD)
+    with gate_on(kind) as gate:
+        both = [asyncio.create_task(give_up_later(bench)) for _ in range(2)]
+        await assert_eventually(lambda: gate.begun)
+        for one in both:
+            one.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+        gate.open()
+        await assert_eventually(lambda: not bench.pool.used_bytes)
+    assert bench.on(Tier.DRAM) == set()
+    assert bench.on(Tier.SSD) == before
+    assert not any(copy.leased for copy in bench.store.copies())
+    bench.store.check_integrity()
+
+
+@pytest.mark.parametrize("kind", ["imports", "reads"])
+async def test_a_load_that_one_has_given_up_goes_on_for_the_others(bench: Bench, kind: str) -> None:
+    if kind == "reads":
+        await bench.leave(0, Tier.SSD)
+    with gate_on(kind) as gate:
+        leaving = asyncio.create_task(give_up_later(bench))
+        staying = asyncio.create_task(bench.promote(0, Tier.DRAM))
+        await assert_eventually(lambda: gate.begun)
+        await settle()
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        gate.open()
+        lease = await staying
+        assert gate.begun == 1
+    lease.release()
+    assert not any(copy.leased for copy in bench.store.copies())
+
+
+async def give_up_later(bench: Bench) -> None:
+    """As a start does: whoever cancels it has no use for the checkpoint any more."""
+    await bench.store.promote(bench.model(0), None, Tier.DRAM, pack=True, give_up=True)

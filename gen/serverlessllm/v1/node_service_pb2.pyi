@@ -74,6 +74,7 @@ class PromoteRequest(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     HOLD_ID_FIELD_NUMBER: _builtins.int
     HOLD_TTL_FIELD_NUMBER: _builtins.int
+    PACK_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -84,6 +85,8 @@ class PromoteRequest(_message.Message):
     copy on SSD as well, if there is one. A hold of the same id is replaced. Holds do not outlive the node
     agent's process. Empty: nothing is held.
     """
+    pack: _builtins.bool
+    """As in EngineConfig."""
     @_builtins.property
     def hold_ttl(self) -> _duration_pb2.Duration:
         """How long it is held, from when it is there. Above zero. Unset: until it is released."""
@@ -96,10 +99,11 @@ class PromoteRequest(_message.Message):
         tier: _types_pb2.Tier.ValueType = ...,
         hold_id: _builtins.str = ...,
         hold_ttl: _duration_pb2.Duration | None = ...,
+        pack: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold_ttl", b"hold_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "source", b"source", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

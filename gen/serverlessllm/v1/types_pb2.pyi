@@ -523,6 +523,7 @@ class EngineConfig(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     KV_CACHE_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    PACK_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """The engine's name. Empty: "transformers"."""
     dtype: _builtins.str
@@ -533,6 +534,10 @@ class EngineConfig(_message.Message):
     """Tokens that the KV cache of one instance can hold. Unset: 8192, or less if the node has less."""
     max_concurrency: _builtins.int
     """Requests that one instance works on at once; more wait in the router. Unset: 64."""
+    pack: _builtins.bool
+    """Whether local safetensors are packed into a checkpoint made for loading, on each node's own
+    disk. Unset: they are read where they lie. What is converted or remote is packed anyway.
+    """
     def __init__(
         self,
         *,
@@ -540,10 +545,11 @@ class EngineConfig(_message.Message):
         dtype: _builtins.str = ...,
         kv_cache_tokens: _builtins.int | None = ...,
         max_concurrency: _builtins.int | None = ...,
+        pack: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency", "pack", b"pack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_cache_tokens: _TypeAlias = _typing.Literal["kv_cache_tokens"]  # noqa: Y015
     _WhichOneofArgType__kv_cache_tokens: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens"]  # noqa: Y015
@@ -802,11 +808,14 @@ class LinkObservation(_message.Message):
     TO_TIER_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     QUEUED_BYTES_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_BYTES_FIELD_NUMBER: _builtins.int
     from_tier: Global___Tier.ValueType
     to_tier: Global___Tier.ValueType
     bytes_per_second: _builtins.float
     queued_bytes: _builtins.int
     """Bytes of transfers under way or waiting on the link."""
+    in_flight_bytes: _builtins.int
+    """Of these, bytes of the chunks that are being moved at this moment."""
     def __init__(
         self,
         *,
@@ -814,10 +823,11 @@ class LinkObservation(_message.Message):
         to_tier: Global___Tier.ValueType = ...,
         bytes_per_second: _builtins.float = ...,
         queued_bytes: _builtins.int = ...,
+        in_flight_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "from_tier", b"from_tier", "queued_bytes", b"queued_bytes", "to_tier", b"to_tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "from_tier", b"from_tier", "in_flight_bytes", b"in_flight_bytes", "queued_bytes", b"queued_bytes", "to_tier", b"to_tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,174 @@
+"""The threads that read chunks from the disk, and the order in which loads have their turns."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from threading import Condition, Thread
+
+import xxhash
+
+from sllm.checkpoint.chunk_reader import ChunkRead, read_chunk
+from sllm.clock import Clock
+from sllm.errors import Cancelled
+from sllm.node.records import Priority
+
+
+class ReadJob:
+    """The chunks of one load. Made in the event loop; the rest belongs to the queue."""
+
+    def __init__(
+        self,
+        reads: Sequence[ChunkRead],
+        *,
+        priority: Callable[[], Priority],
+        cancelled: Callable[[], bool],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Describes a job.
+
+        Args:
+            reads: the chunks, in the order in which they are read.
+            priority: asked before every turn, in any thread.
+            cancelled: asked before every turn, in any thread.
+            advance: told the bytes of each chunk that has arrived, in the event loop.
+        """
+        loop = asyncio.get_running_loop()
+        self.digests = [""] * len(reads)
+        """xxh3_128 of every chunk, once it is read."""
+        self.began: float | None = None
+        """When the first chunk's turn came, by the queue's clock."""
+        self.error: BaseException | None = None
+        """What went wrong first."""
+        self.ended: asyncio.Future[None] = loop.create_future()
+        """Done when no chunk is being read any more, nor will be."""
+        self.reads = reads
+        self.priority = priority
+        self.cancelled = cancelled
+        self.waiting = deque(range(len(reads)))
+        self.running = 0
+        self.arrived: Callable[[int], object] = lambda size: loop.call_soon_threadsafe(
+            advance, size
+        )
+        self.end: Callable[[], object] = lambda: loop.call_soon_threadsafe(
+            self.ended.set_result, None
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.waiting and not self.running
+
+    def stop(self, error: BaseException) -> None:
+        """Lets no more chunks have their turn."""
+        self.error = self.error or error
+        self.waiting.clear()
+
+
+class ReadQueue:
+    """A few threads with a chunk in hand each: that bounds what is in flight.
+
+    Loads of the same priority take turns, a chunk each, so that they share the disk fairly however
+    large they are; those that a request waits for go before all others.
+    """
+
+    def __init__(self, threads: int, clock: Clock) -> None:
+        self._clock = clock
+        self._jobs: list[ReadJob] = []
+        """In the order of their next turns. The lock of `_changed` guards it and what is in it."""
+        self._changed = Condition()
+        self._closed = False
+        self._in_flight = 0
+        self._threads = [Thread(target=self._work, name=f"chunk-read_{n}") for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of the chunks that are being read."""
+        return self._in_flight
+
+    async def read(self, job: ReadJob) -> None:
+        """Reads a job's chunks. When it returns or raises, none is being written any more.
+
+        Raises:
+            Cancelled: the job was cancelled.
+            CheckpointCorrupt: a chunk cannot be read, or is not what was written; names file and
+                offset.
+        """
+        if job.reads:
+            with self._changed:
+                self._jobs.append(job)
+                self._changed.notify_all()
+            await job.ended
+        if job.error is not None:
+            raise job.error
+
+    def _work(self) -> None:
+        while (turn := self._await_turn()) is not None:
+            self._carry_out(*turn)
+
+    def _await_turn(self) -> tuple[ReadJob, int] | None:
+        """A job and the index of one of its chunks; None: the queue is closed."""
+        with self._changed:
+            while not self._closed:
+                self._drop_cancelled()
+                if job := self._next_job():
+                    return job, self._begin(job)
+                self._changed.wait()
+        return None
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._jobs if job.waiting and job.cancelled()]:
+            job.stop(Cancelled("the load was cancelled"))
+            self._settle(job)
+
+    def _next_job(self) -> ReadJob | None:
+        """The first in line of those that are most urgent. It goes to the end of the line."""
+        waiting = [job for job in self._jobs if job.waiting]
+        if not waiting:
+            return None
+        job = min(waiting, key=lambda job: job.priority())
+        self._jobs.remove(job)
+        self._jobs.append(job)
+        return job
+
+    def _begin(self, job: ReadJob) -> int:
+        index = job.waiting.popleft()
+        job.running += 1
+        job.began = self._clock.now() if job.began is None else job.began
+        self._in_flight += job.reads[index].size
+        return index
+
+    def _carry_out(self, job: ReadJob, index: int) -> None:
+        read, error = job.reads[index], None
+        try:
+            job.digests[index] = self._read(read)
+            job.arrived(read.size)
+        except BaseException as caught:
+            error = caught
+        with self._changed:
+            self._in_flight -= read.size
+            job.running -= 1
+            if error is not None:
+                job.stop(error)
+            self._settle(job)
+
+    def _read(self, read: ChunkRead) -> str:
+        read_chunk(read, self._clock, cancelled=lambda: False)
+        if read.digest:
+            return read.digest
+        with read.memory() as chunk, chunk[: read.size] as memory:
+            return xxhash.xxh3_128_hexdigest(memory)
+
+    def _settle(self, job: ReadJob) -> None:
+        if job.idle:
+            self._jobs.remove(job)
+            job.end()
+
+    def close(self) -> None:
+        """Ends the threads. No job may be under way."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
