@@ -1,11 +1,14 @@
 """A simulated server: its pool, its links and its GPUs, reported as a node agent reports them."""
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bench.simulation.hardware import Model, Server
+from sllm import errors
+from sllm.clock import ManualClock
 from sllm.control.topology import Copy, Link, NodeFacts, Tier, TierUsage
+from sllm.node.ledger import Holding, Ledger
+from sllm.node.records import Tier as NodeTier
 
 
 @dataclass(slots=True)
@@ -17,8 +20,8 @@ class Pooled:
     """Clock's seconds at which all of it has been read."""
     bytes_per_second: float = 0.0
     """At which it comes."""
-    leases: int = 0
-    """Loads that hold it in place."""
+    holding: Holding | None = None
+    """Its share of the pool. None: there is no room for it, and it passes through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class Load:
 class SimulatedNode:
     """Checkpoints cross its links at full speed; those that need the SSD, one after the other.
 
-    The pool evicts what was used least recently and is not leased. What finds no room there passes
-    through, as in the real store. Every GPU has lanes of its own to the pool.
+    What the pool evicts is the real ledger's choice. What finds no room there passes through, as in
+    the real store. Every GPU has lanes of its own to the pool.
     """
 
     def __init__(
@@ -58,7 +61,10 @@ class SimulatedNode:
         self.server = server
         self.gpus_used = 0
         self._models = models
-        self._pool: OrderedDict[str, Pooled] = OrderedDict()
+        self._clock = ManualClock()
+        self._ledger = Ledger(NodeTier.DRAM, server.dram_bytes, self._clock)
+        self._ledger.reload_seconds = self._reload_seconds
+        self._pool: dict[str, Pooled] = {}
         self._ssd_free_at = 0.0
         self._remote_free_at = 0.0
         self._reported: dict[str, Copy] = {}
@@ -79,26 +85,29 @@ class SimulatedNode:
     def begin_load(self, digest: str, now: float) -> Load:
         """Begins to bring a model to a GPU, and says when it will be there."""
         size = self._models[digest].size_bytes
+        self._clock.advance(now - self._clock.now())
         pooled = self._pool.get(digest)
         if pooled is None:
             pooled = self._read(digest, size, now)
         else:
-            self._pool.move_to_end(digest)
-        pooled.leases += 1
+            self._ledger.touch(digest)
+        if pooled.holding:
+            pooled.holding.leases += 1
         copied_at = max(now + size / self.server.pcie_bytes_per_second, pooled.complete_at)
         from_tier = Tier.DRAM if pooled.complete_at <= now else Tier.SSD
         return Load(digest, copied_at + self.server.init_seconds, from_tier, pooled)
 
     def end_load(self, load: Load) -> None:
         """The GPU has it, and the pool may evict its copy from now on."""
-        load.pooled.leases -= 1
+        if load.pooled.holding:
+            load.pooled.holding.leases -= 1
 
     def fill_pool(self, digests: Iterable[str]) -> None:
         """Has the pool hold these from the start, as far as there is room."""
         for digest in digests:
             size = self._models[digest].size_bytes
-            if self._pool_bytes + size <= self.server.dram_bytes:
-                self._pool[digest] = Pooled(size, 0.0)
+            if self._ledger.used + size <= self.server.dram_bytes:
+                self._pool[digest] = Pooled(size, 0.0, holding=self._ledger.add(digest, size))
 
     def _read(self, digest: str, size: int, now: float) -> Pooled:
         """From SSD, or from afar by way of it: the slower link decides."""
@@ -111,20 +120,22 @@ class SimulatedNode:
         pooled = Pooled(size, complete_at, bandwidth)
         if self._make_room(size):
             self._pool[digest] = pooled
+            pooled.holding = self._ledger.add(digest, size)
         return pooled
 
+    def _reload_seconds(self, digest: str, size: int) -> float:
+        """What the ledger weighs uses by."""
+        near = digest in self._on_ssd
+        server = self.server
+        return size / (server.ssd_bytes_per_second if near else server.remote_bytes_per_second)
+
     def _make_room(self, size: int) -> bool:
-        """Evicts what it takes, least recently used first; nothing if that would not do."""
-        free = self.server.dram_bytes - self._pool_bytes
-        victims = []
-        for digest, one in self._pool.items():
-            if free >= size:
-                break
-            if not one.leases:
-                victims.append(digest)
-                free += one.size_bytes
-        if free < size:
+        """Whether there is room now, at the expense of what is missed least and not leased."""
+        try:
+            victims = self._ledger.reserve(size)
+        except (errors.NoCapacity, errors.ModelTooLarge):
             return False
+        self._ledger.unreserve(size)  # taken at once
         for digest in victims:
             del self._pool[digest]
         return True
@@ -142,7 +153,7 @@ class SimulatedNode:
             address=f"{self.node_id}:1",
             tiers={
                 Tier.SSD: TierUsage(server.ssd_bytes, 0),
-                Tier.DRAM: TierUsage(server.dram_bytes, self._pool_bytes),
+                Tier.DRAM: TierUsage(server.dram_bytes, self._ledger.used),
                 Tier.DEVICE: TierUsage(device_bytes, self.gpus_used * server.gpu_bytes),
             },
             links={
@@ -173,15 +184,13 @@ class SimulatedNode:
     def _copy(self, digest: str, pooled: Pooled, now: float) -> Copy:
         size = pooled.size_bytes
         resident = size - min(size, self._missing(pooled, now))
-        return Copy(digest, Tier.DRAM, size, resident, leased=pooled.leases > 0)
+        return Copy(
+            digest, Tier.DRAM, size, resident, leased=bool(pooled.holding and pooled.holding.leases)
+        )
 
     def settled(self, now: float) -> bool:
         """Whether what it says stays true until something is done to it."""
         return max(self._ssd_free_at, self._remote_free_at) <= now
-
-    @property
-    def _pool_bytes(self) -> int:
-        return sum(one.size_bytes for one in self._pool.values())
 
     def _missing(self, pooled: Pooled, now: float) -> int:
         """Bytes of it that have not been read yet."""
@@ -190,5 +199,4 @@ class SimulatedNode:
     def check_integrity(self) -> None:
         """Raises AssertionError if more is in use than there is."""
         assert 0 <= self.gpus_used <= self.server.gpus
-        assert self._pool_bytes <= self.server.dram_bytes
-        assert all(one.leases >= 0 for one in self._pool.values())
+        self._ledger.check_integrity(self._pool)

@@ -207,18 +207,19 @@ def test_traces_have_the_rate_that_was_asked_for_and_come_in_bursts() -> None:
     assert sum(prompts) / len(prompts) == pytest.approx(GSM8K.prompt_tokens, rel=0.1)
 
 
-def test_a_pool_evicts_what_was_used_least_recently_and_is_not_leased() -> None:
+def test_a_pool_evicts_what_is_missed_least_and_is_not_leased() -> None:
     models = dict.fromkeys("abcde", SMALL)
     node = SimulatedNode("s", SERVER, models)
     node.fill_pool("abcd")  # full
-    node.changed_copies(0.0)
     held = node.begin_load("a", 0.0)
+    for name in "bd":
+        node.end_load(node.begin_load(name, 1.0))
+    node.changed_copies(1.0)
 
-    node.end_load(node.begin_load("e", 0.0))
+    node.end_load(node.begin_load("e", 2.0))
 
-    kept = {copy.digest for copy in node.changed_copies(10.0) if copy.resident_bytes}
-    assert kept == {"a", "e"}  # what has changed: "a" is leased
-    assert {copy.digest for copy in node.changed_copies(10.0)} == set()
+    gone = {copy.digest for copy in node.changed_copies(2.0) if not copy.resident_bytes}
+    assert gone == {"c", "e"}  # "e" has only begun to come
     node.end_load(held)
     node.check_integrity()
 
