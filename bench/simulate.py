@@ -19,6 +19,8 @@ import typer
 
 from bench.report import print_table, write_figures
 from bench.simulation import experiments
+from bench.simulation.control import CONCURRENCY
+from bench.simulation.experiments import Scale
 from bench.simulation.plots import draw
 from bench.simulation.results import LEAST_BUSY, MOST_BUSY, MOST_LEFT, Cell, Outcome
 
@@ -105,20 +107,21 @@ def _print_large(outcome: Outcome, wall: float) -> None:
 def main(
     seeds: Annotated[int, typer.Option(help="Traces of every rate.")] = 4,
     requests: Annotated[int, typer.Option(help="Requests of a trace.")] = 3000,
+    concurrency: Annotated[
+        int, typer.Option(help="Requests that an instance works on at once.")
+    ] = CONCURRENCY,
     large: Annotated[int, typer.Option(help="Requests of the large fleet's; 0: none.")] = 10_000,
     plots: Annotated[Path | None, typer.Option(help="Write the curves here, as PNG.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Sweeps the request rate, then looks at a large fleet."""
-    numbers = range(1, seeds + 1)
-    cells = list(experiments.sweep(numbers, requests))
+    scale = Scale(range(1, seeds + 1), requests, concurrency)
+    cells = list(experiments.sweep(scale))
     rates = by_rate(cells)
     _print_sweep(cells)
     _print_gains(rates)
     datasets = {one.name: one for one in experiments.RATES}
-    beside = [
-        experiments.beside(datasets[name], rate, numbers, requests) for name, rate in busy(rates)
-    ]
+    beside = [experiments.beside(datasets[name], rate, scale) for name, rate in busy(rates)]
     _print_beside(beside, rates)
     if large:
         began = time.perf_counter()

@@ -17,7 +17,7 @@ from bench.simulation.workload import Trace
 from sllm.control import autoscaler, placement
 from sllm.control.config import ControlConfig
 from sllm.control.decisions import Demand, MigrateThenStart, Start, Wait
-from sllm.control.deployments import ScalingPolicy
+from sllm.control.deployments import EngineConfig, ScalingPolicy
 from sllm.control.needs import Checkpoint, Need
 from sllm.control.queue import RequestQueue
 from sllm.control.residency import Residency
@@ -26,8 +26,9 @@ from sllm.control.topology import InstanceState, Snapshot
 
 CONFIG = ControlConfig(directory=Path())
 """The control plane's defaults."""
-CONCURRENCY = 16
-"""Requests that an instance works on at once."""
+CONCURRENCY = EngineConfig().max_concurrency
+"""Requests that an instance works on at once: a deployment's default. Decoding is taken to be no
+slower for that: it is the reading of the weights, which is done once for all of them."""
 
 
 class Simulation:
@@ -36,7 +37,13 @@ class Simulation:
     Each pass is the orchestrator's: dispatch, scale, then place, the longest wait first.
     """
 
-    def __init__(self, nodes: Iterable[SimulatedNode], trace: Trace, policy: Policy) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[SimulatedNode],
+        trace: Trace,
+        policy: Policy,
+        concurrency: int = CONCURRENCY,
+    ) -> None:
         self._nodes = list(nodes)
         self._server = self._nodes[0].server
         self._decide = policy
@@ -56,7 +63,11 @@ class Simulation:
         self.decision_seconds: list[float] = []
         """Real time of every decision."""
         self._models = trace.models
-        self._needs = {name: need_of(name, one, self._server) for name, one in self._models.items()}
+        self._concurrency = concurrency
+        self._needs = {
+            name: need_of(name, one, self._server, concurrency)
+            for name, one in self._models.items()
+        }
         self._migration = MigrationCost(_per_token(self._models.values()), MIGRATION_SECONDS)
         self._scaling = {name: scaling_of(one, self._server) for name, one in self._models.items()}
         for request in self.requests:
@@ -114,7 +125,7 @@ class Simulation:
     def _dispatch(self, name: str) -> None:
         while self._queue.head(name):
             instances, uses = self.instances.fleet.instances_of(name), self.instances.slots.uses
-            chosen = placement.free_instance(instances, uses, CONCURRENCY)
+            chosen = placement.free_instance(instances, uses, self._concurrency)
             if chosen is None:
                 return
             self.instances.serve(chosen.instance_id, self._queue.pop(name))
@@ -136,7 +147,7 @@ class Simulation:
                 autoscaler.Replica(key, uses[key].in_flight, uses[key].last_used) for key in ready
             ],
             starting=sum(one.state is InstanceState.STARTING for one in instances),
-            max_concurrency=CONCURRENCY,
+            max_concurrency=self._concurrency,
         )
 
     def _place_all(self, wanted: Mapping[str, int]) -> None:
@@ -233,11 +244,11 @@ class Simulation:
             self._events.at(due, lambda: self._due.add(name))
 
 
-def need_of(name: str, model: Model, server: Server) -> Need:
+def need_of(name: str, model: Model, server: Server, concurrency: int) -> Need:
     """What an instance takes of a server: whole GPUs, what its weights leave being its KV cache."""
     kv_bytes = model.gpus * server.gpu_bytes
     checkpoint = Checkpoint(f"file:///{name}", model.size_bytes, name)
-    return Need(name, checkpoint, kv_bytes, kv_bytes, CONCURRENCY)
+    return Need(name, checkpoint, kv_bytes, kv_bytes, concurrency)
 
 
 def scaling_of(model: Model, server: Server) -> ScalingPolicy:

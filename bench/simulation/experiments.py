@@ -1,9 +1,10 @@
 """The settings that are simulated: the paper's cluster over a sweep of rates, and a large fleet."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from bench.simulation import policies
-from bench.simulation.control import Simulation
+from bench.simulation.control import CONCURRENCY, Simulation
 from bench.simulation.hardware import OPT_6_7B, OPT_13B, OPT_30B, REPLICAS, Server
 from bench.simulation.node import SimulatedNode
 from bench.simulation.policies import Policy, RandomNode
@@ -11,7 +12,7 @@ from bench.simulation.results import Cell, Outcome, outcome_of
 from bench.simulation.workload import GSM8K, SHAREGPT, Dataset, bursty_trace, deployments
 
 SERVERS = 4
-RATES = {GSM8K: (1.0, 3.0, 5.0, 6.5, 8.0), SHAREGPT: (0.3, 1.0, 1.6, 2.2, 2.8)}
+RATES = {GSM8K: (2.0, 5.0, 8.0, 11.0, 15.0), SHAREGPT: (0.7, 1.7, 3.0, 4.0, 5.5)}
 """Requests per second over all models, from hardly any to too many."""
 POLICIES: Mapping[str, Callable[[int], Policy]] = {
     "random": RandomNode,
@@ -31,38 +32,43 @@ LARGE_HOLDERS = 4
 LARGE_RATE = 1500.0
 
 
-def sweep(seeds: Sequence[int], requests: int) -> Iterator[Cell]:
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is simulated of each rate."""
+
+    seeds: Sequence[int]
+    """One for each trace."""
+    requests: int
+    """Of a trace."""
+    concurrency: int = CONCURRENCY
+    """Requests that an instance works on at once."""
+
+
+def sweep(scale: Scale) -> Iterator[Cell]:
     """Every policy at every rate, as results come."""
     for dataset, rates in RATES.items():
         for rate in rates:
             for name, make in POLICIES.items():
-                yield cell(name, make, dataset, rate, seeds, requests)
+                yield cell(name, make, dataset, rate, scale)
 
 
-def beside(dataset: Dataset, rate: float, seeds: Sequence[int], requests: int) -> Cell:
+def beside(dataset: Dataset, rate: float, scale: Scale) -> Cell:
     """The policy that stops what `sllm` would migrate."""
-    return cell(
-        BESIDE, lambda seed: policies.same_choice_preemption, dataset, rate, seeds, requests
-    )
+    return cell(BESIDE, lambda seed: policies.same_choice_preemption, dataset, rate, scale)
 
 
 def cell(
-    name: str,
-    make: Callable[[int], Policy],
-    dataset: Dataset,
-    rate: float,
-    seeds: Sequence[int],
-    requests: int,
+    name: str, make: Callable[[int], Policy], dataset: Dataset, rate: float, scale: Scale
 ) -> Cell:
     """One policy at one rate on the paper's cluster; all policies see the same traces."""
     models = deployments(REPLICAS)
     outcomes = []
-    for seed in seeds:
-        trace = bursty_trace(models, dataset, rate=rate, requests=requests, seed=seed)
+    for seed in scale.seeds:
+        trace = bursty_trace(models, dataset, rate=rate, requests=scale.requests, seed=seed)
         nodes = [SimulatedNode(f"server-{i}", Server(), models) for i in range(SERVERS)]
         for index, node in enumerate(nodes):  # every model is in one pool when the trace begins
             node.fill_pool(sorted(models)[index::SERVERS])
-        simulation = Simulation(nodes, trace, make(seed))
+        simulation = Simulation(nodes, trace, make(seed), scale.concurrency)
         simulation.run()
         outcomes.append(outcome_of(simulation))
     return Cell(name, dataset.name, rate, outcomes)
