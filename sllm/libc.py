@@ -6,7 +6,7 @@ import os
 
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x02, 0x10, 0x20, 0x4000
-MADV_HUGEPAGE, MADV_POPULATE_WRITE = 14, 23
+MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 14, 15, 23
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -76,6 +76,15 @@ def advise_huge_pages(address: int, length: int) -> None:
         OSError: the kernel refused.
     """
     _try_advice(address, length, MADV_HUGEPAGE)
+
+
+def advise_small_pages(address: int, length: int) -> None:
+    """Asks for no more huge pages; those that are there stay.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _try_advice(address, length, MADV_NOHUGEPAGE)
 
 
 def _try_advice(address: int, length: int, advice: int) -> None:

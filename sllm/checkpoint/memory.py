@@ -7,8 +7,13 @@ from itertools import accumulate
 
 from sllm import libc
 from sllm.checkpoint.manifest import BLOCK_BYTES, PartitionEntry
+from sllm.clock import Clock, MonotonicClock
 
 HUGE_PAGE_BYTES = 2 << 20
+_PROBE_BYTES = 4 << 20
+_FAST_BYTES_PER_SECOND = 1e9
+"""Of one thread. Where the memory is the machine's own, it is several times as many."""
+_READ_WRITE = libc.PROT_READ | libc.PROT_WRITE
 
 ChunkMemory = Callable[[int, int], memoryview]
 """Gives the memory for a chunk of a partition, both by index: block-aligned, writable, touched,
@@ -43,18 +48,20 @@ def reserve(size: int, protection: int) -> "ctypes.Array[ctypes.c_char]":
 class Region:
     """Anonymous memory for the partitions of one checkpoint, each in one piece.
 
-    It is taken as chunks are asked for, in huge pages where the kernel has them, and given back
-    when the region and the last buffer over it are gone.
+    It is taken as chunks are asked for, and given back when the region and the last buffer over it
+    are gone.
     """
 
     def __init__(self, partitions: Sequence[PartitionEntry]) -> None:
         self._partitions = partitions
         total = sum(_aligned(entry.size, BLOCK_BYTES) for entry in partitions)
         # Small ones would each take a huge page, and addresses of which a process has not many.
-        self._mapped = total >= HUGE_PAGE_BYTES
-        step = HUGE_PAGE_BYTES if self._mapped else BLOCK_BYTES
+        mapped = total >= HUGE_PAGE_BYTES
+        step = HUGE_PAGE_BYTES if mapped else BLOCK_BYTES
         self._starts = [0, *accumulate(_aligned(entry.size, step) for entry in partitions)]
-        self._memory = _mapped(self._starts[-1]) if self._mapped else _block_aligned(total)
+        size = self._starts[-1]
+        self._memory = reserve(size, _READ_WRITE) if mapped else _block_aligned(size)
+        self._pages = HugePages(ctypes.addressof(self._memory), size) if mapped else None
 
     def buffer(self, partition: int) -> memoryview:
         """The bytes of a partition."""
@@ -66,18 +73,39 @@ class Region:
         size = self._partitions[partition].chunk_size
         start = self._starts[partition] + index * size
         end = min(start + size, self._starts[partition + 1])
-        if self._mapped:
-            libc.populate(ctypes.addressof(self._memory) + start, end - start)
+        if self._pages is not None:
+            self._pages.touch(start, end)
         return self._view(start, end)
 
     def _view(self, start: int, end: int) -> memoryview:
         return memoryview(self._memory).cast("B")[start:end]
 
 
-def _mapped(size: int) -> "ctypes.Array[ctypes.c_char]":
-    memory = reserve(size, libc.PROT_READ | libc.PROT_WRITE)
-    libc.advise_huge_pages(ctypes.addressof(memory), size)
-    return memory
+class HugePages:
+    """Fresh memory in huge pages, for as long as they come fast. For several threads.
+
+    They are the better ones, unless the machine is a guest whose host takes large blocks of free
+    memory back, and must find others for them: that is slower than a disk. Small pages mostly
+    come from memory that was used before.
+    """
+
+    def __init__(self, address: int, size: int, clock: Clock | None = None) -> None:
+        self._address = address
+        self._size = size
+        self._clock = clock or MonotonicClock()
+        self._wanted = True
+        libc.advise_huge_pages(address, size)
+
+    def touch(self, start: int, end: int) -> None:
+        """Has the kernel back the bytes from `start` to `end` if it is best done beforehand."""
+        while self._wanted and start < end:
+            step = min(end, start + _PROBE_BYTES)
+            began = self._clock.now()
+            libc.populate(self._address + start, step - start)
+            if (step - start) < (self._clock.now() - began) * _FAST_BYTES_PER_SECOND:
+                self._wanted = False
+                libc.advise_small_pages(self._address, self._size)
+            start = step
 
 
 def _block_aligned(size: int) -> "ctypes.Array[ctypes.c_char]":
