@@ -54,7 +54,7 @@ class ChunkFiller:
 
     reader: WeightReader
     files: Sequence[DirectFile]
-    """The checkpoint's partitions."""
+    """The checkpoint's partitions; none if chunks are to stay in memory alone."""
     journal: Journal
     memory: ChunkMemory | None
     """Where chunks are filled, and left; None: in the workers' memory."""
@@ -85,8 +85,9 @@ class ChunkFiller:
             self.tally.add(chunk.source_bytes)
             return known
         digest = self._fill(chunk, memory)
-        self.files[chunk.partition].write_from(memory, chunk.offset)
-        self.journal.add((chunk.partition, chunk.index), digest)
+        if self.files:
+            self.files[chunk.partition].write_from(memory, chunk.offset)
+            self.journal.add((chunk.partition, chunk.index), digest)
         return digest
 
     def _fill(self, chunk: ChunkPlan, memory: memoryview) -> str:

@@ -37,6 +37,7 @@ def import_checkpoint(
     memory: ChunkMemory | None = None,
     workers: ChunkWorkers | None = None,
     resume: bool = False,
+    keep: bool = True,
 ) -> Manifest:
     """Writes a checkpoint, whole and flushed to the disk.
 
@@ -54,6 +55,7 @@ def import_checkpoint(
         resume: go on with what an import of the same plan has left in `destination`, and leave
             there what was done if this one is cancelled, or the source cannot be had any more.
             Otherwise nothing is left behind.
+        keep: False to leave chunks in `memory` alone, and small files in `destination`.
 
     Raises:
         Cancelled: `cancelled` said so.
@@ -68,7 +70,7 @@ def import_checkpoint(
     try:
         with ExitStack() as stack:
             workers = workers or stack.enter_context(ChunkWorkers(chunk_bytes))
-            return _Import(plan, destination, chunk_bytes, workers).run(memory, tally)
+            return _Import(plan, destination, chunk_bytes, workers, keep).run(memory, tally)
     except BaseException as error:
         if not (resume and isinstance(error, _WORTH_GOING_ON)):
             shutil.rmtree(destination)
@@ -77,12 +79,18 @@ def import_checkpoint(
 
 class _Import:
     def __init__(
-        self, plan: ImportPlan, destination: Path, chunk_bytes: int, workers: ChunkWorkers
+        self,
+        plan: ImportPlan,
+        destination: Path,
+        chunk_bytes: int,
+        workers: ChunkWorkers,
+        keep: bool,
     ) -> None:
         self._plan = plan
         self._destination = destination
         self._chunk_bytes = chunk_bytes
         self._workers = workers
+        self._keep = keep
 
     def run(self, memory: ChunkMemory | None, tally: Tally) -> Manifest:
         files = [self._copy(path) for path in self._plan.files.files]
@@ -115,7 +123,8 @@ class _Import:
         return self._entries(chunks, digests)
 
     def _open_partitions(self) -> Iterator[DirectFile]:
-        for index in range(len(self._plan.layout.partition_sizes)):
+        kept = len(self._plan.layout.partition_sizes) if self._keep else 0
+        for index in range(kept):
             yield DirectFile(self._destination / _partition_name(index), os.O_RDWR | os.O_CREAT)
 
     def _entries(self, chunks: list[ChunkPlan], digests: list[str]) -> list[PartitionEntry]:

@@ -39,6 +39,8 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
         print_json(found)
     else:
         output().print(nodes_table(found))
+        for problem in _problems(found):
+            output().print(problem)
 
 
 def deployments_table(deployments: Sequence[Deployment]) -> Table:
@@ -95,6 +97,16 @@ def nodes_table(nodes: Sequence[Node]) -> Table:
         digests = {copy.digest for copy in one.copies}
         table.add_row(_name(one), one.address, *cells, *kv, str(len(digests)))
     return table
+
+
+def _problems(nodes: Sequence[Node]) -> list[str]:
+    """One line for each tier that takes nothing new."""
+    return [
+        f"{one.node_id}, {usage.tier}: {usage.problem}"
+        for one in nodes
+        for usage in one.tiers
+        if usage.problem
+    ]
 
 
 def _name(node: Node) -> str:

@@ -148,6 +148,8 @@ class TierUsage:
     """Bytes that it can hold."""
     used_bytes: int
     """Bytes that it holds."""
+    problem: str = ""
+    """Why it takes nothing new at present, and what to do. Empty: it does."""
 
     @property
     def free_bytes(self) -> int:

@@ -215,7 +215,9 @@ def node(message: pb.Node) -> records.Node:
 
 
 def _tier_usage(usage: pb.TierUsage) -> records.TierUsage:
-    return records.TierUsage(known_tier(usage.tier), usage.capacity_bytes, usage.used_bytes)
+    return records.TierUsage(
+        known_tier(usage.tier), usage.capacity_bytes, usage.used_bytes, usage.problem
+    )
 
 
 def _copy(copy: pb.CheckpointCopy) -> records.CheckpointCopy:

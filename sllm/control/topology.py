@@ -119,6 +119,8 @@ class TierUsage:
 
     capacity_bytes: int
     used_bytes: int
+    problem: str = ""
+    """Why it takes nothing new at present; empty: it does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,9 @@ def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
         address=node.address,
         host=node.host,
         tiers={
-            topology.Tier(usage.tier): topology.TierUsage(usage.capacity_bytes, usage.used_bytes)
+            topology.Tier(usage.tier): topology.TierUsage(
+                usage.capacity_bytes, usage.used_bytes, usage.problem
+            )
             for usage in node.tiers
         },
         links={
@@ -306,6 +308,7 @@ def node_message(view: topology.NodeView, *, draining: bool = False) -> pb.Node:
                 tier=pb.Tier.ValueType(tier),
                 capacity_bytes=usage.capacity_bytes,
                 used_bytes=usage.used_bytes,
+                problem=usage.problem,
             )
             for tier, usage in facts.tiers.items()
         ],

@@ -38,11 +38,11 @@ def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:
 
 def usage(ssd: SsdTier, dram: DramTier) -> tuple[TierUsage, ...]:
     """How full SSD and DRAM are."""
-    return _usage(ssd.ledger), _usage(dram.ledger)
+    return _usage(ssd.ledger, ssd.problem), _usage(dram.ledger)
 
 
-def _usage(ledger: Ledger) -> TierUsage:
-    return TierUsage(ledger.tier, ledger.capacity, ledger.used)
+def _usage(ledger: Ledger, problem: str = "") -> TierUsage:
+    return TierUsage(ledger.tier, ledger.capacity, ledger.used, problem)
 
 
 def links(speeds: Speeds, imports: Imports, reads: Reads) -> tuple[Link, ...]:

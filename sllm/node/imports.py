@@ -3,12 +3,12 @@
 In one pass means: each chunk is filled where it will stay in the pool, and goes to SSD from there.
 """
 
-import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -21,24 +21,25 @@ from sllm.checkpoint.workers import ChunkWorkers
 from sllm.clock import Clock
 from sllm.errors import NoCapacity
 from sllm.node import metrics
-from sllm.node.checkpoints import SourceRecord
-from sllm.node.dram import Chunks, DramTier
+from sllm.node.checkpoints import Checkpoint, SourceRecord
+from sllm.node.dram import Chunks, DramCopy, DramTier
 from sllm.node.in_place import InPlace, can_stay, describe, keep
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
 from sllm.node.records import LoadPhase, Step, Tier
 from sllm.node.sources import FoundSource, Sources
 from sllm.node.ssd import SsdCopy, SsdTier, delete
+from sllm.node.unkept import REFUSALS, SmallFiles, has_room, problem_of
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import left on SSD."""
+    """What an import has left."""
 
-    copy: SsdCopy
-    """Leased once for everybody who joined the import."""
+    copy: SsdCopy | DramCopy
+    """On SSD; in the pool if the disk could not take it. Leased once for everybody who joined."""
     steps: tuple[Step, ...]
     """None if nothing had to move."""
 
@@ -65,6 +66,7 @@ class Imports:
         self._movers = movers
         self._speed = speed
         self._clock = clock
+        self._small_files = SmallFiles()
         self._workers = ChunkWorkers(dram.pool.chunk_bytes, threads)
         self._changed = changed
 
@@ -87,34 +89,85 @@ class Imports:
         self, source: FoundSource, tier: Tier, pack: bool, load: Load[Imported]
     ) -> Imported:
         try:
-            copy, steps = await self._bring(source, tier, pack, load)
-            load.land(copy.holding)
-            self._ssd.record_source(copy, source.record)
+            imported = await self._bring(source, tier, pack, load)
+            load.land(imported.copy.holding)
+            self._record(imported.copy, source.record)
         finally:
             del self.loads[source.record, pack]
             self._changed()
-        await self._movers.run(partial(_settle, self._ssd.directory, self._ssd.take_removed()))
-        return Imported(copy, steps)
+        if isinstance(imported.copy, SsdCopy):
+            removed = self._ssd.take_removed()
+            await self._movers.run(partial(_settle, self._ssd.directory, removed))
+        return imported
+
+    def _record(self, copy: SsdCopy | DramCopy, record: SourceRecord) -> None:
+        if isinstance(copy, SsdCopy):
+            self._ssd.record_source(copy, record)
+        else:
+            copy.checkpoint.sources.append(record)
 
     async def _bring(
         self, source: FoundSource, tier: Tier, pack: bool, load: Load[Imported]
-    ) -> tuple[SsdCopy, tuple[Step, ...]]:
+    ) -> Imported:
         files = await self._sources.files(source)
         if not pack and isinstance(source.place, LocalSource) and can_stay(files, source.record):
-            return await self._adopt(files, source.record), ()
+            copy = await self._unless_refused(self._adopt(files, source.record))
+            if copy is not None:
+                return Imported(copy, ())
         plan = await self._movers.run(partial(plan_import, files, source.record.dtype))
         load.report(0, plan.files.size_bytes)
-        began = self._clock.now()
         if plan.packed and (known := self._ssd.copies.get(plan.packed.digest)):
-            return known, (Step(LoadPhase.IMPORT, began, duration=0.0, size_bytes=0),)
+            return Imported(known, (Step(LoadPhase.IMPORT, self._clock.now(), 0.0, 0),))
         with ExitStack() as room:
             chunks = self._reserve_chunks(plan, tier, room)
-            written = room.enter_context(self._ssd.half_written(source.record))
+            return await self._transfer(source.record, plan, chunks, load)
+
+    async def _transfer(
+        self, record: SourceRecord, plan: ImportPlan, chunks: Chunks | None, load: Load[Imported]
+    ) -> Imported:
+        """Onto SSD, and into the pool on the way; into the pool alone if the disk refuses."""
+        began = self._clock.now()
+        copy = None
+        check = partial(has_room, self._ssd.directory, plan.disk_bytes)
+        if not self._ssd.problem or await self._movers.run(check):
+            copy = await self._unless_refused(self._keep(record, plan, chunks, load))
+        if copy is not None:
+            return Imported(copy, (self._step(began, copy.manifest),))
+        if chunks is None:
+            raise NoCapacity(self._ssd.problem)
+        dram = await self._bring_to_pool(plan, chunks, load)
+        return Imported(dram, (self._step(began, dram.checkpoint.manifest),))
+
+    async def _unless_refused(self, work: Coroutine[Any, Any, SsdCopy]) -> SsdCopy | None:
+        """What `work` leaves on SSD; None if the disk refuses it."""
+        try:
+            copy = await work
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            self._ssd.problem = problem_of(self._ssd.directory, error)
+            _log.warning("node.ssd_refuses", problem=self._ssd.problem)
+            metrics.record_refusal()
+            return None
+        self._ssd.problem = ""
+        return copy
+
+    async def _keep(
+        self, record: SourceRecord, plan: ImportPlan, chunks: Chunks | None, load: Load[Imported]
+    ) -> SsdCopy:
+        with ExitStack() as room:
+            written = room.enter_context(self._ssd.half_written(record))
             await self._reserve_disk(plan.disk_bytes, room)
-            began = self._clock.now()
             manifest = await self._write(plan, written, chunks, load)
-            copy = self._land(written, manifest, chunks)
-        return copy, (self._step(began, manifest),)
+            return self._land(written, manifest, chunks)
+
+    async def _bring_to_pool(
+        self, plan: ImportPlan, chunks: Chunks, load: Load[Imported]
+    ) -> DramCopy:
+        """Into the pool alone, the small files into a directory that is not the tier's."""
+        directory = await self._movers.run(self._small_files.make)
+        manifest = await self._write(plan, directory, chunks, load, keep=False)
+        return self._dram.land(Checkpoint(manifest, directory), chunks)
 
     async def _adopt(self, files: SourceFiles, record: SourceRecord) -> SsdCopy:
         """Makes safetensors known that are read in place."""
@@ -144,7 +197,13 @@ class Imports:
             await self._movers.run(partial(delete, path))
 
     async def _write(
-        self, plan: ImportPlan, written: Path, chunks: Chunks | None, load: Load[Imported]
+        self,
+        plan: ImportPlan,
+        written: Path,
+        chunks: Chunks | None,
+        load: Load[Imported],
+        *,
+        keep: bool = True,
     ) -> Manifest:
         work = partial(
             import_checkpoint,
@@ -156,16 +215,9 @@ class Imports:
             memory=self._dram.memory(chunks) if chunks is not None else None,
             workers=self._workers,
             resume=True,
+            keep=keep,
         )
-        try:
-            return await self._movers.run(work)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise NoCapacity(
-                f"the disk of {self._ssd.directory} is full, though the tier's budget is not: "
-                "free some of it, or lower the budget"
-            ) from error
+        return await self._movers.run(work)
 
     def _land(self, written: Path, manifest: Manifest, chunks: Chunks | None) -> SsdCopy:
         copy = self._ssd.land(written, manifest)
@@ -181,8 +233,15 @@ class Imports:
         return Step(LoadPhase.IMPORT, began, seconds, manifest.size_bytes)
 
     def close(self) -> None:
-        """Ends the threads that fill chunks. No import may be under way."""
+        """Ends the threads that fill chunks, and gives up what was not kept.
+
+        No import may be under way, and nothing may use the tiers any more.
+        """
         self._workers.close()
+        for digest, copy in list(self._dram.copies.items()):
+            if self._small_files.has(copy.checkpoint.directory):
+                self._dram.evict(digest)
+        self._small_files.close()
 
 
 def _settle(directory: Path, removed: Sequence[Path]) -> None:

@@ -13,6 +13,14 @@ _loaded = _meter.create_counter(
 _load_time = _meter.create_histogram(
     "sllm.load.duration", unit="s", description="Loads that have succeeded, by phase."
 )
+_refusals = _meter.create_counter(
+    "sllm.ssd.refusals", unit="{import}", description="Imports that the SSD tier's disk refused."
+)
+
+
+def record_refusal() -> None:
+    """Counts an import that the disk could not take."""
+    _refusals.add(1)
 
 
 _quarantined = _meter.create_counter(

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from sllm.errors import CheckpointCorrupt, SourceForbidden, SourceNotFound, SourceUnavailable
+from sllm.errors import (
+    CheckpointCorrupt,
+    NoCapacity,
+    SourceForbidden,
+    SourceNotFound,
+    SourceUnavailable,
+)
 from sllm.node.checkpoints import Checkpoint, SourceRecord
 from sllm.node.dram import Chunks, DramCopy, DramTier
 from sllm.node.imports import Imports
@@ -75,24 +81,31 @@ class Promoter:
         if dram is not None and dram.checkpoint.manifest.digest not in self._ssd.copies:
             return dram.checkpoint, self._take(trip, dram)
         copy = await self._reach_ssd(trip)
+        if isinstance(copy, DramCopy):
+            return copy.checkpoint, copy.chunks
         return await self._reach_dram(trip, copy) if trip.wish.tier is Tier.DRAM else (copy, ())
 
-    async def _reach_ssd(self, trip: _Trip) -> SsdCopy:
-        source, wish = trip.source, trip.wish
-        copy = self._ssd.find(source.record, packed=wish.pack)
-        if copy is not None:
-            copy.holding.leases += 1
-            self._ssd.touch(copy)
-        else:
-            imported = await self._join(
-                lambda: self._imports.load(source, wish.tier, pack=wish.pack), trip
-            )
-            trip.steps.extend(imported.steps)
-            copy = imported.copy
+    async def _reach_ssd(self, trip: _Trip) -> SsdCopy | DramCopy:
+        """A copy on SSD; of what its disk refused, the one in the pool, if that is wanted."""
+        known = self._ssd.find(trip.source.record, packed=trip.wish.pack)
+        copy = known or await self._import(trip)
+        if known is not None:
+            known.holding.leases += 1
+            self._ssd.touch(known)
         self._hold(copy.holding, trip)
+        if isinstance(copy, DramCopy) and trip.wish.tier is Tier.SSD:
+            raise NoCapacity(self._ssd.problem)
         return copy
 
-    async def _reach_dram(self, trip: _Trip, copy: SsdCopy) -> tuple[SsdCopy, Chunks]:
+    async def _import(self, trip: _Trip) -> SsdCopy | DramCopy:
+        source, wish = trip.source, trip.wish
+        imported = await self._join(
+            lambda: self._imports.load(source, wish.tier, pack=wish.pack), trip
+        )
+        trip.steps.extend(imported.steps)
+        return imported.copy
+
+    async def _reach_dram(self, trip: _Trip, copy: SsdCopy) -> tuple[Checkpoint, Chunks]:
         """A copy on SSD that turns out to be corrupt is replaced, once, by importing it again."""
         try:
             return copy, await self._chunks(trip, copy)
@@ -101,10 +114,12 @@ class Promoter:
             if copy.in_place is not None:
                 raise  # there is no other copy
             try:
-                copy = await self._reach_ssd(trip)
+                anew = await self._reach_ssd(trip)
             except (SourceNotFound, SourceForbidden, SourceUnavailable):
                 raise error from None
-            return copy, await self._chunks(trip, copy)
+            if isinstance(anew, DramCopy):
+                return anew.checkpoint, anew.chunks
+            return anew, await self._chunks(trip, anew)
 
     async def _chunks(self, trip: _Trip, copy: SsdCopy) -> Chunks:
         dram = self._dram.copies.get(copy.manifest.digest)

@@ -94,6 +94,8 @@ class TierUsage:
     capacity_bytes: int
     used_bytes: int
     """Reservations for loads under way included."""
+    problem: str = ""
+    """Why it takes nothing new at present; empty: it does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ class SsdTier:
         self.ledger = ledger
         self.copies: dict[str, SsdCopy] = {}
         """By digest."""
+        self.problem = ""
+        """Why the disk has refused what came last; empty if it has not."""
         self._partials: set[str] = set()
         """Names of half-written checkpoints that nobody writes to. The ledger has them, too."""
         self._quarantined: set[str] = set()

@@ -190,6 +190,7 @@ def _usage(usage: TierUsage) -> pb.TierUsage:
         tier=pb.Tier.ValueType(usage.tier),
         capacity_bytes=usage.capacity_bytes,
         used_bytes=usage.used_bytes,
+        problem=usage.problem,
     )
 
 

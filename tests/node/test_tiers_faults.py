@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -82,7 +83,44 @@ async def test_a_source_that_changed_is_imported_anew(bench: Bench) -> None:
     assert sources == {old: (), lease.digest: ((bench.directory / "model0").as_uri(),)}
 
 
-async def test_a_full_disk_is_no_capacity_and_leaves_nothing(
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A disk that takes nothing more, with this errno."""
+
+    def refuse(file: DirectFile, memory: memoryview, offset: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectFile, "write_from", refuse)
+        yield
+
+
+def problem(bench: Bench) -> str:
+    ssd, dram = bench.store.usage()
+    assert not dram.problem
+    return ssd.problem
+
+
+@pytest.mark.parametrize("refusing", [errno.ENOSPC, errno.EROFS, errno.EIO], indirect=True)
+async def test_what_the_disk_refuses_is_in_the_pool_alone(bench: Bench, refusing: None) -> None:
+    first = await bench.promote(0, Tier.DRAM)
+    second = await bench.promote(0, Tier.DRAM)
+    assert first.digest == second.digest
+    assert (first.directory / "config.json").is_file()
+    assert {copy.tier for copy in bench.store.copies()} == {Tier.DRAM}
+    assert "disk of" in problem(bench)
+    assert bench.store.usage()[0].used_bytes == 0
+    assert {path.name for path in (bench.directory / "tier").iterdir()} == {".lock"}
+    with pytest.raises(NoCapacity, match="disk of"):
+        await bench.promote(1, Tier.SSD)
+    first.release()
+    second.release()
+    await bench.store.evict(first.digest, Tier.DRAM)
+    bench.store.check_integrity()
+    assert bench.store.copies() == ()
+
+
+async def test_when_the_disk_has_room_again_it_is_used(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(file: DirectFile, memory: memoryview, offset: int) -> None:
@@ -90,12 +128,35 @@ async def test_a_full_disk_is_no_capacity_and_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(DirectFile, "write_from", full)
-        with pytest.raises(NoCapacity, match=r"disk of .* is full"):
-            await bench.promote(0, Tier.DRAM)
-    assert bench.store.copies() == ()
-    assert [usage.used_bytes for usage in bench.store.usage()] == [0, 0]
-    assert {path.name for path in (bench.directory / "tier").iterdir()} == {".lock"}
-    await bench.promote(0, Tier.DRAM)
+        digest = await bench.leave(0, Tier.DRAM)
+        assert "is full" in problem(bench)
+    await bench.leave(1, Tier.DRAM)
+    assert not problem(bench)
+    assert digest not in bench.on(Tier.SSD)
+    assert await bench.leave(0, Tier.SSD) == digest
+    assert digest in bench.on(Tier.SSD)
+    assert len(bench.on(Tier.DRAM)) == 2
+
+
+async def test_callers_of_both_tiers_get_what_can_be_had(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: DirectFile, memory: memoryview, offset: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(DirectFile, "write_from", full)
+    with gate_on("imports") as gate:
+        to_pool = asyncio.create_task(bench.promote(0, Tier.DRAM))
+        await assert_eventually(lambda: gate.begun)
+        to_disk = asyncio.create_task(bench.promote(0, Tier.SSD))
+        await settle()
+        gate.open()
+        lease = await to_pool
+        with pytest.raises(NoCapacity, match="is full"):
+            await to_disk
+    lease.release()
+    bench.store.check_integrity()
+    assert not any(copy.leased for copy in bench.store.copies())
 
 
 async def test_a_corrupt_copy_is_replaced_from_its_source(bench: Bench) -> None:

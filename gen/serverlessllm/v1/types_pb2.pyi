@@ -780,19 +780,25 @@ class TierUsage(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     tier: Global___Tier.ValueType
     capacity_bytes: _builtins.int
     used_bytes: _builtins.int
+    problem: _builtins.str
+    """Why the tier takes nothing new at present, and what to do; empty: it does. What is asked for
+    meanwhile goes to the tiers above, without being kept here.
+    """
     def __init__(
         self,
         *,
         tier: Global___Tier.ValueType = ...,
         capacity_bytes: _builtins.int = ...,
         used_bytes: _builtins.int = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "problem", b"problem", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
