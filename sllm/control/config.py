@@ -20,9 +20,9 @@ class ControlConfig:
     """How long a request waits for room before busy instances of other deployments are drained."""
     drain_grace_seconds: float = 600.0
     """Time that running requests have when their instance is drained for others."""
-    residency_factor: float = 4.0
+    residency_factor: float = 1.0
     """An instance that comes back after it had to make room for others keeps its room for as many
-    times as its start has taken: at most a fifth of the time goes into taking turns."""
+    times as its start has taken: at most half of the time goes into taking turns."""
     longest_residency_seconds: float = 30.0
     """The longest time that it keeps its room for this reason."""
     max_queued: int = 10_000

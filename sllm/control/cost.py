@@ -2,7 +2,7 @@
 
 After ServerlessLLM (Fu et al., OSDI '24), section 6: a checkpoint streams through all links at
 once, so that the slowest link decides and not their sum; what waits on that link comes first.
-The worker is started and prepared beside the load, once the model's small files are on SSD.
+The worker is started and prepared beside the load.
 Nothing is a constant. A bandwidth is the node's own observation, or else the fleet's median. An
 init is what the node observed of this checkpoint, or else the fleet's median for it, or else what
 the node's other checkpoints let expect of one of its size, or else the fleet's.
@@ -135,9 +135,7 @@ def init_seconds(node: NodeView, need: Need, typical: Typical) -> tuple[float, f
 def start_estimate(node: NodeView, need: Need, typical: Typical) -> Estimate:
     """What it takes until an instance could be ready on `node`, room aside."""
     prepare, attach = init_seconds(node, need, typical)
-    queue, transfer, imports = _load(node, need.checkpoint, approach(node, typical))
-    if imports:
-        return Estimate(queue, transfer, prepare + attach)
+    queue, transfer = _load(node, need.checkpoint, approach(node, typical))
     beside = queue + transfer
     return Estimate(queue, transfer, (prepare - beside if prepare > beside else 0.0) + attach)
 
@@ -147,8 +145,8 @@ def start_seconds(node: NodeView, need: Need, typical: Typical) -> float:
     return start_estimate(node, need, typical).seconds
 
 
-def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[float, float, bool]:
-    """Seconds of waiting and of crossing on the slowest link; whether the model is imported."""
+def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[float, float]:
+    """Seconds of waiting and of crossing on the slowest link."""
     queue, transfer, above = 0.0, 0.0, 0
     on_its_way = _is_planned(node, checkpoint)
     for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, found.imported)):
@@ -156,14 +154,14 @@ def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[floa
         above = max(above, copy.resident_bytes if copy else 0)
         missing = checkpoint.size_bytes - above
         if missing <= 0:
-            return queue, transfer, False
+            break
         crossing = missing * pace.per_byte
         # A load that is under way is already among the queued bytes.
         counted = on_its_way or (copy is not None and copy.leased)
         wait = max(pace.wait - crossing, 0.0) if counted else pace.wait
         if wait + crossing > queue + transfer:
             queue, transfer = wait, crossing
-    return queue, transfer, True
+    return queue, transfer
 
 
 def _is_planned(node: NodeView, checkpoint: Checkpoint) -> bool:

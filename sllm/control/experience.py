@@ -1,4 +1,4 @@
-"""What serving has taught: how long requests take."""
+"""What serving has taught: how long requests take, and how long it takes to end an instance."""
 
 from dataclasses import dataclass
 
@@ -40,6 +40,8 @@ class Experience:
     """Everything learned from requests. Belongs to the event loop."""
 
     def __init__(self) -> None:
+        self.stop_seconds = 0.0
+        """What ending an idle instance takes, by running means; 0 until one was ended."""
         self._expectations: dict[str, Expectation] = {}
 
     def served(self, deployment: str, served: Served) -> None:
@@ -49,6 +51,11 @@ class Experience:
         )
         known = self._expectations.get(deployment)
         self._expectations[deployment] = known.updated(served) if known else first
+
+    def stopped(self, seconds: float) -> None:
+        """Takes in how long it took to end an instance without grace."""
+        known = self.stop_seconds
+        self.stop_seconds = _mean(known, seconds) if known else seconds
 
     def expectation(self, deployment: str) -> Expectation | None:
         """What its next request takes. None: it has served none."""

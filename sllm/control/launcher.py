@@ -177,9 +177,12 @@ class Launcher:
         return self._tasks.spawn(stop, name=f"stop {instance.instance_id}")
 
     async def _stop(self, instance: Instance, grace: float) -> None:
+        began = self._clock.now()
         try:
             for _ in range(_STOP_TRIES):
                 if await self._try_stop(instance, grace):
+                    if not grace:
+                        self._state.experience.stopped(self._clock.now() - began)
                     return
                 await self._clock.sleep(_RETRY_SECONDS)
             self._state.fleet.stay(instance.node_id, instance.instance_id)

@@ -27,7 +27,7 @@ class Relief(NamedTuple):
     """How a node comes by room."""
 
     seconds: float
-    """Of the longest move."""
+    """Of the longest move, and of ending the victims beside it."""
     moves: tuple[Move, ...]
     victims: tuple[str, ...]
     """Idle instances that end on the node."""
@@ -76,7 +76,8 @@ class Movers:
                 return None
             taken.add(move.to_node)
             moves.append(move)
-        return Relief(max(move.seconds for move in moves), tuple(moves), victims)
+        ending = self._snapshot.stop_seconds if victims else 0.0
+        return Relief(max(ending, *(move.seconds for move in moves)), tuple(moves), victims)
 
     def _move(self, instance: Instance, taken: set[str], cost: MigrationCost) -> Move | None:
         """To where it can go on soonest, `taken` nodes aside."""

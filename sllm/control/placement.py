@@ -136,13 +136,26 @@ def _start(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Start | Migr
             continue
         node = snapshot.nodes[rank.node_id]
         found: Start | MigrateThenStart | None = _here(snapshot, demand, node, rank.seconds)
-        if found is None and demand.may_migrate and reliefs < _RELIEFS_COMPARED:
+        if demand.may_migrate and reliefs < _RELIEFS_COMPARED and not _is_free(found):
             reliefs += 1
             relief = Movers(snapshot, demand).relieve(node)
-            found = _migration(relief, rank.seconds, node, demand.need)
-        if found and (best is None or _seconds(found) < _seconds(best)):
-            best = found
+            found = _sooner(found, _migration(relief, rank.seconds, node, demand.need))
+        best = _sooner(best, found)
     return best
+
+
+def _is_free(start: Start | MigrateThenStart | None) -> bool:
+    """Whether it ends nothing, so that nothing could be sooner on its node."""
+    return start is not None and not start.victims
+
+
+def _sooner(
+    one: Start | MigrateThenStart | None, other: Start | MigrateThenStart | None
+) -> Start | MigrateThenStart | None:
+    """The first one, unless the other is sooner."""
+    if one is None or other is None:
+        return one or other
+    return other if _seconds(other) < _seconds(one) else one
 
 
 def _may_have_room(snapshot: Snapshot, demand: Demand, rank: Rank) -> bool:
@@ -280,10 +293,12 @@ def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
     seconds = start_seconds(node, demand.need, snapshot.typical)
     if reason := barred(demand, node.node_id):
         return Candidate(node.node_id, _known(seconds), rejected=reason)
-    if start := _here(snapshot, demand, node, seconds):
-        return Candidate(node.node_id, start.estimate, start.victims)
-    relief = Movers(snapshot, demand).relieve(node)
-    if migration := _migration(relief, seconds, node, demand.need):
-        return Candidate(node.node_id, migration.estimate, migration.victims, migration.moves)
+    start = _here(snapshot, demand, node, seconds)
+    relief = None if _is_free(start) else Movers(snapshot, demand).relieve(node)
+    match _sooner(start, _migration(relief, seconds, node, demand.need)):
+        case Start() as best:
+            return Candidate(node.node_id, best.estimate, best.victims)
+        case MigrateThenStart() as best:
+            return Candidate(node.node_id, best.estimate, best.victims, best.moves)
     short = room.shortage(node, demand.need.checkpoint, kv_grant(node, demand.need))
     return Candidate(node.node_id, _known(seconds), rejected=f"no room: {short.text}")

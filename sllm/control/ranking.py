@@ -180,14 +180,14 @@ def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     size = need.checkpoint.size_bytes
     seen = typical.inits.times.get((need.checkpoint.digest, need.engine))
     if seen:
-        init = seen.prepare + seen.attach
+        prepare, attach = seen.prepare, seen.attach
     else:
         prepare = columns.prepare + size * columns.prepare_per_byte
-        init = prepare + (columns.attach + size * columns.attach_per_byte)
+        attach = columns.attach + size * columns.attach_per_byte
     load = columns.import_wait + size * columns.import_per_byte
     np.maximum(load, columns.read_wait + size * columns.read_per_byte, out=load)
     np.maximum(load, columns.copy_wait + size * columns.copy_per_byte, out=load)
-    seconds: Numbers = load + init
+    seconds: Numbers = np.maximum(load, prepare) + attach
     return seconds
 
 

@@ -173,7 +173,8 @@ class State:
 
     def snapshot(self) -> Snapshot:
         """What placement may look at now."""
-        return self.fleet.snapshot(self.slots.uses, self._protected(), self.needs.frozen)
+        snapshot = self.fleet.snapshot(self.slots.uses, self._protected(), self.needs.frozen)
+        return replace(snapshot, stop_seconds=self.experience.stop_seconds)
 
     def snapshot_for_moves(self) -> Snapshot:
         """The same, with what placement needs to migrate running instances."""

@@ -226,8 +226,9 @@ class Imports:
         return copy
 
     def _step(self, began: float, manifest: Manifest) -> Step:
-        seconds = self._clock.now() - began
-        self._speed.observe(manifest.size_bytes, seconds)
+        ended = self._clock.now()
+        seconds = ended - began
+        self._speed.observe(manifest.size_bytes, began, ended)
         metrics.record_load("import", manifest.size_bytes, seconds)
         _log.info("node.imported", digest=manifest.digest, seconds=round(seconds, 3))
         return Step(LoadPhase.IMPORT, began, seconds, manifest.size_bytes)

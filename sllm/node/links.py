@@ -1,5 +1,6 @@
 """How fast bytes move between tiers, as observed; the start values are measured, never assumed."""
 
+import math
 import mmap
 import os
 import time
@@ -9,22 +10,44 @@ from pathlib import Path
 from sllm.checkpoint.direct_io import DirectFile
 
 _PROBE_BYTES = 16 << 20
-_HALF_LIFE_BYTES = 1 << 30
-"""After a transfer of as much, an observation has moved half-way to that transfer's speed."""
+_HALF_LIFE_BYTES = 256 << 20
+"""After transfers of as much, an observation has moved half-way to their speed."""
+
+_LEAST_PER_BYTE = 1e-13
+"""Seconds: no link is faster."""
 
 
 class Speed:
-    """Bytes per second of a link: transfers count by their size, and old ones fade."""
+    """Bytes per second of a link: transfers count by their size, and old ones fade.
+
+    Those that cross together share the link: the time in which it was busy is counted once.
+    """
 
     def __init__(self, bytes_per_second: float) -> None:
-        self.bytes_per_second = bytes_per_second
+        self._per_byte = 1 / bytes_per_second
+        self._counted_to = -math.inf
+        """Clock's seconds up to which the link's time has been counted."""
 
-    def observe(self, size_bytes: int, seconds: float) -> None:
-        """Takes a transfer into account. A small one says little, and hardly counts."""
-        if not size_bytes or seconds <= 0:
+    @property
+    def bytes_per_second(self) -> float:
+        """As last observed."""
+        return 1 / self._per_byte
+
+    def observe(self, size_bytes: int, began: float, ended: float) -> None:
+        """Takes a transfer into account. A small one says little, and hardly counts.
+
+        Args:
+            size_bytes: What has crossed.
+            began: Clock's seconds.
+            ended: Clock's seconds; those of successive calls must not fall.
+        """
+        seconds = ended - max(began, self._counted_to)
+        self._counted_to = max(ended, self._counted_to)
+        if not size_bytes or ended <= began:
             return
         kept: float = 0.5 ** (size_bytes / _HALF_LIFE_BYTES)
-        self.bytes_per_second = kept * self.bytes_per_second + (1 - kept) * size_bytes / seconds
+        newest = max(0.0, seconds) / size_bytes
+        self._per_byte = max(_LEAST_PER_BYTE, kept * self._per_byte + (1 - kept) * newest)
 
 
 @dataclass(frozen=True, slots=True)

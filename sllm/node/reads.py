@@ -132,7 +132,7 @@ class Reads:
         now = self._clock.now()
         began = now if job.began is None else job.began
         size = copy.manifest.size_bytes
-        self._speed.observe(size, now - began)
+        self._speed.observe(size, began, now)
         metrics.record_load("read", size, now - began)
         _log.info("node.read_into_pool", digest=copy.manifest.digest, seconds=round(now - began, 3))
         return Step(LoadPhase.READ, began, now - began, size)

@@ -22,3 +22,10 @@ def test_the_mean_follows_what_requests_take_now() -> None:
     assert expected.first_token_seconds == 0.5
     experience.forget("m")
     assert experience.expectation("m") is None
+
+
+def test_what_ending_an_instance_takes_is_learned() -> None:
+    experience = Experience()
+    for seconds in (1.0, 1.0, 2.0):
+        experience.stopped(seconds)
+    assert 1.0 < experience.stop_seconds < 2.0

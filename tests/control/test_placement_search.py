@@ -160,10 +160,14 @@ def _with_moves(cluster: Snapshot, demand: Demand, node: NodeView) -> float:
     """Seconds of the best start on a node from which running instances move."""
     if not demand.may_migrate or cluster.migration is None:
         return math.inf
-    model, idle = demand.need, _others(cluster, node, demand.need, idle=True)
+    model = demand.need
     ways = [
-        max(_move(cluster, one, to) for one, to in zip(group, places, strict=True))
+        max(
+            cluster.stop_seconds if idle else 0.0,
+            *(_move(cluster, one, to) for one, to in zip(group, places, strict=True)),
+        )
         for group in _subsets(_others(cluster, node, model, idle=False))
+        for idle in _subsets(_others(cluster, node, model, idle=True))
         if group and _fits(node, model, (*group, *idle))
         for places in permutations(_elsewhere(cluster, node), len(group))
     ]
