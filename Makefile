@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
 BENCH ?=
 
-.PHONY: setup demo test check gen bench bench-load bench-simulate bench-cluster clean
+.PHONY: setup demo test check gen bench bench-load bench-migration bench-simulate bench-cluster clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,9 @@ gen: setup
 
 bench: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.cold_start $(BENCH)
+
+bench-migration: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.migration $(BENCH)
 
 bench-load: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]' || true
