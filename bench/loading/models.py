@@ -143,7 +143,7 @@ async def _keep_on_ssd(model: Model) -> None:
     pool = Pool(CHUNK_BYTES, CHUNK_BYTES)
     store = await TierStore.open(model.store, SSD_BYTES, pool, clock=MonotonicClock())
     try:
-        (await store.promote(str(model.source), None, Tier.SSD, pack=True)).release()
+        (await store.promote(str(model.source), None, Tier.SSD)).release()
     finally:
         await store.close()
         pool.close()

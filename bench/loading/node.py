@@ -112,20 +112,17 @@ def _counts(manifest: Manifest) -> list[int]:
 class _Node:
     """The tier store of a node, as its agent uses it."""
 
-    def __init__(self, model: Model, pool: Pool, *, pack: bool) -> None:
+    def __init__(self, model: Model, pool: Pool) -> None:
         self._model = model
-        self._pack = pack
         self._pool = pool
         self._loop = asyncio.new_event_loop()
-        directory = model.store if pack else model.store.with_name(f"{model.store.name}-in-place")
         self._store = self._loop.run_until_complete(
-            TierStore.open(directory, SSD_BYTES, pool, clock=MonotonicClock())
+            TierStore.open(model.store, SSD_BYTES, pool, clock=MonotonicClock())
         )
         self._lease: Lease | None = None
 
     def promote(self) -> Tensors:
-        source = str(self._model.source)
-        promotion = self._store.promote(source, None, Tier.DRAM, pack=self._pack)
+        promotion = self._store.promote(str(self._model.source), None, Tier.DRAM)
         self._lease = self._loop.run_until_complete(promotion)
         return {}
 
@@ -158,19 +155,18 @@ def _node(model: Model) -> Iterator[Mapping[str, Load]]:
         pool.touch(chunk)
     with ThreadPoolExecutor(READ_THREADS) as threads:
         ceilings, reader = _Ceilings(pool, threads), _Reader(pool, threads)
-        node, in_place = _Node(model, pool, pack=True), _Node(model, pool, pack=False)
+        node = _Node(model, pool)
         yield {
             DIRECT_PACKED: Load(lambda: ceilings.read(model.partitions)),
             DIRECT_PLAIN: Load(lambda: ceilings.read(model.safetensors)),
             MEMCPY: Load(lambda: ceilings.copy(model.size_bytes)),
             NODE: Load(node.promote, after=node.evict),
-            IN_PLACE: Load(in_place.promote, after=in_place.evict),
+            IN_PLACE: Load(lambda: reader.read(plain, verify=False)),
             DIGESTS: Load(lambda: reader.read(packed, verify=True)),
             NO_DIGESTS: Load(lambda: reader.read(packed, verify=False)),
             ATTACH: Load(node.attach, before=node.promote, after=node.evict, in_page_cache=True),
         }
         node.close()
-        in_place.close()
     pool.close()
 
 

@@ -10,13 +10,13 @@ from typing import Any, Concatenate, ParamSpec
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
-from sllm import errors, rpc
+from sllm import errors
 from sllm.client import requests, responses
 from sllm.client.enums import DeploymentState
 from sllm.client.events import Progress, Result
 from sllm.client.operator import PAGE_SIZE, Operator
 from sllm.client.records import ChatMessage, Deployment
-from sllm.client.stream import AsyncStream
+from sllm.client.stream import AsyncStream, Line
 
 P = ParamSpec("P")
 
@@ -182,6 +182,8 @@ class AsyncClient(Operator):
         priority: int = 0,
         keep_alive: float | None = None,
         request_id: str | None = None,
+        linger: float = 0.0,
+        reattach: float = 30.0,
         timeout: float | None = None,
     ) -> AsyncStream:
         """Begins a generation and returns the stream of its events. What fails, fails there.
@@ -207,6 +209,9 @@ class AsyncClient(Operator):
             keep_alive: seconds that the instance stays at least when this request has ended,
                 unless its room is needed. None: as the deployment's policy says.
             request_id: unique among the requests under way. None: one is made.
+            linger: seconds for which it goes on when nobody reads it any more. 0: it ends with
+                its stream.
+            reattach: seconds for which a control plane that is lost is waited for, to read on.
             timeout: seconds for all of it; work that cannot meet it is refused at once.
 
         Raises:
@@ -234,13 +239,10 @@ class AsyncClient(Operator):
             failover=failover,
             priority=priority,
             keep_alive=keep_alive,
+            linger=linger,
         )
-        call = self._connection.inference.Generate(
-            request, timeout=timeout, metadata=rpc.trace_metadata()
-        )
-        return AsyncStream(
-            call, self._connection, request.request_id, wants_logprobs=logprobs is not None
-        )
+        line = Line(request, self._connection, timeout)
+        return AsyncStream(line, wants_logprobs=logprobs is not None, reattach=reattach)
 
     complete = _whole(generate)
 

@@ -1,6 +1,7 @@
 """From what callers say to the protocol's requests."""
 
 import os
+import secrets
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
 from sllm.client.records import ChatMessage
+from sllm.sampling import MAX_SEED
 
 
 def new_request_id() -> str:
@@ -77,6 +79,7 @@ def generate(
     failover: bool,
     priority: int,
     keep_alive: float | None,
+    linger: float = 0.0,
 ) -> inference_pb.GenerateRequest:
     """The request for a generation; `sampling` holds the fields of SamplingParams.
 
@@ -98,8 +101,30 @@ def generate(
             priority=priority,
             keep_alive=None if keep_alive is None else duration(keep_alive),
         )
+        if linger:
+            request.linger.CopyFrom(duration(linger))
         _set_prompt(request, prompt, prompt_token_ids, messages)
+        _settle_seed(request.sampling)
     return request
+
+
+def resume(request: inference_pb.GenerateRequest, sequence: int, token_ids: Sequence[int]) -> None:
+    """Makes a request ask for what comes after the messages and tokens that there are."""
+    request.resume_from_sequence = sequence
+    request.continuation.CopyFrom(inference_pb.Continuation(token_ids=token_ids))
+
+
+def settle_prompt(request: inference_pb.GenerateRequest, token_ids: Sequence[int]) -> None:
+    """Puts the prompt's tokens, once they are known, in place of what they were made of."""
+    if token_ids:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=token_ids))
+
+
+def _settle_seed(sampling: pb.SamplingParams) -> None:
+    """Chooses the seed where it is left open, so that a draw can be repeated elsewhere."""
+    greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    if not greedy and not sampling.HasField("seed"):
+        sampling.seed = secrets.randbelow(MAX_SEED + 1)
 
 
 def migrate(

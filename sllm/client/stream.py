@@ -1,41 +1,71 @@
 """The stream of one generation."""
 
 import asyncio
+import time
 import weakref
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import grpc
 from serverlessllm.v1 import inference_service_pb2 as pb
 
-from sllm import errors
-from sllm.client import responses
+from sllm import errors, rpc
+from sllm.client import requests, responses
 from sllm.client.connection import Connection
 from sllm.client.events import Event, Result
 from sllm.client.transcript import Transcript
 
 Call = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
 
+_BROKEN = (errors.Unreachable, errors.ShuttingDown)
+"""What a stream breaks off with when the control plane goes, and the generation does not."""
+_RETRY_SECONDS: Final = 0.2
+
+
+class Line:
+    """A request, and the call that it is made with: another one after each that breaks off."""
+
+    def __init__(
+        self, request: pb.GenerateRequest, connection: Connection, timeout: float | None
+    ) -> None:
+        self.request = request
+        self.connection = connection
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self.call = self._open()
+
+    def reopen(self, transcript: Transcript) -> None:
+        """Calls again, for what comes after what there is."""
+        self.call.cancel()
+        requests.resume(self.request, transcript.next_sequence, transcript.token_ids)
+        self.call = self._open()
+
+    def _open(self) -> Call:
+        deadline = self._deadline
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return self.connection.inference.Generate(
+            self.request, timeout=remaining, metadata=rpc.trace_metadata()
+        )
+
 
 class AsyncStream:
     """The events of a generation, as they come: `async for event in stream`.
 
     The generation goes on for as long as the stream is there. To leave it early, `cancel()` it,
-    use it as a context manager, or drop it.
+    use it as a context manager, or drop it. If the control plane is lost meanwhile, the stream is
+    read on once that is back.
     """
 
-    def __init__(
-        self, call: Call, connection: Connection, request_id: str, *, wants_logprobs: bool
-    ) -> None:
-        self.request_id = request_id
+    def __init__(self, line: Line, *, wants_logprobs: bool, reattach: float) -> None:
+        """`reattach`: seconds for which a control plane that is lost is waited for."""
+        self.request_id = line.request.request_id
         """Id by which the request can be cancelled from anywhere."""
-        self._call = call
-        self._connection = connection
-        self._transcript = Transcript(request_id, wants_logprobs=wants_logprobs)
+        self._line = line
+        self._reattach = reattach
+        self._transcript = Transcript(self.request_id, wants_logprobs=wants_logprobs)
         self._cancelled = False
         loop = asyncio.get_running_loop()
         # A stream may be dropped in any thread; its call belongs to the loop's.
-        weakref.finalize(self, _cancel_in_loop, loop, call).atexit = False
+        weakref.finalize(self, _cancel_in_loop, loop, line).atexit = False
 
     def __aiter__(self) -> Self:
         return self
@@ -53,11 +83,13 @@ class AsyncStream:
             errors.SllmError: The generation failed, or was cancelled.
         """
         while True:
-            message = await self._read()
+            message = await self._read_on()
             if message is None:
                 return None
             self._transcript.expect(message.sequence)
             event = responses.event(message)
+            if message.HasField("started"):
+                requests.settle_prompt(self._line.request, message.started.prompt_token_ids)
             if event is not None:
                 self._transcript.add(event)
                 return event
@@ -75,7 +107,7 @@ class AsyncStream:
     async def cancel(self) -> None:
         """Ends the generation. Whoever still reads the stream gets `errors.Cancelled`."""
         self._cancelled = True
-        self._call.cancel()
+        self._line.call.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,10 +120,24 @@ class AsyncStream:
     ) -> None:
         await self.cancel()
 
+    async def _read_on(self) -> pb.GenerateResponse | None:
+        """The next message, over as many calls as it takes."""
+        patience: float | None = None
+        while True:
+            try:
+                return await self._read()
+            except _BROKEN:
+                now = time.monotonic()
+                patience = now + self._reattach if patience is None else patience
+                if self._cancelled or not self._transcript.next_sequence or now >= patience:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._line.reopen(self._transcript)
+
     async def _read(self) -> pb.GenerateResponse | None:
         try:
-            with self._connection.typed_errors():
-                message = await self._call.read()
+            with self._line.connection.typed_errors():
+                message = await self._line.call.read()
         except asyncio.CancelledError:
             if not self._cancelled or _task_is_cancelled():
                 raise
@@ -105,6 +151,6 @@ def _task_is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _cancel_in_loop(loop: asyncio.AbstractEventLoop, call: Call) -> None:
+def _cancel_in_loop(loop: asyncio.AbstractEventLoop, line: Line) -> None:
     if not loop.is_closed():
-        loop.call_soon_threadsafe(call.cancel)
+        loop.call_soon_threadsafe(lambda: line.call.cancel())

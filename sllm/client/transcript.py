@@ -1,5 +1,7 @@
 """What a stream has said so far, and the checks that nothing of it is missing."""
 
+from collections.abc import Sequence
+
 from sllm import errors
 from sllm.client.events import Event, Finished, Migrated, Result, TokenLogprob, Tokens
 
@@ -16,6 +18,16 @@ class Transcript:
         self._logprobs: list[TokenLogprob] = []
         self._migrations: list[Migrated] = []
         self._finished: Finished | None = None
+
+    @property
+    def next_sequence(self) -> int:
+        """The number of the first message that is not there yet."""
+        return self._next_sequence
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens so far."""
+        return self._token_ids
 
     def expect(self, sequence: int) -> None:
         """Takes note of a message's place in the stream.

@@ -35,6 +35,8 @@ class ControlConfig:
     """Whether running instances may be migrated away to make room for others."""
     start_timeout_seconds: float = 1800.0
     """Longest time that the start of an instance, or the preparation of a checkpoint, may take."""
+    linger_seconds: float = 15.0
+    """How long nodes go on with requests when this control plane is gone; callers read them on."""
     stop_grace_seconds: float = 2.0
     """Time that calls have to end when the process is asked to."""
     metrics_port: int | None = None

@@ -88,6 +88,7 @@ class ControlPlane:
     async def close(self) -> None:
         """Leaves the nodes with what they do, and closes the store."""
         await self._moving.close()
+        await self.router.stop()
         await self._orchestrator.close()
         await self._preparation.close()
         await self.pinning.close()

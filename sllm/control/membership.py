@@ -121,7 +121,7 @@ class Membership:
         del self._streams[node_id]
         lost = self._state.fleet.remove(node_id)
         self._close_later(self._nodes.drop(node_id))
-        self._orchestrator.node_lost(lost)
+        self._orchestrator.node_lost(node_id, lost)
         for name in self._state.deployments:
             self._state.changes.notify(name)
         self._preparation.consider_all()

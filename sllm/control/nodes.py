@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ GenerateCall = grpc.aio.UnaryStreamCall[wire.GenerateRequest, wire.GenerateRespo
 _INSPECT_SECONDS = 60.0
 _RELEASE_SECONDS = 10.0
 _MIGRATION_SECONDS = 600.0
+_CANCEL_SECONDS = 5.0
 _STOP_SECONDS = 30.0
 """Time that a node has to end a worker, beyond the grace."""
 
@@ -155,6 +156,12 @@ class Node:
                     yield wire.migration_news(response)
         finally:
             call.cancel()
+
+    async def cancel(self, request_id: str) -> None:
+        """Ends a generation, also one that lingers; one that is not there has ended."""
+        request = wire.CancelRequest(request_id=request_id)
+        with suppress(errors.RequestNotFound), self.typed_errors():
+            await self._inference.Cancel(request, timeout=_CANCEL_SECONDS)
 
     def generate(
         self, request: wire.GenerateRequest, timeout: float | None, metadata: wire.Metadata

@@ -88,10 +88,15 @@ class Orchestrator:
         present = before.present if before else ()
         if present != view.present:
             self._compare(present, view)
+        if view.facts.leaving and view.node_id not in self._state.draining:
+            self._empty(view)
         self.wake_for_room()
 
-    def node_lost(self, instances: tuple[Instance, ...]) -> None:
+    def node_lost(self, node_id: str, instances: tuple[Instance, ...]) -> None:
         """A node is gone, and all that ran on it."""
+        if node_id in self._state.leaving:
+            self._state.leaving.discard(node_id)
+            self._state.draining.discard(node_id)
         self._let_go(instances)
         self.wake_for_room()
 
@@ -120,6 +125,13 @@ class Orchestrator:
             self._launcher.drain(instance, min(grace, _LONGEST_GRACE))
             self.movers.move_away(instance)
         self.wake(instance.deployment)
+
+    def _empty(self, view: NodeView) -> None:
+        """Drains a node that is about to go down by itself."""
+        self._state.leaving.add(view.node_id)
+        self._state.draining.add(view.node_id)
+        for instance in view.present:
+            self.vacate(instance, _LONGEST_GRACE)
 
     def make_way(self, name: str, action: MigrateThenStart) -> None:
         """Migrates running instances away, so that there is room for a deployment."""
@@ -158,6 +170,16 @@ class Orchestrator:
         """Gives an instance no more requests; it ends with those that it has."""
         self._launcher.drain(instance)
         self.wake(instance.deployment)
+
+    def reattach(self, ticket: Ticket) -> bool:
+        """Gives a request whose caller reads on to the instance that goes on with it, if any."""
+        for instance in self._state.fleet.instances_of(ticket.deployment):
+            if ticket.request_id in instance.unread:
+                assignment = self.arrive(ticket, instance.instance_id)
+                if assignment:
+                    ticket.assign(assignment)
+                    return True
+        return False
 
     def arrive(self, ticket: Ticket, instance_id: str) -> Assignment | None:
         """Where a request that has moved is now; None if that is gone already."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
@@ -12,7 +13,10 @@ from sllm.control.experience import Served
 from sllm.control.orchestrator import Orchestrator
 from sllm.control.progress import Departure, MigrationReason
 from sllm.control.state import State
+from sllm.control.tasks import Tasks
 from sllm.control.tickets import Assignment, Ticket
+
+log = structlog.get_logger()
 
 _ELSEWHERE = (
     errors.NodeLost,
@@ -30,6 +34,7 @@ class Relay:
         self._state = state
         self._orchestrator = orchestrator
         self._clock = clock
+        self._tasks = Tasks()
 
     async def events(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
         """Everything after `queued`, up to `finished`.
@@ -51,6 +56,23 @@ class Relay:
         assignment, ticket.assignment = ticket.assignment, None
         if assignment:
             self._orchestrator.released(ticket, assignment)
+
+    def end(self, ticket: Ticket) -> None:
+        """Has the node end what it still does for a request: hanging up alone lets it linger."""
+        assignment = ticket.assignment
+        if assignment and ticket.opened:
+            work = self._cancel(assignment, ticket.request_id)
+            self._tasks.spawn(work, name=f"cancel {ticket.request_id}")
+
+    async def close(self) -> None:
+        """Leaves the nodes with what they do."""
+        await self._tasks.close()
+
+    async def _cancel(self, assignment: Assignment, request_id: str) -> None:
+        try:
+            await assignment.node.cancel(request_id)
+        except errors.SllmError as error:
+            log.warning("control.not_cancelled", request=request_id, error=str(error))
 
     async def _served(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
         """What the caller is to see of the instance that the ticket was given to."""

@@ -43,6 +43,7 @@ class Router:
         wire.settle_seed(request)
         step = self._config.priority_step_seconds
         ticket = Ticket(request, remaining, self._clock, step_seconds=step)
+        wire.set_linger(request, max(ticket.linger, self._config.linger_seconds))
         prospect = self._prospects.of(ticket)
         admission.check_room(prospect, self._config)
         admission.check_deadline(prospect, remaining)
@@ -58,7 +59,8 @@ class Router:
             errors.SllmError: Why the request has ended without `finished`.
         """
         try:
-            yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
+            if ticket.resumes_from is None:
+                yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
             async for event in self._relay.events(ticket):
                 yield event
         except errors.SllmError as error:
@@ -84,6 +86,10 @@ class Router:
         for ticket in list(self._state.tickets.values()):
             ticket.fail(errors.ShuttingDown("the control plane is going down; try again"))
 
+    async def stop(self) -> None:
+        """Leaves the nodes with what they do."""
+        await self._relay.close()
+
     def drop(self, ticket: Ticket) -> None:
         """Forgets a request, and stops whatever is still done for it. May be called again."""
         if self._state.tickets.get(ticket.request_id) is not ticket:
@@ -91,6 +97,8 @@ class Router:
         del self._state.tickets[ticket.request_id]
         self._state.queue.remove(ticket)
         ticket.abandon()
+        if not (self._closing or ticket.linger or ticket.outcome == "OK"):
+            self._relay.end(ticket)
         self._relay.release(ticket)
         outcome = ticket.outcome or "CANCELLED"
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
@@ -105,10 +113,17 @@ class Router:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
         self._state.deployment(request.deployment)
         admission.check(wire.generation_ask(request))
-        if request.request_id in self._state.tickets:
+        former = self._state.tickets.get(request.request_id)
+        if former and wire.resumes_from(request) is not None:
+            former.fail(errors.Cancelled(f"request {request.request_id} is read on elsewhere"))
+            former.linger = former.linger or self._config.linger_seconds  # the new one takes over
+            self.drop(former)
+        elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
 
     def _enqueue(self, ticket: Ticket) -> None:
+        if ticket.resumes_from is not None and self._orchestrator.reattach(ticket):
+            return
         self._state.queue.add(ticket)
         self._orchestrator.dispatch(ticket.deployment)
         if ticket.assignment is None:

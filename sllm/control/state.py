@@ -64,6 +64,8 @@ class State:
     """Deployments whose checkpoint is on its way to a node, and how far it is."""
     unprepared: dict[str, str] = field(default_factory=dict)
     """Deployments whose checkpoint could not be brought to any node, and why."""
+    leaving: set[str] = field(default_factory=set)
+    """Nodes that are about to go down, and are drained for as long as they are there."""
     draining: set[str] = field(default_factory=set)
     """Nodes that get no new work; some may be away."""
     costs: MigrationCosts = field(default_factory=MigrationCosts)

@@ -74,7 +74,11 @@ class Ticket:
         self._call: GenerateCall | None = None
         self._loading: Loading | None = None
         self._changed = asyncio.Event()
-        self._sequence = 0
+        self.linger = wire.linger(request)
+        """Seconds for which it is to go on without its caller."""
+        self.resumes_from = wire.resumes_from(request)
+        """Where its caller reads on. None: it is new."""
+        self._sequence = self.resumes_from or 0
 
     @property
     def request_id(self) -> str:
@@ -130,6 +134,11 @@ class Ticket:
     def abandon(self) -> None:
         """Ends it without a word: its caller is gone."""
         self.fail(errors.Cancelled("the caller has left"))
+
+    @property
+    def opened(self) -> bool:
+        """Whether a node has been called for it."""
+        return self._call is not None
 
     # --- what its stream does -----------------------------------------------------------------
 

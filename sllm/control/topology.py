@@ -50,6 +50,8 @@ class Instance:
     started_at: float = 0.0
     """Seconds since the epoch."""
     worker_pid: int = 0
+    unread: tuple[str, ...] = ()
+    """Ids of requests that go on although nobody reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,8 @@ class NodeFacts:
     """Seconds that a start takes besides the load, over all models. None: not yet observed."""
     inits: Inits = NO_INITS
     """The same for each model."""
+    leaving: bool = False
+    """Whether it is about to go down, and what it runs is to go on elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)

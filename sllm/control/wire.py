@@ -31,6 +31,7 @@ from sllm.sampling import MAX_SEED, Sampling
 # Relayed or forwarded as they are: a message of the hot path is never translated.
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
 GenerateResponse: TypeAlias = inference_pb.GenerateResponse
+CancelRequest: TypeAlias = inference_pb.CancelRequest
 Tokens: TypeAlias = inference_pb.Tokens
 Moved: TypeAlias = inference_pb.Moved
 MigrationReason = inference_pb.MigrationReason
@@ -215,6 +216,7 @@ def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
         node_id=node_id,
         address=node.address,
         host=node.host,
+        leaving=node.leaving,
         tiers={
             topology.Tier(usage.tier): topology.TierUsage(
                 usage.capacity_bytes, usage.used_bytes, usage.problem
@@ -278,6 +280,7 @@ def instance(one: pb.Instance, node_id: str) -> topology.Instance:
         running=one.running_requests,
         started_at=one.started_at.ToNanoseconds() / 1e9,
         worker_pid=one.worker_pid,
+        unread=tuple(one.unread_request_ids),
     )
 
 
@@ -293,6 +296,7 @@ def instance_message(one: topology.Instance) -> pb.Instance:
         digest=one.digest,
         started_at=_timestamp(one.started_at),
         worker_pid=one.worker_pid,
+        unread_request_ids=one.unread,
     )
 
 
@@ -417,6 +421,21 @@ def settle_seed(request: GenerateRequest) -> None:
     greedy = sampling.HasField("temperature") and sampling.temperature == 0
     if not greedy and not sampling.HasField("seed"):
         sampling.seed = secrets.randbelow(MAX_SEED + 1)
+
+
+def linger(request: GenerateRequest) -> float:
+    """Seconds for which the caller wants a generation to go on without a reader."""
+    return seconds(request.linger)
+
+
+def set_linger(request: GenerateRequest, seconds: float) -> None:
+    """Has the node go on for so long when this control plane is gone."""
+    request.linger.CopyFrom(duration(seconds))
+
+
+def resumes_from(request: GenerateRequest) -> int | None:
+    """The number of the first message that the caller of an earlier stream lacks."""
+    return request.resume_from_sequence if request.HasField("resume_from_sequence") else None
 
 
 def go_on(request: GenerateRequest, prompt: Sequence[int], generated: Sequence[int]) -> None:

@@ -53,6 +53,8 @@ class Agent:
         self._zygote = zygote
         self._watchers: list[Callable[[], None]] = []
         self._promotions: set[asyncio.Task[None]] = set()
+        self.leaving = False
+        """Whether this node is about to go down, and what it runs is to go on elsewhere."""
         self._closing = False
         store.subscribe(self._changed)
         metrics.observe(self._used_bytes, self._capacity_bytes, lambda: len(self.instances))
@@ -143,11 +145,23 @@ class Agent:
         except KeyError:
             raise errors.InstanceNotFound(f"no instance {instance_id} on this node") from None
 
+    def set_unread(self, instance_id: str, request_ids: frozenset[str]) -> None:
+        """Notes which requests of an instance go on although nobody reads them."""
+        instance = self.instances.get(instance_id)
+        if instance and instance.unread != request_ids:
+            instance.unread = request_ids
+            self._changed()
+
     async def stop_instance(self, instance_id: str, grace: float) -> None:
         """Ends an instance; one that is not there has ended."""
         instance = self.instances.get(instance_id)
         if instance:
             await instance.stop(grace)
+
+    def leave(self) -> None:
+        """Asks the control plane to have what this node runs go on elsewhere."""
+        self.leaving = True
+        self._changed()
 
     async def close(self, grace: float) -> None:
         """Stops all instances and takes no new ones."""

@@ -33,6 +33,8 @@ class NodeConfig:
     fetch_threads: int = 8
     """Threads that fill chunks from sources. Each has a chunk of memory of its own at most, beside
     the pool."""
+    leave_seconds: float = 10.0
+    """Time that running requests have to go on elsewhere when this node is asked to end."""
     metrics_port: int | None = None
     """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
 

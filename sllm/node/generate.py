@@ -43,6 +43,8 @@ class Generation:
         """Whoever reads it now."""
         self.closed = False
         """Whether nobody wants it any more."""
+        self.given_out = False
+        """Whether its last event has been given out."""
         self.outputs = OutputStream(request, keep=keep)
         self._worker = worker
         self._node_id = node_id
@@ -79,6 +81,7 @@ class Generation:
                 for event in self._translate(taken):
                     last = event.HasField("finished") or event.HasField("moved")
                     yield event
+                self.given_out = last
 
     def cancel(self) -> None:
         """Ends it: its reader gets Cancelled, the engine stops within a step."""

@@ -12,6 +12,7 @@ from sllm.node.agent import Agent
 from sllm.node.generate import Generation
 from sllm.node.workers import Worker
 
+_LOOK_SECONDS = 0.05
 UNREAD_SECONDS = 10.0
 """How long a generation that has come from another node waits for its reader."""
 
@@ -42,7 +43,7 @@ class Generations:
         finally:
             if generation.reader is reader:
                 generation.reader = None
-                self.drop(generation)
+                self._left(generation)
 
     def adopt(self, request: pb.GenerateRequest, worker: Worker) -> Generation:
         """Goes on with a request that has come from another node, and waits for its reader.
@@ -53,13 +54,21 @@ class Generations:
         self._replace(request.request_id)
         generation = Generation(request, worker, self._node_id, self._clock, keep=True)
         self._by_id[request.request_id] = generation
-        self._waits[generation] = asyncio.create_task(self._expire(generation))
+        self._wait(generation, UNREAD_SECONDS)
         return generation
 
     def of_instance(self, instance_id: str) -> list[Generation]:
         """Those under way on an instance."""
         mine = (one for one in self._by_id.values() if one.request.instance_id == instance_id)
         return [one for one in mine if not one.over]
+
+    async def hand_over(self, timeout: float) -> None:
+        """Has all go on elsewhere; returns once nobody reads any here, or after `timeout` s."""
+        deadline = self._clock.now() + timeout
+        if any(one.reader for one in self._by_id.values()):
+            self._agent.leave()
+        while self._clock.now() < deadline and any(one.reader for one in self._by_id.values()):
+            await self._clock.sleep(_LOOK_SECONDS)
 
     def chosen(self, instance_id: str, request_ids: Sequence[str]) -> list[Generation]:
         """Those under way on an instance that are named, or all if none is.
@@ -95,8 +104,7 @@ class Generations:
         generation.close()
         if self._by_id.get(generation.request_id) is generation:
             del self._by_id[generation.request_id]
-        if wait := self._waits.pop(generation, None):
-            wait.cancel()
+        self._wait_no_more(generation)
 
     def _reading(self, request: pb.GenerateRequest) -> Generation:
         """The generation that a call of Generate is about."""
@@ -104,12 +112,12 @@ class Generations:
         if known and not request.HasField("continuation"):
             raise errors.RequestIdInUse(f"request {request.request_id} is already under way")
         if known and _goes_on(known, request):
-            if wait := self._waits.pop(known, None):
-                wait.cancel()
+            self._wait_no_more(known)
             return known
         worker = self._agent.instance(request.instance_id).ready_worker()
         self._replace(request.request_id)
-        generation = Generation(request, worker, self._node_id, self._clock)
+        keep = _linger(request) > 0
+        generation = Generation(request, worker, self._node_id, self._clock, keep=keep)
         self._by_id[request.request_id] = generation
         return generation
 
@@ -119,10 +127,30 @@ class Generations:
             former.cancel()
             self.drop(former)
 
-    async def _expire(self, generation: Generation) -> None:
-        await self._clock.sleep(UNREAD_SECONDS)
-        del self._waits[generation]
+    def _left(self, generation: Generation) -> None:
+        """A reader has gone: one that has read to the end, or one that may come again."""
+        linger = _linger(generation.request)
+        if linger and not (generation.given_out or generation.closed):
+            self._wait(generation, linger)
+        else:
+            self.drop(generation)
+
+    def _wait(self, generation: Generation, seconds: float) -> None:
+        self._waits[generation] = asyncio.create_task(self._expire(generation, seconds))
+        self._tell(generation.request.instance_id)
+
+    def _wait_no_more(self, generation: Generation) -> None:
+        if wait := self._waits.pop(generation, None):
+            wait.cancel()
+            self._tell(generation.request.instance_id)
+
+    async def _expire(self, generation: Generation, seconds: float) -> None:
+        await self._clock.sleep(seconds)
         self.drop(generation)
+
+    def _tell(self, instance_id: str) -> None:
+        unread = [one for one in self._waits if one.request.instance_id == instance_id]
+        self._agent.set_unread(instance_id, frozenset(one.request_id for one in unread))
 
 
 def _goes_on(generation: Generation, request: pb.GenerateRequest) -> bool:
@@ -130,3 +158,8 @@ def _goes_on(generation: Generation, request: pb.GenerateRequest) -> bool:
     same = generation.request.instance_id == request.instance_id
     count = len(request.continuation.token_ids)
     return same and not generation.closed and generation.outputs.rewind(count)
+
+
+def _linger(request: pb.GenerateRequest) -> float:
+    """Seconds for which a request goes on without a reader."""
+    return request.linger.ToNanoseconds() / 1e9

@@ -46,6 +46,8 @@ class Instance:
         """How long the start took, once READY."""
         self.running: Running | None = None
         """What the start has brought up, from READY on."""
+        self.unread: frozenset[str] = frozenset()
+        """Ids of requests that go on although nobody reads them."""
         self.error: errors.SllmError | None = None
         """Why it is GONE, unless it was asked to stop."""
         self._progress: Broadcast[Progress] = Broadcast()

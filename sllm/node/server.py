@@ -65,18 +65,23 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     stack.push_async_callback(store.close)
     _clear_sockets(config.socket_dir)
     agent = Agent(config, clock, store, zygote)
-    port = await _listen(config, agent, node_id, clock, stack)
+    generations = Generations(agent, node_id, clock)
+    port = await _listen(config, agent, generations, node_id, stack)
     await stack.enter_async_context(_reporting(config, agent, node_id, port, clock))
     stack.push_async_callback(agent.close, STOP_GRACE)
+    stack.push_async_callback(generations.hand_over, config.leave_seconds)
     return port
 
 
 async def _listen(
-    config: NodeConfig, agent: Agent, node_id: str, clock: Clock, stack: AsyncExitStack
+    config: NodeConfig,
+    agent: Agent,
+    generations: Generations,
+    node_id: str,
+    stack: AsyncExitStack,
 ) -> int:
     server = rpc.Server()
-    generations = Generations(agent, node_id, clock)
-    about = (agent, generations, node_id, clock)
+    about = (agent, generations, node_id, MonotonicClock())
     add_NodeServiceServicer_to_server(NodeServicer(*about), server.grpc)
     add_InferenceServiceServicer_to_server(InferenceServicer(generations), server.grpc)
     add_MigrationServiceServicer_to_server(MigrationServicer(*about), server.grpc)

@@ -120,6 +120,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         kv_bytes=instance.spec.kv_bytes,
         digest=instance.running.digest if instance.running else "",
         worker_pid=instance.worker_pid,
+        unread_request_ids=sorted(instance.unread),
     )
     message.started_at.FromDatetime(instance.started_at)
     return message
@@ -165,6 +166,7 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         links=[_link(link) for link in agent.store.links()],
         kv_capacity_bytes=agent.config.kv_bytes,
         kv_used_bytes=agent.kv_used_bytes,
+        leaving=agent.leaving,
         init_time=None if agent.inits.mean is None else duration(agent.inits.mean),
     )
 

@@ -30,6 +30,8 @@ def sent(control: FakeControl, call: Call) -> Any:
 def test_what_is_not_said_stays_unset(sent: Any) -> None:
     request = sent("tiny", "Once", request_id="r")
 
+    assert request.sampling.HasField("seed"), "what is drawn can be drawn again"
+    request.sampling.ClearField("seed")
     assert request == pb.GenerateRequest(
         deployment="tiny", request_id="r", text="Once", sampling=types.SamplingParams()
     )

@@ -121,7 +121,7 @@ class Caller:
         response = await self.cluster.ListNodes(
             cluster_pb.ListNodesRequest(),
             timeout=SECONDS,
-            wait_for_ready=True,  # after a restart the nodes' shared connection may be in backoff
+            wait_for_ready=True,  # after a restart the nodes' connection may be in backoff
         )
         return list(response.nodes)
 

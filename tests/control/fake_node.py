@@ -119,6 +119,7 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         self.revision = 0
         self.resyncs = 0
         self.lease_seconds = 0.0
+        self.leaving = False
         self.silent = False
         """Sends nothing more, not even heartbeats."""
         self._dram, self._kv = dram_mib * MIB, kv_mib * MIB
@@ -197,6 +198,7 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
     def _node(self) -> pb.Node:
         node = pb.Node(
             node_id=self.node_id,
+            leaving=self.leaving,
             address=self.address,
             host="fake",
             tiers=[

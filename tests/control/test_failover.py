@@ -1,6 +1,7 @@
 """A stream whose instance or node is lost goes on elsewhere, from the tokens that were relayed."""
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
@@ -152,3 +153,77 @@ async def test_what_is_drawn_can_be_drawn_again(
     assert last_request(node).sampling.HasField("seed") == chosen
     await cluster.caller.complete(sampling=pb.SamplingParams(seed=0))
     assert last_request(node).sampling.seed == 0
+
+
+async def test_a_caller_reads_on_from_the_tokens_that_it_has(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    stream = await cluster.caller.complete(
+        max_tokens=TOKENS,
+        request_id="again",
+        token_ids=pb.TokenIds(ids=[5]),
+        resume_from_sequence=7,
+        continuation=inference_pb.Continuation(token_ids=range(AMID)),
+    )
+    sequences = [event.sequence for event in stream.events]
+    assert sequences == list(range(7, 7 + len(sequences)))
+    assert "queued" not in stream.kinds
+    assert stream.text == "".join(f"{index} " for index in range(AMID, TOKENS))
+
+
+async def test_it_reads_on_where_the_generation_goes_on(cluster: Cluster, node: FakeNode) -> None:
+    other = await cluster.add_node("n2")
+    await cluster.caller.deploy(min_replicas=2, max_replicas=2)
+    await cluster.wait_for_instances(2)
+    for one in (node, other):
+        (instance,) = one.instances.values()
+        instance.unread_request_ids[:] = ["unread-on-" + one.node_id]
+        one.send_full()
+
+    async def known() -> bool:
+        found = await cluster.caller.instances()
+        return all(one.unread_request_ids for one in found)
+
+    await assert_eventually(known)
+    for one in (other, node):
+        request_id = "unread-on-" + one.node_id
+        await cluster.caller.complete(request_id=request_id, resume_from_sequence=1)
+        assert request_id in one.served()
+
+
+async def test_a_newer_reader_takes_the_place_of_the_one_before(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    first = await until_amid(cluster.caller.generate(max_tokens=TOKENS, request_id="mine"))
+    second = cluster.caller.generate(
+        max_tokens=TOKENS,
+        request_id="mine",
+        resume_from_sequence=len(first.events),
+        continuation=inference_pb.Continuation(token_ids=range(AMID)),
+    )
+    with pytest.raises(errors.Cancelled):
+        await first.end()
+    halfway.script.amid_tokens.open()
+    await second.end()
+    assert first.text + second.text == "".join(f"{index} " for index in range(TOKENS))
+
+
+async def test_nodes_are_told_when_a_caller_leaves(cluster: Cluster, halfway: FakeNode) -> None:
+    """Hanging up alone would let the generation linger."""
+    await cluster.caller.deploy()
+    stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS, request_id="left"))
+    assert last_request(halfway).linger.ToNanoseconds() > 0
+    stream.call.cancel()
+    await assert_eventually(lambda: halfway.count("Cancel"))
+
+
+async def test_what_may_linger_is_left_alone(cluster: Cluster, halfway: FakeNode) -> None:
+    await cluster.caller.deploy()
+    linger = Duration(seconds=60)
+    stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS, linger=linger))
+    assert last_request(halfway).linger == linger
+    stream.call.cancel()
+    await assert_eventually(lambda: halfway.cancelled)
+    assert not halfway.count("Cancel")

@@ -225,3 +225,20 @@ async def test_a_running_instance_makes_way_where_that_is_sooner(
     (migrated,) = migrations(stream)
     assert migrated.to_node_id == "n2"
     assert migrated.reason == inference_pb.MIGRATION_REASON_PLACEMENT
+
+
+async def test_a_node_that_is_about_to_go_down_is_emptied(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    halfway.leaving = True
+    halfway.send_full()
+    await stream.end()
+    assert_whole(stream)
+    (migrated,) = migrations(stream)
+    assert migrated.to_node_id == "n2"
+    assert migrated.reason == inference_pb.MIGRATION_REASON_DRAIN
+    assert (await cluster.caller.complete()).receipt.node_id == "n2"
+    await cluster.lose_node("n1")
+    assert not any(one.draining for one in await cluster.caller.nodes())

@@ -71,6 +71,8 @@ class GenerateRequest(_message.Message):
     NO_FAILOVER_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    RESUME_FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LINGER_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -93,6 +95,11 @@ class GenerateRequest(_message.Message):
     """Requests of a higher priority are served first, over all deployments; one of a lower priority
     gains a step for as long as it waits (by default 10 s for each), so that it is never passed
     over for good. -100 to 100; 0 is the ordinary one.
+    """
+    resume_from_sequence: _builtins.int
+    """Reads on in a stream that broke off: the number of the first message that the caller lacks.
+    `continuation` has the tokens that it has got, and `sampling` the seed. If the generation is
+    still under way anywhere, it is read on; otherwise it goes on from these tokens.
     """
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
@@ -123,6 +130,12 @@ class GenerateRequest(_message.Message):
         unless its room is needed. Not negative. Unset: as the deployment's policy says.
         """
 
+    @_builtins.property
+    def linger(self) -> _duration_pb2.Duration:
+        """How long to go on generating when nobody reads the stream any more, so that it can be read on.
+        At most an hour. Unset: a generation ends with its call.
+        """
+
     def __init__(
         self,
         *,
@@ -142,21 +155,27 @@ class GenerateRequest(_message.Message):
         no_failover: _builtins.bool = ...,
         priority: _builtins.int = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
+        resume_from_sequence: _builtins.int | None = ...,
+        linger: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__resume_from_sequence: _TypeAlias = _typing.Literal["resume_from_sequence"]  # noqa: Y015
+    _WhichOneofArgType__resume_from_sequence: _TypeAlias = _typing.Literal["_resume_from_sequence", b"_resume_from_sequence"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "messages"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_from_sequence) -> _WhichOneofReturnType__resume_from_sequence | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 

@@ -661,6 +661,7 @@ class Instance(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     WORKER_PID_FIELD_NUMBER: _builtins.int
+    UNREAD_REQUEST_IDS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -675,6 +676,10 @@ class Instance(_message.Message):
     """Process id of the worker on its node, for operators. 0 while there is none."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def unread_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its requests that go on although nobody reads them, for as long as they linger."""
+
     def __init__(
         self,
         *,
@@ -687,10 +692,11 @@ class Instance(_message.Message):
         digest: _builtins.str = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         worker_pid: _builtins.int = ...,
+        unread_request_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "digest", b"digest", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "digest", b"digest", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -895,6 +901,7 @@ class Node(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     CONNECTED_AT_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
@@ -906,6 +913,8 @@ class Node(_message.Message):
     """Host name, for operators."""
     draining: _builtins.bool
     """It gets no new work, and what runs there ends; see ClusterService.DrainNode."""
+    leaving: _builtins.bool
+    """Whether it is about to go down, and waits for what it runs to go on elsewhere. Told by the node."""
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierUsage]: ...
     @_builtins.property
@@ -936,11 +945,12 @@ class Node(_message.Message):
         host: _builtins.str = ...,
         connected_at: _timestamp_pb2.Timestamp | None = ...,
         draining: _builtins.bool = ...,
+        leaving: _builtins.bool = ...,
         init_observations: _abc.Iterable[Global___InitObservation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "draining", b"draining", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "draining", b"draining", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
