@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator
+from typing import Final
 
 from sllm import errors
 from sllm.clock import Clock
@@ -12,6 +13,9 @@ from sllm.control.prospects import Prospects
 from sllm.control.relay import Relay
 from sllm.control.state import State
 from sllm.control.tickets import Ticket
+
+_LOOK_SECONDS: Final = 0.05
+"""Between two looks for a generation whose caller reads on."""
 
 
 class Router:
@@ -27,6 +31,7 @@ class Router:
         self._prospects = Prospects(state, orchestrator, clock)
         self._relay = Relay(state, orchestrator, clock)
         self._closing = False
+        self._began = clock.now()
 
     def take(self, request: wire.GenerateRequest, remaining: float | None) -> Ticket:
         """Puts a request into the queue, or refuses it at once.
@@ -49,7 +54,8 @@ class Router:
         admission.check_deadline(prospect, remaining)
         ticket.position, ticket.estimated_wait = prospect.ahead, prospect.wait
         self._state.tickets[ticket.request_id] = ticket
-        self._enqueue(ticket)
+        if ticket.resumes_from is None:
+            self._enqueue(ticket)
         return ticket
 
     async def events(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
@@ -61,6 +67,8 @@ class Router:
         try:
             if ticket.resumes_from is None:
                 yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
+            else:
+                await self._reattach(ticket)
             async for event in self._relay.events(ticket):
                 yield event
         except errors.SllmError as error:
@@ -121,9 +129,21 @@ class Router:
         elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
 
+    async def _reattach(self, ticket: Ticket) -> None:
+        """Reads on where the generation goes on, or begins anew with what the caller has.
+
+        Soon after a restart, nodes have not all reported yet.
+        """
+        settled_at = self._began + self._config.lease_seconds
+        while not ticket.error:
+            if self._orchestrator.reattach(ticket):
+                return
+            if self._clock.now() >= settled_at:
+                self._enqueue(ticket)
+                return
+            await self._clock.sleep(_LOOK_SECONDS)
+
     def _enqueue(self, ticket: Ticket) -> None:
-        if ticket.resumes_from is not None and self._orchestrator.reattach(ticket):
-            return
         self._state.queue.add(ticket)
         self._orchestrator.dispatch(ticket.deployment)
         if ticket.assignment is None:
