@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 POLL_SECONDS = 0.02
+_PROBE_SECONDS = 0.001
 
 
 async def assert_eventually(
@@ -29,3 +30,27 @@ def wait_until(check: Callable[[], object], timeout: float = 10.0) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {timeout} s: {inspect.getsource(check)}"
         time.sleep(POLL_SECONDS)
+
+
+class LoopLag:
+    """How long the event loop was held up at most, while the block lasts."""
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+        """Seconds."""
+
+    async def _watch(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(_PROBE_SECONDS)
+            self.worst = max(self.worst, time.perf_counter() - before - _PROBE_SECONDS)
+
+    async def __aenter__(self) -> "LoopLag":
+        self._task = asyncio.create_task(self._watch())
+        await asyncio.sleep(2 * _PROBE_SECONDS)
+        self.worst = 0.0
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from sllm.cli.common import Control, Json, connect, output, print_json
 from sllm.client.enums import Tier
-from sllm.client.records import Deployment, Instance, Node
+from sllm.client.records import Deployment, Instance, Link, Node
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 
@@ -89,13 +89,13 @@ def nodes_table(nodes: Sequence[Node]) -> Table:
     """One row for each node."""
     tiers = (Tier.SSD, Tier.DRAM)
     columns = [f"{name} {what}" for name in (*tiers, "KV") for what in ("USED", "FREE")]
-    table = plain_table("NODE", "ADDRESS", *columns, "CHECKPOINTS")
+    table = plain_table("NODE", "ADDRESS", *columns, "CHECKPOINTS", "DISK")
     for one in nodes:
         cells = [cell for tier in tiers for cell in _usage(one, tier)]
         kv_free = one.kv_capacity_bytes - one.kv_used_bytes
         kv = (format_bytes(one.kv_used_bytes), format_bytes(kv_free))
         digests = {copy.digest for copy in one.copies}
-        table.add_row(_name(one), one.address, *cells, *kv, str(len(digests)))
+        table.add_row(_name(one), one.address, *cells, *kv, str(len(digests)), _disk(one))
     return table
 
 
@@ -107,6 +107,20 @@ def _problems(nodes: Sequence[Node]) -> list[str]:
         for usage in one.tiers
         if usage.problem
     ]
+
+
+def _disk(node: Node) -> str:
+    """How fast it is read, and what is being read and waits to be."""
+    links = [link for link in node.links if (link.from_tier, link.to_tier) == (Tier.SSD, Tier.DRAM)]
+    return "\n".join(map(link_speed, links)) or "-"
+
+
+def link_speed(link: Link) -> str:
+    """How fast a link is, and what is moved over it."""
+    speed = f"{link.bytes_per_second / 1e9:.2f} GB/s"
+    flying = f", {format_bytes(link.in_flight_bytes)} in flight" if link.in_flight_bytes else ""
+    waiting = f", {format_bytes(link.queued_bytes)} wait" if link.queued_bytes else ""
+    return speed + flying + waiting
 
 
 def _name(node: Node) -> str:

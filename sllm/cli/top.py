@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sllm.cli.common import Control, Json, output, print_json
 from sllm.cli.durations import duration_option
-from sllm.cli.listings import plain_table
+from sllm.cli.listings import link_speed, plain_table
 from sllm.client.enums import Tier
 from sllm.client.operations import Cluster, DeploymentLoad, InstanceLoad
 from sllm.client.records import Link, Node
@@ -155,8 +155,7 @@ def _bar(used: int, capacity: int) -> str:
 
 
 def _link(link: Link) -> str:
-    queued = f", {format_bytes(link.queued_bytes)} wait" if link.queued_bytes else ""
-    return f"{link.from_tier}→{link.to_tier} {link.bytes_per_second / 1e9:.2f} GB/s{queued}"
+    return f"{link.from_tier}→{link.to_tier} {link_speed(link)}"
 
 
 def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -> RenderableType:

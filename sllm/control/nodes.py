@@ -93,10 +93,15 @@ class Node:
         hold: Holding | None = None,
         *,
         pack: bool = False,
+        give_up: bool = False,
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
         """Brings a checkpoint to a tier, and holds it there: progress, and the model at the end."""
         request = pb.PromoteRequest(
-            source=source, dtype=dtype, tier=types_pb.Tier.ValueType(tier), pack=pack
+            source=source,
+            dtype=dtype,
+            tier=types_pb.Tier.ValueType(tier),
+            pack=pack,
+            give_up=give_up,
         )
         if hold:
             request.hold_id = hold.hold_id

@@ -45,7 +45,7 @@ class Preparation:
         self._tasks.spawn(self._prepare(deployment), name=f"prepare {name}")
 
     async def close(self) -> None:
-        """Leaves all work to the nodes, which go on with it."""
+        """Ends all work. What nodes have by then is what the next process goes on with."""
         await self._tasks.close()
 
     async def _prepare(self, deployment: Deployment) -> None:
@@ -84,13 +84,20 @@ class Preparation:
     async def _promote(self, deployment: Deployment, node: Node) -> None:
         spec, timeout = deployment.spec, self._config.start_timeout_seconds
         promotion = node.promote(
-            spec.source, spec.engine.dtype, Tier.SSD, timeout, pack=spec.engine.pack
+            spec.source,
+            spec.engine.dtype,
+            Tier.SSD,
+            timeout,
+            pack=spec.engine.pack,
+            give_up=True,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:
                 if isinstance(step, ModelInfo):
                     await self._catalog.learn_model(deployment.name, step)
-                elif deployment.name in self._state.preparing:
+                elif deployment.name not in self._state.preparing:
+                    return  # it was deleted, and the node need not go on
+                else:
                     self._state.preparing[deployment.name] = step
                     self._state.changes.notify(deployment.name)
 

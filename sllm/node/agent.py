@@ -57,7 +57,9 @@ class Agent:
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""
         self._closing = False
         store.subscribe(self._changed)
-        metrics.observe(self._used_bytes, self._capacity_bytes, lambda: len(self.instances))
+        metrics.observe(
+            self._used_bytes, self._capacity_bytes, lambda: len(self.instances), store.links
+        )
 
     @property
     def kv_used_bytes(self) -> int:
@@ -93,10 +95,11 @@ class Agent:
         hold: HoldSpec | None = None,
         *,
         pack: bool = False,
+        give_up: bool = False,
     ) -> AsyncIterator[Progress]:
         """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
-        A caller that leaves does not end the work.
+        A caller that leaves does not end the work, unless it says that it would `give_up`.
         """
         progress: Broadcast[Progress] = Broadcast()
         promote = partial(
@@ -107,14 +110,19 @@ class Agent:
             progress.publish,
             priority=Priority.PREFETCH,
             pack=pack,
+            give_up=give_up,
         )
         work = asyncio.create_task(self._promote(promote, tier, hold))
         self._promotions.add(work)
         work.add_done_callback(self._promotion_ended)
         work.add_done_callback(lambda _: progress.close())
-        async for step in progress.follow():
-            yield step
-        await asyncio.shield(work)
+        try:
+            async for step in progress.follow():
+                yield step
+            await asyncio.shield(work)
+        finally:
+            if give_up and not hold:
+                work.cancel()
 
     def start_instance(self, spec: InstanceSpec) -> Instance:
         """Begins an instance, or finds the one that has this id.

@@ -46,9 +46,9 @@ def _usage(ledger: Ledger, problem: str = "") -> TierUsage:
 
 
 def links(speeds: Speeds, imports: Imports, reads: Reads) -> tuple[Link, ...]:
-    """How fast bytes move between the tiers, and how many are waiting to."""
-    importing = sum(load.remaining_bytes for load in imports.loads.values())
-    reading = sum(load.remaining_bytes for load in reads.loads.values())
+    """How fast bytes move between the tiers, and how many are waiting to. In any thread."""
+    importing = sum(load.remaining_bytes for load in list(imports.loads.values()))
+    reading = sum(load.remaining_bytes for load in list(reads.loads.values()))
     return (
         _link(Tier.REMOTE, Tier.SSD, speeds.remote_to_ssd, importing),
         _link(Tier.SSD, Tier.DRAM, speeds.ssd_to_dram, reading, reads.in_flight_bytes),

@@ -19,6 +19,10 @@ _THREADS = 8
 """Loads that can move bytes at once; more wait."""
 
 
+_REPORTED_STEPS = 20
+"""Changes that a load makes known to others than those who wait for it, at most."""
+
+
 class Load(Generic[Result]):
     """Work that several may join. Belongs to the event loop.
 
@@ -96,11 +100,12 @@ class Load(Generic[Result]):
 
     def report(self, loaded_bytes: int, total_bytes: int) -> None:
         """Tells everybody how far the work is."""
-        phase, from_tier = self.progress.phase, self.progress.from_tier
-        self.progress = Progress(phase, from_tier, loaded_bytes, total_bytes)
+        before = self.progress
+        self.progress = Progress(before.phase, before.from_tier, loaded_bytes, total_bytes)
         for tell in self._listeners:
             tell(self.progress)
-        self._changed()
+        if _share(self.progress) != _share(before):
+            self._changed()
 
     def advance(self, size_bytes: int) -> None:
         """Tells everybody that so many bytes more have arrived."""
@@ -143,6 +148,11 @@ class Movers:
     def close(self) -> None:
         """Ends the threads. All work must have ended."""
         self._threads.shutdown()
+
+
+def _share(progress: Progress) -> int:
+    """How far a load is, in the steps in which it is reported: each costs a look at all tiers."""
+    return progress.loaded_bytes * _REPORTED_STEPS // max(progress.total_bytes, 1)
 
 
 def _note_error(task: "asyncio.Task[Any]") -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from sllm.node.records import Link
+
 _meter = metrics.get_meter("sllm")
 
 _loaded = _meter.create_counter(
@@ -43,8 +45,9 @@ def observe(
     used: Callable[[], Mapping[str, int]],
     capacity: Callable[[], Mapping[str, int]],
     instances: Callable[[], int],
+    links: Callable[[], Iterable[Link]],
 ) -> None:
-    """Has these asked whenever metrics are read: bytes by tier, and the number of instances."""
+    """Has these asked whenever metrics are read: bytes by tier, instances, and links."""
 
     def by_tier(ask: Callable[[], Mapping[str, int]]) -> Callable[..., Iterable[Observation]]:
         return lambda _: [Observation(size, {"tier": tier}) for tier, size in ask().items()]
@@ -52,7 +55,16 @@ def observe(
     def count(_: CallbackOptions) -> Iterable[Observation]:
         return [Observation(instances())]
 
+    def by_link(value: Callable[[Link], float]) -> Callable[..., Iterable[Observation]]:
+        return lambda _: [
+            Observation(value(link), {"from": link.from_tier.name, "to": link.to_tier.name})
+            for link in links()
+        ]
+
     for name, callback, unit, description in (
+        ("sllm.link.queued", by_link(lambda link: link.queued_bytes), "By", "Bytes to be moved."),
+        ("sllm.link.in_flight", by_link(lambda link: link.in_flight_bytes), "By", "Of these, now."),
+        ("sllm.link.speed", by_link(lambda link: link.bytes_per_second), "By/s", "As observed."),
         ("sllm.tier.used", by_tier(used), "By", "Bytes taken, reservations included."),
         ("sllm.tier.capacity", by_tier(capacity), "By", "Bytes that there are."),
         ("sllm.instances", count, "{instance}", "Instances, starting ones included."),

@@ -42,7 +42,7 @@ class NodeServicer(NodeServiceServicer):
         tier, dtype = wire.storage_tier(request.tier), request.dtype or None
         hold = wire.hold_spec(request)
         async for progress in self._agent.promote(
-            request.source, dtype, tier, hold, pack=request.pack
+            request.source, dtype, tier, hold, pack=request.pack, give_up=request.give_up
         ):
             yield pb.PromoteResponse(loading=wire.loading(progress))
         model = await self._agent.inspect(request.source, dtype)

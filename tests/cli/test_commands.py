@@ -83,7 +83,7 @@ def test_ps(run: Run, listed: None) -> None:
 def test_nodes(run: Run, listed: None) -> None:
     (row,) = rows(run("nodes").out)
 
-    assert " ".join(row) == "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1"
+    assert " ".join(row) == "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1 -"
 
 
 @pytest.mark.parametrize(

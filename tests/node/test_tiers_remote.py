@@ -93,7 +93,7 @@ async def test_the_same_model_from_three_places_is_held_once(
     plain = write_model(web_server.root / "plain")
     import_model(plain, web_server.root / "packed")
     places = [str(plain), f"{web_server.url}/plain", f"{web_server.url}/packed"]
-    leases = [await bench.store.promote(place, None, Tier.DRAM) for place in places]
+    leases = [await bench.store.promote(place, None, Tier.DRAM, pack=True) for place in places]
     assert len({lease.digest for lease in leases}) == 1
     assert len(bench.on(Tier.SSD)) == len(bench.on(Tier.DRAM)) == 1
     assert "partition-00000.bin" not in {hit.name for hit in web_server.hits if hit.method == "GET"}

@@ -75,6 +75,7 @@ class PromoteRequest(_message.Message):
     HOLD_ID_FIELD_NUMBER: _builtins.int
     HOLD_TTL_FIELD_NUMBER: _builtins.int
     PACK_FIELD_NUMBER: _builtins.int
+    GIVE_UP_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -87,6 +88,10 @@ class PromoteRequest(_message.Message):
     """
     pack: _builtins.bool
     """As in EngineConfig."""
+    give_up: _builtins.bool
+    """Whether a call that is cancelled takes the wish back: what nobody else waits for ends then, and
+    its room is free. Unset: the work goes on. Ignored for a hold.
+    """
     @_builtins.property
     def hold_ttl(self) -> _duration_pb2.Duration:
         """How long it is held, from when it is there. Above zero. Unset: until it is released."""
@@ -100,10 +105,11 @@ class PromoteRequest(_message.Message):
         hold_id: _builtins.str = ...,
         hold_ttl: _duration_pb2.Duration | None = ...,
         pack: _builtins.bool = ...,
+        give_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold_ttl", b"hold_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

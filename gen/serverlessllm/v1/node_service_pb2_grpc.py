@@ -85,7 +85,8 @@ class NodeServiceServicer:
 
     def Promote(self, request, context):
         """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-        the last message is `done`. A caller that leaves does not end the work, the hold included.
+        the last message is `done`. A caller that leaves does not end the work, the hold included,
+        unless it asked for that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

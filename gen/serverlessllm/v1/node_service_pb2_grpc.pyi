@@ -37,7 +37,8 @@ class NodeServiceStub:
     """Reads a source's metadata and says what the model needs, or why it cannot be served."""
     Promote: _grpc.UnaryStreamMultiCallable[_node_service_pb2.PromoteRequest, _node_service_pb2.PromoteResponse]
     """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-    the last message is `done`. A caller that leaves does not end the work, the hold included.
+    the last message is `done`. A caller that leaves does not end the work, the hold included,
+    unless it asked for that.
     """
     ReleaseHold: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.ReleaseHoldRequest, _node_service_pb2.ReleaseHoldResponse]
     """Ends a hold that Promote has begun. An unknown id is success."""
@@ -65,7 +66,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Reads a source's metadata and says what the model needs, or why it cannot be served."""
     Promote: _aio.UnaryStreamMultiCallable[_node_service_pb2.PromoteRequest, _node_service_pb2.PromoteResponse]  # type: ignore[assignment]
     """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-    the last message is `done`. A caller that leaves does not end the work, the hold included.
+    the last message is `done`. A caller that leaves does not end the work, the hold included,
+    unless it asked for that.
     """
     ReleaseHold: _aio.UnaryUnaryMultiCallable[_node_service_pb2.ReleaseHoldRequest, _node_service_pb2.ReleaseHoldResponse]  # type: ignore[assignment]
     """Ends a hold that Promote has begun. An unknown id is success."""
@@ -102,7 +104,8 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_service_pb2.PromoteResponse], _abc.AsyncIterator[_node_service_pb2.PromoteResponse]]:
         """Brings a checkpoint up to a tier. Joins a promotion that is under way. Progress is streamed;
-        the last message is `done`. A caller that leaves does not end the work, the hold included.
+        the last message is `done`. A caller that leaves does not end the work, the hold included,
+        unless it asked for that.
         """
 
     @_abc_1.abstractmethod
