@@ -123,7 +123,7 @@ def _queued(node: NodeView, key: LinkKey) -> int:
 
 
 def init_seconds(node: NodeView, need: Need, typical: Typical) -> tuple[float, float]:
-    """Seconds to prepare a worker, and then to attach it to weights that are in place."""
+    """Seconds to prepare a worker, and then to attach it to weights, when all is as usual."""
     key = (need.checkpoint.digest, need.engine)
     seen = node.facts.inits.times.get(key) or typical.inits.times.get(key)
     if seen:
@@ -134,7 +134,7 @@ def init_seconds(node: NodeView, need: Need, typical: Typical) -> tuple[float, f
 
 def start_estimate(node: NodeView, need: Need, typical: Typical) -> Estimate:
     """What it takes until an instance could be ready on `node`, room aside."""
-    prepare, attach = init_seconds(node, need, typical)
+    prepare, attach = (typical.slowness * one for one in init_seconds(node, need, typical))
     queue, transfer = _load(node, need.checkpoint, approach(node, typical))
     beside = queue + transfer
     return Estimate(queue, transfer, (prepare - beside if prepare > beside else 0.0) + attach)

@@ -195,6 +195,10 @@ class Fleet:
         if view:
             self._replace(_with(view, leaving=view.leaving | {instance_id}))
 
+    def start_ended(self, estimate: float, actual: float) -> None:
+        """Takes in how long a start has taken, in seconds, beside what was expected."""
+        self._observations.start_ended(estimate, actual)
+
     def stay(self, node_id: str, instance_id: str) -> None:
         """Takes `leave` back: the instance could not be stopped."""
         view = self._nodes.get(node_id)

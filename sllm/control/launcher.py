@@ -168,6 +168,8 @@ class Launcher:
         )
         self._state.records[instance.instance_id] = record
         metrics.record_start(record)
+        if record.estimate is not None:
+            self._state.fleet.start_ended(record.estimate, record.seconds)
         self._state.learn_model(start.deployment.name, ready.model)
 
     # --- stops --------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     load = columns.import_wait + size * columns.import_per_byte
     np.maximum(load, columns.read_wait + size * columns.read_per_byte, out=load)
     np.maximum(load, columns.copy_wait + size * columns.copy_per_byte, out=load)
-    seconds: Numbers = np.maximum(load, prepare) + attach
+    seconds: Numbers = np.maximum(load, typical.slowness * prepare) + typical.slowness * attach
     return seconds
 
 

@@ -293,6 +293,8 @@ class Typical:
     """Median seconds. None: no node has observed one."""
     inits: Inits = NO_INITS
     """Medians for each model."""
+    slowness: float = 1.0
+    """What starts take now, besides the load, for each second that inits let expect."""
 
 
 UNKNOWN = Typical({}, None)

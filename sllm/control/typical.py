@@ -7,6 +7,11 @@ from collections.abc import Iterable
 from sllm.control.inits import InitKey, Inits, InitTime
 from sllm.control.topology import LinkKey, NodeFacts, NodeView, Typical
 
+_WEIGHT = 0.25
+"""Weight of the newest start in `Typical.slowness`."""
+_MOST_OFF = 4.0
+"""Starts that are off by a larger factor say no more than this one."""
+
 
 class Observations:
     """Keeps the medians at hand while nodes come, go and observe anew."""
@@ -17,6 +22,18 @@ class Observations:
         self._inits: dict[InitKey, dict[str, InitTime]] = {}
         self._typical_inits = Inits()
         self._typical: Typical | None = None
+        self._slowness = 1.0
+
+    def start_ended(self, estimate: float, actual: float) -> None:
+        """Takes in how long a start has taken for which `estimate` was expected, in seconds.
+
+        Machines are busier at times than they were when inits were observed, and what is not
+        init takes time as well: the next estimates allow for it.
+        """
+        ratio = min(_MOST_OFF, max(1 / _MOST_OFF, actual / max(estimate, 1e-3)))
+        slowness = self._slowness * (1 + _WEIGHT * (ratio - 1))
+        self._slowness = min(_MOST_OFF, max(1 / _MOST_OFF, slowness))
+        self._typical = None
 
     def replace(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
         """A node that told `before` tells `after`. None: it is not there."""
@@ -35,6 +52,7 @@ class Observations:
                 {key: values.median for key, values in self._bandwidths.items() if len(values)},
                 self._init_times.median if len(self._init_times) else None,
                 self._typical_inits,
+                self._slowness,
             )
         return self._typical
 

@@ -16,7 +16,7 @@ from sllm.control.topology import (
     Tier,
     TierUsage,
 )
-from sllm.control.typical import typical_of
+from sllm.control.typical import Observations, typical_of
 from tests.control.shapes import copy, facts, instance, need, view
 
 MODEL = need(size=1000)
@@ -121,6 +121,18 @@ def test_starts_that_were_decided_on_are_ahead_in_the_queue() -> None:
     told = view(facts(links=links), copies=[*held, on_its_way])
     told = replace(told, planned=before.planned, memo={})
     assert start_seconds(told, MODEL, UNKNOWN) == pytest.approx(0.3 + 1.0 + 1.0)
+
+
+def test_what_starts_take_now_besides_the_load_is_allowed_for() -> None:
+    busy = Observations()
+    held = view(facts(init=2.0), copies=[copy(tier=Tier.DRAM, size=1000)])
+    for _ in range(40):
+        estimate = start_seconds(held, MODEL, busy.typical())
+        busy.start_ended(estimate, 3.0)
+    assert start_seconds(held, MODEL, busy.typical()) == pytest.approx(3.0, rel=0.01)
+    for _ in range(40):
+        busy.start_ended(1.0, 1000.0)
+    assert busy.typical().slowness == 4.0
 
 
 def test_the_parts_of_an_estimate_follow_one_another() -> None:
