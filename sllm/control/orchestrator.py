@@ -342,10 +342,7 @@ class Orchestrator:
         name = start.deployment.name
         if error is None:
             self._state.setbacks.pop(name, None)
-            seconds = self._clock.now() - start.decided_at
-            self.placer.residency.ready(
-                start.instance.instance_id, name, seconds, self._clock.now()
-            )
+            self.placer.start_succeeded(start)
         elif name in self._state.deployments and not start.withdrawn:
             self.placer.start_failed(start, error)
         self.wake(name)

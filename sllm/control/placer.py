@@ -88,6 +88,12 @@ class Placer:
             return placement.place(state.snapshot_for_moves(), demand)
         return placement.place(state.snapshot(), demand)
 
+    def start_succeeded(self, start: StartUnderWay) -> None:
+        """An instance is ready; if it comes back from making room, its turn begins."""
+        now = self._clock.now()
+        instance_id, name = start.instance.instance_id, start.deployment.name
+        self.residency.ready(instance_id, name, now - start.decided_at, now)
+
     def start_failed(self, start: StartUnderWay, error: errors.SllmError) -> None:
         """A start that fails is tried once more, on another node; then those who wait are told."""
         name, node_id = start.deployment.name, start.instance.node_id
