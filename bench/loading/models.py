@@ -43,6 +43,8 @@ class Model:
     """Its directory in Hugging Face format."""
     store: Path
     """A node's SSD tier that holds it, packed."""
+    plain_store: Path
+    """A node's SSD tier that serves it from where it lies."""
     torch: Path
     """As torch.save writes it."""
     tensorizer: Path
@@ -119,10 +121,11 @@ def _in_all_formats(directory: Path, name: str) -> Model:
         name,
         directory / "source",
         directory / "store",
+        directory / "plain-store",
         directory / "model.pt",
         directory / "model.tensors",
     )
-    asyncio.run(_keep_on_ssd(model))
+    asyncio.run(_pack(model))
     weights = read_weights(model)
     torch.save(weights, model.torch)
     _write_tensorizer(weights, model.tensorizer)
@@ -138,12 +141,12 @@ def read_weights(model: Model) -> dict[str, torch.Tensor]:
     return weights
 
 
-async def _keep_on_ssd(model: Model) -> None:
-    """As a node does before anybody asks for the model."""
+async def _pack(model: Model) -> None:
+    """As a node does that was asked to, before anybody asks for the model."""
     pool = Pool(CHUNK_BYTES, CHUNK_BYTES)
     store = await TierStore.open(model.store, SSD_BYTES, pool, clock=MonotonicClock())
     try:
-        (await store.promote(str(model.source), None, Tier.SSD)).release()
+        (await store.promote(str(model.source), None, Tier.SSD, pack=True)).release()
     finally:
         await store.close()
         pool.close()

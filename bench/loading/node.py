@@ -112,17 +112,20 @@ def _counts(manifest: Manifest) -> list[int]:
 class _Node:
     """The tier store of a node, as its agent uses it."""
 
-    def __init__(self, model: Model, pool: Pool) -> None:
+    def __init__(self, model: Model, pool: Pool, *, packed: bool) -> None:
         self._model = model
         self._pool = pool
+        self._packed = packed
+        directory = model.store if packed else model.plain_store
         self._loop = asyncio.new_event_loop()
         self._store = self._loop.run_until_complete(
-            TierStore.open(model.store, SSD_BYTES, pool, clock=MonotonicClock())
+            TierStore.open(directory, SSD_BYTES, pool, clock=MonotonicClock())
         )
         self._lease: Lease | None = None
 
     def promote(self) -> Tensors:
-        promotion = self._store.promote(str(self._model.source), None, Tier.DRAM)
+        source = str(self._model.source)
+        promotion = self._store.promote(source, None, Tier.DRAM, pack=self._packed)
         self._lease = self._loop.run_until_complete(promotion)
         return {}
 
@@ -155,18 +158,20 @@ def _node(model: Model) -> Iterator[Mapping[str, Load]]:
         pool.touch(chunk)
     with ThreadPoolExecutor(READ_THREADS) as threads:
         ceilings, reader = _Ceilings(pool, threads), _Reader(pool, threads)
-        node = _Node(model, pool)
+        # Two stores over one pool: they never hold anything at the same time.
+        node, plain_node = _Node(model, pool, packed=True), _Node(model, pool, packed=False)
         yield {
             DIRECT_PACKED: Load(lambda: ceilings.read(model.partitions)),
             DIRECT_PLAIN: Load(lambda: ceilings.read(model.safetensors)),
             MEMCPY: Load(lambda: ceilings.copy(model.size_bytes)),
             NODE: Load(node.promote, after=node.evict),
-            IN_PLACE: Load(lambda: reader.read(plain, verify=False)),
+            IN_PLACE: Load(plain_node.promote, after=plain_node.evict),
             DIGESTS: Load(lambda: reader.read(packed, verify=True)),
             NO_DIGESTS: Load(lambda: reader.read(packed, verify=False)),
             ATTACH: Load(node.attach, before=node.promote, after=node.evict, in_page_cache=True),
         }
         node.close()
+        plain_node.close()
     pool.close()
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from math import isnan
 
 from bench.loading.contender import Measurement
 from bench.loading.node import (
@@ -107,4 +108,4 @@ def figures(results: Results) -> dict[str, float]:
     attached = results.measured(Cache.WARM, ATTACH)
     if attached:
         found["attach_seconds"] = _median(attached, lambda one: one.call_seconds)
-    return found
+    return {name: value for name, value in found.items() if not isnan(value)}  # NaN: not run
