@@ -51,6 +51,8 @@ class Agent:
         self.inits = Inits()
         self._clock = clock
         self._zygote = zygote
+        self._belated: set[str] = set()
+        """Instances whose start has had to wait for the zygote's own."""
         self._watchers: list[Callable[[], None]] = []
         self._promotions: set[asyncio.Task[None]] = set()
         self.leaving = False
@@ -210,6 +212,8 @@ class Agent:
             )
 
     async def _launch(self, instance_id: str) -> Worker:
+        if not self._zygote.is_ready:
+            self._belated.add(instance_id)
         socket = self._socket(instance_id)
         socket.unlink(missing_ok=True)
         forked = await self._zygote.fork(WorkerSpec(instance_id=instance_id, socket=socket))
@@ -229,11 +233,13 @@ class Agent:
             self._observe_init(instance)
         elif instance.state is InstanceState.GONE:
             self.instances.pop(instance.spec.instance_id, None)
+            self._belated.discard(instance.spec.instance_id)
         self._changed()
 
     def _observe_init(self, instance: Instance) -> None:
+        """Learns from a start, unless it has had to wait for the zygote, as no other will."""
         running, timeline = instance.running, instance.timeline
-        if running:
+        if running and instance.spec.instance_id not in self._belated:
             prepare, attach = timeline.prepare_seconds, timeline.attach_seconds
             seen = InitTime(running.size_bytes, prepare, attach)
             self.inits.observe((running.digest, instance.spec.engine.engine), seen)

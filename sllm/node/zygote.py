@@ -99,6 +99,12 @@ class Zygote:
         self._pool_fd = pool_fd
         self._connection = await _Connection.open(pool_fd)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it forks at once. One that is still importing has calls wait for seconds."""
+        connection = self._connection
+        return connection is not None and connection.ready and not connection.lost
+
     async def fork(self, spec: WorkerSpec) -> ForkedWorker:
         """Forks a worker, and returns once its socket takes connections.
 
@@ -173,6 +179,7 @@ class _Connection:
 
     def __init__(self, process: Process, end: socket.socket) -> None:
         self.lost = False
+        self.ready = False
         self._process = process
         self._socket = end
         self._numbers = itertools.count()
@@ -236,6 +243,7 @@ class _Connection:
     def _take(self, message: Message) -> None:
         match message:
             case Ready():
+                self.ready = True
                 log.info("zygote.ready", pid=self._process.pid)
             case Forked(call, pid):
                 self._take_worker(call, pid)

@@ -40,6 +40,10 @@ def _descendants() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
+async def test_it_tells_when_it_is_ready(zygote: Zygote) -> None:
+    await assert_eventually(lambda: zygote.is_ready, 60.0)
+
+
 async def test_a_worker_that_cannot_serve_fails_its_fork(
     zygote: Zygote, tmp_path: Path, children: Children
 ) -> None:
