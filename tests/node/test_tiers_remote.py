@@ -254,6 +254,39 @@ def fetched(server: WebServer) -> int:
     return sum(hit.size for hit in gets(server) if hit.start > 0)
 
 
+PEAK = """
+import asyncio, resource, sys
+from pathlib import Path
+from sllm.clock import MonotonicClock
+from sllm.node.pool import Pool
+from sllm.node.tiers import Tier, TierStore
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+async def main(url, directory):
+    pool = Pool(4 << 20, 1 << 20)
+    store = await TierStore.open(
+        Path(directory), 1 << 30, pool, clock=MonotonicClock(), fetch_threads=4
+    )
+    before = peak()
+    (await store.promote(url, None, Tier.SSD)).release()
+    print(peak() - before)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_memory_is_bounded_whatever_the_size(web_server: WebServer, tmp_path: Path) -> None:
+    weights = {f"layers.{i}": torch.full((1 << 23,), i, dtype=torch.float32) for i in range(8)}
+    size = (write_model(web_server.root, weights) / WEIGHTS).stat().st_size
+    assert size > 256 << 20
+    command = [sys.executable, "-c", PEAK, web_server.url, str(tmp_path / "tier")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=150, check=True)
+    assert int(done.stdout.splitlines()[-1]) < 64 << 20
+
+
 async def test_many_sources_get_on_side_by_side(bench: Bench, web_server: WebServer) -> None:
     for seed in range(4):
         write_model(web_server.root / str(seed), seed=seed)

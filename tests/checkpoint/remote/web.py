@@ -64,12 +64,13 @@ class WebServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = self.root / request.match_info["path"]
-        content = path.read_bytes() if path.is_file() else b""
         hit = _hit(request, path)
         self.hits.append(hit)
-        answer = await self.fault(request, hit, content) if self.fault else None
-        if answer is not None:
-            return answer
+        if self.fault:
+            content = path.read_bytes() if path.is_file() else b""
+            answer = await self.fault(request, hit, content)
+            if answer is not None:
+                return answer
         return web.FileResponse(path) if path.is_file() else web.Response(status=404)
 
     async def _end(self) -> None:
