@@ -84,8 +84,14 @@ def _print_beside(cells: Iterable[Cell], rates: Rates) -> None:
     rows = []
     for one in cells:
         row = rates[one.dataset, one.rate]
-        rows += [[one.dataset, *_row(each)] for each in (row["locality"], one, row["sllm"])]
-    print_table("What migration itself is worth", ("lengths", *COLUMNS), rows)
+        for each in (row["locality"], one, row["preemption"], row["sllm"]):
+            moved = sum(outcome.migrations + outcome.preemptions for outcome in each.outcomes)
+            pauses = [f"{each.pause(percent):.2f}" if moved else "" for percent in (50, 99)]
+            latencies = [f"{each.latencies.mean():.2f}", f"{each.percentile(99):.2f}"]
+            rate = f"{each.rate:g}"
+            rows.append([each.dataset, rate, each.policy, *latencies, str(moved), *pauses])
+    columns = ("lengths", "rate, 1/s", "policy", "mean, s", "P99", "moved", "paused, P50", "P99")
+    print_table("What migration is worth, and how long those that are moved pause", columns, rows)
 
 
 def _print_large(outcome: Outcome, wall: float) -> None:

@@ -42,6 +42,11 @@ class Request:
         return self.arrival.at
 
     @property
+    def paused(self) -> float:
+        """Seconds for which it was interrupted."""
+        return 0.0 if not self.epoch or self.first_wait is None else self.waited - self.first_wait
+
+    @property
     def service_seconds(self) -> float:
         """What it takes in all when nothing interrupts it."""
         prefill = self.prefill_per_token * self.arrival.prompt_tokens

@@ -24,6 +24,8 @@ class Outcome:
     """Start-up latency of each counted request, in seconds; see `NOT_SERVED`."""
     first_waits: np.ndarray
     """Their parts until each request was served for the first time."""
+    pauses: np.ndarray
+    """Of each counted request that was interrupted, the seconds for which it was, in all."""
     utilisation: float
     """Share of all GPUs' time that requests and loads took."""
     left: float
@@ -44,6 +46,7 @@ def outcome_of(simulation: Simulation) -> Outcome:
     return Outcome(
         latencies=np.array([one.waited for one in counted]),
         first_waits=np.array([one.first_wait for one in counted]),
+        pauses=np.array([pause for one in counted if (pause := one.paused) > 0]),
         utilisation=simulation.utilisation,
         left=simulation.waiting_at_last / len(requests),
         starts=len(simulation.instances.starts),
@@ -71,6 +74,11 @@ class Cell:
     def percentile(self, percent: float) -> float:
         """Of the start-up latencies of all traces, in seconds."""
         return float(np.percentile(self.latencies, percent))
+
+    def pause(self, percent: float) -> float:
+        """Of the interrupted requests' pauses, in seconds; not a number if there are none."""
+        pauses = np.concatenate([one.pauses for one in self.outcomes])
+        return float(np.percentile(pauses, percent)) if len(pauses) else float("nan")
 
     @property
     def utilisation(self) -> float:

@@ -39,8 +39,10 @@ def cluster(models: Mapping[str, Model], servers: int = 1) -> list[SimulatedNode
     return [SimulatedNode(f"s{index}", SERVER, models) for index in range(servers)]
 
 
-def run(trace: Trace, policy: Policy, nodes: list[SimulatedNode]) -> Simulation:
-    simulation = Simulation(nodes, trace, policy)
+def run(
+    trace: Trace, policy: Policy, nodes: list[SimulatedNode], concurrency: int = 4
+) -> Simulation:
+    simulation = Simulation(nodes, trace, policy, concurrency)
     simulation.run()
     return simulation
 
@@ -156,7 +158,7 @@ def test_capacity_is_never_exceeded(
 ) -> None:
     """Checked after every moment; taking a GPU that is not there is asserted by the node itself."""
     trace = bursts(rate=1.0)
-    simulation = Simulation(cluster(trace.models, servers=3), trace, policy())
+    simulation = Simulation(cluster(trace.models, servers=3), trace, policy(), concurrency=4)
     passed = simulation._pass
     moments = 0
 
