@@ -5,7 +5,8 @@ import errno
 import os
 
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
-MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x02, 0x10, 0x20, 0x4000
+MAP_SHARED, MAP_PRIVATE, MAP_FIXED = 0x01, 0x02, 0x10
+MAP_ANONYMOUS, MAP_NORESERVE = 0x20, 0x4000
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 14, 15, 23
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -21,6 +22,7 @@ _libc.mmap.argtypes = [
     ctypes.c_int64,
 ]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
@@ -56,6 +58,18 @@ def madvise(address: int, length: int, advice: int) -> None:
     """
     if _libc.madvise(address, length, advice):
         raise _error("madvise")
+
+
+def mincore(address: int, length: int, pages: int) -> bytes:
+    """A byte for each page of a mapping, whose lowest bit says whether it is in memory.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    resident = ctypes.create_string_buffer(pages)
+    if _libc.mincore(address, length, resident):
+        raise _error("mincore")
+    return resident.raw
 
 
 def populate(address: int, length: int) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 
 import structlog
 
+from sllm.checkpoint import page_cache
 from sllm.checkpoint.manifest import corrupt
 
 _log = structlog.get_logger()
@@ -20,8 +21,8 @@ class DirectFile:
     """An open file whose transfers go straight between the disk and the caller's memory.
 
     Memory, offsets and lengths must be multiples of `BLOCK_BYTES`. Where O_DIRECT is refused,
-    the page cache is used instead. Any number of threads may transfer at once; each releases
-    the GIL for as long as its transfer takes.
+    the page cache is used instead; and what is there already is read from there. Any number of
+    threads may transfer at once; each releases the GIL for as long as its transfer takes.
     """
 
     def __init__(self, path: Path, flags: int) -> None:
@@ -34,6 +35,13 @@ class DirectFile:
                 raise
             _say_buffered(path.parent)
             self._fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        self._cached_fd = self._open_cached(flags)
+
+    def _open_cached(self, flags: int) -> int | None:
+        """The same file by way of the page cache, if it is read and can be asked about that."""
+        if flags & (os.O_WRONLY | os.O_RDWR) or not page_cache.may_be_asked(self._fd):
+            return None
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def read_into(self, memory: memoryview, offset: int, size: int | None = None) -> None:
         """Fills `memory` with the bytes from `offset` on.
@@ -49,11 +57,22 @@ class DirectFile:
         """
         size = len(memory) if size is None else size
         try:
-            done = self._transfer(os.preadv, memory, offset, size)
+            cached = self._read_cached(memory[:size], offset)
+            done = cached or self._transfer(os.preadv, memory, offset, size)
         except OSError as error:
             raise corrupt(self.path, f"cannot be read: {error}", offset) from error
         if done < size:
             raise corrupt(self.path, "the file ends here", offset + done)
+
+    def _read_cached(self, memory: memoryview, offset: int) -> int:
+        """Fills `memory` from the page cache if most of it is there; otherwise returns 0."""
+        fd = self._cached_fd
+        if fd is None or not memory or not page_cache.holds(fd, offset, len(memory)):
+            return 0
+        done = 0
+        while done < len(memory) and (count := os.preadv(fd, [memory[done:]], offset + done)):
+            done += count
+        return done
 
     def write_from(self, memory: memoryview, offset: int) -> None:
         """Writes all of `memory` at `offset`.
@@ -105,6 +124,8 @@ class DirectFile:
     def close(self) -> None:
         """Closes the file. No transfer may be under way."""
         os.close(self._fd)
+        if self._cached_fd is not None:
+            os.close(self._cached_fd)
 
     def __enter__(self) -> Self:
         return self

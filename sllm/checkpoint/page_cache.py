@@ -1,0 +1,35 @@
+"""What of a file the kernel holds in memory already."""
+
+import mmap
+import os
+
+from sllm import libc
+
+_ENOUGH = 0.9
+"""Share of a range from which on it is faster, and kinder to the disk, to copy it from there."""
+
+
+def may_be_asked(fd: int) -> bool:
+    """Whether the kernel tells the truth: of others' files it calls every page resident."""
+    status = os.fstat(fd)
+    return os.geteuid() in (0, status.st_uid)
+
+
+def holds(fd: int, offset: int, size: int) -> bool:
+    """Whether most of a range of a file is in the page cache.
+
+    Args:
+        fd: the file, open for reading.
+        offset: bytes; a multiple of the page.
+        size: bytes, more than none.
+    """
+    pages = -(-size // mmap.PAGESIZE)
+    try:
+        address = libc.mmap(None, size, libc.PROT_READ, libc.MAP_SHARED, fd, offset)
+    except OSError:
+        return False  # no file to be mapped
+    try:
+        resident = libc.mincore(address, size, pages)
+    finally:
+        libc.munmap(address, size)
+    return pages - resident.count(0) >= _ENOUGH * pages
