@@ -3,10 +3,10 @@
     PYTHONPATH=examples python -m bench.migration --json FILE
 
 Two nodes with an instance each of one model; on a machine with several cores each node has half of
-them, as two machines would. Requests of equal length are generated together, once undisturbed and
-once moved in the midst; the pause is the longest gap between the tokens of a caller. What stopping
-first and computing the whole cache then would take is the time to the first token of a request as
-long that nobody has seen before.
+them, as two machines would. Requests of equal length are generated together, once moved in the
+midst and once undisturbed; the pause is the longest gap between the tokens of a caller. What
+stopping first and computing the whole cache then would take is the time to the first token of a
+request as long that nobody has seen before.
 """
 
 import asyncio
@@ -29,11 +29,12 @@ from make_models import make_model
 import sllm
 from bench.local_cluster import GIB, LocalCluster, local_cluster
 from bench.report import print_table, spread, write_figures
-from sllm import errors
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-BEFORE, AFTER = 8, 48
-"""Tokens that are generated before the move, and after it."""
+BEFORE, AFTER = 8, 12
+"""Tokens that are generated before the move is asked for, and after it."""
+MOST = 1024
+"""Tokens that are generated at most: the move takes place while they are."""
 IDS = range(300, 900)
 """Token ids of prompts: in every vocabulary here, and none of them special."""
 
@@ -73,9 +74,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A result, and when its tokens came."""
+    """What was generated, and how long one waited for each token after the first."""
 
-    result: sllm.Result
+    token_ids: tuple[int, ...]
     gaps: tuple[float, ...]
 
 
@@ -88,20 +89,23 @@ class Bench:
         self._random = random.Random(seed)
 
     async def measure(self, case: Case) -> None:
-        """Generates undisturbed, and moved, with the same prompts."""
-        prompts = [self._prompt(case.length - BEFORE - AFTER) for _ in range(case.count)]
-        undisturbed = await asyncio.gather(*(self._read(self._ask(one)) for one in prompts))
+        """Generates and moves; then generates as much undisturbed, with the same prompts."""
+        prompts = [self._prompt(case.length - BEFORE) for _ in range(case.count)]
         moved = await self._moved(prompts, case)
+        streams = [
+            self._ask(prompt, len(one.token_ids))
+            for prompt, one in zip(prompts, moved, strict=True)
+        ]
+        undisturbed = await asyncio.gather(*(self._read(stream) for stream in streams))
         for still, other in zip(undisturbed, moved, strict=True):
             case.undisturbed.append(max(still.gaps))
             case.steps.append(statistics.median(still.gaps))
-            if other.result.migrations:  # it may have ended before it could move
-                case.pauses.append(max(other.gaps))
-            _compare(case, still.result.token_ids, other.result.token_ids)
-        case.recomputed.append(await self._first_token(self._prompt(case.length - AFTER)))
+            case.pauses.append(max(other.gaps))
+            _compare(case, still.token_ids, other.token_ids)
+        case.recomputed.append(await self._first_token(self._prompt(case.length)))
 
     async def _moved(self, prompts: Sequence[list[int]], case: Case) -> list[Timed]:
-        streams = [self._ask(one) for one in prompts]
+        streams = [self._ask(one, MOST) for one in prompts]
         begun = [asyncio.Event() for _ in streams]
         reads = [
             asyncio.create_task(self._read(stream, event))
@@ -109,33 +113,40 @@ class Bench:
         ]
         await asyncio.gather(*(event.wait() for event in begun))
         moves = [self._client.migrate(request_id=one.request_id) for one in streams]
-        for move in await asyncio.gather(*moves, return_exceptions=True):
-            if isinstance(move, errors.RequestNotFound):
-                continue
-            assert isinstance(move, sllm.Migration), move
+        for move in await asyncio.gather(*moves):
             (request,) = move.requests
             case.cutovers.append(request.cutover)
             case.rounds.append(request.rounds)
         return await asyncio.gather(*reads)
 
-    def _ask(self, prompt: list[int]) -> sllm.AsyncStream:
+    def _ask(self, prompt: list[int], max_tokens: int) -> sllm.AsyncStream:
         return self._client.generate(
             self._name,
             prompt_token_ids=prompt,
-            max_tokens=BEFORE + AFTER,
+            max_tokens=max_tokens,
             temperature=0.0,
             ignore_eos=True,
         )
 
     async def _read(self, stream: sllm.AsyncStream, begun: asyncio.Event | None = None) -> Timed:
+        """Reads to the end, or, of one that is to move, to some tokens after its move."""
         times: list[float] = []
+        token_ids: list[int] = []
+        left = AFTER
+        moved = False
         async for event in stream:
+            moved = moved or isinstance(event, sllm.Migrated)
             if isinstance(event, sllm.Tokens):
                 times.append(time.monotonic())
-                if begun and event.first_index + len(event.token_ids) >= BEFORE:
+                token_ids += event.token_ids
+                left -= moved
+                if begun and len(token_ids) >= BEFORE:
                     begun.set()
+            if not left:
+                break
+        await stream.cancel()
         gaps = tuple(later - earlier for earlier, later in pairwise(times))
-        return Timed(await stream.result(), gaps)
+        return Timed(tuple(token_ids), gaps)
 
     async def _first_token(self, prompt: list[int]) -> float:
         result = await self._client.complete(
@@ -181,7 +192,7 @@ async def _run(address: str, plan: Plan) -> tuple[list[Case], sllm.Deployment]:
             dtype="float32",
             min_replicas=2,
             max_replicas=2,
-            kv_cache_tokens=max(plan.lengths) * max(plan.counts) + 4096,
+            kv_cache_tokens=(max(plan.lengths) + MOST) * max(plan.counts),
         )
         await _until_ready(client, 2)
         bench = Bench(client, "moving", seed=1)
@@ -237,7 +248,7 @@ def main(
         models = [Plan("demo", demo, (64, 256, 1024, 2048), (1, 4, 16), rounds)]
         if half_b:
             source = make_model("qwen2-0.5b", directory / "half-b")
-            models.append(Plan("0.5B", source, (64, 512, 2048), (1, 4), max(1, rounds // 2)))
+            models.append(Plan("0.5B", source, (64, 256, 512), (1, 4), max(1, rounds // 4)))
         figures: dict[str, float] = {"tokens_lost": 0, "tokens_twice": 0}
         for plan in models:
             where = directory / f"cluster-{plan.name}"
