@@ -143,13 +143,15 @@ class ControlPlane:
             errors.ShuttingDown: The control plane is going down.
         """
         status = self.state.status(name)
+        changed = self.state.changes.changed(name)  # before the yield: it changes meanwhile as well
         yield status
         while True:
-            await self.state.changes.changed(name).wait()
+            await changed.wait()
             if self._closing.is_set():
                 raise errors.ShuttingDown("the control plane is going down; watch again")
             if name not in self.state.deployments:
                 return
+            changed = self.state.changes.changed(name)
             if (now := self.state.status(name)) != status:
                 status = now
                 yield status
