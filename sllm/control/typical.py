@@ -2,15 +2,17 @@
 
 import statistics
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
 
 from sllm.control.inits import InitKey, Inits, InitTime
 from sllm.control.topology import LinkKey, NodeFacts, NodeView, Typical
 
-_WEIGHT = 0.25
-"""Weight of the newest start in `Typical.slowness`."""
-_MOST_OFF = 4.0
-"""Starts that are off by a larger factor say no more than this one."""
+_STARTS = 9
+"""The latest starts, of whose ratios the median is `Typical.slowness`: one that was held up by
+something of its own says nothing of the others."""
+_MOST_OFF = 2.0
+"""The largest factor, either way, that is taken for how things are."""
 
 
 class Observations:
@@ -23,6 +25,7 @@ class Observations:
         self._typical_inits = Inits()
         self._typical: Typical | None = None
         self._slowness = 1.0
+        self._ratios: deque[float] = deque(maxlen=_STARTS)
 
     def start_ended(self, estimate: float, actual: float) -> None:
         """Takes in how long a start has taken for which `estimate` was expected, in seconds.
@@ -30,9 +33,10 @@ class Observations:
         Machines are busier at times than they were when inits were observed, and what is not
         init takes time as well: the next estimates allow for it.
         """
-        ratio = min(_MOST_OFF, max(1 / _MOST_OFF, actual / max(estimate, 1e-3)))
-        slowness = self._slowness * (1 + _WEIGHT * (ratio - 1))
-        self._slowness = min(_MOST_OFF, max(1 / _MOST_OFF, slowness))
+        usual = max(estimate / self._slowness, 1e-3)
+        self._ratios.append(actual / usual)
+        median = statistics.median(self._ratios)
+        self._slowness = min(_MOST_OFF, max(1 / _MOST_OFF, median))
         self._typical = None
 
     def replace(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
