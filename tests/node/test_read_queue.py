@@ -58,6 +58,11 @@ class Disk:
         )
         return job, asyncio.create_task(self.queue.read(job))
 
+    async def go_on(self) -> None:
+        """Lets the disk go on, once every load that was begun is in the queue."""
+        await asyncio.sleep(0)
+        self.open.set()
+
     def _turn(self, load: Load) -> memoryview:
         self.held.set()
         assert self.open.wait(20), "nobody let the disk go on"
@@ -101,7 +106,7 @@ async def hold(disk: Disk) -> "asyncio.Task[None]":
 async def test_loads_take_turns_by_chunk(disk: Disk) -> None:
     first = await hold(disk)
     loads = [disk.begin(Load(str(n)))[1] for n in range(9)]
-    disk.open.set()
+    await disk.go_on()
     await asyncio.gather(first, *loads)
     for start in range(1, CHUNKS):
         round_of_all = turns(disk)[1 + (start - 1) * 10 : 1 + start * 10]
@@ -112,7 +117,7 @@ async def test_those_that_are_waited_for_go_first(disk: Disk) -> None:
     first = await hold(disk)
     _, prefetch = disk.begin(Load("prefetch", Priority.PREFETCH))
     _, demand = disk.begin(Load("demand"))
-    disk.open.set()
+    await disk.go_on()
     await asyncio.gather(first, prefetch, demand)
     assert set(turns(disk)[-CHUNKS:]) == {"prefetch"}
 
@@ -123,7 +128,7 @@ async def test_a_demand_raises_what_is_under_way(disk: Disk) -> None:
     _, one = disk.begin(Load("prefetch", Priority.PREFETCH))
     _, other = disk.begin(raised)
     raised.priority = Priority.DEMAND
-    disk.open.set()
+    await disk.go_on()
     await asyncio.gather(first, one, other)
     assert set(turns(disk)[-CHUNKS:]) == {"prefetch"}
 
@@ -133,7 +138,7 @@ async def test_a_cancelled_load_ends_though_others_go_first(disk: Disk) -> None:
     leaving = Load("leaving", Priority.PREFETCH)
     _, task = disk.begin(leaving)
     leaving.cancelled = True
-    disk.open.set()
+    await disk.go_on()
     with pytest.raises(Cancelled):
         await task
     await first
@@ -144,7 +149,7 @@ async def test_what_is_in_flight_is_known_and_bounded(disk: Disk) -> None:
     first = await hold(disk)
     _, second = disk.begin(Load("second"))
     assert disk.queue.in_flight_bytes == BLOCK_BYTES
-    disk.open.set()
+    await disk.go_on()
     await asyncio.gather(first, second)
     assert disk.queue.in_flight_bytes == 0
 
@@ -152,7 +157,7 @@ async def test_what_is_in_flight_is_known_and_bounded(disk: Disk) -> None:
 async def test_an_error_ends_one_load_and_no_other(disk: Disk) -> None:
     first = await hold(disk)
     job, bad = disk.begin(Load("bad"), digest="0" * 32)
-    disk.open.set()
+    await disk.go_on()
     with pytest.raises(CheckpointCorrupt):
         await bad
     await first
@@ -163,7 +168,7 @@ async def test_an_error_ends_one_load_and_no_other(disk: Disk) -> None:
 async def test_digests_and_progress_are_told(disk: Disk) -> None:
     load = Load("only")
     job, task = disk.begin(load)
-    disk.open.set()
+    await disk.go_on()
     await task
     assert load.arrived == CHUNKS * BLOCK_BYTES
     assert len(set(job.digests)) == 1

@@ -85,6 +85,7 @@ class Node:
         self.instances: dict[str, Any] = {}
         self.inits = Inits()
         self.kv_used_bytes = 0
+        self.leaving = False
         self._watchers: list[Any] = []
 
     def subscribe(self, watcher: Any) -> None:
