@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sllm.control import room
-from sllm.control.cost import approach, start_seconds
-from sllm.control.needs import Need
-from sllm.control.topology import NodeView, Snapshot, Typical
+from sllm.control.cost import approach, copy_on, start_seconds
+from sllm.control.needs import Checkpoint, Need
+from sllm.control.topology import NodeView, Snapshot, Tier, Typical
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+
+_TIERS = (Tier.DEVICE, Tier.DRAM, Tier.SSD)
+"""Those that a node's own links lead to, the highest first."""
 
 
 class Rank(NamedTuple):
@@ -119,13 +122,13 @@ class Ranking:
         self._node_ids = table.node_ids
         self._large = _are_large(columns, need)
         self._seconds = _far_seconds(columns, need, snapshot.typical)
-        self._lacking: Numbers = np.full(len(table.node_ids), float(size))
+        self._to_cross: Numbers = np.full(len(table.node_ids), float(size * len(_TIERS)))
         self._kv_free: Numbers = columns.kv_free
         self._lacks_room = _lack_room(columns, need)
         for node_id in snapshot.holders.get(need.checkpoint.key, ()):
             index, node = table.index[node_id], snapshot.nodes[node_id]
             near = _near(node, need, snapshot.typical)
-            self._seconds[index], self._lacking[index], self._lacks_room[index] = near
+            self._seconds[index], self._to_cross[index], self._lacks_room[index] = near
 
     @cached_property
     def node_ids(self) -> list[str]:
@@ -135,8 +138,8 @@ class Ranking:
     def best_first(self) -> Iterator[Rank]:
         """The lowest estimate first.
 
-        Among equals the one that lacks the fewest bytes, then one that has room, then the one
-        with the most free KV budget, then by id.
+        Among equals the one where the fewest bytes are still to cross a link, then one that has
+        room, then the one with the most free KV budget, then by id.
         """
         indices = np.flatnonzero(self._large)
         if not len(indices):
@@ -144,14 +147,14 @@ class Ranking:
         first = self._best(indices)
         yield self._rank(first)
         rest = indices[indices != first]
-        keys = (-self._kv_free[rest], self._lacks_room[rest], self._lacking[rest])
+        keys = (-self._kv_free[rest], self._lacks_room[rest], self._to_cross[rest])
         for index in rest[np.lexsort((*keys, self._seconds[rest]))]:
             yield self._rank(int(index))
 
     def _best(self, indices: npt.NDArray[np.intp]) -> int:
         """The first of them, without sorting the others: seldom is more asked for."""
         keys: npt.NDArray[Any]
-        for keys in (self._seconds, self._lacking, self._lacks_room, -self._kv_free):
+        for keys in (self._seconds, self._to_cross, self._lacks_room, -self._kv_free):
             values = keys[indices]
             indices = indices[values == values.min()]
             if len(indices) == 1:
@@ -195,17 +198,26 @@ def _near(node: NodeView, need: Need, typical: Typical) -> tuple[float, int, boo
     """A node that holds some of the checkpoint, or has started it before.
 
     Returns:
-        Seconds, bytes that the tier of the weights lacks, and whether something has to end first.
+        Seconds, bytes still to cross links, and whether something has to end first.
     """
     known: tuple[Typical, tuple[float, int, bool]] | None = node.memo.get(need)
     if known and known[0] is typical:
         return known[1]
     kv_bytes = min(need.kv_bytes, node.facts.kv_capacity)
-    held = [copy.resident_bytes for copy in node.copies_of(need.checkpoint.digest)]
     found = (
         start_seconds(node, need, typical),
-        need.checkpoint.size_bytes - max(held, default=0),
+        _to_cross(node, need.checkpoint),
         not room.shortage(node, need.checkpoint, kv_bytes).none,
     )
     node.memo[need] = (typical, found)
     return found
+
+
+def _to_cross(node: NodeView, checkpoint: Checkpoint) -> int:
+    """Bytes that each tier lacks of what neither it nor one above it holds, taken together."""
+    above, lacking = 0, 0
+    for tier in _TIERS:
+        copy = copy_on(node, checkpoint, tier)
+        above = max(above, copy.resident_bytes if copy else 0)
+        lacking += checkpoint.size_bytes - above
+    return lacking

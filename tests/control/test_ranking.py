@@ -99,3 +99,20 @@ def test_what_nobody_knows_is_last() -> None:
     cluster = replace(cluster, typical=replace(cluster.typical, bandwidths={}, init_time=None))
     first, second = Ranking(cluster, MODELS[0]).best_first()
     assert (first.node_id, second.node_id, second.seconds) == ("n2", "n1", math.inf)
+
+
+def test_of_equals_the_one_whose_weights_are_nearest_is_first() -> None:
+    """Loads that take no time leave nothing else to tell nodes apart by."""
+    instant = {pair: Link(math.inf) for pair in [(Tier.REMOTE, Tier.SSD), (Tier.SSD, Tier.DRAM)]}
+    model = need("m", size=100, digest="d")
+    cluster = snapshot(
+        view(facts("n1", links=instant)),
+        view(facts("n2", links=instant), copies=[copy("d", Tier.SSD)]),
+        view(
+            facts("n3", links=instant),
+            copies=[copy("d", Tier.SSD), copy("d", Tier.DRAM)],
+        ),
+    )
+    ranks = list(Ranking(cluster, model).best_first())
+    assert len({rank.seconds for rank in ranks}) == 1
+    assert [rank.node_id for rank in ranks] == ["n3", "n2", "n1"]

@@ -52,14 +52,16 @@ def test_a_cold_model_is_explained_and_started_where_it_was_said(
     assert told.action is sllm.PlacementAction.START
     assert told.node_id == instance.node_id
     assert told.estimate is not None
-    assert told.why.startswith(f"{told.node_id} is ready soonest, in ")
+    assert told.why.startswith(f"{told.node_id} is ready soonest, in "), told.why
     chosen, *others = told.candidates
     assert chosen.from_tier is sllm.Tier.DRAM
     assert len(others) == NODES - 1
     for one in others:
-        assert f"later than {told.node_id}" in one.verdict
+        # A small model is loaded while its worker is prepared, wherever it comes from.
         assert one.estimate is not None
-        assert one.estimate > told.estimate
+        assert one.estimate >= told.estimate
+        why_not = "later than" if one.estimate > told.estimate else "no sooner than"
+        assert f"{why_not} {told.node_id}" in one.verdict
 
     result = four.client.complete(deployed, "a", max_tokens=1)
     assert result.receipt.node_id == told.node_id
