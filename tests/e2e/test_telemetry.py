@@ -62,7 +62,7 @@ def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(observed: C
     assert re.search(r"sllm_time_to_first_token_seconds_count\{.*\} 1", control)
     assert "sllm_queue_depth" in control
     assert re.search(r'sllm_tier_used_bytes\{.*tier="DRAM"\} [1-9]', node)
-    assert re.search(r'sllm_load_bytes_total\{.*phase="import"\} [1-9]', node)
+    assert re.search(r'sllm_load_bytes_total\{.*phase="read"\} [1-9]', node)
 
 
 def _scrape(port: int) -> str:

@@ -351,9 +351,11 @@ async def test_an_engine_that_fails_fails_its_requests_and_ends_the_process(
     crowd = [
         blank.submit(rid(), token_ids=inference_ids([n] * 400), logprobs=20) for n in range(64)
     ]
-    assert os.waitstatus_to_exitcode(await asyncio.wait_for(blank.forked.exited, 30)) == 1
-    # Where the loop that tells them is out of memory too, its end is what tells the agent.
-    assert {found.failure.reason for found in crowd if found.failure} <= {"WORKER_DIED"}
+    assert os.waitstatus_to_exitcode(await asyncio.wait_for(blank.forked.exited, 30)) != 0
+    # Whatever wants memory next may fail: one request by itself, the engine with all of them, or
+    # the loop that would tell them; then the end of the process is what tells the agent.
+    reasons = {found.failure.reason for found in crowd if found.failure}
+    assert reasons <= {"WORKER_DIED", "INTERNAL"}
 
 
 async def test_a_killed_worker_is_noticed_at_once(blank: WorkerClient) -> None:
