@@ -42,7 +42,7 @@ bench-migration: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.migration $(BENCH)
 
 bench-load: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]' || true
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' || true
 	PYTHONPATH=examples $(BIN)/python -m bench.load $(BENCH)
 
 bench-simulate: setup
