@@ -36,6 +36,7 @@ SllmError
 │   ├── WorkerDied          WORKER_DIED
 │   ├── StartFailed         START_FAILED
 │   ├── SourceUnavailable   SOURCE_UNAVAILABLE
+│   ├── CheckpointUnreadable  CHECKPOINT_UNREADABLE
 │   ├── DeploymentFailed    DEPLOYMENT_FAILED
 │   ├── ShuttingDown        SHUTTING_DOWN
 │   └── Unreachable         UNREACHABLE
@@ -301,6 +302,12 @@ class SourceUnavailable(Unavailable):
     """The source's server does not answer as it should, or its files change while they are read."""
 
     reason = "SOURCE_UNAVAILABLE"
+
+
+class CheckpointUnreadable(Unavailable):
+    """A node cannot read a checkpoint's file now, which says nothing of what is in it."""
+
+    reason = "CHECKPOINT_UNREADABLE"
 
 
 class DeploymentFailed(Unavailable):

@@ -10,6 +10,8 @@ MAP_ANONYMOUS, MAP_NORESERVE = 0x20, 0x4000
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 14, 15, 23
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
+_CACHESTAT = 451
+"""The system call's number, the same on all architectures; the C library has no name for it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -24,6 +26,14 @@ _libc.mmap.argtypes = [
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.syscall.restype = ctypes.c_long
+_libc.syscall.argtypes = [
+    ctypes.c_long,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_uint,
+]
 
 
 def mmap(
@@ -70,6 +80,18 @@ def mincore(address: int, length: int, pages: int) -> bytes:
     if _libc.mincore(address, length, resident):
         raise _error("mincore")
     return resident.raw
+
+
+def cachestat(fd: int, offset: int, size: int) -> int:
+    """How many pages of a range of a file are in the page cache: see linux/mman.h.
+
+    Raises:
+        OSError: the kernel refused, or is older than Linux 6.5.
+    """
+    asked, found = (ctypes.c_uint64 * 2)(offset, size), (ctypes.c_uint64 * 5)()
+    if _libc.syscall(_CACHESTAT, fd, asked, found, 0):
+        raise _error("cachestat")
+    return int(found[0])
 
 
 def populate(address: int, length: int) -> None:

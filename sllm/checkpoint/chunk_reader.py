@@ -5,9 +5,9 @@ need not be whole blocks.
 """
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import xxhash
 
 from sllm.checkpoint.direct_io import DirectFile
+from sllm.checkpoint.file_errors import cannot_open
 from sllm.checkpoint.manifest import BLOCK_BYTES, Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.memory import ChunkMemory
 from sllm.clock import Clock
@@ -32,6 +33,34 @@ class ChunkRead:
     """What it must have; empty: it is not checked."""
     memory: Callable[[], memoryview]
     """Where it goes."""
+
+    @contextmanager
+    def blocks(self) -> Iterator[memoryview]:
+        """The memory for it, in whole blocks."""
+        whole = -(-self.size // BLOCK_BYTES) * BLOCK_BYTES
+        with self.memory() as chunk, chunk[:whole] as memory:
+            yield memory
+
+    def bring(self, memory: memoryview) -> None:
+        """Reads the chunk into `memory`, which is whole blocks.
+
+        Raises:
+            CheckpointCorrupt: it cannot be read; names file and offset.
+        """
+        self.file.read_into(memory, self.offset, self.size)
+
+    def check(self, memory: memoryview) -> str:
+        """The digest of what was read.
+
+        Raises:
+            CheckpointCorrupt: it is not what it must be; names file and offset.
+        """
+        with memory[: self.size] as content:
+            found = xxhash.xxh3_128_hexdigest(content)
+        if found != (self.digest or found):
+            problem = f"the chunk of {self.size} bytes has the digest {found} instead of "
+            raise corrupt(self.file.path, problem + self.digest, self.offset)
+        return found
 
 
 def read_checkpoint(
@@ -63,6 +92,7 @@ def read_checkpoint(
     Raises:
         Cancelled: `cancelled` said so.
         CheckpointCorrupt: a chunk cannot be read, or is not what was written; names file, offset.
+        CheckpointUnreadable: a file cannot be opened or read now.
     """
     with ExitStack() as files:
         reads = open_reads(directory, manifest, memory, files, verify=verify)
@@ -110,7 +140,8 @@ def open_reads(
         verify: whether digests are checked, where they are known.
 
     Raises:
-        CheckpointCorrupt: a partition cannot be opened; names it.
+        CheckpointCorrupt: a partition is not there; names it.
+        CheckpointUnreadable: one cannot be opened now.
     """
     return [
         read if verify else replace(read, digest="")
@@ -144,12 +175,13 @@ def open_file(path: Path) -> DirectFile:
     """A partition, to be read.
 
     Raises:
-        CheckpointCorrupt: it cannot be opened; names it.
+        CheckpointCorrupt: it is not there; names it.
+        CheckpointUnreadable: it cannot be opened now.
     """
     try:
         return DirectFile(path, os.O_RDONLY)
     except OSError as error:
-        raise corrupt(path, f"cannot be opened: {error.strerror}") from error
+        raise cannot_open(path, error) from error
 
 
 def read_chunk(read: ChunkRead, clock: Clock, cancelled: Callable[[], bool]) -> float:
@@ -157,18 +189,11 @@ def read_chunk(read: ChunkRead, clock: Clock, cancelled: Callable[[], bool]) -> 
     if cancelled():
         raise Cancelled("the load was cancelled")
     began = clock.now()
-    blocks = -(-read.size // BLOCK_BYTES) * BLOCK_BYTES
-    with read.memory() as chunk, chunk[:blocks] as memory:
-        read.file.read_into(memory, read.offset, read.size)
+    with read.blocks() as memory:
+        read.bring(memory)
         if read.digest:
-            _check(read, xxhash.xxh3_128_hexdigest(memory[: read.size]))
+            read.check(memory)
     return began
-
-
-def _check(read: ChunkRead, found: str) -> None:
-    if found != read.digest:
-        problem = f"the chunk of {read.size} bytes has the digest {found} instead of {read.digest}"
-        raise corrupt(read.file.path, problem, read.offset)
 
 
 def _settle(futures: Collection[Future[float]]) -> None:

@@ -12,6 +12,7 @@ from typing import Self
 import structlog
 
 from sllm.checkpoint import page_cache
+from sllm.checkpoint.file_errors import cannot_read
 from sllm.checkpoint.manifest import corrupt
 
 _log = structlog.get_logger()
@@ -41,7 +42,10 @@ class DirectFile:
         """The same file by way of the page cache, if it is read and can be asked about that."""
         if flags & (os.O_WRONLY | os.O_RDWR) or not page_cache.may_be_asked(self._fd):
             return None
-        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None  # without a second descriptor it is read from the disk
 
     def read_into(self, memory: memoryview, offset: int, size: int | None = None) -> None:
         """Fills `memory` with the bytes from `offset` on.
@@ -54,15 +58,24 @@ class DirectFile:
 
         Raises:
             CheckpointCorrupt: the file ends before, or cannot be read; names where.
+            CheckpointUnreadable: it cannot be read now.
         """
         size = len(memory) if size is None else size
         try:
-            cached = self._read_cached(memory[:size], offset)
-            done = cached or self._transfer(os.preadv, memory, offset, size)
+            done = self._read(memory, offset, size)
         except OSError as error:
-            raise corrupt(self.path, f"cannot be read: {error}", offset) from error
+            raise cannot_read(self.path, error, offset) from error
         if done < size:
             raise corrupt(self.path, "the file ends here", offset + done)
+
+    def _read(self, memory: memoryview, offset: int, size: int) -> int:
+        try:
+            cached = self._read_cached(memory[:size], offset)
+            return cached or self._transfer(os.preadv, memory, offset, size)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        return self._transfer(os.preadv, memory, offset, size)  # some errors of disks pass
 
     def _read_cached(self, memory: memoryview, offset: int) -> int:
         """Fills `memory` from the page cache if most of it is there; otherwise returns 0."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sllm.checkpoint.dtypes import tensor_bytes
+from sllm.checkpoint.file_errors import cannot_open
 from sllm.checkpoint.manifest import (
     BLOCK_BYTES,
     TENSOR_ALIGNMENT,
@@ -48,6 +49,7 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:
         CheckpointCorrupt: a file is missing, or is not what it should be; names the file.
+        CheckpointUnreadable: the manifest cannot be read now.
         InvalidSource: the checkpoint's format is newer than what is known here.
     """
     manifest = parse_manifest(directory)
@@ -61,6 +63,7 @@ def parse_manifest(directory: Path) -> Manifest:
 
     Raises:
         CheckpointCorrupt: it is missing, or contradicts itself; names the file.
+        CheckpointUnreadable: it cannot be read now.
         InvalidSource: its format's major version is newer than what is known here.
     """
     path = directory / MANIFEST_FILE
@@ -71,6 +74,8 @@ def parse_manifest(directory: Path) -> Manifest:
         _check(manifest)
     except FileNotFoundError:
         raise corrupt(path, "missing; this is not a complete checkpoint") from None
+    except OSError as error:
+        raise cannot_open(path, error) from error
     except KeyError as error:
         raise corrupt(path, f"the key {error} is missing") from error
     except (ValueError, TypeError) as error:

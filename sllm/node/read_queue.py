@@ -2,15 +2,17 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from threading import Condition, Thread
 
-import xxhash
-
-from sllm.checkpoint.chunk_reader import ChunkRead, read_chunk
+from sllm.checkpoint.chunk_reader import ChunkRead
 from sllm.clock import Clock
 from sllm.errors import Cancelled
 from sllm.node.records import Priority
+
+_DIGEST_THREADS = 2
+"""Beside those that read. A chunk takes a fraction of its read's time there."""
 
 
 class ReadJob:
@@ -69,16 +71,30 @@ class ReadQueue:
 
     Loads of the same priority take turns, a chunk each, so that they share the disk fairly however
     large they are; those that a request waits for go before all others.
+
+    A thread that has its chunk gives its place at the disk to another before it computes the
+    digest: the disk has as much to do at every moment as it is meant to.
     """
 
-    def __init__(self, threads: int, clock: Clock) -> None:
+    def __init__(self, reads: int, clock: Clock) -> None:
+        """Starts the threads.
+
+        Args:
+            reads: chunks that are read at once.
+            clock: measures.
+        """
         self._clock = clock
+        self._places = reads
+        """Chunks that may be begun now."""
         self._jobs: list[ReadJob] = []
         """In the order of their next turns. The lock of `_changed` guards it and what is in it."""
         self._changed = Condition()
         self._closed = False
         self._in_flight = 0
-        self._threads = [Thread(target=self._work, name=f"chunk-read_{n}") for n in range(threads)]
+        self._threads = [
+            Thread(target=self._work, name=f"chunk-read_{number}")
+            for number in range(reads + _DIGEST_THREADS)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -112,7 +128,7 @@ class ReadQueue:
         with self._changed:
             while not self._closed:
                 self._drop_cancelled()
-                if job := self._next_job():
+                if self._places and (job := self._next_job()):
                     return job, self._begin(job)
                 self._changed.wait()
         return None
@@ -136,6 +152,7 @@ class ReadQueue:
         index = job.waiting.popleft()
         job.running += 1
         job.began = self._clock.now() if job.began is None else job.began
+        self._places -= 1
         self._in_flight += job.reads[index].size
         return index
 
@@ -147,18 +164,29 @@ class ReadQueue:
         except BaseException as caught:
             error = caught
         with self._changed:
-            self._in_flight -= read.size
             job.running -= 1
             if error is not None:
                 job.stop(error)
             self._settle(job)
 
     def _read(self, read: ChunkRead) -> str:
-        read_chunk(read, self._clock, cancelled=lambda: False)
-        if read.digest:
-            return read.digest
-        with read.memory() as chunk, chunk[: read.size] as memory:
-            return xxhash.xxh3_128_hexdigest(memory)
+        """Brings a chunk, and says its digest."""
+        with ExitStack() as held:
+            with self._place(read.size):
+                memory = held.enter_context(read.blocks())
+                read.bring(memory)
+            return read.check(memory)
+
+    @contextmanager
+    def _place(self, size: int) -> Iterator[None]:
+        """Ends with the use of a place at the disk that `_begin` has taken."""
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._places += 1
+                self._in_flight -= size
+                self._changed.notify()
 
     def _settle(self, job: ReadJob) -> None:
         if job.idle:

@@ -1,18 +1,21 @@
 """Copies on SSD that are not what they should be, before and during a load."""
 
+import errno
 import itertools
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
-from sllm.checkpoint import chunk_reader
-from sllm.errors import CheckpointCorrupt
-from sllm.node import read_queue
+from sllm.checkpoint.direct_io import DirectFile
+from sllm.checkpoint.manifest_file import MANIFEST_FILE
+from sllm.errors import CheckpointCorrupt, CheckpointUnreadable
 from sllm.node.records import Tier
-from tests.checkpoint.checkpoints import flip_bit
+from tests.checkpoint.checkpoints import CHUNK, flip_bit
 from tests.node.store import Bench, gate_on
 
 
@@ -56,18 +59,93 @@ async def test_a_file_that_is_damaged_halfway_is_never_served(
     on_ssd.release()
     turns = itertools.count()
 
-    def read_chunk(*args: Any, **named: Any) -> float:
+    read_into = DirectFile.read_into
+
+    def read_and_damage(file: DirectFile, memory: memoryview, offset: int, size: int) -> None:
         if next(turns) == 2:
             damage(path)
-        return chunk_reader.read_chunk(*args, **named)
+        read_into(file, memory, offset, size)
 
-    monkeypatch.setattr(read_queue, "read_chunk", read_chunk)
+    monkeypatch.setattr(DirectFile, "read_into", read_and_damage)
     if pack:
         await bench.promote(0, Tier.DRAM)
         return
     with pytest.raises(CheckpointCorrupt):
         await bench.store.promote(bench.model(0), None, Tier.DRAM)
     assert bench.pool.used_bytes == 0
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """As long as the block lasts this process can open nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+async def test_a_shortage_of_descriptors_costs_no_copy(bench: Bench, pack: bool) -> None:
+    on_ssd = await bench.store.promote(bench.model(0), None, Tier.SSD, pack=pack)
+    with ExitStack() as shortage, gate_on("reads") as gate:
+        gate.when_held = lambda: shortage.enter_context(no_descriptors_left())
+        gate.open()
+        with pytest.raises(CheckpointUnreadable, match="Too many open files"):
+            await bench.store.promote(bench.model(0), None, Tier.DRAM, pack=pack)
+        shortage.close()
+    assert bench.on(Tier.SSD) == {on_ssd.digest}
+    assert bench.pool.used_bytes == 0
+    lease = await bench.store.promote(bench.model(0), None, Tier.DRAM, pack=pack)
+    assert (lease.digest, lease.from_tier) == (on_ssd.digest, Tier.SSD)
+    assert not list((bench.directory / "tier").glob(".quarantined-*"))
+
+
+async def test_a_shortage_when_the_tier_is_opened_costs_no_copy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await bench.leave(0, Tier.SSD)
+    await bench.close()
+    read_bytes = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == MANIFEST_FILE:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        await bench.open()
+    assert bench.on(Tier.SSD) == set()
+    bench.store.check_integrity()
+    await bench.reopen()
+    assert bench.on(Tier.SSD) == {digest}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_error_of_the_disk_that_passes_costs_no_copy(
+    bench: Bench, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.leave(0, Tier.SSD)
+    failures = iter(range(times))
+    preadv = os.preadv
+
+    def fail(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if offset == 2 * CHUNK and next(failures, None) is not None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", fail)
+    await bench.leave(0, Tier.DRAM)
+    set_aside = list((bench.directory / "tier").glob(".quarantined-*"))
+    assert len(set_aside) == times - 1
 
 
 async def test_what_was_set_aside_goes_when_room_is_needed(bench: Bench) -> None:

@@ -37,7 +37,7 @@ class Load:
 
 @dataclass
 class Disk:
-    """A file, read by one thread, which can be held up."""
+    """A file, read one chunk at a time, which can be held up."""
 
     file: DirectFile
     pool: Pool
@@ -91,11 +91,6 @@ async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
         yield disk
 
 
-def turns(disk: Disk) -> list[str]:
-    """Each chunk asks for memory twice: to be read, and for its digest."""
-    return disk.order[::2]
-
-
 async def hold(disk: Disk) -> "asyncio.Task[None]":
     """Has a first load keep the only thread busy until `disk.open` is set."""
     _, first = disk.begin(Load("first"))
@@ -109,7 +104,7 @@ async def test_loads_take_turns_by_chunk(disk: Disk) -> None:
     await disk.go_on()
     await asyncio.gather(first, *loads)
     for start in range(1, CHUNKS):
-        round_of_all = turns(disk)[1 + (start - 1) * 10 : 1 + start * 10]
+        round_of_all = disk.order[1 + (start - 1) * 10 : 1 + start * 10]
         assert len(set(round_of_all)) == 10
 
 
@@ -119,7 +114,7 @@ async def test_those_that_are_waited_for_go_first(disk: Disk) -> None:
     _, demand = disk.begin(Load("demand"))
     await disk.go_on()
     await asyncio.gather(first, prefetch, demand)
-    assert set(turns(disk)[-CHUNKS:]) == {"prefetch"}
+    assert set(disk.order[-CHUNKS:]) == {"prefetch"}
 
 
 async def test_a_demand_raises_what_is_under_way(disk: Disk) -> None:
@@ -130,7 +125,7 @@ async def test_a_demand_raises_what_is_under_way(disk: Disk) -> None:
     raised.priority = Priority.DEMAND
     await disk.go_on()
     await asyncio.gather(first, one, other)
-    assert set(turns(disk)[-CHUNKS:]) == {"prefetch"}
+    assert set(disk.order[-CHUNKS:]) == {"prefetch"}
 
 
 async def test_a_cancelled_load_ends_though_others_go_first(disk: Disk) -> None:
@@ -142,7 +137,7 @@ async def test_a_cancelled_load_ends_though_others_go_first(disk: Disk) -> None:
     with pytest.raises(Cancelled):
         await task
     await first
-    assert "leaving" not in turns(disk)
+    assert "leaving" not in disk.order
 
 
 async def test_what_is_in_flight_is_known_and_bounded(disk: Disk) -> None:
