@@ -19,7 +19,7 @@ from sllm.checkpoint.manifest import FileEntry, Manifest, PartitionEntry, corrup
 from sllm.checkpoint.manifest_file import write_manifest
 from sllm.checkpoint.memory import ChunkMemory
 from sllm.checkpoint.pieces import ChunkPlan, plan_chunks
-from sllm.checkpoint.workers import ChunkWorkers
+from sllm.checkpoint.workers import ChunkWorkers, Urgency
 from sllm.errors import Cancelled, SourceForbidden, SourceUnavailable
 
 _CONFIG = "config.json"
@@ -38,6 +38,7 @@ def import_checkpoint(
     workers: ChunkWorkers | None = None,
     resume: bool = False,
     keep: bool = True,
+    urgency: Urgency = lambda: 0,
 ) -> Manifest:
     """Writes a checkpoint, whole and flushed to the disk.
 
@@ -55,6 +56,7 @@ def import_checkpoint(
         resume: go on with what an import of the same plan has left in `destination`, and leave
             there what was done if this one is cancelled, or the source cannot be had any more.
             Otherwise nothing is left behind.
+        urgency: of this import's chunks among those of others that share the workers.
         keep: False to leave chunks in `memory` alone, and small files in `destination`.
 
     Raises:
@@ -70,7 +72,9 @@ def import_checkpoint(
     try:
         with ExitStack() as stack:
             workers = workers or stack.enter_context(ChunkWorkers(chunk_bytes))
-            return _Import(plan, destination, chunk_bytes, workers, keep).run(memory, tally)
+            return _Import(plan, destination, chunk_bytes, workers, keep, urgency).run(
+                memory, tally
+            )
     except BaseException as error:
         if not (resume and isinstance(error, _WORTH_GOING_ON)):
             shutil.rmtree(destination)
@@ -85,12 +89,14 @@ class _Import:
         chunk_bytes: int,
         workers: ChunkWorkers,
         keep: bool,
+        urgency: Urgency,
     ) -> None:
         self._plan = plan
         self._destination = destination
         self._chunk_bytes = chunk_bytes
         self._workers = workers
         self._keep = keep
+        self._urgency = urgency
 
     def run(self, memory: ChunkMemory | None, tally: Tally) -> Manifest:
         files = [self._copy(path) for path in self._plan.files.files]
@@ -117,7 +123,8 @@ class _Import:
                 expected=self._plan.expected_digests,
                 url=source.origin.url,
             )
-            digests = self._workers.run(partial(filler.bring, chunk) for chunk in chunks)
+            works = (partial(filler.bring, chunk) for chunk in chunks)
+            digests = self._workers.run(works, self._urgency)
             for file in filler.files:
                 file.flush()
         return self._entries(chunks, digests)

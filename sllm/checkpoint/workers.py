@@ -3,21 +3,45 @@
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Condition, Thread
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 THREADS = 4
 """Where nobody says otherwise."""
 
 _Result = TypeVar("_Result")
 
+Urgency = Callable[[], int]
+"""Asked before every turn, in any thread: what is lowest goes first."""
+
+
+class _Job(Generic[_Result]):
+    """The works of one caller. The lock of the workers guards it."""
+
+    def __init__(self, works: Iterable[Callable[[], _Result]], urgency: Urgency) -> None:
+        self.waiting = deque(enumerate(works))
+        self.urgency = urgency
+        self.running = 0
+        self.results: dict[int, _Result] = {}
+        self.error: BaseException | None = None
+        """What went wrong first."""
+
+    @property
+    def ended(self) -> bool:
+        return not self.waiting and not self.running
+
+    def stop(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self.waiting.clear()
+
 
 class ChunkWorkers:
     """A few threads, each with a chunk in hand at most, whatever the imports that share them.
 
-    That bounds their memory: as many chunks as there are threads.
+    That bounds their memory: as many chunks as there are threads. Imports that are equally urgent
+    take turns, a chunk each.
     """
 
     def __init__(self, chunk_bytes: int, threads: int = THREADS) -> None:
@@ -29,8 +53,12 @@ class ChunkWorkers:
         """
         self._chunk_bytes = chunk_bytes
         self._count = threads
-        self._threads = ThreadPoolExecutor(threads, "chunk-fill")
+        self._threads: list[Thread] = []
         self._buffers: deque[memoryview] = deque()
+        self._jobs: list[_Job[Any]] = []
+        """In the order of their next turns. The lock of `_changed` guards it and what is in it."""
+        self._changed = Condition()
+        self._closed = False
 
     @contextmanager
     def buffer(self) -> Iterator[memoryview]:
@@ -44,30 +72,73 @@ class ChunkWorkers:
         finally:
             self._buffers.append(buffer)
 
-    def run(self, works: Iterable[Callable[[], _Result]]) -> list[_Result]:
+    def run(
+        self, works: Iterable[Callable[[], _Result]], urgency: Urgency = lambda: 0
+    ) -> list[_Result]:
         """The results of all works, in their order.
 
-        No more of them than there are threads wait here at once, so that several callers get on
-        side by side. When it returns or raises, none of them is running any more.
+        When it returns or raises, none of them is running any more.
+
+        Args:
+            works: each is done in one of the threads.
+            urgency: of this call's works among those of others.
         """
-        futures: list[Future[_Result]] = []
-        running: set[Future[_Result]] = set()
+        job = _Job(works, urgency)
+        with self._changed:
+            self._start_threads()
+            self._jobs.append(job)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: job.ended)
+            self._jobs.remove(job)
+        if job.error is not None:
+            raise job.error
+        return [job.results[number] for number in sorted(job.results)]
+
+    def _start_threads(self) -> None:
+        for number in range(len(self._threads), self._count):
+            self._threads.append(Thread(target=self._work, name=f"chunk-fill_{number}"))
+            self._threads[-1].start()
+
+    def _work(self) -> None:
+        while (turn := self._await_turn()) is not None:
+            self._carry_out(*turn)
+
+    def _await_turn(self) -> tuple[_Job[Any], int, Callable[[], Any]] | None:
+        """A job, and one of its works with its number; None: there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._has_waiting())
+            if self._closed:
+                return None
+            job = min((job for job in self._jobs if job.waiting), key=lambda job: job.urgency())
+            self._jobs.remove(job)
+            self._jobs.append(job)
+            job.running += 1
+            return job, *job.waiting.popleft()
+
+    def _has_waiting(self) -> bool:
+        return any(job.waiting for job in self._jobs)
+
+    def _carry_out(self, job: _Job[Any], number: int, work: Callable[[], Any]) -> None:
+        result, error = None, None
         try:
-            for work in works:
-                if len(running) == self._count:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    _check(done)
-                futures.append(self._threads.submit(work))
-                running.add(futures[-1])
-            return [future.result() for future in futures]
-        finally:
-            for future in running:
-                future.cancel()
-            wait(running)
+            result = work()
+        except BaseException as caught:
+            error = caught
+        with self._changed:
+            job.running -= 1
+            job.results[number] = result
+            if error is not None:
+                job.stop(error)
+            if job.ended:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Ends the threads. No work may be under way."""
-        self._threads.shutdown()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +150,3 @@ class ChunkWorkers:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _check(done: Iterable[Future[_Result]]) -> None:
-    for future in done:
-        future.result()
