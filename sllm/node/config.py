@@ -13,7 +13,7 @@ class NodeConfig:
     control_address: str
     """host:port of the control plane."""
     directory: Path
-    """Where the SSD tier and the workers' sockets are; made if it is not there."""
+    """Where the SSD tier and the workers' sockets are; made if it is not there, if it can be."""
     listen_address: str = "127.0.0.1:0"
     """host:port to serve on; port 0 takes any that is free."""
     advertise_host: str | None = None
@@ -33,6 +33,8 @@ class NodeConfig:
     fetch_threads: int = 8
     """Threads that fill chunks from sources. Each has a chunk of memory of its own at most, beside
     the pool."""
+    run_directory: Path | None = None
+    """Where the workers' sockets are. None: in `directory`."""
     leave_seconds: float = 10.0
     """Time that running requests have to go on elsewhere when this node is asked to end."""
     metrics_port: int | None = None
@@ -46,4 +48,4 @@ class NodeConfig:
     @property
     def socket_dir(self) -> Path:
         """The workers' sockets."""
-        return self.directory / "run"
+        return self.run_directory or self.directory / "run"

@@ -19,17 +19,18 @@ from sllm.checkpoint.manifest import Manifest, corrupt
 from sllm.checkpoint.sources import LocalSource, SourceFiles
 from sllm.checkpoint.workers import ChunkWorkers
 from sllm.clock import Clock
-from sllm.errors import NoCapacity
+from sllm.errors import ModelTooLarge, NoCapacity
 from sllm.node import metrics
 from sllm.node.checkpoints import Checkpoint, SourceRecord
 from sllm.node.dram import Chunks, DramCopy, DramTier
 from sllm.node.in_place import InPlace, can_stay, describe, keep
 from sllm.node.links import Speed
 from sllm.node.loads import Load, Movers
-from sllm.node.records import LoadPhase, Step, Tier
+from sllm.node.records import LoadPhase, Priority, Step, Tier
 from sllm.node.sources import FoundSource, Sources
-from sllm.node.ssd import SsdCopy, SsdTier, delete
-from sllm.node.unkept import REFUSALS, SmallFiles, has_room, problem_of
+from sllm.node.ssd import SsdCopy, SsdTier
+from sllm.node.ssd_files import delete_all
+from sllm.node.unkept import REFUSALS, SmallFiles, has_room
 
 _log = structlog.get_logger()
 
@@ -70,18 +71,21 @@ class Imports:
         self._workers = ChunkWorkers(dram.pool.chunk_bytes, threads)
         self._changed = changed
 
-    def load(self, source: FoundSource, tier: Tier, *, pack: bool) -> Load[Imported]:
+    def load(
+        self, source: FoundSource, tier: Tier, priority: Priority, *, pack: bool
+    ) -> Load[Imported]:
         """The import of a source that is under way, or a new one.
 
         Args:
             source: as it was found; imports of the same state of a source are the same.
             tier: DRAM to fill chunks of the pool on the way.
+            priority: whose chunks go first; joining may raise it.
             pack: convert it although it could be read where it lies.
         """
         key = source.record, pack
         load = self.loads.get(key)
         if load is None:
-            load = self.loads[key] = Load(LoadPhase.IMPORT, Tier.REMOTE, self._changed)
+            load = self.loads[key] = Load(LoadPhase.IMPORT, Tier.REMOTE, self._changed, priority)
             load.begin(self._run(source, tier, pack, load))
         return load
 
@@ -110,13 +114,12 @@ class Imports:
         self, source: FoundSource, tier: Tier, pack: bool, load: Load[Imported]
     ) -> Imported:
         files = await self._sources.files(source)
-        if not pack and isinstance(source.place, LocalSource) and can_stay(files, source.record):
-            copy = await self._unless_refused(self._adopt(files, source.record))
-            if copy is not None:
-                return Imported(copy, ())
+        if not pack and (copy := await self._try_to_adopt(source, files)):
+            return Imported(copy, ())
         plan = await self._movers.run(partial(plan_import, files, source.record.dtype))
         load.report(0, plan.files.size_bytes)
-        if plan.packed and (known := self._ssd.copies.get(plan.packed.digest)):
+        known = self._ssd.copies.get(plan.packed.digest) if plan.packed else None
+        if known and not (pack and known.in_place):
             return Imported(known, (Step(LoadPhase.IMPORT, self._clock.now(), 0.0, 0),))
         with ExitStack() as room:
             chunks = self._reserve_chunks(plan, tier, room)
@@ -125,12 +128,10 @@ class Imports:
     async def _transfer(
         self, record: SourceRecord, plan: ImportPlan, chunks: Chunks | None, load: Load[Imported]
     ) -> Imported:
-        """Onto SSD, and into the pool on the way; into the pool alone if the disk refuses."""
+        """Onto SSD, and into the pool on the way; into the pool alone if it cannot be kept."""
         began = self._clock.now()
-        copy = None
-        check = partial(has_room, self._ssd.directory, plan.disk_bytes)
-        if not self._ssd.problem or await self._movers.run(check):
-            copy = await self._unless_refused(self._keep(record, plan, chunks, load))
+        keep = partial(self._keep, record, plan, chunks, load)
+        copy = await self._if_possible(plan.disk_bytes, keep, required=chunks is None)
         if copy is not None:
             return Imported(copy, (self._step(began, copy.manifest),))
         if chunks is None:
@@ -138,16 +139,27 @@ class Imports:
         dram = await self._bring_to_pool(plan, chunks, load)
         return Imported(dram, (self._step(began, dram.checkpoint.manifest),))
 
-    async def _unless_refused(self, work: Coroutine[Any, Any, SsdCopy]) -> SsdCopy | None:
-        """What `work` leaves on SSD; None if the disk refuses it."""
+    async def _if_possible(
+        self, size: int, work: Callable[[], Coroutine[Any, Any, SsdCopy]], *, required: bool = False
+    ) -> SsdCopy | None:
+        """What `work` leaves on SSD; None if the disk does not take its `size` bytes.
+
+        Nor need the tier's budget have room for them, unless that is `required`.
+        """
+        check = partial(has_room, self._ssd.directory, size)
+        if self._ssd.problem and not await self._movers.run(check):
+            return None
         try:
-            copy = await work
+            copy = await work()
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
-            self._ssd.problem = problem_of(self._ssd.directory, error)
-            _log.warning("node.ssd_refuses", problem=self._ssd.problem)
-            metrics.record_refusal()
+            self._ssd.refused(error)
+            return None
+        except (ModelTooLarge, NoCapacity) as error:
+            if required:
+                raise
+            _log.warning("node.not_kept", problem=error.message)
             return None
         self._ssd.problem = ""
         return copy
@@ -169,15 +181,23 @@ class Imports:
         manifest = await self._write(plan, directory, chunks, load, keep=False)
         return self._dram.land(Checkpoint(manifest, directory), chunks)
 
-    async def _adopt(self, files: SourceFiles, record: SourceRecord) -> SsdCopy:
-        """Makes safetensors known that are read in place."""
-        place = InPlace(files.directory, files.fingerprint)
+    async def _try_to_adopt(self, source: FoundSource, files: SourceFiles) -> SsdCopy | None:
+        """A checkpoint that can be read where it lies, made known."""
+        chunk_bytes = self._dram.pool.chunk_bytes
+        local = isinstance(source.place, LocalSource)
+        if not local or not can_stay(files, source.record, chunk_bytes):
+            return None
+        size = sum(path.stat().st_size for path in files.files)
+        return await self._if_possible(size, partial(self._adopt, files, source.record, size))
+
+    async def _adopt(self, files: SourceFiles, record: SourceRecord, size: int) -> SsdCopy:
+        place = InPlace(files.directory, files.fingerprint, packed=files.packed is not None)
         if files.fingerprint != record.fingerprint:
             raise corrupt(files.directory, "was changed while it was looked at; try again")
         manifest = describe(files, self._dram.pool.chunk_bytes)
         written = self._ssd.temporary()
         with ExitStack() as room:
-            await self._reserve_disk(sum(path.stat().st_size for path in files.files), room)
+            await self._reserve_disk(size, room)
             await self._movers.run(partial(keep, files, manifest, written))
             return self._ssd.land(written, manifest, place)
 
@@ -190,11 +210,10 @@ class Imports:
     async def _reserve_disk(self, size: int, room: ExitStack) -> None:
         """Returns once what had to go is gone from the disk; it leaves the pool as well."""
         victims = room.enter_context(self._ssd.reserved(size))
-        removed = [self._ssd.detach(digest) for digest in victims]
         for digest in victims:
+            self._ssd.detach(digest)
             self._dram.evict(digest)
-        for path in removed:
-            await self._movers.run(partial(delete, path))
+        await self._movers.run(partial(delete_all, self._ssd.take_removed()))
 
     async def _write(
         self,
@@ -216,6 +235,7 @@ class Imports:
             workers=self._workers,
             resume=True,
             keep=keep,
+            urgency=lambda: load.priority,
         )
         return await self._movers.run(work)
 
@@ -247,6 +267,5 @@ class Imports:
 
 def _settle(directory: Path, removed: Sequence[Path]) -> None:
     """Makes the rename durable; deletes what was not needed, its content being there already."""
-    for path in removed:
-        delete(path)
+    delete_all(removed)
     flush_directory(directory)

@@ -1,8 +1,9 @@
-"""Safetensors that are served where they lie, and what a node keeps of them.
+"""Local checkpoints that are served where they lie, and what a node keeps of them.
 
-That is, in a directory of its own: the model's small files, and the digests of the chunks as they
-were when they were first read. A copy in the pool stays whole whatever becomes of the source, and
-bytes that change on the disk although nobody wrote to the file are noticed.
+That is, in a directory of its own: the model's small files, and the digests of the chunks of
+safetensors as they were when they were first read. A copy in the pool stays whole whatever becomes
+of the source, and bytes that change on the disk although nobody wrote to the file are noticed.
+Checkpoints that were packed have digests of their own, and an identity that follows from these.
 """
 
 import json
@@ -25,11 +26,13 @@ KEPT_FILE = ".in-place.json"
 
 @dataclass(frozen=True, slots=True)
 class InPlace:
-    """Where safetensors lie that are read there."""
+    """Where a checkpoint lies that is read there."""
 
     directory: Path
     fingerprint: str
     """Of the files when their headers were read."""
+    packed: bool = False
+    """Whether it was packed: then a copy from elsewhere would be the same checkpoint."""
 
     def check_unchanged(self) -> None:
         """Makes sure that what was read meanwhile belongs together.
@@ -42,17 +45,20 @@ class InPlace:
             raise corrupt(self.directory, "was changed while it was read; try again")
 
 
-def can_stay(files: SourceFiles, record: SourceRecord) -> bool:
-    """Whether a source can be served where it lies: as safetensors, in the dtypes that it has."""
-    return files.packed is None and record.dtype is None
+def can_stay(files: SourceFiles, record: SourceRecord, chunk_bytes: int) -> bool:
+    """Whether a source can be served where it lies: as it is, in chunks of the pool's size."""
+    packed = files.packed.partitions if files.packed else ()
+    return record.dtype is None and all(entry.chunk_size == chunk_bytes for entry in packed)
 
 
 def describe(files: SourceFiles, chunk_bytes: int) -> Manifest:
-    """Safetensors files as the partitions of a checkpoint, under an identity of their own.
+    """A checkpoint's own manifest; safetensors files as partitions, under an identity of their own.
 
-    It follows from the headers, and from the place, names, sizes and times of change of all files:
-    a file that is written to makes another checkpoint.
+    That follows from the headers, and from the place, names, sizes and times of change of all
+    files: a file that is written to makes another checkpoint.
     """
+    if files.packed is not None:
+        return files.packed
     plain = in_place(files.tensors, chunk_bytes)
     described = {
         "url": files.origin.url,
@@ -89,13 +95,15 @@ def restore(directory: Path, chunk_bytes: int) -> tuple[Manifest, InPlace]:
         raise corrupt(directory / KEPT_FILE, f"cannot be used: {error!r}") from error
     files = inspect(source)
     manifest = describe(files, chunk_bytes)
-    if manifest.digest != directory.name:
+    wrong_chunks = any(entry.chunk_size != chunk_bytes for entry in manifest.partitions)
+    if manifest.digest != directory.name or wrong_chunks:
         raise corrupt(source.directory, "is not what it was")
     for path in files.files:
         copy = directory / path.name
         if not copy.is_file() or copy.stat().st_size != path.stat().st_size:
             raise corrupt(copy, f"is not the whole of {path}")
-    return with_digests(manifest, digests), InPlace(source.directory, files.fingerprint)
+    place = InPlace(source.directory, files.fingerprint, packed=files.packed is not None)
+    return with_digests(manifest, digests), place
 
 
 def with_digests(manifest: Manifest, digests: Mapping[str, Sequence[str]]) -> Manifest:

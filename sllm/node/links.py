@@ -3,6 +3,7 @@
 import math
 import mmap
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,19 @@ class Speeds:
 def measure(directory: Path) -> Speeds:
     """Writes and reads a short file in `directory`, and copies it in memory.
 
+    Where the disk takes no file, the one for temporary files has to do for a start.
+
     Raises:
-        OSError: the disk is full, or fails.
+        OSError: that is full too, or fails.
     """
+    try:
+        return _measure(directory)
+    except OSError:
+        with tempfile.TemporaryDirectory(prefix="sllm-probe-") as elsewhere:
+            return _measure(Path(elsewhere))
+
+
+def _measure(directory: Path) -> Speeds:
     path = directory / ".probe"
     with mmap.mmap(-1, _PROBE_BYTES) as first, mmap.mmap(-1, _PROBE_BYTES) as second:
         first[:] = os.urandom(_PROBE_BYTES)

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from sllm.errors import (
     CheckpointCorrupt,
+    ModelTooLarge,
     NoCapacity,
     SourceForbidden,
     SourceNotFound,
@@ -94,14 +96,19 @@ class Promoter:
             self._ssd.touch(known)
         self._hold(copy.holding, trip)
         if isinstance(copy, DramCopy) and trip.wish.tier is Tier.SSD:
-            raise NoCapacity(self._ssd.problem)
+            raise NoCapacity(self._ssd.problem or "the SSD tier has no room for the checkpoint")
         return copy
 
     async def _import(self, trip: _Trip) -> SsdCopy | DramCopy:
         source, wish = trip.source, trip.wish
-        imported = await self._join(
-            lambda: self._imports.load(source, wish.tier, pack=wish.pack), trip
-        )
+        begin = partial(self._imports.load, source, wish.tier, wish.priority, pack=wish.pack)
+        try:
+            imported = await self._join(begin, trip)
+        except (ModelTooLarge, NoCapacity):
+            if wish.tier is Tier.SSD:
+                raise
+            # It may have been begun for SSD alone; what has no room there may have it in the pool.
+            imported = await self._join(begin, trip)
         trip.steps.extend(imported.steps)
         return imported.copy
 
@@ -111,7 +118,7 @@ class Promoter:
             return copy, await self._chunks(trip, copy)
         except CheckpointCorrupt as error:
             _log.warning("node.checkpoint_corrupt", problem=error.message)
-            if copy.in_place is not None:
+            if not copy.replaceable:
                 raise  # there is no other copy
             try:
                 anew = await self._reach_ssd(trip)

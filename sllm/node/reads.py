@@ -73,7 +73,7 @@ class Reads:
         try:
             return await self._read(copy, load)
         except CheckpointCorrupt as error:
-            if copy.in_place is None:
+            if copy.replaceable:
                 self._ssd.quarantine(copy, error)
             raise
         except Cancelled:

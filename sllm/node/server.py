@@ -1,9 +1,12 @@
 """The node agent as a process: puts the parts together, serves, and takes them apart again."""
 
 import asyncio
+import shutil
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -21,6 +24,7 @@ from sllm.node.pool import Pool
 from sllm.node.reporter import Reporter
 from sllm.node.service import InferenceServicer, MigrationServicer, NodeServicer
 from sllm.node.tiers import TierStore
+from sllm.node.unkept import REFUSALS
 from sllm.node.zygote import Zygote
 from sllm.process import until_terminated
 
@@ -63,7 +67,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
         fetch_threads=config.fetch_threads,
     )
     stack.push_async_callback(store.close)
-    _clear_sockets(config.socket_dir)
+    config = _with_sockets(config, stack)
     agent = Agent(config, clock, store, zygote)
     generations = Generations(agent, node_id, clock)
     port = await _listen(config, agent, generations, node_id, stack)
@@ -117,6 +121,19 @@ def _host(config: NodeConfig) -> str:
     return config.listen_address.rpartition(":")[0]
 
 
+def _with_sockets(config: NodeConfig, stack: AsyncExitStack) -> NodeConfig:
+    """With a directory for sockets: beside the temporary files, if the node's disk takes none."""
+    try:
+        _clear_sockets(config.socket_dir)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        elsewhere = tempfile.mkdtemp(prefix="sllm-run-")
+        stack.callback(shutil.rmtree, elsewhere, ignore_errors=True)
+        return replace(config, run_directory=Path(elsewhere))
+    return config
+
+
 def _clear_sockets(directory: Path) -> None:
     """Makes the sockets' directory; removes those of an agent that was killed.
 
@@ -125,12 +142,24 @@ def _clear_sockets(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob("*.sock"):
         left.unlink()
+    tempfile.TemporaryFile(dir=directory).close()  # a read-only disk says so here
 
 
 def _kept_node_id(directory: Path) -> str:
-    """The id in the directory, made and kept there at the first start."""
+    """The id in the directory, made and kept there at the first start.
+
+    On a disk that takes no file every start has an id of its own.
+    """
     path = directory / "node-id"
-    if not path.exists():
+    with suppress(FileNotFoundError):
+        if kept := path.read_text().strip():
+            return kept
+    made = f"node-{uuid.uuid4().hex[:8]}"
+    try:
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"node-{uuid.uuid4().hex[:8]}\n")
-    return path.read_text().strip()
+        path.write_text(f"{made}\n")
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        log.warning("node.id_not_kept", node_id=made, problem=str(error))
+    return made

@@ -19,7 +19,7 @@ from sllm.clock import Clock
 from sllm.errors import SllmError, SourceForbidden, SourceNotFound, SourceUnavailable
 from sllm.node.checkpoints import SourceRecord
 from sllm.node.loads import Movers
-from sllm.node.ssd import STAGED
+from sllm.node.ssd_files import STAGED
 
 FRESH_SECONDS = 30.0
 """As long a remote source counts as what it was when it was looked at."""

@@ -6,41 +6,26 @@ the tier is opened. Which sources lead to a checkpoint is kept in a small file i
 so that one rename makes both appear, or vanish.
 """
 
-import fcntl
-import json
 import os
-import shutil
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import structlog
-import xxhash
 
-from sllm.checkpoint.manifest import CHUNK_BYTES, Manifest, corrupt, is_digest
+from sllm.checkpoint.manifest import CHUNK_BYTES, Manifest, corrupt
 from sllm.checkpoint.manifest_file import read_manifest
 from sllm.clock import Clock
 from sllm.decay import Decaying
-from sllm.errors import CheckpointCorrupt, InvalidArgument, SllmError
-from sllm.node import metrics
+from sllm.errors import CheckpointCorrupt, CheckpointUnreadable, SllmError
+from sllm.node import metrics, ssd_files
 from sllm.node.checkpoints import Checkpoint, SourceRecord
 from sllm.node.in_place import KEPT_FILE, InPlace, restore
 from sllm.node.ledger import Holding, Ledger
 from sllm.node.records import Tier
-
-_SOURCES_FILE = ".sources.json"
-_PARTIAL = ".partial-"
-_REMOVED = ".removed-"
-_QUARANTINED = ".quarantined-"
-STAGED = ".staged-"
-"""Begins the names of directories of small files that were fetched from remote sources."""
-
-PARTIAL_SECONDS = 24 * 3600.0
-"""As long a half-written checkpoint is kept that nobody asks for."""
+from sllm.node.unkept import REFUSALS, problem_of
 
 _log = structlog.get_logger()
 
@@ -58,11 +43,20 @@ class SsdCopy(Checkpoint):
         """The directory of its partitions."""
         return self.in_place.directory if self.in_place else self.directory
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether there may be another copy that is the same checkpoint."""
+        return self.in_place is None or self.in_place.packed
+
 
 class SsdTier:
-    """The tier's contents. Belongs to one thread, but for `open`, `close` and `delete`."""
+    """The tier's contents. Belongs to one thread, but for `open` and `close`.
 
-    def __init__(self, directory: Path, ledger: Ledger, lock: int) -> None:
+    On a disk that takes nothing it goes on with what is there: what cannot be moved out of the way
+    is a stray, which nobody counts.
+    """
+
+    def __init__(self, directory: Path, ledger: Ledger) -> None:
         self.directory = directory
         self.ledger = ledger
         self.copies: dict[str, SsdCopy] = {}
@@ -73,8 +67,10 @@ class SsdTier:
         """Names of half-written checkpoints that nobody writes to. The ledger has them, too."""
         self._quarantined: set[str] = set()
         """Names of copies that are not what they should be. The ledger has them, too."""
+        self._strays: set[str] = set()
+        """Names of checkpoints that are there, and could not be read or moved."""
         self._removed: list[Path] = []
-        self._lock = lock
+        self._lock: int | None = None
 
     @classmethod
     def open(
@@ -86,6 +82,8 @@ class SsdTier:
     ) -> Self:
         """Takes stock of `directory`, and removes what is incomplete, corrupt or over the budget.
 
+        A disk that takes nothing is no reason not to start: `problem` says so.
+
         Args:
             directory: the tier's; made if it is not there.
             capacity_bytes: its budget.
@@ -95,36 +93,62 @@ class SsdTier:
         Raises:
             InvalidArgument: another process uses the directory.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        tier = cls(directory, Ledger(Tier.SSD, capacity_bytes, clock), _lock(directory))
-        for path in list(_leftovers(directory)):
-            delete(path)
-        for path in sorted(_partials(directory), key=_age):
+        tier = cls(directory, Ledger(Tier.SSD, capacity_bytes, clock))
+        tier._take_possession()
+        for path in list(ssd_files.leftovers(directory)):
+            ssd_files.delete(path)
+        for path in ssd_files.partials(directory):
             tier._keep(path)
-        for path in sorted(_checkpoints(directory), key=_age):
+        for path in ssd_files.checkpoints(directory):
             tier._take_in(path, chunk_bytes)
         for digest in tier.ledger.shrink_to_capacity():
-            delete(tier.detach(digest))
+            tier.detach(digest)
+        for path in tier.take_removed():
+            ssd_files.delete(path)
         return tier
+
+    def _take_possession(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = ssd_files.lock(self.directory)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            self.refused(error)
+
+    def refused(self, error: OSError) -> None:
+        """Notes that the disk takes nothing at present."""
+        self.problem = problem_of(self.directory, error)
+        _log.warning("node.ssd_refuses", problem=self.problem)
+        metrics.record_refusal()
 
     def _take_in(self, path: Path, chunk_bytes: int) -> None:
         try:
             copy = self._restored(path, chunk_bytes)
+        except CheckpointUnreadable as error:
+            _log.warning("node.checkpoint_unreadable", path=str(path), problem=error.message)
+            self._strays.add(path.name)
+            return
         except SllmError as error:
             _log.warning("node.checkpoint_dropped", path=str(path), problem=error.message)
-            delete(path)
+            self._set_aside(path)
             return
-        copy.sources.extend(_read_sources(path))
+        copy.sources.extend(ssd_files.read_sources(path))
         self.copies[path.name] = copy
 
     def _restored(self, path: Path, chunk_bytes: int) -> SsdCopy:
         if (path / KEPT_FILE).exists():
             manifest, place = restore(path, chunk_bytes)
-            return SsdCopy(manifest, path, self.ledger.add(path.name, _disk_bytes(path)), place)
+            return SsdCopy(manifest, path, self._entered(path), place)
         manifest = read_manifest(path)
         if manifest.digest != path.name:
             raise corrupt(path, f"holds the checkpoint {manifest.digest}")
+        if any(entry.chunk_size != chunk_bytes for entry in manifest.partitions):
+            raise corrupt(path, f"is not in chunks of {chunk_bytes} bytes, as the pool is")
         return SsdCopy(manifest, path, self.ledger.add(path.name, manifest.disk_bytes))
+
+    def _entered(self, path: Path) -> Holding:
+        return self.ledger.add(path.name, ssd_files.disk_bytes(path))
 
     def find(self, record: SourceRecord, *, packed: bool = False) -> SsdCopy | None:
         """The copy that this source, in this state, leads to; `packed`: not one in place."""
@@ -142,7 +166,7 @@ class SsdTier:
     def touch(self, copy: SsdCopy) -> None:
         """Makes a copy the one used last, for the next process as well."""
         self.ledger.touch(copy.manifest.digest)
-        os.utime(copy.directory)
+        ssd_files.touch(copy.directory)
 
     @contextmanager
     def reserved(self, size: int) -> Iterator[tuple[str, ...]]:
@@ -167,7 +191,7 @@ class SsdTier:
         The directory may be there already: an earlier import has broken off. What this one
         leaves there if the block fails is kept for the next.
         """
-        path = self.directory / _partial_name(record)
+        path = self.directory / ssd_files.partial_name(record)
         if path.name in self._partials:
             self._partials.remove(path.name)
             self.ledger.remove(path.name)
@@ -180,11 +204,11 @@ class SsdTier:
     def _keep(self, path: Path) -> None:
         """Whatever is whole is missed more than this."""
         self._partials.add(path.name)
-        self.ledger.add(path.name, _disk_bytes(path)).uses = Decaying()
+        self._entered(path).uses = Decaying()
 
     def temporary(self) -> Path:
         """A name for a directory of which a kill leaves nothing that is of use."""
-        return self.directory / f"{_REMOVED}{uuid.uuid4().hex}"
+        return ssd_files.new_removed(self.directory)
 
     def land(self, written: Path, manifest: Manifest, place: InPlace | None = None) -> SsdCopy:
         """Makes a checkpoint known that was written, or what is kept of one in place.
@@ -192,13 +216,26 @@ class SsdTier:
         If the same content is here already, `take_removed` gives what was written.
         """
         known = self.copies.get(manifest.digest)
+        if known is not None and known.in_place and not place:
+            return self._move_in(known, written, manifest)
         if known is not None:
-            self._removed.append(self._rename_away(written))
+            self._set_aside(written)
             return known
+        if manifest.digest in self._strays:
+            self._set_aside(self.directory / manifest.digest)
         directory = written.rename(self.directory / manifest.digest)
-        size = _disk_bytes(directory) if place else manifest.disk_bytes
+        self._strays.discard(manifest.digest)
+        size = ssd_files.disk_bytes(directory) if place else manifest.disk_bytes
         holding = self.ledger.add(manifest.digest, size)
         copy = self.copies[manifest.digest] = SsdCopy(manifest, directory, holding, place)
+        return copy
+
+    def _move_in(self, copy: SsdCopy, written: Path, manifest: Manifest) -> SsdCopy:
+        """Has a checkpoint that was read in place be read here from now on."""
+        self._set_aside(copy.directory)
+        written.rename(copy.directory)
+        copy.in_place = None
+        copy.holding.size = manifest.disk_bytes
         return copy
 
     def quarantine(self, copy: SsdCopy, error: CheckpointCorrupt) -> None:
@@ -209,11 +246,15 @@ class SsdTier:
         digest, size = copy.manifest.digest, copy.holding.size
         self.ledger.remove(digest)
         del self.copies[digest]
-        path = copy.directory.rename(self.directory / f"{_QUARANTINED}{uuid.uuid4().hex}")
-        self._quarantined.add(path.name)
-        self.ledger.add(path.name, size).uses = Decaying()
+        path = ssd_files.move(copy.directory, ssd_files.new_quarantined(self.directory))
+        if path is None:
+            self._strays.add(digest)
+        else:
+            self._quarantined.add(path.name)
+            self.ledger.add(path.name, size).uses = Decaying()
         metrics.record_quarantine()
-        _log.error("node.checkpoint_quarantined", path=str(path), problem=error.message)
+        where = str(path or copy.directory)
+        _log.error("node.checkpoint_quarantined", path=where, problem=error.message)
 
     def take_removed(self) -> list[Path]:
         """Directories that are to be deleted, once each."""
@@ -226,107 +267,41 @@ class SsdTier:
             kept = [r for r in other.sources if (r.url, r.dtype) != (record.url, record.dtype)]
             if len(kept) < len(other.sources):
                 other.sources = kept
-                _write_sources(other)
+                ssd_files.write_sources(other.directory, kept)
         copy.sources.append(record)
-        _write_sources(copy)
+        ssd_files.write_sources(copy.directory, copy.sources)
 
-    def detach(self, name: str) -> Path:
+    def detach(self, name: str) -> None:
         """Forgets a copy that the ledger has struck out, a half-written or a bad one as well.
 
-        Returns:
-            What is to be deleted.
+        `take_removed` gives what is to be deleted.
         """
         self._partials.discard(name)
         self._quarantined.discard(name)
         self.copies.pop(name, None)
-        return self._rename_away(self.directory / name)
+        self._set_aside(self.directory / name)
 
-    def _rename_away(self, path: Path) -> Path:
-        return path.rename(self.temporary())
+    def _set_aside(self, path: Path) -> None:
+        """Has a directory deleted, or lets it stay where it is if it cannot be moved."""
+        self._strays.discard(path.name)
+        removed = ssd_files.move(path, self.temporary())
+        if removed is None:
+            self._strays.add(path.name)
+        else:
+            self._removed.append(removed)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if books, memory and disk differ."""
         self.ledger.check_integrity({*self.copies, *self._partials, *self._quarantined})
         assert all((self.directory / name).exists() for name in self._quarantined), "one is gone"
-        assert {path.name for path in _partials(self.directory)} == self._partials, "a stray"
-        on_disk = {path.name for path in _checkpoints(self.directory)}
-        assert on_disk == set(self.copies), "the directory and the tier differ"
+        partials = {path.name for path in ssd_files.partials(self.directory)}
+        assert partials - self._strays == self._partials, "a half-written one is not known"
+        on_disk = {path.name for path in ssd_files.checkpoints(self.directory)}
+        assert on_disk - self._strays == set(self.copies), "the directory and the tier differ"
         for digest, copy in self.copies.items():
             assert copy.manifest.digest == digest == copy.directory.name, "a copy is misnamed"
 
     def close(self) -> None:
         """Lets another process use the directory."""
-        os.close(self._lock)
-
-
-def delete(directory: Path) -> None:
-    """Removes a directory. What cannot be removed now is when the tier is next opened."""
-    try:
-        shutil.rmtree(directory)
-    except OSError as error:
-        _log.warning("node.not_deleted", path=str(directory), problem=str(error))
-
-
-def _disk_bytes(directory: Path) -> int:
-    """What the files in a directory take."""
-    return sum(file.stat().st_blocks * 512 for file in directory.iterdir())
-
-
-def _lock(directory: Path) -> int:
-    """Held by the open file, and so given up however the process ends."""
-    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise InvalidArgument(f"another node agent uses {directory}; give each its own") from None
-    return fd
-
-
-def _checkpoints(directory: Path) -> Iterator[Path]:
-    """Directories that are named as checkpoints are; others are not this tier's business."""
-    return (path for path in directory.iterdir() if is_digest(path.name) and path.is_dir())
-
-
-def _partials(directory: Path) -> Iterator[Path]:
-    """Half-written checkpoints."""
-    return (path for path in directory.iterdir() if path.name.startswith(_PARTIAL))
-
-
-def _partial_name(record: SourceRecord) -> str:
-    """The same for the same state of a source, in every process."""
-    return _PARTIAL + xxhash.xxh3_128_hexdigest(json.dumps(asdict(record)).encode())
-
-
-def _leftovers(directory: Path) -> Iterator[Path]:
-    """What a kill left behind, and nobody will go on with."""
-    oldest = time.time() - PARTIAL_SECONDS
-    yield from (path for path in _partials(directory) if _last_written(path) < oldest)
-    prefixes = (_REMOVED, _QUARANTINED, STAGED)
-    yield from (path for path in directory.iterdir() if path.name.startswith(prefixes))
-
-
-def _last_written(directory: Path) -> float:
-    """By the wall clock; 0 if nothing was."""
-    return max((file.stat().st_mtime for file in directory.iterdir()), default=0.0)
-
-
-def _age(directory: Path) -> int:
-    """Sorts by last use: `touch` sets the time."""
-    return directory.stat().st_mtime_ns
-
-
-def _write_sources(copy: SsdCopy) -> None:
-    """Replaces the file by renaming. If a crash loses it, the source is imported once more."""
-    path = copy.directory / _SOURCES_FILE
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps([asdict(record) for record in copy.sources]))
-    temporary.rename(path)
-
-
-def _read_sources(directory: Path) -> Iterator[SourceRecord]:
-    try:
-        for record in json.loads((directory / _SOURCES_FILE).read_bytes()):
-            yield SourceRecord(**record)
-    except (OSError, ValueError, TypeError) as error:
-        _log.info("node.sources_unknown", directory=str(directory), problem=str(error))
+        if self._lock is not None:
+            os.close(self._lock)

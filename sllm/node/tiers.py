@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -38,7 +39,8 @@ from sllm.node.records import (
     Wish,
 )
 from sllm.node.sources import FoundSource, Place, Sources
-from sllm.node.ssd import SsdTier, delete
+from sllm.node.ssd import SsdTier
+from sllm.node.ssd_files import delete_all
 
 __all__ = [
     "Copy",
@@ -128,7 +130,7 @@ class TierStore:
 
         Raises:
             InvalidArgument: another process uses the directory.
-            OSError: the directory's disk is full, or fails.
+            OSError: the disk fails, and the one for temporary files as well.
         """
         ssd = await asyncio.to_thread(SsdTier.open, directory, ssd_bytes, clock, pool.chunk_bytes)
         try:
@@ -256,9 +258,9 @@ class TierStore:
             _check_idle(digest, copy.holding)
             self._dram.evict(digest)
             self._ssd.ledger.remove(digest)
-            removed = self._ssd.detach(digest)
+            self._ssd.detach(digest)
             self._changed()
-            await self._movers.run(lambda: delete(removed))
+            await self._movers.run(partial(delete_all, self._ssd.take_removed()))
         elif tier is Tier.DRAM and dram is not None:
             _check_idle(digest, dram.holding)
             self._dram.evict(digest)

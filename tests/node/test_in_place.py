@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sllm.checkpoint.manifest_file import read_manifest
 from sllm.errors import CheckpointCorrupt
 from sllm.node.lease import Lease
 from sllm.node.records import Tier
 from tests.checkpoint.checkpoints import (
     assert_same,
     flip_bit,
+    import_model,
     random_weights,
     tensors_in_pool,
     write_model,
@@ -183,3 +185,70 @@ async def test_a_source_that_is_gone_is_served_from_the_pool(bench: Bench) -> No
     await bench.store.evict(first.digest, Tier.DRAM)
     with pytest.raises(CheckpointCorrupt, match=r"model\.safetensors"):
         await bench.store.promote(source, None, Tier.DRAM)
+
+
+def packed(bench: Bench, seed: int = 0) -> Path:
+    """A directory as `sllm pack` writes it."""
+    destination = bench.directory / f"packed{seed}"
+    if not destination.exists():
+        import_model(Path(bench.model(seed)), destination)
+    return destination
+
+
+async def promote_packed(bench: Bench, pack: bool = False) -> Lease:
+    lease = await bench.store.promote(str(packed(bench)), None, Tier.DRAM, pack=pack)
+    bench.store.check_integrity()
+    assert_same(tensors_in_pool(lease.manifest, bench.pool, lease.chunks), random_weights())
+    return lease
+
+
+def files_of(lease: Lease) -> set[str]:
+    return {path.name for path in lease.directory.iterdir() if not path.name.startswith(".")}
+
+
+async def test_a_packed_checkpoint_is_read_where_it_lies(bench: Bench) -> None:
+    lease = await promote_packed(bench)
+    assert lease.digest == read_manifest(packed(bench)).digest
+    assert files_of(lease) == {"config.json", "tokenizer.json"}
+    await drop_from_pool(bench, lease)
+    await bench.reopen()
+    assert bench.on(Tier.SSD) == {lease.digest}
+    again = await promote_packed(bench)
+    assert again.from_tier is Tier.SSD
+
+
+async def test_a_packed_checkpoint_is_copied_for_those_who_ask(bench: Bench) -> None:
+    in_place = await promote_packed(bench)
+    copied = await promote_packed(bench, pack=True)
+    assert copied.digest == in_place.digest
+    assert copied.chunks == in_place.chunks
+    assert "partition-00000.bin" in files_of(copied)
+    in_place.release()
+    await drop_from_pool(bench, copied)
+    shutil.rmtree(packed(bench))
+    await bench.reopen()
+    lease = await bench.store.promote(str(bench.directory / "packed0"), None, Tier.DRAM)
+    assert_same(tensors_in_pool(lease.manifest, bench.pool, lease.chunks), random_weights())
+
+
+async def test_a_bit_that_flips_in_a_packed_checkpoint_is_found_at_the_first_read(
+    bench: Bench,
+) -> None:
+    path = packed(bench) / "partition-00000.bin"
+    flip_silently(path, 20_000)
+    for _ in range(2):
+        with pytest.raises(CheckpointCorrupt) as caught:
+            await promote_packed(bench)
+        assert caught.value.metadata == {"file": str(path), "offset": "16384"}
+    assert bench.pool.used_bytes == 0
+    bench.store.check_integrity()
+    flip_silently(path, 20_000)
+    await promote_packed(bench)
+
+
+async def test_a_packed_checkpoint_that_goes_bad_comes_from_another_source(bench: Bench) -> None:
+    lease = await promote_packed(bench)
+    await drop_from_pool(bench, lease)
+    (packed(bench) / "partition-00000.bin").unlink()
+    from_elsewhere = await bench.promote(0, Tier.DRAM)
+    assert from_elsewhere.digest == lease.digest

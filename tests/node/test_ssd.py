@@ -10,8 +10,10 @@ import pytest
 from sllm.checkpoint.manifest_file import read_manifest
 from sllm.errors import InvalidArgument
 from sllm.node.checkpoints import SourceRecord
-from sllm.node.ssd import SsdCopy, SsdTier, delete
+from sllm.node.ssd import SsdCopy, SsdTier
+from sllm.node.ssd_files import delete
 from tests.checkpoint.checkpoints import (
+    CHUNK,
     assert_same,
     flip_bit,
     import_model,
@@ -31,10 +33,10 @@ class Tiers:
         self.directory = directory
         self._open: SsdTier | None = None
 
-    def open(self, budget: int = BUDGET) -> SsdTier:
+    def open(self, budget: int = BUDGET, chunk_bytes: int = CHUNK) -> SsdTier:
         """Closes the tier that is open, and opens it anew."""
         self.close()
-        self._open = SsdTier.open(self.directory, budget)
+        self._open = SsdTier.open(self.directory, budget, chunk_bytes=chunk_bytes)
         self._open.check_integrity()
         return self._open
 
@@ -117,6 +119,11 @@ def test_a_copy_under_another_name_is_dropped(tiers: Tiers) -> None:
     assert tiers.open().copies == {}
 
 
+def test_a_copy_in_chunks_of_another_size_is_dropped(tiers: Tiers) -> None:
+    land(tiers.open())
+    assert tiers.open(chunk_bytes=2 * CHUNK).copies == {}
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'[{"url": 1}]', b"[5]"])
 def test_a_copy_whose_sources_are_lost_stays(tiers: Tiers, content: bytes) -> None:
     copy = land(tiers.open())
@@ -163,7 +170,9 @@ def test_what_is_half_written_goes_first_when_room_is_needed(tiers: Tiers) -> No
     tier = tiers.open()
     (victim,) = tier.ledger.reserve(BUDGET - copy.holding.size)
     assert victim == written.name
-    assert tier.detach(victim).exists()
+    tier.detach(victim)
+    (removed,) = tier.take_removed()
+    assert removed.exists()
     assert not written.exists()
     assert {path.name for path in tiers.directory.glob(".partial-*")} == set()
 

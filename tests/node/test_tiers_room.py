@@ -70,7 +70,7 @@ async def test_a_model_larger_than_a_tier_is_refused_with_numbers(
 ) -> None:
     await bench.reopen(ssd, pool)
     with pytest.raises(ModelTooLarge, match=rf"takes \d+ bytes, and the {tier} tier .* \d+ in all"):
-        await bench.promote(0, Tier.DRAM)
+        await bench.promote(0, Tier[tier])
     assert bench.store.copies() == ()
     assert bench.pool.used_bytes == 0
 
