@@ -6,7 +6,8 @@ import time
 from typing import Final
 
 from sllm import errors
-from sllm.control import deployments, placement, wire
+from sllm.control import deployment_wire as wire
+from sllm.control import deployments, placement
 from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.durable import Durable
 from sllm.control.needs import need_of

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 from sllm import errors, rpc
-from sllm.control import wire
+from sllm.control import deployment_wire, fleet_wire, generation_wire, node_wire, wire
 from sllm.control.deployments import Deployment, ModelInfo
 from sllm.control.migrations import News
 from sllm.control.progress import MigrationReason
@@ -21,7 +22,7 @@ from sllm.control.receipts import Phase
 from sllm.control.status import Loading
 from sllm.control.topology import Instance, NodeFacts, Tier
 
-GenerateCall = grpc.aio.UnaryStreamCall[wire.GenerateRequest, wire.GenerateResponse]
+GenerateCall = grpc.aio.UnaryStreamCall[inference_pb.GenerateRequest, inference_pb.GenerateResponse]
 
 _INSPECT_SECONDS = 60.0
 _RELEASE_SECONDS = 10.0
@@ -82,7 +83,7 @@ class Node:
         request = pb.InspectSourceRequest(source=source, dtype=dtype)
         with self.typed_errors():
             response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
-        return wire.model_info(response.model)
+        return deployment_wire.model_info(response.model)
 
     async def promote(
         self,
@@ -110,7 +111,7 @@ class Node:
         with self.typed_errors():
             async for response in self._node.Promote(request, timeout=timeout):
                 if response.HasField("done"):
-                    yield wire.model_info(response.done.model)
+                    yield deployment_wire.model_info(response.done.model)
                 else:
                     yield wire.loading(response.loading)
 
@@ -124,7 +125,7 @@ class Node:
         self, deployment: Deployment, instance: Instance, timeout: float
     ) -> AsyncGenerator[Loading | Ready, None]:
         """Starts an instance or joins its start: progress, and what is ready at the end."""
-        request = wire.start_request(deployment, instance)
+        request = node_wire.start_request(deployment, instance)
         metadata = rpc.trace_metadata()
         call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)
         with self.typed_errors():
@@ -152,24 +153,27 @@ class Node:
             to_node_id=to.node_id,
             to_address=to.address,
             to_instance_id=into.instance_id,
-            reason=wire.MigrationReason.ValueType(reason),
+            reason=inference_pb.MigrationReason.ValueType(reason),
         )
         call = self._node.StartMigration(request, timeout=_MIGRATION_SECONDS)
         try:
             with self.typed_errors():
                 async for response in call:
-                    yield wire.migration_news(response)
+                    yield node_wire.migration_news(response)
         finally:
             call.cancel()
 
     async def cancel(self, request_id: str) -> None:
         """Ends a generation, also one that lingers; one that is not there has ended."""
-        request = wire.CancelRequest(request_id=request_id)
+        request = inference_pb.CancelRequest(request_id=request_id)
         with suppress(errors.RequestNotFound), self.typed_errors():
             await self._inference.Cancel(request, timeout=_CANCEL_SECONDS)
 
     def generate(
-        self, request: wire.GenerateRequest, timeout: float | None, metadata: wire.Metadata
+        self,
+        request: inference_pb.GenerateRequest,
+        timeout: float | None,
+        metadata: grpc.aio.Metadata,
     ) -> GenerateCall:
         """The call itself, to be read within `typed_errors()`: nothing stands between."""
         call: Any = self._inference.Generate(request, timeout=timeout, metadata=metadata)
@@ -241,8 +245,8 @@ def _step(response: pb.StartInstanceResponse, node_id: str) -> Loading | Ready:
 
 def _ready(message: pb.InstanceReady, node_id: str) -> Ready:
     return Ready(
-        instance=wire.instance(message.instance, node_id),
-        phases=wire.phases(message.phases),
+        instance=fleet_wire.instance(message.instance, node_id),
+        phases=generation_wire.phases(message.phases),
         from_tier=wire.tier(message.from_tier),
-        model=wire.model_info(message.model),
+        model=deployment_wire.model_info(message.model),
     )

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from google.protobuf import duration_pb2
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
@@ -180,7 +179,7 @@ def explain_response(explanation: Explanation) -> pb.ExplainPlacementResponse:
         action=pb.PlacementAction.ValueType(explanation.kind),
         node_id=explanation.node_id,
         instance_id=explanation.instance_id,
-        estimate=optional_duration(explanation.estimate),
+        estimate=wire.optional_duration(explanation.estimate),
         why=explanation.why,
         candidates=map(_candidate, explanation.candidates),
     )
@@ -190,7 +189,7 @@ def _candidate(one: ExplainedNode) -> pb.PlacementCandidate:
     return pb.PlacementCandidate(
         node_id=one.node_id,
         from_tier=types_pb.Tier.ValueType(one.from_tier),
-        estimate=optional_duration(one.estimate),
+        estimate=wire.optional_duration(one.estimate),
         parts=_estimate_parts(one.parts) if one.parts else None,
         victims=one.victims,
         migrated=one.migrated,
@@ -231,8 +230,3 @@ def _done(done: Prefetched) -> pb.PrefetchDone:
         digest=done.digest,
         expires_at=wire.optional_timestamp(done.expires_at),
     )
-
-
-def optional_duration(seconds: float | None) -> duration_pb2.Duration | None:
-    """A Duration, or none."""
-    return None if seconds is None else wire.duration(seconds)

@@ -8,7 +8,8 @@ from opentelemetry import trace
 
 from sllm import errors, rpc
 from sllm.clock import Clock
-from sllm.control import metrics, receipts, wire
+from sllm.control import generation_wire as wire
+from sllm.control import metrics, receipts
 from sllm.control.experience import Served
 from sllm.control.orchestrator import Orchestrator
 from sllm.control.progress import Departure, MigrationReason

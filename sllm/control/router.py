@@ -6,7 +6,8 @@ from typing import Final
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import admission, metrics, spans, wire
+from sllm.control import admission, metrics, spans
+from sllm.control import generation_wire as wire
 from sllm.control.config import ControlConfig
 from sllm.control.orchestrator import Orchestrator
 from sllm.control.prospects import Prospects

@@ -13,7 +13,14 @@ from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceServic
 from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceServicer
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceServicer
 
-from sllm.control import migration_wire, operator_wire, watch_wire, wire
+from sllm.control import (
+    deployment_wire,
+    fleet_wire,
+    migration_wire,
+    operator_wire,
+    watch_wire,
+    wire,
+)
 from sllm.control.control_plane import ControlPlane
 from sllm.control.fleet import Report
 from sllm.control.membership import Answer
@@ -30,7 +37,7 @@ class DeploymentServicer(DeploymentServiceServicer):
         self, request: deployment_pb.DeployRequest, context: Any
     ) -> deployment_pb.DeployResponse:
         """Creates a deployment, or changes its policy."""
-        answer = await self._plane.deploy(wire.deployment_spec(request), wire.call(request))
+        answer = await self._plane.deploy(deployment_wire.spec(request), wire.call(request))
         return deployment_pb.DeployResponse.FromString(answer)
 
     async def GetDeployment(
@@ -38,7 +45,7 @@ class DeploymentServicer(DeploymentServiceServicer):
     ) -> deployment_pb.GetDeploymentResponse:
         """Tells how one is doing."""
         status = self._plane.state.status(request.name)
-        return deployment_pb.GetDeploymentResponse(deployment=wire.deployment_message(status))
+        return deployment_pb.GetDeploymentResponse(deployment=deployment_wire.message(status))
 
     async def ListDeployments(
         self, request: deployment_pb.ListDeploymentsRequest, context: Any
@@ -46,7 +53,7 @@ class DeploymentServicer(DeploymentServiceServicer):
         """Tells how all are doing, page by page."""
         state = self._plane.state
         page = page_of(state.deployments, request.page_size, request.page_token)
-        messages = [wire.deployment_message(state.status(name)) for name in page.keys]
+        messages = [deployment_wire.message(state.status(name)) for name in page.keys]
         return deployment_pb.ListDeploymentsResponse(
             deployments=messages, next_page_token=page.next_token
         )
@@ -63,7 +70,7 @@ class DeploymentServicer(DeploymentServiceServicer):
     ) -> AsyncIterator[deployment_pb.WatchDeploymentResponse]:
         """Tells how one is doing, again and again."""
         async for status in self._plane.watch(request.name):
-            message = wire.deployment_message(status)
+            message = deployment_wire.message(status)
             yield deployment_pb.WatchDeploymentResponse(deployment=message)
 
 
@@ -115,7 +122,7 @@ class ClusterServicer(ClusterServiceServicer):
         page = page_of(self._fleet.nodes, request.page_size, request.page_token)
         draining = self._plane.state.draining
         messages = [
-            wire.node_message(self._fleet.nodes[node_id], draining=node_id in draining)
+            fleet_wire.node_message(self._fleet.nodes[node_id], draining=node_id in draining)
             for node_id in page.keys
         ]
         return cluster_pb.ListNodesResponse(nodes=messages, next_page_token=page.next_token)
@@ -130,7 +137,7 @@ class ClusterServicer(ClusterServiceServicer):
             if request.deployment in ("", one.deployment)
         }
         page = page_of(instances, request.page_size, request.page_token)
-        messages = [wire.instance_message(instances[key]) for key in page.keys]
+        messages = [fleet_wire.instance_message(instances[key]) for key in page.keys]
         return cluster_pb.ListInstancesResponse(instances=messages, next_page_token=page.next_token)
 
     async def ExplainPlacement(
@@ -215,4 +222,4 @@ class FleetServicer(FleetServiceServicer):
 
 async def _reports(requests: AsyncIterator[fleet_pb.ReportRequest]) -> AsyncIterator[Report]:
     async for request in requests:
-        yield wire.report(request)
+        yield fleet_wire.report(request)

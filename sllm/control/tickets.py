@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import spans, wire
+from sllm.control import generation_wire as wire
+from sllm.control import spans
 from sllm.control.nodes import GenerateCall, Node
 from sllm.control.progress import Departure, Progress
 from sllm.control.queue import turn

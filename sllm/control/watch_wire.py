@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
-from sllm.control import wire
+from sllm.control import fleet_wire
 from sllm.control.watch import (
     ClusterView,
     DeploymentLoad,
@@ -37,13 +37,13 @@ def response(revision: Revision) -> pb.WatchClusterResponse:
 
 
 def _nodes(entries: Iterable[NodeEntry]) -> list[types_pb.Node]:
-    return [wire.node_message(one.view, draining=one.draining) for one in entries]
+    return [fleet_wire.node_message(one.view, draining=one.draining) for one in entries]
 
 
 def _instances(loads: Iterable[InstanceLoad]) -> list[pb.InstanceLoad]:
     return [
         pb.InstanceLoad(
-            instance=wire.instance_message(one.instance),
+            instance=fleet_wire.instance_message(one.instance),
             in_flight=one.in_flight,
             generated_tokens=one.tokens,
         )
