@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import structlog
-
 from sllm.checkpoint.import_plan import plan_import
 from sllm.checkpoint.manifest import TensorEntry
 from sllm.checkpoint.remote.options import RemoteOptions
@@ -25,6 +23,7 @@ from sllm.node.links import Speeds, measure
 from sllm.node.loads import Movers, Tell
 from sllm.node.pool import Pool
 from sllm.node.promotion import Promoter
+from sllm.node.promotions import Promotions
 from sllm.node.reads import Reads
 from sllm.node.records import (
     Copy,
@@ -58,8 +57,6 @@ __all__ = [
 
 _IMPORT_THREADS = 32
 """Sources that can be looked at or imported at once; their bytes come through fewer threads."""
-
-_log = structlog.get_logger()
 
 
 class TierStore:
@@ -101,7 +98,7 @@ class TierStore:
             ssd, dram, self._movers, speeds.ssd_to_dram, clock, read_threads, self._changed
         )
         self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
-        self._promotions: set[asyncio.Task[Lease]] = set()
+        self._promotions = Promotions()
         self._watchers: list[Callable[[], None]] = []
 
     @classmethod
@@ -192,25 +189,10 @@ class TierStore:
         """
         if tier not in (Tier.SSD, Tier.DRAM):
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
-        listener = _Listener(on_progress)
-        wish = Wish(tier, priority, pack)
-        promotion = self._begin(parse_source(source), dtype, wish, listener.tell)
-        try:
-            return await asyncio.shield(promotion)
-        except asyncio.CancelledError:
-            listener.leave()
-            promotion.add_done_callback(_release)
-            if give_up:
-                promotion.cancel()
-            raise
-
-    def _begin(
-        self, place: Place, dtype: str | None, wish: Wish, tell: Tell
-    ) -> asyncio.Task[Lease]:
-        promotion = asyncio.create_task(self._promote(place, dtype, wish, tell))
-        self._promotions.add(promotion)
-        promotion.add_done_callback(self._promotions.discard)
-        return promotion
+        place, wish = parse_source(source), Wish(tier, priority, pack)
+        return await self._promotions.run(
+            lambda tell: self._promote(place, dtype, wish, tell), on_progress, give_up=give_up
+        )
 
     async def _promote(self, place: Place, dtype: str | None, wish: Wish, tell: Tell) -> Lease:
         source = await self._look(place, dtype, fresh=False)
@@ -308,38 +290,13 @@ class TierStore:
         """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""
         self._movers.stop()
         self._import_movers.stop()
-        await asyncio.gather(*self._promotions, return_exceptions=True)
+        await self._promotions.ended()
         await asyncio.to_thread(self._movers.close)
         await asyncio.to_thread(self._import_movers.close)
         await self._sources.close()
         await asyncio.to_thread(self._imports.close)
         await asyncio.to_thread(self._reads.close)
         self._ssd.close()
-
-
-class _Listener:
-    """Passes progress on to a caller, until it leaves."""
-
-    def __init__(self, on_progress: Tell | None) -> None:
-        self._on_progress = on_progress
-
-    def tell(self, progress: Progress) -> None:
-        if self._on_progress is not None:
-            self._on_progress(progress)
-
-    def leave(self) -> None:
-        self._on_progress = None
-
-
-def _release(promotion: asyncio.Task[Lease]) -> None:
-    """Ends a promotion that nobody waits for any more."""
-    if promotion.cancelled():
-        return
-    error = promotion.exception()
-    if error is None:
-        promotion.result().release()
-    else:
-        _log.warning("node.promotion_failed", problem=str(error))
 
 
 def _check_idle(digest: str, holding: Holding) -> None:

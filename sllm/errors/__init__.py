@@ -1,0 +1,152 @@
+"""Every error that crosses the wire, one class per reason.
+
+SllmError
+├── InvalidRequest          what was asked makes no sense, whatever the state of the cluster
+│   ├── InvalidArgument     INVALID_ARGUMENT
+│   ├── InvalidName         INVALID_NAME
+│   ├── InvalidPrompt       INVALID_PROMPT
+│   ├── InvalidSampling     INVALID_SAMPLING
+│   ├── InvalidSource       INVALID_SOURCE
+│   └── ContextExceeded     CONTEXT_EXCEEDED
+├── NotFound
+│   ├── DeploymentNotFound  DEPLOYMENT_NOT_FOUND
+│   ├── InstanceNotFound    INSTANCE_NOT_FOUND
+│   ├── NodeNotFound        NODE_NOT_FOUND
+│   ├── PinNotFound         PIN_NOT_FOUND
+│   ├── RequestNotFound     REQUEST_NOT_FOUND
+│   ├── CheckpointNotFound  CHECKPOINT_NOT_FOUND
+│   └── SourceNotFound      SOURCE_NOT_FOUND
+├── Conflict
+│   ├── DeploymentExists    DEPLOYMENT_EXISTS
+│   └── RequestIdInUse      REQUEST_ID_IN_USE
+├── Unsupported             what was asked cannot work here, until something is changed
+│   ├── UnsupportedModel    UNSUPPORTED_MODEL
+│   ├── NoChatTemplate      NO_CHAT_TEMPLATE
+│   ├── ModelTooLarge       MODEL_TOO_LARGE
+│   ├── CheckpointLeased    CHECKPOINT_LEASED
+│   ├── NodeDraining        NODE_DRAINING
+│   └── NodeNeeded          NODE_NEEDED
+├── SourceForbidden         SOURCE_FORBIDDEN
+├── CheckpointCorrupt       CHECKPOINT_CORRUPT
+├── NoCapacity              NO_CAPACITY
+├── QueueFull               QUEUE_FULL
+├── Unavailable             the work may succeed when it is tried again
+│   ├── NoNodes             NO_NODES
+│   ├── NodeLost            NODE_LOST
+│   ├── WorkerDied          WORKER_DIED
+│   ├── StartFailed         START_FAILED
+│   ├── SourceUnavailable   SOURCE_UNAVAILABLE
+│   ├── CheckpointUnreadable  CHECKPOINT_UNREADABLE
+│   ├── DeploymentFailed    DEPLOYMENT_FAILED
+│   ├── ShuttingDown        SHUTTING_DOWN
+│   └── Unreachable         UNREACHABLE
+├── DeadlineExceeded        DEADLINE_EXCEEDED
+├── Cancelled               CANCELLED
+└── Internal                INTERNAL
+"""
+
+from sllm.errors.base import (
+    DOMAIN,
+    Code,
+    SllmError,
+)
+from sllm.errors.failures import (
+    Cancelled,
+    CheckpointCorrupt,
+    CheckpointUnreadable,
+    DeadlineExceeded,
+    DeploymentFailed,
+    Internal,
+    NoCapacity,
+    NodeLost,
+    NoNodes,
+    QueueFull,
+    ShuttingDown,
+    SourceForbidden,
+    SourceUnavailable,
+    StartFailed,
+    Unavailable,
+    Unreachable,
+    WorkerDied,
+)
+from sllm.errors.reasons import (
+    BY_REASON,
+    make_error,
+)
+from sllm.errors.refusals import (
+    CheckpointLeased,
+    CheckpointNotFound,
+    Conflict,
+    ContextExceeded,
+    DeploymentExists,
+    DeploymentNotFound,
+    InstanceNotFound,
+    InvalidArgument,
+    InvalidName,
+    InvalidPrompt,
+    InvalidRequest,
+    InvalidSampling,
+    InvalidSource,
+    ModelTooLarge,
+    NoChatTemplate,
+    NodeDraining,
+    NodeNeeded,
+    NodeNotFound,
+    NotFound,
+    PinNotFound,
+    RequestIdInUse,
+    RequestNotFound,
+    SourceNotFound,
+    Unsupported,
+    UnsupportedModel,
+)
+
+__all__ = [
+    "BY_REASON",
+    "DOMAIN",
+    "Cancelled",
+    "CheckpointCorrupt",
+    "CheckpointLeased",
+    "CheckpointNotFound",
+    "CheckpointUnreadable",
+    "Code",
+    "Conflict",
+    "ContextExceeded",
+    "DeadlineExceeded",
+    "DeploymentExists",
+    "DeploymentFailed",
+    "DeploymentNotFound",
+    "InstanceNotFound",
+    "Internal",
+    "InvalidArgument",
+    "InvalidName",
+    "InvalidPrompt",
+    "InvalidRequest",
+    "InvalidSampling",
+    "InvalidSource",
+    "ModelTooLarge",
+    "NoCapacity",
+    "NoChatTemplate",
+    "NoNodes",
+    "NodeDraining",
+    "NodeLost",
+    "NodeNeeded",
+    "NodeNotFound",
+    "NotFound",
+    "PinNotFound",
+    "QueueFull",
+    "RequestIdInUse",
+    "RequestNotFound",
+    "ShuttingDown",
+    "SllmError",
+    "SourceForbidden",
+    "SourceNotFound",
+    "SourceUnavailable",
+    "StartFailed",
+    "Unavailable",
+    "Unreachable",
+    "Unsupported",
+    "UnsupportedModel",
+    "WorkerDied",
+    "make_error",
+]

@@ -1,0 +1,153 @@
+"""Errors that trying again does not mend: what was asked has to change, or what is there."""
+
+from sllm.errors.base import Code, SllmError
+
+
+class InvalidRequest(SllmError):
+    """What was asked makes no sense, whatever the state of the cluster."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class InvalidArgument(InvalidRequest):
+    """A field has a value that it may not have."""
+
+    reason = "INVALID_ARGUMENT"
+
+
+class InvalidName(InvalidRequest):
+    """A deployment's name breaks the rules for names."""
+
+    reason = "INVALID_NAME"
+
+
+class InvalidPrompt(InvalidRequest):
+    """The prompt is missing, empty or not in the model's vocabulary."""
+
+    reason = "INVALID_PROMPT"
+
+
+class InvalidSampling(InvalidRequest):
+    """A sampling parameter is out of its bounds."""
+
+    reason = "INVALID_SAMPLING"
+
+
+class InvalidSource(InvalidRequest):
+    """A source is not one that this version can read, or lacks what a model needs."""
+
+    reason = "INVALID_SOURCE"
+
+
+class ContextExceeded(InvalidRequest):
+    """Prompt and max_tokens together do not fit the model's context."""
+
+    reason = "CONTEXT_EXCEEDED"
+
+
+class NotFound(SllmError):
+    """What was named does not exist."""
+
+    code = Code.NOT_FOUND
+
+
+class DeploymentNotFound(NotFound):
+    """No deployment has this name."""
+
+    reason = "DEPLOYMENT_NOT_FOUND"
+
+
+class InstanceNotFound(NotFound):
+    """The node has no such instance, or no longer."""
+
+    reason = "INSTANCE_NOT_FOUND"
+
+
+class NodeNotFound(NotFound):
+    """The cluster has no node of this id, or has lost it."""
+
+    reason = "NODE_NOT_FOUND"
+
+
+class PinNotFound(NotFound):
+    """Nothing is pinned there."""
+
+    reason = "PIN_NOT_FOUND"
+
+
+class RequestNotFound(NotFound):
+    """No request under way has this id."""
+
+    reason = "REQUEST_NOT_FOUND"
+
+
+class CheckpointNotFound(NotFound):
+    """The node does not hold this checkpoint."""
+
+    reason = "CHECKPOINT_NOT_FOUND"
+
+
+class SourceNotFound(NotFound):
+    """The source's directory or object does not exist."""
+
+    reason = "SOURCE_NOT_FOUND"
+
+
+class Conflict(SllmError):
+    """What was asked contradicts what is there."""
+
+    code = Code.ALREADY_EXISTS
+
+
+class DeploymentExists(Conflict):
+    """A deployment of this name serves another source."""
+
+    reason = "DEPLOYMENT_EXISTS"
+
+
+class RequestIdInUse(Conflict):
+    """The request id was used for something else."""
+
+    reason = "REQUEST_ID_IN_USE"
+
+
+class Unsupported(SllmError):
+    """What was asked cannot work here until something is changed."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class UnsupportedModel(Unsupported):
+    """The engine does not know the architecture, or not in this form."""
+
+    reason = "UNSUPPORTED_MODEL"
+
+
+class NoChatTemplate(Unsupported):
+    """Messages were given to a model that has no chat template."""
+
+    reason = "NO_CHAT_TEMPLATE"
+
+
+class ModelTooLarge(Unsupported):
+    """No node is large enough for the model, even when empty."""
+
+    reason = "MODEL_TOO_LARGE"
+
+
+class CheckpointLeased(Unsupported):
+    """A checkpoint cannot be evicted while something uses it."""
+
+    reason = "CHECKPOINT_LEASED"
+
+
+class NodeDraining(Unsupported):
+    """The node is being drained and takes nothing new."""
+
+    reason = "NODE_DRAINING"
+
+
+class NodeNeeded(Unsupported):
+    """Without the node, deployments that have requests could not be served."""
+
+    reason = "NODE_NEEDED"
