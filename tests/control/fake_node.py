@@ -1,19 +1,13 @@
 """A node agent that does no work: a real gRPC server whose behaviour tests script."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
-from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
-from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import (
     InferenceServiceServicer,
     add_InferenceServiceServicer_to_server,
@@ -24,80 +18,18 @@ from serverlessllm.v1.node_service_pb2_grpc import (
 )
 
 from sllm import errors, rpc
+from tests.control.reporting_node import ReportingNode
+from tests.control.script import MIB
 from tests.support import assert_eventually
 
-MIB = 1024 * 1024
+__all__ = ["MIB", "FakeNode"]
 
 
-Outbox = asyncio.Queue[fleet_pb.ReportRequest | None]
-"""Reports to be sent; None ends the stream."""
-
-
-class Gate:
-    """Open, unless a test shuts it; whoever comes to a shut gate waits."""
-
-    def __init__(self) -> None:
-        self._open = asyncio.Event()
-        self._open.set()
-        self.waiting = 0
-
-    def shut(self) -> None:
-        self._open.clear()
-
-    def open(self) -> None:
-        self._open.set()
-
-    async def passed(self) -> None:
-        self.waiting += 1
-        await self._open.wait()
-        self.waiting -= 1
-
-
-@dataclass
-class Script:
-    """What the node does; tests change it at any time."""
-
-    model: pb.ModelInfo = field(
-        default_factory=lambda: pb.ModelInfo(
-            architecture="FakeForCausalLM",
-            size_bytes=10 * MIB,
-            context_tokens=1024,
-            kv_bytes_per_token=1024,
-        )
-    )
-    inspect_error: errors.SllmError | None = None
-    promote_error: errors.SllmError | None = None
-    start_errors: list[errors.SllmError] = field(default_factory=list)
-    """One for each of the next starts."""
-    generate_errors: list[errors.SllmError] = field(default_factory=list)
-    """One for each of the next requests, raised at the token gate."""
-    before_promoted: Gate = field(default_factory=Gate)
-    before_ready: Gate = field(default_factory=Gate)
-    before_tokens: Gate = field(default_factory=Gate)
-    """After `started`, before the first token."""
-    tokens_before_gate: int | None = None
-    """After how many tokens of a generation `amid_tokens` comes."""
-    amid_tokens: Gate = field(default_factory=Gate)
-    amid_errors: list[errors.SllmError] = field(default_factory=list)
-    """One for each of the next requests that pass it."""
-    before_finish: Gate = field(default_factory=Gate)
-    """After the tokens."""
-    before_migration: Gate = field(default_factory=Gate)
-    migration_errors: list[errors.SllmError] = field(default_factory=list)
-    """One for each of the next migrations."""
-    stays: bool = False
-    """Whether every request that is to move stays."""
-    tokens_unsent: int = 0
-    """Tokens that have moved without having been given out."""
-    before_stop: Gate = field(default_factory=Gate)
-
-
-class FakeNode(NodeServiceServicer, InferenceServiceServicer):
+class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
     """Serves NodeService and InferenceService, and reports to a control plane."""
 
     def __init__(self, node_id: str, *, dram_mib: int = 64, kv_mib: int = 64) -> None:
-        self.node_id = node_id
-        self.script = Script()
+        super().__init__(node_id, dram_mib=dram_mib, kv_mib=kv_mib)
         self.calls: list[Message] = []
         self.cancelled: list[str] = []
         """Requests whose call ended before they had."""
@@ -109,23 +41,6 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         """Requests that leave at `amid_tokens`, and where to."""
         self.most_kv_bytes = 0
         """The most that the instances have held at once."""
-        self.instances: dict[str, pb.Instance] = {}
-        self.copies: dict[tuple[str, int], pb.CheckpointCopy] = {}
-        self.links: list[pb.LinkObservation] = [
-            _link(pb.TIER_REMOTE, pb.TIER_SSD, 100 * MIB),
-            _link(pb.TIER_SSD, pb.TIER_DRAM, 1000 * MIB),
-        ]
-        self.init_seconds: float | None = 0.01
-        self.revision = 0
-        self.resyncs = 0
-        self.lease_seconds = 0.0
-        self.leaving = False
-        self.silent = False
-        """Sends nothing more, not even heartbeats."""
-        self._dram, self._kv = dram_mib * MIB, kv_mib * MIB
-        self._outbox: Outbox = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
-        self.address = ""
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -135,115 +50,12 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         add_InferenceServiceServicer_to_server(self, self._server.grpc)
         port = await self._server.start(listen, [])
         self.address = f"127.0.0.1:{port}"
-        self._channel = rpc.channel(control_address)
-        self._tasks = [
-            asyncio.create_task(self._report(), name=f"{self.node_id} reports"),
-            asyncio.create_task(self._beat(), name=f"{self.node_id} beats"),
-        ]
+        self.begin_reports(control_address)
 
     async def die(self) -> None:
         """Ends at once, as if killed."""
         await self.leave()
         await self._server.stop(0)
-
-    async def leave(self) -> None:
-        """Stops reporting, and goes on serving."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channel.close(grace=None)
-
-    async def _report(self) -> None:
-        stub = FleetServiceStub(self._channel)
-        while True:
-            outbox = self._outbox = asyncio.Queue()
-            self.send_full()
-            try:
-                async for response in stub.Report(_messages(outbox)):
-                    if response.HasField("resync"):
-                        self.resyncs += 1
-                        self.send_full()
-                    else:
-                        self.lease_seconds = response.ack.lease.ToNanoseconds() / 1e9
-            except grpc.aio.AioRpcError:
-                await asyncio.sleep(0.05)
-            finally:
-                outbox.put_nowait(None)
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep((self.lease_seconds or 0.3) / 3)
-            self._send(heartbeat=fleet_pb.Heartbeat())
-
-    # --- reports ------------------------------------------------------------------------------
-
-    def send_full(self) -> None:
-        node = self._node()
-        node.copies.extend(self.copies.values())
-        self._send(full=fleet_pb.FullReport(node=node, instances=self.instances.values()))
-
-    def send_delta(
-        self, instances: Iterable[pb.Instance] = (), copies: Iterable[pb.CheckpointCopy] = ()
-    ) -> None:
-        delta = fleet_pb.DeltaReport(node=self._node(), instances=instances, copies=copies)
-        self._send(delta=delta)
-
-    def _send(self, **report: Any) -> None:
-        if "heartbeat" not in report:
-            self.revision += 1
-        if not self.silent:
-            message = fleet_pb.ReportRequest(node_id=self.node_id, revision=self.revision, **report)
-            self._outbox.put_nowait(message)
-
-    def _node(self) -> pb.Node:
-        node = pb.Node(
-            node_id=self.node_id,
-            leaving=self.leaving,
-            address=self.address,
-            host="fake",
-            tiers=[
-                pb.TierUsage(tier=pb.TIER_SSD, capacity_bytes=1024 * MIB),
-                pb.TierUsage(tier=pb.TIER_DRAM, capacity_bytes=self._dram),
-            ],
-            links=self.links,
-            kv_capacity_bytes=self._kv,
-        )
-        if self.init_seconds is not None:
-            node.init_time.FromNanoseconds(int(self.init_seconds * 1e9))
-        return node
-
-    def set_state(self, instance: pb.Instance, state: pb.InstanceState.ValueType) -> None:
-        """Changes an instance's state, and reports it."""
-        instance.state = state
-        if state == pb.INSTANCE_STATE_GONE:
-            self.instances.pop(instance.instance_id, None)
-        held = [one.digest for one in self.instances.values()]
-        changed = []
-        for (digest, tier), copy in self.copies.items():
-            leased = (tier == pb.TIER_DRAM and digest in held) or bool(copy.holds)
-            if copy.leased != leased:
-                copy.leased = leased
-                changed.append(copy)
-        self.send_delta([instance], changed)
-
-    def shrink(self, *, dram_mib: int) -> None:
-        """Comes to have less memory for weights, and reports it."""
-        self._dram = dram_mib * MIB
-        self.send_delta()
-
-    def add_copy(self, source: str, tier: pb.Tier.ValueType) -> str:
-        """Makes a whole copy of a source's checkpoint known, and returns its digest."""
-        digest = f"digest-of-{source}"
-        size = self.script.model.size_bytes
-        copy = pb.CheckpointCopy(
-            digest=digest, tier=tier, size_bytes=size, resident_bytes=size, sources=[source]
-        )
-        if before := self.copies.get((digest, tier)):
-            copy.leased = before.leased
-            copy.holds.extend(before.holds)
-        self.copies[digest, tier] = copy
-        self.send_delta(copies=[copy])
-        return digest
 
     # --- NodeService --------------------------------------------------------------------------
 
@@ -267,42 +79,15 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
         if request.tier == pb.TIER_DRAM:
             self.add_copy(request.source, pb.TIER_DRAM)
         if request.hold_id:
-            self._hold(request, digest)
+            self.hold(request, digest)
         yield node_pb.PromoteResponse(done=node_pb.PromoteDone(model=self._model(digest)))
-
-    def _hold(self, request: node_pb.PromoteRequest, digest: str) -> None:
-        hold = pb.Hold(hold_id=request.hold_id)
-        if request.HasField("hold_ttl"):
-            hold.expires_at.FromNanoseconds(time.time_ns() + request.hold_ttl.ToNanoseconds())
-        self._drop_hold(request.hold_id)
-        copy = self.copies[digest, request.tier]
-        copy.holds.append(hold)
-        copy.leased = True
-        self.send_delta(copies=[copy])
 
     async def ReleaseHold(
         self, request: node_pb.ReleaseHoldRequest, context: Any
     ) -> node_pb.ReleaseHoldResponse:
         self.calls.append(request)
-        self._drop_hold(request.hold_id)
+        self.drop_hold(request.hold_id)
         return node_pb.ReleaseHoldResponse()
-
-    def _drop_hold(self, hold_id: str) -> None:
-        for copy in self.copies.values():
-            kept = [hold for hold in copy.holds if hold.hold_id != hold_id]
-            if len(kept) < len(copy.holds):
-                del copy.holds[:]
-                copy.holds.extend(kept)
-                copy.leased = bool(kept)
-                self.send_delta(copies=[copy])
-
-    def holds(self) -> dict[str, tuple[str, int]]:
-        """The digest and the tier of what is held, by the hold's id."""
-        return {
-            hold.hold_id: (digest, tier)
-            for (digest, tier), copy in self.copies.items()
-            for hold in copy.holds
-        }
 
     async def StartInstance(
         self, request: node_pb.StartInstanceRequest, context: Any
@@ -484,14 +269,3 @@ class FakeNode(NodeServiceServicer, InferenceServiceServicer):
     def count(self, name: str) -> int:
         """How often a method was called."""
         return self.names().count(name)
-
-
-async def _messages(outbox: Outbox) -> AsyncIterator[fleet_pb.ReportRequest]:
-    while (message := await outbox.get()) is not None:
-        yield message
-
-
-def _link(
-    from_tier: pb.Tier.ValueType, to_tier: pb.Tier.ValueType, bandwidth: float
-) -> pb.LinkObservation:
-    return pb.LinkObservation(from_tier=from_tier, to_tier=to_tier, bytes_per_second=bandwidth)
