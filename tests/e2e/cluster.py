@@ -27,7 +27,12 @@ class Part:
         self._arguments = arguments
         self._log = directory / f"{name}.log"
         self._listen = "127.0.0.1:0"
+        self.address = ""
+        """host:port, once it is up."""
         self.process = self._spawn()
+
+    def wait_until_up(self) -> None:
+        """Returns once it listens; several parts may come up side by side."""
         self.address = self._read_address()
 
     def _spawn(self) -> subprocess.Popen[str]:
@@ -105,6 +110,7 @@ def running(
             "control", directory, ["control", "--dir", str(directory / "control"), *options]
         )
         stack.callback(control.end)
+        control.wait_until_up()
         sizes = [f"--dram={dram_mib}MiB", "--ssd=2GiB", f"--kv={kv_mib}MiB"]
         parts: list[Part] = []
         for index in range(nodes):
@@ -112,6 +118,8 @@ def running(
             where = ["--control", control.address, "--dir", str(directory / name)]
             parts.append(Part(name, directory, ["node", "--id", name, *where, *sizes, *options]))
             stack.callback(parts[-1].end)
+        for part in parts:
+            part.wait_until_up()
         client = stack.enter_context(sllm.Client(control.address))
         cluster = Cluster(directory, control, parts, client)
         cluster.wait_for_nodes(nodes)
@@ -132,6 +140,13 @@ class Cluster:
     def parts(self) -> list[Part]:
         """Every server."""
         return [self.control, *self.nodes]
+
+    def restart_dead(self) -> None:
+        """Starts the parts again that have ended, and waits until all of them work together."""
+        for part in self.parts:
+            if part.process.poll() is not None:
+                part.restart()
+        self.wait_for_nodes(len(self.nodes))
 
     def wait_for_nodes(self, count: int) -> None:
         """Returns once the control plane knows `count` nodes."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sllm import errors
-from tests.e2e.cluster import Cluster, running
+from tests.e2e.cluster import Cluster
 
 
 @pytest.fixture
@@ -186,17 +186,25 @@ def test_deploy_refuses(cluster: Cluster, models: Path, what: str) -> None:
     _refuses_deploy(cluster, expected, arguments.pop("name"), arguments.pop("source"), **arguments)
 
 
-def test_a_model_larger_than_every_node_is_refused(tmp_path: Path, models: Path) -> None:
+def test_a_model_larger_than_every_node_is_refused(
+    cluster: Cluster, tmp_path: Path, models: Path
+) -> None:
     source = shutil.copytree(models / "tiny-llama", tmp_path / "model")
-    _grow(source, 20 * 1024 * 1024)
-    with running(tmp_path, nodes=1, dram_mib=16) as cluster:
-        _refuses_deploy(cluster, errors.ModelTooLarge, "large", f"file://{source}")
+    largest = max(
+        tier.capacity_bytes
+        for node in cluster.client.nodes()
+        for tier in node.tiers
+        if tier.tier == "DRAM"
+    )
+    _grow(source, largest)
+    _refuses_deploy(cluster, errors.ModelTooLarge, "large", f"file://{source}")
 
 
 def _grow(directory: Path, size: int) -> None:
-    """Adds a tensor of `size` bytes to a model."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    path = directory / "model.safetensors"
-    save_file({**load_file(path), "ballast": torch.zeros(size, dtype=torch.uint8)}, path)
+    """Adds a shard with one tensor of `size` bytes to a model: a hole in the file."""
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
+    header = {"ballast": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    encoded = json.dumps(header).encode()
+    with (directory / "model-00002-of-00002.safetensors").open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.truncate(file.tell() + size)

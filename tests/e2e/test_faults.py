@@ -1,4 +1,4 @@
-"""Parts killed under load: callers get what they asked for, or a typed error; all works again."""
+"""Parts killed or stopped under load: callers get what they asked for; all works again."""
 
 import asyncio
 import os
@@ -17,13 +17,21 @@ CALLERS = 8
 ANSWER_SECONDS = 60.0
 
 
-@pytest.fixture
-def loaded(tmp_path: Path, models: Path) -> Iterator[Cluster]:
-    """Two nodes and a deployment that was used."""
-    with running(tmp_path) as cluster:
-        cluster.client.deploy("busy", f"file://{models / 'tiny-llama'}", keep_alive=60.0)
-        cluster.client.complete("busy", "Hello", max_tokens=1)
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Cluster]:
+    """Two nodes and a deployment."""
+    with running(tmp_path_factory.mktemp("pair")) as cluster:
+        cluster.client.deploy("busy", f"file://{models / 'tiny-llama'}", keep_alive=600.0)
         yield cluster
+
+
+@pytest.fixture
+def loaded(pair: Cluster) -> Cluster:
+    """All parts are there, whatever became of them before, and one instance that was used."""
+    pair.restart_dead()
+    pair.client.complete("busy", "Hello", max_tokens=1, timeout=ANSWER_SECONDS)
+    pair.wait_for_instances(1, "busy")
+    return pair
 
 
 async def _callers(client: sllm.AsyncClient) -> list[asyncio.Task[sllm.Result]]:
@@ -127,3 +135,30 @@ async def test_a_killed_control_plane(loaded: Cluster) -> None:
         await _works_again(client)
         (after,) = await client.instances()
         assert after.instance_id == instance.instance_id, "a running instance was started anew"
+
+
+async def test_a_node_stopped_past_its_lease_and_continued(loaded: Cluster) -> None:
+    async with sllm.AsyncClient(loaded.control.address) as client:
+        stream = client.generate("busy", "On and on", max_tokens=200, ignore_eos=True, seed=1)
+        async for event in stream:
+            if isinstance(event, sllm.Tokens):
+                break
+        (instance,) = await client.instances()
+        stopped = loaded.node_of(instance.node_id)
+        stopped.process.send_signal(signal.SIGSTOP)
+        try:
+            queued = asyncio.create_task(client.complete("busy", "Queued", max_tokens=2))
+            result = await asyncio.wait_for(stream.result(), ANSWER_SECONDS)
+            assert result.usage.completion_tokens
+            served = await asyncio.wait_for(queued, ANSWER_SECONDS)
+            assert served.receipt.node_id != stopped.name
+            assert [node.node_id for node in await client.nodes()] != [stopped.name]
+            (elsewhere,) = await client.instances()
+        finally:
+            stopped.process.send_signal(signal.SIGCONT)
+        await asyncio.to_thread(loaded.wait_for_nodes, 2)
+        await asyncio.to_thread(loaded.wait_for_instances, 1)  # one of two is ended again
+        (left,) = await client.instances()
+        assert left.worker_pid in (elsewhere.worker_pid, instance.worker_pid)
+        again = await client.complete("busy", "Back", max_tokens=2, timeout=ANSWER_SECONDS)
+        assert again.usage.completion_tokens == 2

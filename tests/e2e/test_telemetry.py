@@ -19,18 +19,21 @@ from tests.support import wait_until
 PHASES = {"QUEUED", "PLACED", "WORKER_START", "PREPARE", "ATTACH", "PREFILL"}
 
 
-@pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    with Collector.running() as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
-        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector.running() as collector, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         yield collector
 
 
-@pytest.fixture
-def observed(collector: Collector, tmp_path: Path, models: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def observed(
+    collector: Collector, tmp_path_factory: pytest.TempPathFactory, models: Path
+) -> Iterator[Cluster]:
     """A cluster that exports its traces, with a deployment."""
-    with running(tmp_path, nodes=1, options=["--metrics-port", "0"]) as cluster:
+    directory = tmp_path_factory.mktemp("observed")
+    with running(directory, nodes=1, options=["--metrics-port", "0"]) as cluster:
         cluster.client.deploy("seen", f"file://{models / 'tiny-llama'}")
         yield cluster
 
@@ -54,15 +57,25 @@ def test_a_cold_request_is_one_trace_through_all_processes(
     assert {f"sllm.phase.{phase.lower()}" for phase in PHASES} <= names
 
 
-def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(observed: Cluster) -> None:
-    observed.client.complete("seen", "Hello", max_tokens=2)
+def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(
+    observed: Cluster, models: Path
+) -> None:
+    before = _first_tokens(_scrape(observed.control.metrics_port()))
+    observed.client.deploy("counted", f"file://{models / 'tiny-llama'}")
+    observed.client.complete("counted", "Hello", max_tokens=2)
     control, node = (_scrape(part.metrics_port()) for part in observed.parts)
 
-    assert re.search(r'sllm_tokens_generated_total\{.*deployment="seen".*\} 2', control)
-    assert re.search(r"sllm_time_to_first_token_seconds_count\{.*\} 1", control)
+    assert re.search(r'sllm_tokens_generated_total\{.*deployment="counted".*\} 2', control)
+    assert _first_tokens(control) == before + 1
     assert "sllm_queue_depth" in control
     assert re.search(r'sllm_tier_used_bytes\{.*tier="DRAM"\} [1-9]', node)
     assert re.search(r'sllm_load_bytes_total\{.*phase="read"\} [1-9]', node)
+
+
+def _first_tokens(metrics: str) -> int:
+    """How many requests have had their first token."""
+    counts = re.findall(r"^sllm_time_to_first_token_seconds_count\{.*\} (\d+)", metrics, re.M)
+    return sum(map(int, counts))
 
 
 def _scrape(port: int) -> str:

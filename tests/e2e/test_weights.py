@@ -10,15 +10,23 @@ from tests.e2e import workers
 from tests.e2e.cluster import Cluster, running
 
 
-@pytest.fixture(params=["packed", "in place"])
-def twins(request: pytest.FixtureRequest, tmp_path: Path, models: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One node."""
+    with running(tmp_path_factory.mktemp("single"), nodes=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module", params=["packed", "in place"])
+def twins(request: pytest.FixtureRequest, single: Cluster, models: Path) -> Iterator[Cluster]:
     """One node that runs two instances of one model."""
     pack = request.param == "packed"
     source = f"file://{models / 'tiny-gpt2'}"
-    with running(tmp_path, nodes=1) as cluster:
-        cluster.client.deploy("twins", source, min_replicas=2, max_replicas=2, pack=pack)
-        cluster.wait_for_instances(2)
-        yield cluster
+    single.client.deploy("twins", source, min_replicas=2, max_replicas=2, pack=pack)
+    single.wait_for_instances(2)
+    yield single
+    single.client.delete("twins")
+    single.wait_for_instances(0)
 
 
 def test_every_parameter_points_into_the_pool(twins: Cluster) -> None:
