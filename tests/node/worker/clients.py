@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.node.worker.staging import CHUNK_BYTES, Staged
 TIMEOUT = 60.0
 KV_BYTES = 8 << 20
 GREEDY = types_pb2.SamplingParams(temperature=0)
+_numbers = count()
 
 
 @dataclass
@@ -146,3 +148,44 @@ class WorkerClient:
 async def fork(zygote: Zygote, socket: Path) -> WorkerClient:
     """Forks a worker and connects to it."""
     return WorkerClient(await zygote.fork(WorkerSpec(socket.stem, socket)), socket)
+
+
+async def is_idle(worker: WorkerClient) -> bool:
+    """Whether nothing runs or waits in a worker."""
+    counters = (await worker.status()).counters
+    return counters.running_requests == counters.waiting_requests == 0
+
+
+def mapped_kilobytes(pid: int, address: int) -> tuple[int, int, int]:
+    """Rss, Pss and dirty kilobytes of a process's own of the mapping at an address."""
+    lines = iter(Path(f"/proc/{pid}/smaps").read_text().splitlines())
+    sizes: dict[str, int] = {}
+    for line in lines:
+        if line.startswith(f"{address:x}-"):
+            break
+    for line in lines:
+        name, _, value = line.partition(":")
+        if not value.endswith("kB"):
+            break
+        sizes[name] = int(value.split()[0])
+    return sizes["Rss"], sizes["Pss"], sizes["Private_Dirty"]
+
+
+def rid() -> str:
+    """A request id that was never used."""
+    return f"r{next(_numbers)}"
+
+
+def warm(seed: int = 1) -> types_pb2.SamplingParams:
+    """Sampling that draws, repeatably."""
+    return types_pb2.SamplingParams(temperature=1.5, seed=seed)
+
+
+def so_far(token_ids: Sequence[int]) -> inference_pb.Continuation:
+    """A generation that goes on after these tokens."""
+    return inference_pb.Continuation(token_ids=token_ids)
+
+
+def inference_ids(ids: object) -> types_pb2.TokenIds:
+    """A prompt of these tokens."""
+    return types_pb2.TokenIds(ids=ids)  # type: ignore[arg-type]  # any iterable will do

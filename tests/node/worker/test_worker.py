@@ -4,28 +4,35 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from transformers import AutoTokenizer
 
 from sllm import errors
 from sllm.node.pool import Pool
 from sllm.node.zygote import Zygote
-from tests.node.worker.clients import KV_BYTES, WorkerClient, fork
+from tests.node.worker.clients import (
+    KV_BYTES,
+    WorkerClient,
+    fork,
+    inference_ids,
+    is_idle,
+    mapped_kilobytes,
+    rid,
+    so_far,
+    warm,
+)
 from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
 from tests.support import assert_eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TEXT = "Once upon a time"
-_numbers = count()
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +78,6 @@ async def blank(zygote: Zygote, tmp_path: Path) -> AsyncIterator[WorkerClient]:
         await asyncio.wait_for(worker.forked.exited, 10)
 
 
-def rid() -> str:
-    return f"r{next(_numbers)}"
-
-
 async def test_attaching_says_how_long_it_took_and_what_context_there_is(
     blank: WorkerClient, staged: Staged
 ) -> None:
@@ -116,21 +119,6 @@ async def test_workers_of_one_model_share_its_pages(
     assert resident > 0.9 * status.mapping_bytes / 1024
     assert proportional < 0.6 * resident
     assert private == 0, "something has written into the weights"
-
-
-def mapped_kilobytes(pid: int, address: int) -> tuple[int, int, int]:
-    """Rss, Pss and dirty kilobytes of a process's own of the mapping at an address."""
-    lines = iter(Path(f"/proc/{pid}/smaps").read_text().splitlines())
-    sizes: dict[str, int] = {}
-    for line in lines:
-        if line.startswith(f"{address:x}-"):
-            break
-    for line in lines:
-        name, _, value = line.partition(":")
-        if not value.endswith("kB"):
-            break
-        sizes[name] = int(value.split()[0])
-    return sizes["Rss"], sizes["Pss"], sizes["Private_Dirty"]
 
 
 async def test_a_text_goes_in_and_a_text_comes_out(worker: WorkerClient, staged: Staged) -> None:
@@ -269,11 +257,6 @@ async def test_a_cancelled_request_ends_without_a_word(worker: WorkerClient) -> 
     assert not found.ended
 
 
-async def is_idle(worker: WorkerClient) -> bool:
-    counters = (await worker.status()).counters
-    return counters.running_requests == counters.waiting_requests == 0
-
-
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -360,15 +343,3 @@ async def test_a_killed_worker_is_noticed_at_once(blank: WorkerClient) -> None:
     status = await asyncio.wait_for(blank.forked.exited, 5)
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-def warm(seed: int = 1) -> types_pb2.SamplingParams:
-    return types_pb2.SamplingParams(temperature=1.5, seed=seed)
-
-
-def so_far(token_ids: Sequence[int]) -> inference_pb.Continuation:
-    return inference_pb.Continuation(token_ids=token_ids)
-
-
-def inference_ids(ids: object) -> types_pb2.TokenIds:
-    return types_pb2.TokenIds(ids=ids)  # type: ignore[arg-type]  # any iterable will do
