@@ -1,7 +1,7 @@
 """The latest of a series of values, followed by any number of readers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Broadcast(Generic[T]):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def follow(self) -> AsyncIterator[T]:
+    async def follow(self) -> AsyncGenerator[T]:
         """The latest value, and each that is the latest when the reader comes back."""
         seen: T | None = None
         while True:

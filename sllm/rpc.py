@@ -1,8 +1,9 @@
 """What every gRPC server and client here shares: errors as statuses and back, traces, options."""
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
 import grpc
@@ -97,8 +98,7 @@ class ErrorsAndTraces(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
-        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
-        behaviour = wrap(getattr(handler, kind), method)
+        behaviour = _wrapped(getattr(handler, kind), method)
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
@@ -111,6 +111,12 @@ def _enter_trace(context: Any) -> None:
     metadata = dict(context.invocation_metadata() or ())
     # Never detached: gRPC runs every call in a task, and so in a context, of its own.
     otel_context.attach(propagate.extract(metadata))
+
+
+def _wrapped(behaviour: Any, method: str) -> Any:
+    """A handler that gives its responses, or writes them itself, as that of health's Watch does."""
+    gives = inspect.isasyncgenfunction(behaviour)
+    return _wrap_stream(behaviour, method) if gives else _wrap_unary(behaviour, method)
 
 
 def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Any:
@@ -127,13 +133,14 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Any:
     return wrapped
 
 
-def _wrap_stream(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Any:
+def _wrap_stream(behaviour: Callable[..., AsyncGenerator[Any]], method: str) -> Any:
     @functools.wraps(behaviour)
     async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
         _enter_trace(context)
         try:
-            async for response in behaviour(request, context):
-                yield response
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except grpc.aio.AbortError:
             raise
         except Exception as error:

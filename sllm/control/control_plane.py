@@ -1,7 +1,7 @@
 """The control plane's parts, put together: what its servicers call."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from sllm import errors
@@ -135,7 +135,7 @@ class ControlPlane:
         remaining = start.decided_at + start.estimate - self._clock.now()
         return Coming(start.instance, max(0.0, remaining))
 
-    async def watch(self, name: str) -> AsyncIterator[DeploymentStatus]:
+    async def watch(self, name: str) -> AsyncGenerator[DeploymentStatus]:
         """How a deployment is doing, now and whenever that changes, until it is deleted.
 
         Raises:

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import aclosing
 from typing import Final
 
 from sllm import errors
@@ -63,7 +64,7 @@ class Drains:
 
     async def drain(
         self, node_id: str, grace: float, force: bool, call: Call
-    ) -> AsyncIterator[DrainProgress]:
+    ) -> AsyncGenerator[DrainProgress]:
         """Drains a node: what it still runs, now and whenever that changes, until it is nothing.
 
         Args:
@@ -84,8 +85,9 @@ class Drains:
             await self._begin(node_id, grace, force, call)
         elif node_id not in self._state.draining:
             return
-        async for progress in self._follow(node_id):
-            yield progress
+        async with aclosing(self._follow(node_id)) as steps:
+            async for progress in steps:
+                yield progress
 
     async def undrain(self, node_id: str, call: Call) -> None:
         """Gives a node new work again; one that is not being drained is left as it is.
@@ -137,7 +139,7 @@ class Drains:
         for instance in view.present:
             self._orchestrator.vacate(instance, grace)
 
-    async def _follow(self, node_id: str) -> AsyncIterator[DrainProgress]:
+    async def _follow(self, node_id: str) -> AsyncGenerator[DrainProgress]:
         last: DrainProgress | None = None
         while last is None or not last.done:
             self._check_goes_on(node_id)

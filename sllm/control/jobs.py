@@ -1,7 +1,7 @@
 """Work that callers follow, and that goes on when they leave."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from sllm import errors
@@ -22,10 +22,9 @@ class Job(Generic[Step, Result]):
         self.task = asyncio.create_task(work(self._progress.publish))
         self.task.add_done_callback(self._ended)
 
-    async def follow(self) -> AsyncIterator[Step]:
+    def follow(self) -> AsyncGenerator[Step]:
         """How far it is, until it has ended."""
-        async for step in self._progress.follow():
-            yield step
+        return self._progress.follow()
 
     async def result(self) -> Result:
         """What it has come to.

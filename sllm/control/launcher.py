@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from dataclasses import replace
 
 import structlog
@@ -136,10 +137,11 @@ class Launcher:
             raise errors.NodeLost(f"node {instance.node_id} went before the start began")
         start.called_at = self._clock.now()
         timeout = self._config.start_timeout_seconds
-        async for step in node.start_instance(start.deployment, instance, timeout):
-            if isinstance(step, Ready):
-                return step
-            self._show(start, step)
+        async with aclosing(node.start_instance(start.deployment, instance, timeout)) as steps:
+            async for step in steps:
+                if isinstance(step, Ready):
+                    return step
+                self._show(start, step)
         raise errors.StartFailed(f"node {instance.node_id} left the start without an answer")
 
     def _show(self, start: StartUnderWay, loading: Loading) -> None:

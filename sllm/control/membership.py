@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from enum import Enum
 
 import structlog
@@ -101,7 +101,7 @@ class Membership:
 
     async def follow(
         self, stream: ReportStream, reports: AsyncIterator[Report]
-    ) -> AsyncIterator[tuple[Answer, int]]:
+    ) -> AsyncGenerator[tuple[Answer, int]]:
         """Takes in a node's reports and gives the answers, with the revisions they are to.
 
         Raises:

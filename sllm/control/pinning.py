@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -63,7 +63,7 @@ class Pinning:
 
     async def pin(
         self, place: Place, ttl: float | None, call: Call
-    ) -> AsyncIterator[Loading | Pin]:
+    ) -> AsyncGenerator[Loading | Pin]:
         """Pins a checkpoint: progress, and the pin once it is in force.
 
         Args:
@@ -83,8 +83,9 @@ class Pinning:
         if job is None:
             yield wire.pin_of(first or b"")
             return
-        async for step in job.follow():
-            yield step
+        async with aclosing(job.follow()) as steps:
+            async for step in steps:
+                yield step
         yield await job.result()
 
     async def unpin(

@@ -3,7 +3,7 @@
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +67,7 @@ class Prefetching:
 
     async def prefetch(
         self, ask: PrefetchAsk, call: Call
-    ) -> AsyncIterator[Placed | Loading | Prefetched]:
+    ) -> AsyncGenerator[Placed | Loading | Prefetched]:
         """Brings a checkpoint up: where, progress, and the end.
 
         Raises:
@@ -79,8 +79,9 @@ class Prefetching:
             return
         under_way = self._joined(call) or await self._begin(ask, call)
         yield Placed(under_way.node_id)
-        async for step in under_way.job.follow():
-            yield step
+        async with aclosing(under_way.job.follow()) as steps:
+            async for step in steps:
+                yield step
         yield await under_way.job.result()
 
     def _joined(self, call: Call) -> _UnderWay | None:

@@ -1,6 +1,7 @@
 """One request's stream: from the instances that serve it, one after the other, to its caller."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import structlog
 from opentelemetry import context as otel_context
@@ -37,7 +38,7 @@ class Relay:
         self._clock = clock
         self._tasks = Tasks()
 
-    async def events(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
+    async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
         """Everything after `queued`, up to `finished`.
 
         Raises:
@@ -47,8 +48,9 @@ class Relay:
             while loading := await ticket.news():
                 yield ticket.stamp(wire.loading_event(loading))
             try:
-                async for event in self._served(ticket):
-                    yield ticket.stamp(event)
+                async with aclosing(self._served(ticket)) as served:
+                    async for event in served:
+                        yield ticket.stamp(event)
             except _ELSEWHERE as error:
                 self._fail_over(ticket, error)
 
@@ -75,7 +77,7 @@ class Relay:
         except errors.SllmError as error:
             log.warning("control.not_cancelled", request=request_id, error=str(error))
 
-    async def _served(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
+    async def _served(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
         """What the caller is to see of the instance that the ticket was given to."""
         assignment = ticket.assignment
         assert assignment is not None

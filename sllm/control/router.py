@@ -1,7 +1,8 @@
 """Takes requests, and knows each until it has ended."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 from sllm import errors
@@ -59,7 +60,7 @@ class Router:
             self._enqueue(ticket)
         return ticket
 
-    async def events(self, ticket: Ticket) -> AsyncIterator[wire.GenerateResponse]:
+    async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
         """The caller's stream: `queued` first, `finished` last.
 
         Raises:
@@ -70,8 +71,9 @@ class Router:
                 yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
             else:
                 await self._reattach(ticket)
-            async for event in self._relay.events(ticket):
-                yield event
+            async with aclosing(self._relay.events(ticket)) as events:
+                async for event in events:
+                    yield event
         except errors.SllmError as error:
             ticket.outcome = error.reason
             raise

@@ -69,9 +69,10 @@ class DeploymentServicer(DeploymentServiceServicer):
         self, request: deployment_pb.WatchDeploymentRequest, context: Any
     ) -> AsyncIterator[deployment_pb.WatchDeploymentResponse]:
         """Tells how one is doing, again and again."""
-        async for status in self._plane.watch(request.name):
-            message = deployment_wire.message(status)
-            yield deployment_pb.WatchDeploymentResponse(deployment=message)
+        async with aclosing(self._plane.watch(request.name)) as statuses:
+            async for status in statuses:
+                message = deployment_wire.message(status)
+                yield deployment_pb.WatchDeploymentResponse(deployment=message)
 
 
 class InferenceServicer(InferenceServiceServicer):
@@ -87,8 +88,9 @@ class InferenceServicer(InferenceServiceServicer):
         ticket = self._router.take(request, context.time_remaining())
         # A caller may leave while nothing here is running: this stops the node all the same.
         context.add_done_callback(lambda _: self._router.drop(ticket))
-        async for event in self._router.events(ticket):
-            yield event
+        async with aclosing(self._router.events(ticket)) as events:
+            async for event in events:
+                yield event
 
     async def Cancel(
         self, request: inference_pb.CancelRequest, context: Any
@@ -151,16 +153,18 @@ class ClusterServicer(ClusterServiceServicer):
     ) -> AsyncIterator[cluster_pb.PrefetchResponse]:
         """Brings a checkpoint up, and keeps it there for a while."""
         ask = operator_wire.prefetch_ask(request)
-        async for step in self._plane.prefetching.prefetch(ask, wire.call(request)):
-            yield operator_wire.prefetch_response(step)
+        async with aclosing(self._plane.prefetching.prefetch(ask, wire.call(request))) as steps:
+            async for step in steps:
+                yield operator_wire.prefetch_response(step)
 
     async def Pin(
         self, request: cluster_pb.PinRequest, context: Any
     ) -> AsyncIterator[cluster_pb.PinResponse]:
         """Keeps a checkpoint on a tier of a node."""
         place, ttl = operator_wire.pin_place(request), operator_wire.ttl_of(request)
-        async for step in self._plane.pinning.pin(place, ttl, wire.call(request)):
-            yield operator_wire.pin_response(step)
+        async with aclosing(self._plane.pinning.pin(place, ttl, wire.call(request))) as steps:
+            async for step in steps:
+                yield operator_wire.pin_response(step)
 
     async def Unpin(
         self, request: cluster_pb.UnpinRequest, context: Any
@@ -177,8 +181,9 @@ class ClusterServicer(ClusterServiceServicer):
         """Gives a node no new work, and follows what it runs to its end."""
         grace, call = operator_wire.grace_of(request), wire.call(request)
         drains = self._plane.drains
-        async for progress in drains.drain(request.node_id, grace, request.force, call):
-            yield operator_wire.drain_response(progress)
+        async with aclosing(drains.drain(request.node_id, grace, request.force, call)) as steps:
+            async for progress in steps:
+                yield operator_wire.drain_response(progress)
         yield operator_wire.DRAINED
 
     async def UndrainNode(
@@ -212,12 +217,13 @@ class FleetServicer(FleetServiceServicer):
         # However the call ends, and whatever is running here then, the node is no member any more.
         context.add_done_callback(lambda _: self._membership.leave(stream))
         reports = _reports(request_iterator)
-        async for answer, revision in self._membership.follow(stream, reports):
-            if answer is Answer.ACK:
-                ack = fleet_pb.Ack(revision=revision, lease=self._lease)
-                yield fleet_pb.ReportResponse(ack=ack)
-            elif answer is Answer.RESYNC:
-                yield fleet_pb.ReportResponse(resync=fleet_pb.Resync())
+        async with aclosing(self._membership.follow(stream, reports)) as answers:
+            async for answer, revision in answers:
+                if answer is Answer.ACK:
+                    ack = fleet_pb.Ack(revision=revision, lease=self._lease)
+                    yield fleet_pb.ReportResponse(ack=ack)
+                elif answer is Answer.RESYNC:
+                    yield fleet_pb.ReportResponse(resync=fleet_pb.Resync())
 
 
 async def _reports(requests: AsyncIterator[fleet_pb.ReportRequest]) -> AsyncIterator[Report]:

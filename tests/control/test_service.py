@@ -237,6 +237,18 @@ async def test_health_knows_services_and_deployments(cluster: Cluster, node: Fak
         await assert_eventually(ended)
 
 
+async def test_health_can_be_watched(cluster: Cluster, node: FakeNode) -> None:
+    async with rpc.channel(cluster.address) as channel:
+        request = health_pb2.HealthCheckRequest(service="tiny")
+        watch = HealthStub(channel).Watch(request, timeout=SECONDS)
+        status = (await watch.read()).status
+        assert status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        await cluster.caller.deploy()
+        while status != health_pb2.HealthCheckResponse.SERVING:
+            status = (await watch.read()).status
+        watch.cancel()
+
+
 async def test_reflection_names_every_service(cluster: Cluster) -> None:
     def services() -> list[str]:
         with grpc.insecure_channel(cluster.address) as channel:
