@@ -1,7 +1,8 @@
 """The node agent: what this node holds, what it runs, and what it may still take on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,7 @@ class Agent:
         *,
         pack: bool = False,
         give_up: bool = False,
-    ) -> AsyncIterator[Progress]:
+    ) -> AsyncGenerator[Progress]:
         """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
         A caller that leaves does not end the work, unless it says that it would `give_up`.
@@ -119,8 +120,9 @@ class Agent:
         work.add_done_callback(self._promotion_ended)
         work.add_done_callback(lambda _: progress.close())
         try:
-            async for step in progress.follow():
-                yield step
+            async with aclosing(progress.follow()) as steps:
+                async for step in steps:
+                    yield step
             await asyncio.shield(work)
         finally:
             if give_up and not hold:

@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
@@ -77,14 +77,15 @@ class Instance:
             self._live(self._starting, held), name=self.spec.instance_id
         )
 
-    async def follow_start(self) -> AsyncIterator[Progress]:
+    async def follow_start(self) -> AsyncGenerator[Progress]:
         """How far the start is, until it has succeeded.
 
         Raises:
             errors.SllmError: The start has failed, or the instance is gone.
         """
-        async for progress in self._progress.follow():
-            yield progress
+        async with aclosing(self._progress.follow()) as steps:
+            async for progress in steps:
+                yield progress
         if self.error:
             raise self.error
 

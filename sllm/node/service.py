@@ -41,10 +41,12 @@ class NodeServicer(NodeServiceServicer):
         """Brings a checkpoint up to a tier."""
         tier, dtype = wire.storage_tier(request.tier), request.dtype or None
         hold = wire.hold_spec(request)
-        async for progress in self._agent.promote(
+        promotion = self._agent.promote(
             request.source, dtype, tier, hold, pack=request.pack, give_up=request.give_up
-        ):
-            yield pb.PromoteResponse(loading=wire.loading(progress))
+        )
+        async with aclosing(promotion) as steps:
+            async for progress in steps:
+                yield pb.PromoteResponse(loading=wire.loading(progress))
         model = await self._agent.inspect(request.source, dtype)
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.model_info(model)))
 
@@ -60,8 +62,9 @@ class NodeServicer(NodeServiceServicer):
     ) -> AsyncIterator[pb.StartInstanceResponse]:
         """Starts an instance, or joins its start."""
         instance = self._agent.start_instance(wire.instance_spec(request))
-        async for progress in instance.follow_start():
-            yield pb.StartInstanceResponse(loading=wire.loading(progress))
+        async with aclosing(instance.follow_start()) as steps:
+            async for progress in steps:
+                yield pb.StartInstanceResponse(loading=wire.loading(progress))
         model = await self._agent.inspect(request.source, request.engine.dtype or None)
         yield pb.StartInstanceResponse(ready=wire.ready_message(instance, self._node_id, model))
 
