@@ -48,13 +48,13 @@ def connect(control: str) -> "Client":
 
 
 def output() -> Console:
-    """Standard output."""
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    """Standard output, which shows text as it is: names and paths may have brackets."""
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False)
 
 
 def diagnostics() -> Console:
     """Standard error, for all that is not the command's result."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def print_json(record: Any) -> None:

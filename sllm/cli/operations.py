@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from sllm.cli.common import Control, Json, connect, diagnostics, output, print_json
 from sllm.cli.deployments import Name
@@ -35,7 +36,8 @@ def explain(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = Fals
         return
     console = output()
     where = f" on {placement.node_id}" if placement.node_id else ""
-    console.print(f"[bold]{placement.action.replace('_', ' ').lower()}[/]{where}: {placement.why}")
+    action = placement.action.replace("_", " ").lower()
+    console.print(Text.assemble((action, "bold"), f"{where}: {placement.why}"))
     if placement.candidates:
         console.print(candidates_table(placement))
 

@@ -134,24 +134,29 @@ def nodes_part(nodes: Sequence[Node]) -> RenderableType:
     table = plain_table("NODE", "SSD", "DRAM", "KV CACHE", "LINKS")
     for node in nodes:
         kv = _bar(node.kv_used_bytes, node.kv_capacity_bytes)
-        name = f"{node.node_id}\n[yellow]draining[/]" if node.draining else node.node_id
+        name = Text(node.node_id)
+        if node.draining:
+            name.append("\ndraining", "yellow")
         tiers = (_tier(node, Tier.SSD), _tier(node, Tier.DRAM))
         table.add_row(name, *tiers, kv, "\n".join(map(_link, node.links)))
     return table
 
 
-def _tier(node: Node, tier: Tier) -> str:
+def _tier(node: Node, tier: Tier) -> Text:
     for usage in node.tiers:
         if usage.tier is tier:
             return _bar(usage.used_bytes, usage.capacity_bytes)
-    return "-"
+    return Text("-")
 
 
-def _bar(used: int, capacity: int) -> str:
+def _bar(used: int, capacity: int) -> Text:
     share = used / capacity if capacity else 0.0
     filled = min(_BAR, round(share * _BAR))
-    bar = f"[cyan]{'━' * filled}[/][dim]{'─' * (_BAR - filled)}[/]"
-    return f"{bar} {share:4.0%}\n{format_bytes(used)}/{format_bytes(capacity)}"
+    return Text.assemble(
+        ("━" * filled, "cyan"),
+        ("─" * (_BAR - filled), "dim"),
+        f" {share:4.0%}\n{format_bytes(used)}/{format_bytes(capacity)}",
+    )
 
 
 def _link(link: Link) -> str:

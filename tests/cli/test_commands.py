@@ -56,6 +56,13 @@ def rows(out: str) -> list[list[str]]:
     return [line.split() for line in out.splitlines()[1:]]
 
 
+def test_brackets_are_shown_as_they_are(run: Run, control: FakeControl) -> None:
+    message = "[Errno 28] there is no [dim] space"
+    failed = deployment("broken", pb.DEPLOYMENT_STATE_FAILED, message=message)
+    control.reply("ListDeployments", pb.ListDeploymentsResponse(deployments=[failed]))
+    assert f"FAILED: {message}" in run("ls").out
+
+
 def test_ls(run: Run, listed: None) -> None:
     tiny, other, broken = rows(run("ls").out)
 
