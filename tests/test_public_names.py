@@ -89,6 +89,7 @@ METHODS = {
     "migrate",
     "nodes",
     "pin",
+    "pins",
     "prefetch",
     "undrain",
     "unpin",

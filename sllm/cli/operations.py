@@ -1,6 +1,7 @@
-"""`sllm explain`, `prefetch`, `pin`, `unpin` and `drain`: what operators have the cluster do."""
+"""`sllm explain`, `prefetch`, `pin`, `unpin`, `pins` and `drain`: what operators have it do."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,6 +114,29 @@ def unpin(
             typer.echo(f"{_place(one)}: no longer pinned")
 
 
+def pins(
+    name: Annotated[str | None, typer.Argument(help="Only those of this deployment.")] = None,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
+    """List what is pinned, and whether its nodes hold it."""
+    with connect(control) as client:
+        found = client.pins(name)
+    if as_json:
+        print_json(found)
+    else:
+        output().print(pins_table(found))
+
+
+def pins_table(pins: Sequence[Pin]) -> Table:
+    """One row for each pin."""
+    table = plain_table("DEPLOYMENT", "TIER", "NODE", "HELD", "UNTIL")
+    for one in pins:
+        until = "-" if one.pinned_until is None else _moment(one.pinned_until)
+        table.add_row(one.deployment, one.tier, one.node_id, "yes" if one.held else "no", until)
+    return table
+
+
 def drain(
     node: Annotated[str, typer.Argument(help="Id of the node.", show_default=False)],
     grace: Annotated[
@@ -189,4 +213,8 @@ def _place(pin: Pin) -> str:
 def _until(moment: float | None) -> str:
     if moment is None:
         return "until it is unpinned"
-    return f"until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(moment))}"
+    return f"until {_moment(moment)}"
+
+
+def _moment(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

@@ -91,6 +91,8 @@ class Pin:
     """Where."""
     pinned_until: float | None
     """When the pin ends by itself. None: it does not."""
+    held: bool | None = None
+    """Whether its node holds the checkpoint there, as it says itself. None: only `pins` tells."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,6 +216,16 @@ class Operator:
         response = await self._connection.call(self._connection.cluster.Unpin, request)
         return [messages.pin(one) for one in response.unpinned]
 
+    async def pins(self, deployment: str | None = None) -> list[operations.Pin]:
+        """All pins, or those of one deployment, in order of deployment, tier and node.
+
+        Raises:
+            errors.DeploymentNotFound: There is no such deployment.
+        """
+        request = cluster_pb.ListPinsRequest(deployment=deployment or "", page_size=PAGE_SIZE)
+        pages = self._connection.pages(self._connection.cluster.ListPins, request)
+        return [messages.listed_pin(one) async for page in pages for one in page.pins]
+
     async def drain(
         self,
         node: str,

@@ -1,5 +1,7 @@
 """Between what operators say and see and the protocol's messages."""
 
+import dataclasses
+
 from google.protobuf import duration_pb2
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
@@ -70,6 +72,11 @@ def pin(message: pb.PinnedCheckpoint) -> operations.Pin:
         node_id=message.node_id,
         pinned_until=moment(message.expires_at) if ends else None,
     )
+
+
+def listed_pin(message: pb.ListedPin) -> operations.Pin:
+    """A pin, and whether its node holds the checkpoint."""
+    return dataclasses.replace(pin(message.pin), held=message.held)
 
 
 def prefetched(message: pb.PrefetchDone) -> operations.Prefetched:

@@ -140,6 +140,7 @@ class Client(_Face[AsyncClient]):
     prefetch = _blocking(AsyncClient.prefetch)
     pin = _blocking(AsyncClient.pin)
     unpin = _blocking(AsyncClient.unpin)
+    pins = _blocking(AsyncClient.pins)
     drain = _blocking(AsyncClient.drain)
     undrain = _blocking(AsyncClient.undrain)
     migrate = _blocking(AsyncClient.migrate)

@@ -154,6 +154,11 @@ def unpin_response(pins: Sequence[Pin]) -> pb.UnpinResponse:
     return pb.UnpinResponse(unpinned=map(_pinned, pins))
 
 
+def listed_pin(pin: Pin, held: bool) -> pb.ListedPin:
+    """A pin, and whether its node holds the checkpoint."""
+    return pb.ListedPin(pin=_pinned(pin), held=held)
+
+
 def prefetch_response(step: Placed | Loading | Prefetched) -> pb.PrefetchResponse:
     """A step of Prefetch, or its end."""
     match step:

@@ -108,13 +108,34 @@ class Pinning:
             await self._release(pin.place)
         return found
 
+    def pins(self, deployment: str) -> dict[str, tuple[Pin, bool]]:
+        """The pins by the key of their order, and whether their nodes say that they hold them.
+
+        Args:
+            deployment: Only those of this one. Empty: all.
+
+        Raises:
+            errors.DeploymentNotFound: There is no such deployment.
+        """
+        if deployment:
+            self._state.deployment(deployment)
+        now = time.time()
+        return {
+            f"{place.deployment}/{place.tier.name}/{place.node_id}": (pin, self._is_held(place))
+            for place, pin in self._pins.items()
+            if deployment in ("", place.deployment) and not pin.is_over(now)
+        }
+
+    def _is_held(self, place: Place) -> bool:
+        view = self._state.fleet.nodes.get(place.node_id)
+        return view is not None and place.hold_id in _held(view)
+
     def node_joined(self, view: NodeView) -> None:
         """Applies the pins of a node that has come, and ends those there that are none."""
         here = {place.hold_id: pin for place, pin in self._pins.items() if _is_on(view, place)}
         for pin in here.values():
             self._tasks.spawn(self._restore(pin), name=f"pin {pin.place.hold_id}")
-        held = {hold.hold_id for copy in view.copies.values() for hold in copy.holds}
-        for stale in held - here.keys():
+        for stale in _held(view) - here.keys():
             if stale.startswith(pins.PREFIX):
                 self._tasks.spawn(self._release_hold(view.node_id, stale), name=f"unpin {stale}")
 
@@ -204,7 +225,7 @@ class Pinning:
             node = node_id or "any node"
             where = f"in {tier.name} of {node}" if tier else f"on {node}"
             raise errors.PinNotFound(
-                f"{deployment} is not pinned {where}; ListNodes tells what is held where"
+                f"{deployment} is not pinned {where}; ListPins tells what is pinned where"
             )
         return found
 
@@ -235,3 +256,8 @@ class Pinning:
 
 def _is_on(view: NodeView, place: Place) -> bool:
     return place.node_id == view.node_id
+
+
+def _held(view: NodeView) -> set[str]:
+    """Ids of all holds on a node."""
+    return {hold.hold_id for copy in view.copies.values() for hold in copy.holds}

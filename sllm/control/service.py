@@ -175,6 +175,15 @@ class ClusterServicer(ClusterServiceServicer):
         unpinned = await pinning.unpin(request.deployment, tier, request.node_id, call)
         return operator_wire.unpin_response(unpinned)
 
+    async def ListPins(
+        self, request: cluster_pb.ListPinsRequest, context: Any
+    ) -> cluster_pb.ListPinsResponse:
+        """Lists pins, page by page."""
+        pins = self._plane.pinning.pins(request.deployment)
+        page = page_of(pins, request.page_size, request.page_token)
+        listed = [operator_wire.listed_pin(*pins[key]) for key in page.keys]
+        return cluster_pb.ListPinsResponse(pins=listed, next_page_token=page.next_token)
+
     async def DrainNode(
         self, request: cluster_pb.DrainNodeRequest, context: Any
     ) -> AsyncIterator[cluster_pb.DrainNodeResponse]:

@@ -112,6 +112,16 @@ def test_pin_and_unpin(run: Run, control: FakeControl) -> None:
     assert run("unpin", "tiny").out == "tiny in DRAM of n-1: no longer pinned\n"
 
 
+def test_pins_are_listed(run: Run, control: FakeControl) -> None:
+    endless = pb.PinnedCheckpoint(deployment="tiny", tier=types.TIER_DRAM, node_id="n-1")
+    pins = [pb.ListedPin(pin=endless, held=True), pb.ListedPin(pin=endless)]
+    control.reply("ListPins", pb.ListPinsResponse(pins=pins))
+
+    rows = [line.split() for line in run("pins").out.splitlines()]
+    assert rows[0] == ["DEPLOYMENT", "TIER", "NODE", "HELD", "UNTIL"]
+    assert rows[1:] == [["tiny", "DRAM", "n-1", held, "-"] for held in ("yes", "no")]
+
+
 def test_drain_and_undo(run: Run, control: FakeControl) -> None:
     control.reply("DrainNode", pb.DrainNodeResponse(done=pb.DrainDone()))
     control.reply("UndrainNode", pb.UndrainNodeResponse())
@@ -137,6 +147,7 @@ def test_a_refusal_is_one_line_and_status_1(run: Run, control: FakeControl) -> N
         (["prefetch", "tiny"], "Prefetch", {"node_id": "n-1", "tier": "DRAM"}),
         (["pin", "tiny", "--node", "n-1"], "Pin", {"deployment": "tiny", "pinned_until": 9.0}),
         (["unpin", "tiny"], "Unpin", {"deployment": "tiny", "pinned_until": 9.0}),
+        (["pins"], "ListPins", {"deployment": "tiny", "pinned_until": 9.0, "held": True}),
         (["drain", "n-1"], "DrainNode", {"node_id": "n-1", "draining": True}),
         (["top"], "WatchCluster", {"revision": 3}),
     ],
@@ -150,6 +161,7 @@ def test_every_command_speaks_json(
         "Prefetch": pb.PrefetchResponse(done=prefetched),
         "Pin": pb.PinResponse(done=PINNED),
         "Unpin": pb.UnpinResponse(unpinned=[PINNED]),
+        "ListPins": pb.ListPinsResponse(pins=[pb.ListedPin(pin=PINNED, held=True)]),
         "DrainNode": pb.DrainNodeResponse(done=pb.DrainDone()),
         "WatchCluster": CLUSTER,
     }

@@ -1,5 +1,6 @@
 """What the operators' methods ask of the control plane, and what they make of its answers."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -127,6 +128,17 @@ def test_pin_and_unpin(control: FakeControl, call: Call) -> None:
     assert pin.request_id
     assert unpin.request_id
     assert pin.request_id != unpin.request_id
+
+
+def test_pins_are_listed_page_by_page(control: FakeControl, call: Call) -> None:
+    held, away = (pb.ListedPin(pin=PINNED, held=value) for value in (True, False))
+    control.reply("ListPins", pb.ListPinsResponse(pins=[held], next_page_token="more"))
+    control.reply("ListPins", pb.ListPinsResponse(pins=[away]))
+
+    listed = call("pins", "tiny")
+    assert listed == [dataclasses.replace(PIN, held=value) for value in (True, False)]
+    first, second = control.requests["ListPins"]
+    assert (first.deployment, first.page_token, second.page_token) == ("tiny", "", "more")
 
 
 def test_a_pin_without_an_end(control: FakeControl, call: Call) -> None:

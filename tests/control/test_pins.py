@@ -78,6 +78,38 @@ async def test_unpinning_lets_go(cluster: Cluster, node: FakeNode) -> None:
         await unpin(cluster)
 
 
+async def test_pins_are_listed_and_whether_they_are_held(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    await cluster.caller.deploy("other", "file:///other")
+    await pin(cluster, tier=pb.TIER_DRAM)
+    await pin(cluster, tier=pb.TIER_SSD, ttl=Duration(seconds=3600))
+    await pin(cluster, deployment="other")
+
+    async def listed(**fields: Any) -> list[tuple[str, int, bool]]:
+        request = cluster_pb.ListPinsRequest(**fields)
+        pins = (await cluster.caller.ask("ListPins", request)).pins
+        return [(one.pin.deployment, one.pin.tier, one.held) for one in pins]
+
+    async def all_held() -> bool:
+        tiny = [("tiny", pb.TIER_DRAM, True), ("tiny", pb.TIER_SSD, True)]
+        return await listed() == [("other", pb.TIER_DRAM, True), *tiny]
+
+    await assert_eventually(all_held)
+    assert await listed(deployment="other") == [("other", pb.TIER_DRAM, True)]
+    first = await cluster.caller.ask("ListPins", cluster_pb.ListPinsRequest(page_size=1))
+    rest = await listed(page_token=first.next_page_token)
+    assert [one.pin.deployment for one in first.pins] == ["other"]
+    assert [name for name, *_ in rest] == ["tiny", "tiny"]
+    await node.leave()
+
+    async def away() -> bool:
+        return not any(held for *_, held in await listed())
+
+    await assert_eventually(away)
+    with pytest.raises(errors.DeploymentNotFound):
+        await listed(deployment="nobody")
+
+
 async def test_a_repeated_call_changes_nothing(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     first = (await pin(cluster, request_id="p", ttl=Duration(seconds=60)))[-1]

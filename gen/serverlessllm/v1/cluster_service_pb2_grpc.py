@@ -65,6 +65,11 @@ class ClusterServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinResponse.FromString,
                 _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/serverlessllm.v1.ClusterService/ListPins',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
         self.DrainNode = channel.unary_stream(
                 '/serverlessllm.v1.ClusterService/DrainNode',
                 request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.DrainNodeRequest.SerializeToString,
@@ -138,6 +143,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPins(self, request, context):
+        """The pins, in order of deployment, tier and node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DrainNode(self, request, context):
         """Gives a node no new work, and has what runs there go on elsewhere, or else end as its requests
         end. The last message is `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
@@ -204,6 +216,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.Unpin,
                     request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListPinsRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.ListPinsResponse.SerializeToString,
             ),
             'DrainNode': grpc.unary_stream_rpc_method_handler(
                     servicer.DrainNode,
@@ -389,6 +406,33 @@ class ClusterService:
             '/serverlessllm.v1.ClusterService/Unpin',
             serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinRequest.SerializeToString,
             serverlessllm_dot_v1_dot_cluster__service__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/ListPins',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.ListPinsRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.ListPinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,8 @@ class ClusterServiceStub:
     """
     Unpin: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.UnpinRequest, _cluster_service_pb2.UnpinResponse]
     """Ends pins. The checkpoints stay where they are until something needs the room."""
+    ListPins: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.ListPinsRequest, _cluster_service_pb2.ListPinsResponse]
+    """The pins, in order of deployment, tier and node."""
     DrainNode: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.DrainNodeRequest, _cluster_service_pb2.DrainNodeResponse]
     """Gives a node no new work, and has what runs there go on elsewhere, or else end as its requests
     end. The last message is `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
@@ -96,6 +98,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """
     Unpin: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.UnpinRequest, _cluster_service_pb2.UnpinResponse]  # type: ignore[assignment]
     """Ends pins. The checkpoints stay where they are until something needs the room."""
+    ListPins: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.ListPinsRequest, _cluster_service_pb2.ListPinsResponse]  # type: ignore[assignment]
+    """The pins, in order of deployment, tier and node."""
     DrainNode: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.DrainNodeRequest, _cluster_service_pb2.DrainNodeResponse]  # type: ignore[assignment]
     """Gives a node no new work, and has what runs there go on elsewhere, or else end as its requests
     end. The last message is `done`: the node runs nothing any more, and may be taken away. It goes on being drained until
@@ -172,6 +176,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_service_pb2.UnpinResponse, _abc.Awaitable[_cluster_service_pb2.UnpinResponse]]:
         """Ends pins. The checkpoints stay where they are until something needs the room."""
+
+    @_abc_1.abstractmethod
+    def ListPins(
+        self,
+        request: _cluster_service_pb2.ListPinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.ListPinsResponse, _abc.Awaitable[_cluster_service_pb2.ListPinsResponse]]:
+        """The pins, in order of deployment, tier and node."""
 
     @_abc_1.abstractmethod
     def DrainNode(
