@@ -140,7 +140,7 @@ class Agent:
             _check_same(known.spec, spec)
             return known
         self._check_room(spec)
-        instance = Instance(spec, self._clock, self._instance_changed)
+        instance = Instance(spec, self._clock, self._instance_changed, self.config.patience)
         self.instances[spec.instance_id] = instance
         instance.begin(self.store, self._launch)
         self._changed()

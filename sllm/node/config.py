@@ -1,7 +1,9 @@
 """How a node agent is set up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from sllm.node.pulse import Patience
 
 MIB = 1024 * 1024
 
@@ -35,6 +37,8 @@ class NodeConfig:
     the pool."""
     run_directory: Path | None = None
     """Where the workers' sockets are. None: in `directory`."""
+    patience: Patience = field(default_factory=Patience)
+    """How long a worker that has requests may be silent before it is ended."""
     leave_seconds: float = 10.0
     """Time that running requests have to go on elsewhere when this node is asked to end."""
     metrics_port: int | None = None

@@ -15,6 +15,7 @@ from sllm import errors
 from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node.phases import Timeline
+from sllm.node.pulse import Patience, watch
 from sllm.node.start import InstanceSpec, LaunchWorker, Running, Start
 from sllm.node.tiers import Progress, TierStore
 from sllm.node.workers import Worker
@@ -36,7 +37,11 @@ class Instance:
     """One running copy of a deployment on this node."""
 
     def __init__(
-        self, spec: InstanceSpec, clock: Clock, on_change: Callable[["Instance"], None]
+        self,
+        spec: InstanceSpec,
+        clock: Clock,
+        on_change: Callable[["Instance"], None],
+        patience: Patience,
     ) -> None:
         self.spec = spec
         self.state = InstanceState.STARTING
@@ -52,6 +57,8 @@ class Instance:
         """Why it is GONE, unless it was asked to stop."""
         self._progress: Broadcast[Progress] = Broadcast()
         self._on_change = on_change
+        self._clock = clock
+        self._patience = patience
         self._stop = asyncio.Event()
         self._grace = math.inf
         """The shortest that was given."""
@@ -117,7 +124,10 @@ class Instance:
             async with held:
                 self.running = await starting
                 self._become_ready()
-                await self._serve(self.running.worker)
+                worker = self.running.worker
+                watching = asyncio.create_task(watch(worker, self._patience, self._clock))
+                held.callback(watching.cancel)
+                await self._serve(worker)
         except asyncio.CancelledError:
             self.error = errors.Cancelled(f"instance {self.spec.instance_id} was stopped")
         except errors.SllmError as error:

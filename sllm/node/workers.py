@@ -82,6 +82,8 @@ class Worker:
         self._idle.set()
         self._commands: asyncio.Queue[pb.RunRequest] = asyncio.Queue()
         self._reader: asyncio.Task[None] | None = None
+        self._verdict = ""
+        """Why it was killed, if it was."""
         forked.exited.add_done_callback(self._on_exit)
 
     @property
@@ -152,6 +154,22 @@ class Worker:
             stream.fail(error)
             self.release(request_id)
 
+    async def steps(self, timeout: float) -> int | None:
+        """Steps that its engine has begun. None: no answer within `timeout` seconds."""
+        try:
+            status = await self._call(
+                self._stub.GetStatus(pb.GetStatusRequest(), **_options(timeout))
+            )
+        except errors.SllmError:
+            return None
+        return status.counters.steps
+
+    def kill(self, verdict: str) -> None:
+        """Ends the process at once; `verdict` is what those who had requests are told of it."""
+        if not self.gone.done():
+            self._verdict = f"{verdict} and was killed"
+            os.kill(self.pid, signal.SIGKILL)
+
     async def stop(self) -> None:
         """Ends the process, and returns when it is gone."""
         await self._channel.close(grace=None)
@@ -203,7 +221,8 @@ class Worker:
             yield await self._commands.get()
 
     def _on_exit(self, exited: asyncio.Future[int]) -> None:
-        error = errors.WorkerDied(f"worker process {self.pid} {_describe_end(exited.result())}")
+        end = self._verdict or _describe_end(exited.result())
+        error = errors.WorkerDied(f"worker process {self.pid} {end}")
         self.gone.set_result(error)
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)

@@ -7,9 +7,14 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
+from serverlessllm.v1.inference_service_pb2 import GenerateRequest
 
 from sllm import errors
+from sllm.clock import MonotonicClock
+from sllm.node.outputs import OutputStream
 from sllm.node.pool import Pool
+from sllm.node.pulse import Patience, watch
+from sllm.node.workers import Worker
 from sllm.node.zygote import WorkerSpec, Zygote
 from tests.support import assert_eventually
 
@@ -103,3 +108,45 @@ async def test_nothing_is_left_behind(tmp_path: Path, children: Children) -> Non
     pool.close()
     await assert_eventually(lambda: not children())
     assert set(os.listdir("/proc/self/fd")) == files
+
+
+# --- workers that hang --------------------------------------------------------------------------
+
+
+async def asked(zygote: Zygote, socket: Path) -> tuple[Worker, OutputStream]:
+    """A worker that has a request, and the request's outputs."""
+    worker = Worker(await zygote.fork(WorkerSpec("i", socket)), socket)
+    request = GenerateRequest(request_id="r")
+    outputs = OutputStream(request)
+    worker.submit(request, outputs)
+    return worker, outputs
+
+
+async def test_a_worker_that_does_not_answer_is_ended(zygote: Zygote, tmp_path: Path) -> None:
+    worker, outputs = await asked(zygote, tmp_path / "s.sock")
+    await worker.wait_until_serving()
+    os.kill(worker.pid, signal.SIGSTOP)
+    await asyncio.wait_for(watch(worker, Patience(0.1, looks_unanswered=3), MonotonicClock()), 10)
+    with pytest.raises(errors.WorkerDied, match=r"did not answer for 0\.3 s or more"):
+        await asyncio.wait_for(outputs.take(), 10)
+    await worker.stop()
+
+
+async def test_a_worker_whose_engine_stands_still_is_ended(zygote: Zygote, tmp_path: Path) -> None:
+    worker, outputs = await asked(zygote, tmp_path / "s.sock")  # there is no engine to take it
+    await asyncio.wait_for(watch(worker, Patience(0.1, looks_unmoved=2), MonotonicClock()), 10)
+    with pytest.raises(errors.WorkerDied, match=r"made no step for 0\.2 s"):
+        await asyncio.wait_for(outputs.take(), 10)
+    await worker.stop()
+
+
+async def test_an_idle_worker_may_be_silent(zygote: Zygote, tmp_path: Path) -> None:
+    worker, _ = await asked(zygote, tmp_path / "s.sock")
+    worker.release("r")
+    os.kill(worker.pid, signal.SIGSTOP)
+    patience = Patience(0.01, looks_unanswered=1, looks_unmoved=1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(watch(worker, patience, MonotonicClock()), 0.5)
+    assert not worker.gone.done()
+    os.kill(worker.pid, signal.SIGCONT)
+    await worker.stop()

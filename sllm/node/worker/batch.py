@@ -5,7 +5,7 @@ forward pass runs, the logits processor sees the logits, the router gets the tok
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ class Batch:
     def begin_step(self, scheduled: Sequence[FutureRequestState]) -> list[_Running | None]:
         """Counts a step; gives the requests that get a token from it, in the order of the rows."""
         self._steps += 1
+        self.counters = replace(self.counters, steps=self._steps)  # also if nothing comes of it
         for future in scheduled:
             running = self._requests.get(future.state.request_id)
             if running and running.cached_prompt_tokens is None:
