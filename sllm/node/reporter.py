@@ -17,6 +17,8 @@ from sllm.node.inits import InitKey
 
 log = structlog.get_logger()
 
+ReportCall = grpc.aio.StreamStreamCall[pb.ReportRequest, pb.ReportResponse]
+
 RECONNECT_SECONDS = 0.5
 _GATHER_SECONDS = 0.02
 """Changes that come within this time travel in one report."""
@@ -57,11 +59,34 @@ class Reporter:
                 await self._report()
             except grpc.aio.AioRpcError as error:
                 log.warning("node.report_ended", code=error.code().name, details=error.details())
+            except Exception:
+                log.exception("node.report_failed")  # the next stream tells everything anew
             await self._clock.sleep(RECONNECT_SECONDS)
 
     async def _report(self) -> None:
+        """One stream, to its end or the first failure, whichever side it is on.
+
+        What is sent is not left to grpc.aio, which would end the stream without a word if it could
+        not be made.
+        """
         self._resync = True
-        async for response in self._stub.Report(self._messages()):
+        call = self._stub.Report()
+        sides = [asyncio.create_task(side(call)) for side in (self._receive, self._send)]
+        try:
+            await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            await next(side for side in sides if side.done())
+        finally:
+            call.cancel()
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
+
+    async def _send(self, call: ReportCall) -> None:
+        async for message in self._messages():
+            await call.write(message)
+
+    async def _receive(self, call: ReportCall) -> None:
+        async for response in call:
             if response.HasField("resync"):
                 self._resync = True
                 self._changed.set()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
 from serverlessllm.v1 import fleet_service_pb2 as pb
 from serverlessllm.v1.fleet_service_pb2_grpc import (
     FleetServiceServicer,
@@ -170,3 +171,19 @@ async def test_a_stream_that_ends_is_opened_again_with_everything() -> None:
     fleet.hang_up = True
     async with reporting(fleet, node):
         await assert_eventually(lambda: fleet.streams == 2 and fleet.kinds().count("full") == 2)
+
+
+async def test_a_report_that_cannot_be_made_is_told_and_made_anew() -> None:
+    """As by a fault in what is reported: the node would be there, and unreported for good."""
+    fleet, node = Fleet(), Node()
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        with structlog.testing.capture_logs() as logs:
+            broken, node.holds = node.holds, None  # type: ignore[assignment]
+            node.hold("a")
+            await assert_eventually(lambda: logs)
+            node.holds = broken
+            await assert_eventually(lambda: fleet.kinds().count("full") == 2)
+    assert logs[0]["event"] == "node.report_failed"
+    full = [message for message in fleet.messages if message.HasField("full")][-1]
+    assert [copy.digest for copy in full.full.node.copies] == ["a"]
