@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from enum import Enum
+from typing import Any
 
 import structlog
 
@@ -18,6 +19,11 @@ from sllm.control.tasks import Tasks
 from sllm.control.topology import NodeView
 
 log = structlog.get_logger()
+
+
+_STEPS = 4
+"""A lease is waited for in so many parts. Whoever has been held up himself finds one of them over,
+and has the others to read what has come meanwhile: a pause of this process loses no node."""
 
 
 class Answer(Enum):
@@ -37,14 +43,12 @@ class ReportStream:
         """Empty until the first full report."""
         self.resyncing = False
         self._lease = lease
-        self._error: errors.SllmError | None = None
-        self._timeout: asyncio.Timeout | None = None
+        self._ended: asyncio.Future[errors.SllmError] = asyncio.get_running_loop().create_future()
 
     def end(self, error: errors.SllmError) -> None:
         """Ends the stream with `error`, at once if it waits for a message."""
-        self._error = error
-        if self._timeout:
-            self._timeout.reschedule(asyncio.get_running_loop().time())
+        if not self._ended.done():
+            self._ended.set_result(error)
 
     async def next(self, reports: AsyncIterator[Report]) -> Report | None:
         """The next report, or None at the end of the stream.
@@ -53,17 +57,19 @@ class ReportStream:
             errors.NodeLost: Nothing has come within the lease.
             errors.SllmError: What `end` was told.
         """
-        lost = f"nothing was reported for {self._lease} s; connect again"
+        read = asyncio.ensure_future(anext(reports, None))
+        either: list[asyncio.Future[Any]] = [read, self._ended]
         try:
-            async with asyncio.timeout(self._lease) as self._timeout:
-                report = await anext(reports, None)
-        except TimeoutError:
-            raise self._error or errors.NodeLost(lost) from None
+            for _ in range(_STEPS):
+                part = self._lease / _STEPS
+                await asyncio.wait(either, timeout=part, return_when=asyncio.FIRST_COMPLETED)
+                if self._ended.done():
+                    raise self._ended.result()
+                if read.done():
+                    return await read
         finally:
-            self._timeout = None
-        if self._error:
-            raise self._error
-        return report
+            read.cancel()
+        raise errors.NodeLost(f"nothing was reported for {self._lease} s; connect again")
 
 
 class Membership:

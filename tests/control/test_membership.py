@@ -1,5 +1,6 @@
 """Report streams: who is a member, and what the control plane believes of it."""
 
+import time
 from typing import Any
 
 import pytest
@@ -40,6 +41,28 @@ async def test_deltas_change_what_they_name_and_leave_the_rest(
         return await digests() == {"digest-of-file:///b"}
 
     await assert_eventually(one_gone)
+
+
+async def test_a_control_plane_that_was_held_up_loses_no_node(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    """For longer than a lease: what the nodes have sent meanwhile waits to be read."""
+    await assert_eventually(lambda: node.lease_seconds)
+    before = node.revision
+    _hold_up(2 * node.lease_seconds)
+    copy = node.add_copy("file:///a", pb.TIER_SSD)
+
+    async def seen() -> bool:
+        views = await cluster.caller.nodes()
+        return [one.digest for view in views for one in view.copies] == [copy]
+
+    await assert_eventually(seen)
+    assert node.revision == before + 1, "it had to tell everything anew"
+
+
+def _hold_up(seconds: float) -> None:
+    """Keeps everything in this process, the control plane and the node, from running."""
+    time.sleep(seconds)
 
 
 async def test_a_gap_is_answered_with_one_resync(cluster: Cluster, node: FakeNode) -> None:
