@@ -116,7 +116,7 @@ class Server:
                 stdin=DEVNULL,
                 stdout=output,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
+                process_group=0,  # Ctrl-C is for the supervisor, which ends them in order
             )
 
     @property

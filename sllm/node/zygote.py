@@ -46,6 +46,9 @@ _ENVIRONMENT = {
     # By default a thread of OpenMP that waits for work spins, and takes the processor from others:
     # with as few as two workers at work, each becomes many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Tensors are in memory when a module is built: threads that fetch them gain nothing, and where
+    # processors are short each waits for its turn.
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
     # A worker has its files; it never looks for any elsewhere.
     "HF_HUB_OFFLINE": "1",
     # Asking whether there is a GPU must not initialise CUDA, which no fork survives.
@@ -200,7 +203,9 @@ class _Connection:
                 pass_fds=(theirs.fileno(), pool_fd),
                 stdin=DEVNULL,
                 env={**os.environ, **_ENVIRONMENT},
-                start_new_session=True,  # Ctrl-C is for the agent, which ends the rest in order
+                # Ctrl-C is for the agent, which ends the rest in order. No session of its own: the
+                # kernel shares processors out to sessions, and niceness counts within one alone.
+                process_group=0,
             )
         return cls(process, ours)
 

@@ -1,9 +1,11 @@
 """The engine on transformers' continuous batching: paged cache, prefix sharing, one thread."""
 
 import mmap
+import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -26,6 +28,9 @@ _MAX_BATCH_TOKENS = 256
 the attention mask has this many rows as wide as the cache, which are filled at the start."""
 _STOP_TIMEOUT = 5.0
 """Seconds that a step under way has to end."""
+_NICENESS = 10
+"""Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
+whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
 _SCHEDULER = "sllm"
 
 
@@ -63,7 +68,8 @@ class TransformersEngine:
                 self._manager.warmup()  # makes the cache, here and not in the engine's thread
         except MemoryError as error:
             raise NoCapacity(f"no memory for the KV cache: {error}") from error
-        self._manager.start()
+        with ThreadPoolExecutor(1) as starter:
+            starter.submit(self._begin).result()
         self._watcher = threading.Thread(target=self._watch, args=(fail,), name="engine-watch")
         self._watcher.start()
 
@@ -101,6 +107,11 @@ class TransformersEngine:
     def _started_batch(self) -> Batch:
         assert self._batch is not None, "the engine has not been started"
         return self._batch
+
+    def _begin(self) -> None:
+        """Starts the engine's thread, which inherits the niceness of the one that starts it."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        self._manager.start()
 
     def _watch(self, fail: Callable[[Exception], None]) -> None:
         self._manager.join(time.perf_counter())

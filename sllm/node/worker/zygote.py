@@ -12,10 +12,13 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for the children
@@ -24,6 +27,7 @@ from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 from sllm.errors import Internal, SllmError
 from sllm.node.worker import description, main
+from sllm.node.worker.engine import Capacity, EngineRequest
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
     Describe,
@@ -39,8 +43,11 @@ from sllm.node.worker.messages import (
     to_packet,
 )
 from sllm.node.worker.model import build_module
+from sllm.node.worker.transformers_engine import PAGE_TOKENS, TransformersEngine
 from sllm.process import die_with_parent
+from sllm.sampling import Sampling
 
+_REHEARSED_LAYERS = 24
 THREADS_TIMEOUT = 10.0
 """Seconds that threads have to end which were started on the way."""
 
@@ -159,13 +166,36 @@ def _describe(request: Describe, agent: socket.socket) -> int:
 
 
 def rehearse() -> None:
-    """Builds a model as a worker does, which fills caches that every worker would fill anew."""
+    """Brings a model up as a worker does, which fills caches that every worker would fill anew.
+
+    With as many layers as models of some size have: the loader compiles a pattern for every name.
+
+    Raises:
+        RuntimeError: The engine does not work.
+    """
+    torch.set_num_threads(1)  # none but the engine's own is left to wait for
     config = LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=_REHEARSED_LAYERS,
+        num_attention_heads=1,
     )
     architecture = description.Architecture(config, LlamaForCausalLM)
-    build_module(architecture, LlamaForCausalLM(config).state_dict())
+    module = build_module(architecture, LlamaForCausalLM(config).state_dict())
+    if not torch.cuda.is_available():  # no fork survives what an engine does with a GPU
+        _rehearse_engine(module)
     _await_single_thread()
+
+
+def _rehearse_engine(module: Any) -> None:
+    generated = threading.Event()
+    engine = TransformersEngine(module, Capacity(kv_tokens=PAGE_TOKENS, max_requests=1))
+    engine.start(lambda step: generated.set() if step.tokens else None, lambda _: None)
+    engine.submit(EngineRequest("rehearsal", (1, 2), Sampling(temperature=0.0, seed=0), 1))
+    if not generated.wait(THREADS_TIMEOUT):
+        raise RuntimeError("the engine gave no token in its rehearsal")
+    engine.stop()
 
 
 def _await_single_thread() -> None:
