@@ -1,5 +1,6 @@
 """The control plane of a simulation: its passes, over the real queue, autoscaler and placement."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping
@@ -225,10 +226,21 @@ class Simulation:
         return Demand(
             need=self._needs[name],
             waiting=self._queue.count(name),
+            slot_wait=self._slot_wait(name),
             impatient=alone and waited >= CONFIG.drain_patience_seconds,
             closed=closed,
             resident=frozenset(self._residency.resident(self._clock.now())),
         )
+
+    def _slot_wait(self, name: str) -> float:
+        """As the control plane's placer has it."""
+        expected = self.instances.experience.expectation(name)
+        instances = self.instances.fleet.instances_of(name)
+        if expected is None:
+            return math.inf
+        starting = sum(one.state is InstanceState.STARTING for one in instances)
+        beyond = max(0, self._queue.count(name) - starting * self._concurrency)
+        return expected.slot_wait(beyond, (len(instances) - starting) * self._concurrency)
 
     def _wait(self, name: str, wait: Wait, closed: dict[str, str]) -> None:
         if wait.node_id:

@@ -11,6 +11,7 @@ from bench.simulation.events import Events
 from bench.simulation.node import SimulatedNode
 from bench.simulation.request import Request
 from sllm.control.decisions import Move
+from sllm.control.experience import Experience
 from sllm.control.fleet import Delta, Fleet, Full, Report
 from sllm.control.needs import Need
 from sllm.control.residency import Residency
@@ -69,6 +70,7 @@ class Instances:
         """
         self.fleet = Fleet()
         self.slots = Slots()
+        self.experience = Experience()
         self.running: dict[str, Running] = {}
         self.migrations = 0
         self.preemptions = 0
@@ -191,6 +193,7 @@ class Instances:
     def _end_request(self, one: Running, request: Request, epoch: int) -> None:
         if request.epoch == epoch:
             request.end(self._clock.now())
+            self.experience.served(request.deployment, request.served)
             self._release(one, request)
             self._changed(request.deployment)
 

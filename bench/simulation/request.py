@@ -2,6 +2,7 @@
 
 from bench.simulation.hardware import MIGRATION_SECONDS, Model
 from bench.simulation.workload import Arrival
+from sllm.control.experience import Served
 
 
 class Request:
@@ -51,6 +52,12 @@ class Request:
         """What it takes in all when nothing interrupts it."""
         prefill = self.prefill_per_token * self.arrival.prompt_tokens
         return prefill + self.per_token * self.arrival.output_tokens
+
+    @property
+    def served(self) -> Served:
+        """What is learned from it once it has ended."""
+        prefill = self.prefill_per_token * self.arrival.prompt_tokens
+        return Served(prefill, self.service_seconds, self.arrival.output_tokens)
 
     def tokens_at(self, now: float) -> int:
         """Of its prompt, and those that it has had so far."""

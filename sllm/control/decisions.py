@@ -1,5 +1,6 @@
 """What placement is asked, and what it may answer."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +16,9 @@ class Demand:
     need: Need
     waiting: int = 1
     """Requests that wait. 0: an instance is wanted without any (min_replicas)."""
+    slot_wait: float = math.inf
+    """Seconds until all of them are expected to have a slot in the instances that are there or on
+    their way. Infinite: nobody knows, or more instances are wanted in any case."""
     impatient: bool = False
     """Whether the oldest of them has waited long enough for others to be drained."""
     failed: frozenset[str] = frozenset()

@@ -1,5 +1,6 @@
 """What serving has taught: how long requests take, and how long it takes to end an instance."""
 
+import math
 from dataclasses import dataclass
 
 _WEIGHT = 0.2
@@ -26,6 +27,10 @@ class Expectation:
     seconds: float
     """From the same moment to its end."""
     generated_tokens: float
+
+    def slot_wait(self, waiting: int, slots: int) -> float:
+        """Seconds until `waiting` requests have had one of `slots` that are all taken."""
+        return self.seconds * waiting / slots if slots else math.inf
 
     def updated(self, served: Served) -> "Expectation":
         """With one request more."""

@@ -54,13 +54,19 @@ class Launcher:
         """Stops without grace that are under way, by node and instance."""
 
     def begin(
-        self, deployment: Deployment, instance: Instance, estimate: float | None = None
+        self,
+        deployment: Deployment,
+        instance: Instance,
+        estimate: float | None = None,
+        *,
+        for_move: bool = False,
     ) -> None:
-        """Keeps room for an instance and starts it."""
+        """Keeps room for an instance and starts it; `for_move`: see `StartUnderWay`."""
         need = self._state.needs[deployment.name]
         size = deployment.model.size_bytes
         self._state.fleet.plan(Planned(instance, need.checkpoint.key, size))
-        start = StartUnderWay(deployment, instance, self._clock.now(), estimate)
+        now = self._clock.now()
+        start = StartUnderWay(deployment, instance, now, estimate, for_move=for_move)
         self._state.starts[instance.instance_id] = start
         self._tasks.spawn(self._start(start), name=f"start {instance.instance_id}")
 

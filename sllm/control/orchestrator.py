@@ -57,6 +57,8 @@ class Orchestrator:
         self._wake = asyncio.Event()
         self._due: set[str] = set()
         self._room_changed = False
+        self._ways: dict[str, list[str]] = {}
+        """For each deployment, the instances that are being migrated away for it."""
         self._moments: dict[str, float] = {}
         """When time alone makes a deployment due, in the clock's seconds."""
 
@@ -136,17 +138,20 @@ class Orchestrator:
     def make_way(self, name: str, action: MigrateThenStart) -> None:
         """Migrates running instances away, so that there is room for a deployment."""
         self.placer.making_way.add(name)
+        self._ways[name] = [move.instance_id for move in action.moves]
         self.movers.make_way(name, action.moves)
 
     def way_made(self, name: str) -> None:
         """What was to make room for a deployment has gone, or stays."""
         self.placer.making_way.discard(name)
+        if any(map(self._state.fleet.instance, self._ways.pop(name, ()))):
+            self.placer.way_failed(name)
         self.wake(name)
         self.wake_for_room()
 
     def start(self, name: str, start: Start) -> Instance:
         """Begins an instance that requests are to move to."""
-        instance = self.placer.start(name, start)
+        instance = self.placer.start(name, start, for_move=True)
         self._state.changes.notify(name)
         return instance
 
@@ -343,7 +348,7 @@ class Orchestrator:
         if error is None:
             self._state.setbacks.pop(name, None)
             self.placer.start_succeeded(start)
-        elif name in self._state.deployments and not start.withdrawn:
+        elif name in self._state.deployments and not (start.withdrawn or start.for_move):
             self.placer.start_failed(start, error)
         self.wake(name)
         self.wake_for_room()

@@ -60,7 +60,9 @@ def place(snapshot: Snapshot, demand: Demand) -> Decision:
     action: Action | None = _reuse(snapshot, demand)
     if action is None:
         ranking = Ranking(snapshot, demand.need)
-        action = _start(snapshot, demand, ranking) or _wait(snapshot, demand, ranking)
+        action = _start(snapshot, demand, ranking)
+        if action is None or _is_slower(action, demand):
+            action = _wait(snapshot, demand, ranking)
     return Decision(action, snapshot, demand)
 
 
@@ -149,6 +151,11 @@ def _is_free(start: Start | MigrateThenStart | None) -> bool:
     return start is not None and not start.victims
 
 
+def _is_slower(start: Start | MigrateThenStart, demand: Demand) -> bool:
+    """Whether those who wait are expected to have a slot before an instance could be ready."""
+    return demand.waiting > 0 and demand.slot_wait <= _seconds(start) < math.inf
+
+
 def _sooner(
     one: Start | MigrateThenStart | None, other: Start | MigrateThenStart | None
 ) -> Start | MigrateThenStart | None:
@@ -198,6 +205,8 @@ def _known(seconds: float) -> float | None:
 
 
 def _wait(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait:
+    if demand.waiting and demand.slot_wait < math.inf:
+        return Wait(f"a slot is expected in {demand.slot_wait:.1f} s, sooner than from a start")
     if not ranking.node_ids:
         blocked = Blocked.TOO_SMALL if snapshot.nodes else Blocked.NO_NODES
         return Wait(blocked.value, blocked=blocked)

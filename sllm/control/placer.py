@@ -1,5 +1,6 @@
 """Carries placement's decisions out, in the order of whose turn it is."""
 
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -47,6 +48,8 @@ class Placer:
         self._later = later
         self.residency = Residency(config.residency_factor, config.longest_residency_seconds)
         self._make_way = make_way
+        self._unmoved_until: dict[str, float] = {}
+        """In the clock's seconds."""
 
     def place_all(self, wanted: Mapping[str, int]) -> None:
         """Finds nodes for as many more instances of each deployment, the longest wait first.
@@ -73,6 +76,7 @@ class Placer:
         return Demand(
             need=self._state.needs[name],
             waiting=self._state.queue.count(name),
+            slot_wait=self._slot_wait(name),
             impatient=alone and self._waited(name) >= patience,
             failed=setback.nodes if setback else frozenset(),
             closed=closed or {},
@@ -80,13 +84,41 @@ class Placer:
             resident=frozenset(self.residency.resident(self._clock.now())),
         )
 
+    def _slot_wait(self, name: str) -> float:
+        """See `Demand.slot_wait`: as long as requests take, and slots there are."""
+        state, scaling = self._state, self._state.deployments[name].spec.scaling
+        instances, most = state.fleet.instances_of(name), state.needs[name].max_concurrency
+        expected = state.experience.expectation(name)
+        spread = (scaling.target_concurrency or most) < most  # more instances than slots ask for
+        if expected is None or spread or len(instances) < scaling.min_replicas:
+            return math.inf
+        starting = sum(one.state is InstanceState.STARTING for one in instances)
+        beyond = max(0, state.queue.count(name) - starting * most)
+        return expected.slot_wait(beyond, (len(instances) - starting) * most)
+
     def decide(self, demand: Demand) -> Decision:
         """What placement says to a demand now. Changes nothing."""
         state = self._state
-        if self._config.migrate:
+        if self._config.migrate and demand.need.deployment not in self._unmoved():
             demand = replace(demand, may_migrate=True)
             return placement.place(state.snapshot_for_moves(), demand)
         return placement.place(state.snapshot(), demand)
+
+    def way_failed(self, name: str) -> None:
+        """Notes that what was to make way for a deployment has stayed.
+
+        For a while nothing is asked to again: it would most likely stay as well.
+        """
+        moment = self._clock.now() + self._config.drain_patience_seconds
+        self._unmoved_until[name] = moment
+        self._later(name, moment)
+
+    def _unmoved(self) -> set[str]:
+        """Deployments for which nothing is migrated away now."""
+        now = self._clock.now()
+        kept = {name: moment for name, moment in self._unmoved_until.items() if moment > now}
+        self._unmoved_until = kept
+        return set(kept)
 
     def start_succeeded(self, start: StartUnderWay) -> None:
         """An instance is ready; if it comes back from making room, its turn begins."""
@@ -132,7 +164,7 @@ class Placer:
                 self._wait(name, decision, wait, closed)
         return False
 
-    def start(self, name: str, start: Start) -> Instance:
+    def start(self, name: str, start: Start, *, for_move: bool = False) -> Instance:
         """Begins an instance where placement has decided; it is in the fleet from now on."""
         for victim in start.victims:
             self._change(victim, self._launcher.end)
@@ -150,7 +182,8 @@ class Placer:
             estimate=start.estimate,
             victims=start.victims,
         )
-        self._launcher.begin(self._state.deployments[name], instance, start.estimate)
+        deployment = self._state.deployments[name]
+        self._launcher.begin(deployment, instance, start.estimate, for_move=for_move)
         return instance
 
     def _wait(self, name: str, decision: Decision, wait: Wait, closed: dict[str, str]) -> None:

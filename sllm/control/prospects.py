@@ -3,9 +3,10 @@
 from sllm.clock import Clock
 from sllm.control import placement
 from sllm.control.admission import Prospect
-from sllm.control.decisions import MigrateThenStart, Start
+from sllm.control.decisions import MigrateThenStart, Start, Wait
 from sllm.control.experience import Expectation
 from sllm.control.orchestrator import Orchestrator
+from sllm.control.placement import Decision
 from sllm.control.state import State
 from sllm.control.tickets import Ticket
 
@@ -28,19 +29,20 @@ class Prospects:
             ahead=ahead,
             waiting=queue.count(name),
             waiting_in_all=len(queue),
-            wait=self._wait(name, ahead, expected),
+            wait=self._wait(ticket, ahead, expected),
             first_token=expected.first_token_seconds if expected else 0.0,
         )
 
-    def _wait(self, name: str, ahead: int, expected: Expectation | None) -> float | None:
+    def _wait(self, ticket: Ticket, ahead: int, expected: Expectation | None) -> float | None:
         """Seconds until it would be with an instance, if anyone knows."""
+        name = ticket.deployment
         instances, need = self._state.fleet.instances_of(name), self._state.needs[name]
         uses, most = self._state.slots.uses, need.max_concurrency
         if placement.free_instance(instances, uses, most) and not self._state.queue.count(name):
             return 0.0
         ways = [self._start_wait(name), self._turn_wait(name, ahead, expected)]
         if not instances:
-            ways.append(self._new_wait(name))
+            ways.append(self._new_wait(ticket))
         return min((way for way in ways if way is not None), default=None)
 
     def _start_wait(self, name: str) -> float | None:
@@ -52,10 +54,38 @@ class Prospects:
     def _turn_wait(self, name: str, ahead: int, expected: Expectation | None) -> float | None:
         """Until the ready instances, all of them busy, have served those ahead."""
         slots = len(self._state.ready_replicas(name)) * self._state.needs[name].max_concurrency
-        return expected.seconds * (ahead + 1) / slots if slots and expected else None
+        return expected.slot_wait(ahead + 1, slots) if slots and expected else None
 
-    def _new_wait(self, name: str) -> float | None:
-        """Until an instance that would be started now is ready."""
+    def _new_wait(self, ticket: Ticket) -> float | None:
+        """Until an instance is ready that is started now, or once there is room."""
         placer = self._orchestrator.placer
-        action = placer.decide(placer.demand(name)).action
-        return action.estimate if isinstance(action, Start | MigrateThenStart) else None
+        decision = placer.decide(placer.demand(ticket.deployment))
+        match decision.action:
+            case Start(estimate=estimate) | MigrateThenStart(estimate=estimate):
+                return estimate
+            case Wait(blocked=None):
+                return self._room_wait(ticket, decision)
+        return None
+
+    def _room_wait(self, ticket: Ticket, decision: Decision) -> float | None:
+        """Until busy instances have ended, one for each deployment whose turn comes before."""
+        starts = [one.estimate for one in decision.candidates if one.estimate is not None]
+        ends = sorted(filter(None, map(self._busy_seconds, self._state.slots.uses)))
+        if not starts or not ends:
+            return None
+        rounds, place = divmod(self._deployments_ahead(ticket), len(ends))
+        making_room = rounds * ends[-1] + ends[place] + self._state.experience.stop_seconds
+        return making_room + min(starts)
+
+    def _busy_seconds(self, instance_id: str) -> float | None:
+        """For how long an instance is expected to be busy. None: it is not, or nobody knows."""
+        instance = self._state.fleet.instance(instance_id)
+        if instance is None or not self._state.slots.uses[instance_id].in_flight:
+            return None
+        expected = self._state.experience.expectation(instance.deployment)
+        return expected.seconds if expected else None
+
+    def _deployments_ahead(self, ticket: Ticket) -> int:
+        """Deployments that have found no room and whose turn comes before a request's."""
+        heads = map(self._state.queue.head, self._orchestrator.placer.unmet - {ticket.deployment})
+        return sum(head is not None and head.turn <= ticket.turn for head in heads)

@@ -120,6 +120,17 @@ def assemble(
     )
 
 
+def prefill_of(timing: Timing) -> tuple[Phase, ...]:
+    """The node's phases of a request that has not ended where its first token came from.
+
+    Nobody there is left to tell them: the time from the node's being called to the first token
+    stands in for the prefill, the way there and back included.
+    """
+    if timing.first_token_at is None:
+        return ()
+    return (Phase(PhaseKind.PREFILL, 0.0, timing.first_token_at - timing.dispatched_at),)
+
+
 def _warm_phases(timing: Timing) -> list[Phase]:
     queued = timing.picked_at - timing.taken_at
     return [

@@ -140,10 +140,11 @@ class Relay:
             dispatched_at=dispatched_at,
             first_token_at=ticket.progress.first_token_at,
         )
-        phases = wire.phases(finished.receipt.phases) if first is assignment else ()
-        for phase in phases:
+        told = wire.phases(finished.receipt.phases) if first is assignment else ()
+        for phase in told:
             if phase.kind is receipts.PhaseKind.PREFILL:
                 self._state.costs.observe_prefill(finished.usage.prompt_tokens, phase.duration)
+        phases = told or receipts.prefill_of(timing)
         receipt = receipts.assemble(
             timing,
             first.start,

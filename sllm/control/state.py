@@ -34,6 +34,8 @@ class StartUnderWay:
     """When the node was told. 0: not yet."""
     loading: Loading | None = None
     """How far it is, as last heard."""
+    for_move: bool = False
+    """Whether it is to take over what runs elsewhere, and no request waits for it."""
     withdrawn: bool = False
     """Nobody wants it any more; it ends as soon as it can."""
     error: errors.SllmError | None = None

@@ -127,6 +127,34 @@ async def test_a_destination_that_goes_meanwhile_changes_nothing(
     assert_whole(stream)
 
 
+async def test_a_migration_that_could_not_start_is_not_held_against_the_node(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    """Where no request waited for the start, none is told of it, and the node may be tried."""
+    stream = await running(cluster)
+    other = await cluster.add_node("n2")
+    other.script.start_errors.append(errors.StartFailed("not now"))
+    with pytest.raises(errors.StartFailed):
+        await migrate(cluster, request_id="mine", to_node_id="n2")
+    await cluster.lose_node("n1")
+    await stream.end()
+    assert_whole(stream)
+
+
+async def test_the_receipt_of_what_has_moved_tells_its_prefill(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    await migrate(cluster, request_id="mine", to_node_id="n2")
+    halfway.script.amid_tokens.open()
+    await stream.end()
+    (prefill,) = (one for one in stream.receipt.phases if one.kind == pb.PHASE_KIND_PREFILL)
+    begun, took = (one.ToNanoseconds() / 1e9 for one in (prefill.start, prefill.duration))
+    first_token = stream.receipt.time_to_first_token.ToNanoseconds() / 1e9
+    assert begun + took == pytest.approx(first_token, abs=0.002)
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

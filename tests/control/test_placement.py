@@ -41,6 +41,28 @@ def test_an_instance_that_nobody_waits_for_is_started_beside_an_idle_one() -> No
     assert isinstance(place(cluster, Demand(NEED, waiting=0)).action, Start)
 
 
+@pytest.mark.parametrize("slot_wait", [0.5, 1.0])
+def test_a_slot_that_is_free_sooner_is_waited_for(slot_wait: float) -> None:
+    """The start would take a second: the node has the weights."""
+    busy = {"i1": Use("n1", 2, 0.0)}
+    cluster = snapshot(
+        view(instances=[instance("i1", "m")], copies=[copy(tier=Tier.DRAM)]), uses=busy
+    )
+    assert isinstance(place(cluster, Demand(NEED, slot_wait=slot_wait)).action, Wait)
+
+
+@pytest.mark.parametrize(("slot_wait", "waiting"), [(1.5, 1), (0.0, 0)])
+def test_an_instance_is_started_that_is_ready_before_a_slot_or_is_wanted_in_any_case(
+    slot_wait: float, waiting: int
+) -> None:
+    busy = {"i1": Use("n1", 2, 0.0)}
+    cluster = snapshot(
+        view(instances=[instance("i1", "m")], copies=[copy(tier=Tier.DRAM)]), uses=busy
+    )
+    demand = Demand(NEED, slot_wait=slot_wait, waiting=waiting)
+    assert isinstance(place(cluster, demand).action, Start)
+
+
 # --- start ------------------------------------------------------------------------------------
 
 

@@ -222,6 +222,28 @@ async def test_the_first_event_tells_how_long_it_will_take(
     assert warm.events[0].queued.HasField("estimated_wait")
 
 
+async def test_the_expected_wait_counts_the_turns_of_other_deployments(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    """The node has room for one instance at a time; each is busy for as long as `busy` was."""
+    names = ("busy", "second", "third")
+    for name in names:
+        await cluster.caller.deploy(name, f"file:///{name}", kv_cache_tokens=40 * 1024)
+    for name in names:
+        await cluster.caller.complete(name)
+    node.script.before_finish.shut()
+    busy = await cluster.caller.generate("busy").until("tokens")
+    second = await cluster.caller.generate("second", priority=1).until("queued")
+    third = await cluster.caller.generate("third").until("queued")
+    node.script.before_finish.open()
+    for stream in (busy, second, third):
+        await stream.end()
+    waits = [one.events[0].queued for one in (second, third)]
+    assert all(one.HasField("estimated_wait") for one in waits)
+    seconds = [one.estimated_wait.ToNanoseconds() / 1e9 for one in waits]
+    assert seconds[1] > seconds[0] > 0
+
+
 async def test_a_call_may_have_no_deadline(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     stream = await cluster.caller.complete(timeout=None)
