@@ -203,9 +203,6 @@ class _Connection:
                 pass_fds=(theirs.fileno(), pool_fd),
                 stdin=DEVNULL,
                 env={**os.environ, **_ENVIRONMENT},
-                # Ctrl-C is for the agent, which ends the rest in order. No session of its own: the
-                # kernel shares processors out to sessions, and niceness counts within one alone.
-                process_group=0,
             )
         return cls(process, ours)
 

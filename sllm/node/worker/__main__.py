@@ -4,6 +4,7 @@ Importing takes seconds, and this process must not outlive its agent for so long
 its agent comes before what it imports.
 """
 
+import os
 import sys
 
 from sllm.process import die_with_parent
@@ -12,6 +13,9 @@ from sllm.process import die_with_parent
 def run(agent_fd: int, pool_fd: int, agent_pid: int) -> None:
     """Serves forks until the agent is gone."""
     die_with_parent(agent_pid)
+    # Ctrl-C is for the agent, which ends the rest in order. No session of its own: the kernel
+    # shares processors out to sessions, and niceness counts within one alone.
+    os.setpgid(0, 0)
     from sllm.node.worker import zygote
 
     zygote.serve(agent_fd, pool_fd)
