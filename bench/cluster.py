@@ -2,6 +2,7 @@
 
     make bench-cluster BENCH='--minutes 3 --json FILE'
     make bench-cluster BENCH='--minutes 3 --kill'
+    make bench-cluster BENCH='--minutes 3 --no-migrate'
 
 Every node's pool holds a third of the models, instances stay for a few seconds, and callers stream
 through the SDK. With --kill each node in turn and the control plane are killed and come back, and
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from make_models import make_model
 
@@ -48,7 +50,12 @@ ARRIVAL_CV = 4.0
 """Bursts of some ten requests: a trace of minutes has many of them."""
 KEEP_ALIVE = 3.0
 """Seconds: most bursts find their model cold."""
-WORST_SHOWN = 6
+WORST_SHOWN = 10
+PARTS = (
+    *("QUEUED", "PLACED", "asking", "IMPORT", "READ_SSD", "WORKER_START", "PREPARE"),
+    *("handing over", "ATTACH", "ENGINE_INIT", "telling", "PREFILL"),
+)
+"""In their order; see `sllm.PhaseKind` and `bench.live.results.BETWEEN`."""
 LENGTHS = Dataset("short", prompt_tokens=16.0, output_tokens=24.0, most_tokens=128)
 
 
@@ -59,6 +66,8 @@ class Run:
     asked: Sequence[Asked]
     blows: Sequence[Blow]
     watching: Watching
+    processors_busy: float
+    """Share of the machine's processors' time while it lasted."""
 
     @property
     def failures(self) -> list[Asked]:
@@ -95,15 +104,17 @@ async def run_trace(
         asking, watching = Asking(client, arrivals), Watching(client)
         killing = Killing(cluster, watching, asking.now, NODES)
         watch = asyncio.create_task(watching.run())
+        psutil.cpu_percent()  # from now on
         sending = asyncio.create_task(asking.run())
         if kill:
             every = arrivals[-1].at / len(killing.plan())
             await killing.run(client, every)
         await sending
+        busy = psutil.cpu_percent() / 100
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
-    return Run(asking.asked, killing.blows, watching)
+    return Run(asking.asked, killing.blows, watching, busy)
 
 
 def _print_first_tokens(asked: Sequence[Asked]) -> None:
@@ -133,7 +144,7 @@ def _print_starts(starts: Sequence[StartSeen]) -> None:
 
 def _print_phases(starts: Sequence[StartSeen]) -> None:
     """Where the time of starts went: the median, and those whose estimates were worst."""
-    kinds = sorted({kind for one in starts for kind in one.phases})
+    kinds = [kind for kind in PARTS if any(kind in one.phases for one in starts)]
     worst = sorted(starts, key=lambda one: one.ratio, reverse=True)[:WORST_SHOWN]
     median = [f"{1000 * percentile([x.phases.get(k, 0.0) for x in starts], 50):.0f}" for k in kinds]
     rows = [["median", "", "", *median]]
@@ -168,6 +179,7 @@ def _print_summary(run: Run) -> None:
         ["went on elsewhere", str(moved)],
         ["most instances at a time", str(run.watching.most_instances)],
         ["evictions from pools", str(evictions)],
+        ["processors busy", f"{run.processors_busy:.0%}"],
         ["starts without an estimate", str(unknown_estimates(run.asked))],
     ]
     print_table("The trace", ["what", "count"], rows)
@@ -191,6 +203,9 @@ def main(
     rate: Annotated[float, typer.Option(help="Requests per second over all models.")] = 1.5,
     seed: Annotated[int, typer.Option(help="Of the trace.")] = 1,
     kill: Annotated[bool, typer.Option("--kill", help="Kill and stop servers meanwhile.")] = False,
+    migrate: Annotated[
+        bool, typer.Option(help="Whether placement may migrate what runs, to make room.")
+    ] = True,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Runs the trace; ends with status 1 if anything failed that should not have."""
@@ -200,7 +215,11 @@ def main(
         directory = Path(scratch) / "cluster"
         directory.mkdir()
         with local_cluster(
-            directory, nodes=NODES, dram_bytes=POOL_BYTES, kv_bytes=KV_BYTES
+            directory,
+            nodes=NODES,
+            dram_bytes=POOL_BYTES,
+            kv_bytes=KV_BYTES,
+            options=() if migrate else ("--no-migrate",),
         ) as cluster:
             run = asyncio.run(run_trace(cluster, models, arrivals, kill))
     starts = starts_of(run.asked)

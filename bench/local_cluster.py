@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +51,27 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(
-    directory: Path, *, dram_bytes: int, kv_bytes: int, nodes: int = 1
+    directory: Path,
+    *,
+    dram_bytes: int,
+    kv_bytes: int,
+    nodes: int = 1,
+    options: Sequence[str] = (),
 ) -> Iterator[LocalCluster]:
-    """Runs `sllm up` in `directory`, and ends it afterwards. Sizes are those of each node."""
+    """Runs `sllm up` in `directory`, and ends it afterwards.
+
+    Args:
+        directory: for all files of the cluster.
+        dram_bytes: pool of each node.
+        kv_bytes: memory for KV caches of each node.
+        nodes: how many.
+        options: more of `sllm up`.
+    """
     command = [sys.executable, "-m", "sllm.cli.main", "up", "--nodes", str(nodes), "--port", "0"]
     sizes = ["--dram", str(dram_bytes), "--kv", str(kv_bytes)]
     with (directory / "up.log").open("w") as log:
         up = subprocess.Popen(
-            [*command, *sizes, "--dir", str(directory)],
+            [*command, *sizes, *options, "--dir", str(directory)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -140,10 +140,13 @@ def main(
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Runs the load and prints what has come of it; fails if a token was lost or came twice."""
-    with tempfile.TemporaryDirectory() as scratch:
-        sizes = {"dram_bytes": 512 * MIB, "kv_bytes": 256 * MIB}
-        with local_cluster(Path(scratch), nodes=NODES, **sizes) as cluster:
-            tally = asyncio.run(_soak(cluster, callers, minutes * 60, seed))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        local_cluster(
+            Path(scratch), dram_bytes=512 * MIB, kv_bytes=256 * MIB, nodes=NODES
+        ) as cluster,
+    ):
+        tally = asyncio.run(_soak(cluster, callers, minutes * 60, seed))
     rows = [("generations whole", str(tally.whole)), ("moves", str(tally.moved))]
     rows += [(f"blow: {name}", str(count)) for name, count in sorted(tally.blows.items())]
     rows += [(f"error: {name}", str(count)) for name, count in sorted(tally.errors.items())]

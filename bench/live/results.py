@@ -25,12 +25,36 @@ class StartSeen:
     actual: float
     """Seconds."""
     phases: dict[str, float]
-    """Seconds, by kind."""
+    """Seconds, by kind, and what is between them: see `BETWEEN`."""
 
     @property
     def ratio(self) -> float:
         """The estimate's error over what is allowed; at most 1 is right."""
         return abs(self.actual - self.estimate) / max(ALLOWED_SHARE * self.actual, ALLOWED_SECONDS)
+
+
+BETWEEN = ("asking", "handing over", "telling")
+"""What is between the phases: from the node's being called to the fork; from the worker's being
+prepared and the weights' being there to their mapping; from the engine's start to the control
+plane's knowing of it."""
+
+
+def _parts(receipt: sllm.Receipt, actual: float) -> dict[str, float]:
+    """A start's phases, and what is between them, in seconds."""
+    phases = {str(phase.kind): phase for phase in receipt.phases}
+    parts = {kind: phase.duration for kind, phase in phases.items()}
+    if not {"PLACED", "WORKER_START", "ATTACH", "ENGINE_INIT"} <= phases.keys():
+        return parts
+    ends = {kind: phase.start + phase.duration for kind, phase in phases.items()}
+    before = max(ends.get(kind, 0.0) for kind in ("PREPARE", "READ_SSD", "IMPORT"))
+    ready_at = phases["PLACED"].start + actual
+    moments = (
+        (ends["PLACED"], phases["WORKER_START"].start),
+        (before, phases["ATTACH"].start),
+        (ends["ENGINE_INIT"], ready_at),
+    )
+    gaps = {name: end - begin for name, (begin, end) in zip(BETWEEN, moments, strict=True)}
+    return parts | gaps
 
 
 def starts_of(asked: Iterable[Asked]) -> list[StartSeen]:
@@ -40,12 +64,13 @@ def starts_of(asked: Iterable[Asked]) -> list[StartSeen]:
         receipt = one.receipt
         if receipt and receipt.cold and receipt.estimated_start is not None:
             assert receipt.actual_start is not None
-            found[receipt.instance_id] = StartSeen(
+            seen = StartSeen(
                 str(receipt.from_tier),
                 receipt.estimated_start,
                 receipt.actual_start,
-                {str(phase.kind): phase.duration for phase in receipt.phases},
+                _parts(receipt, receipt.actual_start),
             )
+            found.setdefault(receipt.instance_id, seen)  # who came first saw all of it
     return list(found.values())
 
 

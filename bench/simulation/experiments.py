@@ -12,7 +12,10 @@ from bench.simulation.results import Cell, Outcome, outcome_of
 from bench.simulation.workload import GSM8K, SHAREGPT, Dataset, bursty_trace, deployments
 
 SERVERS = 4
-RATES = {GSM8K: (2.0, 5.0, 8.0, 11.0, 15.0), SHAREGPT: (0.7, 1.7, 3.0, 4.0, 5.5)}
+RATES = {
+    GSM8K: (2.0, 5.0, 8.0, 9.5, 11.0, 13.0, 15.0),
+    SHAREGPT: (0.7, 1.7, 2.5, 3.0, 3.5, 4.0, 5.5),
+}
 """Requests per second over all models, from hardly any to too many."""
 POLICIES: Mapping[str, Callable[[int], Policy]] = {
     "random": RandomNode,
@@ -23,6 +26,10 @@ POLICIES: Mapping[str, Callable[[int], Policy]] = {
 """By name, from a seed."""
 BESIDE = "sllm, preempting"
 """The policy that stops what `sllm` would migrate; for a look at what migration itself is worth."""
+
+INSTANT = "instant starts"
+"""Locality where starts take no time: who waits then, waits for a GPU that others hold."""
+INSTANT_SERVER = Server(ssd_bytes_per_second=1e18, pcie_bytes_per_second=1e18, init_seconds=0.0)
 
 LARGE_SERVERS = 1000
 LARGE_REPLICAS = {OPT_6_7B: 5714, OPT_13B: 2857, OPT_30B: 1429}
@@ -50,6 +57,8 @@ def sweep(scale: Scale) -> Iterator[Cell]:
         for rate in rates:
             for name, make in POLICIES.items():
                 yield cell(name, make, dataset, rate, scale)
+            instant = POLICIES["locality"]
+            yield cell(INSTANT, instant, dataset, rate, scale, INSTANT_SERVER)
 
 
 def beside(dataset: Dataset, rate: float, scale: Scale) -> Cell:
@@ -58,14 +67,19 @@ def beside(dataset: Dataset, rate: float, scale: Scale) -> Cell:
 
 
 def cell(
-    name: str, make: Callable[[int], Policy], dataset: Dataset, rate: float, scale: Scale
+    name: str,
+    make: Callable[[int], Policy],
+    dataset: Dataset,
+    rate: float,
+    scale: Scale,
+    server: Server = Server(),  # noqa: B008 - it is frozen
 ) -> Cell:
     """One policy at one rate on the paper's cluster; all policies see the same traces."""
     models = deployments(REPLICAS)
     outcomes = []
     for seed in scale.seeds:
         trace = bursty_trace(models, dataset, rate=rate, requests=scale.requests, seed=seed)
-        nodes = [SimulatedNode(f"server-{i}", Server(), models) for i in range(SERVERS)]
+        nodes = [SimulatedNode(f"server-{i}", server, models) for i in range(SERVERS)]
         for index, node in enumerate(nodes):  # every model is in one pool when the trace begins
             node.fill_pool(sorted(models)[index::SERVERS])
         simulation = Simulation(nodes, trace, make(seed), scale.concurrency)

@@ -13,6 +13,9 @@ LEAST_BUSY, MOST_BUSY = 0.4, 0.9
 """Between these a cluster is busy and not saturated, if its queue does not grow."""
 MOST_LEFT = 0.02
 """Share of a trace's requests that may be waiting when the last one comes; more: it grows."""
+MOST_WAITING = 0.01
+"""Share of the requests that may have to wait for a GPU even if starts took no time. Where more do,
+bursts overrun the cluster, and P99 tells how long others hold it, whatever placement does."""
 NOT_SERVED = "Seconds in which a request was not served: until it was, and when it was interrupted."
 
 
@@ -84,6 +87,11 @@ class Cell:
     def utilisation(self) -> float:
         """Mean over the traces."""
         return float(np.mean([one.utilisation for one in self.outcomes]))
+
+    @property
+    def waiting(self) -> float:
+        """Share of the requests that were not served at once."""
+        return float(np.mean(self.latencies > 0))
 
     @property
     def grows(self) -> bool:

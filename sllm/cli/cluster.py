@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from sllm import config, errors
-from sllm.cli.servers import MetricsPort
+from sllm.cli.servers import MetricsPort, Migrate
 from sllm.cli.sizes import GIB, size_option
 from sllm.cli.supervisor import LISTENING, Command, Server
 from sllm.process import until_terminated
@@ -37,12 +37,15 @@ class Plan:
     """Each node's memory for KV caches."""
     metrics_port: int | None
     """Prometheus port of the control plane; the nodes have those after it. 0: any, for all."""
+    migrate: bool = True
+    """Whether running instances are migrated away where that makes room sooner."""
 
     def control(self) -> Command:
         """The control plane."""
+        migrate = () if self.migrate else ("--no-migrate",)
         return Command(
             name="control",
-            arguments=("control", *self._common("control", 0)),
+            arguments=("control", *migrate, *self._common("control", 0)),
             listen=f"127.0.0.1:{self.port}",
             log=self._log("control"),
             keeps_address=True,
@@ -81,6 +84,7 @@ def up(
     kv: Annotated[int, size_option("Memory for KV caches.", "1GiB")] = GIB,
     port: Annotated[int, typer.Option(help="Port of the control plane; 0 takes any.")] = 50051,
     metrics_port: MetricsPort = None,
+    migrate: Migrate = True,
 ) -> None:
     """Run a cluster on this machine, until Ctrl-C. Sizes are those of each node."""
     plan = Plan(
@@ -91,6 +95,7 @@ def up(
         ssd_bytes=ssd,
         kv_bytes=kv,
         metrics_port=metrics_port,
+        migrate=migrate,
     )
     asyncio.run(_until_asked(plan))
 

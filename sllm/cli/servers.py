@@ -14,6 +14,9 @@ from sllm.process import die_with_parent
 Listen = Annotated[str, typer.Option(help="host:port to serve on; port 0 takes any.")]
 Directory = Annotated[Path | None, typer.Option("--dir", help="Where the server keeps its files.")]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus here; 0 takes any port.")]
+Migrate = Annotated[
+    bool, typer.Option(help="Migrate running instances away where that makes room sooner.")
+]
 Parent = Annotated[int | None, typer.Option(help="End with this process.", hidden=True)]
 
 
@@ -26,9 +29,7 @@ def control(
     max_queued_per_deployment: Annotated[
         int, typer.Option(min=1, help="Requests that may wait for one deployment.")
     ] = 1_000,
-    migrate: Annotated[
-        bool, typer.Option(help="Migrate running instances away where that makes room sooner.")
-    ] = True,
+    migrate: Migrate = True,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
