@@ -1,13 +1,20 @@
-"""What bringing instances up took on this node, by checkpoint and engine."""
+"""What bringing instances up took on this node, by checkpoint and engine.
 
-from collections import OrderedDict
+Checkpoints of exactly the same size are taken for variants of one model, whose starts take the
+same: a single start may have been held up by anything, and of most variants there are few.
+"""
+
+import statistics
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 _WEIGHT = 0.4
-"""Weight of the newest start in the running means."""
+"""Weight of the newest start in the running mean over all models."""
 _KEPT = 512
 """Checkpoints and engines that are remembered, those started last."""
+_STARTS = 9
+"""The latest starts of a model and its variants, of which the medians are told."""
 
 InitKey = tuple[str, str]
 """A checkpoint's digest and an engine's name."""
@@ -15,7 +22,7 @@ InitKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class InitTime:
-    """Running means of the starts of one checkpoint with one engine."""
+    """What starts of one checkpoint with one engine take."""
 
     size_bytes: int
     """Of the checkpoint."""
@@ -31,23 +38,39 @@ class Inits:
     def __init__(self) -> None:
         self.mean: float | None = None
         """Seconds that a start takes besides the load, over all models. None: none yet."""
-        self._times: OrderedDict[InitKey, InitTime] = OrderedDict()
+        self._sizes: OrderedDict[InitKey, int] = OrderedDict()
+        self._starts: dict[tuple[int, str], deque[InitTime]] = {}
+        """The latest of each size and engine."""
 
     @property
     def times(self) -> Mapping[InitKey, InitTime]:
         """By checkpoint and engine."""
-        return self._times
+        medians = {kind: _median(starts) for kind, starts in self._starts.items()}
+        return {(key, engine): medians[size, engine] for (key, engine), size in self._sizes.items()}
 
     def observe(self, key: InitKey, seen: InitTime) -> None:
         """Takes in a start that has succeeded."""
-        known = self._times.pop(key, seen)
-        self._times[key] = InitTime(
-            seen.size_bytes, _mean(known.prepare, seen.prepare), _mean(known.attach, seen.attach)
-        )
-        if len(self._times) > _KEPT:
-            self._times.popitem(last=False)
+        self._sizes[key] = seen.size_bytes
+        self._sizes.move_to_end(key)
+        kind = seen.size_bytes, key[1]
+        self._starts.setdefault(kind, deque(maxlen=_STARTS)).append(seen)
+        if len(self._sizes) > _KEPT:
+            self._forget_oldest()
         seconds = seen.prepare + seen.attach
         self.mean = seconds if self.mean is None else _mean(self.mean, seconds)
+
+    def _forget_oldest(self) -> None:
+        (_, engine), size = self._sizes.popitem(last=False)
+        if all((size, engine) != (other, key[1]) for key, other in self._sizes.items()):
+            del self._starts[size, engine]
+
+
+def _median(starts: deque[InitTime]) -> InitTime:
+    return InitTime(
+        starts[0].size_bytes,
+        prepare=statistics.median(one.prepare for one in starts),
+        attach=statistics.median(one.attach for one in starts),
+    )
 
 
 def _mean(before: float, newest: float) -> float:

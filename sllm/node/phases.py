@@ -58,8 +58,9 @@ class Timeline:
 
     @property
     def prepare_seconds(self) -> float:
-        """What starting and preparing the worker took, beside the load."""
-        return sum(phase.duration for phase in self._phases if phase.kind in _PREPARATIONS)
+        """Seconds until the worker was prepared, beside the load; what came before it included."""
+        preparations = (phase for phase in self._phases if phase.kind in _PREPARATIONS)
+        return max((phase.start + phase.duration for phase in preparations), default=0.0)
 
     @property
     def attach_seconds(self) -> float:

@@ -215,6 +215,20 @@ def test_nothing_that_could_be_done_is_sooner(cluster: Snapshot, demand: Demand)
         assert best == math.inf
 
 
+@given(clusters(), demands(), st.sampled_from([0.0, 0.5, 1.5, 10.0]))
+def test_a_slot_is_waited_for_only_where_no_start_is_sooner(
+    cluster: Snapshot, demand: Demand, slot_wait: float
+) -> None:
+    demand = replace(demand, closed={}, waiting=1, slot_wait=slot_wait)
+    action = place(cluster, demand).action
+    best = _best(cluster, demand)
+    if isinstance(action, Start | MigrateThenStart):
+        assert action.estimate == pytest.approx(best)
+        assert best < slot_wait
+    elif isinstance(action, Wait):
+        assert slot_wait <= best
+
+
 @settings(max_examples=300)
 @given(clusters(), demands())
 def test_whatever_is_decided_has_room_and_takes_it_from_nobody(

@@ -34,13 +34,13 @@ def test_preparing_runs_beside_the_load_and_attaching_comes_after_both() -> None
     clock = ManualClock()
     timeline = Timeline(clock)
     timeline.add(PhaseKind.READ_SSD, 0.0, 2.0)
-    timeline.add(PhaseKind.WORKER_START, 0.0, 1.0)
-    timeline.add(PhaseKind.PREPARE, 1.0, 2.0)
+    timeline.add(PhaseKind.WORKER_START, 0.25, 1.0)  # the source was looked at before
+    timeline.add(PhaseKind.PREPARE, 1.25, 2.0)
     clock.advance(7.5)
     timeline.add_ending_now(PhaseKind.ENGINE_INIT, 4.0)
 
-    assert timeline.prepare_seconds == 3.0
-    assert timeline.attach_seconds == 4.5
+    assert timeline.prepare_seconds == 3.25
+    assert timeline.attach_seconds == 4.25
 
 
 def test_what_is_read_last_is_what_attaching_waits_for() -> None:
