@@ -29,6 +29,8 @@ class Telemetry:
 
     metrics_port: int | None
     """Port that serves Prometheus. None: none does."""
+    exporting: bool
+    """Whether anything is exported, which `shutdown` waits for."""
     _closers: ExitStack
 
     def shutdown(self) -> None:
@@ -55,7 +57,7 @@ def configure(service_name: str, *, instance_id: str, metrics_port: int | None =
     with ExitStack() as closers:
         _configure_logs(service_name, instance_id, closers)
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-            return Telemetry(None, closers.pop_all())
+            return Telemetry(None, False, closers.pop_all())
         resource = Resource.create(
             {"service.name": service_name, "service.instance.id": instance_id}
         )
@@ -64,7 +66,8 @@ def configure(service_name: str, *, instance_id: str, metrics_port: int | None =
         port = None
         if _exports("METRICS") or metrics_port is not None:
             port = _export_metrics(resource, metrics_port, closers)
-        return Telemetry(port, closers.pop_all())
+        exporting = _exports("TRACES") or _exports("METRICS")
+        return Telemetry(port, exporting, closers.pop_all())
 
 
 def _exports(signal: str) -> bool:

@@ -3,6 +3,7 @@
 import re
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -21,9 +22,7 @@ PHASES = {"QUEUED", "PLACED", "WORKER_START", "PREPARE", "ATTACH", "PREFILL"}
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    with Collector.running() as collector, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
-        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    with Collector.running() as collector:
         yield collector
 
 
@@ -33,7 +32,12 @@ def observed(
 ) -> Iterator[Cluster]:
     """A cluster that exports its traces, with a deployment."""
     directory = tmp_path_factory.mktemp("observed")
-    with running(directory, nodes=1, options=["--metrics-port", "0"]) as cluster:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # for these servers alone
+            patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
+            patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+            observed = running(directory, nodes=1, options=["--metrics-port", "0"])
+            cluster = stack.enter_context(observed)
         cluster.client.deploy("seen", f"file://{models / 'tiny-llama'}")
         yield cluster
 

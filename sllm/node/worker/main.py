@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,9 @@ STOP_GRACE = 1.0
 
 END_TIMEOUT = 5
 """Seconds after which the kernel ends a worker that does not manage to."""
+
+EXPORT_TIMEOUT = 0.5
+"""Seconds that the last spans and metrics have to be exported."""
 
 _SERVICES = (worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],)
 
@@ -53,5 +57,14 @@ async def _serve(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> 
     failed = host.failed.done()
     await host.close()
     await server.stop(STOP_GRACE)
-    exporters.shutdown()
+    _export_the_rest(exporters)
     return 1 if failed else 0
+
+
+def _export_the_rest(exporters: telemetry.Telemetry) -> None:
+    """Waits for a moment only: while no collector answers, the room of this worker is wanted."""
+    if not exporters.exporting:
+        return
+    exporting = threading.Thread(target=exporters.shutdown, daemon=True)
+    exporting.start()
+    exporting.join(EXPORT_TIMEOUT)

@@ -145,9 +145,9 @@ class WorkerClient:
             yield await self._commands.get()
 
 
-async def fork(zygote: Zygote, socket: Path) -> WorkerClient:
-    """Forks a worker and connects to it."""
-    return WorkerClient(await zygote.fork(WorkerSpec(socket.stem, socket)), socket)
+async def fork(zygote: Zygote, socket: Path, **environment: str) -> WorkerClient:
+    """Forks a worker, with these variables, and connects to it."""
+    return WorkerClient(await zygote.fork(WorkerSpec(socket.stem, socket, environment)), socket)
 
 
 async def is_idle(worker: WorkerClient) -> bool:

@@ -1,7 +1,15 @@
+"""What tests of workers share: models, a pool, and the zygote that workers are forked from."""
+
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from make_models import make_model
+
+from sllm.node.pool import Pool
+from sllm.node.zygote import Zygote
+from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
 
 FAMILIES = ("tiny-llama", "tiny-opt", "tiny-qwen2", "tiny-gpt2")
 
@@ -13,3 +21,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in FAMILIES:
         make_model(family, directory / family)
     return directory
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return Pool(32 << 20, CHUNK_BYTES)
+
+
+@pytest.fixture(scope="module")
+def staged(models: Path, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Staged:
+    return stage(models / "tiny-gpt2", tmp_path_factory.mktemp("staged") / "gpt2", pool)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def zygote(pool: Pool) -> AsyncIterator[Zygote]:
+    zygote = Zygote()
+    with pytest.MonkeyPatch.context() as patch:
+        # Larger pieces of memory are asked of the kernel, which can be told to refuse them.
+        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(64 * 1024))
+        await zygote.start(pool.fd)
+    yield zygote
+    await zygote.close()

@@ -14,7 +14,6 @@ from serverlessllm.v1 import types_pb2
 from transformers import AutoTokenizer
 
 from sllm import errors
-from sllm.node.pool import Pool
 from sllm.node.zygote import Zygote
 from tests.node.worker.clients import (
     KV_BYTES,
@@ -27,33 +26,12 @@ from tests.node.worker.clients import (
     so_far,
     warm,
 )
-from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
+from tests.node.worker.staging import Staged
 from tests.support import assert_eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TEXT = "Once upon a time"
-
-
-@pytest.fixture(scope="module")
-def pool() -> Pool:
-    return Pool(32 << 20, CHUNK_BYTES)
-
-
-@pytest.fixture(scope="module")
-def staged(models: Path, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Staged:
-    return stage(models / "tiny-gpt2", tmp_path_factory.mktemp("staged") / "gpt2", pool)
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def zygote(pool: Pool) -> AsyncIterator[Zygote]:
-    zygote = Zygote()
-    with pytest.MonkeyPatch.context() as patch:
-        # Larger pieces of memory are asked of the kernel, which can be told to refuse them.
-        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(64 * 1024))
-        await zygote.start(pool.fd)
-    yield zygote
-    await zygote.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -323,6 +301,16 @@ async def test_a_terminated_worker_ends_in_order(blank: WorkerClient, staged: St
     await blank.until(lambda: found.tokens)
     os.kill(blank.pid, signal.SIGTERM)
     assert await asyncio.wait_for(blank.forked.exited, 10) == 0
+
+
+async def test_a_collector_that_does_not_answer_holds_no_worker_up(
+    zygote: Zygote, staged: Staged, tmp_path: Path
+) -> None:
+    traced = await fork(zygote, tmp_path / "s", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
+    await traced.prepare(staged.directory)
+    os.kill(traced.pid, signal.SIGTERM)
+    assert await asyncio.wait_for(traced.forked.exited, 10) == 0
+    await traced.close()
 
 
 async def test_an_engine_that_fails_fails_its_requests_and_ends_the_process(
