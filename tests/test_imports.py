@@ -21,6 +21,7 @@ OTHER_EDGES = {
     "sllm.node.emigration",  # calls other nodes
     "sllm.node.generations",  # hands requests on as they are
     "sllm.node.immigration",  # answers other nodes
+    "sllm.node.passage",  # calls other nodes
     "sllm.node.migration_stream",  # calls other nodes
     "sllm.node.outputs",  # holds the workers' messages as they are
     "sllm.node.reporter",  # calls the control plane

@@ -41,8 +41,15 @@ def migrate(
 def _table(migration: Migration) -> Table:
     table = Table("request", "outcome", "rounds", "tokens", "cutover", "total", box=None)
     for one in migration.requests:
-        seconds = (f"{1000 * value:.0f} ms" for value in (one.cutover, one.duration))
+        times = (_milliseconds(value) for value in (one.cutover, one.duration))
         outcome = f"{one.outcome} {one.message}".strip()
-        table.add_row(one.request_id, outcome, str(one.rounds), str(one.tokens), *seconds)
-    table.caption = f"to {migration.instance_id} on {migration.node_id}"
+        table.add_row(one.request_id, outcome, str(one.rounds), str(one.tokens), *times)
+    estimate = migration.estimate
+    expected = "not known before" if estimate is None else f"expected {_milliseconds(estimate)}"
+    took = f"{_milliseconds(migration.duration)}, {expected}"
+    table.caption = f"to {migration.instance_id} on {migration.node_id} in {took}"
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms"

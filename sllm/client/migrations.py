@@ -35,7 +35,13 @@ async def migration(
             case "ended":
                 ended = enums.MigrationOutcome.ENDED
                 outcomes.append(records.RequestMigration(message.ended.request_id, ended))
-    return records.Migration(chosen.node_id, chosen.instance_id, chosen.started, tuple(outcomes))
+    return records.Migration(
+        node_id=chosen.node_id,
+        instance_id=chosen.instance_id,
+        started=chosen.started,
+        requests=tuple(outcomes),
+        estimate=seconds(chosen.estimate) if chosen.HasField("estimate") else None,
+    )
 
 
 def _moved(moved: pb.MigrateMoved) -> records.RequestMigration:
@@ -46,6 +52,7 @@ def _moved(moved: pb.MigrateMoved) -> records.RequestMigration:
         tokens=moved.tokens,
         duration=seconds(moved.duration),
         cutover=seconds(moved.cutover),
+        gap=moved.gap_tokens,
     )
 
 

@@ -118,6 +118,9 @@ class RequestMigration:
     """Seconds from the first round until it went on at the destination."""
     cutover: float = 0.0
     """Seconds from its stop at the source until it went on at the destination."""
+    gap: int = 0
+    """Of `tokens`, those that were sent after the last round: the destination computed them while
+    it stood still."""
     reason: str = ""
     """The error's reason for which it has stayed, if it has."""
     message: str = ""
@@ -136,6 +139,14 @@ class Migration:
     """Whether the instance was started for it."""
     requests: tuple[RequestMigration, ...]
     """Every generation that was to move."""
+    estimate: float | None = None
+    """Seconds that moving them was expected to take, once the instance was ready. None: nothing
+    had moved, nor any prompt been computed, from which it could have been learned."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds that moving them has taken."""
+        return max((one.duration for one in self.requests), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

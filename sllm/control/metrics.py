@@ -28,12 +28,18 @@ migrations = _meter.create_counter(
 migration_seconds = _meter.create_histogram(
     "sllm.migration.duration",
     unit="s",
-    description="From a generation's first round to its going on at the destination.",
+    description="From the first round to all going on at the destination, of what moves together.",
 )
 move_estimate_ratio = _meter.create_histogram(
     "sllm.migration.estimate_ratio",
     unit="1",
     description="What placement expected a move to take, over what it took.",
+)
+transfer_estimate_ratio = _meter.create_histogram(
+    "sllm.migration.transfer_estimate_ratio",
+    unit="1",
+    description="What moving generations to where it is ready for them was expected to take, over "
+    "what it took.",
 )
 instance_starts = _meter.create_counter(
     "sllm.instance.starts", unit="{start}", description="Starts that have ended, by outcome."

@@ -26,7 +26,7 @@ class MigrationCosts:
             self._add(tokens, seconds)
 
     def observe_move(self, tokens: int, seconds: float) -> None:
-        """Takes in how long a generation of so many tokens has taken to move."""
+        """Takes in how long generations of so many tokens altogether have taken to move."""
         if not self._moved:
             self._moved = True
             self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)

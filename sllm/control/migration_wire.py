@@ -27,9 +27,8 @@ def migration_ask(request: pb.MigrateRequest, migrator: Migrator) -> MigrationAs
 def migrate_response(news: News) -> pb.MigrateResponse:
     """What is told of a migration."""
     match news:
-        case Chosen(node_id, instance_id, started):
-            chosen = pb.MigrateChosen(node_id=node_id, instance_id=instance_id, started=started)
-            return pb.MigrateResponse(chosen=chosen)
+        case Chosen():
+            return pb.MigrateResponse(chosen=_chosen(news))
         case Loading():
             return pb.MigrateResponse(loading=wire.loading_message(news))
         case Round():
@@ -43,6 +42,16 @@ def migrate_response(news: News) -> pb.MigrateResponse:
             return pb.MigrateResponse(stayed=stayed)
         case Ended(request_id):
             return pb.MigrateResponse(ended=pb.MigrateEnded(request_id=request_id))
+
+
+def _chosen(news: Chosen) -> pb.MigrateChosen:
+    estimate = None if news.estimate is None else wire.duration(news.estimate)
+    return pb.MigrateChosen(
+        node_id=news.node_id,
+        instance_id=news.instance_id,
+        started=news.started,
+        estimate=estimate,
+    )
 
 
 def _round(news: Round) -> pb.MigrateRound:
@@ -61,4 +70,5 @@ def _moved(news: Moved) -> pb.MigrateMoved:
         tokens=news.tokens,
         duration=wire.duration(news.seconds),
         cutover=wire.duration(news.cutover_seconds),
+        gap_tokens=news.gap_tokens,
     )

@@ -28,6 +28,8 @@ class Chosen:
     instance_id: str
     started: bool
     """Whether the instance is started for them."""
+    estimate: float | None
+    """Seconds that moving them is expected to take, once it is ready. None: not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Moved:
     """From the first round on."""
     cutover_seconds: float
     """From the source's stop to the destination's going on."""
+    gap_tokens: int
+    """Of `tokens`, those that were sent with the cutover, in no round before."""
 
 
 @dataclass(frozen=True, slots=True)

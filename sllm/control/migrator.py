@@ -12,6 +12,7 @@ from sllm.clock import Clock
 from sllm.control import metrics, placement
 from sllm.control.decisions import Start
 from sllm.control.migrations import Chosen, MigrationAsk, Moved, News, Stayed
+from sllm.control.moves import transfer_seconds
 from sllm.control.nodes import Nodes
 from sllm.control.orchestrator import Orchestrator
 from sllm.control.progress import MigrationReason
@@ -75,7 +76,8 @@ class Migrator:
             errors.SllmError: Nothing could be moved.
         """
         destination, started = self._choose(ask)
-        yield Chosen(destination.node_id, destination.instance_id, started)
+        estimate = self._estimate(ask)
+        yield Chosen(destination.node_id, destination.instance_id, started, estimate)
         claim = self._state.slots.claim(destination.instance_id)
         try:
             if started:
@@ -83,9 +85,13 @@ class Migrator:
                     async for loading in progress:
                         yield loading
             claim.grow_to(len(self._tickets(ask)))
+            moved: list[Moved] = []
             async with aclosing(self._move(ask, destination)) as moving:
                 async for news in moving:
+                    if isinstance(news, Moved):
+                        moved.append(news)
                     yield news
+            self._learn(ask, destination, moved, estimate)
         finally:
             claim.release(self._clock.now())
             self._orchestrator.wake(destination.deployment)
@@ -178,23 +184,39 @@ class Migrator:
             return
         ids = [ask.request_id] if ask.request_id else []
         async for news in source.migrate(ask.source.instance_id, ids, destination, to, ask.reason):
-            self._learn(ask, to, news)
+            if isinstance(news, Stayed):
+                log.warning("control.stayed", request=news.request_id, error=str(news.error))
             yield news
         await self._spliced(ask, moving)
 
-    def _learn(self, ask: MigrationAsk, to: Instance, news: News) -> None:
-        match news:
-            case Moved():
-                self._state.costs.observe_move(news.tokens, news.seconds)
-                metrics.migration_seconds.record(news.seconds)
-                log.info(
-                    "control.migrated",
-                    request=news.request_id,
-                    source=ask.source.instance_id,
-                    destination=to.instance_id,
-                )
-            case Stayed(request_id, error):
-                log.warning("control.stayed", request=request_id, error=str(error))
+    def _estimate(self, ask: MigrationAsk) -> float | None:
+        """Seconds that it is expected to take. None: nothing has taught it yet."""
+        cost = self._state.costs.cost
+        running = [ticket.running() for ticket in self._tickets(ask)]
+        return (
+            transfer_seconds((replace(one, expected=0) for one in running), cost) if cost else None
+        )
+
+    def _learn(
+        self, ask: MigrationAsk, to: Instance, moved: Sequence[Moved], estimate: float | None
+    ) -> None:
+        """Takes in what has moved, all of which was under way together."""
+        if not moved:
+            return
+        tokens, seconds = sum(one.tokens for one in moved), max(one.seconds for one in moved)
+        self._state.costs.observe_move(tokens, seconds)
+        metrics.migration_seconds.record(seconds)
+        if estimate is not None:
+            metrics.transfer_estimate_ratio.record(estimate / max(seconds, 1e-3))
+        log.info(
+            "control.migrated",
+            requests=[one.request_id for one in moved],
+            source=ask.source.instance_id,
+            destination=to.instance_id,
+            tokens=tokens,
+            estimate=estimate,
+            actual=seconds,
+        )
 
     async def _spliced(self, ask: MigrationAsk, moving: Sequence[Ticket]) -> None:
         """Returns once the streams of what has moved are read where it is now."""

@@ -31,7 +31,7 @@ def migration_news(response: pb.StartMigrationResponse) -> News:
         case "done":
             done = response.done
             times = wire.seconds(done.duration), wire.seconds(done.cutover)
-            return Moved(request_id, done.rounds, done.tokens, *times)
+            return Moved(request_id, done.rounds, done.tokens, *times, done.gap_tokens)
         case "failure":
             failure = response.failure
             error = errors.make_error(failure.code, failure.reason, failure.message)

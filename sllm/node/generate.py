@@ -32,8 +32,17 @@ class Generation:
         clock: Clock,
         *,
         keep: bool = False,
+        gives_way: bool = False,
     ) -> None:
-        """Submits the request. `keep`: it can be read again from where a reader has left.
+        """Submits the request.
+
+        Args:
+            request: As it is to be generated here.
+            worker: Of the instance.
+            node_id: This node.
+            clock: For the receipt.
+            keep: Whether it can be read again from where a reader has left.
+            gives_way: Whether the engine computes all others before it.
 
         Raises:
             errors.WorkerDied: The worker has ended.
@@ -48,6 +57,7 @@ class Generation:
         self.outputs = OutputStream(request, keep=keep)
         self._worker = worker
         self._node_id = node_id
+        self._gives_way = gives_way
         self._timeline = Timeline(clock)
         self._submitted_at = clock.now()
         self._sequence = 0
@@ -123,7 +133,7 @@ class Generation:
         work = pb.GenerateRequest()
         work.CopyFrom(request)
         work.request_id = f"{request.request_id}/{next(_numbers)}"
-        self._worker.submit(work, self.outputs)
+        self._worker.submit(work, self.outputs, gives_way=self._gives_way)
         self._work_id = work.request_id
 
     def _translate(

@@ -2,7 +2,7 @@
 
 The KV cache is computed by a request that asks for a token and is ended with it. What it leaves in
 the engine's cache, the next round and the generation itself find there: prefix sharing makes them
-cost their new tokens only.
+cost their new tokens only. It gives way to all that the engine generates already.
 """
 
 import asyncio
@@ -111,7 +111,7 @@ class Immigration:
             max_tokens=_PROBE_TOKENS,
             ignore_eos=True,
         )
-        ahead = Generation(probe, self._worker, self._node_id, self._clock)
+        ahead = Generation(probe, self._worker, self._node_id, self._clock, gives_way=True)
         try:
             async with aclosing(ahead.events(self)) as events:
                 async for event in events:

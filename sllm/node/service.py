@@ -14,9 +14,10 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceServicer
 from sllm.clock import Clock
 from sllm.node import wire
 from sllm.node.agent import Agent
-from sllm.node.emigration import Destination, Emigration
+from sllm.node.emigration import Emigration
 from sllm.node.generations import Generations
 from sllm.node.immigration import Immigration
+from sllm.node.passage import Destination, Terms
 
 
 class NodeServicer(NodeServiceServicer):
@@ -81,13 +82,9 @@ class NodeServicer(NodeServiceServicer):
         """Moves generations to another node."""
         running = self._agent.instance(request.instance_id).running
         chosen = self._generations.chosen(request.instance_id, request.request_ids)
-        emigration = Emigration(
-            Destination(request.to_node_id, request.to_address, request.to_instance_id),
-            request.reason,
-            self._node_id,
-            running.context_tokens if running else 0,
-            self._clock,
-        )
+        to = Destination(request.to_node_id, request.to_address, request.to_instance_id)
+        terms = Terms(to, request.reason, running.context_tokens if running else 0)
+        emigration = Emigration(terms, self._node_id, self._clock)
         async with aclosing(emigration.run(chosen)) as told:
             async for news in told:
                 yield news

@@ -126,10 +126,17 @@ class Worker:
             context_tokens=reply.context_tokens,
         )
 
-    def submit(self, request: inference_pb.GenerateRequest, stream: OutputStream) -> None:
+    def submit(
+        self,
+        request: inference_pb.GenerateRequest,
+        stream: OutputStream,
+        *,
+        gives_way: bool = False,
+    ) -> None:
         """Hands a request to the engine; what comes of it comes through `stream`.
 
         Its id must never have been used here: an output that comes late is nobody else's.
+        `gives_way`: others are computed before it.
 
         Raises:
             errors.WorkerDied: The worker has ended.
@@ -138,7 +145,7 @@ class Worker:
             raise self.gone.result()
         self._streams[request.request_id] = stream
         self._idle.clear()
-        self._commands.put_nowait(pb.RunRequest(submit=request))
+        self._commands.put_nowait(pb.RunRequest(submit=request, gives_way=gives_way))
 
     def release(self, request_id: str) -> None:
         """Forgets a request; one that has not ended is cancelled in the engine."""

@@ -11,7 +11,11 @@ import sllm
 from sllm import errors
 from tests.client.fake_control import FakeControl
 
-CHOSEN = pb.MigrateResponse(chosen=pb.MigrateChosen(node_id="n-2", instance_id="i-2", started=True))
+CHOSEN = pb.MigrateResponse(
+    chosen=pb.MigrateChosen(
+        node_id="n-2", instance_id="i-2", started=True, estimate=Duration(nanos=800_000_000)
+    )
+)
 LOADING = pb.MigrateResponse(
     loading=types.Loading(phase=types.LOAD_PHASE_READ, loaded_bytes=1, total_bytes=4)
 )
@@ -23,6 +27,7 @@ MOVED = pb.MigrateResponse(
         tokens=9,
         duration=Duration(seconds=1),
         cutover=Duration(nanos=5_000_000),
+        gap_tokens=3,
     )
 )
 STAYED = pb.MigrateResponse(
@@ -55,6 +60,7 @@ def test_an_instance_is_moved(control: FakeControl, client: sllm.Client) -> None
                 tokens=9,
                 duration=1.0,
                 cutover=0.005,
+                gap=3,
             ),
             sllm.RequestMigration(
                 "r-2",
@@ -64,7 +70,9 @@ def test_an_instance_is_moved(control: FakeControl, client: sllm.Client) -> None
             ),
             sllm.RequestMigration("r-3", sllm.MigrationOutcome.ENDED),
         ),
+        estimate=0.8,
     )
+    assert migration.duration == 1.0
     assert [one.loaded_bytes for one in progress] == [1]
     (request,) = control.requests["Migrate"]
     assert request == pb.MigrateRequest(instance_id="i-1", to_node_id="n-2")

@@ -164,7 +164,8 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
                 reason=request.reason,
             )
             self.script.amid_tokens.open()
-            done = node_pb.MigrationDone(rounds=1, tokens=5)
+            done = node_pb.MigrationDone(rounds=1, tokens=10, gap_tokens=2)
+            done.duration.FromMilliseconds(500)
             yield node_pb.StartMigrationResponse(request_id=request_id, done=done)
 
     async def Evict(self, request: node_pb.EvictRequest, context: Any) -> node_pb.EvictResponse:

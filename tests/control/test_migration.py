@@ -58,6 +58,32 @@ async def test_a_request_goes_on_where_it_is_sent(cluster: Cluster, halfway: Fak
     assert halfway.cancelled == [], "the source has ended the stream itself"
 
 
+async def test_what_it_takes_is_learned_from_what_has_moved(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    other = await cluster.add_node("n2")
+    await cluster.caller.deploy(min_replicas=2, max_replicas=2)
+    await cluster.wait_for_instances(2)
+    estimates = []
+    for number in range(2):
+        for node in (halfway, other):
+            node.script.tokens_before_gate = AMID
+            node.script.amid_tokens.shut()
+        name = f"r{number}"
+        stream = await until_amid(cluster.caller.generate(max_tokens=TOKENS, request_id=name))
+        estimates.append((await migrate(cluster, request_id=name))[0].chosen)
+        for node in (halfway, other):
+            node.script.amid_tokens.open()
+        await stream.end()
+        assert_whole(stream)
+    assert not estimates[0].HasField("estimate"), "nothing has taught it yet"
+    assert estimates[1].HasField("estimate")
+    per_token = 0.5 / 10  # as the first was
+    seconds = estimates[1].estimate.ToNanoseconds() / 1e9
+    assert seconds >= AMID * per_token
+    assert seconds == pytest.approx(round(seconds / per_token) * per_token)
+
+
 async def test_an_instance_moves_with_all_its_requests_and_ends(
     cluster: Cluster, halfway: FakeNode
 ) -> None:

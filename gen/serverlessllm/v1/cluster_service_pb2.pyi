@@ -1076,22 +1076,30 @@ class MigrateChosen(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     instance_id: _builtins.str
     started: _builtins.bool
     """Whether the instance is started for them."""
+    @_builtins.property
+    def estimate(self) -> _duration_pb2.Duration:
+        """How long moving them is expected to take, once the instance is ready. Unset: not known yet."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         started: _builtins.bool = ...,
+        estimate: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "node_id", b"node_id", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate", "instance_id", b"instance_id", "node_id", b"node_id", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__estimate: _TypeAlias = _typing.Literal["estimate"]  # noqa: Y015
+    _WhichOneofArgType__estimate: _TypeAlias = _typing.Literal["_estimate", b"_estimate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate) -> _WhichOneofReturnType__estimate | None: ...
 
 Global___MigrateChosen: _TypeAlias = MigrateChosen  # noqa: Y015
 
@@ -1139,10 +1147,13 @@ class MigrateMoved(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     CUTOVER_FIELD_NUMBER: _builtins.int
+    GAP_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     rounds: _builtins.int
     tokens: _builtins.int
     """Of prompt and generation."""
+    gap_tokens: _builtins.int
+    """Of `tokens`, those that were sent with the cutover, in no round before."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """From the first round on."""
@@ -1159,10 +1170,11 @@ class MigrateMoved(_message.Message):
         tokens: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
         cutover: _duration_pb2.Duration | None = ...,
+        gap_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "request_id", b"request_id", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "gap_tokens", b"gap_tokens", "request_id", b"request_id", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

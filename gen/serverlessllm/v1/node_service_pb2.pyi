@@ -487,9 +487,12 @@ class MigrationDone(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     CUTOVER_FIELD_NUMBER: _builtins.int
+    GAP_TOKENS_FIELD_NUMBER: _builtins.int
     rounds: _builtins.int
     tokens: _builtins.int
     """Of prompt and generation."""
+    gap_tokens: _builtins.int
+    """Of `tokens`, those that were sent with the cutover, in no round before."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """From the first round to the destination's going on."""
@@ -505,10 +508,11 @@ class MigrationDone(_message.Message):
         tokens: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
         cutover: _duration_pb2.Duration | None = ...,
+        gap_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "gap_tokens", b"gap_tokens", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -194,8 +194,13 @@ Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
 class RunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    GIVES_WAY_FIELD_NUMBER: _builtins.int
     SUBMIT_FIELD_NUMBER: _builtins.int
     CANCEL_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    gives_way: _builtins.bool
+    """Of `submit`: all others' prompts are computed before its own, and little of it at once while
+    others generate.
+    """
     cancel_request_id: _builtins.str
     @_builtins.property
     def submit(self) -> _inference_service_pb2.GenerateRequest:
@@ -204,12 +209,13 @@ class RunRequest(_message.Message):
     def __init__(
         self,
         *,
+        gives_way: _builtins.bool = ...,
         submit: _inference_service_pb2.GenerateRequest | None = ...,
         cancel_request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_request_id", b"cancel_request_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_request_id", b"cancel_request_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_request_id", b"cancel_request_id", "command", b"command", "gives_way", b"gives_way", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["submit", "cancel_request_id"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015

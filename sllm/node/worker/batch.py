@@ -6,7 +6,7 @@ forward pass runs, the logits processor sees the logits, the router gets the tok
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import LogitsProcessorList
@@ -18,6 +18,7 @@ from transformers.generation.continuous_batching.requests import (
     FutureRequestState,
     GenerationOutput,
     RequestState,
+    RequestStatus,
 )
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
@@ -30,6 +31,9 @@ from sllm.node.worker.engine import (
     TokenLogprob,
 )
 from sllm.node.worker.sampler import Draw, draw_tokens, token_logprobs
+
+_AHEAD_TOKENS = 64
+"""Tokens of those that give way in a step in which others generate: each adds to their wait."""
 
 
 @dataclass(slots=True)
@@ -90,6 +94,11 @@ class Batch:
         self._finished.difference_update(request_ids)
         self._report(())
 
+    def gives_way(self, request_id: str) -> bool:
+        """Whether a request is computed after all others; one that is cancelled does not matter."""
+        running = self._requests.get(request_id)
+        return running is not None and running.request.gives_way
+
     def begin_step(self, scheduled: Sequence[FutureRequestState]) -> list[_Running | None]:
         """Counts a step; gives the requests that get a token from it, in the order of the rows."""
         self._steps += 1
@@ -141,12 +150,34 @@ def _finish_reason(request: EngineRequest, token_id: int) -> FinishReason:
     return FinishReason.STOP if token_id in request.stop_token_ids else FinishReason.LENGTH
 
 
+class _Chosen(NamedTuple):
+    """What transformers' scheduler says of a step, in its order."""
+
+    requests: list[FutureRequestState]
+    any_did_not_fit: bool
+    decodes_only: bool
+    """Whether each gets one token, in the way that is made for that."""
+    query_tokens: int
+    cache_tokens: int
+
+    def with_those(self, more: "_Chosen") -> "_Chosen":
+        """Of these and of others in one step."""
+        return _Chosen(
+            self.requests + more.requests,
+            self.any_did_not_fit or more.any_did_not_fit,
+            self.decodes_only and more.decodes_only,
+            self.query_tokens + more.query_tokens,
+            self.cache_tokens + more.cache_tokens,
+        )
+
+
 class Scheduler(FIFOScheduler):  # type: ignore[misc]  # untyped library
-    """First come, first served; tells the batch whom it has let go."""
+    """First come, first served, but for those that give way; tells the batch whom it has let go."""
 
     def __init__(self, batch: Batch, **options: Any) -> None:
         super().__init__(**options)
         self._batch = batch
+        self.starved_requests: list[Any]
         batch.watch(self)
 
     def clear_cancelled_requests(self) -> list[RequestState]:
@@ -158,6 +189,37 @@ class Scheduler(FIFOScheduler):  # type: ignore[misc]  # untyped library
             self.block_new_requests = False
             self._batch.let_go([state.request_id for state in cleared])
         return cleared
+
+    def _process_candidates(
+        self,
+        candidates: list[RequestState],
+        token_budget: int,
+        cache_budget: int,
+        no_longer_waiting: set[str],
+    ) -> _Chosen:
+        """Chooses a step's requests: who gives way comes only into steps without others' prompts.
+
+        And beside others that generate it takes a small part. Otherwise what is computed ahead for
+        a generation that is to come would hold up those that are there, and those that have come:
+        for the length of a prompt, or that of a large step.
+        """
+        first = [one for one in candidates if not self._batch.gives_way(one.request_id)]
+        last = [one for one in candidates if self._batch.gives_way(one.request_id)]
+        prompts = {one.request_id for one in first if one.status != RequestStatus.DECODING}
+        chosen = _Chosen(
+            *super()._process_candidates(first, token_budget, cache_budget, no_longer_waiting)
+        )
+        tokens = token_budget - chosen.query_tokens
+        if chosen.requests:
+            tokens = min(tokens, _AHEAD_TOKENS)
+        last = last[: self.max_requests_per_batch - len(chosen.requests)]
+        if not (last and tokens) or any(one.state.request_id in prompts for one in chosen.requests):
+            return chosen
+        starved = self.starved_requests
+        left = cache_budget - chosen.cache_tokens
+        ahead = _Chosen(*super()._process_candidates(last, tokens, left, no_longer_waiting))
+        self.starved_requests = starved + self.starved_requests
+        return chosen.with_those(ahead)
 
 
 class Router(OutputRouter):  # type: ignore[misc]  # untyped library

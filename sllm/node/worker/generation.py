@@ -27,6 +27,8 @@ class GenerationRequest:
     """How many alternatives to give for every token. None: no logprobs at all."""
     generated: tuple[int, ...] = ()
     """Tokens of the generation that were given out before, elsewhere."""
+    gives_way: bool = False
+    """Whether all others come before it; see `EngineRequest.gives_way`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,7 @@ class Generations:
             | (frozenset() if request.ignore_eos else self._files.stop_token_ids),
             logprobs=request.logprobs,
             first_position=generated,
+            gives_way=request.gives_way,
         )
 
     async def _off_loop(

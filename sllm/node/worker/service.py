@@ -70,7 +70,7 @@ class WorkerServicer(WorkerServiceServicer):
 
     def _submit(self, request: pb.RunRequest) -> None:
         try:
-            self._host.generations.submit(wire.generation_request(request.submit))
+            self._host.generations.submit(wire.generation_request(request))
         except SllmError as error:
             refusal = Output(request.submit.request_id, Failed(error))
             self._host.outbox.put((refusal,), self._host.counters)

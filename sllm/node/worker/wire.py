@@ -44,12 +44,13 @@ def pooled_weights(request: pb.AttachRequest) -> PooledWeights:
     )
 
 
-def generation_request(request: inference_pb.GenerateRequest) -> GenerationRequest:
+def generation_request(command: pb.RunRequest) -> GenerationRequest:
     """What a caller asks for.
 
     Raises:
         InvalidPrompt: There is no prompt.
     """
+    request = command.submit
     return GenerationRequest(
         request_id=request.request_id,
         prompt=_prompt(request),
@@ -60,6 +61,7 @@ def generation_request(request: inference_pb.GenerateRequest) -> GenerationReque
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
         generated=tuple(request.continuation.token_ids),
+        gives_way=command.gives_way,
     )
 
 

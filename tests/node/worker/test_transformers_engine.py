@@ -211,6 +211,30 @@ def test_a_request_that_finishes_early_does_not_count_as_cancelled(harness: Harn
     assert harness.engine.counters.cancelled_requests == before.cancelled_requests
 
 
+def test_what_gives_way_is_computed_after_all_others(harness: Harness) -> None:
+    ahead = [request((n,) * 450, max_tokens=2, gives_way=True) for n in range(50, 53)]
+    for one in ahead:
+        harness.engine.submit(one)
+    harness.steps.get(timeout=TIMEOUT)  # the first of them is under way
+    urgent = request((60,) * 300, max_tokens=1)
+    results = harness.generate([urgent])
+    assert ahead[-1].request_id not in results.tokens, "all were computed before"
+    for one in ahead:
+        harness.engine.cancel(one.request_id)
+    wait_until(lambda: harness.engine.counters.running_requests == 0)
+
+
+def test_what_gives_way_takes_a_small_part_of_the_steps_of_others(harness: Harness) -> None:
+    running = request(max_tokens=1500)
+    harness.engine.submit(running)
+    wait_until(lambda: harness.steps.get(timeout=TIMEOUT).tokens)  # it generates
+    before = harness.engine.counters.steps
+    harness.generate([request((70,) * 512, max_tokens=1, gives_way=True)])
+    assert harness.engine.counters.steps - before >= 512 // 64
+    harness.engine.cancel(running.request_id)
+    wait_until(lambda: harness.engine.counters.running_requests == 0)
+
+
 def test_requests_are_served_after_the_cache_was_short_and_all_were_cancelled(
     models: Path,
 ) -> None:

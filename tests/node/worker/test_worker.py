@@ -183,6 +183,30 @@ async def test_a_generation_goes_on_from_any_token(worker: WorkerClient, sampled
         assert one.completed.reason == types_pb2.FINISH_REASON_LENGTH
 
 
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_generation_goes_on_within_a_character_and_within_a_stop_string(
+    worker: WorkerClient, stops: bool
+) -> None:
+    """The text of both parts is the whole text, wherever it was cut."""
+    fields = {"text": TEXT, "max_tokens": 40, "ignore_eos": True, "sampling": warm(7)}
+    free = await worker.generate(rid(), **fields)
+    stop = free.text[len(free.text) // 2 :][:12]
+    fields["stop"] = [stop if stops else "never in it"]
+    uncut = await worker.generate(rid(), **fields)
+    assert uncut.completed is not None
+    assert uncut.completed.stop == (stop if stops else "")
+    held = sum(len(uncut.given[n]) == len(uncut.given.get(n - 1, "")) for n in uncut.given)
+    assert held > 2, "the text of some tokens waits for that of those that follow"
+    cuts = [count for count in uncut.given if count < len(uncut.tokens)]
+    rest = [worker.submit(rid(), continuation=so_far(uncut.tokens[:cut]), **fields) for cut in cuts]
+    await worker.until(lambda: all(one.ended for one in rest))
+    for cut, one in zip(cuts, rest, strict=True):
+        assert one.tokens == uncut.tokens[cut:], cut
+        assert uncut.given[cut] + one.text == uncut.text, cut
+        assert one.completed is not None
+        assert one.completed.stop == uncut.completed.stop
+
+
 async def test_a_generation_that_had_ended_only_says_so(worker: WorkerClient) -> None:
     free = await worker.generate(rid(), text=TEXT, max_tokens=30, sampling=warm())
     fields = {"text": TEXT, "max_tokens": 30, "sampling": warm()}
