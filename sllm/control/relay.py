@@ -1,5 +1,6 @@
 """One request's stream: from the instances that serve it, one after the other, to its caller."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -37,6 +38,8 @@ class Relay:
         self._orchestrator = orchestrator
         self._clock = clock
         self._tasks = Tasks()
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        """Requests that their nodes are told to end, by id."""
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
         """Everything after `queued`, up to `finished`.
@@ -64,8 +67,15 @@ class Relay:
         """Has the node end what it still does for a request: hanging up alone lets it linger."""
         assignment = ticket.assignment
         if assignment and ticket.opened:
-            work = self._cancel(assignment, ticket.request_id)
-            self._tasks.spawn(work, name=f"cancel {ticket.request_id}")
+            request_id = ticket.request_id
+            work = self._cancel(assignment, request_id)
+            self._ending[request_id] = self._tasks.spawn(work, name=f"cancel {request_id}")
+            self._ending[request_id].add_done_callback(lambda _: self._ending.pop(request_id, None))
+
+    async def ended(self, request_id: str) -> None:
+        """Returns once nodes have been told of the end of a request: its id may be used again."""
+        if ending := self._ending.get(request_id):
+            await asyncio.wait([ending])
 
     async def close(self) -> None:
         """Leaves the nodes with what they do."""

@@ -60,6 +60,10 @@ class Router:
             self._enqueue(ticket)
         return ticket
 
+    async def vacant(self, request_id: str) -> None:
+        """Returns once a request of this id that was cancelled has ended where it was."""
+        await self._relay.ended(request_id)
+
     async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
         """The caller's stream: `queued` first, `finished` last.
 

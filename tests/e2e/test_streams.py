@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -94,3 +95,18 @@ async def test_a_request_can_be_cancelled_by_its_id(cluster: Cluster, deployed: 
         await client.cancel("mine")
         with pytest.raises(sllm.errors.Cancelled):
             await stream.result()
+
+
+async def test_an_id_can_be_used_again_at_once_after_its_request_was_cancelled(
+    cluster: Cluster, deployed: str
+) -> None:
+    options: dict[str, Any] = {"ignore_eos": True, "temperature": 0.0, "request_id": "again"}
+    async with sllm.AsyncClient(cluster.control.address) as client:
+        expected = await client.complete(deployed, "For ever", max_tokens=40, **options)
+        for _ in range(10):
+            stream = client.generate(deployed, "For ever", max_tokens=400, **options)
+            while not isinstance(await stream.receive(), sllm.Tokens):
+                pass
+            await stream.cancel()
+            again = await client.complete(deployed, "For ever", max_tokens=40, **options)
+            assert again.token_ids == expected.token_ids
