@@ -3,7 +3,9 @@
     PYTHONPATH=examples python -m bench.soak --minutes 3 --json FILE
 
 Every caller asks again and again for one of a few generations whose outcome is known from before.
-In the end no token may have been lost, and none come twice.
+In the end no token may have been lost, and none come twice, nobody may still wait, and nothing be
+left on the nodes. Failures are counted with their reasons: there is one only where no node was left
+for as long as a request waits.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 import sllm
@@ -27,11 +30,12 @@ MODEL = Path(__file__).parent.parent / "examples" / "tiny-llama"
 NODES = 3
 KINDS = 12
 """Different generations."""
-TOKENS = 120
+TOKENS = 400
 PAUSE_SECONDS = (1.0, 4.0)
 """Between two blows."""
 END_SECONDS = 120.0
-"""Time that the last requests have."""
+"""Time that the last requests have, and then the nodes to be idle."""
+LATE = "still waiting at the end"
 
 
 @dataclass(slots=True)
@@ -39,12 +43,22 @@ class Tally:
     """What has come of all requests."""
 
     whole: int = 0
+    """Answered with the tokens and the text that were expected."""
+    other: int = 0
+    """Answered with others."""
     moved: int = 0
     """Times that a generation has gone on elsewhere."""
     lost: int = 0
     twice: int = 0
+    left: int = 0
+    """Requests that nodes still worked on when all had been answered."""
     errors: Counter[str] = field(default_factory=Counter)
     blows: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def clean(self) -> bool:
+        """Whether all came as it should; requests that failed with a reason aside."""
+        return not (self.other or self.lost or self.twice or self.left or self.errors[LATE])
 
 
 class Soak:
@@ -65,9 +79,22 @@ class Soak:
         asking = [asyncio.create_task(self._caller(expected, until)) for _ in range(callers)]
         await self._blows(until)
         done, late = await asyncio.wait(asking, timeout=END_SECONDS)
-        self.tally.errors["LATE"] += len(late)
+        self.tally.errors[LATE] += len(late)
+        for task in late:
+            task.cancel()
         for task in done:
             task.result()
+        self.tally.left = await self._left()
+
+    async def _left(self) -> int:
+        """Requests that nodes work on, once there are none or it has been waited long enough."""
+        until = time.monotonic() + END_SECONDS
+        while (left := await self._running()) and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+        return left
+
+    async def _running(self) -> int:
+        return sum(one.running_requests for one in await self._client.instances())
 
     def _ask(self, kind: int) -> sllm.AsyncStream:
         return self._client.generate(
@@ -87,7 +114,7 @@ class Soak:
             try:
                 result = await stream.result()
             except errors.SllmError as error:
-                self.tally.errors[error.reason] += 1
+                self.tally.errors[f"{error.reason}: {error.message}"[:60]] += 1
             else:
                 self._compare(result, expected[kind])
             finally:
@@ -97,7 +124,9 @@ class Soak:
         same = sum(a == b for a, b in zip(expected.token_ids, found.token_ids, strict=False))
         self.tally.lost += len(expected.token_ids) - same
         self.tally.twice += max(0, len(found.token_ids) - len(expected.token_ids))
-        self.tally.whole += found.token_ids == expected.token_ids and found.text == expected.text
+        whole = found.token_ids == expected.token_ids and found.text == expected.text
+        self.tally.whole += whole
+        self.tally.other += not whole
         self.tally.moved += len(found.migrations)
 
     async def _blows(self, until: float) -> None:
@@ -124,13 +153,25 @@ class Soak:
             await self._client.undrain(node)
 
     async def _kill(self) -> None:
-        self._cluster.server(self._some_node()).kill()
+        self._some_server().kill()
 
     async def _restart(self) -> None:
-        self._cluster.server(self._some_node()).terminate()
+        self._some_server().terminate()
 
     def _some_node(self) -> str:
         return f"node-{self._random.randrange(NODES) + 1}"
+
+    def _some_server(self) -> psutil.Process:
+        """A node's process.
+
+        Raises:
+            errors.NodeLost: The node is down already, and about to be started again.
+        """
+        node = self._some_node()
+        try:
+            return self._cluster.server(node)
+        except (StopIteration, psutil.Error):
+            raise errors.NodeLost(f"{node} is down") from None
 
 
 def main(
@@ -139,7 +180,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Decides the blows and their order.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
-    """Runs the load and prints what has come of it; fails if a token was lost or came twice."""
+    """Runs the load and prints what has come of it; fails if anything came wrong, or was left."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         local_cluster(
@@ -147,14 +188,19 @@ def main(
         ) as cluster,
     ):
         tally = asyncio.run(_soak(cluster, callers, minutes * 60, seed))
-    rows = [("generations whole", str(tally.whole)), ("moves", str(tally.moved))]
-    rows += [(f"blow: {name}", str(count)) for name, count in sorted(tally.blows.items())]
-    rows += [(f"error: {name}", str(count)) for name, count in sorted(tally.errors.items())]
-    rows += [("tokens lost", str(tally.lost)), ("tokens twice", str(tally.twice))]
-    print_table(f"{minutes:g} minutes, {callers} callers, {NODES} nodes", ("what", "times"), rows)
+    _print(tally, f"{minutes:g} minutes, {callers} callers, {NODES} nodes, seed {seed}")
     figures = {"whole": tally.whole, "tokens_lost": tally.lost, "tokens_twice": tally.twice}
     write_figures(json, {**figures, "errors": tally.errors.total(), "moves": tally.moved})
-    raise typer.Exit(bool(tally.lost or tally.twice))
+    raise typer.Exit(0 if tally.clean else 1)
+
+
+def _print(tally: Tally, title: str) -> None:
+    rows = [("generations as expected", tally.whole), ("others", tally.other)]
+    rows += [("moves", tally.moved), ("left on the nodes", tally.left)]
+    rows += [(f"blow: {name}", count) for name, count in sorted(tally.blows.items())]
+    rows += [(f"error: {name}", count) for name, count in sorted(tally.errors.items())]
+    rows += [("tokens lost", tally.lost), ("tokens twice", tally.twice)]
+    print_table(title, ("what", "times"), [(name, str(count)) for name, count in rows])
 
 
 async def _soak(cluster: LocalCluster, callers: int, seconds: float, seed: int) -> Tally:

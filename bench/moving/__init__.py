@@ -1,0 +1,1 @@
+"""What `bench.migration` measures, and how."""
