@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
+# Processes that run tests, a file at a time.
+WORKERS ?= 2
 BENCH ?=
 
 .PHONY: setup demo test check gen bench bench-load bench-migration bench-simulate bench-cluster clean
@@ -20,7 +22,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: setup
 	$(BIN)/ruff check .
