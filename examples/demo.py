@@ -49,9 +49,12 @@ def demo(
 
 
 NEXT = """
-Now yourself, from this directory (or with .venv/bin in your PATH):
+Now yourself, from this directory (or with .venv/bin in your PATH). In one terminal:
 
-    .venv/bin/sllm up --nodes 2 &
+    .venv/bin/sllm up --nodes 2
+
+and once it says what it is listening on, in another:
+
     .venv/bin/sllm deploy tiny examples/tiny-llama
     .venv/bin/sllm generate tiny "The for statement" --max-tokens 32 --receipt
     .venv/bin/sllm nodes
