@@ -183,10 +183,12 @@ class Migrator:
         if not moving:
             return
         ids = [ask.request_id] if ask.request_id else []
-        async for news in source.migrate(ask.source.instance_id, ids, destination, to, ask.reason):
-            if isinstance(news, Stayed):
-                log.warning("control.stayed", request=news.request_id, error=str(news.error))
-            yield news
+        moves = source.migrate(ask.source.instance_id, ids, destination, to, ask.reason)
+        async with aclosing(moves) as told:
+            async for news in told:
+                if isinstance(news, Stayed):
+                    log.warning("control.stayed", request=news.request_id, error=str(news.error))
+                yield news
         await self._spliced(ask, moving)
 
     def _estimate(self, ask: MigrationAsk) -> float | None:
