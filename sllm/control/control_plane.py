@@ -121,7 +121,7 @@ class ControlPlane:
         demand = self._orchestrator.placer.demand(name)
         demand = replace(demand, waiting=demand.waiting + 1)
         decision = self._orchestrator.placer.decide(demand)
-        if self._orchestrator.would_add(name):
+        if self._orchestrator.scaler.would_add(name):
             return explain(decision)
         start, most = self.state.first_start(name), deployment.spec.scaling.max_replicas
         full = (

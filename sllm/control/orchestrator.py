@@ -6,19 +6,18 @@ are due, and goes through them in the order of their oldest request.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final, Protocol
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import autoscaler, placement
+from sllm.control import placement
 from sllm.control.config import ControlConfig
 from sllm.control.decisions import MigrateThenStart, Move, Start
-from sllm.control.deployments import Deployment
 from sllm.control.launcher import Launcher
 from sllm.control.nodes import Nodes
 from sllm.control.placer import Placer
+from sllm.control.scaler import Scaler
 from sllm.control.state import StartUnderWay, State
 from sllm.control.status import Loading
 from sllm.control.tickets import Assignment, Ticket
@@ -52,6 +51,7 @@ class Orchestrator:
         self._config = config
         self._launcher = Launcher(state, nodes, clock, config, self._start_ended, self._stop_failed)
         self.placer = Placer(state, self._launcher, clock, config, self._later, self.make_way)
+        self.scaler = Scaler(state, clock, self._end, self._later)
         self.movers: Movers
         """Set before anything can happen."""
         self._wake = asyncio.Event()
@@ -247,10 +247,10 @@ class Orchestrator:
         due = self._take_due(now)
         for name in due:
             self.dispatch(name)
-        wanted = self._wanted(due, now)
+        wanted = self.scaler.wanted(due, now)
         if wanted:  # room goes to whoever has waited longest, not to whoever was woken
             unmet = self.placer.unmet & self._state.deployments.keys()
-            self.placer.place_all(wanted | self._wanted(unmet, now))
+            self.placer.place_all(wanted | self.scaler.wanted(unmet, now))
 
     def _take_due(self, now: float) -> list[str]:
         """The deployments to look at; none of them is due any longer."""
@@ -282,55 +282,6 @@ class Orchestrator:
             record = state.records.get(instance.instance_id)
             state.queue.pop(name).assign(Assignment(instance, node, record, picked_at))
             self.wake(name)  # one that is as busy as it should be may want another beside it
-
-    # --- scale --------------------------------------------------------------------------------
-
-    def _wanted(self, names: Iterable[str], now: float) -> dict[str, int]:
-        """How many instances to add, for each deployment that lacks any."""
-        return {name: count for name in names if (count := self._scale(name, now))}
-
-    def _scale(self, name: str, now: float) -> int:
-        """Stops what has been idle for too long; returns how many instances to add."""
-        deployment = self._state.deployments[name]
-        load = self._load(deployment)
-        plan = autoscaler.plan(load, deployment.spec.scaling, now)
-        for instance_id in plan.stop:
-            self._end(instance_id)
-        if plan.next_expiry is not None:
-            self._later(name, plan.next_expiry)
-        return plan.start if load.waiting else self._unasked(name, plan.start, now)
-
-    def would_add(self, name: str) -> int:
-        """How many instances would be added if one more request came now."""
-        deployment = self._state.deployment(name)
-        load = self._load(deployment)
-        load = replace(load, waiting=load.waiting + 1)
-        return autoscaler.plan(load, deployment.spec.scaling, self._clock.now()).start
-
-    def _load(self, deployment: Deployment) -> autoscaler.Load:
-        instances = self._state.fleet.instances_of(deployment.name)
-        uses = self._state.slots.uses
-        return autoscaler.Load(
-            waiting=self._state.queue.count(deployment.name),
-            ready=[
-                autoscaler.Replica(one.instance_id, use.in_flight, use.last_used, use.kept_until)
-                for one in self._state.ready_replicas(deployment.name)
-                if (use := uses.get(one.instance_id))
-            ],
-            starting=sum(one.state is InstanceState.STARTING for one in instances),
-            max_concurrency=deployment.spec.engine.max_concurrency,
-        )
-
-    def _unasked(self, name: str, count: int, now: float) -> int:
-        """Starts that no request waits for: after one has failed, not at once again."""
-        setback = self._state.setbacks.get(name)
-        if not count or setback is None:
-            return count
-        if setback.retry_at > now:
-            self._later(name, setback.retry_at)
-            return 0
-        self._state.setbacks[name] = setback.forgiven()
-        return count
 
     # --- ends ---------------------------------------------------------------------------------
 
