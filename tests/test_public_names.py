@@ -21,6 +21,7 @@ PUBLIC = {
     "Deployment",
     "DeploymentLoad",
     "DeploymentState",
+    "Device",
     "DrainProgress",
     "Event",
     "FinishReason",

@@ -39,6 +39,8 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
         print_json(found)
     else:
         output().print(nodes_table(found))
+        if any(one.devices for one in found):
+            output().print(devices_table(found))
         for problem in _problems(found):
             output().print(problem)
 
@@ -97,6 +99,27 @@ def nodes_table(nodes: Sequence[Node]) -> Table:
         digests = {copy.digest for copy in one.copies}
         table.add_row(_name(one), one.address, *cells, *kv, str(len(digests)), _disk(one))
     return table
+
+
+def devices_table(nodes: Sequence[Node]) -> Table:
+    """One row for each accelerator: its memory as measured, and what of it is for what."""
+    table = plain_table("NODE", "DEVICE", "MODEL", "FREE", "TOTAL", "WEIGHTS", "KV CACHE")
+    for node in nodes:
+        for one in node.devices:
+            table.add_row(
+                node.node_id,
+                str(one.index),
+                one.name,
+                format_bytes(one.free_bytes),
+                format_bytes(one.total_bytes),
+                _share(one.weights_used_bytes, one.weights_capacity_bytes),
+                _share(one.kv_used_bytes, one.kv_capacity_bytes),
+            )
+    return table
+
+
+def _share(used: int, capacity: int) -> str:
+    return f"{format_bytes(used)}/{format_bytes(capacity)}"
 
 
 def _problems(nodes: Sequence[Node]) -> list[str]:

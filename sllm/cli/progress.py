@@ -12,6 +12,7 @@ from sllm.client.events import Progress as Loaded
 LABELS = {
     LoadPhase.IMPORT: "importing from the source",
     LoadPhase.READ: "reading into memory",
+    LoadPhase.COPY: "copying to the device",
     LoadPhase.INIT: "starting the engine",
     LoadPhase.UNKNOWN: "loading",
 }

@@ -62,7 +62,13 @@ def node(
     directory: Directory = None,
     dram: Annotated[int, size_option("Memory for weights.", "4GiB")] = 4 * GIB,
     ssd: Annotated[int, size_option("Disk for checkpoints.", "64GiB")] = 64 * GIB,
-    kv: Annotated[int, size_option("Memory for KV caches.", "2GiB")] = 2 * GIB,
+    kv: Annotated[int, size_option("Memory for KV caches; of each device.", "2GiB")] = 2 * GIB,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:0,1 or auto: CUDA devices if there are any.")
+    ] = "auto",
+    device_reserve: Annotated[
+        int, size_option("Of each device, what workers take beside.", "4GiB")
+    ] = 4 * GIB,
     node_id: Annotated[
         str | None, typer.Option("--id", help="Name of the node; one is made and kept.")
     ] = None,
@@ -90,6 +96,8 @@ def node(
                 dram_bytes=dram,
                 ssd_bytes=ssd,
                 kv_bytes=kv,
+                device=device,
+                device_reserve_bytes=device_reserve,
                 read_threads=threads,
                 fetch_threads=fetch_threads,
                 metrics_port=metrics_port,

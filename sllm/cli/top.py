@@ -131,14 +131,16 @@ def _count(things: Sequence[object], name: str) -> str:
 
 def nodes_part(nodes: Sequence[Node]) -> RenderableType:
     """Nodes with their tiers and links, each on a few lines."""
-    table = plain_table("NODE", "SSD", "DRAM", "KV CACHE", "LINKS")
+    accelerated = any(node.devices for node in nodes)
+    tiers = (Tier.SSD, Tier.DRAM, Tier.DEVICE) if accelerated else (Tier.SSD, Tier.DRAM)
+    table = plain_table("NODE", *tiers, "KV CACHE", "LINKS")
     for node in nodes:
         kv = _bar(node.kv_used_bytes, node.kv_capacity_bytes)
         name = Text(node.node_id)
         if node.draining:
             name.append("\ndraining", "yellow")
-        tiers = (_tier(node, Tier.SSD), _tier(node, Tier.DRAM))
-        table.add_row(name, *tiers, kv, "\n".join(map(_link, node.links)))
+        usages = [_tier(node, tier) for tier in tiers]
+        table.add_row(name, *usages, kv, "\n".join(map(_link, node.links)))
     return table
 
 

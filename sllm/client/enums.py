@@ -86,6 +86,8 @@ class LoadPhase(StrEnum):
     """From the source to SSD."""
     READ = "READ"
     """From SSD to the pool."""
+    COPY = "COPY"
+    """From the pool to the device."""
     INIT = "INIT"
     """Worker, module and engine."""
 

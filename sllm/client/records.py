@@ -207,6 +207,30 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator of a node."""
+
+    index: int
+    """In CUDA's order on the node."""
+    name: str
+    """Of its model."""
+    uuid: str
+    """As CUDA_VISIBLE_DEVICES takes it."""
+    total_bytes: int
+    """Of its memory."""
+    free_bytes: int
+    """Of its memory, as measured last, whoever uses the rest."""
+    weights_capacity_bytes: int
+    """What checkpoints may take of it."""
+    weights_used_bytes: int
+    """What they have taken."""
+    kv_capacity_bytes: int
+    """What the KV caches of its instances may take."""
+    kv_used_bytes: int
+    """What they have been given."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """One node of the cluster."""
 
@@ -232,3 +256,5 @@ class Node:
     """When it joined."""
     draining: bool = False
     """Whether it gets no new work, and what runs there ends."""
+    devices: tuple[Device, ...] = ()
+    """Its accelerators. None: its processors read weights in the pool."""

@@ -211,6 +211,21 @@ def node(message: pb.Node) -> records.Node:
         init_time=seconds(message.init_time) if message.HasField("init_time") else None,
         connected_at=moment(message.connected_at),
         draining=message.draining,
+        devices=tuple(map(_device, message.devices)),
+    )
+
+
+def _device(device: pb.Device) -> records.Device:
+    return records.Device(
+        device.index,
+        device.name,
+        device.uuid,
+        device.total_bytes,
+        device.free_bytes,
+        device.weights_capacity_bytes,
+        device.weights_used_bytes,
+        device.kv_capacity_bytes,
+        device.kv_used_bytes,
     )
 
 

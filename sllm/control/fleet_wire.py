@@ -6,6 +6,7 @@ from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.control import topology, wire
+from sllm.control.devices import Device
 from sllm.control.fleet import Delta, Full, Report
 from sllm.control.inits import InitKey, Inits, InitTime
 
@@ -52,6 +53,21 @@ def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
         kv_capacity=node.kv_capacity_bytes,
         init_time=wire.seconds(node.init_time) if node.HasField("init_time") else None,
         inits=Inits(_inits(node.init_observations)),
+        devices=tuple(map(_device, node.devices)),
+    )
+
+
+def _device(one: pb.Device) -> Device:
+    return Device(
+        one.index,
+        one.name,
+        one.uuid,
+        one.total_bytes,
+        one.free_bytes,
+        one.weights_capacity_bytes,
+        one.weights_used_bytes,
+        one.kv_capacity_bytes,
+        one.kv_used_bytes,
     )
 
 
@@ -131,6 +147,21 @@ def node_message(view: topology.NodeView, *, draining: bool = False) -> pb.Node:
         init_observations=[_init_message(key, time) for key, time in facts.inits.times.items()],
         connected_at=wire.timestamp(view.connected_at),
         draining=draining,
+        devices=[_device_message(one) for one in facts.devices],
+    )
+
+
+def _device_message(one: Device) -> pb.Device:
+    return pb.Device(
+        index=one.index,
+        name=one.name,
+        uuid=one.uuid,
+        total_bytes=one.total_bytes,
+        free_bytes=one.free_bytes,
+        weights_capacity_bytes=one.weights_capacity_bytes,
+        weights_used_bytes=one.weights_used_bytes,
+        kv_capacity_bytes=one.kv_capacity_bytes,
+        kv_used_bytes=one.kv_used_bytes,
     )
 
 

@@ -13,6 +13,7 @@ class LoadPhase(IntEnum):
     IMPORT = 1
     READ = 2
     INIT = 3
+    COPY = 4
 
 
 @dataclass(frozen=True, slots=True)

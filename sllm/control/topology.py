@@ -7,6 +7,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any, TypeVar
 
+from sllm.control.devices import Device
 from sllm.control.inits import NO_INITS, Inits
 from sllm.control.needs import Need
 from sllm.control.running import MigrationCost, Running
@@ -158,6 +159,8 @@ class NodeFacts:
     """The same for each model."""
     leaving: bool = False
     """Whether it is about to go down, and what it runs is to go on elsewhere."""
+    devices: tuple[Device, ...] = ()
+    """None: the pool is the device."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ SllmError
 │   ├── NoChatTemplate      NO_CHAT_TEMPLATE
 │   ├── ModelTooLarge       MODEL_TOO_LARGE
 │   ├── CheckpointLeased    CHECKPOINT_LEASED
+│   ├── DeviceUnavailable   DEVICE_UNAVAILABLE
 │   ├── NodeDraining        NODE_DRAINING
 │   └── NodeNeeded          NODE_NEEDED
 ├── SourceForbidden         SOURCE_FORBIDDEN
@@ -38,6 +39,7 @@ SllmError
 │   ├── SourceUnavailable   SOURCE_UNAVAILABLE
 │   ├── CheckpointUnreadable  CHECKPOINT_UNREADABLE
 │   ├── DeploymentFailed    DEPLOYMENT_FAILED
+│   ├── DeviceFailed        DEVICE_FAILED
 │   ├── ShuttingDown        SHUTTING_DOWN
 │   └── Unreachable         UNREACHABLE
 ├── DeadlineExceeded        DEADLINE_EXCEEDED
@@ -56,6 +58,7 @@ from sllm.errors.failures import (
     CheckpointUnreadable,
     DeadlineExceeded,
     DeploymentFailed,
+    DeviceFailed,
     Internal,
     NoCapacity,
     NodeLost,
@@ -80,6 +83,7 @@ from sllm.errors.refusals import (
     ContextExceeded,
     DeploymentExists,
     DeploymentNotFound,
+    DeviceUnavailable,
     InstanceNotFound,
     InvalidArgument,
     InvalidName,
@@ -116,6 +120,8 @@ __all__ = [
     "DeploymentExists",
     "DeploymentFailed",
     "DeploymentNotFound",
+    "DeviceFailed",
+    "DeviceUnavailable",
     "InstanceNotFound",
     "Internal",
     "InvalidArgument",

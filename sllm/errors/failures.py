@@ -79,6 +79,12 @@ class DeploymentFailed(Unavailable):
     reason = "DEPLOYMENT_FAILED"
 
 
+class DeviceFailed(Unavailable):
+    """An accelerator has failed while it was in use."""
+
+    reason = "DEVICE_FAILED"
+
+
 class ShuttingDown(Unavailable):
     """The server is going down and takes nothing new."""
 

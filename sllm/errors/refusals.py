@@ -141,6 +141,12 @@ class CheckpointLeased(Unsupported):
     reason = "CHECKPOINT_LEASED"
 
 
+class DeviceUnavailable(Unsupported):
+    """A node cannot use the accelerator that it is to use."""
+
+    reason = "DEVICE_UNAVAILABLE"
+
+
 class NodeDraining(Unsupported):
     """The node is being drained and takes nothing new."""
 

@@ -1,9 +1,9 @@
 """The node agent: what this node holds, what it runs, and what it may still take on."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +14,21 @@ from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node import metrics
 from sllm.node.config import NodeConfig
+from sllm.node.device.records import Devices
 from sllm.node.holds import Holds, HoldSpec
 from sllm.node.inits import Inits, InitTime
 from sllm.node.instance import Instance, InstanceState
 from sllm.node.start import InstanceSpec
-from sllm.node.tiers import Lease, Priority, Progress, Tier, TierStore
+from sllm.node.tiers import (
+    Copy,
+    Lease,
+    Link,
+    Priority,
+    Progress,
+    Tier,
+    TierStore,
+    TierUsage,
+)
 from sllm.node.workers import Worker
 from sllm.node.zygote import WorkerSpec, Zygote
 
@@ -44,9 +54,17 @@ class ModelInfo:
 class Agent:
     """Ties the tier store, the zygote and the instances of one node together."""
 
-    def __init__(self, config: NodeConfig, clock: Clock, store: TierStore, zygote: Zygote) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        clock: Clock,
+        store: TierStore,
+        devices: Devices,
+        zygote: Zygote,
+    ) -> None:
         self.config = config
         self.store = store
+        self.devices = devices
         self.holds = Holds(clock, self._changed)
         self.instances: dict[str, Instance] = {}
         self.inits = Inits()
@@ -60,8 +78,9 @@ class Agent:
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""
         self._closing = False
         store.subscribe(self._changed)
+        devices.subscribe(self._changed)
         metrics.observe(
-            self._used_bytes, self._capacity_bytes, lambda: len(self.instances), store.links
+            self._used_bytes, self._capacity_bytes, lambda: len(self.instances), self.links
         )
 
     @property
@@ -69,6 +88,39 @@ class Agent:
         """What the instances hold of the KV budget."""
         instances = list(self.instances.values())  # at once: metrics are read in another thread
         return sum(instance.spec.kv_bytes for instance in instances)
+
+    def copies(self) -> tuple[Copy, ...]:
+        """Every checkpoint on every tier, and those on their way."""
+        return (*self.store.copies(), *self.devices.copies())
+
+    def usage(self) -> tuple[TierUsage, ...]:
+        """How full the tiers are."""
+        return (*self.store.usage(), *self.devices.usage())
+
+    def links(self) -> tuple[Link, ...]:
+        """How fast bytes move between the tiers, and how many are waiting to."""
+        return tuple(
+            replace(
+                link,
+                queued_bytes=self.devices.queued_bytes,
+                in_flight_bytes=self.devices.in_flight_bytes,
+            )
+            if link.to_tier is Tier.DEVICE
+            else link
+            for link in self.store.links()
+        )
+
+    async def evict(self, digest: str, tier: Tier) -> None:
+        """Frees a checkpoint's room on a tier.
+
+        Raises:
+            errors.CheckpointNotFound: The tier does not hold it.
+            errors.CheckpointLeased: It is in use, or being loaded.
+        """
+        if tier is Tier.DEVICE:
+            await self.devices.evict(digest)
+        else:
+            await self.store.evict(digest, tier)
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher` after every change of contents or instances."""
@@ -78,9 +130,10 @@ class Agent:
         """What the model at `source` needs.
 
         Raises:
-            errors.SllmError: Why it cannot be served.
+            errors.SllmError: Why it cannot be served here.
         """
         found = await self.store.inspect(source, dtype)
+        self.devices.check_fits(found.size_bytes)
         model = await self._zygote.describe(found.directory, dtype)
         return ModelInfo(
             architecture=model.architecture,
@@ -142,7 +195,7 @@ class Agent:
         self._check_room(spec)
         instance = Instance(spec, self._clock, self._instance_changed, self.config.patience)
         self.instances[spec.instance_id] = instance
-        instance.begin(self.store, self._launch)
+        instance.begin(self.store, self.devices, self._launch)
         self._changed()
         return instance
 
@@ -196,29 +249,31 @@ class Agent:
             log.warning("node.promotion_failed", problem=str(error))  # its caller may have left
 
     def _used_bytes(self) -> dict[str, int]:
-        tiers = {usage.tier.name: usage.used_bytes for usage in self.store.usage()}
+        tiers = {usage.tier.name: usage.used_bytes for usage in self.usage()}
         return {**tiers, "KV": self.kv_used_bytes}
 
     def _capacity_bytes(self) -> dict[str, int]:
-        tiers = {usage.tier.name: usage.capacity_bytes for usage in self.store.usage()}
-        return {**tiers, "KV": self.config.kv_bytes}
+        tiers = {usage.tier.name: usage.capacity_bytes for usage in self.usage()}
+        return {**tiers, "KV": self.devices.kv_capacity_bytes}
 
     def _check_room(self, spec: InstanceSpec) -> None:
         if self._closing:
             raise errors.ShuttingDown("this node is going down and starts nothing new")
-        free = self.config.kv_bytes - self.kv_used_bytes
+        capacity = self.devices.kv_capacity_bytes
+        free = capacity - self.kv_used_bytes
         if spec.kv_bytes > free:
             raise errors.NoCapacity(
                 f"{spec.deployment} needs {spec.kv_bytes} bytes of KV cache; {free} of "
-                f"{self.config.kv_bytes} are free on this node"
+                f"{capacity} are free on this node"
             )
 
-    async def _launch(self, instance_id: str) -> Worker:
+    async def _launch(self, instance_id: str, environment: Mapping[str, str]) -> Worker:
         if not self._zygote.is_ready:
             self._belated.add(instance_id)
         socket = self._socket(instance_id)
         socket.unlink(missing_ok=True)
-        forked = await self._zygote.fork(WorkerSpec(instance_id=instance_id, socket=socket))
+        spec = WorkerSpec(instance_id, socket, dict(environment))
+        forked = await self._zygote.fork(spec)
         return Worker(forked, socket)
 
     def _socket(self, instance_id: str) -> Path:

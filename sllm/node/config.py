@@ -27,7 +27,11 @@ class NodeConfig:
     ssd_bytes: int = 64 * 1024 * MIB
     """Budget of the SSD tier."""
     kv_bytes: int = 2048 * MIB
-    """Budget for the KV caches of all instances together."""
+    """Budget for the KV caches of all instances together; on accelerators, of those on each."""
+    device: str = "auto"
+    """What kernels run on: "cpu", "cuda", "cuda:0,1" or "auto": CUDA devices if there are any."""
+    device_reserve_bytes: int = 4096 * MIB
+    """Of each device's memory, for what workers take beside weights and KV caches."""
     chunk_bytes: int = 16 * MIB
     """Size of a chunk, the unit of every transfer."""
     read_threads: int = 4

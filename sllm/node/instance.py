@@ -14,6 +14,7 @@ from opentelemetry import trace
 from sllm import errors
 from sllm.broadcast import Broadcast
 from sllm.clock import Clock
+from sllm.node.device.records import Devices
 from sllm.node.phases import Timeline
 from sllm.node.pulse import Patience, watch
 from sllm.node.start import InstanceSpec, LaunchWorker, Running, Start
@@ -75,9 +76,9 @@ class Instance:
         """Process id of the worker; 0 while there is none."""
         return self.running.worker.pid if self.running else 0
 
-    def begin(self, store: TierStore, launch: LaunchWorker) -> None:
+    def begin(self, store: TierStore, devices: Devices, launch: LaunchWorker) -> None:
         """Begins the life of the instance, which goes on whoever watches it."""
-        start = Start(self.spec, store, launch, self.timeline, self._progress.publish)
+        start = Start(self.spec, store, devices, launch, self.timeline, self._progress.publish)
         held = AsyncExitStack()
         self._starting = asyncio.create_task(_run_start(start, held))
         self._life = asyncio.create_task(

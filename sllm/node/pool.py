@@ -90,6 +90,11 @@ class Pool:
                 raise ValueError(f"chunk {chunk} is not allocated")
             self._free.insert(place, chunk)
 
+    @property
+    def base_address(self) -> int:
+        """Of the first chunk; the others follow without a gap."""
+        return self._address
+
     def view(self, chunk: int) -> memoryview:
         """The bytes of a chunk, writable."""
         start = chunk * self.chunk_bytes

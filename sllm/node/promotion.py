@@ -132,7 +132,9 @@ class Promoter:
         dram = self._dram.copies.get(copy.manifest.digest)
         if dram is not None:
             return self._take(trip, dram)
-        read = await self._join(lambda: self._reads.load(copy, trip.wish.priority), trip)
+        read = await self._join(
+            lambda: self._reads.load(copy, trip.wish.priority, trip.wish.sink), trip
+        )
         trip.steps.append(read.step)
         self._hold(read.copy.holding, trip)
         return read.copy.chunks

@@ -15,6 +15,14 @@ _DIGEST_THREADS = 2
 """Beside those that read. A chunk takes a fraction of its read's time there."""
 
 
+def _ignore(_: int) -> None:
+    return None
+
+
+def _always(_: int) -> bool:
+    return True
+
+
 class ReadJob:
     """The chunks of one load. Made in the event loop; the rest belongs to the queue."""
 
@@ -25,6 +33,8 @@ class ReadJob:
         priority: Callable[[], Priority],
         cancelled: Callable[[], bool],
         advance: Callable[[int], None],
+        landed: Callable[[int], None] = _ignore,
+        take: Callable[[int], bool] = _always,
     ) -> None:
         """Describes a job.
 
@@ -33,6 +43,10 @@ class ReadJob:
             priority: asked before every turn, in any thread.
             cancelled: asked before every turn, in any thread.
             advance: told the bytes of each chunk that has arrived, in the event loop.
+            landed: told the index of each chunk that has arrived and was checked, in the thread
+                that has read it.
+            take: asked before a chunk's turn whether there is memory for it, which is taken then,
+                in any thread. Whoever has refused calls `ReadQueue.wake` when there is.
         """
         loop = asyncio.get_running_loop()
         self.digests = [""] * len(reads)
@@ -46,6 +60,8 @@ class ReadJob:
         self.reads = reads
         self.priority = priority
         self.cancelled = cancelled
+        self.landed = landed
+        self.take = take
         self.waiting = deque(range(len(reads)))
         self.running = 0
         self.arrived: Callable[[int], object] = lambda size: loop.call_soon_threadsafe(
@@ -139,14 +155,19 @@ class ReadQueue:
             self._settle(job)
 
     def _next_job(self) -> ReadJob | None:
-        """The first in line of those that are most urgent. It goes to the end of the line."""
+        """The first in line of the most urgent that have memory. It goes to the line's end."""
         waiting = [job for job in self._jobs if job.waiting]
-        if not waiting:
-            return None
-        job = min(waiting, key=lambda job: job.priority())
-        self._jobs.remove(job)
-        self._jobs.append(job)
-        return job
+        for job in sorted(waiting, key=lambda job: job.priority()):
+            if job.take(job.waiting[0]):
+                self._jobs.remove(job)
+                self._jobs.append(job)
+                return job
+        return None
+
+    def wake(self) -> None:
+        """Has the threads look again for what may have its turn. In any thread."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _begin(self, job: ReadJob) -> int:
         index = job.waiting.popleft()
@@ -160,6 +181,7 @@ class ReadQueue:
         read, error = job.reads[index], None
         try:
             job.digests[index] = self._read(read)
+            job.landed(index)
             job.arrived(read.size)
         except BaseException as caught:
             error = caught

@@ -1,8 +1,10 @@
 """What the tier store says of itself and of the work under way."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Protocol
 
 from sllm.node.checkpoints import SourceRecord
 
@@ -25,6 +27,28 @@ class Priority(IntEnum):
     """Of one that is only expected to be of use."""
 
 
+def nothing() -> None:
+    """For whom it is enough that something is done."""
+
+
+class Sink(Protocol):
+    """Takes a read's chunks further up as they arrive in the pool."""
+
+    def landed(self, index: int, chunk: int, copied: Callable[[], None] = nothing) -> None:
+        """Takes a chunk, whose content was checked. In any thread.
+
+        Args:
+            index: of the chunk in the checkpoint, counted over all its partitions.
+            chunk: in the pool. It stays as it is until `settle` returns.
+            copied: called when it is not needed any more, in any thread.
+        """
+        ...
+
+    async def settle(self) -> None:
+        """Returns once no chunk that has landed is needed any more, however that comes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a caller wants of a checkpoint."""
@@ -34,6 +58,8 @@ class Wish:
     priority: Priority = Priority.DEMAND
     pack: bool = False
     """Whether it is converted although it could be read where it lies."""
+    sink: Sink | None = None
+    """Gets the chunks of a read that begins for this wish; not those of one that is joined."""
 
 
 class LoadPhase(IntEnum):
@@ -45,6 +71,8 @@ class LoadPhase(IntEnum):
     """From SSD into the pool."""
     INIT = 3
     """Worker, module and engine."""
+    COPY = 4
+    """From the pool to the device."""
 
 
 @dataclass(frozen=True, slots=True)

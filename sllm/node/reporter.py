@@ -136,7 +136,7 @@ class Reporter:
         holds = self._agent.holds
         copies = [
             wire.copy_message(copy, holds.on(copy.digest, copy.tier))
-            for copy in self._agent.store.copies()
+            for copy in self._agent.copies()
         ]
         instances = [
             wire.instance_message(instance, self._node_id)

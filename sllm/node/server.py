@@ -19,6 +19,10 @@ from sllm import rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
 from sllm.node.agent import Agent
 from sllm.node.config import NodeConfig
+from sllm.node.device.cuda_devices import Budget, CudaDevices
+from sllm.node.device.pool_device import PoolDevice
+from sllm.node.device.records import Devices
+from sllm.node.device.selection import Selected, parse_device, select
 from sllm.node.generations import Generations
 from sllm.node.pool import Pool
 from sllm.node.reporter import Reporter
@@ -52,6 +56,7 @@ async def serve(config: NodeConfig) -> None:
 async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int:
     """Starts every part; `stack` ends them in reverse order. Returns the port."""
     clock = MonotonicClock()
+    selected = await asyncio.to_thread(select, parse_device(config.device))
     pool = Pool(config.dram_bytes, config.chunk_bytes)
     stack.callback(pool.close)
     pool.start_populating()
@@ -68,13 +73,31 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     )
     stack.push_async_callback(store.close)
     config = _with_sockets(config, stack)
-    agent = Agent(config, clock, store, zygote)
+    devices = await _open_devices(config, selected, store, pool, clock, stack)
+    agent = Agent(config, clock, store, devices, zygote)
     generations = Generations(agent, node_id, clock)
     port = await _listen(config, agent, generations, node_id, stack)
     await stack.enter_async_context(_reporting(config, agent, node_id, port, clock))
     stack.push_async_callback(agent.close, STOP_GRACE)
     stack.push_async_callback(generations.hand_over, config.leave_seconds)
     return port
+
+
+async def _open_devices(
+    config: NodeConfig,
+    selected: Selected | None,
+    store: TierStore,
+    pool: Pool,
+    clock: Clock,
+    stack: AsyncExitStack,
+) -> Devices:
+    """What kernels run on: the devices that were selected, or else the processors."""
+    if selected is None:
+        return PoolDevice(store, config.kv_bytes)
+    devices = CudaDevices(store, pool, clock)
+    stack.push_async_callback(devices.close)
+    await devices.open(selected, Budget(config.kv_bytes, config.device_reserve_bytes))
+    return devices
 
 
 async def _listen(

@@ -91,7 +91,7 @@ class NodeServicer(NodeServiceServicer):
 
     async def Evict(self, request: pb.EvictRequest, context: Any) -> pb.EvictResponse:
         """Frees a checkpoint's room on a tier."""
-        await self._agent.store.evict(request.digest, wire.storage_tier(request.tier))
+        await self._agent.evict(request.digest, wire.evictable_tier(request.tier))
         return pb.EvictResponse()
 
 

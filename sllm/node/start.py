@@ -1,20 +1,25 @@
 """Bringing an instance up: its weights and its worker, side by side."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from sllm.checkpoint.manifest import corrupt
+from sllm.node.device.records import Devices, Placed, Seat, WeightsWish
 from sllm.node.phases import PhaseKind, Timeline
-from sllm.node.tiers import Found, Lease, LoadPhase, Progress, Step, Tier, TierStore
+from sllm.node.tiers import Found, LoadPhase, Progress, Step, Tier, TierStore
 from sllm.node.workers import Attached, EngineSpec, Worker
 
-LaunchWorker = Callable[[str], Awaitable[Worker]]
-"""Forks a worker for an instance's id."""
+LaunchWorker = Callable[[str, Mapping[str, str]], Awaitable[Worker]]
+"""Forks a worker for an instance's id, with these variables."""
 
-_STEP_KINDS = {LoadPhase.IMPORT: PhaseKind.IMPORT, LoadPhase.READ: PhaseKind.READ_SSD}
+_STEP_KINDS = {
+    LoadPhase.IMPORT: PhaseKind.IMPORT,
+    LoadPhase.READ: PhaseKind.READ_SSD,
+    LoadPhase.COPY: PhaseKind.DEVICE_COPY,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,60 +54,55 @@ class Start:
         self,
         spec: InstanceSpec,
         store: TierStore,
+        devices: Devices,
         launch: LaunchWorker,
         timeline: Timeline,
         publish: Callable[[Progress], None],
     ) -> None:
         self._spec = spec
         self._store = store
+        self._devices = devices
         self._launch = launch
         self._timeline = timeline
         self._publish = publish
-        self._leases: list[Lease] = []
+        self._placed: list[Placed] = []
 
     async def run(self, held: AsyncExitStack) -> Running:
         """Promotes, and meanwhile forks and prepares; then attaches.
 
-        `held` lets go in reverse order: the worker is gone before the chunks that it maps are
+        `held` lets go in reverse order: the worker is gone before the weights that it reads are
         given back.
 
         Raises:
             errors.SllmError: Whatever kept the instance from starting.
         """
         held.callback(self._release)
-        dtype = self._spec.engine.dtype
-        found = await self._store.inspect(self._spec.source, dtype, fresh=False)
-        weights = asyncio.create_task(self._promote())
+        found = await self._store.inspect(self._spec.source, self._spec.engine.dtype, fresh=False)
+        seat = held.enter_context(self._devices.seat(found, self._spec.kv_bytes))
+        weights = asyncio.create_task(self._bring_up(seat))
         held.push_async_callback(_end, weights)
-        worker = await self._launch_worker(found.directory, held)
-        lease = await weights
-        _check_same(found, lease)
-        self._publish(Progress(LoadPhase.INIT, Tier.DRAM, lease.size_bytes, lease.size_bytes))
-        attached = await worker.attach(
-            lease.manifest, lease.chunks, self._store.chunk_bytes, self._spec.kv_bytes
-        )
+        worker = await self._launch_worker(found.directory, seat, held)
+        placed = await weights
+        _check_same(found, placed)
+        manifest = placed.manifest
+        size = manifest.size_bytes
+        self._publish(Progress(LoadPhase.INIT, Tier.DRAM, size, size))
+        attached = await worker.attach(manifest, placed.place, self._spec.kv_bytes)
         self._record(attached)
-        return Running(
-            worker, lease.digest, lease.size_bytes, lease.from_tier, attached.context_tokens
-        )
+        return Running(worker, manifest.digest, size, placed.from_tier, attached.context_tokens)
 
-    async def _promote(self) -> Lease:
-        lease = await self._store.promote(
-            self._spec.source,
-            self._spec.engine.dtype,
-            Tier.DRAM,
-            self._publish,
-            pack=self._spec.engine.pack,
-            give_up=True,
-        )
-        self._leases.append(lease)
-        for step in lease.steps:
+    async def _bring_up(self, seat: Seat) -> Placed:
+        engine = self._spec.engine
+        wish = WeightsWish(self._spec.source, engine.dtype, engine.pack)
+        placed = await seat.bring_up(wish, self._publish)
+        self._placed.append(placed)
+        for step in placed.steps:
             self._record_step(step)
-        return lease
+        return placed
 
-    async def _launch_worker(self, directory: Path, held: AsyncExitStack) -> Worker:
+    async def _launch_worker(self, directory: Path, seat: Seat, held: AsyncExitStack) -> Worker:
         with self._timeline.phase(PhaseKind.WORKER_START):
-            worker = await self._launch(self._spec.instance_id)
+            worker = await self._launch(self._spec.instance_id, seat.environment)
             held.push_async_callback(worker.stop)
             await worker.wait_until_serving()
         with self._timeline.phase(PhaseKind.PREPARE):
@@ -120,17 +120,17 @@ class Start:
         )
 
     def _release(self) -> None:
-        for lease in self._leases:
-            lease.release()
+        for placed in self._placed:
+            placed.release()
 
 
-def _check_same(found: Found, lease: Lease) -> None:
+def _check_same(found: Found, placed: Placed) -> None:
     """The worker has read the small files of the source that was found."""
-    if found.record != lease.record:
+    if found.record != placed.record:
         raise corrupt(found.directory, "was changed while an instance of it started; try again")
 
 
-async def _end(task: asyncio.Task[Lease]) -> None:
+async def _end(task: asyncio.Task[Placed]) -> None:
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled():

@@ -32,6 +32,7 @@ from sllm.node.records import (
     LoadPhase,
     Priority,
     Progress,
+    Sink,
     Step,
     Tier,
     TierUsage,
@@ -146,6 +147,11 @@ class TierStore:
         )
 
     @property
+    def speeds(self) -> Speeds:
+        """How fast bytes move between the tiers."""
+        return self._speeds
+
+    @property
     def chunk_bytes(self) -> int:
         """Of every chunk of the pool."""
         return self._dram.pool.chunk_bytes
@@ -160,6 +166,7 @@ class TierStore:
         priority: Priority = Priority.DEMAND,
         pack: bool = False,
         give_up: bool = False,
+        sink: Sink | None = None,
     ) -> Lease:
         """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
 
@@ -176,6 +183,7 @@ class TierStore:
             pack: convert local safetensors although they could stay where they are.
             give_up: a caller that is cancelled needs it no more: what nobody else waits for ends,
                 and its room is free at once.
+            sink: takes the chunks of a read that begins for this promotion further up.
 
         Raises:
             InvalidSource: the source cannot be read, or is not a model.
@@ -189,10 +197,26 @@ class TierStore:
         """
         if tier not in (Tier.SSD, Tier.DRAM):
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
-        place, wish = parse_source(source), Wish(tier, priority, pack)
+        place, wish = parse_source(source), Wish(tier, priority, pack, sink)
         return await self._promotions.run(
             lambda tell: self._promote(place, dtype, wish, tell), on_progress, give_up=give_up
         )
+
+    async def pass_through(
+        self, lease: Lease, sink: Sink, *, priority: Priority = Priority.DEMAND
+    ) -> Step:
+        """Brings the chunks of a checkpoint that is leased on SSD to `sink`, whatever its size.
+
+        They pass through a few chunks of the pool, where nothing of it stays. Who is cancelled
+        ends it.
+
+        Raises:
+            NoCapacity: the pool has not even room for a few chunks.
+            CheckpointCorrupt: bytes are not what they should be; names the file and offset.
+            ShuttingDown: the store was closed.
+        """
+        copy = self._ssd.copies[lease.digest]
+        return await self._reads.pass_through(copy, priority, sink)
 
     async def _promote(self, place: Place, dtype: str | None, wish: Wish, tell: Tell) -> Lease:
         source = await self._look(place, dtype, fresh=False)

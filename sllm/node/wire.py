@@ -15,6 +15,7 @@ from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
 from sllm.node.agent import Agent, ModelInfo
+from sllm.node.device.records import DeviceInfo
 from sllm.node.holds import Hold, HoldSpec
 from sllm.node.inits import InitKey, InitTime
 from sllm.node.instance import Instance
@@ -54,7 +55,7 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
 
 
 def storage_tier(tier: int) -> Tier:
-    """A tier that checkpoints can be promoted to, or evicted from.
+    """A tier that checkpoints can be promoted to.
 
     Raises:
         errors.InvalidArgument: It is neither SSD nor DRAM.
@@ -62,6 +63,15 @@ def storage_tier(tier: int) -> Tier:
     if tier not in (pb.TIER_SSD, pb.TIER_DRAM):
         raise errors.InvalidArgument(f"tier must be SSD (2) or DRAM (3), not {tier}")
     return Tier(tier)
+
+
+def evictable_tier(tier: int) -> Tier:
+    """A tier that checkpoints can be evicted from.
+
+    Raises:
+        errors.InvalidArgument: It is neither SSD, DRAM nor the device.
+    """
+    return Tier.DEVICE if tier == pb.TIER_DEVICE else storage_tier(tier)
 
 
 def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
@@ -162,11 +172,12 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         node_id=node_id,
         address=address,
         host=socket.gethostname(),
-        tiers=[_usage(usage) for usage in agent.store.usage()],
-        links=[_link(link) for link in agent.store.links()],
-        kv_capacity_bytes=agent.config.kv_bytes,
+        tiers=[_usage(usage) for usage in agent.usage()],
+        links=[_link(link) for link in agent.links()],
+        kv_capacity_bytes=agent.devices.kv_capacity_bytes,
         kv_used_bytes=agent.kv_used_bytes,
         leaving=agent.leaving,
+        devices=[_device(device) for device in agent.devices.infos()],
         init_time=None if agent.inits.mean is None else duration(agent.inits.mean),
     )
 
@@ -193,6 +204,20 @@ def _usage(usage: TierUsage) -> pb.TierUsage:
         capacity_bytes=usage.capacity_bytes,
         used_bytes=usage.used_bytes,
         problem=usage.problem,
+    )
+
+
+def _device(device: DeviceInfo) -> pb.Device:
+    return pb.Device(
+        index=device.index,
+        name=device.name,
+        uuid=device.uuid,
+        total_bytes=device.total_bytes,
+        free_bytes=device.free_bytes,
+        weights_capacity_bytes=device.weights_capacity_bytes,
+        weights_used_bytes=device.weights_used_bytes,
+        kv_capacity_bytes=device.kv_capacity_bytes,
+        kv_used_bytes=device.kv_used_bytes,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import errors, rpc
 from sllm.checkpoint.manifest import Manifest
+from sllm.node.device.records import InPool, Place
 from sllm.node.outputs import OutputStream
 from sllm.node.zygote import ForkedWorker
 
@@ -106,18 +107,15 @@ class Worker:
         request = pb.PrepareRequest(checkpoint_dir=str(checkpoint_dir), engine=config)
         await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
 
-    async def attach(
-        self, manifest: Manifest, chunks: Sequence[Sequence[int]], chunk_bytes: int, kv_bytes: int
-    ) -> Attached:
+    async def attach(self, manifest: Manifest, place: Place, kv_bytes: int) -> Attached:
         """Gives the worker its weights; once this returns it takes requests.
 
         Args:
             manifest: what they consist of.
-            chunks: for each partition, its chunks in the pool.
-            chunk_bytes: the pool's.
+            place: where they are.
             kv_bytes: memory that the KV cache may take.
         """
-        request = attach_request(manifest, chunks, chunk_bytes, kv_bytes)
+        request = attach_request(manifest, place, kv_bytes)
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
         return Attached(
@@ -236,12 +234,9 @@ class Worker:
             self._forget(request_id)
 
 
-def attach_request(
-    manifest: Manifest, chunks: Sequence[Sequence[int]], chunk_bytes: int, kv_bytes: int
-) -> pb.AttachRequest:
+def attach_request(manifest: Manifest, place: Place, kv_bytes: int) -> pb.AttachRequest:
     """The message that gives a worker its weights; see `Worker.attach`."""
-    return pb.AttachRequest(
-        partitions=[pb.PartitionChunks(chunks=partition) for partition in chunks],
+    request = pb.AttachRequest(
         kv_bytes=kv_bytes,
         tensors=[
             pb.TensorPlace(
@@ -254,8 +249,15 @@ def attach_request(
             )
             for tensor in manifest.tensors
         ],
-        chunk_bytes=chunk_bytes,
     )
+    if isinstance(place, InPool):
+        request.chunk_bytes = place.chunk_bytes
+        request.partitions.extend(pb.PartitionChunks(chunks=chunks) for chunks in place.chunks)
+    else:
+        request.device_memory.ipc_handle = place.handle
+        request.device_memory.size_bytes = place.size_bytes
+        request.device_memory.partition_offsets.extend(place.partitions)
+    return request
 
 
 def _options(timeout: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from serverlessllm.v1.fleet_service_pb2_grpc import (
 from sllm import rpc
 from sllm.clock import MonotonicClock
 from sllm.node.config import NodeConfig
+from sllm.node.device.records import DeviceInfo
 from sllm.node.inits import Inits, InitTime
 from sllm.node.reporter import Reporter
 from sllm.node.tiers import Copy, Tier
@@ -54,19 +55,14 @@ class Fleet(FleetServiceServicer):
 
 
 @dataclass
-class Contents:
-    """What a node holds, as the reporter asks for it."""
+class Devices:
+    """What a node's kernels run on."""
 
-    held: list[Copy] = field(default_factory=list)
+    infos_now: tuple[DeviceInfo, ...] = ()
+    kv_capacity_bytes: int = 0
 
-    def copies(self) -> tuple[Copy, ...]:
-        return tuple(self.held)
-
-    def usage(self) -> tuple[()]:
-        return ()
-
-    def links(self) -> tuple[()]:
-        return ()
+    def infos(self) -> tuple[DeviceInfo, ...]:
+        return self.infos_now
 
 
 class NoHolds:
@@ -80,23 +76,36 @@ class Node:
     """A node's side of the reporter: contents that change, and who wants to know."""
 
     def __init__(self) -> None:
-        self.store = Contents()
+        self.devices = Devices()
         self.holds = NoHolds()
         self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
         self.instances: dict[str, Any] = {}
         self.inits = Inits()
         self.kv_used_bytes = 0
         self.leaving = False
+        self._held: list[Copy] = []
         self._watchers: list[Any] = []
+
+    def copies(self) -> tuple[Copy, ...]:
+        return tuple(self._held)
+
+    def usage(self) -> tuple[()]:
+        return ()
+
+    def links(self) -> tuple[()]:
+        return ()
 
     def subscribe(self, watcher: Any) -> None:
         self._watchers.append(watcher)
 
     def hold(self, *digests: str) -> None:
-        self.store.held = [
+        self._held = [
             Copy(digest, Tier.SSD, size_bytes=8, resident_bytes=8, sources=(), leased=False)
             for digest in digests
         ]
+        self.change()
+
+    def change(self) -> None:
         for watcher in self._watchers:
             watcher()
 
@@ -130,6 +139,24 @@ async def test_everything_first_and_then_what_changes() -> None:
     changed = {copy.digest: copy.resident_bytes for copy in deltas[0].delta.copies}
     assert changed == {"c": 8, "a": 0}
     assert [deltas[0].revision, fleet.messages[0].revision] == [2, 1]
+
+
+async def test_every_device_is_told_of_and_what_of_it_is_free() -> None:
+    fleet, node = Fleet(), Node()
+    device = DeviceInfo(0, "GPU", "GPU-0", 80, 70, 60, 10, 8, 2)
+    node.devices.infos_now = (device, replace(device, index=1))
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        told = fleet.messages[0].full.node.devices
+        assert [(one.index, one.name, one.free_bytes) for one in told] == [
+            (0, "GPU", 70),
+            (1, "GPU", 70),
+        ]
+        node.devices.infos_now = (replace(device, free_bytes=50),)
+        node.change()
+        await assert_eventually(lambda: "delta" in fleet.kinds())
+    deltas = [message for message in fleet.messages if message.HasField("delta")]
+    assert [one.free_bytes for one in deltas[0].delta.node.devices] == [50]
 
 
 async def test_what_starts_took_is_told_once_and_when_it_changes() -> None:

@@ -336,7 +336,7 @@ class EvictRequest(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     tier: _types_pb2.Tier.ValueType
-    """SSD or DRAM."""
+    """SSD, DRAM or, on a node that has devices, DEVICE."""
     def __init__(
         self,
         *,

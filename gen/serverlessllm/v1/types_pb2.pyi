@@ -139,6 +139,8 @@ class _LoadPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadPhase.V
     """From SSD to the pool."""
     LOAD_PHASE_INIT: _LoadPhase.ValueType  # 3
     """Worker, module and engine."""
+    LOAD_PHASE_COPY: _LoadPhase.ValueType  # 4
+    """From the pool to the device, as fast as chunks come into the pool."""
 
 class LoadPhase(_LoadPhase, metaclass=_LoadPhaseEnumTypeWrapper):
     """What kind of work a start is doing now."""
@@ -150,6 +152,8 @@ LOAD_PHASE_READ: LoadPhase.ValueType  # 2
 """From SSD to the pool."""
 LOAD_PHASE_INIT: LoadPhase.ValueType  # 3
 """Worker, module and engine."""
+LOAD_PHASE_COPY: LoadPhase.ValueType  # 4
+"""From the pool to the device, as fast as chunks come into the pool."""
 Global___LoadPhase: _TypeAlias = LoadPhase  # noqa: Y015
 
 class _InstanceState:
@@ -903,6 +907,7 @@ class Node(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
     INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     """host:port of its gRPC server, as others can reach it."""
@@ -931,6 +936,10 @@ class Node(_message.Message):
     def init_observations(self) -> _containers.RepeatedCompositeFieldContainer[Global___InitObservation]:
         """The same as init_time, for each model that was started here, at most 512."""
 
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """Its accelerators. None: the pool is the device."""
+
     def __init__(
         self,
         *,
@@ -947,11 +956,66 @@ class Node(_message.Message):
         draining: _builtins.bool = ...,
         leaving: _builtins.bool = ...,
         init_observations: _abc.Iterable[Global___InitObservation] | None = ...,
+        devices: _abc.Iterable[Global___Device] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "draining", b"draining", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    """One accelerator of a node. Together they are its device tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_USED_BYTES_FIELD_NUMBER: _builtins.int
+    KV_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    KV_USED_BYTES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """In CUDA's order on the node, from 0."""
+    name: _builtins.str
+    """Of its model, as the driver gives it."""
+    uuid: _builtins.str
+    """As CUDA_VISIBLE_DEVICES takes it."""
+    total_bytes: _builtins.int
+    """Of its memory."""
+    free_bytes: _builtins.int
+    """Of its memory, as measured last, whoever uses the rest."""
+    weights_capacity_bytes: _builtins.int
+    """What checkpoints may take of it."""
+    weights_used_bytes: _builtins.int
+    """What they have taken, loads under way included."""
+    kv_capacity_bytes: _builtins.int
+    """What the KV caches of its instances may take."""
+    kv_used_bytes: _builtins.int
+    """What they have been given."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        name: _builtins.str = ...,
+        uuid: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        weights_capacity_bytes: _builtins.int = ...,
+        weights_used_bytes: _builtins.int = ...,
+        kv_capacity_bytes: _builtins.int = ...,
+        kv_used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "index", b"index", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "name", b"name", "total_bytes", b"total_bytes", "uuid", b"uuid", "weights_capacity_bytes", b"weights_capacity_bytes", "weights_used_bytes", b"weights_used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015

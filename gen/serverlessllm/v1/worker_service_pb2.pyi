@@ -73,16 +73,21 @@ class AttachRequest(_message.Message):
     KV_BYTES_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_MEMORY_FIELD_NUMBER: _builtins.int
     kv_bytes: _builtins.int
     chunk_bytes: _builtins.int
     """Bytes of each chunk of the pool."""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionChunks]:
-        """One for each partition of the checkpoint, in its order."""
+        """One for each partition of the checkpoint, in its order. Empty if `device_memory` is set."""
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorPlace]:
         """Every tensor of the checkpoint."""
+
+    @_builtins.property
+    def device_memory(self) -> Global___DeviceMemory:
+        """Where the weights are on the worker's device. Unset: in chunks of the pool."""
 
     def __init__(
         self,
@@ -91,14 +96,46 @@ class AttachRequest(_message.Message):
         kv_bytes: _builtins.int = ...,
         tensors: _abc.Iterable[Global___TensorPlace] | None = ...,
         chunk_bytes: _builtins.int = ...,
+        device_memory: Global___DeviceMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device_memory", b"device_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "kv_bytes", b"kv_bytes", "partitions", b"partitions", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "device_memory", b"device_memory", "kv_bytes", b"kv_bytes", "partitions", b"partitions", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class DeviceMemory(_message.Message):
+    """An allocation that the node agent owns on the device that the worker sees as its first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IPC_HANDLE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PARTITION_OFFSETS_FIELD_NUMBER: _builtins.int
+    ipc_handle: _builtins.bytes
+    """CUDA's handle, which opens it in the worker; 64 bytes."""
+    size_bytes: _builtins.int
+    @_builtins.property
+    def partition_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where each partition of the checkpoint begins, in bytes from the start of the allocation."""
+
+    def __init__(
+        self,
+        *,
+        ipc_handle: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+        partition_offsets: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ipc_handle", b"ipc_handle", "partition_offsets", b"partition_offsets", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMemory: _TypeAlias = DeviceMemory  # noqa: Y015
 
 @_typing.final
 class TensorPlace(_message.Message):
@@ -464,7 +501,7 @@ class GetStatusResponse(_message.Message):
     MAPPING_ADDRESS_FIELD_NUMBER: _builtins.int
     MAPPING_BYTES_FIELD_NUMBER: _builtins.int
     mapping_address: _builtins.int
-    """First address of the mapping of the pool, and its length."""
+    """First address of the mapping of the pool, or of the device's memory, and its length."""
     mapping_bytes: _builtins.int
     @_builtins.property
     def counters(self) -> Global___WorkerCounters: ...

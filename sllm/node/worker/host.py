@@ -14,9 +14,21 @@ from sllm.checkpoint.tensors import tensors_over
 from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
 from sllm.node.mapping import Mapping, map_chunks
 from sllm.node.worker.description import context_tokens, kv_bytes_per_token
+from sllm.node.worker.device_weights import (
+    DeviceWeights,
+    OpenedWeights,
+    device_tensors,
+    open_weights,
+    warm_up_device,
+)
 from sllm.node.worker.engine import Capacity, Counters, Engine, Step
 from sllm.node.worker.generations import Generations
-from sllm.node.worker.model import ModelFiles, build_module, load_files
+from sllm.node.worker.model import (
+    ModelFiles,
+    build_module,
+    build_module_on_device,
+    load_files,
+)
 from sllm.node.worker.outbox import Outbox
 from sllm.node.worker.transformers_engine import TransformersEngine
 
@@ -78,8 +90,17 @@ class _Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class _Weights:
+    """What keeps weights where they are in this process, and where that is."""
+
+    address: int
+    size_bytes: int
+    kept: Mapping | OpenedWeights
+
+
+@dataclass(frozen=True, slots=True)
 class _Running:
-    mapping: Mapping
+    weights: _Weights
     module: Any
     engine: Engine
     generations: Generations
@@ -106,30 +127,31 @@ class ModelHost:
         self._prepared = await asyncio.to_thread(_prepare, directory, options)
         return time.monotonic() - began
 
-    async def attach(self, weights: PooledWeights, kv_bytes: int) -> Attached:
-        """Builds the model over its weights in the pool and starts the engine.
+    async def attach(self, weights: PooledWeights | DeviceWeights, kv_bytes: int) -> Attached:
+        """Builds the model over its weights, where the agent holds them, and starts the engine.
 
         Args:
             weights: where they are.
             kv_bytes: memory that the KV cache may take.
 
         Raises:
-            InvalidArgument: Not prepared, attached before, or a tensor is not in the chunks.
+            InvalidArgument: Not prepared, attached before, or a tensor is not in what was given.
             NoCapacity: There is no room for a KV cache.
+            DeviceFailed: The device's memory cannot be opened.
             UnsupportedModel: The weights are not those of the model.
         """
         prepared = self._prepared
         if prepared is None or self._running is not None:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
-        mapping, module = await asyncio.to_thread(_attach, self._pool_fd, prepared, weights)
+        held, module = await asyncio.to_thread(_attach, self._pool_fd, prepared, weights)
         attached = time.monotonic()
         capacity = _capacity(prepared, module, kv_bytes)
         context = min(context_tokens(module.config), capacity.kv_tokens)
         engine = _ENGINES[prepared.options.engine](module, capacity)
         outbox = Outbox()
         generations = Generations(prepared.files, engine, context, outbox)
-        self._running = _Running(mapping, module, engine, generations, outbox)
+        self._running = _Running(held, module, engine, generations, outbox)
         await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         started = time.monotonic()
         return Attached(attached - began, started - attached, context)
@@ -159,9 +181,9 @@ class ModelHost:
 
     @property
     def mapped(self) -> tuple[int, int]:
-        """First address and length of the mapped weights; (0, 0) before they are."""
-        mapping = self._running.mapping if self._running else None
-        return (mapping.address, mapping.size_bytes) if mapping else (0, 0)
+        """First address and length of the weights; (0, 0) before they are there."""
+        weights = self._running.weights if self._running else None
+        return (weights.address, weights.size_bytes) if weights else (0, 0)
 
     def parameters(self) -> list[ParameterLocation]:
         """Where the parameters are; tied ones are listed once."""
@@ -218,15 +240,24 @@ def _prepare(directory: Path, options: EngineOptions) -> _Prepared:
     if options.engine not in _ENGINES:
         known = ", ".join(_ENGINES)
         raise UnsupportedModel(f"there is no engine {options.engine!r}; there are: {known}")
+    warm_up_device()
     return _Prepared(load_files(directory), options)
 
 
-def _attach(pool_fd: int, prepared: _Prepared, weights: PooledWeights) -> tuple[Mapping, Any]:
+def _attach(
+    pool_fd: int, prepared: _Prepared, weights: PooledWeights | DeviceWeights
+) -> tuple[_Weights, Any]:
+    architecture = prepared.files.architecture
+    if isinstance(weights, DeviceWeights):
+        opened = open_weights(weights)
+        module = build_module_on_device(architecture, device_tensors(opened, weights))
+        return _Weights(opened.address, weights.size_bytes, opened), module
     _check(weights)
     mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions)
     buffers = [mapping.buffer(index) for index in range(len(weights.partitions))]
     tensors = tensors_over(weights.tensors, buffers)
-    return mapping, build_module(prepared.files.architecture, tensors)
+    module = build_module(architecture, tensors)
+    return _Weights(mapping.address, mapping.size_bytes, mapping), module
 
 
 def _check(weights: PooledWeights) -> None:

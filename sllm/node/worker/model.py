@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.description import Architecture, load_architecture
+from sllm.node.worker.stand_ins import StandIns
 from sllm.node.worker.text import Vocabulary
 
 _NAMES_SHOWN = 3
@@ -74,7 +75,7 @@ def build_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]
             None,
             config=architecture.config,
             state_dict=dict(weights),
-            dtype=_prevailing_dtype(weights),
+            dtype=prevailing_dtype(weights),
             ignore_mismatched_sizes=True,  # they are named below, like the rest
             output_loading_info=True,
         )
@@ -97,7 +98,24 @@ def _check(verb: str, names: set[str]) -> None:
         )
 
 
-def _prevailing_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+def build_module_on_device(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The same over weights that are on a device.
+
+    Raises:
+        UnsupportedModel: As `build_module`; or a parameter is none of the weights.
+    """
+    stand_ins = StandIns(weights, prevailing_dtype(weights))
+    module = build_module(architecture, stand_ins.tensors)
+    stand_ins.bind(module)
+    return module
+
+
+def prevailing_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The floating point dtype that most weights have.
+
+    Raises:
+        UnsupportedModel: None is a floating point number.
+    """
     floating = (weight for weight in weights.values() if weight.is_floating_point())
     counts = Counter(weight.dtype for weight in floating)
     if not counts:

@@ -33,7 +33,7 @@ class WorkerServicer(WorkerServiceServicer):
     async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
         """Maps the weights, builds the module over them and starts the engine."""
         with tracer.start_as_current_span("sllm.attach"):
-            weights = wire.pooled_weights(request)
+            weights = wire.weights(request)
             return wire.attach_response(await self._host.attach(weights, request.kv_bytes))
 
     async def Run(

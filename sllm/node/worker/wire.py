@@ -9,6 +9,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 
 from sllm.checkpoint.manifest import TensorEntry
 from sllm.errors import InvalidPrompt, SllmError
+from sllm.node.worker.device_weights import DeviceWeights
 from sllm.node.worker.engine import Counters, TokenLogprob
 from sllm.node.worker.generation import (
     Accepted,
@@ -32,16 +33,18 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
     )
 
 
-def pooled_weights(request: pb.AttachRequest) -> PooledWeights:
+def weights(request: pb.AttachRequest) -> PooledWeights | DeviceWeights:
     """Where the weights are."""
-    return PooledWeights(
-        chunk_bytes=request.chunk_bytes,
-        partitions=tuple(tuple(partition.chunks) for partition in request.partitions),
-        tensors=tuple(
-            TensorEntry(t.name, t.dtype, tuple(t.shape), t.partition, t.offset, t.size_bytes)
-            for t in request.tensors
-        ),
+    tensors = tuple(
+        TensorEntry(t.name, t.dtype, tuple(t.shape), t.partition, t.offset, t.size_bytes)
+        for t in request.tensors
     )
+    if request.HasField("device_memory"):
+        memory = request.device_memory
+        offsets = tuple(memory.partition_offsets)
+        return DeviceWeights(memory.ipc_handle, memory.size_bytes, offsets, tensors)
+    chunks = tuple(tuple(partition.chunks) for partition in request.partitions)
+    return PooledWeights(request.chunk_bytes, chunks, tensors)
 
 
 def generation_request(command: pb.RunRequest) -> GenerationRequest:

@@ -15,6 +15,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import rpc
+from sllm.node.device.records import InPool
 from sllm.node.workers import attach_request
 from sllm.node.zygote import ForkedWorker, WorkerSpec, Zygote
 from tests.node.worker.staging import CHUNK_BYTES, Staged
@@ -89,7 +90,8 @@ class WorkerClient:
 
     async def attach(self, staged: Staged, kv_bytes: int = KV_BYTES) -> pb.AttachResponse:
         """Calls Attach."""
-        request = attach_request(staged.manifest, staged.chunks, CHUNK_BYTES, kv_bytes)
+        place = InPool(staged.chunks, CHUNK_BYTES)
+        request = attach_request(staged.manifest, place, kv_bytes)
         with rpc.typed_errors():
             return await self._stub.Attach(request, timeout=TIMEOUT)
 

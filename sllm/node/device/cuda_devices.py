@@ -1,0 +1,272 @@
+"""The CUDA devices of a node: opened together, each a tier of its own, and seats for instances."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import structlog
+
+from sllm.clock import Clock
+from sllm.errors import (
+    CheckpointNotFound,
+    DeviceFailed,
+    DeviceUnavailable,
+    ModelTooLarge,
+    NoCapacity,
+    SllmError,
+)
+from sllm.node.device.ascent import PinnedPool
+from sllm.node.device.copy_thread import CopyThread
+from sllm.node.device.driver import Driver
+from sllm.node.device.memory import DeviceMemory
+from sllm.node.device.records import DeviceInfo, Placed, Seat, WeightsWish
+from sllm.node.device.selection import Selected
+from sllm.node.device.tier import CudaTier
+from sllm.node.loads import Tell
+from sllm.node.pool import Pool
+from sllm.node.records import Copy, Found, Tier, TierUsage
+from sllm.node.tiers import TierStore
+
+_log = structlog.get_logger()
+
+_MEASURE_SECONDS = 2.0
+"""Between two looks at how much memory is free: others use the devices, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How the memory of each device is shared out."""
+
+    kv_bytes: int
+    """For the KV caches of its instances."""
+    reserve_bytes: int
+    """For what their processes take besides: contexts, kernels, activations."""
+
+
+class _Device:
+    """One device, and what its instances have been given."""
+
+    def __init__(self, index: int, name: str, uuid: str, tier: CudaTier, budget: Budget) -> None:
+        self.tier = tier
+        self.kv_used = 0
+        self._index = index
+        self._name = name
+        self._uuid = uuid
+        self._budget = budget
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """See `Seat.environment`."""
+        return {"CUDA_VISIBLE_DEVICES": self._uuid, "SLLM_WORKER_DEVICE": "cuda"}
+
+    @property
+    def kv_free(self) -> int:
+        return self._budget.kv_bytes - self.kv_used
+
+    @property
+    def info(self) -> DeviceInfo:
+        memory, ledger = self.tier.memory, self.tier.ledger
+        return DeviceInfo(
+            index=self._index,
+            name=self._name,
+            uuid=self._uuid,
+            total_bytes=memory.total_bytes,
+            free_bytes=memory.free_bytes,
+            weights_capacity_bytes=ledger.capacity,
+            weights_used_bytes=ledger.used,
+            kv_capacity_bytes=self._budget.kv_bytes,
+            kv_used_bytes=self.kv_used,
+        )
+
+    def rank(self, digest: str | None) -> tuple[bool, int]:
+        """Those with the weights first, then those with the most room."""
+        held = digest in self.tier.copies or digest in self.tier.loads
+        return (not held, self.tier.ledger.used)
+
+    async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
+        """See `Seat.bring_up`."""
+        return await self.tier.bring_up(wish, tell)
+
+
+class CudaDevices:
+    """See `Devices`."""
+
+    def __init__(self, store: TierStore, pool: Pool, clock: Clock) -> None:
+        """Of a node with this store and its pool; `open` adds the devices."""
+        self._store = store
+        self._pool = pool
+        self._clock = clock
+        self._devices: list[_Device] = []
+        self._memories: list[DeviceMemory] = []
+        self._pinned = False
+        self._watchers: list[Callable[[], None]] = []
+        self._measuring: asyncio.Task[None] | None = None
+
+    async def open(self, selected: Selected, budget: Budget) -> None:
+        """Opens every device, and pins the pool.
+
+        Raises:
+            DeviceUnavailable: one cannot be used, or is too small; says why, with the numbers.
+        """
+        try:
+            for index in selected.indices:
+                self._devices.append(await self._open(selected.driver, index, budget))
+            await self._memories[0].pin(self._pool.base_address, self._pool.capacity_bytes)
+            self._pinned = True
+        except DeviceFailed as error:
+            raise DeviceUnavailable(f"a CUDA device cannot be used: {error.message}") from error
+        self._measuring = asyncio.create_task(self._measure(), name="device-memory")
+
+    async def _open(self, driver: Driver, index: int, budget: Budget) -> _Device:
+        speed = self._store.speeds.dram_to_device
+        memory = DeviceMemory(driver, CopyThread(driver, index, self._clock, speed.observe))
+        self._memories.append(memory)
+        await memory.open()
+        name, uuid = await asyncio.to_thread(lambda: (driver.name(index), driver.uuid(index)))
+        capacity = _capacity(index, name, memory, budget, self._pool.chunk_bytes)
+        pool = PinnedPool(self._pool.base_address, self._pool.chunk_bytes)
+        tier = CudaTier(self._store, pool, memory, capacity, self._clock, self._changed)
+        _log.info("device.opened", index=index, model=name, weights_bytes=capacity)
+        return _Device(index, name, uuid, tier, budget)
+
+    @property
+    def kv_capacity_bytes(self) -> int:
+        """See `Devices.kv_capacity_bytes`."""
+        return sum(device.info.kv_capacity_bytes for device in self._devices)
+
+    def check_fits(self, size_bytes: int) -> None:
+        """See `Devices.check_fits`."""
+        largest = max(device.tier.ledger.capacity for device in self._devices)
+        if size_bytes > largest:
+            raise ModelTooLarge(
+                f"the weights take {size_bytes} bytes, and the largest device of this node has "
+                f"{largest} for weights"
+            )
+
+    @contextmanager
+    def seat(self, found: Found, kv_bytes: int) -> Iterator[Seat]:
+        """See `Devices.seat`."""
+        self.check_fits(found.size_bytes)
+        device = self._choose(found, kv_bytes)
+        device.kv_used += kv_bytes
+        self._changed()
+        try:
+            yield device
+        finally:
+            device.kv_used -= kv_bytes
+            self._changed()
+
+    def _choose(self, found: Found, kv_bytes: int) -> _Device:
+        roomy = [
+            device
+            for device in self._devices
+            if device.kv_free >= kv_bytes and device.tier.ledger.capacity >= found.size_bytes
+        ]
+        if not roomy:
+            free = ", ".join(str(device.kv_free) for device in self._devices)
+            raise NoCapacity(
+                f"an instance needs {kv_bytes} bytes of KV cache on one device; free are, by "
+                f"device: {free}"
+            )
+        return min(roomy, key=lambda device: device.rank(found.digest))
+
+    def infos(self) -> tuple[DeviceInfo, ...]:
+        """See `Devices.infos`."""
+        return tuple(device.info for device in self._devices)
+
+    def copies(self) -> tuple[Copy, ...]:
+        """See `Devices.copies`. One on several devices is told of once."""
+        found: dict[str, Copy] = {}
+        for copy in (copy for device in self._devices for copy in device.tier.on_device()):
+            known = found.get(copy.digest)
+            found[copy.digest] = copy if known is None else _both(known, copy)
+        return tuple(found.values())
+
+    def usage(self) -> tuple[TierUsage, ...]:
+        """See `Devices.usage`."""
+        ledgers = [device.tier.ledger for device in self._devices]
+        capacity, used = sum(one.capacity for one in ledgers), sum(one.used for one in ledgers)
+        return (TierUsage(Tier.DEVICE, capacity, used),)
+
+    @property
+    def queued_bytes(self) -> int:
+        """See `Devices.queued_bytes`."""
+        loads = [load for device in self._devices for load in list(device.tier.loads.values())]
+        return sum(load.remaining_bytes for load in loads)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """See `Devices.in_flight_bytes`."""
+        return sum(memory.copies.in_flight_bytes for memory in self._memories)
+
+    async def evict(self, digest: str) -> None:
+        """See `Devices.evict`."""
+        gone = [await device.tier.evict(digest) for device in self._devices]
+        if not any(gone):
+            raise CheckpointNotFound(f"the DEVICE tier does not hold checkpoint {digest}")
+
+    def subscribe(self, watcher: Callable[[], None]) -> None:
+        """See `Devices.subscribe`."""
+        self._watchers.append(watcher)
+
+    async def close(self) -> None:
+        """See `Devices.close`."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+            await asyncio.wait([self._measuring])
+        for device in self._devices:
+            await device.tier.close()
+        if self._pinned:
+            with suppress(DeviceFailed):
+                await self._memories[0].unpin(self._pool.base_address)
+        for memory in self._memories:
+            await asyncio.to_thread(memory.copies.close)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if the books of a device and its allocations differ."""
+        for device in self._devices:
+            device.tier.check_integrity()
+
+    async def _measure(self) -> None:
+        while True:
+            await self._clock.sleep(_MEASURE_SECONDS)
+            before = self.infos()
+            try:
+                for memory in self._memories:
+                    await memory.measure()
+            except SllmError as error:
+                _log.warning("device.not_measured", problem=error.message)
+            if self.infos() != before:
+                self._changed()
+
+    def _changed(self) -> None:
+        for watcher in self._watchers:
+            watcher()
+
+
+def _capacity(index: int, name: str, memory: DeviceMemory, budget: Budget, chunk_bytes: int) -> int:
+    """Bytes for weights: what is free now, less what else is to have room."""
+    capacity = memory.free_bytes - budget.kv_bytes - budget.reserve_bytes
+    if capacity < chunk_bytes:
+        raise DeviceUnavailable(
+            f"device {index} ({name}) is too small: of its {memory.total_bytes} bytes "
+            f"{memory.free_bytes} are free; KV caches are to have {budget.kv_bytes} (--kv) and "
+            f"workers {budget.reserve_bytes} (--device-reserve), which leaves {capacity} for "
+            "weights"
+        )
+    return capacity
+
+
+def _both(one: Copy, other: Copy) -> Copy:
+    """The fuller of two copies of one checkpoint; leased if either is."""
+    fuller = max(one, other, key=lambda copy: copy.resident_bytes)
+    leased = one.leased or other.leased
+    return Copy(
+        fuller.digest,
+        fuller.tier,
+        fuller.size_bytes,
+        fuller.resident_bytes,
+        fuller.sources,
+        leased,
+    )

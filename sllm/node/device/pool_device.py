@@ -1,0 +1,86 @@
+"""The device of a node without accelerators: the processors, which read weights in the pool."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from sllm.errors import CheckpointNotFound
+from sllm.node.device.records import DeviceInfo, InPool, Placed, Seat, WeightsWish
+from sllm.node.loads import Tell
+from sllm.node.records import Copy, Found, Tier, TierUsage
+from sllm.node.tiers import TierStore
+
+
+class PoolDevice:
+    """See `Devices`. Nothing is copied: weights in the pool are where kernels read them."""
+
+    def __init__(self, store: TierStore, kv_bytes: int) -> None:
+        self._seat = _PoolSeat(store)
+        self._kv_bytes = kv_bytes
+
+    @property
+    def kv_capacity_bytes(self) -> int:
+        """See `Devices.kv_capacity_bytes`."""
+        return self._kv_bytes
+
+    def check_fits(self, size_bytes: int) -> None:
+        """See `Devices.check_fits`: the store says it itself, when the pool makes room."""
+
+    @contextmanager
+    def seat(self, found: Found, kv_bytes: int) -> Iterator[Seat]:
+        """See `Devices.seat`."""
+        yield self._seat
+
+    def infos(self) -> tuple[DeviceInfo, ...]:
+        """See `Devices.infos`."""
+        return ()
+
+    def copies(self) -> tuple[Copy, ...]:
+        """See `Devices.copies`."""
+        return ()
+
+    def usage(self) -> tuple[TierUsage, ...]:
+        """See `Devices.usage`."""
+        return ()
+
+    @property
+    def queued_bytes(self) -> int:
+        """See `Devices.queued_bytes`."""
+        return 0
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """See `Devices.in_flight_bytes`."""
+        return 0
+
+    def subscribe(self, watcher: Callable[[], None]) -> None:
+        """See `Devices.subscribe`: the store tells its own watchers."""
+
+    async def evict(self, digest: str) -> None:
+        """See `Devices.evict`."""
+        raise CheckpointNotFound(
+            f"this node has no device tier that could hold checkpoint {digest}: the pool is its "
+            "device; evict it from DRAM"
+        )
+
+    async def close(self) -> None:
+        """See `Devices.close`."""
+
+
+class _PoolSeat:
+    """See `Seat`."""
+
+    def __init__(self, store: TierStore) -> None:
+        self._store = store
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """See `Seat.environment`: there may be accelerators that are not for this node."""
+        return {"CUDA_VISIBLE_DEVICES": ""}
+
+    async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
+        """See `Seat.bring_up`."""
+        lease = await self._store.promote(
+            wish.source, wish.dtype, Tier.DRAM, tell, pack=wish.pack, give_up=True
+        )
+        place = InPool(lease.chunks, self._store.chunk_bytes)
+        return Placed(lease.manifest, lease.record, place, lease.from_tier, lease.steps, lease.held)

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from sllm.errors import DeviceUnavailable, InvalidArgument
+from sllm.node.device import selection
+from sllm.node.device.driver import LIBRARY_VARIABLE, Driver
+from sllm.node.device.selection import Wanted, parse_device, select
+from tests.node.device.fake_cuda import UNKNOWN, FakeCuda
+from tests.node.device.machine import Machine
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("cpu", Wanted(cuda=False, required=False)),
+        ("auto", Wanted(cuda=True, required=False)),
+        ("cuda", Wanted(cuda=True)),
+        ("cuda:0", Wanted(cuda=True, indices=(0,))),
+        ("cuda:2,0", Wanted(cuda=True, indices=(2, 0))),
+    ],
+)
+def test_what_is_asked_for(text: str, wanted: Wanted) -> None:
+    assert parse_device(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:a", "cuda:0,", "cuda:-1", "cuda:0,0"])
+def test_what_cannot_be_asked_for(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="device"):
+        parse_device(text)
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "libnone.so"))
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_without_a_driver_cuda_is_refused_and_auto_is_the_cpu() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"no CUDA driver: .*libnone\.so.* --device cpu"):
+        select(parse_device("cuda"))
+    assert select(parse_device("auto")) is None
+    assert select(parse_device("cpu")) is None
+
+
+def test_a_library_that_is_no_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LIBRARY_VARIABLE, "libc.so.6")
+    with pytest.raises(DeviceUnavailable, match="no CUDA driver"):
+        select(parse_device("cuda"))
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    library = FakeCuda(devices=2)
+    monkeypatch.setattr(selection, "load_driver", lambda: Driver(library))
+    return library
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_all_devices_unless_some_are_named() -> None:
+    for text, indices in (("auto", (0, 1)), ("cuda", (0, 1)), ("cuda:1", (1,))):
+        selected = select(parse_device(text))
+        assert selected is not None
+        assert selected.indices == indices
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_a_device_that_is_not_there_is_refused_with_the_numbers() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"no device 5: this machine has 2 CUDA devices"):
+        select(parse_device("cuda:0,5"))
+
+
+def test_a_machine_without_devices(two_devices: FakeCuda) -> None:
+    two_devices.devices = 0
+    with pytest.raises(DeviceUnavailable, match="no device: this machine has 0"):
+        select(parse_device("cuda"))
+    assert select(parse_device("auto")) is None
+
+
+def test_a_driver_that_does_not_answer(two_devices: FakeCuda) -> None:
+    two_devices.fails["cuDeviceGetCount"] = UNKNOWN
+    with pytest.raises(DeviceUnavailable, match="cuDeviceGetCount"):
+        select(parse_device("cuda"))
+    assert select(parse_device("auto")) is None
+
+
+async def test_a_device_too_small_is_refused_with_the_numbers(machine: Machine) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"device 0 \(Fake GPU\) is too small: .* leaves 0"):
+        await machine.reopen(device_models=0)
+    await machine.close()
+    await machine.open()

@@ -1,0 +1,63 @@
+"""A node's devices, from its report to what operators see."""
+
+from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.cli.listings import devices_table
+from sllm.cli.top import nodes_part
+from sllm.client import responses
+from sllm.client.records import Device, Node
+from sllm.control import fleet_wire
+from sllm.control.fleet import Full
+from sllm.control.topology import Copies, NodeView, Tier
+
+GIB = 1 << 30
+DEVICES = (
+    Device(
+        0, "NVIDIA H100 80GB HBM3", "GPU-0", 80 * GIB, 30 * GIB, 60 * GIB, 45 * GIB, 16 * GIB, 0
+    ),
+    Device(1, "H100", "GPU-1", 80 * GIB, 79 * GIB, 60 * GIB, 0, 16 * GIB, 5 * GIB),
+)
+
+
+def told(*devices: Device) -> Node:
+    """What a client is told of a node that has reported devices."""
+    node = pb.Node(address="host:1")
+    for one in devices:
+        node.devices.add(
+            index=one.index,
+            name=one.name,
+            uuid=one.uuid,
+            total_bytes=one.total_bytes,
+            free_bytes=one.free_bytes,
+            weights_capacity_bytes=one.weights_capacity_bytes,
+            weights_used_bytes=one.weights_used_bytes,
+            kv_capacity_bytes=one.kv_capacity_bytes,
+            kv_used_bytes=one.kv_used_bytes,
+        )
+    node.tiers.add(tier=pb.TIER_DEVICE, capacity_bytes=120 * GIB, used_bytes=45 * GIB)
+    report = fleet_wire.report(
+        fleet_pb.ReportRequest(node_id="n", revision=1, full=fleet_pb.FullReport(node=node))
+    )
+    assert isinstance(report.body, Full)
+    view = NodeView(report.body.facts, Copies(), {})
+    assert view.weights_tier is Tier.DEVICE
+    return responses.node(fleet_wire.node_message(view))
+
+
+def test_operators_see_what_the_node_has_reported() -> None:
+    assert told(*DEVICES).devices == DEVICES
+    assert told().devices == ()
+
+
+def test_each_device_has_a_row() -> None:
+    table = devices_table([told(*DEVICES)])
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[1] == ["0", "1"]
+    assert cells[3] == ["30.0 GiB", "79.0 GiB"]
+    assert cells[5] == ["45.0 GiB/60.0 GiB", "0 B/60.0 GiB"]
+
+
+def test_top_shows_the_device_tier_where_there_is_one() -> None:
+    headers = [column.header for column in nodes_part([told(*DEVICES)]).columns]  # type: ignore[union-attr]  # a table
+    assert "DEVICE" in headers
