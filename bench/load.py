@@ -4,7 +4,8 @@
 
 A load is done when every byte is resident in memory of the process's own. Each peer runs in a fresh
 process; the node's ways run in one that lasts, whose pool was touched when it started, as on a
-node. Everything is interleaved: in each round, each contender loads once, in an order drawn anew.
+node. Everything is interleaved: in each round, each contender loads once, those of the node several
+times, in an order drawn anew.
 """
 
 import multiprocessing
@@ -20,6 +21,7 @@ from bench.loading.node import LIBRARY_GROUP, NODE_GROUP
 from bench.loading.peers import PEERS
 from bench.loading.report import figures, print_results
 from bench.loading.rounds import Cache, run_rounds
+from bench.loading.stall import measure_stalls
 from bench.report import print_table, write_figures
 from sllm.config import parse_bytes
 
@@ -49,7 +51,15 @@ def main(
             results = run_rounds(model, tiny, groups, states, rounds)
             print_results(results, states, rounds)
             if name == "file":
-                _print_figures(figures(results), json)
+                stalls = measure_stalls(model)
+                _print_stalls(stalls)
+                longest = max(stalls.values())
+                _print_figures(figures(results) | {"loop_stall_seconds": longest}, json)
+
+
+def _print_stalls(stalls: dict[str, float]) -> None:
+    rows = [[kind, f"{seconds * 1e3:.1f}"] for kind, seconds in stalls.items()]
+    print_table("The agent's event loop while it loads", ["load", "longest stall, ms"], rows)
 
 
 def _print_figures(found: dict[str, float], path: Path | None) -> None:

@@ -46,6 +46,8 @@ class Group:
     """What must be importable."""
     lasting: bool = False
     """Whether the process stays for all rounds, as a node does; otherwise each load has its own."""
+    repeats: int = 1
+    """Times that each of them loads in a round."""
     fits: Callable[[Model], bool] = lambda model: True
     """Whether they can load the model."""
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -124,18 +124,22 @@ class _Node:
         self._lease: Lease | None = None
 
     def promote(self) -> Tensors:
-        source = str(self._model.source)
-        promotion = self._store.promote(source, None, Tier.DRAM, pack=self._packed)
-        self._lease = self._loop.run_until_complete(promotion)
+        self._lease = self._lease_in_pool()
         return {}
 
+    def _lease_in_pool(self) -> Lease:
+        source = str(self._model.source)
+        promotion = self._store.promote(source, None, Tier.DRAM, pack=self._packed)
+        return self._loop.run_until_complete(promotion)
+
     def attach(self) -> Tensors:
-        """What a worker does: the chunks mapped side by side, and tensors over them."""
-        assert self._lease is not None, "nothing is in the pool"
-        mapping = map_chunks(self._pool.fd, self._pool.chunk_bytes, self._lease.chunks)
-        manifest = self._lease.manifest
+        """What a start does: a lease, the chunks mapped side by side, and tensors over them."""
+        lease = self._lease_in_pool()
+        mapping = map_chunks(self._pool.fd, self._pool.chunk_bytes, lease.chunks)
+        manifest = lease.manifest
         buffers = [mapping.buffer(index) for index in range(len(manifest.partitions))]
         mapping.close()
+        lease.release()  # the one that was there before stays
         return tensors_over(manifest.tensors, buffers)
 
     def evict(self) -> None:
@@ -156,10 +160,14 @@ def _node(model: Model) -> Iterator[Mapping[str, Load]]:
     pool = Pool((counts + 1) * CHUNK_BYTES, CHUNK_BYTES)
     for chunk in range(pool.chunk_count):
         pool.touch(chunk)
-    with ThreadPoolExecutor(READ_THREADS) as threads:
-        ceilings, reader = _Ceilings(pool, threads), _Reader(pool, threads)
+    with (
+        closing(pool),
+        ThreadPoolExecutor(READ_THREADS) as threads,
         # Two stores over one pool: they never hold anything at the same time.
-        node, plain_node = _Node(model, pool, packed=True), _Node(model, pool, packed=False)
+        closing(_Node(model, pool, packed=True)) as node,
+        closing(_Node(model, pool, packed=False)) as plain_node,
+    ):
+        ceilings, reader = _Ceilings(pool, threads), _Reader(pool, threads)
         yield {
             DIRECT_PACKED: Load(lambda: ceilings.read(model.partitions)),
             DIRECT_PLAIN: Load(lambda: ceilings.read(model.safetensors)),
@@ -170,9 +178,6 @@ def _node(model: Model) -> Iterator[Mapping[str, Load]]:
             NO_DIGESTS: Load(lambda: reader.read(packed, verify=False)),
             ATTACH: Load(node.attach, before=node.promote, after=node.evict, in_page_cache=True),
         }
-        node.close()
-        plain_node.close()
-    pool.close()
 
 
 @contextmanager
@@ -196,5 +201,6 @@ NODE_GROUP = Group(
     _node,
     _files,
     lasting=True,
+    repeats=3,
 )
 LIBRARY_GROUP = Group((LOAD_PACKED, LOAD_PLAIN), _load, _files)

@@ -78,6 +78,7 @@ class Contenders:
         self._connection.close()
         self._process.join(10)
         self._process.kill()
+        self._process.join()
 
 
 @contextmanager

@@ -58,21 +58,31 @@ def _row(results: Results, cache: Cache, name: str) -> list[str]:
     if not measured:
         return [name, results.reason(cache, name) or "not run"]
     seconds = [one.seconds for one in measured]
-    middle = _median(measured, lambda one: one.seconds)
+    middle = _seconds(measured)
     return [
         name,
         f"{middle:.2f} ({min(seconds):.2f}-{max(seconds):.2f})",
         f"{_median(measured, lambda one: one.call_seconds):.3f}",
         f"{results.model.size_bytes / middle / GB:.2f}",
-        f"{_speedup(results, cache, name, _ceiling(cache, name)):.2f}",
+        _of_ceiling(results, cache, name),
         f"{_median(measured, lambda one: one.cpu_seconds):.2f}",
         f"{_median(measured, lambda one: one.peak_bytes) / GB:.2f}",
         f"{_median(measured, lambda one: one.faults):.0f}",
     ]
 
 
+def _of_ceiling(results: Results, cache: Cache, name: str) -> str:
+    if name == ATTACH:
+        return "-"
+    return f"{_speedup(results, cache, name, _ceiling(cache, name)):.2f}"
+
+
 def _median(measured: Sequence[Measurement], of: Callable[[Measurement], float]) -> float:
     return statistics.median(map(of, measured))
+
+
+def _seconds(measured: Sequence[Measurement]) -> float:
+    return _median(measured, lambda one: one.seconds)
 
 
 def _ceiling(cache: Cache, name: str) -> str:
@@ -84,8 +94,12 @@ def _ceiling(cache: Cache, name: str) -> str:
 
 def _speedup(results: Results, cache: Cache, name: str, other: str) -> float:
     """How many times faster `name` was than `other`; the median of the rounds' ratios."""
-    pairs = zip(results.measured(cache, name), results.measured(cache, other), strict=False)
-    ratios = [theirs.seconds / ours.seconds for ours, theirs in pairs]
+    ours, theirs = (results.measured_by_round(cache, one) for one in (name, other))
+    ratios = [
+        _seconds(there) / _seconds(here)
+        for here, there in zip(ours, theirs, strict=True)
+        if here and there
+    ]
     return statistics.median(ratios) if ratios else float("nan")
 
 
@@ -105,7 +119,7 @@ def figures(results: Results) -> dict[str, float]:
     if without:
         cpu = _median(without, lambda one: one.cpu_seconds)
         found["cpu_seconds_per_gb"] = cpu / (results.model.size_bytes / GB)
-    attached = results.measured(Cache.WARM, ATTACH)
+    attached = results.measured(cold, ATTACH) or results.measured(Cache.WARM, ATTACH)
     if attached:
         found["attach_seconds"] = _median(attached, lambda one: one.call_seconds)
     return {name: value for name, value in found.items() if not isnan(value)}  # NaN: not run

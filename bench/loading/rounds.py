@@ -1,4 +1,4 @@
-"""Rounds: in each, every contender loads once, in an order that is drawn anew."""
+"""Rounds: in each, every contender loads once or more, in an order that is drawn anew."""
 
 import random
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.disk import drop_from_page_cache
 from bench.loading.contender import Group, Measurement, Outcome, Skipped
 from bench.loading.models import Model
-from bench.loading.node import ATTACH, DIRECT_PACKED, DIRECT_PLAIN, MEMCPY
+from bench.loading.node import DIRECT_PACKED, DIRECT_PLAIN, MEMCPY
 from bench.loading.process import Contenders, contenders
 
 
@@ -23,27 +23,32 @@ class Cache(StrEnum):
     WARM = "warm"
 
 
-NOT_IN = {Cache.COLD: {MEMCPY, ATTACH}, Cache.WARM: {DIRECT_PACKED, DIRECT_PLAIN}}
+NOT_IN = {Cache.COLD: {MEMCPY}, Cache.WARM: {DIRECT_PACKED, DIRECT_PLAIN}}
 """What says nothing there."""
 
 
 @dataclass(slots=True)
 class Results:
-    """What came out, one entry for each round."""
+    """What came out."""
 
     model: Model
-    outcomes: dict[tuple[Cache, str], list[Outcome]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    rounds: list[dict[tuple[Cache, str], list[Outcome]]] = field(default_factory=list)
 
     def measured(self, cache: Cache, name: str) -> list[Measurement]:
         """Those of one contender that were not skipped."""
-        return [one for one in self.outcomes[cache, name] if isinstance(one, Measurement)]
+        return [one for done in self.measured_by_round(cache, name) for one in done]
+
+    def measured_by_round(self, cache: Cache, name: str) -> list[list[Measurement]]:
+        """The same, round by round."""
+        return [
+            [one for one in outcomes[cache, name] if isinstance(one, Measurement)]
+            for outcomes in self.rounds
+        ]
 
     def reason(self, cache: Cache, name: str) -> str:
         """Why a contender was skipped; empty if it never was."""
-        skipped = (one for one in self.outcomes[cache, name] if isinstance(one, Skipped))
-        return next((one.reason for one in skipped), "")
+        everything = (one for outcomes in self.rounds for one in outcomes[cache, name])
+        return next((one.reason for one in everything if isinstance(one, Skipped)), "")
 
 
 def run_rounds(
@@ -68,10 +73,11 @@ def run_rounds(
         for process in lasting.values():
             process.ready()
         for number in range(rounds):
+            results.rounds.append(defaultdict(list))
             for cache in caches:
                 for group, name in _in_turn(groups, cache, random.Random(number)):
                     outcome = _one(group, name, cache, tiny, model, lasting.get(group.names))
-                    results.outcomes[cache, name].append(outcome)
+                    results.rounds[-1][cache, name].append(outcome)
                     _tell(model, number, cache, name, outcome)
     return results
 
@@ -79,7 +85,12 @@ def run_rounds(
 def _in_turn(
     groups: Sequence[Group], cache: Cache, draw: random.Random
 ) -> Iterator[tuple[Group, str]]:
-    pairs = [(group, name) for group in groups for name in group.names if name not in NOT_IN[cache]]
+    pairs = [
+        (group, name)
+        for group in groups
+        for name in group.names * group.repeats
+        if name not in NOT_IN[cache]
+    ]
     draw.shuffle(pairs)
     return iter(pairs)
 
