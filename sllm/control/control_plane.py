@@ -108,6 +108,7 @@ class ControlPlane:
     async def delete(self, name: str, call: Call) -> None:
         """Ends a deployment with all its requests and instances; see Catalog."""
         if await self._catalog.delete(name, call):
+            self._preparation.deployment_deleted(name)
             self._orchestrator.deployment_deleted(name)
             self.pinning.deployment_deleted(name)
 

@@ -1,5 +1,6 @@
 """Brings the checkpoints of deployments to a node, in the background."""
 
+import asyncio
 from contextlib import aclosing
 
 import structlog
@@ -27,6 +28,8 @@ class Preparation:
         self._catalog = catalog
         self._config = config
         self._tasks = Tasks()
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        """By deployment."""
 
     def consider_all(self) -> None:
         """Begins what is missing, after nodes have come or gone."""
@@ -42,7 +45,13 @@ class Preparation:
             return
         self._state.unprepared.pop(name, None)
         self._state.preparing[name] = None
-        self._tasks.spawn(self._prepare(deployment), name=f"prepare {name}")
+        work = self._tasks.spawn(self._prepare(deployment), name=f"prepare {name}")
+        self._under_way[name] = work
+
+    def deployment_deleted(self, name: str) -> None:
+        """Ends its preparation, on the node as well: a fetch from afar would go on for long."""
+        if work := self._under_way.pop(name, None):
+            work.cancel()
 
     async def close(self) -> None:
         """Ends all work. What nodes have by then is what the next process goes on with."""
@@ -95,14 +104,13 @@ class Preparation:
             async for step in steps:
                 if isinstance(step, ModelInfo):
                     await self._catalog.learn_model(deployment.name, step)
-                elif deployment.name not in self._state.preparing:
-                    return  # it was deleted, and the node need not go on
                 else:
                     self._state.preparing[deployment.name] = step
                     self._state.changes.notify(deployment.name)
 
     def _ended(self, deployment: Deployment, error: errors.SllmError | None) -> None:
         name = deployment.name
+        self._under_way.pop(name, None)
         if self._state.deployments.get(name) is None:
             return
         self._state.preparing.pop(name, None)

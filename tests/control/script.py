@@ -26,8 +26,10 @@ class Gate:
 
     async def passed(self) -> None:
         self.waiting += 1
-        await self._open.wait()
-        self.waiting -= 1
+        try:
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
 
 
 @dataclass

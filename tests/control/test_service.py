@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors, rpc
@@ -78,6 +79,23 @@ async def test_a_checkpoint_that_cannot_be_brought_is_told_and_deploying_tries_a
     )
     node.script.promote_error = None
     await cluster.caller.deploy()
+    await _until_available(cluster)
+
+
+async def test_deleting_a_deployment_gives_its_preparation_up(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    gate = node.script.before_promoted
+    gate.shut()
+    await cluster.caller.deploy()
+    await assert_eventually(lambda: gate.waiting)
+    (asked,) = [call for call in node.calls if isinstance(call, node_pb.PromoteRequest)]
+    assert asked.give_up
+    await cluster.caller.delete("tiny")
+    await assert_eventually(lambda: not gate.waiting)
+    await cluster.caller.deploy()
+    await assert_eventually(lambda: gate.waiting)
+    gate.open()
     await _until_available(cluster)
 
 
