@@ -151,17 +151,20 @@ class Sources:
 
 
 def _stage(snapshot: Snapshot, directory: Path, cancelled: Callable[[], bool]) -> SourceFiles:
-    staged = _make_directory(directory)
+    """Beside the checkpoints, where a start removes what a kill left; or else anywhere."""
+    try:
+        return _stage_in(directory, STAGED, snapshot, cancelled)
+    except OSError as error:
+        _log.info("node.staged_elsewhere", directory=str(directory), problem=str(error))
+        return _stage_in(None, "sllm-staged-", snapshot, cancelled)
+
+
+def _stage_in(
+    parent: Path | None, prefix: str, snapshot: Snapshot, cancelled: Callable[[], bool]
+) -> SourceFiles:
+    staged = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         return snapshot.fetch(staged, cancelled)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-
-
-def _make_directory(parent: Path) -> Path:
-    """Beside the checkpoints, where a start removes what a kill left; or else anywhere."""
-    try:
-        return Path(tempfile.mkdtemp(prefix=STAGED, dir=parent))
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="sllm-staged-"))

@@ -11,8 +11,10 @@ from moto.server import ThreadedMotoServer
 
 from sllm.errors import SourceForbidden, SourceNotFound
 from tests.checkpoint.remote.web import WebServer
+from tests.disks import SmallDisk, small_disk_if_possible
 from tests.e2e.cluster import Cluster, running
 from tests.e2e.reference import greedy
+from tests.support import wait_until
 
 PROMPT = "The for statement"
 
@@ -39,9 +41,22 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def remote_cluster(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cluster's."""
+    return tmp_path_factory.mktemp("cluster")
+
+
+@pytest.fixture(scope="module")
+def disk(directory: Path) -> Iterator[SmallDisk | None]:
+    """The node's, where one can be had."""
+    with small_disk_if_possible(directory / "node-0", 1 << 30) as disk:
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def remote_cluster(bucket: str, directory: Path, disk: SmallDisk | None) -> Iterator[Cluster]:
     """One node that may read the bucket."""
-    with running(tmp_path_factory.mktemp("cluster"), nodes=1) as cluster:
+    with running(directory, nodes=1) as cluster:
         yield cluster
 
 
@@ -71,6 +86,29 @@ def test_a_model_in_s3_is_deployed_and_generates(
     (node,) = remote_cluster.client.nodes()
     assert {copy.tier for copy in node.copies if url in copy.sources} == {"SSD", "DRAM"}
     sllm(remote_cluster, "rm", family)
+
+
+def test_a_full_disk_keeps_nobody_from_being_served(
+    remote_cluster: Cluster, models: Path, bucket: str, disk: SmallDisk | None
+) -> None:
+    if disk is None:
+        pytest.skip("this user may not mount a file system")
+    client = remote_cluster.client
+    url = upload(models / "tiny-qwen2", bucket, "qwen2")
+    disk.fill()
+    client.deploy("full", url)
+    wait_until(lambda: "is full" in client.deployment("full").message)
+    generated = client.generate("full", PROMPT, max_tokens=8, temperature=0.0).result()
+    assert generated.text == greedy(models / "tiny-qwen2", PROMPT, 8).text
+    (node,) = client.nodes()
+    assert [copy.tier for copy in node.copies if url in copy.sources] == ["DRAM"]
+    assert "is full" in sllm(remote_cluster, "nodes")
+    client.delete("full")
+    disk.empty()
+    client.deploy("roomy", upload(models / "tiny-gpt2", bucket, "gpt2"))
+    wait_until(lambda: client.deployment("roomy").state == "AVAILABLE")
+    assert "is full" not in sllm(remote_cluster, "nodes")
+    client.delete("roomy")
 
 
 def test_a_model_on_the_web_is_the_same_model(

@@ -131,5 +131,6 @@ class Objects:
 
 def _file(name: str, meta: "ObjectMeta") -> RemoteFile:
     changed = meta["last_modified"]
-    tag = meta["e_tag"] or (None if changed == _NO_TIME else changed.isoformat())
+    # Some servers have tags in quotes when they serve a file, and without when they list it.
+    tag = (meta["e_tag"] or "").strip('"') or (None if changed == _NO_TIME else changed.isoformat())
     return RemoteFile(name, meta["size"], tag)

@@ -42,7 +42,7 @@ def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def upload(directory: Path, bucket: str, prefix: str) -> str:
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     for path in directory.iterdir():
         client.upload_file(str(path), bucket, f"{prefix}{path.name}")
     return f"s3://{bucket}/{prefix}"
@@ -96,3 +96,43 @@ def test_wrong_credentials_are_forbidden(
         bring(f"s3://{s3}/a", tmp_path)
     assert SECRET not in repr(caught.value)
     assert SECRET not in repr(web_server.hits), "the secret itself was sent"
+
+
+@pytest.fixture
+def profile(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Credentials that are nowhere but in AWS's own files, under a name; gives the key's id."""
+    (tmp_path / "credentials").write_text(
+        "[someone-else]\naws_access_key_id = other\naws_secret_access_key = other\n"
+        f"[team]\naws_access_key_id = of-the-team\naws_secret_access_key = {SECRET}\n"
+    )
+    (tmp_path / "config").write_text("[profile team]\nregion = us-east-1\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    return "of-the-team"
+
+
+def test_a_profile_of_awss_own_files_is_used(s3: str, tmp_path: Path, profile: str) -> None:
+    local = write_model(tmp_path / "local")
+    url = upload(local, s3, "by-profile/")
+    assert bring(url, tmp_path).manifest == import_model(local, tmp_path / "import")
+
+
+def test_requests_are_signed_with_the_profiles_key(
+    s3: str, tmp_path: Path, profile: str, web_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed: list[str] = []
+
+    async def note(request: web.Request, hit: Hit, content: bytes) -> web.StreamResponse:
+        signed.append(request.headers.get("Authorization", ""))
+        return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
+
+    web_server.fault = note
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web_server.url)
+    with pytest.raises(SourceForbidden):
+        bring(f"s3://{s3}/a", tmp_path)
+    assert signed
+    assert all(f"Credential={profile}/" in one for one in signed)
+    assert not any(SECRET in one for one in signed)
