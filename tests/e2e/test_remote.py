@@ -9,12 +9,11 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from sllm.errors import SourceForbidden, SourceNotFound
+from sllm.errors import DeploymentFailed, SourceForbidden, SourceNotFound
 from tests.checkpoint.remote.web import WebServer
 from tests.disks import SmallDisk, small_disk_if_possible
 from tests.e2e.cluster import Cluster, running
 from tests.e2e.reference import greedy
-from tests.support import wait_until
 
 PROMPT = "The for statement"
 
@@ -96,8 +95,8 @@ def test_a_full_disk_keeps_nobody_from_being_served(
     client = remote_cluster.client
     url = upload(models / "tiny-qwen2", bucket, "qwen2")
     disk.fill()
-    client.deploy("full", url)
-    wait_until(lambda: "is full" in client.deployment("full").message)
+    with pytest.raises(DeploymentFailed, match="is full"):
+        client.deploy("full", url)
     generated = client.generate("full", PROMPT, max_tokens=8, temperature=0.0).result()
     assert generated.text == greedy(models / "tiny-qwen2", PROMPT, 8).text
     (node,) = client.nodes()
@@ -106,7 +105,7 @@ def test_a_full_disk_keeps_nobody_from_being_served(
     client.delete("full")
     disk.empty()
     client.deploy("roomy", upload(models / "tiny-gpt2", bucket, "gpt2"))
-    wait_until(lambda: client.deployment("roomy").state == "AVAILABLE")
+    assert client.deployment("roomy").state == "AVAILABLE"
     assert "is full" not in sllm(remote_cluster, "nodes")
     client.delete("roomy")
 
