@@ -11,7 +11,7 @@ from opentelemetry.context import Context
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control import metrics
+from sllm.control import metrics, room
 from sllm.control.config import ControlConfig
 from sllm.control.deployments import Deployment
 from sllm.control.nodes import Nodes, Ready
@@ -113,7 +113,7 @@ class Launcher:
         try:
             cause = self._cause(name)
             with tracer.start_as_current_span("sllm.start", cause, attributes=attributes):
-                await self._room_made(instance.node_id)
+                await self._room_made(start)
                 self._ready(start, await self._call(start))
         except errors.SllmError as failure:
             error = start.error = failure
@@ -130,10 +130,12 @@ class Launcher:
         first = next(iter(self._state.queue.of(name)), None)
         return trace.set_span_in_context(first.span) if first else None
 
-    async def _room_made(self, node_id: str) -> None:
-        """Returns once the instances whose room was counted as free are gone."""
+    async def _room_made(self, start: StartUnderWay) -> None:
+        """Returns once the instances whose room was counted as free are gone, if it is needed."""
+        node_id, need = start.instance.node_id, self._state.needs[start.deployment.name]
         stops = self._stops.get(node_id)
-        if stops:
+        view = self._state.fleet.nodes.get(node_id)
+        if stops and view and not room.shortage(view.with_leaving, need.checkpoint, 0).none:
             await asyncio.wait(list(stops.values()))
 
     async def _call(self, start: StartUnderWay) -> Ready:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, TypeVar
@@ -194,6 +194,11 @@ class NodeView:
         planned = {key: plan.instance for key, plan in self.planned.items()}
         both = {**self.instances, **planned}
         return tuple(one for key, one in both.items() if key not in self.leaving)
+
+    @cached_property
+    def with_leaving(self) -> "NodeView":
+        """The node as it is until the instances that are leaving have gone."""
+        return replace(self, leaving=frozenset(), memo={}) if self.leaving else self
 
     def copies_of(self, digest: str) -> list[Copy]:
         """A checkpoint's copies on all tiers."""

@@ -42,6 +42,19 @@ async def test_a_start_waits_until_its_victim_has_ended(cluster: Cluster, node: 
     await stream.end()
 
 
+async def test_a_start_does_not_wait_for_an_end_whose_room_it_does_not_need(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy("a", "file:///a", kv_cache_tokens=1024, keep_alive=0.0)
+    await cluster.caller.deploy("b", "file:///b", kv_cache_tokens=1024)
+    node.script.before_stop.shut()
+    await cluster.caller.complete("a")
+    await assert_eventually(lambda: node.script.before_stop.waiting)
+    await cluster.caller.complete("b")
+    assert node.script.before_stop.waiting
+    node.script.before_stop.open()
+
+
 async def test_the_least_recently_used_model_goes_first(cluster: Cluster, node: FakeNode) -> None:
     third = 20 * 1024
     for name in ("a", "b", "c", "d"):
