@@ -66,8 +66,7 @@ class NodeServicer(NodeServiceServicer):
         async with aclosing(instance.follow_start()) as steps:
             async for progress in steps:
                 yield pb.StartInstanceResponse(loading=wire.loading(progress))
-        model = await self._agent.inspect(request.source, request.engine.dtype or None)
-        yield pb.StartInstanceResponse(ready=wire.ready_message(instance, self._node_id, model))
+        yield pb.StartInstanceResponse(ready=wire.ready_message(instance, self._node_id))
 
     async def StopInstance(
         self, request: pb.StopInstanceRequest, context: Any

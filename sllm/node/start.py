@@ -10,6 +10,7 @@ from sllm.checkpoint.manifest import corrupt
 from sllm.node.device.records import Devices, Placed, Seat, WeightsWish
 from sllm.node.phases import PhaseKind, Timeline
 from sllm.node.tiers import Found, LoadPhase, Progress, Step, Tier, TierStore
+from sllm.node.worker.messages import ModelDescription
 from sllm.node.workers import Attached, EngineSpec, Worker
 
 LaunchWorker = Callable[[str, Mapping[str, str]], Awaitable[Worker]]
@@ -45,6 +46,11 @@ class Running:
     from_tier: Tier
     """Highest tier that held the weights when the start began."""
     context_tokens: int
+    """What prompt and generation of one request may have together."""
+    model: ModelDescription
+    """What its configuration says of it."""
+    tensor_bytes: int
+    """Of the weights, without what lies between them."""
 
 
 class Start:
@@ -81,7 +87,7 @@ class Start:
         seat = held.enter_context(self._devices.seat(found, self._spec.kv_bytes))
         weights = asyncio.create_task(self._bring_up(seat))
         held.push_async_callback(_end, weights)
-        worker = await self._launch_worker(found.directory, seat, held)
+        worker, model = await self._launch_worker(found.directory, seat, held)
         placed = await weights
         _check_same(found, placed)
         manifest = placed.manifest
@@ -89,7 +95,15 @@ class Start:
         self._publish(Progress(LoadPhase.INIT, Tier.DRAM, size, size))
         attached = await worker.attach(manifest, placed.place, self._spec.kv_bytes)
         self._record(attached)
-        return Running(worker, manifest.digest, size, placed.from_tier, attached.context_tokens)
+        return Running(
+            worker,
+            manifest.digest,
+            size,
+            placed.from_tier,
+            attached.context_tokens,
+            model,
+            found.size_bytes,
+        )
 
     async def _bring_up(self, seat: Seat) -> Placed:
         engine = self._spec.engine
@@ -100,14 +114,16 @@ class Start:
             self._record_step(step)
         return placed
 
-    async def _launch_worker(self, directory: Path, seat: Seat, held: AsyncExitStack) -> Worker:
+    async def _launch_worker(
+        self, directory: Path, seat: Seat, held: AsyncExitStack
+    ) -> tuple[Worker, ModelDescription]:
         with self._timeline.phase(PhaseKind.WORKER_START):
             worker = await self._launch(self._spec.instance_id, seat.environment)
             held.push_async_callback(worker.stop)
             await worker.wait_until_serving()
         with self._timeline.phase(PhaseKind.PREPARE):
-            await worker.prepare(directory, self._spec.engine)
-        return worker
+            model = await worker.prepare(directory, self._spec.engine)
+        return worker, model
 
     def _record_step(self, step: Step) -> None:
         self._timeline.add(_STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)

@@ -20,7 +20,7 @@ from sllm.node.holds import Hold, HoldSpec
 from sllm.node.inits import InitKey, InitTime
 from sllm.node.instance import Instance
 from sllm.node.phases import Phase
-from sllm.node.start import InstanceSpec
+from sllm.node.start import InstanceSpec, Running
 from sllm.node.tiers import Copy, Link, Progress, Tier, TierUsage
 from sllm.node.workers import EngineSpec
 
@@ -136,13 +136,24 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
     return message
 
 
-def ready_message(instance: Instance, node_id: str, model: ModelInfo) -> node_pb.InstanceReady:
+def ready_message(instance: Instance, node_id: str) -> node_pb.InstanceReady:
     """The last message of a start."""
+    running = instance.running
     return node_pb.InstanceReady(
         instance=instance_message(instance, node_id),
         phases=[phase_message(phase) for phase in instance.timeline.phases],
-        from_tier=pb.Tier.ValueType(instance.running.from_tier if instance.running else 0),
-        model=model_info(model),
+        from_tier=pb.Tier.ValueType(running.from_tier if running else 0),
+        model=_running_model(running) if running else None,
+    )
+
+
+def _running_model(running: Running) -> pb.ModelInfo:
+    return pb.ModelInfo(
+        architecture=running.model.architecture,
+        size_bytes=running.tensor_bytes,
+        context_tokens=running.model.context_tokens,
+        kv_bytes_per_token=running.model.kv_bytes_per_token,
+        digest=running.digest,
     )
 
 

@@ -20,6 +20,7 @@ from sllm import errors, rpc
 from sllm.checkpoint.manifest import Manifest
 from sllm.node.device.records import InPool, Place
 from sllm.node.outputs import OutputStream
+from sllm.node.worker.messages import ModelDescription
 from sllm.node.zygote import ForkedWorker
 
 log = structlog.get_logger()
@@ -96,8 +97,8 @@ class Worker:
         """Returns once the worker answers on its socket."""
         await self._call(self._stub.GetStatus(pb.GetStatusRequest(), **_options(START_TIMEOUT)))
 
-    async def prepare(self, checkpoint_dir: Path, engine: EngineSpec) -> None:
-        """Has the worker load what it can before the weights are there."""
+    async def prepare(self, checkpoint_dir: Path, engine: EngineSpec) -> ModelDescription:
+        """Has the worker load what it can before the weights are there; it says what it found."""
         config = types_pb.EngineConfig(
             engine=engine.engine,
             dtype=engine.dtype or "",
@@ -105,7 +106,13 @@ class Worker:
             max_concurrency=engine.max_concurrency,
         )
         request = pb.PrepareRequest(checkpoint_dir=str(checkpoint_dir), engine=config)
-        await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
+        reply = await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
+        return ModelDescription(
+            architecture=reply.architecture,
+            context_tokens=reply.context_tokens,
+            kv_bytes_per_token=reply.kv_bytes_per_token,
+            dtype=reply.dtype,
+        )
 
     async def attach(self, manifest: Manifest, place: Place, kv_bytes: int) -> Attached:
         """Gives the worker its weights; once this returns it takes requests.

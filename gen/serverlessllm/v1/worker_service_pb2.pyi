@@ -50,16 +50,30 @@ class PrepareResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DURATION_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    architecture: _builtins.str
+    """What config.json says of the model; see ModelInfo."""
+    context_tokens: _builtins.int
+    kv_bytes_per_token: _builtins.int
+    dtype: _builtins.str
+    """Name of the torch dtype in which it is served."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
         duration: _duration_pb2.Duration | None = ...,
+        architecture: _builtins.str = ...,
+        context_tokens: _builtins.int = ...,
+        kv_bytes_per_token: _builtins.int = ...,
+        dtype: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,7 +52,11 @@ def describe(directory: Path, dtype: str | None) -> ModelDescription:
     Raises:
         UnsupportedModel: The engine cannot run it.
     """
-    config = load_architecture(directory).config
+    return describe_config(load_architecture(directory).config, dtype)
+
+
+def describe_config(config: Any, dtype: str | None) -> ModelDescription:
+    """The same, of a configuration that has been loaded."""
     resolved = _dtype(dtype) if dtype else config.dtype or torch.float32
     return ModelDescription(
         architecture=_name(config),

@@ -13,7 +13,7 @@ from sllm.checkpoint.manifest import TensorEntry
 from sllm.checkpoint.tensors import tensors_over
 from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
 from sllm.node.mapping import Mapping, map_chunks
-from sllm.node.worker.description import context_tokens, kv_bytes_per_token
+from sllm.node.worker.description import context_tokens, describe_config, kv_bytes_per_token
 from sllm.node.worker.device_weights import (
     DeviceWeights,
     OpenedWeights,
@@ -23,6 +23,7 @@ from sllm.node.worker.device_weights import (
 )
 from sllm.node.worker.engine import Capacity, Counters, Engine, Step
 from sllm.node.worker.generations import Generations
+from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model import (
     ModelFiles,
     build_module,
@@ -49,6 +50,8 @@ class EngineOptions:
     """None: as many as `DEFAULT_KV_TOKENS`."""
     max_concurrency: int | None
     """Requests at once. None: `DEFAULT_CONCURRENCY`."""
+    dtype: str | None = None
+    """Name of a torch dtype that weights have been converted to. None: as stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,15 @@ class ParameterLocation:
     name: str
     address: int
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """How preparing went."""
+
+    seconds: float
+    model: ModelDescription
+    """What the configuration says of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +129,16 @@ class ModelHost:
         self._prepared: _Prepared | None = None
         self._running: _Running | None = None
 
-    async def prepare(self, directory: Path, options: EngineOptions) -> float:
-        """Loads what does not need the weights; gives the seconds that it took.
+    async def prepare(self, directory: Path, options: EngineOptions) -> Prepared:
+        """Loads what does not need the weights.
 
         Raises:
             UnsupportedModel: The engine cannot run the model.
         """
         began = time.monotonic()
         self._prepared = await asyncio.to_thread(_prepare, directory, options)
-        return time.monotonic() - began
+        config = self._prepared.files.architecture.config
+        return Prepared(time.monotonic() - began, describe_config(config, options.dtype))
 
     async def attach(self, weights: PooledWeights | DeviceWeights, kv_bytes: int) -> Attached:
         """Builds the model over its weights, where the agent holds them, and starts the engine.

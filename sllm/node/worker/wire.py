@@ -19,7 +19,13 @@ from sllm.node.worker.generation import (
     Output,
     Tokens,
 )
-from sllm.node.worker.host import Attached, EngineOptions, ParameterLocation, PooledWeights
+from sllm.node.worker.host import (
+    Attached,
+    EngineOptions,
+    ParameterLocation,
+    PooledWeights,
+    Prepared,
+)
 from sllm.node.worker.prompts import ChatMessage, Conversation, Prompt, TextPrompt, TokenPrompt
 from sllm.sampling import Sampling
 
@@ -30,6 +36,7 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
         engine=config.engine or "transformers",
         kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
         max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
+        dtype=config.dtype or None,
     )
 
 
@@ -68,9 +75,16 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
     )
 
 
-def prepare_response(seconds: float) -> pb.PrepareResponse:
-    """How long preparing took."""
-    return pb.PrepareResponse(duration=_duration(seconds))
+def prepare_response(prepared: Prepared) -> pb.PrepareResponse:
+    """How long preparing took, and what the model needs."""
+    model = prepared.model
+    return pb.PrepareResponse(
+        duration=_duration(prepared.seconds),
+        architecture=model.architecture,
+        context_tokens=model.context_tokens,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        dtype=model.dtype,
+    )
 
 
 def attach_response(attached: Attached) -> pb.AttachResponse:
