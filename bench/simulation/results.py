@@ -13,6 +13,8 @@ LEAST_BUSY, MOST_BUSY = 0.4, 0.9
 """Between these a cluster is busy and not saturated, if its queue does not grow."""
 MOST_LEFT = 0.02
 """Share of a trace's requests that may be waiting when the last one comes; more: it grows."""
+AT_ONCE_SECONDS = 0.001
+"""Whoever waits for less is served at once."""
 MOST_WAITING = 0.01
 """Share of the requests that may have to wait for a GPU even if starts took no time. Where more do,
 bursts overrun the cluster, and P99 tells how long others hold it, whatever placement does."""
@@ -91,7 +93,7 @@ class Cell:
     @property
     def waiting(self) -> float:
         """Share of the requests that were not served at once."""
-        return float(np.mean(self.latencies > 0))
+        return float(np.mean(self.latencies > AT_ONCE_SECONDS))
 
     @property
     def grows(self) -> bool:
