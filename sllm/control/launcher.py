@@ -1,6 +1,7 @@
 """Starts and stops instances on nodes, and follows each until it has ended."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -24,6 +25,7 @@ from sllm.control.topology import Instance, Planned
 log = structlog.get_logger()
 tracer = trace.get_tracer("sllm")
 
+_FAILED_KEPT = 256
 _STOP_TRIES = 3
 _RETRY_SECONDS = 0.5
 
@@ -50,6 +52,8 @@ class Launcher:
         self._on_start_ended = on_start_ended
         self._on_stop_failed = on_stop_failed
         self._tasks = Tasks()
+        self._failed: deque[str] = deque(maxlen=_FAILED_KEPT)
+        """Instances whose start has failed, the latest."""
         self._stops: dict[str, dict[str, asyncio.Task[None]]] = {}
         """Stops without grace that are under way, by node and instance."""
 
@@ -71,8 +75,11 @@ class Launcher:
         self._tasks.spawn(self._start(start), name=f"start {instance.instance_id}")
 
     def join(self, deployment: Deployment, instance: Instance) -> None:
-        """Follows a start that a node has begun for an earlier control plane."""
-        if instance.instance_id not in self._state.starts:
+        """Follows a start that a node has begun for an earlier control plane.
+
+        Not one that has failed: a report from before its end may come after it.
+        """
+        if instance.instance_id not in (*self._state.starts, *self._failed):
             self.begin(deployment, instance)
 
     def end(self, instance: Instance) -> None:
@@ -117,6 +124,7 @@ class Launcher:
                 self._ready(start, await self._call(start))
         except errors.SllmError as failure:
             error = start.error = failure
+            self._failed.append(instance.instance_id)
             self._state.fleet.settle(instance.node_id, instance.instance_id, None)
         finally:
             self._state.starts.pop(instance.instance_id, None)

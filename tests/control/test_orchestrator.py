@@ -177,6 +177,26 @@ async def test_a_start_that_fails_is_tried_on_another_node(cluster: Cluster) -> 
     assert stream.receipt.node_id == "n2"
 
 
+async def test_a_report_that_comes_after_a_start_has_failed_does_not_begin_it_again(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    """The report is from before: it tells of an instance that is starting."""
+    node.script.start_errors.append(errors.CheckpointCorrupt("chunk 3 is not as written"))
+    node.script.before_ready.shut()
+    await cluster.caller.deploy()
+    stream = await cluster.caller.generate().until("loading")
+    (starting,) = (
+        pb.Instance.FromString(one.SerializeToString()) for one in node.instances.values()
+    )
+    node.script.before_ready.open()
+    with pytest.raises(errors.CheckpointCorrupt):
+        await stream.end()
+    node.send_delta([starting])
+    node.send_delta([pb.Instance(instance_id=starting.instance_id, state=pb.INSTANCE_STATE_GONE)])
+    await cluster.wait_for_instances(0)
+    assert node.count("StartInstance") == 1
+
+
 async def test_a_start_that_fails_twice_fails_those_who_wait_with_the_reason(
     cluster: Cluster,
 ) -> None:
