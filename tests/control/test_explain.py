@@ -146,3 +146,10 @@ async def test_it_tells_of_instances_that_are_there_or_coming(cluster: Cluster) 
     assert ready.action == cluster_pb.PLACEMENT_ACTION_REUSE
     assert ready.node_id == "n1"
     assert ready.estimate.ToSeconds() == 0
+
+
+def test_a_slot_that_is_waited_for_is_explained() -> None:
+    found = explained(in_dram("near"), demand=Demand(shapes.need(), slot_wait=0.5))
+    assert (found.kind, found.node_id) == (ActionKind.WAIT, "")
+    assert found.why == "a slot is expected in 0.5 s, sooner than from a start"
+    assert found.candidates[0].verdict == "could be ready in 1.00 s: its DRAM holds the weights"
