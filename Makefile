@@ -9,7 +9,7 @@ TESTS ?= tests
 WORKERS ?= 2
 BENCH ?=
 
-.PHONY: setup demo test check gen bench bench-load bench-migration bench-simulate bench-cluster clean
+.PHONY: setup demo test check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,9 @@ bench: setup
 
 bench-migration: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.migration $(BENCH)
+
+bench-soak: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.soak $(BENCH)
 
 bench-load: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' || true

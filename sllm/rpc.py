@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
@@ -134,13 +134,18 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Any:
 
 
 def _wrap_stream(behaviour: Callable[..., AsyncGenerator[Any]], method: str) -> Any:
+    """A handler that writes what `behaviour` gives, and closes it in the call's own task.
+
+    gRPC leaves a generator to the garbage collector when its caller has gone.
+    """
+
     @functools.wraps(behaviour)
-    async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def wrapped(request: Any, context: Any) -> None:
         _enter_trace(context)
         try:
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
-                    yield response
+                    await context.write(response)
         except grpc.aio.AbortError:
             raise
         except Exception as error:

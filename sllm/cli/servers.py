@@ -30,6 +30,9 @@ def control(
         int, typer.Option(min=1, help="Requests that may wait for one deployment.")
     ] = 1_000,
     migrate: Migrate = True,
+    lease: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a silent node counts as lost.")
+    ] = 3.0,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -47,6 +50,7 @@ def control(
                 max_queued=max_queued,
                 max_queued_per_deployment=max_queued_per_deployment,
                 migrate=migrate,
+                lease_seconds=lease,
                 metrics_port=metrics_port,
             )
         )

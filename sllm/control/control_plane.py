@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from sllm import errors
 from sllm.clock import Clock
@@ -118,7 +119,8 @@ class ControlPlane:
             errors.DeploymentNotFound: There is no such deployment.
         """
         deployment = self.state.deployment(name)
-        demand = self._orchestrator.placer.demand(name, more=1)
+        demand = self._orchestrator.placer.demand(name)
+        demand = replace(demand, waiting=demand.waiting + 1)
         decision = self._orchestrator.placer.decide(demand)
         if self._orchestrator.scaler.would_add(name):
             return explain(decision)

@@ -63,23 +63,20 @@ class Placer:
                 if not self._place(name, closed):
                     break
 
-    def demand(
-        self, name: str, closed: Mapping[str, str] | None = None, *, more: int = 0
-    ) -> Demand:
+    def demand(self, name: str, closed: Mapping[str, str] | None = None) -> Demand:
         """What a deployment wants now.
 
         Args:
             name: The deployment.
             closed: Nodes where room is being made for older requests, and for whom.
-            more: Requests that wait beside those that do.
         """
         setback = self._state.setbacks.get(name)
         patience = self._config.drain_patience_seconds
         alone = not self._state.fleet.instances_of(name)
         return Demand(
             need=self._state.needs[name],
-            waiting=self._state.queue.count(name) + more,
-            slot_wait=self._slot_wait(name, self._state.queue.count(name) + more),
+            waiting=self._state.queue.count(name),
+            slot_wait=self._slot_wait(name),
             impatient=alone and self._waited(name) >= patience,
             failed=setback.nodes if setback else frozenset(),
             closed=closed or {},
@@ -87,7 +84,7 @@ class Placer:
             resident=frozenset(self.residency.resident(self._clock.now())),
         )
 
-    def _slot_wait(self, name: str, waiting: int) -> float:
+    def _slot_wait(self, name: str) -> float:
         """See `Demand.slot_wait`: as long as requests take, and slots there are."""
         state, scaling = self._state, self._state.deployments[name].spec.scaling
         instances, most = state.fleet.instances_of(name), state.needs[name].max_concurrency
@@ -96,7 +93,7 @@ class Placer:
         if expected is None or spread or len(instances) < scaling.min_replicas:
             return math.inf
         starting = sum(one.state is InstanceState.STARTING for one in instances)
-        beyond = max(0, waiting - starting * most)
+        beyond = max(0, state.queue.count(name) - starting * most)
         return expected.slot_wait(beyond, (len(instances) - starting) * most)
 
     def decide(self, demand: Demand) -> Decision:

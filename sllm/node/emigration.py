@@ -6,10 +6,12 @@ generation is stopped right after a token, and the rest is sent with the cutover
 
 Generations that move together take their rounds together, so that none is stopped while the
 destination computes the whole cache of another. They are cut over one after the other, each after
-a round of its own: what the destination has to compute while one stands still is its own alone.
+a round of its own: what the destination has to compute while one stands still is its own alone. Of
+many, a few at a time, so that it does not take too long altogether.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
@@ -24,6 +26,8 @@ from sllm.node.migration_stream import migration_to
 from sllm.node.passage import SMALL_GAP, Passage, Terms
 
 MAX_ROUNDS: Final = 16
+MAX_CUTS: Final = 16
+"""Times that generations are stopped, one or some of them."""
 
 Step = Callable[[Passage], Awaitable[None]]
 
@@ -63,8 +67,10 @@ class Emigration:
     async def _move(self, passages: Sequence[Passage]) -> None:
         try:
             left = await _catch_up(await _take(passages, Passage.begin))
-            for one in left:
-                await _take(await _take([one], Passage.catch_up), Passage.cut_over)
+            together = math.ceil(len(left) / MAX_CUTS) or 1
+            for first in range(0, len(left), together):
+                few = await _take(left[first : first + together], Passage.catch_up)
+                await _take(few, Passage.cut_over)
         finally:
             self._news.put_nowait(None)
 

@@ -32,7 +32,7 @@ from sllm.node.worker.engine import (
 )
 from sllm.node.worker.sampler import Draw, draw_tokens, token_logprobs
 
-_AHEAD_TOKENS = 64
+_AHEAD_TOKENS = 32
 """Tokens of those that give way in a step in which others generate: each adds to their wait."""
 
 

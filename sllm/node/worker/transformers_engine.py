@@ -21,7 +21,7 @@ from sllm.errors import NoCapacity
 from sllm.node.worker.batch import Batch, Router, Sampler, Scheduler
 from sllm.node.worker.engine import Capacity, Counters, EngineRequest, Step
 
-PAGE_TOKENS = 32
+PAGE_TOKENS = 16
 """Tokens in a block of the KV cache: what is allocated, and shared between prompts, at once."""
 _MAX_BATCH_TOKENS = 256
 """Tokens of prompts and generations in one step: longer prompts take several steps. On the CPU
