@@ -2,21 +2,26 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import torch
 
 from sllm.checkpoint.chunk_reader import read_checkpoint
-from sllm.checkpoint.memory import Region
+from sllm.checkpoint.memory import Region, TouchedAhead
 from sllm.checkpoint.tensors import tensors_over
 from sllm.checkpoint.weights import find_weights
 from sllm.clock import MonotonicClock
 
 READ_THREADS = 4
-"""As many chunks are read at once: enough for a disk to be busy while digests are computed."""
+"""As many chunks are read at once: enough for a disk to be busy."""
+LOAD_THREADS = 8
+"""The same of a whole checkpoint, of which some wait for memory or compute digests."""
+TOUCH_THREADS = 2
+"""Fresh memory is taken in chunks by as many threads, ahead of those that read into it."""
 
 
 def load(
-    path: str | os.PathLike[str], *, verify: bool = True, threads: int = READ_THREADS
+    path: str | os.PathLike[str], *, verify: bool = True, threads: int = LOAD_THREADS
 ) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, by name.
 
@@ -38,17 +43,21 @@ def load(
         UnsupportedModel: torch has no dtype for a tensor.
     """
     weights = find_weights(path)
-    region = Region(weights.manifest.partitions)
-    with ThreadPoolExecutor(threads, "chunk-read") as executor:
+    partitions = weights.manifest.partitions
+    region = Region(partitions)
+    with (
+        closing(TouchedAhead(region, partitions, TOUCH_THREADS)) as memory,
+        ThreadPoolExecutor(threads, "chunk-read") as executor,
+    ):
         read_checkpoint(
             weights.directory,
             weights.manifest,
-            region.chunk,
+            memory.chunk,
             threads=executor,
             clock=MonotonicClock(),
             progress=lambda loaded, total: None,
             cancelled=lambda: False,
             verify=verify,
         )
-    buffers = [region.buffer(index) for index in range(len(weights.manifest.partitions))]
+    buffers = [region.buffer(index) for index in range(len(partitions))]
     return tensors_over(weights.manifest.tensors, buffers)

@@ -3,6 +3,7 @@
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 from sllm import libc
@@ -69,16 +70,58 @@ class Region:
         return self._view(start, start + self._partitions[partition].size)
 
     def chunk(self, partition: int, index: int) -> memoryview:
-        """The memory for a chunk. The thread that asks for it touches it."""
+        """The memory for a chunk, touched by the thread that asks for it."""
+        self.touch(partition, index)
+        return self.untouched_chunk(partition, index)
+
+    def untouched_chunk(self, partition: int, index: int) -> memoryview:
+        """The memory for a chunk, touched or not."""
+        return self._view(*self._bounds(partition, index))
+
+    def touch(self, partition: int, index: int) -> None:
+        """Has the kernel back a chunk with memory."""
+        if self._pages is not None:
+            self._pages.touch(*self._bounds(partition, index))
+
+    def _bounds(self, partition: int, index: int) -> tuple[int, int]:
         size = self._partitions[partition].chunk_size
         start = self._starts[partition] + index * size
-        end = min(start + size, self._starts[partition + 1])
-        if self._pages is not None:
-            self._pages.touch(start, end)
-        return self._view(start, end)
+        return start, min(start + size, self._starts[partition + 1])
 
     def _view(self, start: int, end: int) -> memoryview:
         return memoryview(self._memory).cast("B")[start:end]
+
+
+class TouchedAhead:
+    """A region that a few threads touch from its beginning, while others fill what is touched.
+
+    Direct reads into fresh memory would do it page by page, and leave the disk waiting.
+    """
+
+    def __init__(self, region: Region, partitions: Sequence[PartitionEntry], threads: int) -> None:
+        """Begins.
+
+        Args:
+            region: the memory.
+            partitions: those that it was made for.
+            threads: how many touch a chunk at a time.
+        """
+        self._region = region
+        self._executor = ThreadPoolExecutor(threads, "chunk-touch")
+        self._touched = {
+            (partition, index): self._executor.submit(region.touch, partition, index)
+            for partition, entry in enumerate(partitions)
+            for index in range(-(-entry.size // entry.chunk_size))
+        }
+
+    def chunk(self, partition: int, index: int) -> memoryview:
+        """The memory for a chunk, once it is touched."""
+        self._touched[partition, index].result()
+        return self._region.untouched_chunk(partition, index)
+
+    def close(self) -> None:
+        """Ends the threads; what nobody has asked for stays as it is."""
+        self._executor.shutdown(cancel_futures=True)
 
 
 class HugePages:
@@ -86,7 +129,7 @@ class HugePages:
 
     They are the better ones, unless the machine is a guest whose host takes large blocks of free
     memory back, and must find others for them: that is slower than a disk. Small pages mostly
-    come from memory that was used before.
+    come from memory that was used before, and take its place then.
     """
 
     def __init__(self, address: int, size: int, clock: Clock | None = None) -> None:
@@ -97,12 +140,13 @@ class HugePages:
         libc.advise_huge_pages(address, size)
 
     def touch(self, start: int, end: int) -> None:
-        """Has the kernel back the bytes from `start` to `end` if it is best done beforehand."""
-        while self._wanted and start < end:
+        """Has the kernel back the bytes from `start` to `end`."""
+        while start < end:
             step = min(end, start + _PROBE_BYTES)
             began = self._clock.now()
             libc.populate(self._address + start, step - start)
-            if (step - start) < (self._clock.now() - began) * _FAST_BYTES_PER_SECOND:
+            seconds = self._clock.now() - began
+            if self._wanted and step - start < seconds * _FAST_BYTES_PER_SECOND:
                 self._wanted = False
                 libc.advise_small_pages(self._address, self._size)
             start = step

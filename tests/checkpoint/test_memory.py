@@ -1,12 +1,15 @@
 import ctypes
+import errno
 import gc
+import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sllm import libc
 from sllm.checkpoint.manifest import BLOCK_BYTES, PartitionEntry
-from sllm.checkpoint.memory import HUGE_PAGE_BYTES, HugePages, Region, reserve
+from sllm.checkpoint.memory import HugePages, Region, TouchedAhead, reserve
 from sllm.clock import ManualClock
 
 MIB = 1 << 20
@@ -89,5 +92,29 @@ def test_huge_pages_that_come_slowly_are_given_up(monkeypatch: pytest.MonkeyPatc
     pages = HugePages(ctypes.addressof(memory), 32 * MIB, seen.clock)
     pages.touch(0, 16 * MIB)
     pages.touch(16 * MIB, 30 * MIB)
-    assert seen.bytes < 2 * HUGE_PAGE_BYTES + 1
-    assert seen.small_pages == 32 * MIB
+    assert (seen.bytes, seen.small_pages) == (30 * MIB, 32 * MIB)
+
+
+def test_memory_is_touched_ahead_of_those_who_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Populated(monkeypatch, seconds=0.0)
+    partitions = [PartitionEntry("", size, 4 * MIB, ()) for size in (9 * MIB, 0, 5)]
+    memory = Region(partitions)
+    with closing(TouchedAhead(memory, partitions, threads=2)) as ahead:
+        for partition, index in ((0, 0), (0, 1), (0, 2), (2, 0)):
+            chunk = ahead.chunk(partition, index)
+            assert address(chunk) == address(memory.buffer(partition)) + index * 4 * MIB
+    assert seen.bytes >= 9 * MIB + 5
+
+
+def test_memory_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: int, length: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(libc, "populate", refuse)
+    partitions = [PartitionEntry("", 64 * MIB, 4 * MIB, ())]
+    memory = Region(partitions)
+    with (
+        closing(TouchedAhead(memory, partitions, threads=2)) as ahead,
+        pytest.raises(OSError, match="memory"),
+    ):
+        ahead.chunk(0, 0)
