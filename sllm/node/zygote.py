@@ -51,7 +51,9 @@ _ENVIRONMENT = {
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
     # A worker has its files; it never looks for any elsewhere.
     "HF_HUB_OFFLINE": "1",
-    # Asking whether there is a GPU must not initialise CUDA, which no fork survives.
+    # No fork survives CUDA: the zygote sees no device, and a worker is told of its own. Asking
+    # whether there is one must not initialise CUDA either.
+    "CUDA_VISIBLE_DEVICES": "",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 

@@ -103,6 +103,7 @@ def running(
     dram_mib: int = 256,
     kv_mib: int = 512,
     options: Sequence[str] = (),
+    node_options: Sequence[str] = (),
 ) -> Iterator["Cluster"]:
     """Starts a control plane and nodes; stops them, and checks that nothing is left."""
     with ExitStack() as stack:
@@ -116,7 +117,11 @@ def running(
         for index in range(nodes):
             name = f"node-{index}"
             where = ["--control", control.address, "--dir", str(directory / name)]
-            parts.append(Part(name, directory, ["node", "--id", name, *where, *sizes, *options]))
+            parts.append(
+                Part(
+                    name, directory, ["node", "--id", name, *where, *sizes, *options, *node_options]
+                )
+            )
             stack.callback(parts[-1].end)
         for part in parts:
             part.wait_until_up()

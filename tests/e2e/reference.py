@@ -18,16 +18,16 @@ class Reference:
 
 
 @lru_cache
-def _load(directory: Path) -> tuple[object, object]:
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+def _load(directory: Path, device: str) -> tuple[object, object]:
+    model = AutoModelForCausalLM.from_pretrained(directory).eval().to(device)
     return model, AutoTokenizer.from_pretrained(directory)
 
 
 @lru_cache
-def greedy(directory: Path, prompt: str, max_tokens: int) -> Reference:
+def greedy(directory: Path, prompt: str, max_tokens: int, device: str = "cpu") -> Reference:
     """`model.generate` without sampling, as many tokens as asked for or to the end of the text."""
-    model, tokenizer = _load(directory)
-    inputs = tokenizer(prompt, return_tensors="pt")  # type: ignore[operator]  # untyped library
+    model, tokenizer = _load(directory, device)
+    inputs = tokenizer(prompt, return_tensors="pt").to(device)  # type: ignore[operator]  # untyped library
     with torch.no_grad():
         output = model.generate(  # type: ignore[attr-defined]  # untyped library
             **inputs, max_new_tokens=max_tokens, do_sample=False

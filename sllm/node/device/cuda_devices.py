@@ -18,7 +18,7 @@ from sllm.errors import (
 )
 from sllm.node.device.ascent import PinnedPool
 from sllm.node.device.copy_thread import CopyThread
-from sllm.node.device.driver import Driver
+from sllm.node.device.driver import WORKER_DEVICE_VARIABLE, Driver
 from sllm.node.device.memory import DeviceMemory
 from sllm.node.device.records import DeviceInfo, Placed, Seat, WeightsWish
 from sllm.node.device.selection import Selected
@@ -58,7 +58,7 @@ class _Device:
     @property
     def environment(self) -> Mapping[str, str]:
         """See `Seat.environment`."""
-        return {"CUDA_VISIBLE_DEVICES": self._uuid, "SLLM_WORKER_DEVICE": "cuda"}
+        return {"CUDA_VISIBLE_DEVICES": self._uuid, WORKER_DEVICE_VARIABLE: "cuda"}
 
     @property
     def kv_free(self) -> int:

@@ -15,6 +15,8 @@ from sllm.errors import DeviceUnavailable
 LIBRARY_VARIABLE = "SLLM_CUDA_LIBRARY"
 """Names the library, where it is not found as `LIBRARY`."""
 LIBRARY = "libcuda.so.1"
+WORKER_DEVICE_VARIABLE = "SLLM_WORKER_DEVICE"
+"""Set for workers whose weights come on a CUDA device: the only one that they see."""
 HANDLE_BYTES = 64
 """Of what names an allocation to other processes: CU_IPC_HANDLE_SIZE."""
 

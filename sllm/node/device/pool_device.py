@@ -74,8 +74,8 @@ class _PoolSeat:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """See `Seat.environment`: there may be accelerators that are not for this node."""
-        return {"CUDA_VISIBLE_DEVICES": ""}
+        """See `Seat.environment`."""
+        return {}
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""

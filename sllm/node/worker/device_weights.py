@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch.utils.dlpack import from_dlpack
+from transformers.utils import import_utils
 
 from sllm.checkpoint.manifest import TensorEntry
 from sllm.checkpoint.tensors import torch_form
 from sllm.errors import DeviceFailed, InvalidArgument
-from sllm.node.device.driver import HANDLE_BYTES, CudaError, Driver, MemoryKind, load_driver
-
-WORKER_DEVICE_VARIABLE = "SLLM_WORKER_DEVICE"
-"""Set for workers whose weights come on a CUDA device: the only one that they see."""
+from sllm.node.device.driver import (
+    HANDLE_BYTES,
+    WORKER_DEVICE_VARIABLE,
+    CudaError,
+    Driver,
+    MemoryKind,
+    load_driver,
+)
 
 _WARM_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WARM_SIZE = 64
@@ -49,11 +54,20 @@ def warm_up_device() -> None:
     """
     if not os.environ.get(WORKER_DEVICE_VARIABLE) or not torch.cuda.is_available():
         return
+    _forget_that_there_was_none()
     torch.cuda.init()  # type: ignore[no-untyped-call]  # untyped library
     for dtype in _WARM_DTYPES:
         matrix = torch.zeros(_WARM_SIZE, _WARM_SIZE, dtype=dtype, device="cuda")
         torch.softmax(matrix @ matrix, -1)
     torch.cuda.current_stream().synchronize()
+
+
+def _forget_that_there_was_none() -> None:
+    """Transformers remembers what the zygote has found, which sees no device."""
+    for function in vars(import_utils).values():
+        clear = getattr(function, "cache_clear", None)
+        if clear is not None:
+            clear()
 
 
 def open_weights(weights: DeviceWeights) -> OpenedWeights:

@@ -23,7 +23,7 @@ from sllm.node.worker.engine import Capacity, Counters, EngineRequest, Step
 
 PAGE_TOKENS = 16
 """Tokens in a block of the KV cache: what is allocated, and shared between prompts, at once."""
-_MAX_BATCH_TOKENS = 256
+_MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of prompts and generations in one step: longer prompts take several steps. On the CPU
 the attention mask has this many rows as wide as the cache, which are filled at the start."""
 _STOP_TIMEOUT = 5.0
@@ -58,7 +58,7 @@ class TransformersEngine:
         fail = partial(self._fail, on_failure)
         self._manager = self._model.init_continuous_batching(
             GenerationConfig(do_sample=False, eos_token_id=-1),  # eos: each request brings its own
-            _config(self._capacity),
+            _config(self._capacity, self._model.device.type),
         )
         self._manager.logit_processor = Sampler(batch)
         self._manager.output_router = Router(batch, fail)
@@ -66,7 +66,7 @@ class TransformersEngine:
         try:
             with _UntouchedZeros():
                 self._manager.warmup()  # makes the cache, here and not in the engine's thread
-        except MemoryError as error:
+        except (MemoryError, torch.OutOfMemoryError) as error:
             raise NoCapacity(f"no memory for the KV cache: {error}") from error
         with ThreadPoolExecutor(1) as starter:
             starter.submit(self._begin).result()
@@ -123,7 +123,7 @@ class TransformersEngine:
             on_failure(error)
 
 
-def _config(capacity: Capacity) -> ContinuousBatchingConfig:
+def _config(capacity: Capacity, device: str) -> ContinuousBatchingConfig:
     known = {field.name for field in fields(ContinuousBatchingConfig)}
     # Before transformers 5.18 a page was called a block, and flash attention was left to the model.
     page = {"page_size": PAGE_TOKENS} if "page_size" in known else {"block_size": PAGE_TOKENS}
@@ -131,11 +131,12 @@ def _config(capacity: Capacity) -> ContinuousBatchingConfig:
     return ContinuousBatchingConfig(
         # One more, since a block may be allocated before its first token is there.
         num_blocks=capacity.kv_tokens // PAGE_TOKENS + 1,
-        max_batch_tokens=max(_MAX_BATCH_TOKENS, capacity.max_requests),
+        max_batch_tokens=max(_MAX_BATCH_TOKENS[device], capacity.max_requests),
         max_requests_per_batch=capacity.max_requests,
         max_memory_percent=1.0,  # the node has set memory aside for the cache
         max_blocks_per_request=0,
-        # The sampler runs Python for every step, and each step must know the tokens of the last.
+        # The sampler runs Python for every step, which no graph holds, and each step must know the
+        # tokens of the last.
         use_cuda_graph=False,
         use_async_batching=False,
         scheduler_type=_SCHEDULER,

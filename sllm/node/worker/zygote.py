@@ -183,8 +183,7 @@ def rehearse() -> None:
     )
     architecture = description.Architecture(config, LlamaForCausalLM)
     module = build_module(architecture, LlamaForCausalLM(config).state_dict())
-    if not torch.cuda.is_available():  # no fork survives what an engine does with a GPU
-        _rehearse_engine(module)
+    _rehearse_engine(module)
     _await_single_thread()
 
 
