@@ -126,7 +126,8 @@ async def run(plan: Plan, say: Callable[[str], None]) -> None:
         await _together([node.start for node in nodes])
         await _until_reported(control.address, plan.nodes)
         say(f"{LISTENING}{control.address}")
-        say(f"{plan.nodes} nodes are ready; their files and logs are in {plan.directory}")
+        ready = "1 node is" if plan.nodes == 1 else f"{plan.nodes} nodes are"
+        say(f"{ready} ready; files and logs are in {plan.directory}")
         async with asyncio.TaskGroup() as group:
             for server in (control, *nodes):
                 group.create_task(server.keep())

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sllm.cli.common import Control, Json, connect, print_json
+from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
@@ -21,7 +22,9 @@ def deploy(
             show_default=False,
         ),
     ],
-    keep_alive: Annotated[float, typer.Option(help="Seconds that an idle instance stays.")] = 60.0,
+    keep_alive: Annotated[
+        float, duration_option("How long an idle instance stays, such as 90s or 10m.", "60s")
+    ] = 60.0,
     min_replicas: Annotated[int, typer.Option(help="Instances kept without requests.")] = 0,
     max_replicas: Annotated[int, typer.Option(help="Instances at most.")] = 1,
     dtype: Annotated[
@@ -41,7 +44,7 @@ def deploy(
         bool, typer.Option(help="Pack local safetensors on each node; else they stay in place.")
     ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
+    timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
     as_json: Json = False,
 ) -> None:

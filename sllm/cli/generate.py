@@ -9,6 +9,7 @@ import typer
 
 from sllm.cli.common import Control, Json, connect, diagnostics, print_json
 from sllm.cli.deployments import Name
+from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.cli.receipts import receipts_table
 from sllm.client.events import Loading, Result, Tokens
@@ -38,7 +39,7 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be repeated.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for all of it.")] = None,
+    timeout: Annotated[float | None, duration_option("Time for all of it, such as 30s.")] = None,
     failover: Annotated[
         bool, typer.Option(help="Go on elsewhere if what serves it is lost.")
     ] = True,
@@ -47,7 +48,7 @@ def generate(
     ] = 0,
     keep_alive: Annotated[
         float | None,
-        typer.Option(help="Seconds that the instance stays at least when this has ended."),
+        duration_option("How long the instance stays at least when this has ended."),
     ] = None,
     receipt: Annotated[
         bool, typer.Option("--receipt", help="Show where the time to the first token went.")

@@ -1,5 +1,8 @@
 """`sllm`: the command line."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from sllm.cli import (
@@ -22,6 +25,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serverless serving of large language models.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("sllm"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None: ...
+
+
 app.command(rich_help_panel="Run it")(cluster.up)
 app.command(rich_help_panel="Run it")(servers.control)
 app.command(rich_help_panel="Run it")(servers.node)

@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from sllm.cli.common import Control, Json, connect, output, print_json
+from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.client.records import Migration
 from sllm.config import DEFAULT_CONTROL
@@ -19,11 +20,13 @@ def migrate(
     to: Annotated[
         str | None, typer.Option(help="Node to move to.", show_default="the soonest")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for all of it.")] = None,
+    timeout: Annotated[float | None, duration_option("Time for all of it, such as 30s.")] = None,
     control: Control = DEFAULT_CONTROL,
     as_json: Json = False,
 ) -> None:
     """Move running generations to another node, while their callers read on."""
+    if (instance is None) == (request is None):
+        raise typer.BadParameter("name an instance, or one request with --request")
     with connect(control) as client, LoadingBar() as bar:
         migration = client.migrate(
             request_id=request,

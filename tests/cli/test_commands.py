@@ -1,6 +1,7 @@
 """What the commands print, and how they end."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -129,6 +130,18 @@ def test_deploy(run: Run, control: FakeControl) -> None:
     (request,) = control.requests["Deploy"]
     assert request.scaling.keep_alive.ToMilliseconds() == 1500
     assert request.scaling.max_replicas == 2
+
+
+def test_lengths_of_time_are_written_with_their_units(run: Run, control: FakeControl) -> None:
+    control.reply("Deploy", pb.DeployResponse(deployment=deployment()))
+    run("deploy", "tiny", "file:///models/tiny", "--keep-alive", "10m", "--timeout", "5s")
+    (request,) = control.requests["Deploy"]
+    assert request.scaling.keep_alive.ToSeconds() == 600
+    assert run("deploy", "tiny", "file:///models/tiny", "--keep-alive", "soon").code == 2
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version").out == f"{version('sllm')}\n"
 
 
 def test_deploy_takes_a_path(

@@ -63,6 +63,6 @@ def test_what_is_refused_is_said_and_fails(
 @pytest.mark.parametrize("named", [(), ("i-1", "--request", "r-1")])
 def test_one_of_both_is_named(control: FakeControl, run: Run, named: tuple[str, ...]) -> None:
     outcome = run("migrate", *named)
-    assert outcome.code != 0
-    assert "name one of" in " ".join(outcome.err.split())
+    assert outcome.code == 2
+    assert "name an instance, or one request with --request" in " ".join(outcome.err.split())
     assert not control.requests["Migrate"]
