@@ -18,6 +18,8 @@ from sllm.control.tickets import Ticket
 
 _LOOK_SECONDS: Final = 0.05
 """Between two looks for a generation whose caller reads on."""
+_LEAVING_SECONDS: Final = 0.3
+_LEAVING_LOOK_SECONDS: Final = 0.005
 
 
 class Router:
@@ -61,7 +63,14 @@ class Router:
         return ticket
 
     async def vacant(self, request_id: str) -> None:
-        """Returns once a request of this id that was cancelled has ended where it was."""
+        """Returns once a request of this id whose caller has left has ended, also where it was.
+
+        A caller's leaving may be known a moment after its next call has come. One that has not left
+        by then is still under way.
+        """
+        settled_at = self._clock.now() + _LEAVING_SECONDS
+        while request_id in self._state.tickets and self._clock.now() < settled_at:
+            await self._clock.sleep(_LEAVING_LOOK_SECONDS)
         await self._relay.ended(request_id)
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:

@@ -85,7 +85,8 @@ class InferenceServicer(InferenceServiceServicer):
         self, request: inference_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb.GenerateResponse]:
         """Serves a request from its queueing to its end."""
-        await self._router.vacant(request.request_id)
+        if not request.HasField("resume_from_sequence"):
+            await self._router.vacant(request.request_id)
         ticket = self._router.take(request, context.time_remaining())
         # A caller may leave while nothing here is running: this stops the node all the same.
         context.add_done_callback(lambda _: self._router.drop(ticket))

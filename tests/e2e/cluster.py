@@ -79,6 +79,10 @@ class Part:
         self.process.send_signal(signal.SIGTERM)
         return self._reap()
 
+    def is_running(self) -> bool:
+        """Whether its process has not ended."""
+        return self.process.poll() is None
+
     def end(self) -> None:
         """Makes sure that it has ended."""
         if self.process.poll() is None:

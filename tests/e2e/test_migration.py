@@ -1,6 +1,7 @@
 """Live migration through the whole system: outputs are what they would have been."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 import sllm
 from sllm import errors
 from tests.e2e.cluster import Cluster, running
+from tests.e2e.generations import ask, read_to, same
 
-TOKENS = 300
 CAUGHT_SECONDS = 60.0
 
 
@@ -31,36 +32,6 @@ async def client(pair: Cluster) -> AsyncIterator[sllm.AsyncClient]:
         yield client
 
 
-def ask(client: sllm.AsyncClient, number: int, **options: Any) -> sllm.AsyncStream:
-    """A request of its own kind: greedy or seeded, with stop strings or logprobs."""
-    options = {"max_tokens": TOKENS, "ignore_eos": True, "stop": ["never in it"], **options}
-    options |= {"temperature": 0.0} if number % 2 else {"temperature": 1.0, "seed": number}
-    return client.generate("moving", f"Caller number {number} says", **options)
-
-
-async def read_to(stream: sllm.AsyncStream, count: int) -> None:
-    """Reads until there are `count` tokens or more."""
-    seen = 0
-    while seen < count:
-        event = await stream.receive()
-        assert event is not None, "the generation ended before"
-        seen += len(event.token_ids) if isinstance(event, sllm.Tokens) else 0
-
-
-async def other_node(client: sllm.AsyncClient, node_id: str) -> str:
-    (other,) = [node.node_id for node in await client.nodes() if node.node_id != node_id]
-    return other
-
-
-def same(found: Sequence[sllm.Result], expected: Sequence[sllm.Result]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert one.token_ids == other.token_ids
-        assert one.text == other.text
-        assert one.usage.completion_tokens == other.usage.completion_tokens
-        assert one.usage.prompt_tokens == other.usage.prompt_tokens
-        assert one.finish_reason == other.finish_reason
-
-
 async def move(
     client: sllm.AsyncClient, stream: sllm.AsyncStream, to_node: str | None = None
 ) -> sllm.Migration:
@@ -70,15 +41,16 @@ async def move(
 @pytest.mark.parametrize("at", [1, 2, 9, 31, 32, 33, 64, 100, 180])
 @pytest.mark.parametrize("number", [0, 1])
 async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int, number: int) -> None:
-    expected = await ask(client, number, logprobs=1).result()
-    stream = ask(client, number, logprobs=1)
+    options: dict[str, Any] = {"logprobs": 1, "max_tokens": at + 200}
+    expected = await ask(client, number, **options).result()
+    stream = ask(client, number, **options)
     await read_to(stream, at)
     migration = await move(client, stream)
     result = await stream.result()
 
     same([result], [expected])
     assert result.logprobs is not None
-    assert len(result.logprobs) == TOKENS
+    assert len(result.logprobs) == at + 200
     assert [one.outcome for one in migration.requests] == ["MOVED"]
     (moved,) = result.migrations
     assert moved.to_node_id == migration.node_id != moved.from_node_id
@@ -87,7 +59,7 @@ async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int, number: 
 
 @pytest.mark.parametrize("number", [0, 1])
 async def test_there_and_back_again(client: sllm.AsyncClient, number: int) -> None:
-    options = {"max_tokens": 400}
+    options: dict[str, Any] = {"max_tokens": 400}
     expected = await ask(client, number, **options).result()
     stream = ask(client, number, **options)
     await read_to(stream, 3)
@@ -102,15 +74,19 @@ async def test_there_and_back_again(client: sllm.AsyncClient, number: int) -> No
 
 
 @pytest.mark.parametrize("count", [1, 4, 16])
-async def test_many_move_together(client: sllm.AsyncClient, count: int) -> None:
-    expected = await asyncio.gather(*(ask(client, n).result() for n in range(count)))
-    streams = [ask(client, n) for n in range(count)]
-    await asyncio.gather(*(read_to(stream, 20) for stream in streams))
-    outcomes = await asyncio.gather(*(move(client, stream) for stream in streams))
+async def test_many_move_together_there_and_back(client: sllm.AsyncClient, count: int) -> None:
+    options: dict[str, Any] = {"max_tokens": 400}
+    expected = await asyncio.gather(*(ask(client, n, **options).result() for n in range(count)))
+    streams = [ask(client, n, **options) for n in range(count)]
+    for tokens in (20, 5):
+        await asyncio.gather(*(read_to(stream, tokens) for stream in streams))
+        outcomes = await asyncio.gather(*(move(client, stream) for stream in streams))
+        assert all(one.requests[0].outcome == "MOVED" for one in outcomes)
     results = await asyncio.gather(*(stream.result() for stream in streams))
     same(results, expected)
-    assert all(one.migrations for one in results)
-    assert all(one.requests[0].outcome == "MOVED" for one in outcomes)
+    for one in results:
+        there, back = one.migrations
+        assert there.from_node_id == back.to_node_id != there.to_node_id
 
 
 async def test_a_stop_string_is_met_across_a_migration(client: sllm.AsyncClient) -> None:
@@ -177,3 +153,56 @@ async def test_bad_destinations_leave_it_undisturbed(client: sllm.AsyncClient) -
     assert not result.migrations
     with pytest.raises(errors.RequestNotFound):
         await move(client, stream)
+
+
+async def on_one_instance(
+    client: sllm.AsyncClient, count: int
+) -> tuple[str, list[sllm.AsyncStream]]:
+    """Generations of a deployment with one instance, each with some tokens, and their node."""
+    streams = [ask(client, number, deployment="leaving") for number in range(count)]
+    await asyncio.gather(*(read_to(stream, 20) for stream in streams))
+    (instance,) = [one for one in await client.instances() if one.deployment == "leaving"]
+    return instance.node_id, streams
+
+
+async def all_went_on(
+    streams: Sequence[sllm.AsyncStream], expected: Sequence[sllm.Result], node_id: str
+) -> None:
+    results = await asyncio.gather(*(stream.result() for stream in streams))
+    same(results, expected)
+    for one in results:
+        (moved,) = one.migrations
+        assert moved.from_node_id == node_id != moved.to_node_id
+        assert moved.reason == "DRAIN"
+
+
+@pytest.fixture
+async def leaving(client: sllm.AsyncClient, models: Path) -> AsyncIterator[list[sllm.Result]]:
+    """What the generations of another deployment are, if they stay where they are."""
+    await client.deploy("leaving", f"file://{models / 'tiny-llama'}", keep_alive=600.0)
+    yield [await ask(client, number, deployment="leaving").result() for number in range(3)]
+    await client.delete("leaving")
+
+
+async def test_a_node_that_is_asked_to_end_hands_over_what_it_runs(
+    client: sllm.AsyncClient, pair: Cluster, leaving: list[sllm.Result]
+) -> None:
+    node_id, streams = await on_one_instance(client, 3)
+    node = pair.node_of(node_id)
+    ending = asyncio.create_task(asyncio.to_thread(node.stop))
+    await all_went_on(streams, leaving, node_id)
+    assert await ending == 0
+    await asyncio.to_thread(node.restart)
+    await asyncio.to_thread(pair.wait_for_nodes, 2)
+
+
+async def test_a_drain_has_what_runs_go_on_elsewhere(
+    client: sllm.AsyncClient, pair: Cluster, leaving: list[sllm.Result]
+) -> None:
+    node_id, streams = await on_one_instance(client, 3)
+    command = ("-m", "sllm.cli.main", "drain", node_id, "--control", pair.control.address)
+    drain = await asyncio.create_subprocess_exec(sys.executable, *command)
+    await all_went_on(streams, leaving, node_id)
+    assert await asyncio.wait_for(drain.wait(), CAUGHT_SECONDS) == 0
+    assert not [one for one in await client.instances() if one.node_id == node_id]
+    await client.undrain(node_id)

@@ -1,143 +1,267 @@
-"""Whoever fails while generations move, they end complete and correct, and nothing is left over."""
+"""Whoever fails while a generation moves, it ends complete and correct, and nothing is left over.
+
+Every message between a source and a destination passes through a server of the test's, and so do
+those between them and the control plane: a fault strikes at a step of the migration by its name.
+
+Each party is struck at each step, by one of the faults in turn, so that each fault strikes each
+party at two steps or three. Left out are the other two faults at the same step: what a party is
+told of a death, a silence and a broken connection is the same error, whichever it was, and what
+differs (how soon it is told, and that the silent come back) is seen at the steps that are there.
+What the turns leave out and what is special is in `OTHERS`. Callers who go on are never told of an
+error: there is always a node left here.
+"""
 
 import asyncio
-import os
+import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_asyncio
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import migration_service_pb2 as pb
 
 import sllm
 from sllm import errors
-from tests.e2e.cluster import Cluster, Part, running
-from tests.e2e.test_migration import ask, read_to, same
+from tests.e2e.between import Between
+from tests.e2e.generations import ask, read_to, same
+from tests.e2e.web import CALLER, MIGRATION, Web, web_of
 from tests.support import assert_eventually
 
-COUNT = 4
-TOKENS = 400
-SECONDS = 90.0
-STOPPED_SECONDS = 12.0
-"""Longer than anybody waits for one that does not answer."""
-MOMENTS = (0.0, 0.03, 0.1)
-"""Seconds after a migration was asked for: before its first round, within it, and about the end."""
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NODES = 3
+SECONDS = 60.0
+TOKENS = 200
+GENERATE = "/serverlessllm.v1.InferenceService/Generate"
+
+STEPS = {
+    "begun": ("round", "held"),
+    "computing": ("round", "passed"),
+    "computed": ("computed", "held"),
+    "before cutover": ("computed", "passed"),
+    "cutover sent": ("cutover", "held"),
+    "taken": ("taken", "held"),
+    "spliced": ("continuation", "passed"),
+}
+"""Of each step the message that it begins with, and whether the fault strikes before it arrives."""
+PARTIES = ("source", "destination", "control", CALLER)
+FAULTS = ("killed", "cut off", "stopped")
+TURNS = [
+    (who, FAULTS[(place + turn) % 3], step)
+    for (turn, who), (place, step) in product(enumerate(PARTIES), enumerate(STEPS))
+]
+OTHERS = [
+    # Both go on, and do not hear each other.
+    *(("link", "cut off", step) for step in ("computing", "cutover sent", "taken")),
+    ("source", "killed", "taken"),  # the destination goes on, and nobody has said so
+    ("destination", "killed", "spliced"),
+    ("control", "killed", "taken"),
+]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Cluster]:
-    """Two nodes with an instance each of one deployment."""
-    with running(tmp_path_factory.mktemp("pair")) as cluster:
-        source = f"file://{models / 'tiny-llama'}"
-        cluster.client.deploy("moving", source, min_replicas=2, max_replicas=2, keep_alive=600.0)
-        yield cluster
+class Trap:
+    """Strikes at one message of the next migration, and holds it."""
+
+    def __init__(self, way: Between, step: str) -> None:
+        self.sprung = asyncio.Event()
+        self._kind, self._when = STEPS[step]
+        self._open = asyncio.Event()
+        way.watch, way.passed = self._watch, self._passed
+
+    def let_go(self) -> None:
+        """Passes the message on."""
+        self._open.set()
+
+    async def _watch(self, method: str, asking: bool, message: bytes) -> None:
+        if self._when == "held" and self._is_it(method, asking, message):
+            self.sprung.set()
+            await self._open.wait()
+
+    def _passed(self, method: str, asking: bool, message: bytes) -> None:
+        if self._when == "passed" and self._is_it(method, asking, message):
+            self.sprung.set()
+
+    def _is_it(self, method: str, asking: bool, message: bytes) -> bool:
+        if self.sprung.is_set():
+            return False
+        return self._kind == _kind(method, asking, message)
 
 
-@pytest.fixture
-async def client(pair: Cluster) -> AsyncIterator[sllm.AsyncClient]:
-    for part in pair.parts:
-        if part.process.poll() is not None:
-            part.restart()
-    await asyncio.to_thread(pair.wait_for_nodes, 2)
-    await asyncio.to_thread(pair.wait_for_instances, 2, "moving")
-    async with sllm.AsyncClient(pair.control.address) as client:
-        yield client
+def _kind(method: str, asking: bool, message: bytes) -> str | None:
+    if method == GENERATE and asking:
+        goes_on = inference_pb.GenerateRequest.FromString(message).HasField("continuation")
+        return "continuation" if goes_on else None
+    if not method.startswith(MIGRATION):
+        return None
+    if asking:
+        return pb.MigrationServiceMigrateRequest.FromString(message).WhichOneof("step")
+    return pb.MigrationServiceMigrateResponse.FromString(message).WhichOneof("step")
 
 
-class Moving:
-    """Generations of one instance that are being moved away from it."""
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def web(tmp_path_factory: pytest.TempPathFactory, models: Path) -> AsyncIterator[Web]:
+    """Three nodes, two of them filled by an instance of one deployment."""
+    async with web_of(tmp_path_factory.mktemp("web"), NODES) as web:
+        options: dict[str, Any] = {"min_replicas": 2, "max_replicas": 2, "kv_cache_tokens": 10**6}
+        await web.client.deploy("moving", f"file://{models / 'tiny-llama'}", **options)
+        yield web
 
-    def __init__(self, client: sllm.AsyncClient, streams: list[sllm.AsyncStream]) -> None:
-        self._client = client
-        self.streams = streams
-        self.source = ""
-        self.destination = ""
 
-    async def begin(self) -> "Moving":
-        """Asks for the migration of those that are on the instance with most of them."""
-        await asyncio.gather(*(read_to(stream, 8) for stream in self.streams))
-        found = sorted(await self._client.instances(), key=lambda one: one.running_requests)
-        self.source, self.destination = found[-1].node_id, found[0].node_id
-        self.results = [asyncio.create_task(stream.result()) for stream in self.streams]
-        self.moves = [asyncio.create_task(self._move(stream)) for stream in self.streams]
-        return self
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def expected(web: Web) -> list[sllm.Result]:
+    """What the generations are when nothing happens."""
+    await web.settle(2)
+    return [await ask(web.client, number, max_tokens=TOKENS).result() for number in range(3)]
 
-    async def _move(self, stream: sllm.AsyncStream) -> None:
+
+class Scene:
+    """One generation that moves, and one at each end of its way that goes on beside it."""
+
+    def __init__(self, web: Web, source: str, destination: str) -> None:
+        self.web = web
+        self.parties = {"source": source, "destination": destination}
+        self.beside: list[asyncio.Task[sllm.Result]] = []
+
+    async def move(self, request_id: str, step: str) -> tuple[Trap, asyncio.Task[Any]]:
+        """Asks for the move; returns at the step."""
+        trap = Trap(self.web.to_node[self.parties["destination"]], step)
+        moving = asyncio.create_task(self._move(request_id))
+        sprung = asyncio.create_task(trap.sprung.wait())
+        await asyncio.wait((moving, sprung), return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS)
+        assert trap.sprung.is_set(), f"it did not come to that: {moving}"
+        return trap, moving
+
+    async def _move(self, request_id: str) -> sllm.Migration | errors.SllmError:
+        """What has come of it; what matters is what becomes of the generation."""
+        to = self.parties["destination"]
         try:
-            await self._client.migrate(request_id=stream.request_id, timeout=SECONDS)
-        except errors.SllmError:
-            return  # what matters is what becomes of the generation
+            return await self.web.client.migrate(request_id=request_id, to_node=to, timeout=SECONDS)
+        except errors.SllmError as error:
+            return error
 
-    async def end(self) -> list[sllm.Result]:
-        """What has become of the generations."""
-        async with asyncio.timeout(SECONDS):
-            await asyncio.gather(*self.moves)
-            return await asyncio.gather(*self.results)
+    async def strike(self, who: str, fault: str, trap: Trap) -> None:
+        """Does it to one of the servers, or to the way between two of them, and makes it good."""
+        name = self.parties.get(who, who)
+        if who == "link":
+            self.web.cut_migration(self.parties["destination"])
+        elif fault == "killed":
+            await self.web.kill(name)
+        elif fault == "stopped":
+            self.web.part(name).process.send_signal(signal.SIGSTOP)
+        else:
+            self.web.cut(name)
+        trap.let_go()
+        if fault != "killed":
+            await self._until_noticed(name)
+            self.web.mend()
+        if fault == "stopped":
+            self.web.part(name).process.send_signal(signal.SIGCONT)
+
+    async def _until_noticed(self, name: str) -> None:
+        """Returns once the others do without it: only then it comes back."""
+        web = self.web
+
+        async def is_lost() -> bool:
+            return name not in [node.node_id for node in await web.client.nodes()]
+
+        if name in web.nodes:
+            await assert_eventually(is_lost, timeout=SECONDS)
+        elif name == "control":
+            await asyncio.sleep(2.5)  # nobody else would tell
 
 
-async def undisturbed(client: sllm.AsyncClient) -> list[sllm.Result]:
-    streams = [ask(client, number, max_tokens=TOKENS) for number in range(COUNT)]
-    return await asyncio.gather(*(stream.result() for stream in streams))
+async def begin(web: Web) -> tuple[Scene, sllm.AsyncStream]:
+    """A generation, and others on both instances."""
+    await web.settle(2)
+    stream = ask(web.caller, 0, max_tokens=TOKENS)
+    while not isinstance(event := await stream.receive(), sllm.Started):
+        assert event is not None
+    return await beside(web, event.node_id), stream
 
 
-async def moving(client: sllm.AsyncClient) -> Moving:
-    streams = [ask(client, number, max_tokens=TOKENS) for number in range(COUNT)]
-    return await Moving(client, streams).begin()
+async def beside(web: Web, source: str) -> Scene:
+    """Where a generation on `source` may move to, and others that go on at both ends."""
+    instances = {one.node_id for one in await web.client.instances()}
+    (destination,) = instances - {source}
+    scene = Scene(web, source, destination)
+    others = [ask(web.client, number, max_tokens=TOKENS) for number in (1, 2)]
+    await asyncio.gather(*(read_to(one, 2) for one in others))
+    scene.beside = [asyncio.create_task(one.result()) for one in others]
+    return scene
 
 
-async def nothing_is_left(client: sllm.AsyncClient) -> None:
-    async def idle() -> bool:
-        found = await client.instances()
-        return not any(one.running_requests for one in found)
-
-    await assert_eventually(idle, timeout=40.0)
+def _named(case: tuple[str, str, str]) -> str:
+    return "-".join(case).replace(" ", "_")
 
 
-def party(pair: Cluster, who: str, move: Moving) -> Part:
-    if who == "router":
-        return pair.control
-    return pair.node_of(move.source if who == "source" else move.destination)
+SERVERS = [case for case in (*TURNS, *OTHERS) if case[0] != CALLER]
+CALLERS = [case for case in TURNS if case[0] == CALLER]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("who", ["source", "destination", "router"])
-async def test_a_party_is_killed(
-    pair: Cluster, client: sllm.AsyncClient, who: str, moment: float
+@pytest.mark.parametrize(("who", "fault", "step"), SERVERS, ids=map(_named, SERVERS))
+async def test_a_server_fails(
+    web: Web, expected: list[sllm.Result], who: str, fault: str, step: str
 ) -> None:
-    expected = await undisturbed(client)
-    move = await moving(client)
-    await asyncio.sleep(moment)
-    part = party(pair, who, move)
-    part.kill()
-    part.restart()
-    same(await move.end(), expected)
-    await nothing_is_left(client)
+    scene, stream = await begin(web)
+    trap, moving = await scene.move(stream.request_id, step)
+    result = asyncio.create_task(stream.result())
+    await scene.strike(who, fault, trap)
+    async with asyncio.timeout(SECONDS):
+        results = await asyncio.gather(result, *scene.beside)
+        await moving
+    same(results, expected)
+    await web.nothing_is_left()
 
 
-@pytest.mark.parametrize("moment", MOMENTS[:2])
-@pytest.mark.parametrize("who", ["source", "destination"])
-async def test_a_party_is_stopped_and_goes_on(
-    pair: Cluster, client: sllm.AsyncClient, who: str, moment: float
+@pytest.mark.parametrize(("who", "fault", "step"), CALLERS, ids=map(_named, CALLERS))
+async def test_the_caller_fails(
+    web: Web, expected: list[sllm.Result], who: str, fault: str, step: str
 ) -> None:
-    expected = await undisturbed(client)
-    move = await moving(client)
-    await asyncio.sleep(moment)
-    process = party(pair, who, move).process.pid
-    os.kill(process, signal.SIGSTOP)
-    try:
-        await asyncio.sleep(STOPPED_SECONDS)
-    finally:
-        os.kill(process, signal.SIGCONT)
-    same(await move.end(), expected)
-    await nothing_is_left(client)
+    fails = _is_cut_off if fault == "cut off" else _is_a_process
+    scene, moving = await fails(web, expected[0], fault, step)
+    async with asyncio.timeout(SECONDS):
+        same(await asyncio.gather(*scene.beside), expected[1:])
+        await moving
+    await web.nothing_is_left()
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-async def test_the_callers_leave(client: sllm.AsyncClient, moment: float) -> None:
-    move = await moving(client)
-    await asyncio.sleep(moment)
-    for stream in move.streams:
-        await stream.cancel()
-    await asyncio.gather(*move.moves)
-    outcomes = await asyncio.gather(*move.results, return_exceptions=True)
-    assert all(isinstance(one, errors.Cancelled | sllm.Result) for one in outcomes)
-    await nothing_is_left(client)
+async def _is_cut_off(
+    web: Web, expected: sllm.Result, fault: str, step: str
+) -> tuple[Scene, asyncio.Task[Any]]:
+    """The client reads on by itself."""
+    scene, stream = await begin(web)
+    result = asyncio.create_task(stream.result())
+    trap, moving = await scene.move(stream.request_id, step)
+    web.cut(CALLER)
+    trap.let_go()
+    web.mend()
+    same([await asyncio.wait_for(result, SECONDS)], [expected])
+    return scene, moving
+
+
+async def _is_a_process(
+    web: Web, expected: sllm.Result, fault: str, step: str
+) -> tuple[Scene, asyncio.Task[Any]]:
+    """The caller is killed, or stopped for a while."""
+    await web.settle(2)
+    asked = (web.control.address, "0", str(TOKENS), step)
+    command = (sys.executable, "-m", "tests.e2e.caller", *asked)
+    caller = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert caller.stdout
+    source = await asyncio.wait_for(caller.stdout.readline(), SECONDS)
+    scene = await beside(web, source.decode().strip())
+    trap, moving = await scene.move(step, step)
+    caller.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+    trap.let_go()
+    if fault == "stopped":
+        await moving
+        caller.send_signal(signal.SIGCONT)
+        told = json.loads(await asyncio.wait_for(caller.stdout.readline(), SECONDS))
+        assert (told["token_ids"], told["text"]) == (list(expected.token_ids), expected.text)
+    await asyncio.wait_for(caller.wait(), SECONDS)
+    return scene, moving

@@ -1,0 +1,36 @@
+"""Generations that tests move about, and what they are compared by."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sllm
+
+TOKENS = 300
+
+
+def ask(
+    client: sllm.AsyncClient, number: int, *, deployment: str = "moving", **options: Any
+) -> sllm.AsyncStream:
+    """A request of its own kind: greedy or seeded, with stop strings or logprobs."""
+    options = {"max_tokens": TOKENS, "ignore_eos": True, "stop": ["never in it"], **options}
+    options |= {"temperature": 0.0} if number % 2 else {"temperature": 1.0, "seed": number}
+    return client.generate(deployment, f"Caller number {number} says", **options)
+
+
+async def read_to(stream: sllm.AsyncStream, count: int) -> None:
+    """Reads until there are `count` tokens or more."""
+    seen = 0
+    while seen < count:
+        event = await stream.receive()
+        assert event is not None, "the generation ended before"
+        seen += len(event.token_ids) if isinstance(event, sllm.Tokens) else 0
+
+
+def same(found: Sequence[sllm.Result], expected: Sequence[sllm.Result]) -> None:
+    """Compares all that is the same however they were served."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.text == other.text
+        assert one.usage.completion_tokens == other.usage.completion_tokens
+        assert one.usage.prompt_tokens == other.usage.prompt_tokens
+        assert one.finish_reason == other.finish_reason
