@@ -17,11 +17,11 @@ from sllm.control.topology import (
     NodeView,
     Planned,
     Snapshot,
-    Use,
     keys_of,
     without,
 )
 from sllm.control.typical import Observations
+from sllm.control.use import Use
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ from sllm.control.decisions import (
 from sllm.control.moves import Movers, Relief
 from sllm.control.needs import Need
 from sllm.control.ranking import Rank, Ranking
-from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot, Use
+from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.use import Use
 from sllm.control.victims import barred, idle_victims, kv_grant, yielding
 
 _SHOWN = 8

@@ -1,6 +1,5 @@
 """The fleet at one moment: immutable views of nodes, what they hold and what they run."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -11,6 +10,7 @@ from sllm.control.devices import Device
 from sllm.control.inits import NO_INITS, Inits
 from sllm.control.needs import Need
 from sllm.control.running import MigrationCost, Running
+from sllm.control.use import Use
 
 
 class Tier(IntEnum):
@@ -273,22 +273,6 @@ class NodeView:
     def key_here(self, checkpoint: str) -> str:
         """The digest under which a checkpoint is here, if so far only its source was known."""
         return self.copies.digests.get(checkpoint, checkpoint)
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What the router does with an instance."""
-
-    node_id: str
-    in_flight: int
-    """Requests that it has given to the instance and that have not ended."""
-    last_used: float
-    """Clock's seconds when the last request came or went, or the instance became ready."""
-    kept_until: float = 0.0
-    """Clock's seconds until which a request has wished it to stay."""
-    demand: float = -math.inf
-    """How much its deployment was asked for of late: the binary logarithm of the requests, those
-    long ago counting less, against a fixed moment. Doubled demand is one more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from sllm.control.topology import (
     Snapshot,
     Tier,
     TierUsage,
-    Use,
     keys_of,
 )
 from sllm.control.typical import typical_of
+from sllm.control.use import Use
 
 SLOW, FAST = 100.0, 1000.0
 """Bytes per second from the source to SSD, and from SSD to the pool."""

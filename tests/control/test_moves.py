@@ -7,7 +7,8 @@ import pytest
 from sllm.control.decisions import Demand, MigrateThenStart, Move, Start, Wait
 from sllm.control.placement import place
 from sllm.control.running import MigrationCost, Running
-from sllm.control.topology import Snapshot, Tier, Use
+from sllm.control.topology import Snapshot, Tier
+from sllm.control.use import Use
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 
 COST = MigrationCost(per_token=0.01, base=0.2)

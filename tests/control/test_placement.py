@@ -11,7 +11,8 @@ from sllm.control import placement, room
 from sllm.control.decisions import Blocked, Demand, Reuse, Start, Wait
 from sllm.control.needs import Need, need_of
 from sllm.control.placement import place
-from sllm.control.topology import Instance, InstanceState, Planned, Snapshot, Tier, Use
+from sllm.control.topology import Instance, InstanceState, Planned, Snapshot, Tier
+from sllm.control.use import Use
 from tests.control.shapes import copy, deployment, facts, instance, need, snapshot, view
 
 NEED = need()

@@ -26,8 +26,8 @@ from sllm.control.topology import (
     Planned,
     Snapshot,
     Tier,
-    Use,
 )
+from sllm.control.use import Use
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 
 SIZES = (100, 170, 240, 310)
