@@ -1,5 +1,8 @@
 """What tests of workers share: models, a pool, and the zygote that workers are forked from."""
 
+import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from make_models import make_model
 
 from sllm.node.pool import Pool
 from sllm.node.zygote import Zygote
+from tests.node.worker.clients import WorkerClient, fork
 from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
 
 FAMILIES = ("tiny-llama", "tiny-opt", "tiny-qwen2", "tiny-gpt2")
@@ -42,3 +46,25 @@ async def zygote(pool: Pool) -> AsyncIterator[Zygote]:
         await zygote.start(pool.fd)
     yield zygote
     await zygote.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def worker(
+    zygote: Zygote, staged: Staged, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[WorkerClient]:
+    """One that serves tiny-gpt2 to all tests that leave it alive."""
+    worker = await fork(zygote, tmp_path_factory.mktemp("run") / "shared.sock")
+    await worker.bring_up(staged)
+    yield worker
+    await worker.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def blank(zygote: Zygote, tmp_path: Path) -> AsyncIterator[WorkerClient]:
+    """A worker without a model."""
+    worker = await fork(zygote, tmp_path / "blank.sock")
+    yield worker
+    await worker.close()
+    if not worker.forked.exited.done():
+        os.kill(worker.pid, signal.SIGKILL)
+        await asyncio.wait_for(worker.forked.exited, 10)

@@ -4,12 +4,10 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from serverlessllm.v1 import types_pb2
 from transformers import AutoTokenizer
 
@@ -32,28 +30,6 @@ from tests.support import assert_eventually
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TEXT = "Once upon a time"
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def worker(
-    zygote: Zygote, staged: Staged, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[WorkerClient]:
-    """One that serves tiny-gpt2 to all tests that leave it alive."""
-    worker = await fork(zygote, tmp_path_factory.mktemp("run") / "shared.sock")
-    await worker.bring_up(staged)
-    yield worker
-    await worker.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def blank(zygote: Zygote, tmp_path: Path) -> AsyncIterator[WorkerClient]:
-    """A worker without a model."""
-    worker = await fork(zygote, tmp_path / "blank.sock")
-    yield worker
-    await worker.close()
-    if not worker.forked.exited.done():
-        os.kill(worker.pid, signal.SIGKILL)
-        await asyncio.wait_for(worker.forked.exited, 10)
 
 
 async def test_attaching_says_how_long_it_took_and_what_context_there_is(
