@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
-# Processes that run tests, a file at a time.
+# Processes that run tests; see tests/conftest.py.
 WORKERS ?= 2
 BENCH ?=
 
@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(TESTS)
 
 check: setup
 	$(BIN)/ruff check .

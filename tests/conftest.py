@@ -1,6 +1,7 @@
 """What has to be so before any test imports torch, and the order of the tests."""
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,5 +17,24 @@ settings.load_profile("sllm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole clusters first: no process is left alone with the longest files at the end."""
-    items.sort(key=lambda item: "e2e" not in item.path.parts)
+    """Whole clusters first: no process is left alone with them at the end."""
+    items.sort(key=lambda item: not _has_clusters(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes run tests, each takes a file at a time; one takes all clusters.
+
+    Two of them at once would starve each other where processors are few.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):  # type: ignore[misc]  # untyped library
+        def _split_scope(self, nodeid: str) -> str:
+            return "clusters" if _has_clusters(nodeid) else nodeid.partition("::")[0]
+
+    return Files(config, log)
+
+
+def _has_clusters(nodeid: str) -> bool:
+    return nodeid.startswith("tests/e2e/")
