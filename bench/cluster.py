@@ -51,11 +51,21 @@ ARRIVAL_CV = 4.0
 KEEP_ALIVE = 3.0
 """Seconds: most bursts find their model cold."""
 WORST_SHOWN = 10
-PARTS = (
-    *("QUEUED", "PLACED", "asking", "IMPORT", "READ_SSD", "WORKER_START", "PREPARE"),
-    *("handing over", "ATTACH", "ENGINE_INIT", "telling", "PREFILL"),
-)
-"""In their order; see `sllm.PhaseKind` and `bench.live.results.BETWEEN`."""
+PARTS = {
+    "QUEUED": "queue",
+    "PLACED": "place",
+    "asking": "ask",
+    "IMPORT": "import",
+    "READ_SSD": "read",
+    "WORKER_START": "fork",
+    "PREPARE": "prep.",
+    "handing over": "hand",
+    "ATTACH": "attach",
+    "ENGINE_INIT": "engine",
+    "telling": "tell",
+    "PREFILL": "prefill",
+}
+"""In their order, with short headings; see `sllm.PhaseKind` and `bench.live.results.BETWEEN`."""
 LENGTHS = Dataset("short", prompt_tokens=16.0, output_tokens=24.0, most_tokens=128)
 
 
@@ -153,7 +163,7 @@ def _print_phases(starts: Sequence[StartSeen]) -> None:
         rows.append(
             [one.from_tier, f"{1000 * one.estimate:.0f}", f"{1000 * one.actual:.0f}", *phases]
         )
-    columns = ["from", "estimate", "actual", *(kind.lower().replace("_", " ") for kind in kinds)]
+    columns = ["from", "est.", "actual", *(PARTS[kind] for kind in kinds)]
     print_table(f"Starts by phase, ms; the {len(worst)} farthest off", columns, rows)
 
 
