@@ -86,6 +86,8 @@ async def _run(address: str, plan: Plan) -> tuple[list[Case], sllm.Deployment]:
         for _ in range(plan.rounds):
             for case in cases:
                 await bench.measure(case)
+                longest = 1000 * case.worst_pause
+                typer.echo(f"{plan.name} {_name(case)}: {longest:.0f} ms", err=True)
         return cases, await client.deployment("moving")
 
 
@@ -145,7 +147,7 @@ def _figures(key: str, cases: Sequence[Case]) -> dict[str, float]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Times that every case is measured.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Times that every case is measured.")] = 1,
     demo: Annotated[bool, typer.Option(help="Measure the demo's model.")] = True,
     half_b: Annotated[bool, typer.Option(help="Measure the 0.5B shape as well.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
