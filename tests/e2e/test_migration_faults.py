@@ -132,7 +132,8 @@ class Scene:
         trap = Trap(self.web.to_node[self.parties["destination"]], step)
         moving = asyncio.create_task(self._move(request_id))
         sprung = asyncio.create_task(trap.sprung.wait())
-        await asyncio.wait((moving, sprung), return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS)
+        # Not for the move as well: it is over, and may have been told of, before the router goes on.
+        await asyncio.wait((sprung,), timeout=SECONDS)
         assert trap.sprung.is_set(), f"it did not come to that: {moving}"
         return trap, moving
 
