@@ -132,7 +132,7 @@ class Scene:
         trap = Trap(self.web.to_node[self.parties["destination"]], step)
         moving = asyncio.create_task(self._move(request_id))
         sprung = asyncio.create_task(trap.sprung.wait())
-        # Not for the move as well: it is over, and may have been told of, before the router goes on.
+        # The move's own end is no sign: it may be told of before the router goes on elsewhere.
         await asyncio.wait((sprung,), timeout=SECONDS)
         assert trap.sprung.is_set(), f"it did not come to that: {moving}"
         return trap, moving
