@@ -1,10 +1,12 @@
-"""What the servers' processes share: ending when they are asked to, and with their parent."""
+"""What the servers' processes share: how they end, and which of their threads give way."""
 
 import asyncio
 import ctypes
 import os
 import signal
+import threading
 
+_NICENESS = 10
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -30,3 +32,12 @@ def die_with_parent(parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def give_way() -> None:
+    """Has the calling thread leave the processor to others of the process; see setpriority(2).
+
+    For threads that carry bytes: an event loop beside them must have its turn at once, and needs
+    little. There is no way back for the thread.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -8,6 +8,8 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from sllm.process import give_way
+
 THREADS = 4
 """Where nobody says otherwise."""
 
@@ -100,6 +102,7 @@ class ChunkWorkers:
             self._threads[-1].start()
 
     def _work(self) -> None:
+        give_way()
         while (turn := self._await_turn()) is not None:
             self._carry_out(*turn)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from sllm import libc
 from sllm.checkpoint.manifest import BLOCK_BYTES, CHUNK_BYTES
 from sllm.errors import InvalidArgument
+from sllm.process import give_way
 
 _TOUCH_BYTES = 2 << 20
 """Backed with memory by one call. The kernel holds a lock of the process meanwhile, for which
@@ -133,6 +134,7 @@ class Pool:
         self._populating.start()
 
     def _populate(self) -> None:
+        give_way()
         for chunk in range(self.chunk_count):
             self._quiet.wait()
             if self._closing.is_set():
