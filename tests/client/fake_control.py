@@ -40,7 +40,7 @@ class FakeControl:
         self.metadata: dict[str, list[dict[str, str]]] = defaultdict(list)
         """For each method, the metadata of the calls."""
         self.abandoned: list[str] = []
-        """Methods whose caller went during a Silence."""
+        """Methods whose caller went before the end of the reply."""
         self._replies: dict[str, deque[Sequence[Step]]] = defaultdict(deque)
         self._loop = BackgroundLoop()
         self.address = self._loop.run(self._start())
@@ -76,23 +76,20 @@ class FakeControl:
         )
 
     async def _answer(self, method: str, request: Message, context: Any) -> Any:
-        async for message in self._play(method, request, context):
-            return message
-        raise AssertionError(f"the reply to {method} is empty")
+        (message,) = [message async for message in self._play(method, request, context)]
+        return message
 
     async def _play(self, method: str, request: Message, context: Any) -> AsyncIterator[Any]:
         self.requests[method].append(request)
         self.metadata[method].append(dict(context.invocation_metadata()))
-        for step in self._replies[method].popleft():
-            if isinstance(step, errors.SllmError):
-                raise step
-            if isinstance(step, Silence):
-                await self._until_abandoned(method)
-            else:
-                yield step
-
-    async def _until_abandoned(self, method: str) -> None:
         try:
-            await asyncio.Event().wait()
-        finally:
+            for step in self._replies[method].popleft():
+                if isinstance(step, errors.SllmError):
+                    raise step
+                if isinstance(step, Silence):
+                    await asyncio.Event().wait()
+                else:
+                    yield step  # the caller may go while the message is still on its way
+        except (asyncio.CancelledError, GeneratorExit):
             self.abandoned.append(method)
+            raise
