@@ -10,7 +10,7 @@ names=(
     opentelemetry-api opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions
     opentelemetry-exporter-otlp-common opentelemetry-exporter-otlp-proto-common
     opentelemetry-exporter-otlp-proto-grpc opentelemetry-exporter-prometheus
-    pytest pytest-asyncio pytest-timeout pluggy iniconfig uvloop xxhash
+    hypothesis sortedcontainers pytest pytest-asyncio pytest-timeout pluggy iniconfig uvloop xxhash
 )
 platforms=()
 for version in 2_34 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${version}_x86_64"); done

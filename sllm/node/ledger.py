@@ -104,6 +104,11 @@ class Ledger:
         uses = holding.uses.value(self._clock.now(), HALF_LIFE_SECONDS)
         return self.reload_seconds(digest, holding.size) * uses / max(1, holding.size)
 
+    @property
+    def least_missed(self) -> str | None:
+        """What would go first; None: nothing is idle."""
+        return min(self._idle(), key=self._worth, default=None)
+
     def unreserve(self, size: int) -> None:
         """Gives a reservation back."""
         self.reserved -= size

@@ -144,13 +144,14 @@ def test_a_killed_worker_leaves_the_weights_to_the_next(served: OnDevice, models
     served.client.deploy("tiny-llama", f"file://{models / 'tiny-llama'}", min_replicas=1)
     served.cluster.wait_for_instances(1)
     before = served.client.complete("tiny-llama", "Hello", temperature=0, max_tokens=8)
-    used = served.device.weights_used_bytes
+    used, free = served.device.weights_used_bytes, served.device.free_bytes
     (instance,) = served.client.instances()
     os.kill(instance.worker_pid, signal.SIGKILL)
     wait_until(lambda: _replaced(served, instance.instance_id), 60)
     after = served.client.complete("tiny-llama", "Hello", temperature=0, max_tokens=8)
     assert after.token_ids == before.token_ids
     assert served.device.weights_used_bytes == used
+    wait_until(lambda: served.device.free_bytes >= free - SLACK_BYTES)
 
 
 def _replaced(served: OnDevice, instance_id: str) -> bool:

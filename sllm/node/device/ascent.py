@@ -1,5 +1,6 @@
 """One checkpoint's way from the pool into its allocation on a device."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,8 +61,14 @@ class Ascent:
                 self.landed(index, chunk)
 
     async def settle(self) -> None:
-        """See `Sink.settle`."""
-        await self._copies.settle(self._job)
+        """See `Sink.settle`. Who is cancelled meanwhile goes on only when no copy is under way."""
+        settling = asyncio.ensure_future(self._copies.settle(self._job))
+        try:
+            await asyncio.shield(settling)
+        except asyncio.CancelledError:
+            self._copies.stop(self._job)
+            await asyncio.wait([settling])
+            raise
 
     async def finish(self) -> None:
         """Returns once everything that was taken is on the device.

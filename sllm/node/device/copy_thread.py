@@ -12,7 +12,7 @@ import structlog
 from sllm.clock import Clock
 from sllm.errors import Cancelled, DeviceFailed
 from sllm.node.device.driver import CudaError, Driver
-from sllm.node.records import Priority
+from sllm.node.records import Priority, nothing
 
 _log = structlog.get_logger()
 
@@ -20,10 +20,6 @@ Result = TypeVar("Result")
 
 COPIES_IN_FLIGHT = 8
 """Chunks in the stream at once: enough that it never runs dry while one is waited for."""
-
-
-def _nothing() -> None:
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ class ChunkCopy:
     """Address in the device's."""
     size: int
     """Bytes."""
-    done: Callable[[], None] = _nothing
+    done: Callable[[], None] = nothing
     """Called in the thread when the copy is done, or never will be."""
 
 

@@ -1,15 +1,19 @@
 """The device tier of one CUDA device: which checkpoints are on it, and how they get there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
 from sllm.checkpoint.manifest import corrupt
 from sllm.clock import Clock
 from sllm.errors import CheckpointLeased, ModelTooLarge, NoCapacity, SllmError
+from sllm.node import metrics
+from sllm.node.checkpoints import SourceRecord
 from sllm.node.device.ascent import Ascent, PinnedPool
 from sllm.node.device.copy_thread import CopyJob
 from sllm.node.device.memory import Allocation, DeviceMemory, uninterrupted
@@ -20,6 +24,8 @@ from sllm.node.ledger import Holding, Ledger
 from sllm.node.loads import Load, Tell
 from sllm.node.records import Copy, LoadPhase, Priority, Progress, Step, Tier
 from sllm.node.tiers import TierStore
+
+Result = TypeVar("Result")
 
 _log = structlog.get_logger()
 
@@ -75,50 +81,59 @@ class CudaTier:
         """See `Seat.bring_up`."""
         found = await self._store.inspect(wish.source, wish.dtype, fresh=False)
         known = self.copies.get(found.digest or "")
-        from_tier: Tier = Tier.DEVICE
-        steps: tuple[Step, ...] = ()
         if known is None:
-            known, from_tier, steps = await self._load(wish, found.digest, tell)
-        else:
-            known.holding.leases += 1
-            self.ledger.touch(known.below.digest)
+            return await self._load(wish, found.digest, tell)
+        known.holding.leases += 1
+        self.ledger.touch(known.below.digest)
+        return self._placed(known, found.record, Tier.DEVICE, ())
+
+    def _placed(
+        self, copy: DeviceCopy, record: SourceRecord, from_tier: Tier, steps: tuple[Step, ...]
+    ) -> Placed:
+        """A copy for the one it is leased for; `record` is the source that led to it."""
         held = ExitStack()
-        held.callback(self._let_go, known.holding)
+        held.callback(self._let_go, copy.holding)
         self._changed()
-        lease = known.below
-        place = OnDevice(known.memory.handle, known.memory.size, known.layout.partitions)
-        return Placed(lease.manifest, found.record, place, from_tier, steps, held)
+        place = OnDevice(copy.memory.handle, copy.memory.size, copy.layout.partitions)
+        return Placed(copy.below.manifest, record, place, from_tier, steps, held)
 
     def _let_go(self, holding: Holding) -> None:
         holding.leases -= 1
         self._changed()
 
-    async def _load(
-        self, wish: WeightsWish, digest: str | None, tell: Tell
-    ) -> tuple[DeviceCopy, Tier, tuple[Step, ...]]:
-        """A copy that is leased for the caller, where it came from, and what that took."""
+    async def _load(self, wish: WeightsWish, digest: str | None, tell: Tell) -> Placed:
+        """Brings a checkpoint here, or joins those who do."""
         below = await self._reach(wish, digest, tell)
         try:
             while (load := self._load_of(wish, below)).abandoned:
                 await load.ended()
             copy = await load.join(tell, Priority.DEMAND)
-            return copy, below.from_tier, (*below.steps, *copy.steps)
+            return self._placed(copy, below.record, below.from_tier, (*below.steps, *copy.steps))
         finally:
             below.release()
 
     async def _reach(self, wish: WeightsWish, digest: str | None, tell: Tell) -> Lease:
         """A lease on SSD, or in the pool for what is not there.
 
-        What is imported now comes into the pool in the same pass, if it has room there.
+        What is imported now comes into the pool in the same pass, if it has room there. Copies
+        here that are idle hold theirs below: where these are in the way, they go.
         """
-        tiers = (Tier.SSD, Tier.DRAM) if digest else (Tier.DRAM, Tier.SSD)
-        try:
-            return await self._promote(wish, tiers[0], tell)
-        except (NoCapacity, ModelTooLarge) as error:
+        tiers = (Tier.SSD, Tier.DRAM) if self._is_on_ssd(digest) else (Tier.DRAM, Tier.SSD)
+
+        async def reach() -> Lease:
             try:
-                return await self._promote(wish, tiers[1], tell)
-            except (NoCapacity, ModelTooLarge):
-                raise error from None
+                return await self._promote(wish, tiers[0], tell)
+            except (NoCapacity, ModelTooLarge) as error:
+                try:
+                    return await self._promote(wish, tiers[1], tell)
+                except (NoCapacity, ModelTooLarge):
+                    raise error from None
+
+        return await self._making_room(reach)
+
+    def _is_on_ssd(self, digest: str | None) -> bool:
+        copies = self._store.copies()
+        return any(copy.tier is Tier.SSD and copy.digest == digest for copy in copies)
 
     async def _promote(
         self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Ascent | None = None
@@ -161,8 +176,7 @@ class CudaTier:
         with ExitStack() as held:
             below = await self._reach(wish, digest, _ignore)
             held.callback(below.release)
-            if below.digest != digest:
-                raise corrupt(below.directory, "was changed while it was loaded; try again")
+            _check_same(below, digest)
             layout = lay_out(below.manifest)
             async with self._allocated(layout.size_bytes) as memory:
                 steps = await self._fill(wish, below, layout, memory, load)
@@ -179,7 +193,7 @@ class CudaTier:
         gone = [self.copies.pop(digest) for digest in self.ledger.reserve(size)]
         try:
             await uninterrupted(self._give_back_all(gone))
-            memory = await self.memory.allocate(size)
+            memory = await self._making_room(lambda: self.memory.allocate(size))
             try:
                 yield memory
             except BaseException:
@@ -207,6 +221,7 @@ class CudaTier:
             raise
         ended = self._clock.now()
         _log.info("device.loaded", digest=below.digest, seconds=round(ended - began, 3))
+        metrics.record_load("copy", below.size_bytes, ended - began)
         copied = Step(LoadPhase.COPY, began, ended - began, below.size_bytes)
         return (*before, copied)
 
@@ -219,12 +234,17 @@ class CudaTier:
         try:
             whole = await self._promote(wish, Tier.DRAM, _ignore, ascent)
         except (NoCapacity, ModelTooLarge):
-            return (await self._store.pass_through(below, ascent),)
+            passing = partial(self._store.pass_through, below, ascent)
+            return (await self._making_room(passing),)
         try:
+            _check_same(whole, below.digest)
             ascent.feed(whole.chunks)
-            return whole.steps
-        finally:
             await ascent.settle()
+            return whole.steps
+        except BaseException:
+            await ascent.give_up()
+            raise
+        finally:
             whole.release()
 
     def on_device(self) -> list[Copy]:
@@ -250,6 +270,25 @@ class CudaTier:
             )
         self.ledger.remove(digest)
         await self._give_back(self.copies.pop(digest))
+        self._changed()
+        return True
+
+    async def _making_room(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """What `work` gives. While it lacks room, idle copies go, with what they hold below."""
+        while True:
+            try:
+                return await work()
+            except (NoCapacity, ModelTooLarge):
+                if not await self._give_back_one():
+                    raise
+
+    async def _give_back_one(self) -> bool:
+        """Frees the idle copy that is missed least; false if there is none."""
+        digest = self.ledger.least_missed
+        if digest is None:
+            return False
+        self.ledger.remove(digest)
+        await uninterrupted(self._give_back(self.copies.pop(digest)))
         self._changed()
         return True
 
@@ -283,6 +322,11 @@ class CudaTier:
         if not self.loads:
             assert owned == self.memory.allocations, "an allocation is nobody's"
             assert self.ledger.reserved == 0, "room is reserved for no load"
+
+
+def _check_same(lease: Lease, digest: str) -> None:
+    if lease.digest != digest:
+        raise corrupt(lease.directory, "was changed while it was loaded; try again")
 
 
 def _copy(copy: DeviceCopy) -> Copy:

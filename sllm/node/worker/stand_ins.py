@@ -30,12 +30,12 @@ class StandIns:
                 transformers would do.
             dtype: in which the module is built.
         """
-        converted: dict[int, torch.Tensor] = {}
+        distinct: dict[int, torch.Tensor] = {}
+        for one in tensors.values():
+            distinct.setdefault(one.data_ptr(), one)
+        converted = {address: _to(one, dtype) for address, one in distinct.items()}
         self._originals = {
-            name: converted.setdefault(tensor.data_ptr(), _to(tensor, dtype))
-            if tensor.numel()
-            else tensor
-            for name, tensor in tensors.items()
+            name: converted[one.data_ptr()] if one.numel() else one for name, one in tensors.items()
         }
         self._slots: dict[int, int] = {}
         """Where the stand-in of each address of the device begins."""

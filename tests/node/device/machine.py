@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,10 +34,15 @@ class Machine:
         self._seats = ExitStack()
 
     async def open(
-        self, *, devices: int = 1, device_models: float = 4, pool_models: float = 8
+        self,
+        *,
+        devices: int = 1,
+        device_models: float = 4,
+        pool_models: float = 8,
+        ssd_models: float = 8,
     ) -> None:
         """Opens tiers with room for so many models; each device has as much."""
-        store = await self.bench.open(pool_models=pool_models)
+        store = await self.bench.open(ssd_models, pool_models)
         memory = int(device_models * MODEL_BYTES) + BUDGET.kv_bytes + BUDGET.reserve_bytes
         self.cuda = FakeCuda(devices, memory)
         self.devices = CudaDevices(store, self.bench.pool, MonotonicClock())
@@ -52,12 +58,10 @@ class Machine:
         assert self.cuda.leaks == {}
         await self.bench.close()
 
-    async def reopen(
-        self, *, devices: int = 1, device_models: float = 4, pool_models: float = 8
-    ) -> None:
-        """The same machine with other sizes."""
+    async def reopen(self, **sizes: Any) -> None:
+        """The same machine with other sizes; see `open`."""
         await self.close()
-        await self.open(devices=devices, device_models=device_models, pool_models=pool_models)
+        await self.open(**sizes)
 
     async def seat(self, seed: int, kv_bytes: int = KV_BYTES) -> Seat:
         """A device for an instance of a model, until the end."""

@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from sllm.errors import (
     NoCapacity,
 )
 from sllm.node.device.copy_thread import COPIES_IN_FLIGHT
+from sllm.node.device.memory import DeviceMemory
 from sllm.node.device.records import Placed
 from sllm.node.records import LoadPhase, Progress, Tier
-from tests.checkpoint.checkpoints import CHUNK, flip_bit
+from tests.checkpoint.checkpoints import CHUNK, flip_bit, write_model
 from tests.node.device.fake_cuda import UNKNOWN
 from tests.node.device.machine import KV_BYTES, MODEL_BYTES, Machine
 from tests.node.store import MODEL_CHUNKS, settle
@@ -160,6 +162,61 @@ async def test_a_load_that_nobody_waits_for_leaves_nothing(
     machine.check(await machine.bring_up(0), 0)
 
 
+@pytest.mark.parametrize(
+    ("tier", "pool_models"),
+    [(Tier.SSD, 8), (Tier.DRAM, 8), (Tier.SSD, 0.5)],
+    ids=["read", "in the pool", "passing through"],
+)
+async def test_a_load_that_ends_while_it_copies_leaves_nothing(
+    machine: Machine, tier: Tier, pool_models: float
+) -> None:
+    await machine.reopen(pool_models=pool_models)
+    await machine.bench.leave(0, tier)
+    machine.cuda.gate.clear()
+    task = await begin(machine, 0)
+    await assert_eventually(lambda: machine.cuda.most_in_stream)
+    task.cancel()
+    await asyncio.wait([task])
+    await settle()
+    machine.cuda.gate.set()
+    await assert_eventually(lambda: not machine.cuda.allocations)
+    await assert_eventually(lambda: not any(one.leased for one in machine.bench.store.copies()))
+    machine.check(await machine.bring_up(0), 0)
+
+
+async def test_idle_copies_make_room_below_too(machine: Machine) -> None:
+    await machine.reopen(device_models=8, pool_models=1.5, ssd_models=2.5)
+    for seed in range(5):
+        placed = await machine.bring_up(seed)
+        placed.release()
+        machine.free_seats()
+    machine.check(await machine.bring_up(4), 4)
+
+
+async def test_room_that_others_have_taken_comes_from_idle_copies(machine: Machine) -> None:
+    placed = await machine.bring_up(0)
+    placed.release()
+    machine.cuda.taken_by_others = machine.cuda.total_bytes - MODEL_BYTES
+    second = await machine.bring_up(1)
+    assert machine.on_device == {second.manifest.digest}
+
+
+async def test_what_changes_while_it_is_loaded_is_not_mixed_up(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = DeviceMemory.allocate
+
+    async def replaced(memory: DeviceMemory, size: int) -> Any:
+        write_model(Path(machine.bench.model(0)), seed=1)
+        return await allocate(memory, size)
+
+    monkeypatch.setattr(DeviceMemory, "allocate", replaced)
+    seat = await machine.seat(0)
+    with pytest.raises(CheckpointCorrupt, match="was changed"):
+        await seat.bring_up(machine.wish(0, pack=False), lambda _: None)
+    assert not machine.on_device
+
+
 async def test_a_load_goes_on_for_whoever_still_waits(machine: Machine) -> None:
     await on_ssd(machine, 0)
     machine.cuda.gate.clear()
@@ -244,13 +301,10 @@ async def test_memory_that_cannot_be_exported_is_freed(machine: Machine) -> None
 
 
 async def test_cuda_is_never_called_in_the_event_loop(machine: Machine) -> None:
+    machine.cuda.threads.clear()  # the driver was made in the test
     placed = await machine.bring_up(0)
     placed.release()
     await machine.devices.evict(placed.manifest.digest)
-    named = {name for name in machine.cuda.threads if name != "MainThread"}
-    assert machine.cuda.threads - named == {"MainThread"}  # the driver was made in the test
-    machine.cuda.threads.clear()
-    await machine.bring_up(0)
     assert machine.cuda.threads == {"cuda-0"}
 
 
