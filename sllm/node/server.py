@@ -17,6 +17,7 @@ from serverlessllm.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_se
 
 from sllm import rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
+from sllm.errors import DeviceUnavailable
 from sllm.node.agent import Agent
 from sllm.node.config import NodeConfig
 from sllm.node.device.cuda_devices import Budget, CudaDevices
@@ -73,7 +74,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     )
     stack.push_async_callback(store.close)
     config = _with_sockets(config, stack)
-    devices = await _open_devices(config, selected, store, pool, clock, stack)
+    devices = await open_devices(config, selected, store, pool, clock, stack)
     agent = Agent(config, clock, store, devices, zygote)
     generations = Generations(agent, node_id, clock)
     port = await _listen(config, agent, generations, node_id, stack)
@@ -83,7 +84,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     return port
 
 
-async def _open_devices(
+async def open_devices(
     config: NodeConfig,
     selected: Selected | None,
     store: TierStore,
@@ -91,12 +92,23 @@ async def _open_devices(
     clock: Clock,
     stack: AsyncExitStack,
 ) -> Devices:
-    """What kernels run on: the devices that were selected, or else the processors."""
+    """What kernels run on: the devices that were selected, or else the processors.
+
+    Devices that nobody has asked for may be unfit: then the node serves without them.
+    """
     if selected is None:
         return PoolDevice(store, config.kv_bytes)
     devices = CudaDevices(store, pool, clock)
-    stack.push_async_callback(devices.close)
-    await devices.open(selected, Budget(config.kv_bytes, config.device_reserve_bytes))
+    async with AsyncExitStack() as opening:
+        opening.push_async_callback(devices.close)
+        try:
+            await devices.open(selected, Budget(config.kv_bytes, config.device_reserve_bytes))
+        except DeviceUnavailable as error:
+            if selected.required:
+                raise
+            log.warning("node.devices_unused", problem=error.message)
+            return PoolDevice(store, config.kv_bytes)
+        stack.push_async_callback(opening.pop_all().aclose)
     return devices
 
 

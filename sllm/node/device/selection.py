@@ -28,6 +28,8 @@ class Selected:
     driver: Driver
     indices: tuple[int, ...]
     """At least one."""
+    required: bool = True
+    """Whether it is an error that they cannot be used."""
 
 
 def parse_device(text: str) -> Wanted:
@@ -76,4 +78,4 @@ def _within(wanted: Wanted, driver: Driver, count: int) -> Selected | None:
             f"{named}: this machine has {count} CUDA devices, numbered from 0; name others, or "
             "run the node with --device cpu"
         )
-    return Selected(driver, indices) if indices else None
+    return Selected(driver, indices, wanted.required) if indices else None

@@ -1,11 +1,17 @@
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sllm.clock import MonotonicClock
 from sllm.errors import DeviceUnavailable, InvalidArgument
+from sllm.node.config import NodeConfig
 from sllm.node.device import selection
 from sllm.node.device.driver import LIBRARY_VARIABLE, Driver
-from sllm.node.device.selection import Wanted, parse_device, select
+from sllm.node.device.pool_device import PoolDevice
+from sllm.node.device.selection import Selected, Wanted, parse_device, select
+from sllm.node.server import open_devices
 from tests.node.device.fake_cuda import UNKNOWN, FakeCuda
 from tests.node.device.machine import Machine
 
@@ -89,3 +95,18 @@ async def test_a_device_too_small_is_refused_with_the_numbers(machine: Machine) 
         await machine.reopen(device_models=0)
     await machine.close()
     await machine.open()
+
+
+async def test_a_node_serves_without_devices_that_are_unfit_unless_they_were_asked_for(
+    machine: Machine, tmp_path: Path
+) -> None:
+    cuda = FakeCuda()
+    config = NodeConfig("127.0.0.1:0", tmp_path, device_reserve_bytes=1 << 40)
+    parts = (machine.bench.store, machine.bench.pool, MonotonicClock())
+    async with AsyncExitStack() as stack:
+        unasked = Selected(Driver(cuda), (0,), required=False)
+        devices = await open_devices(config, unasked, *parts, stack)
+        assert isinstance(devices, PoolDevice)
+        with pytest.raises(DeviceUnavailable, match="too small"):
+            await open_devices(config, replace(unasked, required=True), *parts, stack)
+        assert cuda.leaks == {}
