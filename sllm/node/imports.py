@@ -187,14 +187,15 @@ class Imports:
         local = isinstance(source.place, LocalSource)
         if not local or not can_stay(files, source.record, chunk_bytes):
             return None
-        size = sum(path.stat().st_size for path in files.files)
+        size = await self._movers.run(lambda: sum(path.stat().st_size for path in files.files))
         return await self._if_possible(size, partial(self._adopt, files, source.record, size))
 
     async def _adopt(self, files: SourceFiles, record: SourceRecord, size: int) -> SsdCopy:
         place = InPlace(files.directory, files.fingerprint, packed=files.packed is not None)
         if files.fingerprint != record.fingerprint:
             raise corrupt(files.directory, "was changed while it was looked at; try again")
-        manifest = describe(files, self._dram.pool.chunk_bytes)
+        describing = partial(describe, files, self._dram.pool.chunk_bytes)
+        manifest = await self._movers.run(describing)
         written = self._ssd.temporary()
         with ExitStack() as room:
             await self._reserve_disk(size, room)
