@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+import structlog
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
@@ -20,6 +21,8 @@ from sllm.node import wire
 from sllm.node.generate import Generation
 from sllm.node.generations import Generations
 from sllm.node.workers import Worker
+
+log = structlog.get_logger()
 
 _PROBE_TOKENS = 2
 """The engine shares what a request has computed if it is not ended by the same step."""
@@ -60,9 +63,10 @@ class Immigration:
             await taking
             orderly = True
         finally:
-            taking.cancel()
-            for task in self._tasks:
+            tasks = [taking, *self._tasks]
+            for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks)
             if not orderly:
                 self._give_up()
 
@@ -94,6 +98,9 @@ class Immigration:
             await self._compute(coming)
         except errors.SllmError as error:
             self._refuse(request_id, error)
+        except Exception as error:
+            log.exception("node.round_failed", request=request_id)
+            self._refuse(request_id, errors.Internal(f"a round failed: {error}"))
         else:
             computed = pb.MigrationComputed(request_id=request_id)
             self._outbox.put_nowait(pb.MigrationServiceMigrateResponse(computed=computed))

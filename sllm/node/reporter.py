@@ -1,7 +1,8 @@
 """Tells the control plane what this node holds and does: all of it once, then what changes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import grpc
@@ -82,8 +83,9 @@ class Reporter:
             await asyncio.gather(*sides, return_exceptions=True)
 
     async def _send(self, call: ReportCall) -> None:
-        async for message in self._messages():
-            await call.write(message)
+        async with aclosing(self._messages()) as messages:
+            async for message in messages:
+                await call.write(message)
 
     async def _receive(self, call: ReportCall) -> None:
         async for response in call:
@@ -93,7 +95,7 @@ class Reporter:
             else:
                 self._lease = response.ack.lease.ToNanoseconds() / 1e9
 
-    async def _messages(self) -> AsyncIterator[pb.ReportRequest]:
+    async def _messages(self) -> AsyncGenerator[pb.ReportRequest]:
         sent = _Sent()
         while True:
             self._changed.clear()

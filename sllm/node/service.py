@@ -1,5 +1,6 @@
 """The node's servicers: each method parses, calls the agent and translates."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -11,12 +12,14 @@ from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceServicer
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceServicer
 
+from sllm import errors
 from sllm.clock import Clock
 from sllm.node import wire
 from sllm.node.agent import Agent
 from sllm.node.emigration import Emigration
 from sllm.node.generations import Generations
 from sllm.node.immigration import Immigration
+from sllm.node.migration_stream import OPEN_SECONDS
 from sllm.node.passage import Destination, Terms
 
 
@@ -131,8 +134,7 @@ class MigrationServicer(MigrationServiceServicer):
         context: Any,
     ) -> AsyncIterator[migration_pb.MigrationServiceMigrateResponse]:
         """Computes what comes, and goes on with it."""
-        first = await anext(request_iterator)
-        instance = self._agent.instance(first.open.instance_id)
+        instance = self._agent.instance(await _migrated_to(request_iterator))
         worker = instance.ready_worker()
         context_tokens = instance.running.context_tokens if instance.running else 0
         opened = migration_pb.MigrationOpened(context_tokens=context_tokens)
@@ -141,3 +143,21 @@ class MigrationServicer(MigrationServiceServicer):
         async with aclosing(immigration.follow(request_iterator)) as answers:
             async for answer in answers:
                 yield answer
+
+
+async def _migrated_to(
+    steps: AsyncIterator[migration_pb.MigrationServiceMigrateRequest],
+) -> str:
+    """The instance that a migration's first message names.
+
+    Raises:
+        errors.InvalidArgument: It names none, or there is no message.
+        errors.DeadlineExceeded: Nothing has come.
+    """
+    try:
+        first = await asyncio.wait_for(anext(steps, None), OPEN_SECONDS)
+    except TimeoutError:
+        raise errors.DeadlineExceeded(f"no message has come within {OPEN_SECONDS:g} s") from None
+    if first is None or not first.HasField("open"):
+        raise errors.InvalidArgument("a migration begins with `open`, which names the instance")
+    return first.open.instance_id

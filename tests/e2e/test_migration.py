@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from serverlessllm.v1 import migration_service_pb2 as pb
+from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceStub
 
 import sllm
-from sllm import errors
+from sllm import errors, rpc
 from tests.e2e.cluster import Cluster, running
 from tests.e2e.generations import ask, read_to, same
 
@@ -137,6 +140,17 @@ async def test_the_unknown_is_refused(
 ) -> None:
     with pytest.raises(expected):
         await client.migrate(**named)  # type: ignore[arg-type]  # by name
+
+
+@pytest.mark.parametrize("first", [None, pb.MigrationServiceMigrateRequest()])
+async def test_a_migration_that_does_not_say_where_to_is_refused(
+    client: sllm.AsyncClient, first: pb.MigrationServiceMigrateRequest | None
+) -> None:
+    node = (await client.nodes())[0]
+    async with grpc.aio.insecure_channel(node.address) as channel:
+        call = MigrationServiceStub(channel).Migrate(iter([first] if first else []), timeout=10)
+        with pytest.raises(errors.InvalidArgument, match="open"), rpc.typed_errors():
+            await call.read()
 
 
 async def test_bad_destinations_leave_it_undisturbed(client: sllm.AsyncClient) -> None:
