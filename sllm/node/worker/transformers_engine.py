@@ -18,6 +18,7 @@ from transformers.generation.continuous_batching.continuous_api import Backgroun
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 
 from sllm.errors import NoCapacity
+from sllm.node.worker.attention import attend_by_sequence
 from sllm.node.worker.batch import Batch, Router, Sampler, Scheduler
 from sllm.node.worker.engine import Capacity, Counters, EngineRequest, Step
 
@@ -54,6 +55,8 @@ class TransformersEngine:
         self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
     ) -> None:
         """See `Engine.start`."""
+        if self._model.device.type == "cpu":
+            attend_by_sequence()
         batch = self._batch = Batch(on_step)
         fail = partial(self._fail, on_failure)
         self._manager = self._model.init_continuous_batching(

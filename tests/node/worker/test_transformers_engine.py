@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sllm.errors import NoCapacity
+from sllm.node.worker.attention import BySequence
 from sllm.node.worker.engine import Capacity, EngineRequest, FinishReason
 from sllm.sampling import Sampling
 from tests.node.worker.conftest import FAMILIES
@@ -73,6 +74,26 @@ def test_a_generation_goes_on_from_where_another_was_left(harness: Harness) -> N
     again = request(sampling=sampling, max_tokens=4)
     expected = harness.generate([whole]).ids(whole.request_id)
     assert harness.generate([again]).ids(again.request_id) == expected[:4]
+
+
+def test_requests_of_a_batch_are_attended_to_one_by_one(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[tuple[int, int]] = []
+    attend = BySequence.attend
+
+    def spy(mode: BySequence, query: Any, key: Any, *args: Any, **options: Any) -> Any:
+        together.append((key.shape[1], len(mode.spans)))
+        return attend(mode, query, key, *args, **options)
+
+    monkeypatch.setattr(BySequence, "attend", spy)
+    model = load(models / "tiny-llama")
+    with running(model) as harness:
+        harness.generate([request(prompt, max_tokens=8) for prompt in PROMPTS])
+    heads, sequences = zip(*together, strict=True)
+    assert max(sequences) == len(PROMPTS)
+    # A key is not there once for each head that shares it.
+    assert set(heads) == {model.config.num_key_value_heads}
 
 
 def test_different_seeds_give_different_tokens(harness: Harness) -> None:

@@ -1,0 +1,120 @@
+"""Attention of continuous batching, one sequence at a time, for devices where each row is paid for.
+
+transformers puts all sequences of a step one after the other, copies the keys and values of all for
+each head that shares them, and has every query meet the keys of every sequence under a mask: with n
+requests, n times what is needed. On a GPU that is one launch instead of n. On a CPU it is time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_NAMES = ("sdpa", "paged|sdpa")
+"""What transformers calls it; the second one before 5.18."""
+
+
+@cache
+def attend_by_sequence() -> None:
+    """Has all models of this process attend so from now on, wherever sequences are packed."""
+    for name in _NAMES:
+        if name in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS[name] = by_sequence(ALL_ATTENTION_FUNCTIONS[name])
+
+
+def by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """An attention function of transformers that computes each packed sequence by itself.
+
+    Args:
+        forward: the function, which calls torch's `scaled_dot_product_attention`.
+    """
+
+    @wraps(forward)
+    def attend(module: Any, *args: Any, **kwargs: Any) -> Any:
+        borders = _borders(kwargs)
+        if borders is None:
+            return forward(module, *args, **kwargs)
+        with BySequence(*borders):
+            return forward(_Unrepeated(module), *args, **kwargs)
+
+    return attend
+
+
+def _borders(kwargs: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
+    """Where sequences begin and end among queries and keys; None: nothing to take apart."""
+    queries, keys = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
+    if isinstance(keys, Mapping):  # by the kind of layer; which one this is the cache knows
+        keys = next(iter(keys.values())) if len(keys) == 1 else None
+    if queries is None or keys is None:
+        return None
+    return queries.tolist(), keys.tolist()
+
+
+class _Unrepeated:
+    """A layer whose keys and values transformers does not copy for each head that shares them."""
+
+    num_key_value_groups = 1
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class BySequence(TorchFunctionMode):
+    """Within it, torch's attention takes sequences that lie one after the other one by one."""
+
+    def __init__(self, queries: Sequence[int], keys: Sequence[int]) -> None:
+        super().__init__()
+        self.spans = list(zip(pairwise(queries), pairwise(keys), strict=True))
+        """Of each sequence, its queries and its keys: first, and one past the last."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is scaled_dot_product_attention:
+            return self.attend(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Attention of each sequence by itself.
+
+        Queries: [1, heads, tokens, size]; keys and values have as many heads, or a divisor of
+        that. The mask: [1, 1, queries, keys].
+        """
+        found = torch.zeros_like(query)  # also of the rows that only fill the batch up
+        sharing = query.shape[1] // key.shape[1]
+        asked, answers = _by_sharing(query, sharing), _by_sharing(found, sharing)
+        key, value = key.expand(sharing, -1, -1, -1), value.expand(sharing, -1, -1, -1)
+        for (begin, end), (first, last) in self.spans:
+            answers[:, :, begin:end] = scaled_dot_product_attention(
+                asked[:, :, begin:end],
+                key[:, :, first:last],
+                value[:, :, first:last],
+                attn_mask=attn_mask[..., begin:end, first:last],
+                **options,
+            )
+        return found
+
+
+def _by_sharing(heads: torch.Tensor, sharing: int) -> torch.Tensor:
+    """[1, heads, tokens, size] as [sharing, others, tokens, size]: neighbours share their keys."""
+    _, count, tokens, size = heads.shape
+    return heads.view(count // sharing, sharing, tokens, size).transpose(0, 1)
