@@ -1,5 +1,6 @@
 """The way to one control plane: its channel and stubs, and what their failures are called."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ class Connection:
     def __init__(self, address: str, call_timeout: float) -> None:
         self.address = address
         self._call_timeout = call_timeout
+        self._closed = False
         options = (*rpc.CHANNEL_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG))
         self._channel = grpc.aio.insecure_channel(address, options=list(options))
         self.deployments = DeploymentServiceStub(self._channel)
@@ -65,7 +67,8 @@ class Connection:
         self.inference = InferenceServiceStub(self._channel)
 
     async def close(self) -> None:
-        """Ends the calls under way, and the channel."""
+        """Ends the calls under way, whose callers get `errors.Cancelled`, and the channel."""
+        self._closed = True
         await self._channel.close(None)
 
     async def call(
@@ -129,6 +132,10 @@ class Connection:
             yield
         except grpc.aio.AioRpcError as error:
             raise self._typed(error) from None
+        except asyncio.CancelledError:
+            if not self._closed or task_is_cancelled():
+                raise
+            raise errors.Cancelled(f"the client of {self.address} was closed meanwhile") from None
 
     def _typed(self, error: grpc.aio.AioRpcError) -> errors.SllmError:
         if rpc_status.from_call(error) is not None:
@@ -143,3 +150,9 @@ class Connection:
                 f"no answer from the control plane at {self.address} before the deadline"
             )
         return rpc.from_rpc_error(error)
+
+
+def task_is_cancelled() -> bool:
+    """Whether the calling task itself was cancelled, and not only the call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -11,7 +11,7 @@ from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import errors, rpc
 from sllm.client import requests, responses
-from sllm.client.connection import Connection
+from sllm.client.connection import Connection, task_is_cancelled
 from sllm.client.events import Event, Result
 from sllm.client.transcript import Transcript
 
@@ -129,9 +129,11 @@ class AsyncStream:
             except _BROKEN:
                 now = time.monotonic()
                 patience = now + self._reattach if patience is None else patience
-                if self._cancelled or not self._transcript.next_sequence or now >= patience:
+                if not self._transcript.next_sequence or now >= patience:
                     raise
             await asyncio.sleep(_RETRY_SECONDS)
+            if self._cancelled:  # meanwhile: another call would go on with what was ended
+                raise self._was_cancelled()
             self._line.reopen(self._transcript)
 
     async def _read(self) -> pb.GenerateResponse | None:
@@ -139,16 +141,13 @@ class AsyncStream:
             with self._line.connection.typed_errors():
                 message = await self._line.call.read()
         except asyncio.CancelledError:
-            if not self._cancelled or _task_is_cancelled():
+            if not self._cancelled or task_is_cancelled():
                 raise
-            raise errors.Cancelled(f"request {self.request_id} was cancelled here") from None
+            raise self._was_cancelled() from None
         return message if isinstance(message, pb.GenerateResponse) else None
 
-
-def _task_is_cancelled() -> bool:
-    """Whether it is the reading task that was cancelled, and not only the stream that it reads."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    def _was_cancelled(self) -> errors.Cancelled:
+        return errors.Cancelled(f"request {self.request_id} was cancelled here")
 
 
 def _cancel_in_loop(loop: asyncio.AbstractEventLoop, line: Line) -> None:

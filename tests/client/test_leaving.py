@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -106,6 +108,24 @@ async def test_cancelling_the_reading_task_and_the_stream(control: FakeControl) 
         await stream.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize("method", ["nodes", "complete", "watch"])
+async def test_closing_the_client_under_another_task(control: FakeControl, method: str) -> None:
+    """Which nobody has cancelled, and which is told so."""
+    for name in ("ListNodes", "Generate", "WatchCluster"):
+        control.reply(name, Silence())
+    client = sllm.AsyncClient(control.address)
+    works: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "nodes": client.nodes,
+        "complete": lambda: client.complete("tiny", "Once"),
+        "watch": client.watch().__anext__,
+    }
+    waiting = asyncio.ensure_future(works[method]())
+    await assert_eventually(lambda: any(control.requests.values()))
+    await client.close()
+    with pytest.raises(errors.Cancelled, match="was closed"):
+        await waiting
 
 
 async def test_leaving_an_asynchronous_context(control: FakeControl) -> None:

@@ -1,12 +1,16 @@
 """A stream that breaks off because the control plane is lost is read on once that is back."""
 
+import asyncio
+
 import pytest
 
 import sllm
 from sllm import errors
+from sllm.client import stream as stream_module
 from tests.client.conftest import Collect
 from tests.client.fake_control import FakeControl
 from tests.client.messages import QUEUED, STARTED, finished, generation, tokens
+from tests.support import assert_eventually
 
 GONE = errors.ShuttingDown("the control plane is going down")
 
@@ -32,6 +36,23 @@ def test_it_is_read_on_where_it_broke_off(control: FakeControl, collect: Collect
     assert list(last.token_ids.ids) == [7, 8]
     assert last.sampling.seed == first.sampling.seed
     assert last.request_id == first.request_id
+
+
+async def test_one_that_is_cancelled_meanwhile_is_not_read_on(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "_RETRY_SECONDS", 0.5)
+    control.reply("Generate", QUEUED, GONE)
+    control.reply("Generate", *generation()[1:])
+    async with sllm.AsyncClient(control.address) as client:
+        stream = client.generate("tiny", "Once")
+        await anext(stream)
+        reading = asyncio.create_task(stream.receive())
+        await assert_eventually(lambda: stream._line.call.done())
+        await stream.cancel()
+        with pytest.raises(errors.Cancelled):
+            await reading
+    assert len(control.requests["Generate"]) == 1
 
 
 def test_it_is_not_waited_for_without_end(control: FakeControl, collect: Collect) -> None:
