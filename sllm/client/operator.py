@@ -8,7 +8,7 @@ from typing import Self
 
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
-from sllm import config, errors, rpc
+from sllm import config, errors
 from sllm.client import migrations, operations, requests, responses
 from sllm.client import operator_messages as messages
 from sllm.client.connection import Connection
@@ -305,11 +305,6 @@ class Operator:
             errors.SllmError: Why the one request has stayed where it was.
         """
         request = requests.migrate(request_id, instance_id, to_node)
-        call = self._connection.cluster.Migrate(
-            request, timeout=timeout, metadata=rpc.trace_metadata()
-        )
-        try:
-            with self._connection.typed_errors():
-                return await migrations.migration(call, on_progress, alone=request_id is not None)
-        finally:
-            call.cancel()
+        migrate = self._connection.stream(self._connection.cluster.Migrate, request, timeout)
+        async with aclosing(migrate) as steps:
+            return await migrations.migration(steps, on_progress, alone=request_id is not None)
