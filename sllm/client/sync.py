@@ -5,10 +5,11 @@ import functools
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
+from sllm import errors
 from sllm.client.aio import AsyncClient
 from sllm.client.events import Event
 from sllm.client.stream import AsyncStream
@@ -23,6 +24,8 @@ class BackgroundLoop:
     """An event loop that runs in a thread of its own."""
 
     def __init__(self) -> None:
+        self._stopping = False
+        self._submitting = threading.RLock()
         ready: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._until_stopped(ready)), name="sllm-client", daemon=True
@@ -35,21 +38,52 @@ class BackgroundLoop:
         ready.set_result(asyncio.get_running_loop())
         await self._stopped.wait()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._stopping
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is in the loop's own thread, where nobody may wait for it."""
+        return threading.current_thread() is self._thread
+
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        """Runs a coroutine to its end, in the loop. What interrupts the wait cancels it."""
-        if self._loop.is_closed():
+        """Runs a coroutine to its end, in the loop. What interrupts the wait cancels it.
+
+        Raises:
+            RuntimeError: The client is closed, or it is called by its own callback.
+            errors.Cancelled: The client was closed meanwhile.
+        """
+        if self.is_here:
             coroutine.close()
-            raise RuntimeError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            raise RuntimeError("a callback cannot wait for the client whose thread it runs in")
+        future = self.begin(coroutine)
         try:
             return future.result()
+        except CancelledError:
+            raise errors.Cancelled("the client was closed meanwhile") from None
         finally:
             future.cancel()
 
+    def begin(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
+        """Has the loop run a coroutine, and does not wait for it.
+
+        Raises:
+            RuntimeError: The client is closed.
+        """
+        with self._submitting:  # what comes behind the stop would never be run, nor cancelled
+            if not self._stopping:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise RuntimeError("the client is closed")
+
     def stop(self) -> None:
         """Ends the loop and, unless it is the caller's own, waits for its thread."""
-        self._loop.call_soon_threadsafe(self._stopped.set)
-        if threading.current_thread() is not self._thread:
+        with self._submitting:
+            self._stopping = True
+            self._loop.call_soon_threadsafe(self._stopped.set)
+        if not self.is_here:
             self._thread.join()
 
 
@@ -84,7 +118,8 @@ def _iterating(
             while (value := self._loop.run(_next(values))) is not _END:
                 yield value  # type: ignore[misc]  # it is no end
         finally:
-            self._loop.run(values.aclose())
+            if not self._loop.is_stopping:  # which ends it as well
+                self._loop.run(values.aclose())
 
     functools.update_wrapper(call, method)
     return call
@@ -115,7 +150,7 @@ def _opening(
 class Client(_Face[AsyncClient]):
     """`AsyncClient` for programs without an event loop: each method waits for its result.
 
-    May be used by several threads. Callbacks run in the client's own thread.
+    May be used by several threads. Callbacks run in the client's own thread: they cannot call it.
     """
 
     def __init__(self, address: str | None = None, *, call_timeout: float = 60.0) -> None:
@@ -165,8 +200,12 @@ class Client(_Face[AsyncClient]):
 
 
 def _close(client: AsyncClient, loop: BackgroundLoop) -> None:
-    loop.run(client.close())
-    loop.stop()
+    """Closes a client; of one that is garbage, perhaps in the loop's own thread."""
+    if loop.is_here:
+        loop.begin(client.close()).add_done_callback(lambda _: loop.stop())
+    else:
+        loop.run(client.close())
+        loop.stop()
 
 
 class Stream(_Face[AsyncStream]):

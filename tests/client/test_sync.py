@@ -1,5 +1,6 @@
 """What only the client without an event loop has to get right: threads, and its end."""
 
+import asyncio
 import gc
 import inspect
 import signal
@@ -10,28 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from opentelemetry import context, propagate
-from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import cluster_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types
 
 import sllm
+from sllm import errors
+from sllm.client.sync import BackgroundLoop
 from tests.client.fake_control import FakeControl, Silence
 from tests.client.messages import QUEUED, generation
 from tests.support import wait_until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-METHODS = (
-    "cancel",
-    "complete",
-    "delete",
-    "deploy",
-    "deployment",
-    "deployments",
-    "generate",
-    "instances",
-    "nodes",
-)
+METHODS = {
+    name for name, _ in inspect.getmembers(sllm.AsyncClient, inspect.isfunction) if name[0] != "_"
+}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS - {"close"}))
 def test_both_clients_take_the_same_arguments(method: str) -> None:
     ours = inspect.signature(getattr(sllm.Client, method))
     theirs = inspect.signature(getattr(sllm.AsyncClient, method))
@@ -50,7 +46,7 @@ def test_threads_share_a_client(control: FakeControl) -> None:
 
 
 def test_the_callers_trace_goes_along(control: FakeControl) -> None:
-    control.reply("ListNodes", cluster_pb.ListNodesResponse())
+    control.reply("ListNodes", pb.ListNodesResponse())
     control.reply("Generate", *generation())
     token = context.attach(propagate.extract({"traceparent": TRACEPARENT}))
 
@@ -80,6 +76,76 @@ def test_a_dropped_client_ends_its_thread(control: FakeControl) -> None:
     gc.collect()
 
     wait_until(lambda: threading.active_count() == before)
+
+
+def test_a_client_that_is_collected_in_its_own_thread_ends_it(control: FakeControl) -> None:
+    done = pb.PrefetchDone(node_id="n-1", tier=types.TIER_DRAM)
+    loading = types.Loading(phase=types.LOAD_PHASE_READ)
+    control.reply("Prefetch", pb.PrefetchResponse(loading=loading), pb.PrefetchResponse(done=done))
+    before = threading.active_count()
+    client = sllm.Client(control.address)
+    loops: list[asyncio.AbstractEventLoop] = []
+    client.prefetch("tiny", on_progress=lambda _: loops.append(asyncio.get_running_loop()))
+    cycle: list[object] = [client]
+    cycle.append(cycle)
+    del client, cycle
+    loops.pop().call_soon_threadsafe(gc.collect)
+
+    wait_until(lambda: threading.active_count() == before)
+
+
+def test_a_callback_that_calls_its_client_is_told_and_does_not_hang(control: FakeControl) -> None:
+    control.reply("Prefetch", pb.PrefetchResponse(loading=types.Loading()), Silence())
+    with (
+        sllm.Client(control.address) as client,
+        pytest.raises(RuntimeError, match="a callback cannot wait for the client"),
+    ):
+        client.prefetch("tiny", on_progress=lambda _: client.delete("tiny"))
+
+
+@pytest.mark.parametrize(("method", "arguments"), [("nodes", ()), ("complete", ("tiny", "Once"))])
+def test_closing_ends_what_other_threads_wait_for(
+    control: FakeControl, method: str, arguments: tuple[str, ...]
+) -> None:
+    control.reply("ListNodes", Silence())
+    control.reply("Generate", QUEUED, Silence())
+    client = sllm.Client(control.address)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(getattr(client, method), *arguments)
+        wait_until(lambda: any(control.requests.values()))
+        client.close()
+        with pytest.raises(errors.Cancelled, match="closed"):
+            waiting.result(10)
+
+
+def test_what_comes_while_the_loop_ends_is_not_left_waiting() -> None:
+    loop, ending, over = BackgroundLoop(), threading.Event(), threading.Event()
+
+    async def ends_slowly() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.to_thread(over.wait, 10)
+
+    loop.begin(ends_slowly())
+    with ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(loop.stop)
+        assert ending.wait(10)
+        late = pool.submit(loop.run, asyncio.Event().wait())
+        with pytest.raises(RuntimeError, match="closed"):
+            late.result(10)
+        over.set()
+        stopping.result(10)
+
+
+def test_what_is_watched_may_be_left_after_its_client(control: FakeControl) -> None:
+    control.reply("WatchCluster", pb.WatchClusterResponse(full=pb.ClusterState()), Silence())
+    client = sllm.Client(control.address)
+    watch = client.watch()
+    next(watch)
+    client.close()
+    watch.close()  # type: ignore[attr-defined]  # an iterator, to its callers
 
 
 def test_a_stream_keeps_its_client(control: FakeControl) -> None:
