@@ -100,11 +100,9 @@ class BySequence(TorchFunctionMode):
         that. The mask: [1, 1, queries, keys].
         """
         found = torch.zeros_like(query)  # also of the rows that only fill the batch up
-        sharing = query.shape[1] // key.shape[1]
-        asked, answers = _by_sharing(query, sharing), _by_sharing(found, sharing)
-        key, value = key.expand(sharing, -1, -1, -1), value.expand(sharing, -1, -1, -1)
+        asked, answers = _by_key(query, key.shape[1]), _by_key(found, key.shape[1])
         for (begin, end), (first, last) in self.spans:
-            answers[:, :, begin:end] = scaled_dot_product_attention(
+            answers[:, :, begin:end] = _attend_one(
                 asked[:, :, begin:end],
                 key[:, :, first:last],
                 value[:, :, first:last],
@@ -114,7 +112,21 @@ class BySequence(TorchFunctionMode):
         return found
 
 
-def _by_sharing(heads: torch.Tensor, sharing: int) -> torch.Tensor:
-    """[1, heads, tokens, size] as [sharing, others, tokens, size]: neighbours share their keys."""
+def _by_key(heads: torch.Tensor, keys: int) -> torch.Tensor:
+    """[1, heads, tokens, size] as [keys, sharing, tokens, size]: neighbours share their keys."""
     _, count, tokens, size = heads.shape
-    return heads.view(count // sharing, sharing, tokens, size).transpose(0, 1)
+    return heads.view(keys, count // keys, tokens, size)
+
+
+def _attend_one(
+    asked: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """Attention of one sequence: [keys, sharing, tokens, size] for [1, keys, tokens, size]."""
+    sharing, tokens = asked.shape[1:3]
+    if tokens == 1:  # heads that share keys are like so many tokens: one product for all of them
+        rows = asked.permute(2, 0, 1, 3)
+        found = scaled_dot_product_attention(rows, key, value, **options)
+        return found.permute(1, 2, 0, 3)
+    key, value = key.expand(sharing, -1, -1, -1), value.expand(sharing, -1, -1, -1)
+    found = scaled_dot_product_attention(asked.transpose(0, 1), key, value, **options)
+    return found.transpose(0, 1)
