@@ -63,6 +63,7 @@ class Sources:
         self._directory = directory
         self._clock = clock
         self._seen: dict[str, tuple[float, Sighting]] = {}
+        """Of remote sources, by URL: those that are fresh, when the last was added."""
         self._staged: OrderedDict[tuple[str, str], asyncio.Task[SourceFiles]] = OrderedDict()
 
     async def look(
@@ -95,13 +96,17 @@ class Sources:
         if isinstance(place, LocalSource):
             return Sighting(await self._movers.run(partial(fingerprint, place)), place)
         seen = self._seen.get(place.url)
-        if seen and not fresh and self._clock.now() - seen[0] < FRESH_SECONDS:
+        if seen and not fresh and self._is_fresh(seen[0]):
             return seen[1]
         async with asyncio.timeout(patience):
             look = partial(self._remotes.look, place, self._movers.closing.is_set)
             sighting = await self._movers.run(look)
+        self._seen = {url: one for url, one in self._seen.items() if self._is_fresh(one[0])}
         self._seen[place.url] = self._clock.now(), sighting
         return sighting
+
+    def _is_fresh(self, looked_at: float) -> bool:
+        return self._clock.now() - looked_at < FRESH_SECONDS
 
     async def files(self, source: FoundSource) -> SourceFiles:
         """What a source consists of, its small files in a directory of this machine.
