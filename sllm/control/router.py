@@ -102,6 +102,7 @@ class Router:
         ticket = self._state.tickets.get(request_id)
         if ticket is None:
             raise errors.RequestNotFound(f"no request {request_id!r} is under way")
+        ticket.linger = 0.0  # it is not to go on
         ticket.fail(errors.Cancelled(f"request {request_id} was cancelled"))
 
     def close(self) -> None:

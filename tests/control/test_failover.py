@@ -227,3 +227,17 @@ async def test_what_may_linger_is_left_alone(cluster: Cluster, halfway: FakeNode
     stream.call.cancel()
     await assert_eventually(lambda: halfway.cancelled)
     assert not halfway.count("Cancel")
+
+
+async def test_what_may_linger_ends_when_it_is_cancelled(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    linger = Duration(seconds=60)
+    stream = await until_amid(
+        cluster.caller.generate(max_tokens=TOKENS, request_id="mine", linger=linger)
+    )
+    await cluster.caller.cancel("mine")
+    with pytest.raises(errors.Cancelled):
+        await stream.end()
+    await assert_eventually(lambda: halfway.count("Cancel"))
