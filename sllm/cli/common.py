@@ -57,7 +57,11 @@ def diagnostics() -> Console:
     return Console(stderr=True, highlight=False, markup=False)
 
 
-def print_json(record: Any) -> None:
-    """A record, or a list of them, as JSON."""
-    plain = [*map(dataclasses.asdict, record)] if isinstance(record, Sequence) else None
-    typer.echo(json.dumps(dataclasses.asdict(record) if plain is None else plain, indent=2))
+def print_json(found: Any) -> None:
+    """A record, a list of them, or nothing, as JSON."""
+    plain: Any = None
+    if isinstance(found, Sequence):
+        plain = [*map(dataclasses.asdict, found)]
+    elif found is not None:
+        plain = dataclasses.asdict(found)
+    typer.echo(json.dumps(plain, indent=2))

@@ -161,7 +161,7 @@ def drain(
             _drain(client, node, grace, force)
             said = f"{node}: drained; it gets no new work until `sllm drain --undo {node}`"
         if as_json:
-            print_json(next(one for one in client.nodes() if one.node_id == node))
+            print_json(next((one for one in client.nodes() if one.node_id == node), None))
         else:
             typer.echo(said)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sllm import config
+from sllm import config, errors
 from sllm.cli.common import Control
 from sllm.cli.sizes import GIB, size_option
 from sllm.process import die_with_parent
@@ -111,6 +111,17 @@ def node(
 
 
 def _run(server: Coroutine[Any, Any, None]) -> None:
+    """Runs a server to its end.
+
+    Raises:
+        errors.StartFailed: It cannot have a file or port that it needs.
+    """
     import uvloop
 
-    uvloop.run(server)
+    try:
+        uvloop.run(server)
+    except OSError as error:
+        raise errors.StartFailed(
+            f"the server cannot run: {error}; --dir says where it keeps its files, --metrics-port "
+            "where it serves metrics"
+        ) from error

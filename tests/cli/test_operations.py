@@ -132,6 +132,14 @@ def test_drain_and_undo(run: Run, control: FakeControl) -> None:
     assert (request.grace.seconds, request.force) == (30, True)
 
 
+def test_a_node_that_is_away_can_be_undrained(run: Run, control: FakeControl) -> None:
+    control.reply("UndrainNode", pb.UndrainNodeResponse())
+    control.reply("ListNodes", pb.ListNodesResponse())
+
+    outcome = run("drain", "n-1", "--undo", "--json")
+    assert (outcome.code, outcome.out) == (0, "null\n")
+
+
 def test_a_refusal_is_one_line_and_status_1(run: Run, control: FakeControl) -> None:
     control.reply("DrainNode", errors.NodeNeeded("n-1 is the last node"))
 

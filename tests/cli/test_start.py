@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,37 @@ def test_an_unreachable_control_plane() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: UNREACHABLE: no connection to the control plane at ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("server", ["control", "node"])
+def test_a_server_that_cannot_have_its_files_says_so(server: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sllm.cli.main", server, "--listen=127.0.0.1:0", "--dir=/proc/it"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: START_FAILED: the server cannot run: ")
+    assert "/proc/it" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_metrics_port_in_use_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = f"--metrics-port={taken.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "sllm.cli.main", "control", port, f"--dir={tmp_path}"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: START_FAILED: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_ends_the_generation(control: FakeControl) -> None:
