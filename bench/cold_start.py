@@ -32,6 +32,8 @@ from bench.report import print_table, spread, write_figures
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FRESH = Path(__file__).parent / "fresh_process.py"
 PROMPT = "The for statement is used to iterate over the elements of a sequence"
+IDLE_SECONDS = 60.0
+"""Time that instances have to end; they stay for no longer than their requests."""
 WARM_REQUESTS = 5
 """Warm requests in a round: they are short, and many make the median firm."""
 
@@ -140,7 +142,12 @@ class Bench:
                 node.Evict(node_pb.EvictRequest(digest=digest, tier=types_pb.TIER_DRAM), timeout=10)
 
     def _wait_until_idle(self) -> None:
+        deadline = time.monotonic() + IDLE_SECONDS
         while self._client.instances():
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"an instance is there {IDLE_SECONDS:g} s after its last request"
+                )
             time.sleep(0.02)
 
 

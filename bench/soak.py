@@ -34,7 +34,7 @@ TOKENS = 400
 PAUSE_SECONDS = (1.0, 4.0)
 """Between two blows."""
 END_SECONDS = 120.0
-"""Time that the last requests have, and then the nodes to be idle."""
+"""Time that a blow has, and the last requests, and then the nodes to be idle."""
 LATE = "still waiting at the end"
 
 
@@ -143,12 +143,13 @@ class Soak:
 
     async def _migrate(self) -> None:
         if self._under_way:
-            await self._client.migrate(request_id=self._random.choice(sorted(self._under_way)))
+            moving = self._random.choice(sorted(self._under_way))
+            await self._client.migrate(request_id=moving, timeout=END_SECONDS)
 
     async def _drain(self) -> None:
         node = self._some_node()
         try:
-            await self._client.drain(node, grace=20.0)
+            await self._client.drain(node, grace=20.0, timeout=END_SECONDS)
         finally:
             await self._client.undrain(node)
 
