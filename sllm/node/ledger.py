@@ -52,6 +52,11 @@ class Ledger:
         """Bytes held and reserved."""
         return self.reserved + sum(holding.size for holding in self._holdings.values())
 
+    @property
+    def idle(self) -> int:
+        """Bytes held that nothing leases: they go when room is needed."""
+        return sum(self._holdings[digest].size for digest in self._idle())
+
     def add(self, digest: str, size: int) -> Holding:
         """Enters a checkpoint, used now."""
         uses = Decaying().plus_one(self._clock.now(), HALF_LIFE_SECONDS)
@@ -123,7 +128,7 @@ class Ledger:
                 f"the checkpoint takes {size} bytes, and the {self.tier.name} tier of this node "
                 f"has {self.capacity} in all"
             )
-        evictable = sum(self._holdings[digest].size for digest in self._idle())
+        evictable = self.idle
         if self.used - evictable + size > self.capacity:
             raise NoCapacity(
                 f"the checkpoint takes {size} bytes; of the {self.capacity} of the "

@@ -96,6 +96,10 @@ class Pool:
         """Of the first chunk; the others follow without a gap."""
         return self._address
 
+    def address_of(self, chunk: int) -> int:
+        """Where a chunk begins."""
+        return self._address + chunk * self.chunk_bytes
+
     def view(self, chunk: int) -> memoryview:
         """The bytes of a chunk, writable."""
         start = chunk * self.chunk_bytes
@@ -109,7 +113,7 @@ class Pool:
         """
         if self._touched[chunk]:
             return
-        start = self._address + chunk * self.chunk_bytes
+        start = self.address_of(chunk)
         for offset in range(0, self.chunk_bytes, _TOUCH_BYTES):
             libc.populate(start + offset, min(_TOUCH_BYTES, self.chunk_bytes - offset))
         self._touched[chunk] = True

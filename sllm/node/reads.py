@@ -89,7 +89,8 @@ class Reads:
         try:
             yield
         except CheckpointCorrupt as error:
-            if copy.replaceable:
+            known = self._ssd.copies.get(copy.manifest.digest)
+            if copy.replaceable and known is copy:  # others may have found it out before
                 self._ssd.quarantine(copy, error)
             raise
         except Cancelled:

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 from sllm.checkpoint.import_plan import plan_import
-from sllm.checkpoint.manifest import TensorEntry
+from sllm.checkpoint.manifest import TensorEntry, corrupt
 from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.sources import parse_source
@@ -38,6 +39,7 @@ from sllm.node.records import (
     TierUsage,
     Wish,
 )
+from sllm.node.reloads import Reloads
 from sllm.node.sources import FoundSource, Place, Sources
 from sllm.node.ssd import SsdTier
 from sllm.node.ssd_files import delete_all
@@ -80,8 +82,10 @@ class TierStore:
         self._ssd = ssd
         self._dram = dram
         self._speeds = speeds
-        ssd.ledger.reload_seconds = self._import_seconds
-        dram.ledger.reload_seconds = self._reload_seconds
+        self.reloads = Reloads(ssd, dram, speeds)
+        """What bringing checkpoints back to a tier would take."""
+        ssd.ledger.reload_seconds = self.reloads.to_ssd
+        dram.ledger.reload_seconds = self.reloads.to_dram
         self._movers = Movers()
         self._import_movers = Movers(_IMPORT_THREADS)
         self._sources = Sources(self._import_movers, Remotes(remote), ssd.directory, clock)
@@ -212,10 +216,13 @@ class TierStore:
 
         Raises:
             NoCapacity: the pool has not even room for a few chunks.
-            CheckpointCorrupt: bytes are not what they should be; names the file and offset.
+            CheckpointCorrupt: bytes are not what they should be; names the file and offset. Or the
+                copy was found to be so by others, and is gone.
             ShuttingDown: the store was closed.
         """
-        copy = self._ssd.copies[lease.digest]
+        copy = self._ssd.copies.get(lease.digest)
+        if copy is None:
+            raise corrupt(lease.directory, "was set aside while it was leased; try again")
         return await self._reads.pass_through(copy, priority, sink)
 
     async def _promote(self, place: Place, dtype: str | None, wish: Wish, tell: Tell) -> Lease:
@@ -276,6 +283,22 @@ class TierStore:
         else:
             raise CheckpointNotFound(f"the {tier.name} tier does not hold checkpoint {digest}")
 
+    def holds(self, digest: str) -> bool:
+        """Whether a checkpoint is on SSD or in the pool, whole."""
+        return digest in self._ssd.copies or digest in self._dram.copies
+
+    def keep(self, digest: str, held: ExitStack) -> None:
+        """Leases what SSD, or else the pool, has of a checkpoint, until `held` is closed."""
+        copy = self._ssd.copies.get(digest) or self._dram.copies.get(digest)
+        if copy is not None:
+            copy.holding.leases += 1
+            held.callback(self._let_go, copy.holding)
+            self._changed()
+
+    def _let_go(self, holding: Holding) -> None:
+        holding.leases -= 1
+        self._changed()
+
     def copies(self) -> tuple[Copy, ...]:
         """Every checkpoint on every tier, and those that are being read into the pool."""
         return contents.copies(self._ssd, self._dram, self._reads)
@@ -291,15 +314,6 @@ class TierStore:
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, in the event loop, after every change of contents, leases or loads."""
         self._watchers.append(watcher)
-
-    def _import_seconds(self, _: str, size: int) -> float:
-        return size / self._speeds.remote_to_ssd.bytes_per_second
-
-    def _reload_seconds(self, digest: str, size: int) -> float:
-        """Into the pool: from SSD, or from the source for what is not there any more."""
-        if digest not in self._ssd.copies:
-            return self._import_seconds(digest, size)
-        return size / self._speeds.ssd_to_dram.bytes_per_second
 
     def _changed(self) -> None:
         for watcher in self._watchers:

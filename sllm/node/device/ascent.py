@@ -2,37 +2,24 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sllm.node.device.copy_thread import ChunkCopy, CopyJob, CopyThread
 from sllm.node.device.placing import Layout
 from sllm.node.dram import Chunks
+from sllm.node.pool import Pool
 from sllm.node.records import nothing
-
-
-@dataclass(frozen=True, slots=True)
-class PinnedPool:
-    """The pool, as copies to a device see it."""
-
-    address: int
-    """Of the first chunk."""
-    chunk_bytes: int
-
-    def address_of(self, chunk: int) -> int:
-        """Where a chunk begins."""
-        return self.address + chunk * self.chunk_bytes
 
 
 class Ascent:
     """See `Sink`. A chunk that comes a second time is not copied again."""
 
     def __init__(
-        self, pool: PinnedPool, copies: CopyThread, job: CopyJob, layout: Layout, base: int
+        self, pool: Pool, copies: CopyThread, job: CopyJob, layout: Layout, base: int
     ) -> None:
         """Prepares the way.
 
         Args:
-            pool: where chunks come from.
+            pool: where chunks come from; pinned.
             copies: carries them.
             job: the load's copies.
             layout: where they go, in the allocation.

@@ -16,7 +16,6 @@ from sllm.errors import (
     NoCapacity,
     SllmError,
 )
-from sllm.node.device.ascent import PinnedPool
 from sllm.node.device.copy_thread import CopyThread
 from sllm.node.device.driver import WORKER_DEVICE_VARIABLE, Driver
 from sllm.node.device.memory import DeviceMemory
@@ -66,7 +65,7 @@ class _Device:
 
     @property
     def info(self) -> DeviceInfo:
-        memory, ledger = self.tier.memory, self.tier.ledger
+        memory, ledger = self.tier.memory, self.tier.copies.ledger
         return DeviceInfo(
             index=self._index,
             name=self._name,
@@ -81,8 +80,8 @@ class _Device:
 
     def rank(self, digest: str | None) -> tuple[bool, int]:
         """Those with the weights first, then those with the most room."""
-        held = digest in self.tier.copies or digest in self.tier.loads
-        return (not held, self.tier.ledger.used)
+        held = digest in self.tier.copies.by_digest or digest in self.tier.loads
+        return (not held, self.tier.copies.ledger.used)
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""
@@ -125,8 +124,7 @@ class CudaDevices:
         await memory.open()
         name, uuid = await asyncio.to_thread(lambda: (driver.name(index), driver.uuid(index)))
         capacity = _capacity(index, name, memory, budget, self._pool.chunk_bytes)
-        pool = PinnedPool(self._pool.base_address, self._pool.chunk_bytes)
-        tier = CudaTier(self._store, pool, memory, capacity, self._clock, self._changed)
+        tier = CudaTier(self._store, self._pool, memory, capacity, self._clock, self._changed)
         _log.info("device.opened", index=index, model=name, weights_bytes=capacity)
         return _Device(index, name, uuid, tier, budget)
 
@@ -137,7 +135,7 @@ class CudaDevices:
 
     def check_fits(self, size_bytes: int) -> None:
         """See `Devices.check_fits`."""
-        largest = max(device.tier.ledger.capacity for device in self._devices)
+        largest = max(device.tier.copies.ledger.capacity for device in self._devices)
         if size_bytes > largest:
             raise ModelTooLarge(
                 f"the weights take {size_bytes} bytes, and the largest device of this node has "
@@ -161,7 +159,7 @@ class CudaDevices:
         roomy = [
             device
             for device in self._devices
-            if device.kv_free >= kv_bytes and device.tier.ledger.capacity >= found.size_bytes
+            if device.kv_free >= kv_bytes and device.tier.copies.ledger.capacity >= found.size_bytes
         ]
         if not roomy:
             free = ", ".join(str(device.kv_free) for device in self._devices)
@@ -178,14 +176,14 @@ class CudaDevices:
     def copies(self) -> tuple[Copy, ...]:
         """See `Devices.copies`. One on several devices is told of once."""
         found: dict[str, Copy] = {}
-        for copy in (copy for device in self._devices for copy in device.tier.on_device()):
+        for copy in (copy for device in self._devices for copy in device.tier.told()):
             known = found.get(copy.digest)
             found[copy.digest] = copy if known is None else _both(known, copy)
         return tuple(found.values())
 
     def usage(self) -> tuple[TierUsage, ...]:
         """See `Devices.usage`."""
-        ledgers = [device.tier.ledger for device in self._devices]
+        ledgers = [device.tier.copies.ledger for device in self._devices]
         capacity, used = sum(one.capacity for one in ledgers), sum(one.used for one in ledgers)
         return (TierUsage(Tier.DEVICE, capacity, used),)
 

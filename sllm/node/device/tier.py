@@ -1,55 +1,38 @@
-"""The device tier of one CUDA device: which checkpoints are on it, and how they get there."""
+"""The device tier of one CUDA device: who gets which checkpoint there, and who waits for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import structlog
 
-from sllm.checkpoint.manifest import corrupt
 from sllm.clock import Clock
-from sllm.errors import CheckpointLeased, ModelTooLarge, NoCapacity, SllmError
-from sllm.node import metrics
+from sllm.errors import CheckpointLeased, SllmError
 from sllm.node.checkpoints import SourceRecord
-from sllm.node.device.ascent import Ascent, PinnedPool
-from sllm.node.device.copy_thread import CopyJob
-from sllm.node.device.memory import Allocation, DeviceMemory, uninterrupted
-from sllm.node.device.placing import Layout, lay_out
+from sllm.node.device.copies import Copies, DeviceCopy
+from sllm.node.device.loading import Loader
+from sllm.node.device.memory import DeviceMemory
 from sllm.node.device.records import OnDevice, Placed, WeightsWish
 from sllm.node.lease import Lease
-from sllm.node.ledger import Holding, Ledger
 from sllm.node.loads import Load, Tell
+from sllm.node.pool import Pool
 from sllm.node.records import Copy, LoadPhase, Priority, Progress, Step, Tier
 from sllm.node.tiers import TierStore
-
-Result = TypeVar("Result")
 
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceCopy:
-    """A checkpoint on the device."""
-
-    below: Lease
-    """On the tier that holds its small files, and its weights' other copy if there is one."""
-    layout: Layout
-    memory: Allocation
-    holding: Holding
-    steps: tuple[Step, ...]
-    """Transfers that brought it here, in their order."""
-
-
 class CudaTier:
-    """See `Seat.bring_up`. Belongs to the event loop."""
+    """See `Seat.bring_up`. Belongs to the event loop.
+
+    A copy that nobody uses holds nothing on the tiers below. When they give theirs up it goes too:
+    it could not be found any more.
+    """
 
     def __init__(
         self,
         store: TierStore,
-        pool: PinnedPool,
+        pool: Pool,
         memory: DeviceMemory,
         capacity_bytes: int,
         clock: Clock,
@@ -66,81 +49,56 @@ class CudaTier:
             changed: called after every change of contents, leases or loads.
         """
         self.memory = memory
-        self.ledger = Ledger(Tier.DEVICE, capacity_bytes, clock)
-        self.copies: dict[str, DeviceCopy] = {}
-        """By digest."""
+        self.copies = Copies(memory, capacity_bytes, clock, self._changed)
+        self.copies.ledger.reload_seconds = store.reloads.to_device
         self.loads: dict[str, Load[DeviceCopy]] = {}
         """Under way, by digest."""
         self._store = store
-        self._pool = pool
-        self._clock = clock
-        self._changed = changed
+        self._loader = Loader(store, pool, self.copies, clock)
+        self._tell_changed = changed
         self._tasks: dict[str, asyncio.Task[DeviceCopy]] = {}
+        self._dropping: set[asyncio.Task[None]] = set()
+        store.subscribe(self._drop_the_lost)
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""
         found = await self._store.inspect(wish.source, wish.dtype, fresh=False)
-        known = self.copies.get(found.digest or "")
-        if known is None:
-            return await self._load(wish, found.digest, tell)
-        known.holding.leases += 1
-        self.ledger.touch(known.below.digest)
-        return self._placed(known, found.record, Tier.DEVICE, ())
+        copy = self.copies.by_digest.get(found.digest or "")
+        if copy is not None:
+            return self._placed(copy, found.record, Tier.DEVICE, ())
+        return await self._load(wish, found.digest, tell)
 
     def _placed(
         self, copy: DeviceCopy, record: SourceRecord, from_tier: Tier, steps: tuple[Step, ...]
     ) -> Placed:
-        """A copy for the one it is leased for; `record` is the source that led to it."""
-        held = ExitStack()
-        held.callback(self._let_go, copy.holding)
-        self._changed()
-        place = OnDevice(copy.memory.handle, copy.memory.size, copy.layout.partitions)
-        return Placed(copy.below.manifest, record, place, from_tier, steps, held)
+        """A copy for one who uses it; `record` is the source that led to it.
 
-    def _let_go(self, holding: Holding) -> None:
-        holding.leases -= 1
-        self._changed()
+        What is used stays below as well, where its small files are.
+        """
+        held = ExitStack()
+        self._store.keep(copy.digest, held)
+        self.copies.hold(copy, held)
+        place = OnDevice(copy.memory.handle, copy.memory.size, copy.layout.partitions)
+        return Placed(copy.checkpoint.manifest, record, place, from_tier, steps, held)
 
     async def _load(self, wish: WeightsWish, digest: str | None, tell: Tell) -> Placed:
         """Brings a checkpoint here, or joins those who do."""
-        below = await self._reach(wish, digest, tell)
-        try:
-            while (load := self._load_of(wish, below)).abandoned:
-                await load.ended()
-            copy = await load.join(tell, Priority.DEMAND)
-            return self._placed(copy, below.record, below.from_tier, (*below.steps, *copy.steps))
-        finally:
-            below.release()
+        with ExitStack() as held:
+            below = await self._loader.reach(wish, digest, tell)
+            held.callback(below.release)
+            copy = self.copies.by_digest.get(below.digest)  # another source may have led to it
+            steps = below.steps
+            if copy is None:
+                copy = await self._join(wish, below, tell)
+                held.callback(self.copies.let_go, copy)
+                steps = (*below.steps, *copy.steps)
+            return self._placed(copy, below.record, below.from_tier, steps)
 
-    async def _reach(self, wish: WeightsWish, digest: str | None, tell: Tell) -> Lease:
-        """A lease on SSD, or in the pool for what is not there.
-
-        What is imported now comes into the pool in the same pass, if it has room there. Copies
-        here that are idle hold theirs below: where these are in the way, they go.
-        """
-        tiers = (Tier.SSD, Tier.DRAM) if self._is_on_ssd(digest) else (Tier.DRAM, Tier.SSD)
-
-        async def reach() -> Lease:
-            try:
-                return await self._promote(wish, tiers[0], tell)
-            except (NoCapacity, ModelTooLarge) as error:
-                try:
-                    return await self._promote(wish, tiers[1], tell)
-                except (NoCapacity, ModelTooLarge):
-                    raise error from None
-
-        return await self._making_room(reach)
-
-    def _is_on_ssd(self, digest: str | None) -> bool:
-        copies = self._store.copies()
-        return any(copy.tier is Tier.SSD and copy.digest == digest for copy in copies)
-
-    async def _promote(
-        self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Ascent | None = None
-    ) -> Lease:
-        return await self._store.promote(
-            wish.source, wish.dtype, tier, tell, pack=wish.pack, give_up=True, sink=sink
-        )
+    async def _join(self, wish: WeightsWish, below: Lease, tell: Tell) -> DeviceCopy:
+        """A copy that is loaded now, leased for the caller."""
+        while (load := self._load_of(wish, below)).abandoned:
+            await load.ended()
+        return await load.join(tell, Priority.DEMAND)
 
     def _load_of(self, wish: WeightsWish, below: Lease) -> Load[DeviceCopy]:
         load = self.loads.get(below.digest)
@@ -166,90 +124,15 @@ class CudaTier:
         assert task is not None, "a load runs in a task of its own"
         self._tasks[digest] = task
         try:
-            return await self._bring(wish, digest, load)
+            return await self._loader.bring(wish, digest, load)
         finally:
             self._tasks.pop(digest, None)
             del self.loads[digest]
             self._changed()
 
-    async def _bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:
-        with ExitStack() as held:
-            below = await self._reach(wish, digest, _ignore)
-            held.callback(below.release)
-            _check_same(below, digest)
-            layout = lay_out(below.manifest)
-            async with self._allocated(layout.size_bytes) as memory:
-                steps = await self._fill(wish, below, layout, memory, load)
-                holding = self.ledger.add(digest, layout.size_bytes)
-                copy = DeviceCopy(below, layout, memory, holding, steps)
-                self.copies[digest] = copy
-                load.land(holding)
-            held.pop_all()
-            return copy
-
-    @asynccontextmanager
-    async def _allocated(self, size: int) -> AsyncIterator[Allocation]:
-        """Memory that is free again afterwards, unless a copy has come to own it."""
-        gone = [self.copies.pop(digest) for digest in self.ledger.reserve(size)]
-        try:
-            await uninterrupted(self._give_back_all(gone))
-            memory = await self._making_room(lambda: self.memory.allocate(size))
-            try:
-                yield memory
-            except BaseException:
-                await uninterrupted(self.memory.free(memory))
-                raise
-        finally:
-            self.ledger.unreserve(size)
-
-    async def _fill(
-        self,
-        wish: WeightsWish,
-        below: Lease,
-        layout: Layout,
-        memory: Allocation,
-        load: Load[DeviceCopy],
-    ) -> tuple[Step, ...]:
-        began = self._clock.now()
-        job = CopyJob(priority=lambda: load.priority, advance=load.advance)
-        ascent = Ascent(self._pool, self.memory.copies, job, layout, memory.address)
-        try:
-            before = await self._feed(wish, below, ascent)
-            await ascent.finish()
-        except BaseException:
-            await ascent.give_up()
-            raise
-        ended = self._clock.now()
-        _log.info("device.loaded", digest=below.digest, seconds=round(ended - began, 3))
-        metrics.record_load("copy", below.size_bytes, ended - began)
-        copied = Step(LoadPhase.COPY, began, ended - began, below.size_bytes)
-        return (*before, copied)
-
-    async def _feed(self, wish: WeightsWish, below: Lease, ascent: Ascent) -> tuple[Step, ...]:
-        """Hands all chunks to `ascent`, those that have to be read as they come."""
-        if below.chunks:
-            ascent.feed(below.chunks)
-            await ascent.settle()
-            return ()
-        try:
-            whole = await self._promote(wish, Tier.DRAM, _ignore, ascent)
-        except (NoCapacity, ModelTooLarge):
-            passing = partial(self._store.pass_through, below, ascent)
-            return (await self._making_room(passing),)
-        try:
-            _check_same(whole, below.digest)
-            ascent.feed(whole.chunks)
-            await ascent.settle()
-            return whole.steps
-        except BaseException:
-            await ascent.give_up()
-            raise
-        finally:
-            whole.release()
-
-    def on_device(self) -> list[Copy]:
+    def told(self) -> list[Copy]:
         """Every checkpoint here, and those on their way."""
-        return [_copy(copy) for copy in self.copies.values()] + [
+        return [copy.told for copy in self.copies.by_digest.values()] + [
             _on_the_way(digest, load.progress) for digest, load in self.loads.items()
         ]
 
@@ -261,78 +144,50 @@ class CudaTier:
         """
         if digest in self.loads:
             raise CheckpointLeased(f"checkpoint {digest} is being loaded")
-        copy = self.copies.get(digest)
+        copy = self.copies.by_digest.get(digest)
         if copy is None:
             return False
         if copy.holding.leases:
             raise CheckpointLeased(
                 f"checkpoint {digest} is in use: end the instances that serve it"
             )
-        self.ledger.remove(digest)
-        await self._give_back(self.copies.pop(digest))
-        self._changed()
+        await self.copies.free(self.copies.strike_out([digest]))
         return True
 
-    async def _making_room(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """What `work` gives. While it lacks room, idle copies go, with what they hold below."""
-        while True:
-            try:
-                return await work()
-            except (NoCapacity, ModelTooLarge):
-                if not await self._give_back_one():
-                    raise
+    def _changed(self) -> None:
+        self._drop_the_lost()
+        self._tell_changed()
 
-    async def _give_back_one(self) -> bool:
-        """Frees the idle copy that is missed least; false if there is none."""
-        digest = self.ledger.least_missed
-        if digest is None:
-            return False
-        self.ledger.remove(digest)
-        await uninterrupted(self._give_back(self.copies.pop(digest)))
-        self._changed()
-        return True
+    def _drop_the_lost(self) -> None:
+        """Frees what is idle here and not on any tier below any more."""
+        idle = [copy for copy in self.copies.by_digest.values() if not copy.holding.leases]
+        lost = [copy.digest for copy in idle if not self._store.holds(copy.digest)]
+        if lost:
+            dropping = asyncio.create_task(self._drop(self.copies.strike_out(lost)))
+            self._dropping.add(dropping)
+            dropping.add_done_callback(self._dropping.discard)
 
-    async def _give_back_all(self, copies: Sequence[DeviceCopy]) -> None:
-        for copy in copies:
-            await self._give_back(copy)
-
-    async def _give_back(self, copy: DeviceCopy) -> None:
-        """Frees the memory of a copy that is struck out of the books."""
+    async def _drop(self, gone: list[DeviceCopy]) -> None:
         try:
-            await self.memory.free(copy.memory)
-        finally:
-            copy.below.release()
+            await self.copies.free(gone)
+        except SllmError as error:
+            _log.warning("device.not_freed", problem=error.message)
 
     async def close(self) -> None:
         """Ends loads, and gives everything back. No instance may be left."""
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*(load.ended() for load in list(self.loads.values())))
-        for digest in list(self.copies):
-            self.ledger.remove(digest)
-            try:
-                await self._give_back(self.copies.pop(digest))
-            except SllmError as error:
-                _log.warning("device.not_freed", digest=digest, problem=error.message)
+        await asyncio.gather(*self._dropping)
+        await self.copies.close()
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the books and the device's allocations differ."""
-        self.ledger.check_integrity(self.copies)
-        owned = {copy.memory.address for copy in self.copies.values()}
-        if not self.loads:
+        self.copies.check_integrity()
+        owned = {copy.memory.address for copy in self.copies.by_digest.values()}
+        if not self.loads and not self._dropping:
             assert owned == self.memory.allocations, "an allocation is nobody's"
-            assert self.ledger.reserved == 0, "room is reserved for no load"
-
-
-def _check_same(lease: Lease, digest: str) -> None:
-    if lease.digest != digest:
-        raise corrupt(lease.directory, "was changed while it was loaded; try again")
-
-
-def _copy(copy: DeviceCopy) -> Copy:
-    size, checkpoint = copy.below.size_bytes, copy.below.checkpoint
-    leased = copy.holding.leases > 0
-    return Copy(copy.below.digest, Tier.DEVICE, size, size, checkpoint.urls, leased)
+            assert self.copies.ledger.reserved == 0, "room is reserved for no load"
 
 
 def _on_the_way(digest: str, progress: Progress) -> Copy:
@@ -344,7 +199,3 @@ def _on_the_way(digest: str, progress: Progress) -> Copy:
         sources=(),
         leased=True,
     )
-
-
-def _ignore(_: Progress) -> None:
-    return None

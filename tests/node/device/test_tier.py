@@ -3,11 +3,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copytree, move
 from typing import Any
 
 import pytest
 
 from sllm.checkpoint.direct_io import DirectFile
+from sllm.checkpoint.manifest import corrupt
 from sllm.errors import (
     CheckpointCorrupt,
     CheckpointLeased,
@@ -20,6 +22,7 @@ from sllm.node.device.copy_thread import COPIES_IN_FLIGHT
 from sllm.node.device.memory import DeviceMemory
 from sllm.node.device.records import Placed
 from sllm.node.records import LoadPhase, Progress, Tier
+from sllm.node.tiers import TierStore
 from tests.checkpoint.checkpoints import CHUNK, flip_bit, write_model
 from tests.node.device.fake_cuda import UNKNOWN
 from tests.node.device.machine import KV_BYTES, MODEL_BYTES, Machine
@@ -193,6 +196,51 @@ async def test_idle_copies_make_room_below_too(machine: Machine) -> None:
     machine.check(await machine.bring_up(4), 4)
 
 
+async def test_an_idle_copy_holds_nothing_below_and_goes_with_what_is_there(
+    machine: Machine,
+) -> None:
+    placed = await machine.bring_up(0)
+    digest = placed.manifest.digest
+    with pytest.raises(CheckpointLeased):
+        await machine.bench.store.evict(digest, Tier.SSD)
+    placed.release()
+    assert not any(copy.leased for copy in machine.bench.store.copies())
+    await machine.bench.store.evict(digest, Tier.SSD)
+    await assert_eventually(lambda: not machine.cuda.allocations)
+    assert not machine.on_device
+    machine.check(await machine.bring_up(0), 0)
+
+
+async def test_one_that_is_used_again_stays_though_its_room_below_is_wanted(
+    machine: Machine,
+) -> None:
+    (await machine.bring_up(0)).release()
+    again = await machine.bring_up(0)
+    with pytest.raises(CheckpointLeased):
+        await machine.bench.store.evict(again.manifest.digest, Tier.SSD)
+    assert machine.on_device == {again.manifest.digest}
+
+
+async def test_the_same_content_from_another_source_is_not_loaded_again(machine: Machine) -> None:
+    first = await machine.bring_up(0)
+    copytree(machine.bench.model(0), machine.bench.directory / "model7")
+    second = await (await machine.seat(7)).bring_up(machine.wish(7), lambda _: None)
+    assert second.place == first.place
+    assert machine.cuda.used_bytes() == MODEL_BYTES
+
+
+async def test_what_is_quick_to_bring_back_goes_first(machine: Machine) -> None:
+    """Both have been used as often, and lately the one that goes."""
+    await machine.reopen(device_models=2.5)
+    machine.bench.store.speeds.ssd_to_dram.observe(1 << 40, 0.0, 1e6)
+    on_ssd_alone, in_pool = await machine.bring_up(0), await machine.bring_up(1)
+    for placed in (on_ssd_alone, in_pool):
+        placed.release()
+    await machine.bench.store.evict(on_ssd_alone.manifest.digest, Tier.DRAM)
+    third = await machine.bring_up(2)
+    assert machine.on_device == {on_ssd_alone.manifest.digest, third.manifest.digest}
+
+
 async def test_room_that_others_have_taken_comes_from_idle_copies(machine: Machine) -> None:
     placed = await machine.bring_up(0)
     placed.release()
@@ -273,14 +321,50 @@ async def test_a_model_too_large_for_every_device_is_refused(machine: Machine) -
         machine.devices.check_fits(1 << 40)
 
 
-async def test_corrupt_bytes_do_not_get_to_an_instance(machine: Machine) -> None:
+def damage(machine: Machine, digest: str) -> None:
+    flip_bit(machine.bench.directory / "tier" / digest / "partition-00000.bin", 3 * CHUNK + 5)
+
+
+@pytest.mark.parametrize("pool_models", [8, 0.5], ids=["whole", "passing through"])
+async def test_a_corrupt_copy_is_replaced_on_the_way(machine: Machine, pool_models: float) -> None:
+    await machine.reopen(pool_models=pool_models)
+    damage(machine, digest := await on_ssd(machine, 0))
+    placed = await machine.bring_up(0)  # looks at the bytes
+    assert digest in machine.bench.on(Tier.SSD), "imported anew"
+    placed.release()
+    assert not any(copy.leased for copy in machine.bench.store.copies())
+
+
+async def test_corrupt_bytes_of_which_the_source_is_gone_are_told(machine: Machine) -> None:
+    await machine.reopen(pool_models=0.5)
+    damage(machine, await on_ssd(machine, 0))
+    seat, wish = await machine.seat(0), machine.wish(0)
+    move(machine.bench.model(0), machine.bench.directory / "elsewhere")
+    with pytest.raises(CheckpointCorrupt, match=rf"at offset {3 * CHUNK}"):
+        await seat.bring_up(wish, lambda _: None)
+    assert not machine.cuda.allocations
+
+
+async def test_a_copy_that_others_find_to_be_corrupt_meanwhile_is_replaced(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await machine.reopen(pool_models=0.5)
     digest = await on_ssd(machine, 0)
-    flip_bit(machine.bench.directory / "tier" / digest / "partition-00000.bin", 3 * CHUNK + 5)
-    with pytest.raises(CheckpointCorrupt):
-        await machine.bring_up(0)
-    assert not machine.cuda.allocations
-    machine.check(await machine.bring_up(0), 0)  # from the source, anew
+    store = machine.bench.store
+    passing: list[str] = []
+
+    async def pass_through(self: TierStore, *arguments: Any, **options: Any) -> Any:
+        if not passing:
+            found = corrupt(Path(digest), "was found to be so by others")
+            self._ssd.quarantine(self._ssd.copies[digest], found)
+        passing.append(digest)
+        return await original(self, *arguments, **options)
+
+    original = TierStore.pass_through
+    monkeypatch.setattr(TierStore, "pass_through", pass_through)
+    machine.check(await machine.bring_up(0), 0)
+    assert len(passing) == 2
+    assert store.holds(digest)
 
 
 async def test_a_device_that_fails_says_so_and_holds_nothing(machine: Machine) -> None:

@@ -1,0 +1,154 @@
+"""One checkpoint's load onto a device, from whichever tier below has it."""
+
+from contextlib import ExitStack
+
+import structlog
+
+from sllm.checkpoint.manifest import corrupt
+from sllm.clock import Clock
+from sllm.errors import (
+    CheckpointCorrupt,
+    ModelTooLarge,
+    NoCapacity,
+    SourceForbidden,
+    SourceNotFound,
+    SourceUnavailable,
+)
+from sllm.node import metrics
+from sllm.node.device.ascent import Ascent
+from sllm.node.device.copies import Copies, DeviceCopy
+from sllm.node.device.copy_thread import CopyJob
+from sllm.node.device.memory import Allocation
+from sllm.node.device.placing import Layout, lay_out
+from sllm.node.device.records import WeightsWish
+from sllm.node.lease import Lease
+from sllm.node.loads import Load, Tell
+from sllm.node.pool import Pool
+from sllm.node.records import LoadPhase, Progress, Step, Tier
+from sllm.node.tiers import TierStore
+
+_log = structlog.get_logger()
+
+
+class Loader:
+    """Carries loads out. Belongs to the event loop."""
+
+    def __init__(self, store: TierStore, pool: Pool, copies: Copies, clock: Clock) -> None:
+        """Of a device's `copies`, over a store and its pool, which is pinned."""
+        self._store = store
+        self._pool = pool
+        self._copies = copies
+        self._clock = clock
+
+    async def reach(self, wish: WeightsWish, digest: str | None, tell: Tell) -> Lease:
+        """A lease below, on SSD, or in the pool for what is not there.
+
+        What is imported now comes into the pool in the same pass, if it has room there.
+
+        Raises:
+            SllmError: as `TierStore.promote`.
+        """
+        first, then = (Tier.SSD, Tier.DRAM) if self._is_on_ssd(digest) else (Tier.DRAM, Tier.SSD)
+        try:
+            return await self._promote(wish, first, tell)
+        except (NoCapacity, ModelTooLarge) as error:
+            try:
+                return await self._promote(wish, then, tell)
+            except (NoCapacity, ModelTooLarge):
+                raise error from None
+
+    async def bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:
+        """The copy, once it is here whole.
+
+        A copy below that turns out to be corrupt is replaced, once, by importing it again.
+
+        Raises:
+            SllmError: as `Seat.bring_up`.
+        """
+        try:
+            return await self._bring(wish, digest, load)
+        except CheckpointCorrupt as error:
+            if self._store.holds(digest):
+                raise  # there is no other copy
+            _log.warning("device.checkpoint_corrupt", problem=error.message)
+            load.report(0, load.progress.total_bytes)
+            try:
+                return await self._bring(wish, digest, load)
+            except (SourceNotFound, SourceForbidden, SourceUnavailable):
+                raise error from None
+
+    def _is_on_ssd(self, digest: str | None) -> bool:
+        copies = self._store.copies()
+        return any(copy.tier is Tier.SSD and copy.digest == digest for copy in copies)
+
+    async def _promote(
+        self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Ascent | None = None
+    ) -> Lease:
+        return await self._store.promote(
+            wish.source, wish.dtype, tier, tell, pack=wish.pack, give_up=True, sink=sink
+        )
+
+    async def _bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:
+        with ExitStack() as held:
+            below = await self.reach(wish, digest, _ignore)
+            held.callback(below.release)
+            _check_same(below, digest)
+            layout = lay_out(below.manifest)
+            async with self._copies.allocated(layout.size_bytes) as memory:
+                steps = await self._fill(wish, below, layout, memory, load)
+                copy = self._copies.land(below.checkpoint, layout, memory, steps)
+                load.land(copy.holding)
+            return copy
+
+    async def _fill(
+        self,
+        wish: WeightsWish,
+        below: Lease,
+        layout: Layout,
+        memory: Allocation,
+        load: Load[DeviceCopy],
+    ) -> tuple[Step, ...]:
+        began = self._clock.now()
+        job = CopyJob(priority=lambda: load.priority, advance=load.advance)
+        ascent = Ascent(self._pool, self._copies.memory.copies, job, layout, memory.address)
+        try:
+            before = await self._feed(wish, below, ascent)
+            await ascent.finish()
+        except BaseException:
+            await ascent.give_up()
+            raise
+        ended = self._clock.now()
+        _log.info("device.loaded", digest=below.digest, seconds=round(ended - began, 3))
+        metrics.record_load("copy", below.size_bytes, ended - began)
+        copied = Step(LoadPhase.COPY, began, ended - began, below.size_bytes)
+        return (*before, copied)
+
+    async def _feed(self, wish: WeightsWish, below: Lease, ascent: Ascent) -> tuple[Step, ...]:
+        """Hands all chunks to `ascent`, those that have to be read as they come."""
+        if below.chunks:
+            ascent.feed(below.chunks)
+            await ascent.settle()
+            return ()
+        try:
+            whole = await self._promote(wish, Tier.DRAM, _ignore, ascent)
+        except (NoCapacity, ModelTooLarge):
+            return (await self._store.pass_through(below, ascent),)
+        try:
+            _check_same(whole, below.digest)
+            ascent.feed(whole.chunks)
+            await ascent.settle()
+            return whole.steps
+        except BaseException:
+            await ascent.give_up()
+            raise
+        finally:
+            whole.release()
+
+
+def _check_same(lease: Lease, digest: str) -> None:
+    if lease.digest != digest:
+        raise corrupt(lease.directory, "was changed while it was loaded; try again")
+
+
+def _ignore(_: Progress) -> None:
+    return None
