@@ -16,7 +16,19 @@ DEVICES = (
     Device(
         0, "NVIDIA H100 80GB HBM3", "GPU-0", 80 * GIB, 30 * GIB, 60 * GIB, 45 * GIB, 16 * GIB, 0
     ),
-    Device(1, "H100", "GPU-1", 80 * GIB, 79 * GIB, 60 * GIB, 0, 16 * GIB, 5 * GIB),
+    Device(
+        1,
+        "H100",
+        "GPU-1",
+        80 * GIB,
+        79 * GIB,
+        60 * GIB,
+        0,
+        16 * GIB,
+        5 * GIB,
+        reserved_bytes=7 * GIB,
+        idle_bytes=3 * GIB,
+    ),
 )
 
 
@@ -34,6 +46,8 @@ def told(*devices: Device) -> Node:
             weights_used_bytes=one.weights_used_bytes,
             kv_capacity_bytes=one.kv_capacity_bytes,
             kv_used_bytes=one.kv_used_bytes,
+            reserved_bytes=one.reserved_bytes,
+            idle_bytes=one.idle_bytes,
         )
     node.tiers.add(tier=pb.TIER_DEVICE, capacity_bytes=120 * GIB, used_bytes=45 * GIB)
     report = fleet_wire.report(
@@ -56,6 +70,7 @@ def test_each_device_has_a_row() -> None:
     assert cells[1] == ["0", "1"]
     assert cells[3] == ["30.0 GiB", "79.0 GiB"]
     assert cells[5] == ["45.0 GiB/60.0 GiB", "0 B/60.0 GiB"]
+    assert cells[6:8] == [["0 B", "3.0 GiB"], ["0 B", "7.0 GiB"]]
 
 
 def test_top_shows_the_device_tier_where_there_is_one() -> None:

@@ -73,7 +73,7 @@ async def _once(
     found = await store.inspect(str(model), None)
     if tier is Tier.SSD:
         await asyncio.to_thread(drop_from_page_cache, files)
-    with devices.seat(found, 0) as seat:
+    async with devices.seat(found, 0) as seat:
         began = time.perf_counter()
         placed = await seat.bring_up(WeightsWish(str(model), None, False), lambda _: None)
         seconds = time.perf_counter() - began

@@ -33,7 +33,7 @@ class Plan:
     """Each node's memory for weights."""
     ssd_bytes: int
     """Each node's disk for checkpoints."""
-    kv_bytes: int
+    kv_bytes: int | None
     """Each node's memory for KV caches."""
     metrics_port: int | None
     """Prometheus port of the control plane; the nodes have those after it. 0: any, for all."""
@@ -54,8 +54,9 @@ class Plan:
     def node(self, number: int, control_address: str) -> Command:
         """The node of this number, counted from 1."""
         name = f"node-{number}"
-        sizes = (f"--dram={self.dram_bytes}", f"--ssd={self.ssd_bytes}", f"--kv={self.kv_bytes}")
-        arguments = ("node", "--control", control_address, "--id", name, *sizes)
+        sizes = {"dram": self.dram_bytes, "ssd": self.ssd_bytes, "kv": self.kv_bytes}
+        given = (f"--{size}={value}" for size, value in sizes.items() if value is not None)
+        arguments = ("node", "--control", control_address, "--id", name, *given)
         return Command(
             name=name,
             arguments=(*arguments, *self._common(name, number)),
@@ -81,7 +82,9 @@ def up(
     ] = None,
     dram: Annotated[int, size_option("Memory for weights.", "1GiB")] = GIB,
     ssd: Annotated[int, size_option("Disk for checkpoints.", "16GiB")] = 16 * GIB,
-    kv: Annotated[int, size_option("Memory for KV caches.", "1GiB")] = GIB,
+    kv: Annotated[
+        int | None, size_option("For KV caches at most.", "2GiB; what weights leave of devices")
+    ] = None,
     port: Annotated[int, typer.Option(help="Port of the control plane; 0 takes any.")] = 50051,
     metrics_port: MetricsPort = None,
     migrate: Migrate = True,

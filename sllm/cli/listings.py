@@ -103,7 +103,9 @@ def nodes_table(nodes: Sequence[Node]) -> Table:
 
 def devices_table(nodes: Sequence[Node]) -> Table:
     """One row for each accelerator: its memory as measured, and what of it is for what."""
-    table = plain_table("NODE", "DEVICE", "MODEL", "FREE", "TOTAL", "WEIGHTS", "KV CACHE")
+    table = plain_table(
+        "NODE", "DEVICE", "MODEL", "FREE", "TOTAL", "WEIGHTS", "IDLE", "RESERVED", "KV CACHE"
+    )
     for node in nodes:
         for one in node.devices:
             table.add_row(
@@ -113,6 +115,8 @@ def devices_table(nodes: Sequence[Node]) -> Table:
                 format_bytes(one.free_bytes),
                 format_bytes(one.total_bytes),
                 _share(one.weights_used_bytes, one.weights_capacity_bytes),
+                format_bytes(one.idle_bytes),
+                format_bytes(one.reserved_bytes),
                 _share(one.kv_used_bytes, one.kv_capacity_bytes),
             )
     return table

@@ -66,7 +66,12 @@ def node(
     directory: Directory = None,
     dram: Annotated[int, size_option("Memory for weights.", "4GiB")] = 4 * GIB,
     ssd: Annotated[int, size_option("Disk for checkpoints.", "64GiB")] = 64 * GIB,
-    kv: Annotated[int, size_option("Memory for KV caches; of each device.", "2GiB")] = 2 * GIB,
+    kv: Annotated[
+        int | None,
+        size_option(
+            "For KV caches at most; of each device.", "2GiB; what weights leave of devices"
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:0,1 or auto: CUDA devices if there are any.")
     ] = "auto",

@@ -221,13 +221,17 @@ class Device:
     free_bytes: int
     """Of its memory, as measured last, whoever uses the rest."""
     weights_capacity_bytes: int
-    """What checkpoints may take of it."""
+    """What checkpoints may take of it. KV caches have what they leave."""
     weights_used_bytes: int
     """What they have taken."""
     kv_capacity_bytes: int
-    """What the KV caches of its instances may take."""
+    """What the KV caches of its instances may take at most."""
     kv_used_bytes: int
     """What they have been given."""
+    reserved_bytes: int = 0
+    """What is kept for weights of starts whose loads have not begun."""
+    idle_bytes: int = 0
+    """Of the weights, what no instance uses: it goes when room is needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,6 +226,8 @@ def _device(device: pb.Device) -> records.Device:
         device.weights_used_bytes,
         device.kv_capacity_bytes,
         device.kv_used_bytes,
+        device.reserved_bytes,
+        device.idle_bytes,
     )
 
 

@@ -1,11 +1,11 @@
-"""Accelerators of nodes, as operators are told of them."""
+"""Accelerators of nodes, as they report them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator of a node, as operators are told of it."""
+    """One accelerator of a node; see the protocol's Device."""
 
     index: int
     name: str
@@ -17,3 +17,5 @@ class Device:
     weights_used_bytes: int
     kv_capacity_bytes: int
     kv_used_bytes: int
+    reserved_bytes: int = 0
+    idle_bytes: int = 0

@@ -68,6 +68,8 @@ def _device(one: pb.Device) -> Device:
         one.weights_used_bytes,
         one.kv_capacity_bytes,
         one.kv_used_bytes,
+        one.reserved_bytes,
+        one.idle_bytes,
     )
 
 
@@ -117,6 +119,7 @@ def instance(one: pb.Instance, node_id: str) -> topology.Instance:
         started_at=one.started_at.ToNanoseconds() / 1e9,
         worker_pid=one.worker_pid,
         unread=tuple(one.unread_request_ids),
+        device=one.device_index if one.HasField("device_index") else None,
     )
 
 
@@ -162,6 +165,8 @@ def _device_message(one: Device) -> pb.Device:
         weights_used_bytes=one.weights_used_bytes,
         kv_capacity_bytes=one.kv_capacity_bytes,
         kv_used_bytes=one.kv_used_bytes,
+        reserved_bytes=one.reserved_bytes,
+        idle_bytes=one.idle_bytes,
     )
 
 

@@ -12,12 +12,13 @@ from dataclasses import replace
 from itertools import islice, permutations
 from typing import NamedTuple
 
+from sllm.control import room
 from sllm.control.decisions import Demand, Move
 from sllm.control.needs import Need
 from sllm.control.ranking import Rank, Ranking
 from sllm.control.running import MigrationCost, Running
 from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
-from sllm.control.victims import idle_victims, is_busy, kv_grant, yielding
+from sllm.control.victims import idle_victims, is_busy, yielding
 
 _SETS_COMPARED = 64
 """Sets of instances that are worked out on one node at most, small ones first."""
@@ -114,7 +115,7 @@ class Movers:
         need = self._snapshot.needs[instance.deployment]
         for rank in self._ranked(need):
             node_id, node = rank.node_id, self._snapshot.nodes[rank.node_id]
-            kv_bytes = kv_grant(node, need)
+            kv_bytes = room.kv_grant(node, need)
             unfit = node_id in taken or kv_bytes < instance.kv_bytes
             if unfit or node_id in self._demand.closed or node_id in self._demand.draining:
                 continue

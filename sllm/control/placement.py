@@ -31,7 +31,7 @@ from sllm.control.needs import Need
 from sllm.control.ranking import Rank, Ranking
 from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
 from sllm.control.use import Use
-from sllm.control.victims import barred, idle_victims, kv_grant, yielding
+from sllm.control.victims import barred, idle_victims, yielding
 
 _SHOWN = 8
 """Nodes that an error names at most."""
@@ -85,10 +85,11 @@ def _too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
 
 def too_small(node: NodeView, need: Need) -> str | None:
     """Why not even the empty node would do."""
-    size, capacity = need.checkpoint.size_bytes, node.weights_capacity
-    if size > capacity:
-        return f"{node.node_id}: weights of {size} bytes, {node.weights_tier.name} of {capacity}"
-    least, budget = need.least_kv_bytes, node.facts.kv_capacity
+    size, capacity = need.checkpoint.size_bytes, room.capacity(node)
+    if size > capacity.weights:
+        tier = node.weights_tier.name
+        return f"{node.node_id}: weights of {size} bytes, {tier} of {capacity.weights}"
+    least, budget = need.least_kv_bytes, min(capacity.kv, capacity.both - size)
     if least > budget:
         return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
     return None
@@ -177,7 +178,7 @@ def _here(snapshot: Snapshot, demand: Demand, node: NodeView, seconds: float) ->
     if victims is None:
         return None
     estimate = _known(seconds + (snapshot.stop_seconds if victims else 0.0))
-    return Start(node.node_id, kv_grant(node, demand.need), estimate, victims)
+    return Start(node.node_id, room.kv_grant(node, demand.need), estimate, victims)
 
 
 def _seconds(start: Start | MigrateThenStart) -> float:
@@ -191,7 +192,7 @@ def _migration(
         return None
     return MigrateThenStart(
         node_id=node.node_id,
-        kv_bytes=kv_grant(node, need),
+        kv_bytes=room.kv_grant(node, need),
         estimate=relief.seconds + seconds,
         moves=relief.moves,
         victims=relief.victims,
@@ -260,7 +261,7 @@ def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
     draining = [one for one in node.present if one.state is InstanceState.DRAINING]
     first = {one.instance_id for one in draining}
     busy = sorted(yielding(snapshot, demand, node), key=lambda one: _requests(snapshot, one))
-    kv_bytes, candidates = kv_grant(node, demand.need), [*draining, *busy]
+    kv_bytes, candidates = room.kv_grant(node, demand.need), [*draining, *busy]
     chosen = room.make(node, demand.need.checkpoint, kv_bytes, candidates)
     if chosen is None:
         return None
@@ -310,5 +311,5 @@ def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
             return Candidate(node.node_id, best.estimate, best.victims)
         case MigrateThenStart() as best:
             return Candidate(node.node_id, best.estimate, best.victims, best.moves)
-    short = room.shortage(node, demand.need.checkpoint, kv_grant(node, demand.need))
+    short = room.shortage(node, demand.need.checkpoint, room.kv_grant(node, demand.need))
     return Candidate(node.node_id, _known(seconds), rejected=f"no room: {short.text}")

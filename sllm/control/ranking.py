@@ -84,9 +84,12 @@ class _Column(NamedTuple):
     attach: float
     attach_per_byte: float
     weights_capacity: float
-    weights_free: float
     kv_capacity: float
+    capacity: float
+    """For both together."""
+    weights_free: float
     kv_free: float
+    free: float
 
 
 def _column(node: NodeView, typical: Typical) -> _Column:
@@ -97,10 +100,8 @@ def _column(node: NodeView, typical: Typical) -> _Column:
         *copied,
         *prepare,
         *attach,
-        weights_capacity=node.weights_capacity,
-        weights_free=node.weights_free,
-        kv_capacity=node.facts.kv_capacity,
-        kv_free=node.kv_free,
+        *room.capacity(node),
+        *room.free(node),
     )
 
 
@@ -167,14 +168,18 @@ class Ranking:
 
 
 def _are_large(columns: Any, need: Need) -> Flags:
-    fits = columns.weights_capacity >= need.checkpoint.size_bytes
-    large: Flags = fits & (columns.kv_capacity >= need.least_kv_bytes)
+    size, least = need.checkpoint.size_bytes, need.least_kv_bytes
+    fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
+    large: Flags = fits & (columns.kv_capacity >= least)
     return large
 
 
 def _lack_room(columns: Any, need: Need) -> Flags:
+    size = need.checkpoint.size_bytes
     kv_bytes = np.minimum(need.kv_bytes, columns.kv_capacity)
-    lack: Flags = (columns.weights_free < need.checkpoint.size_bytes) | (columns.kv_free < kv_bytes)
+    np.minimum(kv_bytes, columns.capacity - size, out=kv_bytes)
+    lack: Flags = (columns.weights_free < size) | (columns.kv_free < kv_bytes)
+    lack |= columns.free < size + kv_bytes
     return lack
 
 
@@ -203,7 +208,7 @@ def _near(node: NodeView, need: Need, typical: Typical) -> tuple[float, int, boo
     known: tuple[Typical, tuple[float, int, bool]] | None = node.memo.get(need)
     if known and known[0] is typical:
         return known[1]
-    kv_bytes = min(need.kv_bytes, node.facts.kv_capacity)
+    kv_bytes = room.kv_grant(node, need)
     found = (
         start_seconds(node, need, typical),
         _to_cross(node, need.checkpoint),

@@ -2,9 +2,49 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-from sllm.control.needs import Checkpoint
+from sllm.control import seats
+from sllm.control.needs import Checkpoint, Need
 from sllm.control.topology import Instance, NodeView
+
+_UNBOUNDED: Final = 1 << 62
+
+
+class Bounds(NamedTuple):
+    """Bytes that one start could have on a node: its weights, its KV cache, and both together."""
+
+    weights: int
+    kv: int
+    both: int
+
+
+def capacity(node: NodeView) -> Bounds:
+    """Of the empty node: of that of its devices which has the most, if it has any."""
+    devices = node.facts.devices
+    if not devices:
+        return Bounds(node.weights_capacity, node.facts.kv_capacity, _UNBOUNDED)
+    largest = max(one.weights_capacity_bytes for one in devices)
+    return Bounds(largest, max(one.kv_capacity_bytes for one in devices), largest)
+
+
+def free(node: NodeView) -> Bounds:
+    """What no present instance has; what is idle counts as free. Of several devices, the most."""
+    if not node.facts.devices:
+        return Bounds(node.weights_free, node.kv_free, _UNBOUNDED)
+    found = seats.seats(node)
+    most = max(one.free for one in found)
+    return Bounds(most, max(min(one.kv_free, one.free) for one in found), most)
+
+
+def kv_grant(node: NodeView, need: Need) -> int:
+    """Bytes of KV cache that an instance gets on a node: what it should have, if there is that."""
+    size = need.checkpoint.size_bytes
+    bounds = [
+        min(one.kv_capacity_bytes, one.weights_capacity_bytes - seats.in_pages(size))
+        for one in node.facts.devices
+    ]
+    return min(need.kv_bytes, max(bounds, default=node.facts.kv_capacity))
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,16 +53,22 @@ class Shortage:
 
     kv_bytes: int
     weights_bytes: int
+    device_bytes: int = 0
+    """For both, on that of the node's devices which lacks the least."""
 
     @property
     def none(self) -> bool:
         """Whether there is room."""
-        return self.kv_bytes <= 0 and self.weights_bytes <= 0
+        return max(self.kv_bytes, self.weights_bytes, self.device_bytes) <= 0
 
     @property
     def text(self) -> str:
         """What is lacking, for people."""
-        parts = (("KV cache", self.kv_bytes), ("weights", self.weights_bytes))
+        parts = (
+            ("KV cache", self.kv_bytes),
+            ("weights", self.weights_bytes),
+            ("weights and KV cache on any one device", self.device_bytes),
+        )
         return ", ".join(f"{count} bytes short for {what}" for what, count in parts if count > 0)
 
 
@@ -36,6 +82,10 @@ def shortage(
 
     Unleased copies are no obstacle: the node evicts them as it needs their room.
     """
+    if node.facts.devices:
+        key = node.key_here(checkpoint.key)
+        wanted = seats.Wanted(key, checkpoint.size_bytes, kv_bytes)
+        return Shortage(0, 0, seats.lacking(node, wanted, stopped))
     kv_freed = sum(one.kv_bytes for one in node.present if one.instance_id in stopped)
     held = node.weights_held_without(stopped) if stopped else node.weights_held
     others = sum(size for key, size in held.items() if key != checkpoint.key)

@@ -53,6 +53,8 @@ class Instance:
     worker_pid: int = 0
     unread: tuple[str, ...] = ()
     """Ids of requests that go on although nobody reads them."""
+    device: int | None = None
+    """Index of the device that it runs on. None: not yet chosen, or the pool is the device."""
 
 
 @dataclass(frozen=True, slots=True)

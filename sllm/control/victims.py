@@ -6,17 +6,11 @@ from typing import Final
 from sllm.control import room
 from sllm.control.cost import start_seconds
 from sllm.control.decisions import Demand
-from sllm.control.needs import Need
 from sllm.control.topology import Instance, InstanceState, NodeView, Snapshot
 
 _LEAST: Final = 0.001
 _MOST: Final = 1e6
 """Seconds within which every start is counted, also one of which nobody knows what it takes."""
-
-
-def kv_grant(node: NodeView, need: Need) -> int:
-    """Bytes of KV cache that an instance gets on a node."""
-    return min(need.kv_bytes, node.facts.kv_capacity)
 
 
 def barred(demand: Demand, node_id: str) -> str | None:
@@ -36,7 +30,7 @@ def idle_victims(
     None: not even all of them would do.
     """
     need = demand.need
-    kv_bytes = kv_grant(node, need)
+    kv_bytes = room.kv_grant(node, need)
     if room.shortage(node, need.checkpoint, kv_bytes, gone).none:
         return ()
     idle = [one for one in yielding(snapshot, demand, node) if not is_busy(snapshot, one)]

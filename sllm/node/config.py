@@ -26,8 +26,9 @@ class NodeConfig:
     """Size of the pool of weights."""
     ssd_bytes: int = 64 * 1024 * MIB
     """Budget of the SSD tier."""
-    kv_bytes: int = 2048 * MIB
-    """Budget for the KV caches of all instances together; on accelerators, of those on each."""
+    kv_bytes: int | None = None
+    """Budget for the KV caches of all instances together; on accelerators, of those on each, of
+    which it is a part. None: 2 GiB, and on each accelerator what weights leave."""
     device: str = "auto"
     """What kernels run on: "cpu", "cuda", "cuda:0,1" or "auto": CUDA devices if there are any."""
     device_reserve_bytes: int = 4096 * MIB
@@ -47,6 +48,11 @@ class NodeConfig:
     """Time that running requests have to go on elsewhere when this node is asked to end."""
     metrics_port: int | None = None
     """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
+
+    @property
+    def pool_kv_bytes(self) -> int:
+        """The budget for KV caches where the pool is the device."""
+        return 2048 * MIB if self.kv_bytes is None else self.kv_bytes
 
     @property
     def checkpoint_dir(self) -> Path:

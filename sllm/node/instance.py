@@ -63,6 +63,7 @@ class Instance:
         self._stop = asyncio.Event()
         self._grace = math.inf
         """The shortest that was given."""
+        self._start: Start | None = None
         self._starting: asyncio.Task[Running] | None = None
         self._life: asyncio.Task[None] | None = None
 
@@ -76,9 +77,16 @@ class Instance:
         """Process id of the worker; 0 while there is none."""
         return self.running.worker.pid if self.running else 0
 
+    @property
+    def device(self) -> int | None:
+        """Index of its device on the node. None: not yet chosen, or the pool is the device."""
+        return self._start.device if self._start else None
+
     def begin(self, store: TierStore, devices: Devices, launch: LaunchWorker) -> None:
         """Begins the life of the instance, which goes on whoever watches it."""
-        start = Start(self.spec, store, devices, launch, self.timeline, self._progress.publish)
+        start = self._start = Start(
+            self.spec, store, devices, launch, self.timeline, self._progress.publish
+        )
         held = AsyncExitStack()
         self._starting = asyncio.create_task(_run_start(start, held))
         self._life = asyncio.create_task(

@@ -97,7 +97,7 @@ async def open_devices(
     Devices that nobody has asked for may be unfit: then the node serves without them.
     """
     if selected is None:
-        return PoolDevice(store, config.kv_bytes)
+        return PoolDevice(store, config.pool_kv_bytes)
     devices = CudaDevices(store, pool, clock)
     async with AsyncExitStack() as opening:
         opening.push_async_callback(devices.close)
@@ -107,7 +107,7 @@ async def open_devices(
             if selected.required:
                 raise
             log.warning("node.devices_unused", problem=error.message)
-            return PoolDevice(store, config.kv_bytes)
+            return PoolDevice(store, config.pool_kv_bytes)
         stack.push_async_callback(opening.pop_all().aclose)
     return devices
 

@@ -72,6 +72,8 @@ class Start:
         self._timeline = timeline
         self._publish = publish
         self._placed: list[Placed] = []
+        self.device: int | None = None
+        """Index of the device that was chosen; None: none was yet, or the pool is the device."""
 
     async def run(self, held: AsyncExitStack) -> Running:
         """Promotes, and meanwhile forks and prepares; then attaches.
@@ -84,7 +86,8 @@ class Start:
         """
         held.callback(self._release)
         found = await self._store.inspect(self._spec.source, self._spec.engine.dtype, fresh=False)
-        seat = held.enter_context(self._devices.seat(found, self._spec.kv_bytes))
+        seat = await held.enter_async_context(self._devices.seat(found, self._spec.kv_bytes))
+        self.device = seat.index
         weights = asyncio.create_task(self._bring_up(seat))
         held.push_async_callback(_end, weights)
         worker, model = await self._launch_worker(found.directory, seat, held)

@@ -131,6 +131,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         digest=instance.running.digest if instance.running else "",
         worker_pid=instance.worker_pid,
         unread_request_ids=sorted(instance.unread),
+        device_index=instance.device,
     )
     message.started_at.FromDatetime(instance.started_at)
     return message
@@ -229,6 +230,8 @@ def _device(device: DeviceInfo) -> pb.Device:
         weights_used_bytes=device.weights_used_bytes,
         kv_capacity_bytes=device.kv_capacity_bytes,
         kv_used_bytes=device.kv_used_bytes,
+        reserved_bytes=device.reserved_bytes,
+        idle_bytes=device.idle_bytes,
     )
 
 

@@ -143,14 +143,14 @@ async def test_everything_first_and_then_what_changes() -> None:
 
 async def test_every_device_is_told_of_and_what_of_it_is_free() -> None:
     fleet, node = Fleet(), Node()
-    device = DeviceInfo(0, "GPU", "GPU-0", 80, 70, 60, 10, 8, 2)
+    device = DeviceInfo(0, "GPU", "GPU-0", 80, 70, 60, 10, 8, 2, 4, 3)
     node.devices.infos_now = (device, replace(device, index=1))
     async with reporting(fleet, node):
         await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
         told = fleet.messages[0].full.node.devices
-        assert [(one.index, one.name, one.free_bytes) for one in told] == [
-            (0, "GPU", 70),
-            (1, "GPU", 70),
+        assert [(one.index, one.name, one.free_bytes, one.reserved_bytes) for one in told] == [
+            (0, "GPU", 70, 4),
+            (1, "GPU", 70, 4),
         ]
         node.devices.infos_now = (replace(device, free_bytes=50),)
         node.change()

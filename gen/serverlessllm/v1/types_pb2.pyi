@@ -666,6 +666,7 @@ class Instance(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     WORKER_PID_FIELD_NUMBER: _builtins.int
     UNREAD_REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -673,11 +674,13 @@ class Instance(_message.Message):
     running_requests: _builtins.int
     """Requests that the worker has taken and not finished."""
     kv_bytes: _builtins.int
-    """Bytes of the node's KV budget that the instance holds."""
+    """Bytes of the node's KV budget, or of its device's, that the instance holds."""
     digest: _builtins.str
     """Checkpoint that it serves."""
     worker_pid: _builtins.int
     """Process id of the worker on its node, for operators. 0 while there is none."""
+    device_index: _builtins.int
+    """Index of the device that it runs on. Unset: not yet chosen, or the pool is the device."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -697,12 +700,15 @@ class Instance(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         worker_pid: _builtins.int = ...,
         unread_request_ids: _abc.Iterable[_builtins.str] | None = ...,
+        device_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "device_index", b"device_index", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "digest", b"digest", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
+    _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__device_index) -> _WhichOneofReturnType__device_index | None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
 
@@ -981,6 +987,8 @@ class Device(_message.Message):
     WEIGHTS_USED_BYTES_FIELD_NUMBER: _builtins.int
     KV_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     KV_USED_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    IDLE_BYTES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """In CUDA's order on the node, from 0."""
     name: _builtins.str
@@ -992,13 +1000,17 @@ class Device(_message.Message):
     free_bytes: _builtins.int
     """Of its memory, as measured last, whoever uses the rest."""
     weights_capacity_bytes: _builtins.int
-    """What checkpoints may take of it."""
+    """What checkpoints may take of it. KV caches have what they leave."""
     weights_used_bytes: _builtins.int
     """What they have taken, loads under way included."""
     kv_capacity_bytes: _builtins.int
-    """What the KV caches of its instances may take."""
+    """What the KV caches of its instances may take at most."""
     kv_used_bytes: _builtins.int
     """What they have been given."""
+    reserved_bytes: _builtins.int
+    """What is kept for weights of starts whose loads have not begun."""
+    idle_bytes: _builtins.int
+    """Of weights_used_bytes, what no instance uses: it goes when room is needed."""
     def __init__(
         self,
         *,
@@ -1011,10 +1023,12 @@ class Device(_message.Message):
         weights_used_bytes: _builtins.int = ...,
         kv_capacity_bytes: _builtins.int = ...,
         kv_used_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+        idle_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "index", b"index", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "name", b"name", "total_bytes", b"total_bytes", "uuid", b"uuid", "weights_capacity_bytes", b"weights_capacity_bytes", "weights_used_bytes", b"weights_used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "idle_bytes", b"idle_bytes", "index", b"index", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "name", b"name", "reserved_bytes", b"reserved_bytes", "total_bytes", b"total_bytes", "uuid", b"uuid", "weights_capacity_bytes", b"weights_capacity_bytes", "weights_used_bytes", b"weights_used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,8 @@ import structlog
 
 from sllm.clock import Clock
 from sllm.errors import NoCapacity, SllmError
-from sllm.node.checkpoints import Checkpoint
+from sllm.node.checkpoints import Checkpoint, SourceRecord
+from sllm.node.device.claims import Claims
 from sllm.node.device.memory import Allocation, DeviceMemory, uninterrupted
 from sllm.node.device.placing import Layout
 from sllm.node.ledger import Holding, Ledger
@@ -49,6 +50,7 @@ class Copies:
     ) -> None:
         self.memory = memory
         self.ledger = Ledger(Tier.DEVICE, capacity_bytes, clock)
+        self.claims = Claims(self.ledger)
         self.by_digest: dict[str, DeviceCopy] = {}
         self._changed = changed
 
@@ -62,6 +64,19 @@ class Copies:
     def let_go(self, copy: DeviceCopy) -> None:
         """Ends one lease."""
         copy.holding.leases -= 1
+        self._changed()
+
+    def enter(
+        self, record: SourceRecord, weights_bytes: int, kv_bytes: int, held: ExitStack
+    ) -> list[DeviceCopy]:
+        """Keeps room for a start until `held` is closed, as `Claims.enter`; what is to be freed."""
+        gone = self.claims.enter(record, weights_bytes, kv_bytes)
+        held.callback(self._leave, record, kv_bytes)
+        self._changed()
+        return [self.by_digest.pop(digest) for digest in gone]
+
+    def _leave(self, record: SourceRecord, kv_bytes: int) -> None:
+        self.claims.leave(record, kv_bytes)
         self._changed()
 
     def land(
@@ -80,14 +95,17 @@ class Copies:
         return copy
 
     @asynccontextmanager
-    async def allocated(self, size: int) -> AsyncIterator[Allocation]:
-        """Memory that is free again afterwards, unless a copy has come to own it.
+    async def allocated(self, record: SourceRecord, size: int) -> AsyncIterator[Allocation]:
+        """Memory for a source's weights, free again afterwards, unless a copy has come to own it.
+
+        What was kept for them becomes its room.
 
         Raises:
             ModelTooLarge: the device could not hold it even if it were empty.
             NoCapacity: too much of it is in use; says how much.
             DeviceFailed: CUDA has failed.
         """
+        self.claims.redeem(record)
         gone = [self.by_digest.pop(digest) for digest in self.ledger.reserve(size)]
         try:
             await self.free(gone)

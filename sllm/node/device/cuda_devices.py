@@ -1,8 +1,8 @@
 """The CUDA devices of a node: opened together, each a tier of its own, and seats for instances."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -17,12 +17,12 @@ from sllm.errors import (
     SllmError,
 )
 from sllm.node.device.copy_thread import CopyThread
-from sllm.node.device.driver import WORKER_DEVICE_VARIABLE, Driver
+from sllm.node.device.driver import Driver
 from sllm.node.device.memory import DeviceMemory
-from sllm.node.device.records import DeviceInfo, Placed, Seat, WeightsWish
+from sllm.node.device.records import DeviceInfo, Seat
+from sllm.node.device.seats import Identity, Seats
 from sllm.node.device.selection import Selected
 from sllm.node.device.tier import CudaTier
-from sllm.node.loads import Tell
 from sllm.node.pool import Pool
 from sllm.node.records import Copy, Found, Tier, TierUsage
 from sllm.node.tiers import TierStore
@@ -37,55 +37,10 @@ _MEASURE_SECONDS = 2.0
 class Budget:
     """How the memory of each device is shared out."""
 
-    kv_bytes: int
-    """For the KV caches of its instances."""
+    kv_bytes: int | None
+    """For the KV caches of its instances at most. None: what their weights leave."""
     reserve_bytes: int
     """For what their processes take besides: contexts, kernels, activations."""
-
-
-class _Device:
-    """One device, and what its instances have been given."""
-
-    def __init__(self, index: int, name: str, uuid: str, tier: CudaTier, budget: Budget) -> None:
-        self.tier = tier
-        self.kv_used = 0
-        self._index = index
-        self._name = name
-        self._uuid = uuid
-        self._budget = budget
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """See `Seat.environment`."""
-        return {"CUDA_VISIBLE_DEVICES": self._uuid, WORKER_DEVICE_VARIABLE: "cuda"}
-
-    @property
-    def kv_free(self) -> int:
-        return self._budget.kv_bytes - self.kv_used
-
-    @property
-    def info(self) -> DeviceInfo:
-        memory, ledger = self.tier.memory, self.tier.copies.ledger
-        return DeviceInfo(
-            index=self._index,
-            name=self._name,
-            uuid=self._uuid,
-            total_bytes=memory.total_bytes,
-            free_bytes=memory.free_bytes,
-            weights_capacity_bytes=ledger.capacity,
-            weights_used_bytes=ledger.used,
-            kv_capacity_bytes=self._budget.kv_bytes,
-            kv_used_bytes=self.kv_used,
-        )
-
-    def rank(self, digest: str | None) -> tuple[bool, int]:
-        """Those with the weights first, then those with the most room."""
-        held = digest in self.tier.copies.by_digest or digest in self.tier.loads
-        return (not held, self.tier.copies.ledger.used)
-
-    async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
-        """See `Seat.bring_up`."""
-        return await self.tier.bring_up(wish, tell)
 
 
 class CudaDevices:
@@ -96,7 +51,7 @@ class CudaDevices:
         self._store = store
         self._pool = pool
         self._clock = clock
-        self._devices: list[_Device] = []
+        self._devices: list[Seats] = []
         self._memories: list[DeviceMemory] = []
         self._pinned = False
         self._watchers: list[Callable[[], None]] = []
@@ -117,7 +72,7 @@ class CudaDevices:
             raise DeviceUnavailable(f"a CUDA device cannot be used: {error.message}") from error
         self._measuring = asyncio.create_task(self._measure(), name="device-memory")
 
-    async def _open(self, driver: Driver, index: int, budget: Budget) -> _Device:
+    async def _open(self, driver: Driver, index: int, budget: Budget) -> Seats:
         speed = self._store.speeds.dram_to_device
         memory = DeviceMemory(driver, CopyThread(driver, index, self._clock, speed.observe))
         self._memories.append(memory)
@@ -126,7 +81,7 @@ class CudaDevices:
         capacity = _capacity(index, name, memory, budget, self._pool.chunk_bytes)
         tier = CudaTier(self._store, self._pool, memory, capacity, self._clock, self._changed)
         _log.info("device.opened", index=index, model=name, weights_bytes=capacity)
-        return _Device(index, name, uuid, tier, budget)
+        return Seats(Identity(index, name, uuid), tier, budget.kv_bytes)
 
     @property
     def kv_capacity_bytes(self) -> int:
@@ -139,35 +94,25 @@ class CudaDevices:
         if size_bytes > largest:
             raise ModelTooLarge(
                 f"the weights take {size_bytes} bytes, and the largest device of this node has "
-                f"{largest} for weights"
+                f"{largest} for weights and KV caches"
             )
 
-    @contextmanager
-    def seat(self, found: Found, kv_bytes: int) -> Iterator[Seat]:
+    @asynccontextmanager
+    async def seat(self, found: Found, kv_bytes: int) -> AsyncIterator[Seat]:
         """See `Devices.seat`."""
         self.check_fits(found.size_bytes)
-        device = self._choose(found, kv_bytes)
-        device.kv_used += kv_bytes
-        self._changed()
-        try:
-            yield device
-        finally:
-            device.kv_used -= kv_bytes
-            self._changed()
+        async with self._choose(found, kv_bytes).seat(found, kv_bytes) as seat:
+            yield seat
 
-    def _choose(self, found: Found, kv_bytes: int) -> _Device:
-        roomy = [
-            device
-            for device in self._devices
-            if device.kv_free >= kv_bytes and device.tier.copies.ledger.capacity >= found.size_bytes
-        ]
+    def _choose(self, found: Found, kv_bytes: int) -> Seats:
+        roomy = [one for one in self._devices if one.lacking(found, kv_bytes) <= 0]
         if not roomy:
-            free = ", ".join(str(device.kv_free) for device in self._devices)
+            told = "; ".join(_told(info) for info in self.infos())
             raise NoCapacity(
-                f"an instance needs {kv_bytes} bytes of KV cache on one device; free are, by "
-                f"device: {free}"
+                f"an instance needs {found.size_bytes} bytes for its weights and {kv_bytes} for "
+                f"its KV cache on one device. {told}"
             )
-        return min(roomy, key=lambda device: device.rank(found.digest))
+        return min(roomy, key=lambda one: one.rank(found, kv_bytes))
 
     def infos(self) -> tuple[DeviceInfo, ...]:
         """See `Devices.infos`."""
@@ -183,8 +128,9 @@ class CudaDevices:
 
     def usage(self) -> tuple[TierUsage, ...]:
         """See `Devices.usage`."""
-        ledgers = [device.tier.copies.ledger for device in self._devices]
-        capacity, used = sum(one.capacity for one in ledgers), sum(one.used for one in ledgers)
+        infos = self.infos()
+        capacity = sum(info.weights_capacity_bytes for info in infos)
+        used = sum(info.weights_used_bytes + info.reserved_bytes for info in infos)
         return (TierUsage(Tier.DEVICE, capacity, used),)
 
     @property
@@ -226,17 +172,21 @@ class CudaDevices:
         for device in self._devices:
             device.tier.check_integrity()
 
+    async def measure(self) -> None:
+        """Takes note of how much memory is free, whoever uses the rest."""
+        before = self.infos()
+        try:
+            for memory in self._memories:
+                await memory.measure()
+        except SllmError as error:
+            _log.warning("device.not_measured", problem=error.message)
+        if self.infos() != before:
+            self._changed()
+
     async def _measure(self) -> None:
         while True:
             await self._clock.sleep(_MEASURE_SECONDS)
-            before = self.infos()
-            try:
-                for memory in self._memories:
-                    await memory.measure()
-            except SllmError as error:
-                _log.warning("device.not_measured", problem=error.message)
-            if self.infos() != before:
-                self._changed()
+            await self.measure()
 
     def _changed(self) -> None:
         for watcher in self._watchers:
@@ -244,16 +194,25 @@ class CudaDevices:
 
 
 def _capacity(index: int, name: str, memory: DeviceMemory, budget: Budget, chunk_bytes: int) -> int:
-    """Bytes for weights: what is free now, less what else is to have room."""
-    capacity = memory.free_bytes - budget.kv_bytes - budget.reserve_bytes
+    """Bytes for weights and KV caches: what is free now, less what workers take beside."""
+    capacity = memory.free_bytes - budget.reserve_bytes
     if capacity < chunk_bytes:
         raise DeviceUnavailable(
             f"device {index} ({name}) is too small: of its {memory.total_bytes} bytes "
-            f"{memory.free_bytes} are free; KV caches are to have {budget.kv_bytes} (--kv) and "
-            f"workers {budget.reserve_bytes} (--device-reserve), which leaves {capacity} for "
-            "weights"
+            f"{memory.free_bytes} are free; workers are to have {budget.reserve_bytes} "
+            f"(--device-reserve), which leaves {capacity} for weights and KV caches"
         )
     return capacity
+
+
+def _told(info: DeviceInfo) -> str:
+    """What a device's memory is taken by."""
+    in_use = info.weights_used_bytes - info.idle_bytes
+    return (
+        f"Device {info.index}: of {info.weights_capacity_bytes} bytes, weights in use have "
+        f"{in_use}, KV caches {info.kv_used_bytes} (of {info.kv_capacity_bytes} at most) and "
+        f"starts under way {info.reserved_bytes}; {info.left_bytes} are left"
+    )
 
 
 def _both(one: Copy, other: Copy) -> Copy:

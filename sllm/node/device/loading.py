@@ -94,7 +94,7 @@ class Loader:
             held.callback(below.release)
             _check_same(below, digest)
             layout = lay_out(below.manifest)
-            async with self._copies.allocated(layout.size_bytes) as memory:
+            async with self._copies.allocated(below.record, layout.size_bytes) as memory:
                 steps = await self._fill(wish, below, layout, memory, load)
                 copy = self._copies.land(below.checkpoint, layout, memory, steps)
                 load.land(copy.holding)

@@ -54,6 +54,11 @@ def lay_out(manifest: Manifest) -> Layout:
     return Layout(tuple(starts), chunks, _aligned(max(end, 1), GRANULE))
 
 
+def on_device_bytes(tensor_bytes: int) -> int:
+    """What the allocation of a checkpoint takes of which no more is known than its tensors."""
+    return _aligned(max(tensor_bytes, 1), GRANULE)
+
+
 def _leads(manifest: Manifest) -> dict[int, int]:
     """Bytes before the first tensor of each partition that has any."""
     leads: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """The device of a node without accelerators: the processors, which read weights in the pool."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from sllm.errors import CheckpointNotFound
 from sllm.node.device.records import DeviceInfo, InPool, Placed, Seat, WeightsWish
@@ -25,8 +25,8 @@ class PoolDevice:
     def check_fits(self, size_bytes: int) -> None:
         """See `Devices.check_fits`: the store says it itself, when the pool makes room."""
 
-    @contextmanager
-    def seat(self, found: Found, kv_bytes: int) -> Iterator[Seat]:
+    @asynccontextmanager
+    async def seat(self, found: Found, kv_bytes: int) -> AsyncIterator[Seat]:
         """See `Devices.seat`."""
         yield self._seat
 
@@ -71,6 +71,11 @@ class _PoolSeat:
 
     def __init__(self, store: TierStore) -> None:
         self._store = store
+
+    @property
+    def index(self) -> None:
+        """See `Seat.index`."""
+        return None
 
     @property
     def environment(self) -> Mapping[str, str]:

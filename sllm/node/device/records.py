@@ -1,7 +1,7 @@
 """What a node's devices are, and where on them a checkpoint is."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,13 +26,23 @@ class DeviceInfo:
     free_bytes: int
     """Of its memory, as measured last: what no process of the machine has taken."""
     weights_capacity_bytes: int
-    """What checkpoints may take."""
+    """What checkpoints may take; KV caches have what they leave of it."""
     weights_used_bytes: int
     """What they have taken, loads under way included."""
     kv_capacity_bytes: int
-    """What the KV caches of its instances may take."""
+    """What the KV caches of its instances may take at most."""
     kv_used_bytes: int
     """What they have been given."""
+    reserved_bytes: int
+    """What is kept for weights of starts whose loads have not begun."""
+    idle_bytes: int
+    """Of the weights, those that no instance uses: they go when room is needed."""
+
+    @property
+    def left_bytes(self) -> int:
+        """What weights and KV caches of one more start could have."""
+        taken = self.weights_used_bytes + self.kv_used_bytes + self.reserved_bytes
+        return self.weights_capacity_bytes - taken + self.idle_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,11 @@ class Seat(Protocol):
     """The device of one instance."""
 
     @property
+    def index(self) -> int | None:
+        """In CUDA's order. None: the pool is the device."""
+        ...
+
+    @property
     def environment(self) -> Mapping[str, str]:
         """Variables that the instance's worker needs to find the device, and no other."""
         ...
@@ -120,12 +135,13 @@ class Devices(Protocol):
         """
         ...
 
-    def seat(self, found: Found, kv_bytes: int) -> AbstractContextManager[Seat]:
-        """A device for one instance, with room for its KV cache, which it has until the end.
+    def seat(self, found: Found, kv_bytes: int) -> AbstractAsyncContextManager[Seat]:
+        """A device for one instance, with room for its weights and KV cache, kept until the end.
 
         Raises:
-            NoCapacity: no device has room for the KV cache.
+            NoCapacity: no device has so much; says how much each has.
             ModelTooLarge: as `check_fits`.
+            DeviceFailed: CUDA has failed.
         """
         ...
 

@@ -16,7 +16,7 @@ from sllm.node.device.records import OnDevice, Placed, WeightsWish
 from sllm.node.lease import Lease
 from sllm.node.loads import Load, Tell
 from sllm.node.pool import Pool
-from sllm.node.records import Copy, LoadPhase, Priority, Progress, Step, Tier
+from sllm.node.records import Copy, Found, LoadPhase, Priority, Progress, Step, Tier
 from sllm.node.tiers import TierStore
 
 _log = structlog.get_logger()
@@ -44,7 +44,7 @@ class CudaTier:
             store: the tiers below.
             pool: its pool, pinned.
             memory: the device's.
-            capacity_bytes: of it, for weights.
+            capacity_bytes: of it, for weights and KV caches.
             clock: measures.
             changed: called after every change of contents, leases or loads.
         """
@@ -60,9 +60,12 @@ class CudaTier:
         self._dropping: set[asyncio.Task[None]] = set()
         store.subscribe(self._drop_the_lost)
 
-    async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
-        """See `Seat.bring_up`."""
-        found = await self._store.inspect(wish.source, wish.dtype, fresh=False)
+    def has(self, digest: str | None) -> bool:
+        """Whether a checkpoint is here, or being loaded."""
+        return digest in self.copies.by_digest or digest in self.loads
+
+    async def bring_up(self, found: Found, wish: WeightsWish, tell: Tell) -> Placed:
+        """See `Seat.bring_up`; `found` is what is wished for, as it was found before."""
         copy = self.copies.by_digest.get(found.digest or "")
         if copy is not None:
             return self._placed(copy, found.record, Tier.DEVICE, ())
@@ -75,6 +78,7 @@ class CudaTier:
 
         What is used stays below as well, where its small files are.
         """
+        self.copies.claims.redeem(record)
         held = ExitStack()
         self._store.keep(copy.digest, held)
         self.copies.hold(copy, held)
@@ -187,7 +191,9 @@ class CudaTier:
         owned = {copy.memory.address for copy in self.copies.by_digest.values()}
         if not self.loads and not self._dropping:
             assert owned == self.memory.allocations, "an allocation is nobody's"
-            assert self.copies.ledger.reserved == 0, "room is reserved for no load"
+            claims = self.copies.claims
+            kept = claims.kv_bytes + claims.weights_bytes
+            assert self.copies.ledger.reserved == kept, "room is reserved for no load"
 
 
 def _on_the_way(digest: str, progress: Progress) -> Copy:

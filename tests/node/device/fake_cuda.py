@@ -7,7 +7,7 @@ reuses a chunk before that finds other bytes on the device.
 import ctypes
 import itertools
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +37,8 @@ class FakeCuda:
     def __init__(self, devices: int = 1, total_bytes: int = 64 << 20) -> None:
         self.devices = devices
         self.total_bytes = total_bytes
-        self.taken_by_others = 0
-        """Bytes of every device."""
+        self.taken_by_others: Counter[int] = Counter()
+        """Bytes, by device."""
         self.allocations: dict[int, tuple[int, Any]] = {}
         """Their device and buffer, by address."""
         self.registered: dict[int, int] = {}
@@ -65,6 +65,9 @@ class FakeCuda:
         """Bytes of a device that are allocated."""
         mine = [buffer for index, buffer in self.allocations.values() if index == device]
         return sum(map(ctypes.sizeof, mine))
+
+    def _free_bytes(self, device: int) -> int:
+        return self.total_bytes - self.taken_by_others[device] - self.used_bytes(device)
 
     def content(self, address: int, size: int) -> bytes:
         """What is in a device's memory."""
@@ -133,14 +136,14 @@ class FakeCuda:
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
         if self._device is None:
             return INVALID_CONTEXT
-        free._obj.value = self.total_bytes - self.taken_by_others - self.used_bytes(self._device)
+        free._obj.value = self._free_bytes(self._device)
         total._obj.value = self.total_bytes
         return OK
 
     def cuMemAlloc_v2(self, address: Any, size: int) -> int:
         if self._device is None:
             return INVALID_CONTEXT
-        if self.used_bytes(self._device) + self.taken_by_others + size > self.total_bytes:
+        if size > self._free_bytes(self._device):
             return OUT_OF_MEMORY
         buffer = (ctypes.c_char * size)()
         address._obj.value = ctypes.addressof(buffer)

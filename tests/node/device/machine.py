@@ -1,6 +1,6 @@
 """A tier store with devices above it, over small tiers and a double of libcuda."""
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from tests.node.store import Bench
 
 MODEL_BYTES = 2 << 20
 """On a device, for one of the small models: its allocation's granule."""
-BUDGET = Budget(kv_bytes=1 << 20, reserve_bytes=1 << 20)
+ALL_KV_BYTES = 1 << 20
+"""Of each device, beside its models, and what KV caches may have at most."""
+RESERVE_BYTES = 1 << 20
 KV_BYTES = 1 << 18
+"""Of an instance."""
 
 
 class Machine:
@@ -31,7 +34,7 @@ class Machine:
         self.bench = Bench(directory)
         self.cuda = FakeCuda()
         self.devices: CudaDevices
-        self._seats = ExitStack()
+        self._seats = AsyncExitStack()
 
     async def open(
         self,
@@ -40,19 +43,20 @@ class Machine:
         device_models: float = 4,
         pool_models: float = 8,
         ssd_models: float = 8,
+        kv_bytes: int | None = ALL_KV_BYTES,
     ) -> None:
-        """Opens tiers with room for so many models; each device has as much."""
+        """Opens tiers with room for so many models; each device has as much, and KV caches'."""
         store = await self.bench.open(ssd_models, pool_models)
-        memory = int(device_models * MODEL_BYTES) + BUDGET.kv_bytes + BUDGET.reserve_bytes
+        memory = int(device_models * MODEL_BYTES) + ALL_KV_BYTES + RESERVE_BYTES
         self.cuda = FakeCuda(devices, memory)
         self.devices = CudaDevices(store, self.bench.pool, MonotonicClock())
         selected = Selected(Driver(self.cuda), tuple(range(devices)))
-        await self.devices.open(selected, BUDGET)
+        await self.devices.open(selected, Budget(kv_bytes, RESERVE_BYTES))
 
     async def close(self) -> None:
         """Closes everything, and checks that all is in order to the last."""
         self.cuda.gate.set()
-        self._seats.close()
+        await self._seats.aclose()
         self.devices.check_integrity()
         await self.devices.close()
         assert self.cuda.leaks == {}
@@ -66,11 +70,11 @@ class Machine:
     async def seat(self, seed: int, kv_bytes: int = KV_BYTES) -> Seat:
         """A device for an instance of a model, until the end."""
         found = await self.bench.store.inspect(self.bench.model(seed), None)
-        return self._seats.enter_context(self.devices.seat(found, kv_bytes))
+        return await self._seats.enter_async_context(self.devices.seat(found, kv_bytes))
 
-    def free_seats(self) -> None:
+    async def free_seats(self) -> None:
         """Ends all instances."""
-        self._seats.close()
+        await self._seats.aclose()
 
     async def bring_up(self, seed: int, *, pack: bool = True) -> Placed:
         """Brings a model up, and checks its bytes on the device, and the books."""

@@ -92,7 +92,7 @@ def test_a_driver_that_does_not_answer(two_devices: FakeCuda) -> None:
 
 async def test_a_device_too_small_is_refused_with_the_numbers(machine: Machine) -> None:
     with pytest.raises(DeviceUnavailable, match=r"device 0 \(Fake GPU\) is too small: .* leaves 0"):
-        await machine.reopen(device_models=0)
+        await machine.reopen(device_models=-0.5)
     await machine.close()
     await machine.open()
 
