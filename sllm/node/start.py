@@ -4,14 +4,20 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import structlog
 
 from sllm.checkpoint.manifest import corrupt
 from sllm.node.device.records import Devices, Placed, Seat, WeightsWish
+from sllm.node.foreign import ForeignProcess
 from sllm.node.phases import PhaseKind, Timeline
 from sllm.node.tiers import Found, LoadPhase, Progress, Step, Tier, TierStore
 from sllm.node.worker.messages import ModelDescription
 from sllm.node.workers import Attached, EngineSpec, Worker
+
+log = structlog.get_logger()
 
 LaunchWorker = Callable[[str, Mapping[str, str]], Awaitable[Worker]]
 """Forks a worker for an instance's id, with these variables."""
@@ -72,6 +78,8 @@ class Start:
         self._timeline = timeline
         self._publish = publish
         self._placed: list[Placed] = []
+        self._process: ForeignProcess | None = None
+        """The worker's, once it is there."""
         self.device: int | None = None
         """Index of the device that was chosen; None: none was yet, or the pool is the device."""
 
@@ -84,12 +92,14 @@ class Start:
         Raises:
             errors.SllmError: Whatever kept the instance from starting.
         """
-        held.callback(self._release)
+        taken = AsyncExitStack()
+        held.push_async_callback(self._give_back, taken)
+        taken.callback(self._release)
         found = await self._store.inspect(self._spec.source, self._spec.engine.dtype, fresh=False)
-        seat = await held.enter_async_context(self._devices.seat(found, self._spec.kv_bytes))
+        seat = await taken.enter_async_context(self._devices.seat(found, self._spec.kv_bytes))
         self.device = seat.index
         weights = asyncio.create_task(self._bring_up(seat))
-        held.push_async_callback(_end, weights)
+        taken.push_async_callback(_end, weights)
         worker, model = await self._launch_worker(found.directory, seat, held)
         placed = await weights
         _check_same(found, placed)
@@ -122,6 +132,7 @@ class Start:
     ) -> tuple[Worker, ModelDescription]:
         with self._timeline.phase(PhaseKind.WORKER_START):
             worker = await self._launch(self._spec.instance_id, seat.environment)
+            self._process = worker.process
             held.push_async_callback(worker.stop)
             await worker.wait_until_serving()
         with self._timeline.phase(PhaseKind.PREPARE):
@@ -137,6 +148,18 @@ class Start:
         self._timeline.add_ending_now(
             PhaseKind.ATTACH, attached.attach_seconds, before=attached.engine_init_seconds
         )
+
+    async def _give_back(self, taken: AsyncExitStack) -> None:
+        """Gives weights and room back once the worker has gone: until then it may use them.
+
+        One that not even the kernel can end keeps them for as long as that lasts.
+        """
+        if self._process is None or self._process.ended.done():
+            await taken.aclose()
+        else:
+            log.error("worker.not_ended", pid=self._process.pid, instance=self._spec.instance_id)
+            giving = partial(asyncio.ensure_future, taken.aclose())
+            self._process.ended.add_done_callback(lambda _: giving())
 
     def _release(self) -> None:
         for placed in self._placed:

@@ -32,6 +32,8 @@ PREPARE_TIMEOUT = 60.0
 ATTACH_TIMEOUT = 300.0
 STOP_TIMEOUT = 5.0
 """Seconds that a worker has to end by itself before it is killed."""
+KILL_TIMEOUT = 15.0
+"""Seconds that the kernel has to end one that was killed: it gives a device's memory back first."""
 
 # The socket appears some 30 ms after the fork; gRPC should look again soon.
 _CHANNEL_OPTIONS = (
@@ -73,6 +75,8 @@ class Worker:
 
     def __init__(self, forked: ForkedWorker, socket: Path) -> None:
         self.pid = forked.pid
+        self.process = forked.process
+        """As the kernel knows it: it may go on for a moment after it was told to be `gone`."""
         self.gone: asyncio.Future[errors.WorkerDied] = asyncio.get_running_loop().create_future()
         """Resolved with the reason once the process has ended."""
         self.counters = pb.WorkerCounters()
@@ -180,16 +184,16 @@ class Worker:
         """Ends the process at once; `verdict` is what those who had requests are told of it."""
         if not self.gone.done():
             self._verdict = f"{verdict} and was killed"
-            os.kill(self.pid, signal.SIGKILL)
+            self.process.send(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Ends the process, and returns when it is gone."""
+        """Ends the process, and returns when it is gone, or cannot be ended: see `process`."""
         await self._channel.close(grace=None)
-        for how in (signal.SIGTERM, signal.SIGKILL):
-            if self.gone.done():
-                break
-            os.kill(self.pid, how)
-            await asyncio.wait([self.gone], timeout=STOP_TIMEOUT)
+        for how, timeout in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)):
+            self.process.send(how)
+            await asyncio.wait([self.process.ended], timeout=timeout)
+        if self.process.ended.done():
+            await asyncio.wait([self.gone], timeout=STOP_TIMEOUT)  # the zygote tells how
         if self._reader:
             await asyncio.wait([self._reader], timeout=STOP_TIMEOUT)
         self._socket.unlink(missing_ok=True)

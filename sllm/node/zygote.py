@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import structlog
 
 from sllm import errors
+from sllm.node.foreign import ForeignProcess
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
     Describe,
@@ -81,7 +82,10 @@ class ForkedWorker:
     serving: asyncio.Future[None]
     """Done once its socket takes connections."""
     exited: asyncio.Future[int]
-    """Its wait status, once it has ended."""
+    """Its wait status, once it has ended; told as soon as the zygote is lost, too, which it dies
+    with."""
+    process: ForeignProcess
+    """As the kernel knows it."""
 
 
 Answer = ForkedWorker | ModelDescription
@@ -227,12 +231,15 @@ class _Connection:
 
     async def close(self) -> None:
         """Ends the process; returns when it is gone, and its workers with it."""
+        workers = [worker.process.ended for worker in self._workers.values()]
         self._lose()
         try:
             await asyncio.wait_for(self._process.wait(), END_TIMEOUT)
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+        if workers:
+            await asyncio.wait(workers, timeout=END_TIMEOUT)
 
     def _receive(self) -> None:
         while not self.lost:
@@ -256,23 +263,33 @@ class _Connection:
             case Forked(call, pid):
                 self._take_worker(call, pid)
             case Serving(pid):
-                _resolve(self._workers[pid].serving, None)
+                if worker := self._workers.get(pid):
+                    _resolve(worker.serving, None)
             case Exited(pid, status):
-                _resolve(self._workers.pop(pid).exited, status)
+                if worker := self._workers.pop(pid, None):
+                    _resolve(worker.exited, status)
             case Described(call, model):
                 self._answer(call, model)
             case Failed(call, code, reason, text, metadata):
-                error = errors.make_error(code, reason, text, metadata=metadata)
-                pending = self._calls.get(call)
-                if pending and not pending.done():
-                    pending.set_exception(error)
+                self._fail(call, errors.make_error(code, reason, text, metadata=metadata))
 
     def _take_worker(self, call: int, pid: int) -> None:
         loop = asyncio.get_running_loop()
-        worker = ForkedWorker(pid, loop.create_future(), loop.create_future())
+        try:
+            process = ForeignProcess(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            self._fail(call, errors.StartFailed(f"a worker cannot be watched: {error}"))
+            return
+        worker = ForkedWorker(pid, loop.create_future(), loop.create_future(), process)
         self._workers[pid] = worker
         if not self._answer(call, worker):
             os.kill(pid, signal.SIGKILL)  # nobody waits for it any more
+
+    def _fail(self, call: int, error: errors.SllmError) -> None:
+        pending = self._calls.get(call)
+        if pending and not pending.done():
+            pending.set_exception(error)
 
     def _answer(self, call: int, answer: Answer) -> bool:
         pending = self._calls.get(call)
