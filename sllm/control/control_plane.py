@@ -8,6 +8,7 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.catalog import Catalog
+from sllm.control.clearing import Clearing
 from sllm.control.config import ControlConfig
 from sllm.control.deployments import DeploymentSpec
 from sllm.control.drains import Drains
@@ -48,12 +49,14 @@ class ControlPlane:
         )
         self.drains = Drains(self._durable, self.state, self._orchestrator, clock)
         self.cluster = Watch(self.state, clock)
+        self._clearing = Clearing(self.state, self._nodes)
         self.membership = Membership(
             self.state,
             self._nodes,
             self._orchestrator,
             self._preparation,
             self._node_joined,
+            self._clearing.consider,
             config,
         )
         self.router = Router(self.state, self._orchestrator, clock, config)
@@ -92,6 +95,7 @@ class ControlPlane:
         await self._orchestrator.close()
         await self._preparation.close()
         await self.pinning.close()
+        await self._clearing.close()
         await self.cluster.close()
         await self.membership.close()
         await self._nodes.close()
@@ -111,6 +115,7 @@ class ControlPlane:
             self._preparation.deployment_deleted(name)
             self._orchestrator.deployment_deleted(name)
             self.pinning.deployment_deleted(name)
+            self._clearing.consider_all()
 
     def explain(self, name: str) -> Explanation:
         """What placement would decide now for one more request, and why.

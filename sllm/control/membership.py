@@ -82,14 +82,16 @@ class Membership:
         orchestrator: Orchestrator,
         preparation: Preparation,
         joined: Callable[[NodeView], None],
+        reported: Callable[[NodeView], None],
         config: ControlConfig,
     ) -> None:
-        """`joined` is told of every node that has become a member."""
+        """`joined` is told of nodes that have become members, `reported` of changes of members."""
         self._state = state
         self._nodes = nodes
         self._orchestrator = orchestrator
         self._preparation = preparation
         self._joined = joined
+        self._reported = reported
         self._lease = config.lease_seconds
         self._streams: dict[str, ReportStream] = {}
         self._tasks = Tasks()
@@ -154,6 +156,7 @@ class Membership:
             stream.resyncing = stream.resyncing and not isinstance(report.body, Full)
             self._orchestrator.node_reported(before, self._state.fleet.nodes[report.node_id])
             self._notify(report)
+            self._reported(self._state.fleet.nodes[report.node_id])
         if before is None:
             self._joined(self._state.fleet.nodes[report.node_id])
         return Answer.ACK

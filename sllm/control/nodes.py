@@ -121,6 +121,12 @@ class Node:
         with self.typed_errors():
             await self._node.ReleaseHold(request, timeout=_RELEASE_SECONDS)
 
+    async def evict(self, digest: str, tier: Tier) -> None:
+        """Frees a checkpoint's room on a tier, unless it is in use there."""
+        request = pb.EvictRequest(digest=digest, tier=types_pb.Tier.ValueType(tier))
+        with self.typed_errors():
+            await self._node.Evict(request, timeout=_RELEASE_SECONDS)
+
     async def start_instance(
         self, deployment: Deployment, instance: Instance, timeout: float
     ) -> AsyncGenerator[Loading | Ready, None]:

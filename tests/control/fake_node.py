@@ -89,6 +89,13 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         self.drop_hold(request.hold_id)
         return node_pb.ReleaseHoldResponse()
 
+    async def Evict(self, request: node_pb.EvictRequest, context: Any) -> node_pb.EvictResponse:
+        self.calls.append(request)
+        if self.copies[request.digest, request.tier].leased:
+            raise errors.CheckpointLeased("in use")
+        self.drop_copy(request.digest, request.tier)
+        return node_pb.EvictResponse()
+
     async def StartInstance(
         self, request: node_pb.StartInstanceRequest, context: Any
     ) -> AsyncIterator[node_pb.StartInstanceResponse]:

@@ -125,7 +125,7 @@ class ReportingNode:
         held = [one.digest for one in self.instances.values()]
         changed = []
         for (digest, tier), copy in self.copies.items():
-            leased = (tier == pb.TIER_DRAM and digest in held) or bool(copy.holds)
+            leased = (tier != pb.TIER_SSD and digest in held) or bool(copy.holds)
             if copy.leased != leased:
                 copy.leased = leased
                 changed.append(copy)
@@ -149,6 +149,11 @@ class ReportingNode:
         self.copies[digest, tier] = copy
         self.send_delta(copies=[copy])
         return digest
+
+    def drop_copy(self, digest: str, tier: pb.Tier.ValueType) -> None:
+        """Forgets a copy, and reports it."""
+        del self.copies[digest, tier]
+        self.send_delta(copies=[pb.CheckpointCopy(digest=digest, tier=tier)])
 
     def hold(self, request: node_pb.PromoteRequest, digest: str) -> None:
         hold = pb.Hold(hold_id=request.hold_id)
