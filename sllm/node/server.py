@@ -20,7 +20,7 @@ from sllm.clock import Clock, MonotonicClock
 from sllm.errors import DeviceUnavailable
 from sllm.node.agent import Agent
 from sllm.node.config import NodeConfig
-from sllm.node.device.cuda_devices import Budget, CudaDevices
+from sllm.node.device.cuda_devices import Budget, CudaDevices, Probe
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.device.records import Devices
 from sllm.node.device.selection import Selected, parse_device, select
@@ -74,7 +74,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     )
     stack.push_async_callback(store.close)
     config = _with_sockets(config, stack)
-    devices = await open_devices(config, selected, store, pool, clock, stack)
+    devices = await open_devices(config, selected, store, pool, clock, zygote.probe, stack)
     agent = Agent(config, clock, store, devices, zygote)
     generations = Generations(agent, node_id, clock)
     port = await _listen(config, agent, generations, node_id, stack)
@@ -90,6 +90,7 @@ async def open_devices(
     store: TierStore,
     pool: Pool,
     clock: Clock,
+    probe: Probe,
     stack: AsyncExitStack,
 ) -> Devices:
     """What kernels run on: the devices that were selected, or else the processors.
@@ -102,7 +103,8 @@ async def open_devices(
     async with AsyncExitStack() as opening:
         opening.push_async_callback(devices.close)
         try:
-            await devices.open(selected, Budget(config.kv_bytes, config.device_reserve_bytes))
+            budget = Budget(config.kv_bytes, config.device_reserve_bytes)
+            await devices.open(selected, budget, probe)
         except DeviceUnavailable as error:
             if selected.required:
                 raise

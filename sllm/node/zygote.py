@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,8 @@ from sllm.node.worker.messages import (
     Forked,
     Message,
     ModelDescription,
+    Probe,
+    Probed,
     Ready,
     Serving,
     from_packet,
@@ -88,7 +90,7 @@ class ForkedWorker:
     """As the kernel knows it."""
 
 
-Answer = ForkedWorker | ModelDescription
+Answer = ForkedWorker | ModelDescription | str
 
 
 class Zygote:
@@ -145,6 +147,17 @@ class Zygote:
         """
         answer = await self._call(lambda call: Describe(call, str(directory), dtype))
         assert isinstance(answer, ModelDescription)
+        return answer
+
+    async def probe(self, environment: Mapping[str, str]) -> str:
+        """Why the engine could not use a device in a worker with these variables; empty: it could.
+
+        Raises:
+            errors.Internal: It crashed in the attempt.
+            errors.StartFailed: The zygote ended or did not answer.
+        """
+        answer = await self._call(lambda call: Probe(call, dict(environment)))
+        assert isinstance(answer, str)
         return answer
 
     async def close(self) -> None:
@@ -268,8 +281,15 @@ class _Connection:
             case Exited(pid, status):
                 if worker := self._workers.pop(pid, None):
                     _resolve(worker.exited, status)
+            case _:
+                self._take_answer(message)
+
+    def _take_answer(self, message: Message) -> None:
+        match message:
             case Described(call, model):
                 self._answer(call, model)
+            case Probed(call, problem):
+                self._answer(call, problem)
             case Failed(call, code, reason, text, metadata):
                 self._fail(call, errors.make_error(code, reason, text, metadata=metadata))
 

@@ -175,10 +175,6 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
             done.duration.FromMilliseconds(500)
             yield node_pb.StartMigrationResponse(request_id=request_id, done=done)
 
-    async def Evict(self, request: node_pb.EvictRequest, context: Any) -> node_pb.EvictResponse:
-        self.calls.append(request)
-        return node_pb.EvictResponse()
-
     def _loading(self, phase: pb.LoadPhase.ValueType) -> pb.Loading:
         total = self.script.model.size_bytes
         return pb.Loading(phase=phase, from_tier=pb.TIER_SSD, loaded_bytes=1, total_bytes=total)

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
+import torch
 from serverlessllm.v1.inference_service_pb2 import GenerateRequest
 
 from sllm import errors
@@ -82,6 +84,16 @@ async def test_models_are_described_in_a_process_of_their_own(
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(errors.UnsupportedModel, match=r"mamba|Mamba"):
         await zygote.describe(tmp_path, None)
+    await assert_eventually(lambda: not children())
+
+
+async def test_it_says_why_the_engine_could_not_use_a_device(
+    zygote: Zygote, children: Children
+) -> None:
+    problem = await zygote.probe({"CUDA_VISIBLE_DEVICES": "GPU-none"})
+    assert re.match(
+        rf"torch {re.escape(torch.__version__)} (was built without|cannot use)", problem
+    )
     await assert_eventually(lambda: not children())
 
 

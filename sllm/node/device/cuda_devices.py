@@ -1,7 +1,7 @@
 """The CUDA devices of a node: opened together, each a tier of its own, and seats for instances."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -26,6 +26,9 @@ from sllm.node.device.tier import CudaTier
 from sllm.node.pool import Pool
 from sllm.node.records import Copy, Found, Tier, TierUsage
 from sllm.node.tiers import TierStore
+
+Probe = Callable[[Mapping[str, str]], Awaitable[str]]
+"""Told the variables of a worker on a device; says why the engine could not use it, or nothing."""
 
 _log = structlog.get_logger()
 
@@ -57,8 +60,13 @@ class CudaDevices:
         self._watchers: list[Callable[[], None]] = []
         self._measuring: asyncio.Task[None] | None = None
 
-    async def open(self, selected: Selected, budget: Budget) -> None:
+    async def open(self, selected: Selected, budget: Budget, probe: Probe | None = None) -> None:
         """Opens every device, and pins the pool.
+
+        Args:
+            selected: which.
+            budget: of each.
+            probe: says why the engine could not use a device, if it could not. None: nobody asks.
 
         Raises:
             DeviceUnavailable: one cannot be used, or is too small; says why, with the numbers.
@@ -66,6 +74,7 @@ class CudaDevices:
         try:
             for index in selected.indices:
                 self._devices.append(await self._open(selected.driver, index, budget))
+            await asyncio.gather(*(_check(one, probe) for one in self._devices if probe))
             await self._memories[0].pin(self._pool.base_address, self._pool.capacity_bytes)
             self._pinned = True
         except DeviceFailed as error:
@@ -203,6 +212,21 @@ def _capacity(index: int, name: str, memory: DeviceMemory, budget: Budget, chunk
             f"(--device-reserve), which leaves {capacity} for weights and KV caches"
         )
     return capacity
+
+
+async def _check(seats: Seats, probe: Probe) -> None:
+    """Has the engine try a device on which nothing but kernels can read weights."""
+    if not await seats.tier.memory.is_apart():
+        return
+    try:
+        problem = await probe(seats.environment)
+    except SllmError as error:
+        problem = error.message
+    if problem:
+        raise DeviceUnavailable(
+            f"the engine cannot use device {seats.device.index} ({seats.device.name}): {problem}; "
+            "install a torch for this machine's driver, or run the node with --device cpu"
+        )
 
 
 def _told(info: DeviceInfo) -> str:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from sllm.errors import DeviceFailed, NoCapacity
 from sllm.node.device.copy_thread import CopyThread
-from sllm.node.device.driver import OUT_OF_MEMORY, CudaError, Driver
+from sllm.node.device.driver import OUT_OF_MEMORY, CudaError, Driver, MemoryKind
+from sllm.node.device.placing import GRANULE
 
 Result = TypeVar("Result")
 
@@ -52,6 +53,19 @@ class DeviceMemory:
             DeviceFailed: CUDA cannot say.
         """
         self.free_bytes, self.total_bytes = await self._run(self._driver.memory)
+
+    async def is_apart(self) -> bool:
+        """Whether it is memory that processors cannot read, so that kernels must.
+
+        Raises:
+            NoCapacity, DeviceFailed: as `allocate`.
+        """
+        probe = await self.allocate(GRANULE)
+        try:
+            kind = await self._run(lambda: self._driver.kind(probe.address))
+            return kind is MemoryKind.DEVICE
+        finally:
+            await uninterrupted(self.free(probe))
 
     async def allocate(self, size: int) -> Allocation:
         """Takes memory. Who is cancelled meanwhile has none.

@@ -36,6 +36,11 @@ class Seats:
         self._kv_bytes = capacity if kv_bytes is None else min(kv_bytes, capacity)
 
     @property
+    def environment(self) -> Mapping[str, str]:
+        """See `Seat.environment`."""
+        return {"CUDA_VISIBLE_DEVICES": self.device.uuid, WORKER_DEVICE_VARIABLE: "cuda"}
+
+    @property
     def info(self) -> DeviceInfo:
         """The device as it is now."""
         memory, ledger, claims = self.tier.memory, self._ledger, self._claims
@@ -90,27 +95,26 @@ class Seats:
                 copies.hold(own, held)
             gone = copies.enter(found.record, self._to_come(found), kv_bytes, held)
             await copies.free(gone)
-            yield _Seat(self.device, self.tier, found)
+            yield _Seat(self, found)
 
 
 class _Seat:
     """See `Seat`."""
 
-    def __init__(self, device: Identity, tier: CudaTier, found: Found) -> None:
-        self._device = device
-        self._tier = tier
+    def __init__(self, seats: Seats, found: Found) -> None:
+        self._seats = seats
         self._found = found
 
     @property
     def index(self) -> int:
         """See `Seat.index`."""
-        return self._device.index
+        return self._seats.device.index
 
     @property
     def environment(self) -> Mapping[str, str]:
         """See `Seat.environment`."""
-        return {"CUDA_VISIBLE_DEVICES": self._device.uuid, WORKER_DEVICE_VARIABLE: "cuda"}
+        return self._seats.environment
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""
-        return await self._tier.bring_up(self._found, wish, tell)
+        return await self._seats.tier.bring_up(self._found, wish, tell)

@@ -62,6 +62,17 @@ def warm_up_device() -> None:
     torch.cuda.current_stream().synchronize()
 
 
+def device_problem() -> str:
+    """Why torch cannot compute on the one device that this process sees. Empty: it can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    try:
+        torch.zeros(1, device="cuda").cpu()
+    except Exception as error:  # whatever a driver, or torch's own libraries, lead to
+        return f"torch {torch.__version__} cannot use it: {error}"
+    return ""
+
+
 def _forget_that_there_was_none() -> None:
     """Transformers remembers what the zygote has found, which sees no device."""
     for function in vars(import_utils).values():

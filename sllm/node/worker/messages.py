@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 MAX_PACKET_BYTES = 64 * 1024
 
@@ -82,6 +82,24 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Agent -> zygote: see whether the engine could use a device."""
+
+    call: int
+    environment: dict[str, str]
+    """Variables that a worker on the device gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Zygote -> agent: the answer to `Probe`."""
+
+    call: int
+    problem: str
+    """Why it could not. Empty: it could."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """Zygote -> agent: the answer to a call that failed."""
 
@@ -92,11 +110,9 @@ class Failed:
     metadata: dict[str, str]
 
 
-Message = Ready | Fork | Forked | Serving | Exited | Describe | Described | Failed
+Message = Ready | Fork | Forked | Serving | Exited | Describe | Described | Probe | Probed | Failed
 
-_TYPES: dict[str, Any] = {
-    cls.__name__: cls for cls in (Ready, Fork, Forked, Serving, Exited, Describe, Described, Failed)
-}
+_TYPES: dict[str, Any] = {cls.__name__: cls for cls in get_args(Message)}
 
 
 def to_packet(message: Message) -> bytes:

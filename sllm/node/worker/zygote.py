@@ -27,6 +27,7 @@ from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 from sllm.errors import Internal, SllmError
 from sllm.node.worker import description, main
+from sllm.node.worker.device_weights import device_problem
 from sllm.node.worker.engine import Capacity, EngineRequest
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
@@ -37,6 +38,8 @@ from sllm.node.worker.messages import (
     Fork,
     Forked,
     Message,
+    Probe,
+    Probed,
     Ready,
     Serving,
     from_packet,
@@ -59,8 +62,8 @@ class Zygote:
         self._agent = agent
         self._pool_fd = pool_fd
         self._workers: set[int] = set()
-        self._describers: dict[int, int] = {}
-        """The call that each child works for."""
+        self._answerers: dict[int, int] = {}
+        """Children that answer a call and end, and the call of each."""
         self._wakeup, self._wakeup_end = socket.socketpair()
 
     def serve(self) -> None:
@@ -92,7 +95,10 @@ class Zygote:
                 self._send(Forked(call, pid))
             case Describe(call):
                 pid = self._fork(lambda: _describe(message, self._agent))
-                self._describers[pid] = call
+                self._answerers[pid] = call
+            case Probe(call):
+                pid = self._fork(lambda: _probe(message, self._agent))
+                self._answerers[pid] = call
 
     def _fork(self, work: Callable[[], int]) -> int:
         parent = os.getpid()
@@ -123,7 +129,7 @@ class Zygote:
         self._agent.close()
 
     def _reap(self) -> None:
-        while self._workers or self._describers:
+        while self._workers or self._answerers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
@@ -131,15 +137,15 @@ class Zygote:
                 self._workers.discard(pid)
                 self._send(Exited(pid, status))
             elif status:
-                error = Internal(f"describing the model failed with wait status {status}")
-                self._send(failure(self._describers.pop(pid), error))
+                error = Internal(f"a child of the zygote failed with wait status {status}")
+                self._send(failure(self._answerers.pop(pid), error))
             else:
-                del self._describers[pid]
+                del self._answerers[pid]
 
     def _end_children(self) -> None:
-        for pid in (*self._workers, *self._describers):
+        for pid in (*self._workers, *self._answerers):
             os.kill(pid, signal.SIGKILL)
-        for pid in (*self._workers, *self._describers):
+        for pid in (*self._workers, *self._answerers):
             os.waitpid(pid, 0)
 
     def _send(self, message: Message) -> None:
@@ -162,6 +168,12 @@ def _describe(request: Describe, agent: socket.socket) -> int:
     except SllmError as error:
         answer = failure(request.call, error)
     agent.send(to_packet(answer))
+    return 0
+
+
+def _probe(request: Probe, agent: socket.socket) -> int:
+    os.environ.update(request.environment)
+    agent.send(to_packet(Probed(request.call, device_problem())))
     return 0
 
 

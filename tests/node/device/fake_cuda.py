@@ -41,6 +41,8 @@ class FakeCuda:
         """Bytes, by device."""
         self.allocations: dict[int, tuple[int, Any]] = {}
         """Their device and buffer, by address."""
+        self.kind = 1
+        """What is said of every address: the host's, which it is, or 2, the device's."""
         self.registered: dict[int, int] = {}
         self.contexts: list[int] = []
         """Devices whose context was made and not left."""
@@ -220,7 +222,7 @@ class FakeCuda:
         return OK
 
     def cuPointerGetAttribute(self, value: Any, attribute: int, address: int) -> int:
-        value._obj.value = 1  # the host's: this is what it is
+        value._obj.value = self.kind
         return OK
 
     def _is_pinned(self, address: int, size: int) -> bool:

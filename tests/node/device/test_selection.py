@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -5,10 +6,16 @@ from pathlib import Path
 import pytest
 
 from sllm.clock import MonotonicClock
-from sllm.errors import DeviceUnavailable, InvalidArgument
+from sllm.errors import DeviceUnavailable, Internal, InvalidArgument
 from sllm.node.config import NodeConfig
 from sllm.node.device import selection
-from sllm.node.device.driver import LIBRARY_VARIABLE, Driver
+from sllm.node.device.cuda_devices import CudaDevices, Probe
+from sllm.node.device.driver import (
+    LIBRARY_VARIABLE,
+    WORKER_DEVICE_VARIABLE,
+    Driver,
+    MemoryKind,
+)
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.device.selection import Selected, Wanted, parse_device, select
 from sllm.node.server import open_devices
@@ -97,12 +104,58 @@ async def test_a_device_too_small_is_refused_with_the_numbers(machine: Machine) 
     await machine.open()
 
 
+async def fit(environment: Mapping[str, str]) -> str:
+    """What a zygote says whose torch can use the device."""
+    assert environment[WORKER_DEVICE_VARIABLE] == "cuda"
+    return ""
+
+
+async def unfit(environment: Mapping[str, str]) -> str:
+    """And one whose torch cannot."""
+    return "torch 2 was built without CUDA"
+
+
+async def crashed(environment: Mapping[str, str]) -> str:
+    """And one whose torch does not even answer."""
+    raise Internal("a child of the zygote failed with wait status 11")
+
+
+@pytest.mark.parametrize(
+    ("probe", "says"), [(unfit, "built without CUDA"), (crashed, "wait status 11")]
+)
+async def test_a_device_that_the_engine_cannot_use_is_unfit(
+    machine: Machine, tmp_path: Path, probe: Probe, says: str
+) -> None:
+    cuda = FakeCuda()
+    cuda.kind = MemoryKind.DEVICE
+    config = NodeConfig("127.0.0.1:0", tmp_path, device_reserve_bytes=1 << 20)
+    parts = (machine.bench.store, machine.bench.pool, MonotonicClock(), probe)
+    async with AsyncExitStack() as stack:
+        unasked = Selected(Driver(cuda), (0,), required=False)
+        devices = await open_devices(config, unasked, *parts, stack)
+        assert isinstance(devices, PoolDevice)
+        with pytest.raises(DeviceUnavailable, match=rf"use device 0 \(Fake GPU\): .*{says}.*cpu"):
+            await open_devices(config, replace(unasked, required=True), *parts, stack)
+        assert cuda.leaks == {}
+
+
+async def test_memory_that_processors_read_needs_no_kernels(
+    machine: Machine, tmp_path: Path
+) -> None:
+    config = NodeConfig("127.0.0.1:0", tmp_path, device_reserve_bytes=1 << 20)
+    parts = (machine.bench.store, machine.bench.pool, MonotonicClock(), unfit)
+    async with AsyncExitStack() as stack:
+        selected = Selected(Driver(FakeCuda()), (0,))
+        devices = await open_devices(config, selected, *parts, stack)
+        assert isinstance(devices, CudaDevices)
+
+
 async def test_a_node_serves_without_devices_that_are_unfit_unless_they_were_asked_for(
     machine: Machine, tmp_path: Path
 ) -> None:
     cuda = FakeCuda()
     config = NodeConfig("127.0.0.1:0", tmp_path, device_reserve_bytes=1 << 40)
-    parts = (machine.bench.store, machine.bench.pool, MonotonicClock())
+    parts = (machine.bench.store, machine.bench.pool, MonotonicClock(), fit)
     async with AsyncExitStack() as stack:
         unasked = Selected(Driver(cuda), (0,), required=False)
         devices = await open_devices(config, unasked, *parts, stack)
