@@ -249,6 +249,8 @@ class AsyncClient(Operator):
     async def cancel(self, request_id: str) -> None:
         """Ends a generation from outside its stream, which then fails with `errors.Cancelled`.
 
+        One that lingers without a reader is ended as well.
+
         Raises:
             errors.RequestNotFound: No request under way has this id.
         """

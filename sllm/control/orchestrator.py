@@ -15,7 +15,7 @@ from sllm.control import placement
 from sllm.control.config import ControlConfig
 from sllm.control.decisions import MigrateThenStart, Move, Start
 from sllm.control.launcher import Launcher
-from sllm.control.nodes import Nodes
+from sllm.control.nodes import Node, Nodes
 from sllm.control.placer import Placer
 from sllm.control.scaler import Scaler
 from sllm.control.state import StartUnderWay, State
@@ -185,6 +185,13 @@ class Orchestrator:
                     ticket.assign(assignment)
                     return True
         return False
+
+    def unread_on(self, request_id: str) -> Node | None:
+        """The node that goes on with a request although nobody reads it. None: none does."""
+        for instance in self._state.fleet.known_instances():
+            if request_id in instance.unread:
+                return self._nodes.by_id.get(instance.node_id)
+        return None
 
     def arrive(self, ticket: Ticket, instance_id: str) -> Assignment | None:
         """Where a request that has moved is now; None if that is gone already."""

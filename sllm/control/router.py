@@ -93,17 +93,23 @@ class Router:
         finally:
             self.drop(ticket)
 
-    def cancel(self, request_id: str) -> None:
-        """Ends a request from outside its stream.
+    async def cancel(self, request_id: str) -> None:
+        """Ends a request from outside its stream, also one that goes on without a reader.
 
         Raises:
             errors.RequestNotFound: No such request is under way.
+            errors.SllmError: Its node cannot be told.
         """
-        ticket = self._state.tickets.get(request_id)
-        if ticket is None:
-            raise errors.RequestNotFound(f"no request {request_id!r} is under way")
+        told_by = self._clock.now() + _LEAVING_SECONDS  # nodes tell of what nobody reads
+        while (ticket := self._state.tickets.get(request_id)) is None:
+            if node := self._orchestrator.unread_on(request_id):
+                return await node.cancel(request_id)
+            if self._clock.now() >= told_by:
+                raise errors.RequestNotFound(f"no request {request_id!r} is under way")
+            await self._clock.sleep(_LOOK_SECONDS)
         ticket.linger = 0.0  # it is not to go on
         ticket.fail(errors.Cancelled(f"request {request_id} was cancelled"))
+        return None
 
     def close(self) -> None:
         """Ends all streams, and takes no new requests."""

@@ -98,7 +98,7 @@ class InferenceServicer(InferenceServiceServicer):
         self, request: inference_pb.CancelRequest, context: Any
     ) -> inference_pb.CancelResponse:
         """Ends a request from outside its stream."""
-        self._router.cancel(request.request_id)
+        await self._router.cancel(request.request_id)
         return inference_pb.CancelResponse()
 
 

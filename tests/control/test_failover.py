@@ -192,6 +192,23 @@ async def test_it_reads_on_where_the_generation_goes_on(cluster: Cluster, node: 
         assert request_id in one.served()
 
 
+async def test_what_nobody_reads_can_be_cancelled(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy(min_replicas=1)
+    await cluster.wait_for_instances(1)
+    (instance,) = node.instances.values()
+    instance.unread_request_ids[:] = ["unread"]
+    node.send_full()
+
+    async def known() -> bool:
+        return any(one.unread_request_ids for one in await cluster.caller.instances())
+
+    await assert_eventually(known)
+    await cluster.caller.cancel("unread")
+    assert node.count("Cancel") == 1
+    with pytest.raises(errors.RequestNotFound):
+        await cluster.caller.cancel("another")
+
+
 async def test_a_newer_reader_takes_the_place_of_the_one_before(
     cluster: Cluster, halfway: FakeNode
 ) -> None:

@@ -97,6 +97,22 @@ async def test_a_request_can_be_cancelled_by_its_id(cluster: Cluster, deployed: 
             await stream.result()
 
 
+async def test_what_goes_on_without_its_caller_can_be_cancelled(
+    cluster: Cluster, deployed: str
+) -> None:
+    async with sllm.AsyncClient(cluster.control.address) as client:
+        options: dict[str, Any] = {"ignore_eos": True, "request_id": "lingers", "linger": 60.0}
+        async with client.generate(deployed, "For ever", max_tokens=450, **options) as stream:
+            while not isinstance(await stream.receive(), sllm.Tokens):
+                pass
+        (socket,) = workers.sockets(cluster)
+        before = workers.status(socket).counters
+        await client.cancel("lingers")
+        await assert_eventually(lambda: not workers.status(socket).counters.running_requests)
+        after = workers.status(socket).counters
+    assert after.cancelled_requests == before.cancelled_requests + 1, "it went on to its end"
+
+
 async def test_an_id_can_be_used_again_at_once_after_its_request_was_cancelled(
     cluster: Cluster, deployed: str
 ) -> None:

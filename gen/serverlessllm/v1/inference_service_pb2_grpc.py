@@ -60,7 +60,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends a generation from outside its stream, which then fails with CANCELLED.
+        """Ends a generation from outside its stream, which then fails with CANCELLED; also one that
+        lingers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class InferenceServiceStub:
     is honoured everywhere.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CancelRequest, _inference_service_pb2.CancelResponse]
-    """Ends a generation from outside its stream, which then fails with CANCELLED."""
+    """Ends a generation from outside its stream, which then fails with CANCELLED; also one that
+    lingers.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -50,7 +52,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     is honoured everywhere.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CancelRequest, _inference_service_pb2.CancelResponse]  # type: ignore[assignment]
-    """Ends a generation from outside its stream, which then fails with CANCELLED."""
+    """Ends a generation from outside its stream, which then fails with CANCELLED; also one that
+    lingers.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Token streams. Client -> router, and router -> node."""
@@ -71,6 +75,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.CancelResponse, _abc.Awaitable[_inference_service_pb2.CancelResponse]]:
-        """Ends a generation from outside its stream, which then fails with CANCELLED."""
+        """Ends a generation from outside its stream, which then fails with CANCELLED; also one that
+        lingers.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
