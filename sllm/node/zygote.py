@@ -8,6 +8,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -249,7 +250,8 @@ class _Connection:
         try:
             await asyncio.wait_for(self._process.wait(), END_TIMEOUT)
         except TimeoutError:
-            self._process.kill()
+            with suppress(ProcessLookupError):  # it may have ended at this very moment
+                self._process.kill()
             await self._process.wait()
         if workers:
             await asyncio.wait(workers, timeout=END_TIMEOUT)

@@ -82,13 +82,12 @@ def served(
 
 @pytest.fixture(autouse=True)
 def clean(served: OnDevice) -> Iterator[None]:
-    """Deletes what a test has deployed."""
+    """Deletes what a test has deployed: then the device is empty."""
     yield
     for deployment in served.client.deployments():
         served.client.delete(deployment.name)
     served.cluster.wait_for_instances(0)
-    served.evict()
-    wait_until(lambda: served.device.weights_used_bytes == 0)
+    wait_until(lambda: served.device.weights_used_bytes == served.device.kv_used_bytes == 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,8 +164,6 @@ def test_after_deletes_the_memory_is_back_as_measured(served: OnDevice, models: 
     served.client.complete("tiny-qwen2", "Hello", max_tokens=2)
     wait_until(lambda: served.device.free_bytes < before)
     served.client.delete("tiny-qwen2")
-    served.cluster.wait_for_instances(0)
-    served.evict()
     slack = 0 if served.torch_device == "cpu" else SLACK_BYTES
     wait_until(lambda: served.device.free_bytes >= before - slack)
     wait_until(lambda: served.device.weights_used_bytes == 0)
