@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Final
@@ -23,6 +24,7 @@ from sllm import errors
 log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_ADDRESS: Final = re.compile(r"unix:.+|.+:\d+")
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -200,8 +202,11 @@ class Server:
         The services' handlers must have been added to `grpc` before.
 
         Raises:
+            errors.InvalidArgument: It is no such address.
             errors.Unavailable: The address cannot be bound.
         """
+        if not _ADDRESS.fullmatch(address):  # without a port gRPC would take that of HTTPS
+            raise errors.InvalidArgument(f"cannot listen on {address!r}: write host:port")
         self._names = [service.full_name for service in services]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         health_name = HEALTH_DESCRIPTOR.services_by_name["Health"].full_name

@@ -131,12 +131,23 @@ class SqliteStore:
     """`Store` in one SQLite file."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it; may block."""
+        """Opens the file, or makes it; may block.
+
+        Raises:
+            errors.StartFailed: It is none of SQLite's, is damaged, or may not be written.
+            OSError: There can be no such directory.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")  # an answer given must survive a power cut
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")  # what is said must survive a power cut
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise errors.StartFailed(
+                f"{path} cannot be used: {error}; restore it, or move it away to begin without "
+                "deployments"
+            ) from error
 
     def deployments(self) -> list[Deployment]:
         """See Store."""

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sllm.errors import InvalidArgument
 from sllm.node.pulse import Patience
 
 MIB = 1024 * 1024
+_EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,24 @@ class NodeConfig:
     def pool_kv_bytes(self) -> int:
         """The budget for KV caches where the pool is the device."""
         return 2048 * MIB if self.kv_bytes is None else self.kv_bytes
+
+    def check(self, memory_bytes: int) -> None:
+        """Refuses what cannot work on a machine of so much memory.
+
+        Raises:
+            InvalidArgument: says what, and what to do.
+        """
+        if self.dram_bytes > memory_bytes:
+            raise InvalidArgument(
+                f"a pool of {self.dram_bytes} bytes is more than the {memory_bytes} of memory that "
+                "this machine has: give a smaller one (--dram)"
+            )
+        host = self.listen_address.rpartition(":")[0]
+        if host in _EVERY_INTERFACE and self.advertise_host is None:
+            raise InvalidArgument(
+                f"a node that listens on {host}, every interface, must be told under which host "
+                "others reach it (--advertise)"
+            )
 
     @property
     def checkpoint_dir(self) -> Path:

@@ -1,6 +1,7 @@
 """The node agent as a process: puts the parts together, serves, and takes them apart again."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 import uuid
@@ -40,7 +41,12 @@ STOP_GRACE = 2.0
 
 
 async def serve(config: NodeConfig) -> None:
-    """Runs a node agent until the process gets SIGTERM or SIGINT."""
+    """Runs a node agent until the process gets SIGTERM or SIGINT.
+
+    Raises:
+        errors.SllmError: It cannot run so, or not here.
+    """
+    config.check(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     node_id = config.node_id or _kept_node_id(config.directory)
     terminated = asyncio.create_task(until_terminated())  # now: it may be asked to end at any time
     async with AsyncExitStack() as stack:

@@ -68,6 +68,29 @@ def test_a_server_that_cannot_have_its_files_says_so(server: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("control", "--listen=127.0.0.1"), "cannot listen on '127.0.0.1': write host:port"),
+        (("node", "--dram=900TiB"), "more than the "),
+        (("node", "--listen=0.0.0.0:0"), "--advertise"),
+    ],
+)
+def test_what_a_server_cannot_be_is_refused(
+    tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sllm.cli.main", *arguments, f"--dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("error: INVALID_ARGUMENT: ")
+    assert complaint in done.stderr
+
+
 def test_a_metrics_port_in_use_is_told(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = f"--metrics-port={taken.getsockname()[1]}"

@@ -114,3 +114,10 @@ def test_what_was_answered_survives_sigkill(path: Path) -> None:
         assert store.recall(Call(f"r{index}", "f")) == b"answer"
     assert len(names) in (answered + 1, answered + 2), "half a transaction"
     store.close()
+
+
+def test_a_file_that_is_no_store_is_told(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("this is no database, but a letter to whoever comes after us")
+    with pytest.raises(errors.StartFailed, match=r"state\.db cannot be used: .*move it away"):
+        SqliteStore(path)
