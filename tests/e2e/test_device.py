@@ -36,19 +36,25 @@ SLACK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class OnDevice:
-    """A cluster of one node that serves from a device, and torch's name of it."""
+    """A cluster of one node that serves from devices, and torch's name of the first."""
 
     cluster: Cluster
     torch_device: str
+    count: int
+    """Of its devices. All the double's memory is the processors', so it has two at no cost."""
 
     @property
     def client(self) -> sllm.Client:
         return self.cluster.client
 
     @property
-    def device(self) -> sllm.Device:
+    def all(self) -> tuple[sllm.Device, ...]:
         (node,) = self.client.nodes()
-        return node.devices[0]
+        return node.devices
+
+    @property
+    def device(self) -> sllm.Device:
+        return self.all[0]
 
     def deploy(self, models: Path, family: str) -> None:
         self.client.deploy(family, f"file://{models / family}", keep_alive=0.0)
@@ -68,16 +74,17 @@ def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OnDevice]:
     directory = tmp_path_factory.mktemp("device")
-    options = ["--device=cuda:0", "--device-reserve=16MiB"]
+    double = request.param == "double"
+    options = [f"--device={'cuda' if double else 'cuda:0'}", "--device-reserve=16MiB"]
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "double":
+        if double:
             patch.setenv(LIBRARY_VARIABLE, str(library.build(directory)))
             patch.setenv("FAKE_CUDA_BYTES", str(DOUBLE_BYTES))
+            patch.setenv("FAKE_CUDA_DEVICES", "2")
         elif not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         with running(directory, nodes=1, node_options=options) as cluster:
-            device = "cpu" if request.param == "double" else "cuda"
-            yield OnDevice(cluster, device)
+            yield OnDevice(cluster, "cpu" if double else "cuda", 2 if double else 1)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +94,7 @@ def clean(served: OnDevice) -> Iterator[None]:
     for deployment in served.client.deployments():
         served.client.delete(deployment.name)
     served.cluster.wait_for_instances(0)
-    wait_until(lambda: served.device.weights_used_bytes == served.device.kv_used_bytes == 0)
+    wait_until(lambda: not any(one.weights_used_bytes or one.kv_used_bytes for one in served.all))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -174,6 +181,21 @@ def test_weights_in_use_are_not_evicted(served: OnDevice, models: Path) -> None:
     served.cluster.wait_for_instances(1)
     with pytest.raises(grpc.RpcError, match="is in use"):
         served.evict()
+
+
+def test_models_that_run_at_once_are_on_the_devices_that_have_the_most_room(
+    served: OnDevice, models: Path
+) -> None:
+    if served.count < 2:
+        pytest.skip("there is one device")
+    for family in FAMILIES[:2]:
+        served.client.deploy(family, f"file://{models / family}", min_replicas=1)
+    served.cluster.wait_for_instances(2)
+    wait_until(lambda: all(one.weights_used_bytes and one.kv_used_bytes for one in served.all))
+    for family in FAMILIES[:2]:
+        expected = greedy(models / family, "Once", 4, served.torch_device)
+        result = served.client.complete(family, "Once", temperature=0, max_tokens=4)
+        assert tuple(result.token_ids) == expected.token_ids
 
 
 def test_a_device_that_is_not_there_is_told_at_start(served: OnDevice, tmp_path: Path) -> None:

@@ -12,6 +12,19 @@ from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+_WITHOUT_CONTEXT = {
+    "cuInit",
+    "cuGetErrorString",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetUuid_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+}
+"""Functions that a thread may call without one."""
+
 OK, OUT_OF_MEMORY, INVALID_VALUE, INVALID_CONTEXT, UNKNOWN = 0, 2, 1, 201, 999
 
 
@@ -93,6 +106,8 @@ class FakeCuda:
             return found
         self.threads.add(threading.current_thread().name)
         failure = self.fails.get(name)
+        if name not in _WITHOUT_CONTEXT and not hasattr(self._current, "device"):
+            failure = INVALID_CONTEXT
         return found if failure is None else lambda *_: failure
 
     def cuInit(self, flags: int) -> int:
@@ -128,23 +143,23 @@ class FakeCuda:
         return OK
 
     def cuCtxSetCurrent(self, context: int | None) -> int:
-        self._current.device = None if context is None else context - 1
+        vars(self._current).clear()
+        if context is not None:
+            self._current.device = context - 1
         return OK
 
     @property
-    def _device(self) -> int | None:
-        return getattr(self._current, "device", None)
+    def _device(self) -> int:
+        """Of the calling thread's context."""
+        device: int = self._current.device
+        return device
 
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
-        if self._device is None:
-            return INVALID_CONTEXT
         free._obj.value = self._free_bytes(self._device)
         total._obj.value = self.total_bytes
         return OK
 
     def cuMemAlloc_v2(self, address: Any, size: int) -> int:
-        if self._device is None:
-            return INVALID_CONTEXT
         if size > self._free_bytes(self._device):
             return OUT_OF_MEMORY
         buffer = (ctypes.c_char * size)()
@@ -156,8 +171,6 @@ class FakeCuda:
         return OK if self.allocations.pop(address, None) else INVALID_VALUE
 
     def cuMemHostRegister_v2(self, address: int, size: int, flags: int) -> int:
-        if self._device is None:
-            return INVALID_CONTEXT
         if address in self.registered:
             return INVALID_VALUE
         self.registered[address] = size

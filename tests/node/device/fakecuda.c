@@ -2,8 +2,9 @@
  *
  * An allocation is a memfd; its handle is the path under which other processes open it. Copies are
  * carried out as late as CUDA allows: when an event behind them is waited for. Every address is of
- * the host's memory, and cuPointerGetAttribute says so. FAKE_CUDA_BYTES is the memory of each
- * device, FAKE_CUDA_DEVICES how many there are.
+ * the host's memory, and cuPointerGetAttribute says so, unless FAKE_CUDA_KIND says otherwise.
+ * FAKE_CUDA_BYTES is the memory of each device, FAKE_CUDA_DEVICES how many there are. Whatever acts
+ * on a context fails in a thread that has made none current.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -16,19 +17,24 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_PINNED = 3, MAX = 4096 };
+enum {
+    OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_PINNED = 3, INVALID_CONTEXT = 201,
+    MAX = 4096, DEVICES = 8
+};
+#define IN_CONTEXT if (!current) return INVALID_CONTEXT
 
 typedef struct { unsigned char bytes[64]; } Handle;
-typedef struct { char *address; size_t size; int fd; } Allocation;
+typedef struct { char *address; size_t size; int fd, device; } Allocation;
 typedef struct { uint64_t target; const void *source; size_t size; void *event; } Item;
 typedef struct { Item items[MAX]; int begin, end; } Stream;
+typedef struct { Stream *stream; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static Allocation allocations[MAX];
-static size_t used;
+static size_t used[DEVICES];
+static __thread int current; /* the device whose context it is, and 1; or 0 */
 static char *pinned;
 static size_t pinned_size;
-static Stream *last_stream;
 
 static size_t setting(const char *name, size_t otherwise) {
     const char *text = getenv(name);
@@ -61,29 +67,38 @@ int cuDevicePrimaryCtxRetain(void **context, int device) {
 
 int cuDevicePrimaryCtxRelease_v2(int device) { (void)device; return OK; }
 
-int cuCtxSetCurrent(void *context) { (void)context; return OK; }
+int cuCtxSetCurrent(void *context) { current = (int)(intptr_t)context; return OK; }
 
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    IN_CONTEXT;
     *total = setting("FAKE_CUDA_BYTES", (size_t)1 << 30);
-    *free_bytes = *total - used;
+    *free_bytes = *total - used[current - 1];
     return OK;
 }
 
-int cuMemAlloc_v2(uint64_t *address, size_t size) {
+static int allocate(uint64_t *address, size_t size) {
     size_t total = setting("FAKE_CUDA_BYTES", (size_t)1 << 30);
-    if (used + size > total) return OUT_OF_MEMORY;
+    if (used[current - 1] + size > total) return OUT_OF_MEMORY;
     int fd = memfd_create("fake-cuda", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, (off_t)size)) return OUT_OF_MEMORY;
     char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) return OUT_OF_MEMORY;
     for (int i = 0; i < MAX; i++) {
         if (allocations[i].address) continue;
-        allocations[i] = (Allocation){memory, size, fd};
-        used += size;
+        allocations[i] = (Allocation){memory, size, fd, current - 1};
+        used[current - 1] += size;
         *address = (uint64_t)memory;
         return OK;
     }
     return OUT_OF_MEMORY;
+}
+
+int cuMemAlloc_v2(uint64_t *address, size_t size) {
+    IN_CONTEXT;
+    pthread_mutex_lock(&lock); /* each device has a thread of its own */
+    int code = allocate(address, size);
+    pthread_mutex_unlock(&lock);
+    return code;
 }
 
 static Allocation *find(uint64_t address) {
@@ -94,33 +109,46 @@ static Allocation *find(uint64_t address) {
 }
 
 int cuMemFree_v2(uint64_t address) {
+    IN_CONTEXT;
     Allocation *found = find(address);
     if (!found) return INVALID_VALUE;
     munmap(found->address, found->size);
     close(found->fd);
-    used -= found->size;
+    used[found->device] -= found->size;
     *found = (Allocation){0};
     return OK;
 }
 
 int cuMemHostRegister_v2(void *address, size_t size, unsigned flags) {
     (void)flags;
+    IN_CONTEXT;
     pinned = address;
     pinned_size = size;
     return OK;
 }
 
-int cuMemHostUnregister(void *address) { (void)address; pinned = NULL; return OK; }
+int cuMemHostUnregister(void *address) {
+    (void)address;
+    IN_CONTEXT;
+    pinned = NULL;
+    return OK;
+}
 
 int cuStreamCreate(void **stream, unsigned flags) {
     (void)flags;
-    *stream = last_stream = calloc(1, sizeof(Stream));
+    IN_CONTEXT;
+    *stream = calloc(1, sizeof(Stream));
     return OK;
 }
 
 int cuStreamDestroy_v2(void *stream) { free(stream); return OK; }
 
-int cuEventCreate(void **event, unsigned flags) { (void)flags; *event = malloc(1); return OK; }
+int cuEventCreate(void **event, unsigned flags) {
+    (void)flags;
+    IN_CONTEXT;
+    *event = calloc(1, sizeof(Event));
+    return OK;
+}
 
 int cuEventDestroy_v2(void *event) { free(event); return OK; }
 
@@ -130,24 +158,28 @@ static int put(Stream *stream, Item item) {
     return OK;
 }
 
-int cuEventRecord(void *event, void *stream) { return put(stream, (Item){.event = event}); }
+int cuEventRecord(void *event, void *stream) {
+    IN_CONTEXT;
+    ((Event *)event)->stream = stream;
+    return put(stream, (Item){.event = event});
+}
 
 int cuMemcpyHtoDAsync_v2(uint64_t target, const void *source, size_t size, void *stream) {
     const char *from = source;
+    IN_CONTEXT;
     if (from < pinned || from + size > pinned + pinned_size) return NOT_PINNED;
     return put(stream, (Item){target, source, size, NULL});
 }
 
 int cuEventSynchronize(void *event) {
-    pthread_mutex_lock(&lock);
-    Stream *stream = last_stream;
+    IN_CONTEXT;
+    Stream *stream = ((Event *)event)->stream;
     while (stream && stream->begin != stream->end) {
         Item item = stream->items[stream->begin];
         stream->begin = (stream->begin + 1) % MAX;
         if (item.event == event) break;
         if (!item.event) memcpy((void *)item.target, item.source, item.size);
     }
-    pthread_mutex_unlock(&lock);
     return OK;
 }
 
@@ -161,6 +193,7 @@ int cuIpcGetMemHandle(Handle *handle, uint64_t address) {
 
 int cuIpcOpenMemHandle_v2(uint64_t *address, Handle handle, unsigned flags) {
     (void)flags;
+    IN_CONTEXT;
     struct stat about;
     int fd = open((char *)handle.bytes, O_RDWR);
     if (fd < 0 || fstat(fd, &about)) return INVALID_VALUE;
@@ -174,6 +207,6 @@ int cuIpcOpenMemHandle_v2(uint64_t *address, Handle handle, unsigned flags) {
 int cuPointerGetAttribute(unsigned *value, int attribute, uint64_t address) {
     (void)attribute;
     (void)address;
-    *value = 1; /* CU_MEMORYTYPE_HOST: this is what it is */
+    *value = (unsigned)setting("FAKE_CUDA_KIND", 1); /* CU_MEMORYTYPE_HOST: this is what it is */
     return OK;
 }

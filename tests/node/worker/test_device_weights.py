@@ -65,6 +65,7 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def allocation(content: bytes) -> bytes:
     """Has the double hold some bytes; gives the handle."""
     driver = load_driver()
+    driver.enter(0)
     address = driver.allocate(len(content))
     ctypes.memmove(address, content, len(content))
     return driver.export(address)
