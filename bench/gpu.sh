@@ -28,7 +28,8 @@ makers=$!
 # Only the plugins that are needed: others may be there that do not know this pytest. Warnings of
 # libraries in other versions than those of constraints.txt are shown, and fail nothing.
 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 timeout 180 "$python" -m pytest -q -m cuda -W default \
-    -p pytest_asyncio.plugin -p pytest_timeout -p no:cacheprovider tests/e2e/test_device.py 2>&1 |
+    -p pytest_asyncio.plugin -p pytest_timeout -p no:cacheprovider \
+    tests/node/device/test_driver.py tests/e2e/test_device.py 2>&1 |
     tee "$out/gpu-tests.log" | tail -40
 wait "$makers" || echo "models were not all made"
 timeout 400 "$python" -m bench.gpu --directory "$models" --seconds "${SECONDS_LEFT:-300}" \

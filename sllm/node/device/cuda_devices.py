@@ -54,7 +54,8 @@ class CudaDevices:
         self._store = store
         self._pool = pool
         self._clock = clock
-        self._devices: list[Seats] = []
+        self.all: list[Seats] = []
+        """In CUDA's order, or that in which they were named."""
         self._memories: list[DeviceMemory] = []
         self._pinned = False
         self._watchers: list[Callable[[], None]] = []
@@ -73,8 +74,8 @@ class CudaDevices:
         """
         try:
             for index in selected.indices:
-                self._devices.append(await self._open(selected.driver, index, budget))
-            await asyncio.gather(*(_check(one, probe) for one in self._devices if probe))
+                self.all.append(await self._open(selected.driver, index, budget))
+            await asyncio.gather(*(_check(one, probe) for one in self.all if probe))
             await self._memories[0].pin(self._pool.base_address, self._pool.capacity_bytes)
             self._pinned = True
         except DeviceFailed as error:
@@ -95,11 +96,11 @@ class CudaDevices:
     @property
     def kv_capacity_bytes(self) -> int:
         """See `Devices.kv_capacity_bytes`."""
-        return sum(device.info.kv_capacity_bytes for device in self._devices)
+        return sum(device.info.kv_capacity_bytes for device in self.all)
 
     def check_fits(self, size_bytes: int) -> None:
         """See `Devices.check_fits`."""
-        largest = max(device.tier.copies.ledger.capacity for device in self._devices)
+        largest = max(device.tier.copies.ledger.capacity for device in self.all)
         if size_bytes > largest:
             raise ModelTooLarge(
                 f"the weights take {size_bytes} bytes, and the largest device of this node has "
@@ -114,7 +115,7 @@ class CudaDevices:
             yield seat
 
     def _choose(self, found: Found, kv_bytes: int) -> Seats:
-        roomy = [one for one in self._devices if one.lacking(found, kv_bytes) <= 0]
+        roomy = [one for one in self.all if one.lacking(found, kv_bytes) <= 0]
         if not roomy:
             told = "; ".join(_told(info) for info in self.infos())
             raise NoCapacity(
@@ -125,12 +126,12 @@ class CudaDevices:
 
     def infos(self) -> tuple[DeviceInfo, ...]:
         """See `Devices.infos`."""
-        return tuple(device.info for device in self._devices)
+        return tuple(device.info for device in self.all)
 
     def copies(self) -> tuple[Copy, ...]:
         """See `Devices.copies`. One on several devices is told of once."""
         found: dict[str, Copy] = {}
-        for copy in (copy for device in self._devices for copy in device.tier.told()):
+        for copy in (copy for device in self.all for copy in device.tier.told()):
             known = found.get(copy.digest)
             found[copy.digest] = copy if known is None else _both(known, copy)
         return tuple(found.values())
@@ -145,7 +146,7 @@ class CudaDevices:
     @property
     def queued_bytes(self) -> int:
         """See `Devices.queued_bytes`."""
-        loads = [load for device in self._devices for load in list(device.tier.loads.values())]
+        loads = [load for device in self.all for load in list(device.tier.loads.values())]
         return sum(load.remaining_bytes for load in loads)
 
     @property
@@ -155,7 +156,7 @@ class CudaDevices:
 
     async def evict(self, digest: str) -> None:
         """See `Devices.evict`."""
-        gone = [await device.tier.evict(digest) for device in self._devices]
+        gone = [await device.tier.evict(digest) for device in self.all]
         if not any(gone):
             raise CheckpointNotFound(f"the DEVICE tier does not hold checkpoint {digest}")
 
@@ -168,7 +169,7 @@ class CudaDevices:
         if self._measuring is not None:
             self._measuring.cancel()
             await asyncio.wait([self._measuring])
-        for device in self._devices:
+        for device in self.all:
             await device.tier.close()
         if self._pinned:
             with suppress(DeviceFailed):
@@ -178,7 +179,7 @@ class CudaDevices:
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the books of a device and its allocations differ."""
-        for device in self._devices:
+        for device in self.all:
             device.tier.check_integrity()
 
     async def measure(self) -> None:

@@ -97,7 +97,7 @@ def open_weights(weights: DeviceWeights) -> OpenedWeights:
     try:
         driver.enter(0)
         address = driver.open(weights.handle)
-        return OpenedWeights(address, _bytes_at(driver, address, weights.size_bytes))
+        return OpenedWeights(address, bytes_at(driver, address, weights.size_bytes))
     except CudaError as error:
         raise DeviceFailed(f"the weights on the device cannot be opened: {error}") from error
 
@@ -169,7 +169,7 @@ _kept: list[object] = []
 """What torch refers to for as long as the process lives."""
 
 
-def _bytes_at(driver: Driver, address: int, size: int) -> torch.Tensor:
+def bytes_at(driver: Driver, address: int, size: int) -> torch.Tensor:
     """Memory as a tensor, on the device that it is on: the driver knows."""
     device = _DL_CUDA if driver.kind(address) is MemoryKind.DEVICE else _DL_CPU
     if device == _DL_CUDA:
