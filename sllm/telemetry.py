@@ -5,10 +5,11 @@ exported, and no thread started, unless the environment or the caller asks for i
 forks calls `configure` in the child: exporters, and gRPC with them, are imported only then.
 """
 
+import io
 import logging
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -132,10 +133,26 @@ def _configure_logs(service_name: str, instance_id: str, closers: ExitStack) -> 
     structlog.configure(
         processors=[*common, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Log()),  # type: ignore[arg-type]  # is one
     )
     closers.callback(structlog.reset_defaults)
     _take_over_logging(common, rendering, closers)
+
+
+class _Log(io.TextIOBase):
+    """Stderr, but that a line which cannot be written, as on a full disk, is lost without an error.
+
+    What a server does must not fail because it cannot be told.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def _take_over_logging(

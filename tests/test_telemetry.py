@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,32 @@ def test_log_lines_are_json_and_carry_the_trace() -> None:
         assert line["span_id"] == "b7ad6b7169203331"
     assert (library["event"], library["level"]) == ("from elsewhere", "warning")
     assert "ZeroDivisionError" in failed["exception"]
+
+
+LOGS_TO_A_FULL_DISK = """
+import logging
+import structlog
+from sllm import telemetry
+
+telemetry.configure("sllm-test", instance_id="one")
+for number in range(1000):
+    structlog.get_logger().info("told", number=number)
+    logging.getLogger("library").warning("told, too")
+print("alive", flush=True)
+"""
+
+
+def test_a_log_that_cannot_be_written_fails_nothing() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", LOGS_TO_A_FULL_DISK],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert done.stdout == "alive\n"
 
 
 LOGS_AFTERWARDS = """
