@@ -5,8 +5,8 @@ import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ STABLE_SECONDS: Final = 30.0
 START_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.05
+_SAID_BYTES: Final = 4096
 LISTENING: Final = "listening on "
 """What a server writes to stdout, before its host:port, once it serves."""
 
@@ -66,15 +67,16 @@ class Server:
             errors.StartFailed: It ended before, or took too long.
         """
         self._started_at = time.monotonic()
-        self._process = await self._spawn()
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                self.address = await self._said_address(self._process)
-        except (TimeoutError, EOFError):
-            await self.stop()
-            raise errors.StartFailed(
-                f"{self.name} did not start: {self._last_words()} ({self._command.log})"
-            ) from None
+        with _file_in_memory(self.name) as said:
+            self._process = await self._spawn(said)
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    self.address = await _said_address(self._process, said)
+            except (TimeoutError, EOFError):
+                await self.stop()
+                raise errors.StartFailed(
+                    f"{self.name} did not start: {self._last_words()} ({self._command.log})"
+                ) from None
 
     async def keep(self) -> None:
         """Starts another process whenever one ends, until this is cancelled."""
@@ -105,38 +107,47 @@ class Server:
             self._process.kill()
             await self._process.wait()
 
-    async def _spawn(self) -> Process:
+    async def _spawn(self, said: int) -> Process:
         listen = self.address if self._command.keeps_address else self._command.listen
         self._command.log.parent.mkdir(parents=True, exist_ok=True)
-        # Not a pipe: it would stay open, and the end unnoticed, for as long as a grandchild lives.
-        with self._command.log.open("ab") as log, self._output.open("wb") as output:
+        with self._command.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "sllm.cli.main", *self._command.arguments),
                 *("--listen", listen, "--parent", str(os.getpid())),
                 stdin=DEVNULL,
-                stdout=output,
+                stdout=said,
                 stderr=log,
                 process_group=0,  # Ctrl-C is for the supervisor, which ends them in order
             )
 
-    @property
-    def _output(self) -> Path:
-        """What the process that runs now has written to stdout."""
-        return self._command.log.with_suffix(".out")
-
-    async def _said_address(self, process: Process) -> str:
-        """The address that the process says it listens on.
-
-        Raises:
-            EOFError: It ended without a word.
-        """
-        while process.returncode is None:
-            for line in self._output.read_text(errors="replace").splitlines(keepends=True):
-                if line.startswith(LISTENING) and line.endswith("\n"):
-                    return line.removeprefix(LISTENING).strip()
-            await asyncio.sleep(POLL_SECONDS)
-        raise EOFError
-
     def _last_words(self) -> str:
         lines = self._command.log.read_text(errors="replace").splitlines()
         return lines[-1] if lines else "it wrote no log"
+
+
+@contextmanager
+def _file_in_memory(name: str) -> Iterator[int]:
+    """The descriptor of a file that takes no room on a disk.
+
+    Not a pipe: it would stay open, and the end unnoticed, for as long as a grandchild lives.
+    """
+    descriptor = os.memfd_create(name)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _said_address(process: Process, said: int) -> str:
+    """The address that a process says it listens on, in what it has written to stdout.
+
+    Raises:
+        EOFError: It ended without a word.
+    """
+    while process.returncode is None:
+        words = os.pread(said, _SAID_BYTES, 0).decode(errors="replace")
+        for line in words.splitlines(keepends=True):
+            if line.startswith(LISTENING) and line.endswith("\n"):
+                return line.removeprefix(LISTENING).strip()
+        await asyncio.sleep(POLL_SECONDS)
+    raise EOFError

@@ -11,7 +11,15 @@ import psutil
 import pytest
 
 import sllm
-from sllm.cli.supervisor import FIRST_BACKOFF, LONGEST_BACKOFF, STABLE_SECONDS, next_backoff
+from sllm.cli.supervisor import (
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    STABLE_SECONDS,
+    Command,
+    Server,
+    next_backoff,
+)
+from tests.disks import small_disk
 from tests.support import wait_until
 
 START_TIMEOUT = 60.0
@@ -114,6 +122,21 @@ def test_a_cluster_that_cannot_come_up_says_why(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr.startswith("error: START_FAILED: control did not start: error: UNREACHABLE")
+
+
+async def test_a_server_starts_although_its_log_is_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "logs", 1 << 20) as disk:
+        disk.fill()
+        arguments = ("control", f"--dir={tmp_path / 'control'}")
+        log = disk.path / "control.log"
+        server = Server(Command("control", arguments, "127.0.0.1:0", log), print)
+        await server.start()
+        try:
+            async with sllm.AsyncClient(server.address) as client:
+                assert await client.nodes() == []
+        finally:
+            await server.stop()
+        assert log.stat().st_size == 0
 
 
 def test_the_backoff_grows_to_a_bound_and_begins_anew() -> None:
