@@ -110,6 +110,8 @@ class PhaseKind(StrEnum):
     """Forking the worker until it answers."""
     PREPARE = "PREPARE"
     """Loading the tokenizer and preparing the model's classes in the worker."""
+    WARM_UP = "WARM_UP"
+    """What a first use of the device takes, beside the load: a part of PREPARE."""
     ATTACH = "ATTACH"
     """Mapping the chunks and building the module over them."""
     ENGINE_INIT = "ENGINE_INIT"

@@ -20,6 +20,7 @@ class PhaseKind(IntEnum):
     ATTACH = 8
     ENGINE_INIT = 9
     PREFILL = 10
+    WARM_UP = 11
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ class PhaseKind(IntEnum):
     ATTACH = 8
     ENGINE_INIT = 9
     PREFILL = 10
+    WARM_UP = 11
 
 
 _LOADS = (PhaseKind.IMPORT, PhaseKind.READ_SSD, PhaseKind.DEVICE_COPY)

@@ -136,8 +136,11 @@ class Start:
             held.push_async_callback(worker.stop)
             await worker.wait_until_serving()
         with self._timeline.phase(PhaseKind.PREPARE):
-            model = await worker.prepare(directory, self._spec.engine)
-        return worker, model
+            prepared = await worker.prepare(directory, self._spec.engine)
+        if prepared.warm_up is not None:
+            after = prepared.seconds - prepared.warm_up
+            self._timeline.add_ending_now(PhaseKind.WARM_UP, prepared.warm_up, before=after)
+        return worker, prepared.model
 
     def _record_step(self, step: Step) -> None:
         self._timeline.add(_STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)

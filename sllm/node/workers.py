@@ -59,6 +59,17 @@ class EngineSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a worker says that is ready for its weights."""
+
+    model: ModelDescription
+    seconds: float
+    """What it took in the worker."""
+    warm_up: float | None
+    """Of these, the first, for which it used a device for the first time. None: it has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
     """What a worker says once its engine runs."""
 
@@ -101,7 +112,7 @@ class Worker:
         """Returns once the worker answers on its socket."""
         await self._call(self._stub.GetStatus(pb.GetStatusRequest(), **_options(START_TIMEOUT)))
 
-    async def prepare(self, checkpoint_dir: Path, engine: EngineSpec) -> ModelDescription:
+    async def prepare(self, checkpoint_dir: Path, engine: EngineSpec) -> Prepared:
         """Has the worker load what it can before the weights are there; it says what it found."""
         config = types_pb.EngineConfig(
             engine=engine.engine,
@@ -111,12 +122,7 @@ class Worker:
         )
         request = pb.PrepareRequest(checkpoint_dir=str(checkpoint_dir), engine=config)
         reply = await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
-        return ModelDescription(
-            architecture=reply.architecture,
-            context_tokens=reply.context_tokens,
-            kv_bytes_per_token=reply.kv_bytes_per_token,
-            dtype=reply.dtype,
-        )
+        return prepared(reply)
 
     async def attach(self, manifest: Manifest, place: Place, kv_bytes: int) -> Attached:
         """Gives the worker its weights; once this returns it takes requests.
@@ -243,6 +249,18 @@ class Worker:
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)
             self._forget(request_id)
+
+
+def prepared(reply: pb.PrepareResponse) -> Prepared:
+    """What a worker has found and done; see `Worker.prepare`."""
+    model = ModelDescription(
+        architecture=reply.architecture,
+        context_tokens=reply.context_tokens,
+        kv_bytes_per_token=reply.kv_bytes_per_token,
+        dtype=reply.dtype,
+    )
+    warm_up = reply.warm_up.ToNanoseconds() / 1e9 if reply.HasField("warm_up") else None
+    return Prepared(model, reply.duration.ToNanoseconds() / 1e9, warm_up)
 
 
 def attach_request(manifest: Manifest, place: Place, kv_bytes: int) -> pb.AttachRequest:

@@ -113,6 +113,8 @@ def test_the_receipt_shows_the_copy_and_the_next_start_needs_none(
 ) -> None:
     served.deploy(models, "tiny-opt")
     first = served.client.complete("tiny-opt", "Hello", max_tokens=2)
+    warmed = sllm.PhaseKind.WARM_UP in {one.kind for one in first.receipt.phases}
+    assert warmed == (served.torch_device == "cuda")
     copies = [one for one in first.receipt.phases if one.kind is sllm.PhaseKind.DEVICE_COPY]
     assert [one.size_bytes for one in copies] == [_size(served)]
     served.cluster.wait_for_instances(0)

@@ -99,6 +99,10 @@ class _PhaseKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PhaseKind.V
     """Creating the engine: KV cache, scheduler, warm-up."""
     PHASE_KIND_PREFILL: _PhaseKind.ValueType  # 10
     """From the engine's taking the request to its first token."""
+    PHASE_KIND_WARM_UP: _PhaseKind.ValueType  # 11
+    """What a first use of the device takes: its context, and the libraries that kernels come from.
+    A part of PREPARE, and so beside READ_SSD. Absent on CPU nodes.
+    """
 
 class PhaseKind(_PhaseKind, metaclass=_PhaseKindEnumTypeWrapper):
     """A part of the way from a request to its first token."""
@@ -124,6 +128,10 @@ PHASE_KIND_ENGINE_INIT: PhaseKind.ValueType  # 9
 """Creating the engine: KV cache, scheduler, warm-up."""
 PHASE_KIND_PREFILL: PhaseKind.ValueType  # 10
 """From the engine's taking the request to its first token."""
+PHASE_KIND_WARM_UP: PhaseKind.ValueType  # 11
+"""What a first use of the device takes: its context, and the libraries that kernels come from.
+A part of PREPARE, and so beside READ_SSD. Absent on CPU nodes.
+"""
 Global___PhaseKind: _TypeAlias = PhaseKind  # noqa: Y015
 
 class _LoadPhase:

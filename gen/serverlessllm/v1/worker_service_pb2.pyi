@@ -54,6 +54,7 @@ class PrepareResponse(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """What config.json says of the model; see ModelInfo."""
     context_tokens: _builtins.int
@@ -62,6 +63,10 @@ class PrepareResponse(_message.Message):
     """Name of the torch dtype in which it is served."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def warm_up(self) -> _duration_pb2.Duration:
+        """Of `duration`, its beginning: a first use of the device. Unset: there is none to warm up."""
+
     def __init__(
         self,
         *,
@@ -70,10 +75,11 @@ class PrepareResponse(_message.Message):
         context_tokens: _builtins.int = ...,
         kv_bytes_per_token: _builtins.int = ...,
         dtype: _builtins.str = ...,
+        warm_up: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,19 +48,24 @@ class OpenedWeights:
     """All of its bytes; uint8, on the device."""
 
 
-def warm_up_device() -> None:
+def warm_up_device() -> float | None:
     """Does what a first use of the device would have to wait for, while weights are on their way.
 
-    Makes the context and the libraries' handles. Without a device it does nothing.
+    Makes the context and the libraries' handles.
+
+    Returns:
+        Seconds that it took. None: there is no device.
     """
     if not os.environ.get(WORKER_DEVICE_VARIABLE) or not torch.cuda.is_available():
-        return
+        return None
+    began = time.monotonic()
     _forget_that_there_was_none()
     torch.cuda.init()  # type: ignore[no-untyped-call]  # untyped library
     for dtype in _WARM_DTYPES:
         matrix = torch.zeros(_WARM_SIZE, _WARM_SIZE, dtype=dtype, device="cuda")
         torch.softmax(matrix @ matrix, -1)
     torch.cuda.current_stream().synchronize()
+    return time.monotonic() - began
 
 
 def device_problem() -> str:

@@ -93,12 +93,15 @@ class Prepared:
     seconds: float
     model: ModelDescription
     """What the configuration says of it."""
+    warm_up: float | None
+    """Of the seconds, those at their beginning that a first use of the device took, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     files: ModelFiles
     options: EngineOptions
+    warm_up: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,8 @@ class ModelHost:
         began = time.monotonic()
         self._prepared = await asyncio.to_thread(_prepare, directory, options)
         config = self._prepared.files.architecture.config
-        return Prepared(time.monotonic() - began, describe_config(config, options.dtype))
+        model = describe_config(config, options.dtype)
+        return Prepared(time.monotonic() - began, model, self._prepared.warm_up)
 
     async def attach(self, weights: PooledWeights | DeviceWeights, kv_bytes: int) -> Attached:
         """Builds the model over its weights, where the agent holds them, and starts the engine.
@@ -253,8 +257,8 @@ def _prepare(directory: Path, options: EngineOptions) -> _Prepared:
     if options.engine not in _ENGINES:
         known = ", ".join(_ENGINES)
         raise UnsupportedModel(f"there is no engine {options.engine!r}; there are: {known}")
-    warm_up_device()
-    return _Prepared(load_files(directory), options)
+    warm_up = warm_up_device()
+    return _Prepared(load_files(directory), options, warm_up)
 
 
 def _attach(

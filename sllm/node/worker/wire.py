@@ -84,6 +84,7 @@ def prepare_response(prepared: Prepared) -> pb.PrepareResponse:
         context_tokens=model.context_tokens,
         kv_bytes_per_token=model.kv_bytes_per_token,
         dtype=model.dtype,
+        warm_up=None if prepared.warm_up is None else _duration(prepared.warm_up),
     )
 
 

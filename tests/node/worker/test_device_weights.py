@@ -9,9 +9,13 @@ from safetensors.torch import load_file
 
 from sllm.checkpoint.manifest import TensorEntry
 from sllm.errors import DeviceFailed, InvalidArgument, UnsupportedModel
+from sllm.node import workers
 from sllm.node.device.driver import LIBRARY_VARIABLE, load_driver
+from sllm.node.worker import wire
 from sllm.node.worker.description import load_architecture
 from sllm.node.worker.device_weights import DeviceWeights, device_tensors, open_weights
+from sllm.node.worker.host import Prepared
+from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model import build_module, build_module_on_device
 from tests.node.device import library
 from tests.node.worker.conftest import FAMILIES
@@ -110,3 +114,10 @@ def test_handles_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, doub
         open_weights(DeviceWeights(b"abc", 1, (0,), ()))
     with pytest.raises(DeviceFailed, match="cuIpcOpenMemHandle_v2"):
         open_weights(DeviceWeights(bytes(64), 1, (0,), ()))
+
+
+def test_what_the_first_use_of_a_device_took_is_told_to_the_agent() -> None:
+    model = ModelDescription("Llama", 512, 64, "bfloat16")
+    for warm_up in (0.5, None):
+        told = workers.prepared(wire.prepare_response(Prepared(2.0, model, warm_up)))
+        assert told == workers.Prepared(model, 2.0, warm_up)

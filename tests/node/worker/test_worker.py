@@ -38,6 +38,7 @@ async def test_attaching_says_how_long_it_took_and_what_context_there_is(
     prepared = await blank.prepare(staged.directory)
     attached = await blank.attach(staged)
     assert prepared.duration.ToNanoseconds() > 0
+    assert not prepared.HasField("warm_up"), "there is no device"
     assert attached.attach.ToNanoseconds() > 0
     assert attached.engine_init.ToNanoseconds() > 0
     assert attached.context_tokens == 512
