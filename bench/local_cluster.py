@@ -82,9 +82,13 @@ def local_cluster(
             yield LocalCluster(client, directory, address, psutil.Process(up.pid))
     finally:
         up.terminate()
-        up.wait(START_SECONDS)
-        if up.stdout:
-            up.stdout.close()
+        try:
+            up.wait(START_SECONDS)
+        finally:
+            up.kill()  # of no effect once it has ended; its servers end with it
+            up.wait()
+            if up.stdout:
+                up.stdout.close()
 
 
 def _address(up: subprocess.Popen[str]) -> str:

@@ -105,8 +105,10 @@ class Killing:
         """Holds a node and its workers still for longer than its lease."""
         held = [process, *process.children(recursive=True)]
         _each(held, psutil.Process.suspend)
-        await asyncio.sleep(2 * LEASE_SECONDS)
-        _each(reversed(held), psutil.Process.resume)
+        try:
+            await asyncio.sleep(2 * LEASE_SECONDS)
+        finally:
+            _each(reversed(held), psutil.Process.resume)
 
     async def _is_back(self, client: sllm.AsyncClient) -> bool:
         """Whether all nodes are in the fleet, as soon as they are."""

@@ -69,7 +69,7 @@ class Contenders:
             return Skipped(f"did nothing for {TIMEOUT_SECONDS:.0f} s")
         try:
             received: object = self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return Skipped("its process died")
         return received
 
