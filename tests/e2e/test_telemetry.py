@@ -91,8 +91,8 @@ def _scrape(port: int) -> str:
 def test_health_and_reflection_on_every_server(cluster: Cluster) -> None:
     services = {
         "control": {"DeploymentService", "InferenceService", "ClusterService", "FleetService"},
-        "node-0": {"NodeService", "InferenceService"},
-        "node-1": {"NodeService", "InferenceService"},
+        "node-0": {"NodeService", "InferenceService", "MigrationService"},
+        "node-1": {"NodeService", "InferenceService", "MigrationService"},
     }
     for part in cluster.parts:
         with grpc.insecure_channel(part.address) as channel:
