@@ -10,6 +10,7 @@ from sllm.checkpoint.chunk_reader import ChunkRead
 from sllm.clock import Clock
 from sllm.errors import Cancelled
 from sllm.node.records import Priority
+from sllm.node.turns import next_in_line
 
 _DIGEST_THREADS = 2
 """Beside those that read. A chunk takes a fraction of its read's time there."""
@@ -82,11 +83,14 @@ class ReadJob:
         self.waiting.clear()
 
 
+def _has_memory(job: ReadJob) -> bool:
+    return bool(job.waiting) and job.take(job.waiting[0])
+
+
 class ReadQueue:
     """A few threads with a chunk in hand each: that bounds what is in flight.
 
-    Loads of the same priority take turns, a chunk each, so that they share the disk fairly however
-    large they are; those that a request waits for go before all others.
+    Loads take turns at the disk; see `next_in_line`.
 
     A thread that has its chunk gives its place at the disk to another before it computes the
     digest: the disk has as much to do at every moment as it is meant to.
@@ -144,7 +148,7 @@ class ReadQueue:
         with self._changed:
             while not self._closed:
                 self._drop_cancelled()
-                if self._places and (job := self._next_job()):
+                if self._places and (job := next_in_line(self._jobs, _has_memory)):
                     return job, self._begin(job)
                 self._changed.wait()
         return None
@@ -153,16 +157,6 @@ class ReadQueue:
         for job in [job for job in self._jobs if job.waiting and job.cancelled()]:
             job.stop(Cancelled("the load was cancelled"))
             self._settle(job)
-
-    def _next_job(self) -> ReadJob | None:
-        """The first in line of the most urgent that have memory. It goes to the line's end."""
-        waiting = [job for job in self._jobs if job.waiting]
-        for job in sorted(waiting, key=lambda job: job.priority()):
-            if job.take(job.waiting[0]):
-                self._jobs.remove(job)
-                self._jobs.append(job)
-                return job
-        return None
 
     def wake(self) -> None:
         """Has the threads look again for what may have its turn. In any thread."""

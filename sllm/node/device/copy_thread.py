@@ -13,6 +13,7 @@ from sllm.clock import Clock
 from sllm.errors import Cancelled, DeviceFailed
 from sllm.node.device.driver import CudaError, Driver
 from sllm.node.records import Priority, nothing
+from sllm.node.turns import next_in_line
 
 _log = structlog.get_logger()
 
@@ -76,8 +77,8 @@ class _Flight:
 class CopyThread:
     """Puts copies into a stream of its own, a few at a time, and notes by events which are done.
 
-    Loads of the same priority take turns, a chunk each; those that a request waits for go first.
-    Everything else that is asked of the device is done between copies, in the order of asking.
+    Loads take turns in it; see `next_in_line`. Everything else that is asked of the device is done
+    between copies, in the order of asking.
     """
 
     def __init__(
@@ -245,16 +246,14 @@ class CopyThread:
                 self.stop(job, _failed(error))
 
     def _next(self) -> tuple[CopyJob, ChunkCopy] | None:
-        """The first in line of those that are most urgent. It goes to the end of the line."""
         with self._changed:
-            if not self._jobs:
+            job = next_in_line(self._jobs)
+            if job is None:
                 return None
-            job = min(self._jobs, key=lambda job: job.priority())
-            self._jobs.remove(job)
             copy = job.waiting.popleft()
             job.flying += 1
-            if job.waiting:
-                self._jobs.append(job)
+            if not job.waiting:
+                self._jobs.remove(job)
             return job, copy
 
     def _await_oldest(self) -> None:
