@@ -4,6 +4,7 @@ Over the double the whole way from disk to tokens is real but for the device's m
 shared memory of the host, and for the kernels, which are the processors'.
 """
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree
 
 import grpc
 import pytest
@@ -198,6 +200,26 @@ def test_models_that_run_at_once_are_on_the_devices_that_have_the_most_room(
         expected = greedy(models / family, "Once", 4, served.torch_device)
         result = served.client.complete(family, "Once", temperature=0, max_tokens=4)
         assert tuple(result.token_ids) == expected.token_ids
+
+
+def test_a_model_too_large_for_every_device_is_told_when_it_is_deployed(
+    served: OnDevice, models: Path, tmp_path: Path
+) -> None:
+    source = copytree(models / "tiny-llama", tmp_path / "large")
+    _write_holes(source / "model.safetensors", 1 << 40)
+    numbers = rf"take {1 << 40} bytes, and the largest device of this node has \d+ for weights"
+    with pytest.raises(sllm.errors.ModelTooLarge, match=numbers):
+        served.client.deploy("large", f"file://{source}")
+    assert not served.client.deployments()
+
+
+def _write_holes(path: Path, size: int) -> None:
+    """Weights of so many bytes, of which the disk has none but the header's."""
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"lm_head.weight": tensor}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
 
 
 def test_a_device_that_is_not_there_is_told_at_start(served: OnDevice, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Copies on SSD that are not what they should be, before and during a load."""
 
+import asyncio
 import errno
 import itertools
 import os
@@ -14,7 +15,8 @@ import pytest
 from sllm.checkpoint.direct_io import DirectFile
 from sllm.checkpoint.manifest_file import MANIFEST_FILE
 from sllm.errors import CheckpointCorrupt, CheckpointUnreadable
-from sllm.node.records import Tier
+from sllm.node.lease import Lease
+from sllm.node.records import Tier, nothing
 from tests.checkpoint.checkpoints import CHUNK, flip_bit
 from tests.node.store import Bench, gate_on
 
@@ -44,6 +46,32 @@ async def test_a_copy_that_cannot_be_read_is_set_aside_and_replaced(
         gate.open()
         lease = await bench.promote(0, Tier.DRAM)
     assert lease.digest == digest
+    assert len(list((bench.directory / "tier").glob(".quarantined-*"))) == 1
+
+
+class Nowhere:
+    """A sink that wants nothing."""
+
+    def landed(self, index: int, chunk: int, copied: Callable[[], None] = nothing) -> None:
+        copied()
+
+    async def settle(self) -> None:
+        return None
+
+
+async def test_a_copy_that_two_find_to_be_corrupt_is_set_aside_once(bench: Bench) -> None:
+    """Whoever finds it out last does not take its successor for it."""
+    lease = await bench.promote(0, Tier.SSD)
+    flip_bit(bench.directory / "tier" / lease.digest / "partition-00000.bin", 40_000)
+    passing, promoting = await asyncio.gather(
+        bench.store.pass_through(lease, Nowhere()),
+        bench.store.promote(bench.model(0), None, Tier.DRAM, pack=True),
+        return_exceptions=True,
+    )
+    assert isinstance(passing, CheckpointCorrupt)
+    assert isinstance(promoting, Lease)
+    bench.store.check_integrity()
+    assert bench.on(Tier.SSD) == {lease.digest}
     assert len(list((bench.directory / "tier").glob(".quarantined-*"))) == 1
 
 
