@@ -1,8 +1,8 @@
 """The destination's end of a migration: computes what comes in rounds, and goes on at the cutover.
 
-The KV cache is computed by a request that asks for a token and is ended with it. What it leaves in
-the engine's cache, the next round and the generation itself find there: prefix sharing makes them
-cost their new tokens only. It gives way to all that the engine generates already.
+The KV cache is computed by a request that asks for a token. What it leaves in the engine's cache,
+the next round and the generation itself find there: prefix sharing makes them cost their new tokens
+only. It gives way to all that the engine generates already.
 """
 
 import asyncio
@@ -23,9 +23,6 @@ from sllm.node.generations import Generations
 from sllm.node.workers import Worker
 
 log = structlog.get_logger()
-
-_PROBE_TOKENS = 2
-"""The engine shares what a request has computed if it is not ended by the same step."""
 
 
 @dataclass(slots=True)
@@ -115,7 +112,7 @@ class Immigration:
             request_id=f"{coming.request.request_id}/ahead",
             token_ids=types_pb.TokenIds(ids=[*coming.request.token_ids.ids, *coming.token_ids]),
             sampling=types_pb.SamplingParams(temperature=0),
-            max_tokens=_PROBE_TOKENS,
+            max_tokens=1,
             ignore_eos=True,
         )
         ahead = Generation(probe, self._worker, self._node_id, self._clock, gives_way=True)

@@ -256,7 +256,7 @@ class RunRequest(_message.Message):
     CANCEL_REQUEST_ID_FIELD_NUMBER: _builtins.int
     gives_way: _builtins.bool
     """Of `submit`: all others' prompts are computed before its own, and little of it at once while
-    others generate.
+    others generate. It ends with its first token, and what it has computed stays in the cache.
     """
     cancel_request_id: _builtins.str
     @_builtins.property

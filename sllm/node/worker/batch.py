@@ -124,6 +124,8 @@ class Batch:
         running.generated += 1
         token_id = output.generated_tokens[-1]
         finish = _finish_reason(running.request, token_id) if output.is_finished() else None
+        if running.request.gives_way:
+            finish = self._leave_cache(output.request_id)
         if finish:
             self._requests.pop(output.request_id, None)
         return NewToken(
@@ -133,6 +135,16 @@ class Batch:
             finish=finish,
             cached_prompt_tokens=running.cached_prompt_tokens or 0,
         )
+
+    def _leave_cache(self, request_id: str) -> FinishReason:
+        """Ends what was computed ahead before it takes part in another step.
+
+        transformers shares what a request has computed unless that very step has ended it.
+        """
+        if self._scheduler:
+            self._finished.add(request_id)
+            self._scheduler.set_request_cancellation(request_id)
+        return FinishReason.LENGTH
 
     def _report(self, tokens: tuple[NewToken, ...]) -> None:
         scheduler = self._scheduler

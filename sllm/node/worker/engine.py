@@ -37,7 +37,8 @@ class EngineRequest:
     that an earlier engine has drawn."""
     gives_way: bool = False
     """Whether it waits while prompts of others are computed, and takes a small part of each step
-    in which others generate: it is computed ahead, and nobody waits for its tokens."""
+    in which others generate: it is computed ahead, and nobody waits for its tokens. It ends with
+    its first one, and leaves what it has computed in the cache."""
 
 
 @dataclass(frozen=True, slots=True)

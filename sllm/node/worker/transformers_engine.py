@@ -82,7 +82,8 @@ class TransformersEngine:
         self._manager.add_request(
             list(request.prompt),
             request_id=request.request_id,
-            max_new_tokens=request.max_tokens,
+            # The batch ends what is computed ahead, so that its cache stays.
+            max_new_tokens=request.max_tokens + request.gives_way,
             streaming=True,
             eos_token_id=list(request.stop_token_ids),
         )

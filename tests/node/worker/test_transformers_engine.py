@@ -233,7 +233,7 @@ def test_a_request_that_finishes_early_does_not_count_as_cancelled(harness: Harn
 
 
 def test_what_gives_way_is_computed_after_all_others(harness: Harness) -> None:
-    ahead = [request((n,) * 450, max_tokens=2, gives_way=True) for n in range(50, 53)]
+    ahead = [request((n,) * 450, max_tokens=1, gives_way=True) for n in range(50, 53)]
     for one in ahead:
         harness.engine.submit(one)
     harness.steps.get(timeout=TIMEOUT)  # the first of them is under way
@@ -254,6 +254,19 @@ def test_what_gives_way_takes_a_small_part_of_the_steps_of_others(harness: Harne
     assert harness.engine.counters.steps - before >= 512 // 32
     harness.engine.cancel(running.request_id)
     wait_until(lambda: harness.engine.counters.running_requests == 0)
+
+
+def test_what_gives_way_ends_with_its_first_token_and_leaves_its_cache(harness: Harness) -> None:
+    before, prompt = harness.engine.counters, tuple(range(300, 364))
+    ahead = request(prompt, max_tokens=1, gives_way=True)
+    results = harness.generate([ahead])
+    assert len(results.ids(ahead.request_id)) == 1
+    after = request((*prompt, 7), max_tokens=1)
+    (token,) = harness.generate([after]).tokens[after.request_id]
+    assert token.cached_prompt_tokens == len(prompt)
+    # It took part in no other step, and is not counted as cancelled.
+    assert harness.engine.counters.steps == before.steps + 2
+    assert harness.engine.counters.cancelled_requests == before.cancelled_requests
 
 
 def test_requests_are_served_after_the_cache_was_short_and_all_were_cancelled(
