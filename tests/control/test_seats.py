@@ -89,6 +89,16 @@ def test_starts_that_have_no_device_yet_keep_their_room() -> None:
     assert lacking(counted, 4, 5) == 0, "what is reported is not counted twice"
 
 
+def test_a_start_lacks_the_room_of_those_that_are_still_leaving() -> None:
+    """Which is what it waits for before its node is asked."""
+    old = replace(instance("i", digest="d", kv=10 * MIB), device=0)
+    plan = Planned(instance("p", kv=10 * MIB), "new", 80 * MIB)
+    on = node(device(weights=60, kv=10), instances=(old,), p=plan)
+    leaving = replace(on, leaving=frozenset({"i"}), memo={})
+    assert lacking(leaving, 80, 0, digest="new") == 0
+    assert lacking(leaving.with_leaving, 80, 0, digest="new") == 60
+
+
 def test_two_starts_on_a_node_have_a_device_each() -> None:
     on = node(device(0), device(1))
     plan = Planned(instance("p", kv=10 * MIB), "one", 80 * MIB)
