@@ -189,7 +189,9 @@ class Placer:
     def _wait(self, name: str, decision: Decision, wait: Wait, closed: dict[str, str]) -> None:
         self.unmet.add(name)
         if decision.demand.resident:
-            self._later(name, min(self.residency.resident(self._clock.now()).values()))
+            now = self._clock.now()
+            turns = self.residency.resident(now).values()
+            self._later(name, min(turns, default=now))  # the last may have ended just now
         if wait.node_id:
             closed[wait.node_id] = f"room is being made there for {name}"
         for instance_id in wait.drain:
