@@ -22,11 +22,28 @@ class Durable:
     async def run(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """The result of a method of the store, called after all those before."""
+        """The result of a method of the store, called after all those before.
+
+        Who is cancelled meanwhile gets it all the same, and is cancelled where he waits next: what
+        is stored has to come into force as well.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        return await _whole(loop.run_in_executor(self._thread, lambda: work(*args, **kwargs)))
 
     async def close(self) -> None:
         """Ends the use of the store, once what is under way is done."""
         await self.run(self.store.close)
         self._thread.shutdown()
+
+
+async def _whole(work: asyncio.Future[Result]) -> Result:
+    task, cancelled = asyncio.current_task(), False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if task and cancelled:
+        task.uncancel()  # it counts once
+        task.cancel()
+    return work.result()
