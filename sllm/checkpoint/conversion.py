@@ -22,6 +22,8 @@ def convert(piece: memoryview, source: str, target: str) -> memoryview:
         target: another one.
     """
     values = _from_bf16(piece) if source == "BF16" else np.frombuffer(piece, _NUMPY[source])
+    if source == "F64":  # torch rounds twice as well
+        values = _cast(values, np.float32)
     converted = _to_bf16(values) if target == "BF16" else _cast(values, _NUMPY[target])
     return converted.view(np.uint8).data
 

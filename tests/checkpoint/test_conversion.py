@@ -10,7 +10,9 @@ TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16
 CONVERSIONS = [(a, b) for a in TORCH for b in TORCH if a != b and b != "F64"]
 
 TELLING = [0.0, -0.0, 1.0, 1.0 + 2**-8, 1.0 + 3 * 2**-9, 65504.0, 65520.0, 1e-8, -1e38, 3.4e38]
-"""Ties to even in both directions, the edges of float16, denormals and what becomes infinite."""
+TELLING += [1.0 + 2**-11 + 2**-30, 1.0 + 3 * 2**-11 - 2**-30]
+"""Ties to even in both directions, the edges of float16, denormals and what becomes infinite; what
+is a tie once it has been rounded to float32."""
 
 
 def converted(values: torch.Tensor, target: str) -> bytes:
