@@ -44,6 +44,13 @@ CALL_TIMEOUT = 60.0
 END_TIMEOUT = 5.0
 """Seconds that a zygote has to end by itself before it is killed."""
 
+_MEMORY = {
+    # glibc would give the kernel back what each layer's larger tensors took, and take fresh pages
+    # for the next: a third to half of the time of a step with long requests. Bytes.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
+"""What the agent's own environment may have otherwise."""
 _ENVIRONMENT = {
     # Threads of its own would not survive a fork; workers compute with torch's.
     "OPENBLAS_NUM_THREADS": "1",
@@ -53,10 +60,6 @@ _ENVIRONMENT = {
     # Tensors are in memory when a module is built: threads that fetch them gain nothing, and where
     # processors are short each waits for its turn.
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
-    # glibc would give the kernel back what each layer's larger tensors took, and take fresh pages
-    # for the next: a third to half of the time of a step with long requests. Bytes.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
     # A worker has its files; it never looks for any elsewhere.
     "HF_HUB_OFFLINE": "1",
     # No fork survives CUDA: the zygote sees no device, and a worker is told of its own. Asking
@@ -226,7 +229,7 @@ class _Connection:
                 *map(str, (theirs.fileno(), pool_fd, os.getpid())),
                 pass_fds=(theirs.fileno(), pool_fd),
                 stdin=DEVNULL,
-                env={**os.environ, **_ENVIRONMENT},
+                env={**_MEMORY, **os.environ, **_ENVIRONMENT},
             )
         return cls(process, ours)
 
