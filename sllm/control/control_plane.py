@@ -42,7 +42,7 @@ class ControlPlane:
         self._durable = Durable(store)
         self._catalog = Catalog(self._durable, self.state, self._nodes)
         self._orchestrator = Orchestrator(self.state, self._nodes, clock, config)
-        self._preparation = Preparation(self.state, self._nodes, self._catalog, config)
+        self._preparation = Preparation(self.state, self._nodes, self._catalog, clock, config)
         self.pinning = Pinning(self._durable, self.state, self._nodes, clock, config)
         self.prefetching = Prefetching(
             self._durable, self.state, self._nodes, self._catalog, config

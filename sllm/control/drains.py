@@ -1,5 +1,6 @@
 """Nodes that are being drained: they get no new work, and what they run ends."""
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -53,6 +54,7 @@ class Drains:
         self._graces: dict[str, float] = {}
         """Seconds that requests have, by node; as long as they take where it is infinite."""
         self._closing = False
+        self._changing = asyncio.Lock()
 
     async def load(self) -> None:
         """Takes in what was stored before a restart."""
@@ -82,7 +84,8 @@ class Drains:
         """
         first = await self._durable.run(self._durable.store.recall, call)
         if first is None:
-            await self._begin(node_id, grace, force, call)
+            async with self._changing:  # two at once may each count on the other's node
+                await self._begin(node_id, grace, force, call)
         elif node_id not in self._state.draining:
             return
         async with aclosing(self._follow(node_id)) as steps:

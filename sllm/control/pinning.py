@@ -104,8 +104,9 @@ class Pinning:
             await self._drop_expired()
             found = self._found(deployment, tier, node_id)
             await self._delete(found, call, wire.unpin_answer(found))
-        for pin in found:
-            await self._release(pin.place)
+        releases = [self._release_later(pin.place) for pin in found]
+        if releases:
+            await asyncio.wait(releases)  # they go on if the caller leaves meanwhile
         return found
 
     def pins(self, deployment: str) -> dict[str, tuple[Pin, bool]]:
@@ -143,7 +144,7 @@ class Pinning:
         """Ends the pins of a deployment; the store has forgotten them with it."""
         for place in [place for place in self._pins if place.deployment == name]:
             del self._pins[place]
-            self._tasks.spawn(self._release(place), name=f"unpin {place.hold_id}")
+            self._release_later(place)
 
     # --- a pin comes --------------------------------------------------------------------------
 
@@ -239,6 +240,9 @@ class Pinning:
         await self._durable.run(self._durable.store.delete_pins, places, call, answer, time.time())
         for place in places:
             self._pins.pop(place, None)
+
+    def _release_later(self, place: Place) -> asyncio.Task[None]:
+        return self._tasks.spawn(self._release(place), name=f"unpin {place.hold_id}")
 
     async def _release(self, place: Place) -> None:
         await self._release_hold(place.node_id, place.hold_id)

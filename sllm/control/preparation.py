@@ -6,6 +6,7 @@ from contextlib import aclosing
 import structlog
 
 from sllm import errors
+from sllm.clock import Clock
 from sllm.control import placement
 from sllm.control.catalog import Catalog
 from sllm.control.config import ControlConfig
@@ -18,14 +19,20 @@ from sllm.control.topology import Tier
 
 log = structlog.get_logger()
 
+_RETRY_SECONDS = 1.0
+"""Until nodes are looked for again after one was lost."""
+
 
 class Preparation:
     """Sees to it that every deployment's checkpoint is on some node's SSD tier."""
 
-    def __init__(self, state: State, nodes: Nodes, catalog: Catalog, config: ControlConfig) -> None:
+    def __init__(
+        self, state: State, nodes: Nodes, catalog: Catalog, clock: Clock, config: ControlConfig
+    ) -> None:
         self._state = state
         self._nodes = nodes
         self._catalog = catalog
+        self._clock = clock
         self._config = config
         self._tasks = Tasks()
         self._under_way: dict[str, asyncio.Task[None]] = {}
@@ -75,6 +82,8 @@ class Preparation:
                     node=node.node_id,
                     error=str(error),
                 )
+        if isinstance(error, errors.NodeLost):
+            await self._clock.sleep(_RETRY_SECONDS)  # the fleet may not have noticed yet
         self._ended(deployment, error)
 
     def _best_node(self, deployment: Deployment, tried: set[str]) -> Node | None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import structlog
 from opentelemetry import context as otel_context
@@ -69,13 +70,18 @@ class Relay:
         if assignment and ticket.opened:
             request_id = ticket.request_id
             work = self._cancel(assignment, request_id)
-            self._ending[request_id] = self._tasks.spawn(work, name=f"cancel {request_id}")
-            self._ending[request_id].add_done_callback(lambda _: self._ending.pop(request_id, None))
+            ending = self._tasks.spawn(work, name=f"cancel {request_id}")
+            self._ending[request_id] = ending
+            ending.add_done_callback(partial(self._ended, request_id))
 
     async def ended(self, request_id: str) -> None:
         """Returns once nodes have been told of the end of a request: its id may be used again."""
         if ending := self._ending.get(request_id):
             await asyncio.wait([ending])
+
+    def _ended(self, request_id: str, ending: asyncio.Task[None]) -> None:
+        if self._ending.get(request_id) is ending:
+            del self._ending[request_id]
 
     async def close(self) -> None:
         """Leaves the nodes with what they do."""

@@ -86,6 +86,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         self, request: node_pb.ReleaseHoldRequest, context: Any
     ) -> node_pb.ReleaseHoldResponse:
         self.calls.append(request)
+        await self.script.before_release.passed()
         self.drop_hold(request.hold_id)
         return node_pb.ReleaseHoldResponse()
 

@@ -69,3 +69,5 @@ class Script:
     tokens_unsent: int = 0
     """Tokens that have moved without having been given out."""
     before_stop: Gate = field(default_factory=Gate)
+    before_release: Gate = field(default_factory=Gate)
+    """Of a hold."""

@@ -109,6 +109,18 @@ async def test_the_last_node_with_work_is_not_drained_unless_forced(
     await draining
 
 
+async def test_of_two_drains_at_once_one_finds_its_node_needed(cluster: Cluster) -> None:
+    first, _ = await both_nodes(cluster)
+    first.script.before_finish.shut()
+    running = await cluster.caller.generate().until("tokens")
+    drains = [asyncio.create_task(drain(cluster, name)) for name in ("n1", "n2")]
+    await asyncio.wait(drains, return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS)
+    first.script.before_finish.open()
+    await running.end()
+    outcomes = await asyncio.gather(*drains, return_exceptions=True)
+    assert [type(one) for one in outcomes].count(errors.NodeNeeded) == 1, outcomes
+
+
 async def test_the_last_node_without_work_is_drained(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     assert (await drain(cluster))[-1].HasField("done")

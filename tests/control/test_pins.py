@@ -190,6 +190,22 @@ async def test_a_node_that_was_away_is_told_of_an_unpin(cluster: Cluster, node: 
     await assert_eventually(lambda: not node.holds())
 
 
+async def test_an_unpin_whose_caller_leaves_is_told_to_the_node(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    await pin(cluster)
+    node.script.before_release.shut()
+    leaving = asyncio.create_task(unpin(cluster))
+    await assert_eventually(lambda: node.script.before_release.waiting)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await cluster.caller.node()  # by then it has heard of that
+    node.script.before_release.open()
+    await assert_eventually(lambda: not node.holds())
+
+
 async def test_a_pin_whose_time_is_up_is_none(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     await pin(cluster, ttl=Duration(nanos=1_000_000))
