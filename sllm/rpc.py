@@ -32,6 +32,8 @@ _OPTIONS: Final = (
     # A peer that is stopped or cut off, rather than dead, is noticed by the lack of an answer.
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # Without this one gRPC waits for a minute, whatever the other says.
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
 CHANNEL_OPTIONS: Final = (
