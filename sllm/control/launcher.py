@@ -28,6 +28,8 @@ tracer = trace.get_tracer("sllm")
 _FAILED_KEPT = 256
 _STOP_TRIES = 3
 _RETRY_SECONDS = 0.5
+_LATER_SECONDS = 2.0
+"""Between later tries to stop an instance: its node is there, and cannot be reached."""
 
 Ended = Callable[[StartUnderWay, errors.SllmError | None], None]
 """Told of the end of every start, with what went wrong if it failed."""
@@ -203,6 +205,7 @@ class Launcher:
         return self._tasks.spawn(stop, name=f"stop {instance.instance_id}")
 
     async def _stop(self, instance: Instance, grace: float) -> None:
+        """Tries until it has ended or its node has gone; after some tries its room counts again."""
         began = self._clock.now()
         try:
             for _ in range(_STOP_TRIES):
@@ -211,10 +214,12 @@ class Launcher:
                         self._state.experience.stopped(self._clock.now() - began)
                     return
                 await self._clock.sleep(_RETRY_SECONDS)
-            self._state.fleet.stay(instance.node_id, instance.instance_id)
-            self._on_stop_failed(instance.deployment)
         finally:
             self._stop_ended(instance)
+        self._state.fleet.stay(instance.node_id, instance.instance_id)
+        self._on_stop_failed(instance.deployment)
+        while not await self._try_stop(instance, grace):
+            await self._clock.sleep(_LATER_SECONDS)
 
     async def _try_stop(self, instance: Instance, grace: float) -> bool:
         node = self._nodes.by_id.get(instance.node_id)

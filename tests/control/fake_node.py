@@ -145,6 +145,8 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
     ) -> node_pb.StopInstanceResponse:
         self.calls.append(request)
         await self.script.before_stop.passed()
+        if self.script.stop_errors:
+            raise self.script.stop_errors.pop(0)
         if instance := self.instances.get(request.instance_id):
             if request.grace.ToSeconds():
                 self.set_state(instance, pb.INSTANCE_STATE_DRAINING)

@@ -69,5 +69,7 @@ class Script:
     tokens_unsent: int = 0
     """Tokens that have moved without having been given out."""
     before_stop: Gate = field(default_factory=Gate)
+    stop_errors: list[errors.SllmError] = field(default_factory=list)
+    """One for each of the next stops."""
     before_release: Gate = field(default_factory=Gate)
     """Of a hold."""

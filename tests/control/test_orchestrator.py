@@ -55,6 +55,16 @@ async def test_a_start_does_not_wait_for_an_end_whose_room_it_does_not_need(
     node.script.before_stop.open()
 
 
+async def test_an_instance_whose_node_could_not_be_reached_for_long_is_stopped_after_all(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy("a", "file:///a", kv_cache_tokens=1024, keep_alive=0.0)
+    node.script.stop_errors += [errors.NodeLost("no answer")] * 4
+    await cluster.caller.complete("a")
+    await assert_eventually(lambda: not node.instances)
+    assert not node.script.stop_errors
+
+
 async def test_the_least_recently_used_model_goes_first(cluster: Cluster, node: FakeNode) -> None:
     third = 20 * 1024
     for name in ("a", "b", "c", "d"):
