@@ -17,6 +17,8 @@ from tests.e2e.cluster import Cluster, running
 from tests.e2e.generations import ask, read_to, same
 
 CAUGHT_SECONDS = 60.0
+MORE_THAN_HALF = 300 * 2**20
+"""Bytes, of what each node has for KV caches."""
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,28 @@ async def test_bad_destinations_leave_it_undisturbed(client: sllm.AsyncClient) -
     assert not result.migrations
     with pytest.raises(errors.RequestNotFound):
         await move(client, stream)
+
+
+async def test_a_node_without_room_leaves_it_undisturbed(
+    client: sllm.AsyncClient, models: Path
+) -> None:
+    model = (await client.deployment("moving")).model
+    tokens = MORE_THAN_HALF // model.kv_bytes_per_token
+    for name in ("wide", "wider"):
+        source = f"file://{models / 'tiny-llama'}"
+        await client.deploy(name, source, min_replicas=1, kv_cache_tokens=tokens)
+    expected = [await ask(client, 0, deployment=name).result() for name in ("wide", "wider")]
+    streams = [ask(client, 0, deployment=name) for name in ("wide", "wider")]
+    await asyncio.gather(*(read_to(stream, 3) for stream in streams))
+    where = {one.deployment: one.node_id for one in await client.instances()}
+    assert where["wide"] != where["wider"]
+    with pytest.raises(errors.NoCapacity):
+        await move(client, streams[0], where["wider"])
+    results = [await stream.result() for stream in streams]
+    same(results, expected)
+    assert not [one for result in results for one in result.migrations]
+    for name in ("wide", "wider"):
+        await client.delete(name)
 
 
 async def on_one_instance(
