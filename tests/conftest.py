@@ -16,6 +16,10 @@ settings.register_profile(
 settings.load_profile("sllm")
 
 
+_WAITING = ("tests/e2e/test_silence.py", "tests/e2e/test_device.py")
+"""Clusters that are idle for most of their time."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole clusters first: no process is left alone with them at the end."""
     items.sort(key=lambda item: not _has_clusters(item.nodeid))
@@ -23,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes run tests, each takes a file at a time; one takes all clusters.
+    """Where several processes run tests, each takes a file at a time; one takes all busy clusters.
 
     Two of them at once would starve each other where processors are few.
     """
@@ -31,7 +35,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Files(LoadScopeScheduling):  # type: ignore[misc]  # untyped library
         def _split_scope(self, nodeid: str) -> str:
-            return "clusters" if _has_clusters(nodeid) else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "clusters" if _has_clusters(nodeid) and file not in _WAITING else file
 
     return Files(config, log)
 
