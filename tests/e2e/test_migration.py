@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from make_models import make_model
 from serverlessllm.v1 import migration_service_pb2 as pb
 from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceStub
 
@@ -17,6 +18,8 @@ from tests.e2e.cluster import Cluster, running
 from tests.e2e.generations import ask, read_to, same
 
 CAUGHT_SECONDS = 60.0
+LONG: dict[str, Any] = {"deployment": "leaving", "max_tokens": 220}
+"""Generations that go on for longer than a command takes to start."""
 MORE_THAN_HALF = 300 * 2**20
 """Bytes, of what each node has for KV caches."""
 
@@ -197,7 +200,7 @@ async def on_one_instance(
     client: sllm.AsyncClient, count: int
 ) -> tuple[str, list[sllm.AsyncStream]]:
     """Generations of a deployment with one instance, each with some tokens, and their node."""
-    streams = [ask(client, number, deployment="leaving") for number in range(count)]
+    streams = [ask(client, number, **LONG) for number in range(count)]
     await asyncio.gather(*(read_to(stream, 20) for stream in streams))
     (instance,) = [one for one in await client.instances() if one.deployment == "leaving"]
     return instance.node_id, streams
@@ -214,11 +217,17 @@ async def all_went_on(
         assert moved.reason == "DRAIN"
 
 
+@pytest.fixture(scope="module")
+def slower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes a while for a generation."""
+    return make_model("small-llama", tmp_path_factory.mktemp("slower") / "model")
+
+
 @pytest.fixture
-async def leaving(client: sllm.AsyncClient, models: Path) -> AsyncIterator[list[sllm.Result]]:
+async def leaving(client: sllm.AsyncClient, slower: Path) -> AsyncIterator[list[sllm.Result]]:
     """What the generations of another deployment are, if they stay where they are."""
-    await client.deploy("leaving", f"file://{models / 'tiny-llama'}", keep_alive=600.0)
-    yield [await ask(client, number, deployment="leaving").result() for number in range(3)]
+    await client.deploy("leaving", f"file://{slower}", keep_alive=600.0)
+    yield await asyncio.gather(*(ask(client, number, **LONG).result() for number in range(3)))
     await client.delete("leaving")
 
 
