@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sllm.errors import CheckpointLeased, NoCapacity
 from sllm.node.checkpoints import SourceRecord
 from sllm.node.device.claims import Claims
-from sllm.node.device.records import DeviceInfo
+from sllm.node.device.records import DeviceInfo, Placed
 from sllm.node.ledger import Ledger
 from sllm.node.records import Tier
 from tests.node.device.machine import ALL_KV_BYTES, KV_BYTES, MODEL_BYTES, Machine
@@ -55,7 +55,14 @@ async def test_two_starts_are_not_given_the_same_room(machine: Machine) -> None:
 
 async def test_starts_at_the_same_moment_have_room_of_their_own(machine: Machine) -> None:
     await machine.reopen(devices=3, device_models=1)
-    placed = await asyncio.gather(*(machine.bring_up(seed) for seed in range(3)))
+
+    async def bring_up(seed: int) -> Placed:
+        seat = await machine.seat(seed)
+        return await seat.bring_up(machine.wish(seed), lambda _: None)
+
+    placed = await asyncio.gather(*map(bring_up, range(3)))
+    for seed, one in enumerate(placed):  # the books are in order once nothing is under way
+        machine.check(one, seed)
     assert told(machine, "weights_used_bytes") == [MODEL_BYTES] * 3
     assert len({one.manifest.digest for one in placed}) == 3
 
