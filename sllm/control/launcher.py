@@ -142,16 +142,12 @@ class Launcher:
 
     async def _room_made(self, start: StartUnderWay) -> None:
         """Returns once the instances whose room was counted as free are gone, if it is needed."""
-        node_id, need = start.instance.node_id, self._state.needs.get(start.deployment.name)
-        stops = self._stops.get(node_id)
-        view = self._state.fleet.nodes.get(node_id)
-        # A deployment that is deleted meanwhile needs no room: its start is withdrawn.
-        if (
-            need
-            and stops
-            and view
-            and not room.shortage(view.with_leaving, need.checkpoint, 0).none
-        ):
+        need = self._state.needs.get(start.deployment.name)
+        if need is None:
+            return  # the deployment was deleted: its start is withdrawn
+        stops = self._stops.get(start.instance.node_id)
+        view = self._state.fleet.nodes.get(start.instance.node_id)
+        if stops and view and not room.shortage(view.with_leaving, need.checkpoint, 0).none:
             await asyncio.wait(list(stops.values()))
 
     async def _call(self, start: StartUnderWay) -> Ready:

@@ -31,6 +31,7 @@ class _Coming:
 
     request: inference_pb.GenerateRequest
     token_ids: list[int] = field(default_factory=list)
+    rounds: int = 0
 
 
 class Immigration:
@@ -85,6 +86,7 @@ class Immigration:
             self._coming[step.request_id] = _Coming(step.request)
         if coming := self._coming.get(step.request_id):
             coming.token_ids.extend(step.token_ids)
+            coming.rounds += 1
             task = asyncio.create_task(self._round(coming))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -109,7 +111,8 @@ class Immigration:
             errors.SllmError: It cannot.
         """
         probe = inference_pb.GenerateRequest(
-            request_id=f"{coming.request.request_id}/ahead",
+            # Of its own for each round: the engine may not have let go of the last one yet.
+            request_id=f"{coming.request.request_id}/ahead/{coming.rounds}",
             token_ids=types_pb.TokenIds(ids=[*coming.request.token_ids.ids, *coming.token_ids]),
             sampling=types_pb.SamplingParams(temperature=0),
             max_tokens=1,

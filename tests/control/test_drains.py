@@ -1,14 +1,25 @@
 """DrainNode and UndrainNode: no new work, what runs ends, and nobody is left without a node."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import errors
-from sllm.control.drains import stranded
+from sllm.clock import MonotonicClock
+from sllm.control.config import ControlConfig
+from sllm.control.drains import Drains, stranded
+from sllm.control.durable import Durable
+from sllm.control.fleet import Full, Report
+from sllm.control.nodes import Nodes
+from sllm.control.orchestrator import Orchestrator
+from sllm.control.state import State
+from sllm.control.store import Call, SqliteStore
+from sllm.control.tickets import Ticket
 from tests.control import shapes
 from tests.control.cluster import SECONDS, Cluster
 from tests.control.fake_node import FakeNode
@@ -109,16 +120,23 @@ async def test_the_last_node_with_work_is_not_drained_unless_forced(
     await draining
 
 
-async def test_of_two_drains_at_once_one_finds_its_node_needed(cluster: Cluster) -> None:
-    first, _ = await both_nodes(cluster)
-    first.script.before_finish.shut()
-    running = await cluster.caller.generate().until("tokens")
-    drains = [asyncio.create_task(drain(cluster, name)) for name in ("n1", "n2")]
-    await asyncio.wait(drains, return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS)
-    first.script.before_finish.open()
-    await running.end()
-    outcomes = await asyncio.gather(*drains, return_exceptions=True)
-    assert [type(one) for one in outcomes].count(errors.NodeNeeded) == 1, outcomes
+async def test_of_two_drains_at_once_one_finds_its_node_needed(tmp_path: Path) -> None:
+    state, config, clock = State(), ControlConfig(tmp_path), MonotonicClock()
+    state.set_deployment(shapes.deployment("tiny"))
+    for node_id in ("n1", "n2"):
+        state.fleet.apply(Report(node_id, 1, Full(shapes.facts(node_id, kv=2000))), 1.0)
+    request = pb.GenerateRequest(deployment="tiny", request_id="r")
+    state.tickets["r"] = Ticket(request, None, clock, step_seconds=1.0)
+    durable = Durable(SqliteStore(tmp_path / "state.db"))
+    drains = Drains(durable, state, Orchestrator(state, Nodes(), clock, config), clock)
+
+    async def drain(node_id: str) -> None:
+        async for progress in drains.drain(node_id, 0.0, False, Call(node_id, node_id)):
+            assert progress.done
+
+    outcomes = await asyncio.gather(drain("n1"), drain("n2"), return_exceptions=True)
+    assert [type(one) for one in outcomes] == [type(None), errors.NodeNeeded]
+    await durable.close()
 
 
 async def test_the_last_node_without_work_is_drained(cluster: Cluster, node: FakeNode) -> None:

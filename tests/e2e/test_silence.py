@@ -10,7 +10,7 @@ import pytest_asyncio
 
 import sllm
 from sllm import errors
-from tests.e2e.cluster import START_TIMEOUT, Cluster, running
+from tests.e2e.cluster import START_TIMEOUT, running
 from tests.e2e.generations import ask, read_to, same
 from tests.e2e.wire import Wire
 from tests.support import assert_eventually
@@ -24,8 +24,7 @@ TOKENS = 300
 class Silent:
     """Two nodes with an instance each, which all others reach by wires."""
 
-    def __init__(self, cluster: Cluster, client: sllm.AsyncClient, wires: dict[str, Wire]) -> None:
-        self.cluster = cluster
+    def __init__(self, client: sllm.AsyncClient, wires: dict[str, Wire]) -> None:
         self.client = client
         self.wires = wires
 
@@ -48,7 +47,7 @@ async def silent(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Asyn
             client = await stack.enter_async_context(sllm.AsyncClient(cluster.control.address))
             source = f"file://{models / 'tiny-llama'}"
             await client.deploy("moving", source, min_replicas=2, max_replicas=2)
-            silent = Silent(cluster, client, wires)
+            silent = Silent(client, wires)
             await assert_eventually(silent.idle, timeout=START_TIMEOUT)
             yield silent
 

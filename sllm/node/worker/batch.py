@@ -124,7 +124,7 @@ class Batch:
         running.generated += 1
         token_id = output.generated_tokens[-1]
         finish = _finish_reason(running.request, token_id) if output.is_finished() else None
-        if running.request.gives_way:
+        if running.request.gives_way and not finish:
             finish = self._leave_cache(output.request_id)
         if finish:
             self._requests.pop(output.request_id, None)
