@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.node.device.machine import Machine
 from tests.node.store import Bench
 
 
@@ -13,3 +14,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.open()
     yield bench
     await bench.close()
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    """One device with room for four models, over a pool with room for eight."""
+    machine = Machine(tmp_path)
+    await machine.open()
+    yield machine
+    await machine.close()

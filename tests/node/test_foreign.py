@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -27,14 +27,6 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]) as found:
         yield found
         found.kill()
-
-
-@pytest.fixture
-async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
-    machine = Machine(tmp_path)
-    await machine.open()
-    yield machine
-    await machine.close()
 
 
 def forked(process: subprocess.Popen[bytes]) -> ForkedWorker:
