@@ -41,8 +41,10 @@ def staged(models: Path, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -
 async def zygote(pool: Pool) -> AsyncIterator[Zygote]:
     zygote = Zygote()
     with pytest.MonkeyPatch.context() as patch:
-        # Larger pieces of memory are asked of the kernel, which can be told to refuse them.
+        # Larger pieces of memory are asked of the kernel, which can be told to refuse them, and
+        # what is free is given back to it.
         patch.setenv("MALLOC_MMAP_THRESHOLD_", str(64 * 1024))
+        patch.setenv("MALLOC_TRIM_THRESHOLD_", str(64 * 1024))
         await zygote.start(pool.fd)
     yield zygote
     await zygote.close()
