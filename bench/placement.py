@@ -23,12 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.report import print_table, write_figures
-from sllm.control.decisions import Demand, Start
-from sllm.control.fleet import Fleet, Full, Report
-from sllm.control.needs import Checkpoint, Need
-from sllm.control.placement import place
-from sllm.control.slots import Slots
-from sllm.control.topology import (
+from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.topology import (
     Copy,
     Instance,
     InstanceState,
@@ -38,6 +34,10 @@ from sllm.control.topology import (
     Tier,
     TierUsage,
 )
+from sllm.control.placement.decisions import Demand, Start
+from sllm.control.placement.placement import place
+from sllm.control.requests.slots import Slots
+from sllm.control.state.fleet import Fleet, Full, Report
 
 GB = 10**9
 CHECKPOINTS = 10_000

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from sllm import errors
-from sllm.client.enums import (
+from sllm.client.types.enums import (
     DeploymentState,
     FinishReason,
     InstanceState,
@@ -19,7 +19,7 @@ from sllm.client.enums import (
     PlacementAction,
     Tier,
 )
-from sllm.client.events import (
+from sllm.client.types.events import (
     Event,
     Finished,
     Loading,
@@ -35,7 +35,7 @@ from sllm.client.events import (
     TopLogprob,
     Usage,
 )
-from sllm.client.operations import (
+from sllm.client.types.operations import (
     Cluster,
     DeploymentLoad,
     DrainProgress,
@@ -46,7 +46,7 @@ from sllm.client.operations import (
     Prefetched,
     StartEstimate,
 )
-from sllm.client.records import (
+from sllm.client.types.records import (
     ChatMessage,
     CheckpointCopy,
     Deployment,

@@ -15,11 +15,11 @@ from serverlessllm.v1 import (
     worker_service_pb2,
 )
 
-from sllm.control import service as control
-from sllm.node import service as node
+from sllm.control.api import service as control
+from sllm.node.api import service as node
 from sllm.node.worker import service as worker
 
-PACKAGE = Path(control.__file__).parent.parent
+PACKAGE = Path(control.__file__).parents[2]
 
 SERVICERS: list[tuple[Any, str, list[type]]] = [
     (cluster_service_pb2, "ClusterService", [control.ClusterServicer]),
@@ -53,7 +53,7 @@ CALLERS: list[tuple[Any, str, str]] = [
 
 @pytest.mark.parametrize(("module", "name", "part"), CALLERS)
 def test_every_rpc_has_a_caller(module: Any, name: str, part: str) -> None:
-    sources = "\n".join(path.read_text() for path in (PACKAGE / part).glob("*.py"))
+    sources = "\n".join(path.read_text() for path in (PACKAGE / part).rglob("*.py"))
     for method in module.DESCRIPTOR.services_by_name[name].methods:
         assert re.search(rf"\.{method.name}\b", sources), method.full_name
 

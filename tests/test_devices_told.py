@@ -5,11 +5,11 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.cli.listings import devices_table
 from sllm.cli.top import nodes_part
-from sllm.client import responses
-from sllm.client.records import Device, Node
-from sllm.control import fleet_wire
-from sllm.control.fleet import Full
-from sllm.control.topology import Copies, NodeView, Tier
+from sllm.client.types.records import Device, Node
+from sllm.client.wire import responses
+from sllm.control.cluster.topology import Copies, NodeView, Tier
+from sllm.control.state.fleet import Full
+from sllm.control.wire import fleet as fleet_wire
 
 GIB = 1 << 30
 DEVICES = (

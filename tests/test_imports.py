@@ -14,42 +14,109 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sllm"
 PARTS = ("control", "node", "client")
 
-EDGES = {"wire.py", "service.py", "server.py", "nodes.py"}
-"""Files that may name the protocol's generated code wherever they are; so may `…_wire.py`."""
-OTHER_EDGES = {
-    "sllm.node.generate",  # relays the workers' messages as they are
-    "sllm.node.emigration",  # calls other nodes
-    "sllm.node.generations",  # hands requests on as they are
-    "sllm.node.immigration",  # answers other nodes
-    "sllm.node.passage",  # calls other nodes
-    "sllm.node.migration_stream",  # calls other nodes
-    "sllm.node.outputs",  # holds the workers' messages as they are
-    "sllm.node.reporter",  # calls the control plane
-    "sllm.node.worker.main",
-    "sllm.node.workers",  # calls the workers
+FLOORS = {
+    "sllm": (
+        "cli",
+        "control | node | client",
+        "checkpoint",
+        "rpc",
+        "telemetry | process | config | sampling",
+        "broadcast | clock | decay | errors | libc",
+    ),
+    "sllm.control": (
+        "server",
+        "api",
+        "control_plane",
+        "operations | routing",
+        "orchestration",
+        "deployments",
+        "state",
+        "requests",
+        "wire | placement",
+        "metrics",
+        "types",
+        "cluster",
+        "config | tasks",
+    ),
+    "sllm.node": (
+        "server",
+        "api",
+        "generations",
+        "agent",
+        "config",
+        "instances",
+        "worker",
+        "device",
+        "store",
+        "transfers",
+        "tiers",
+    ),
+    "sllm.node.worker": (
+        "__main__",
+        "zygote",
+        "main",
+        "service",
+        "wire",
+        "host",
+        "generations",
+        "outbox",
+        "generation",
+        "engine | model",
+        "messages",
+    ),
+    "sllm.client": (
+        "sync",
+        "aio",
+        "operator",
+        "stream | watching",
+        "transcript | connection | wire",
+        "types",
+    ),
+    "sllm.checkpoint": (
+        "saving",
+        "reading",
+        "importing",
+        "remote",
+        "sources",
+        "files",
+        "format",
+    ),
 }
+"""The packages and modules of each part, from the top floor down.
+
+What stands on one floor imports itself and what is below it, never what is beside or above it.
+"""
+GENERATED_CODE = {
+    "sllm.client": {"sllm.client.types"},
+    "sllm.control.api": set(),
+    "sllm.control.server": set(),
+    "sllm.control.wire": set(),
+    "sllm.node.api": set(),
+    "sllm.node.generations": set(),
+    "sllm.node.instances.outputs": set(),
+    "sllm.node.instances.worker_client": set(),
+    "sllm.node.server": set(),
+    "sllm.node.worker.main": set(),
+    "sllm.node.worker.service": set(),
+    "sllm.node.worker.wire": set(),
+}
+"""Who may name the protocol's generated code, and which of their packages may not."""
 PURE = {
-    "sllm.checkpoint.layout",
-    "sllm.checkpoint.manifest",
-    "sllm.control.autoscaler",
-    "sllm.control.cost",
-    "sllm.control.deployments",
-    "sllm.control.explain",
-    "sllm.control.fleet",
-    "sllm.control.inits",
-    "sllm.control.lines",
-    "sllm.control.moves",
-    "sllm.control.pins",
+    "sllm.checkpoint.format.layout",
+    "sllm.checkpoint.format.manifest",
+    "sllm.control.cluster",
+    "sllm.control.deployments.autoscaler",
     "sllm.control.placement",
-    "sllm.control.queue",
-    "sllm.control.ranking",
-    "sllm.control.store",
-    "sllm.control.typical",
-    "sllm.node.ledger",
-    "sllm.node.phases",
-    "sllm.node.pool",
+    "sllm.control.requests.queue",
+    "sllm.control.state.fleet",
+    "sllm.control.state.sqlite",
+    "sllm.control.state.store",
+    "sllm.control.types",
+    "sllm.node.instances.phases",
+    "sllm.node.tiers.ledger",
+    "sllm.node.tiers.pool",
 }
-"""Modules that decide and account: they need neither a network nor a machine to be tested."""
+"""What decides and accounts: it needs neither a network nor a machine to be tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +186,43 @@ def _is_in(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
+@pytest.mark.parametrize("part", FLOORS)
+def test_imports_run_down(part: str) -> None:
+    floor_of = {
+        name: number for number, names in enumerate(FLOORS[part]) for name in names.split(" | ")
+    }
+    for module in modules().values():
+        own = _unit(part, module.name)
+        if own is None:
+            continue
+        assert own in floor_of, f"{module.name} has no floor"
+        for imported in module.imports:
+            unit = _unit(part, imported)
+            if unit is not None and unit != own:
+                assert floor_of[unit] > floor_of[own], f"{module.name} imports {imported}"
+
+
+def _unit(part: str, name: str) -> str | None:
+    """The package or module right in `part` that `name` is of; None where it is of none."""
+    return name[len(part) + 1 :].partition(".")[0] if name.startswith(f"{part}.") else None
+
+
+def test_the_doors_of_the_worker_are_narrow() -> None:
+    """It is another process: the agent knows its messages, and it knows the driver alone."""
+    for module in modules().values():
+        inside = _is_in(module.name, "sllm.node.worker")
+        crossed = {
+            name
+            for name in module.imports
+            if _is_in(name, "sllm.node") and _is_in(name, "sllm.node.worker") != inside
+        }
+        if inside:
+            assert crossed <= {"sllm.node.device.driver"}, f"{module.name} imports {crossed}"
+        elif _is_in(module.name, "sllm.node"):
+            into = {name for name in module.imports if _is_in(name, "sllm.node.worker")}
+            assert into <= {"sllm.node.worker.messages"}, f"{module.name} imports {into}"
+
+
 def test_only_the_edges_name_generated_code() -> None:
     for module in modules().values():
         named = [name for name in module.imports if _is_in(name, "serverlessllm")]
@@ -126,9 +230,10 @@ def test_only_the_edges_name_generated_code() -> None:
 
 
 def _may_name_generated_code(module: Module) -> bool:
-    if _is_in(module.name, "sllm.client") or module.name in OTHER_EDGES:
-        return True
-    return module.path.name in EDGES or module.path.name.endswith("_wire.py")
+    return any(
+        _is_in(module.name, edge) and not any(_is_in(module.name, one) for one in without)
+        for edge, without in GENERATED_CODE.items()
+    )
 
 
 def test_there_are_no_cycles() -> None:
@@ -157,7 +262,9 @@ def test_the_core_is_pure(name: str) -> None:
     large cluster for every decision, which takes a loop that is not Python's.
     """
     allowed = {*sys.stdlib_module_names, "sllm", "xxhash", "numpy"}
-    for one in _reachable(name):
+    within = {one for one in modules() if _is_in(one, name)}
+    assert within, f"there is no {name}"
+    for one in {reached for start in within for reached in _reachable(start)}:
         brought = {imported.partition(".")[0] for imported in modules()[one].eager} - allowed
         assert not brought, f"{one} imports {brought}"
 

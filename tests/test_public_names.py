@@ -144,7 +144,7 @@ def test_the_clients_can_do_this(name: str) -> None:
 
 @pytest.mark.parametrize("module", ["events", "operations", "records"])
 def test_records_are_frozen(module: str) -> None:
-    found = vars(importlib.import_module(f"sllm.client.{module}")).values()
+    found = vars(importlib.import_module(f"sllm.client.types.{module}")).values()
     classes = [one for one in found if dataclasses.is_dataclass(one)]
     assert classes
     for cls in classes:

@@ -14,16 +14,16 @@ import numpy as np
 
 from bench.loading.contender import Group, Load, Tensors
 from bench.loading.models import CHUNK_BYTES, SSD_BYTES, Model
-from sllm.checkpoint.chunk_reader import read_checkpoint
-from sllm.checkpoint.loading import READ_THREADS, load
-from sllm.checkpoint.manifest import Manifest
-from sllm.checkpoint.tensors import tensors_over
-from sllm.checkpoint.weights import Weights, find_weights
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.reading.chunk_reader import read_checkpoint
+from sllm.checkpoint.reading.loading import READ_THREADS, load
+from sllm.checkpoint.reading.tensors import tensors_over
+from sllm.checkpoint.reading.weights import Weights, find_weights
 from sllm.clock import MonotonicClock
-from sllm.node.lease import Lease
-from sllm.node.mapping import map_chunks
-from sllm.node.pool import Pool
-from sllm.node.tiers import Tier, TierStore
+from sllm.node.store.lease import Lease
+from sllm.node.store.tier_store import Tier, TierStore
+from sllm.node.tiers.pool import Pool
+from sllm.node.worker.model.mapping import map_chunks
 
 DIRECT_PACKED = "ceiling, direct, packed"
 DIRECT_PLAIN = "ceiling, direct, plain"

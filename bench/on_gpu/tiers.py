@@ -10,11 +10,11 @@ from pathlib import Path
 from bench.disk import drop_from_page_cache
 from sllm.clock import MonotonicClock
 from sllm.node.device.cuda_devices import Budget, CudaDevices
-from sllm.node.device.records import WeightsWish
+from sllm.node.device.interface import WeightsWish
 from sllm.node.device.selection import parse_device, select
-from sllm.node.pool import Pool
-from sllm.node.records import Tier
-from sllm.node.tiers import TierStore
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import Tier
 
 GIB = 1 << 30
 SSD_BYTES = 1 << 40

@@ -15,15 +15,16 @@ from bench.simulation.node import SimulatedNode
 from bench.simulation.policies import Policy, PreemptThenStart
 from bench.simulation.request import Request
 from bench.simulation.workload import Trace
-from sllm.control import autoscaler, placement
+from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.running import MigrationCost
+from sllm.control.cluster.specs import EngineConfig, ScalingPolicy
+from sllm.control.cluster.topology import InstanceState, Snapshot
 from sllm.control.config import ControlConfig
-from sllm.control.decisions import Demand, MigrateThenStart, Start, Wait
-from sllm.control.deployments import EngineConfig, ScalingPolicy
-from sllm.control.needs import Checkpoint, Need
-from sllm.control.queue import RequestQueue
-from sllm.control.residency import Residency
-from sllm.control.running import MigrationCost
-from sllm.control.topology import InstanceState, Snapshot
+from sllm.control.deployments import autoscaler
+from sllm.control.orchestration.residency import Residency
+from sllm.control.placement import placement
+from sllm.control.placement.decisions import Demand, MigrateThenStart, Start, Wait
+from sllm.control.requests.queue import RequestQueue
 
 CONFIG = ControlConfig(directory=Path())
 """The control plane's defaults."""

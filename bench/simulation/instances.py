@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from bench.simulation.events import Events
 from bench.simulation.node import SimulatedNode
 from bench.simulation.request import Request
-from sllm.control.decisions import Move
-from sllm.control.experience import Experience
-from sllm.control.fleet import Delta, Fleet, Full, Report
-from sllm.control.needs import Need
-from sllm.control.residency import Residency
-from sllm.control.running import Running as RunningRequest
-from sllm.control.slots import Slots
-from sllm.control.topology import Instance, InstanceState, Planned
+from sllm.control.cluster.needs import Need
+from sllm.control.cluster.running import Running as RunningRequest
+from sllm.control.cluster.topology import Instance, InstanceState, Planned
+from sllm.control.orchestration.residency import Residency
+from sllm.control.placement.decisions import Move
+from sllm.control.requests.service_times import Experience
+from sllm.control.requests.slots import Slots
+from sllm.control.state.fleet import Delta, Fleet, Full, Report
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from bench.simulation.hardware import Model, Server
 from sllm import errors
 from sllm.clock import ManualClock
-from sllm.control.topology import Copy, Link, NodeFacts, Tier, TierUsage
-from sllm.node.ledger import Holding, Ledger
-from sllm.node.records import Tier as NodeTier
+from sllm.control.cluster.topology import Copy, Link, NodeFacts, Tier, TierUsage
+from sllm.node.tiers.ledger import Holding, Ledger
+from sllm.node.tiers.tier import Tier as NodeTier
 
 
 @dataclass(slots=True)

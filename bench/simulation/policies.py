@@ -1,15 +1,16 @@
 """What is compared: ways to decide where a model is started, all of them by the real placement.
 
-Each asks `sllm.control.placement.place`, and differs in what it asks; nothing of it is copied.
+Each asks `sllm.control.placement.placement.place`, and differs in what it asks; nothing of it is
+copied.
 """
 
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
-from sllm.control.decisions import Demand, MigrateThenStart, Reuse, Start, Wait
-from sllm.control.placement import place
-from sllm.control.topology import Snapshot
+from sllm.control.cluster.topology import Snapshot
+from sllm.control.placement.decisions import Demand, MigrateThenStart, Reuse, Start, Wait
+from sllm.control.placement.placement import place
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from bench.simulation.hardware import MIGRATION_SECONDS, Model
 from bench.simulation.workload import Arrival
-from sllm.control.experience import Served
+from sllm.control.requests.service_times import Served
 
 
 class Request:

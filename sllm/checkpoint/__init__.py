@@ -8,27 +8,27 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sllm.checkpoint.inspection import Inspection, inspect
-    from sllm.checkpoint.loading import load
-    from sllm.checkpoint.manifest import FileEntry, PartitionEntry, TensorEntry
-    from sllm.checkpoint.opening import OpenCheckpoint
-    from sllm.checkpoint.opening import open_checkpoint as open
-    from sllm.checkpoint.packing import pack
-    from sllm.checkpoint.saving import save
-    from sllm.checkpoint.verification import verify
+    from sllm.checkpoint.format.manifest import FileEntry, PartitionEntry, TensorEntry
+    from sllm.checkpoint.importing.packing import pack
+    from sllm.checkpoint.reading.inspection import Inspection, inspect
+    from sllm.checkpoint.reading.loading import load
+    from sllm.checkpoint.reading.opening import OpenCheckpoint
+    from sllm.checkpoint.reading.opening import open_checkpoint as open
+    from sllm.checkpoint.reading.verification import verify
+    from sllm.checkpoint.saving.saving import save
 
 _WHEN_USED = {
-    "FileEntry": ("manifest", "FileEntry"),
-    "Inspection": ("inspection", "Inspection"),
-    "OpenCheckpoint": ("opening", "OpenCheckpoint"),
-    "PartitionEntry": ("manifest", "PartitionEntry"),
-    "TensorEntry": ("manifest", "TensorEntry"),
-    "inspect": ("inspection", "inspect"),
-    "load": ("loading", "load"),
-    "open": ("opening", "open_checkpoint"),
-    "pack": ("packing", "pack"),
-    "save": ("saving", "save"),
-    "verify": ("verification", "verify"),
+    "FileEntry": ("format.manifest", "FileEntry"),
+    "Inspection": ("reading.inspection", "Inspection"),
+    "OpenCheckpoint": ("reading.opening", "OpenCheckpoint"),
+    "PartitionEntry": ("format.manifest", "PartitionEntry"),
+    "TensorEntry": ("format.manifest", "TensorEntry"),
+    "inspect": ("reading.inspection", "inspect"),
+    "load": ("reading.loading", "load"),
+    "open": ("reading.opening", "open_checkpoint"),
+    "pack": ("importing.packing", "pack"),
+    "save": ("saving.saving", "save"),
+    "verify": ("reading.verification", "verify"),
 }
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""The command line: a client, and what starts servers."""

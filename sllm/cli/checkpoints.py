@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from sllm.checkpoint.inspection import Inspection
-from sllm.checkpoint.inspection import inspect as read_inspection
-from sllm.checkpoint.verification import find_damage
+from sllm.checkpoint.reading.inspection import Inspection
+from sllm.checkpoint.reading.inspection import inspect as read_inspection
+from sllm.checkpoint.reading.verification import find_damage
 from sllm.cli.common import Json, output, print_json
 from sllm.cli.progress import BytesBar
 from sllm.config import format_bytes
@@ -37,9 +37,7 @@ def pack(
     ] = None,
 ) -> None:
     """Make a checkpoint for loading of a safetensors directory."""
-    from sllm.checkpoint.packing import (
-        pack as write_packed,  # brings numpy, which others do without
-    )
+    from sllm.checkpoint.importing.packing import pack as write_packed
 
     began = time.perf_counter()
     with BytesBar("packing") as bar:

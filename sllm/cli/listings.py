@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from sllm.cli.common import Control, Json, connect, output, print_json
-from sllm.client.enums import Tier
-from sllm.client.records import Deployment, Instance, Link, Node
+from sllm.client.types.enums import Tier
+from sllm.client.types.records import Deployment, Instance, Link, Node
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 

@@ -13,12 +13,7 @@ from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option, format_seconds
 from sllm.cli.listings import plain_table
 from sllm.cli.progress import LoadingBar
-from sllm.client.operations import (
-    DrainProgress,
-    Pin,
-    Placement,
-    PlacementCandidate,
-)
+from sllm.client.types.operations import DrainProgress, Pin, Placement, PlacementCandidate
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 if TYPE_CHECKING:

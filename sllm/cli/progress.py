@@ -6,8 +6,8 @@ from typing import Self
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sllm.cli.common import diagnostics
-from sllm.client.enums import LoadPhase
-from sllm.client.events import Progress as Loaded
+from sllm.client.types.enums import LoadPhase
+from sllm.client.types.events import Progress as Loaded
 
 LABELS = {
     LoadPhase.IMPORT: "importing from the source",

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from sllm.client.enums import PhaseKind
-from sllm.client.events import Receipt
+from sllm.client.types.enums import PhaseKind
+from sllm.client.types.events import Receipt
 
 
 def receipts_table(receipts: Mapping[str, Receipt]) -> Table:

@@ -1,0 +1,1 @@
+"""The client SDK: the cluster from a program."""

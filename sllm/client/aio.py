@@ -11,12 +11,12 @@ from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from sllm import errors
-from sllm.client import requests, responses
-from sllm.client.enums import DeploymentState
-from sllm.client.events import Progress, Result
 from sllm.client.operator import PAGE_SIZE, Operator
-from sllm.client.records import ChatMessage, Deployment
 from sllm.client.stream import AsyncStream, Line
+from sllm.client.types.enums import DeploymentState
+from sllm.client.types.events import Progress, Result
+from sllm.client.types.records import ChatMessage, Deployment
+from sllm.client.wire import requests, responses
 
 P = ParamSpec("P")
 

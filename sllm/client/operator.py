@@ -9,13 +9,14 @@ from typing import Self
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
 from sllm import config, errors
-from sllm.client import migrations, operations, requests, responses
-from sllm.client import operator_messages as messages
 from sllm.client.connection import Connection
-from sllm.client.enums import Tier
-from sllm.client.events import Progress
-from sllm.client.records import Instance, Migration, Node
+from sllm.client.types import operations
+from sllm.client.types.enums import Tier
+from sllm.client.types.events import Progress
+from sllm.client.types.records import Instance, Migration, Node
 from sllm.client.watching import Picture
+from sllm.client.wire import migrations, requests, responses
+from sllm.client.wire import operations as messages
 
 PAGE_SIZE = 1000
 """Entries asked for at once: the most that a listing gives."""

@@ -10,10 +10,10 @@ import grpc
 from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import errors, rpc
-from sllm.client import requests, responses
 from sllm.client.connection import Connection, task_is_cancelled
-from sllm.client.events import Event, Result
 from sllm.client.transcript import Transcript
+from sllm.client.types.events import Event, Result
+from sllm.client.wire import requests, responses
 
 Call = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
 

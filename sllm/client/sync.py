@@ -11,8 +11,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from sllm import errors
 from sllm.client.aio import AsyncClient
-from sllm.client.events import Event
 from sllm.client.stream import AsyncStream
+from sllm.client.types.events import Event
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sllm import errors
-from sllm.client.events import Event, Finished, Migrated, Result, TokenLogprob, Tokens
+from sllm.client.types.events import Event, Finished, Migrated, Result, TokenLogprob, Tokens
 
 
 class Transcript:

@@ -6,8 +6,9 @@ from typing import TypeVar
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
-from sllm.client import operations, responses
-from sllm.client.records import Node
+from sllm.client.types import operations
+from sllm.client.types.records import Node
+from sllm.client.wire import responses
 
 Entry = TypeVar("Entry")
 

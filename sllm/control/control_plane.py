@@ -7,28 +7,28 @@ from dataclasses import replace
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
-from sllm.control.catalog import Catalog
-from sllm.control.clearing import Clearing
+from sllm.control.cluster.specs import DeploymentSpec
+from sllm.control.cluster.topology import NodeView
 from sllm.control.config import ControlConfig
-from sllm.control.deployments import DeploymentSpec
-from sllm.control.drains import Drains
-from sllm.control.durable import Durable
-from sllm.control.explain import Coming, explain
-from sllm.control.membership import Membership
-from sllm.control.migrator import Migrator
-from sllm.control.moving import Moving
-from sllm.control.nodes import Nodes
-from sllm.control.orchestrator import Orchestrator
-from sllm.control.pinning import Pinning
-from sllm.control.prefetching import Prefetching
-from sllm.control.preparation import Preparation
-from sllm.control.router import Router
-from sllm.control.state import StartUnderWay, State
-from sllm.control.status import DeploymentStatus
-from sllm.control.store import Call, Store
-from sllm.control.topology import NodeView
-from sllm.control.verbs import Explanation
-from sllm.control.watch import Watch
+from sllm.control.deployments.catalog import Catalog
+from sllm.control.deployments.clearing import Clearing
+from sllm.control.deployments.preparation import Preparation
+from sllm.control.operations.drains import Drains
+from sllm.control.operations.pinning import Pinning
+from sllm.control.operations.prefetching import Prefetching
+from sllm.control.operations.watch import Watch
+from sllm.control.orchestration.membership import Membership
+from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.placement.explain import Coming, explain
+from sllm.control.routing.evacuation import Moving
+from sllm.control.routing.migrator import Migrator
+from sllm.control.routing.router import Router
+from sllm.control.state.durable import Durable
+from sllm.control.state.state import StartUnderWay, State
+from sllm.control.state.store import Call, Store
+from sllm.control.types.operations import Explanation
+from sllm.control.types.status import DeploymentStatus
+from sllm.control.wire.node_client import Nodes
 
 
 class ControlPlane:

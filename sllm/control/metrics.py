@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from sllm.control.receipts import StartRecord
+from sllm.control.types.receipts import StartRecord
 
 _meter = metrics.get_meter("sllm")
 

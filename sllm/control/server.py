@@ -19,11 +19,11 @@ from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServ
 
 from sllm import rpc, telemetry
 from sllm.clock import MonotonicClock
-from sllm.control import service
+from sllm.control.api import service
+from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
-from sllm.control.deployments import DeploymentState
-from sllm.control.store import SqliteStore
+from sllm.control.state.store import SqliteStore
 from sllm.process import until_terminated
 
 log = structlog.get_logger()

@@ -12,14 +12,15 @@ import structlog
 from sllm import errors
 from sllm.broadcast import Broadcast
 from sllm.clock import Clock
-from sllm.node import metrics
 from sllm.node.config import NodeConfig
-from sllm.node.device.records import Devices
-from sllm.node.holds import Holds, HoldSpec
-from sllm.node.inits import Inits, InitTime
-from sllm.node.instance import Instance, InstanceState
-from sllm.node.start import InstanceSpec
-from sllm.node.tiers import (
+from sllm.node.device.interface import Devices
+from sllm.node.instances.init_times import Inits, InitTime
+from sllm.node.instances.instance import Instance, InstanceState
+from sllm.node.instances.start import InstanceSpec
+from sllm.node.instances.worker_client import Worker
+from sllm.node.instances.zygote_client import WorkerSpec, Zygote
+from sllm.node.store.holds import Holds, HoldSpec
+from sllm.node.store.tier_store import (
     Copy,
     Lease,
     Link,
@@ -29,8 +30,7 @@ from sllm.node.tiers import (
     TierStore,
     TierUsage,
 )
-from sllm.node.workers import Worker
-from sllm.node.zygote import WorkerSpec, Zygote
+from sllm.node.tiers import metrics
 
 log = structlog.get_logger()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sllm.errors import InvalidArgument
-from sllm.node.pulse import Patience
+from sllm.node.instances.watchdog import Patience
 
 MIB = 1024 * 1024
 _EVERY_INTERFACE = ("0.0.0.0", "[::]")

@@ -20,18 +20,18 @@ from sllm import rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
 from sllm.errors import DeviceUnavailable
 from sllm.node.agent import Agent
+from sllm.node.api.reporter import Reporter
+from sllm.node.api.service import InferenceServicer, MigrationServicer, NodeServicer
 from sllm.node.config import NodeConfig
 from sllm.node.device.cuda_devices import Budget, CudaDevices, Probe
+from sllm.node.device.interface import Devices
 from sllm.node.device.pool_device import PoolDevice
-from sllm.node.device.records import Devices
 from sllm.node.device.selection import Selected, parse_device, select
-from sllm.node.generations import Generations
-from sllm.node.pool import Pool
-from sllm.node.reporter import Reporter
-from sllm.node.service import InferenceServicer, MigrationServicer, NodeServicer
-from sllm.node.tiers import TierStore
-from sllm.node.unkept import REFUSALS
-from sllm.node.zygote import Zygote
+from sllm.node.generations.generations import Generations
+from sllm.node.instances.zygote_client import Zygote
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.disk_refusals import REFUSALS
+from sllm.node.tiers.pool import Pool
 from sllm.process import until_terminated
 
 log = structlog.get_logger()

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sllm.checkpoint.import_plan import ImportPlan, plan_import
-from sllm.checkpoint.importer import import_checkpoint
-from sllm.checkpoint.manifest import Manifest
-from sllm.checkpoint.memory import ChunkMemory
-from sllm.checkpoint.sources import LocalSource, inspect
-from sllm.checkpoint.tensors import tensors_over
-from sllm.node.pool import Pool
+from sllm.checkpoint.files.memory import ChunkMemory
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
+from sllm.checkpoint.importing.importer import import_checkpoint
+from sllm.checkpoint.reading.tensors import tensors_over
+from sllm.checkpoint.sources.sources import LocalSource, inspect
+from sllm.node.tiers.pool import Pool
 
 CHUNK = 8192
 """Small chunks: a few kilobytes of weights cross several."""

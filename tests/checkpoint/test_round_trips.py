@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sllm import checkpoint
-from sllm.checkpoint.import_plan import plan_import
-from sllm.checkpoint.manifest_file import read_manifest
-from sllm.checkpoint.saving import write_tensors
-from sllm.checkpoint.sources import LocalSource, find_files
-from sllm.checkpoint.tensors import TORCH_NAMES
+from sllm.checkpoint.format.manifest_file import read_manifest
+from sllm.checkpoint.importing.import_plan import plan_import
+from sllm.checkpoint.reading.tensors import TORCH_NAMES
+from sllm.checkpoint.saving.saving import write_tensors
+from sllm.checkpoint.sources.sources import LocalSource, find_files
 from tests.checkpoint.checkpoints import CHUNK, run_import
 
 DTYPES = sorted(TORCH_NAMES, key=str)

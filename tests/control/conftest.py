@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.cluster import Cluster, cluster_of
+from tests.control.clusters import Cluster, cluster_of
 from tests.control.fake_node import FakeNode
 
 

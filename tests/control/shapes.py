@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sllm.control.deployments import Deployment, DeploymentSpec, ModelInfo
-from sllm.control.needs import Checkpoint, Need
-from sllm.control.topology import (
+from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.cluster.topology import (
     Copies,
     Copy,
     Instance,
@@ -19,8 +19,8 @@ from sllm.control.topology import (
     TierUsage,
     keys_of,
 )
-from sllm.control.typical import typical_of
-from sllm.control.use import Use
+from sllm.control.cluster.use import Use
+from sllm.control.state.observations import typical_of
 
 SLOW, FAST = 100.0, 1000.0
 """Bytes per second from the source to SSD, and from SSD to the pool."""

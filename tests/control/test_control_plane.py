@@ -4,10 +4,10 @@ import asyncio
 from pathlib import Path
 
 from sllm.clock import ManualClock
+from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
-from sllm.control.deployments import DeploymentState
-from sllm.control.store import SqliteStore
+from sllm.control.state.store import SqliteStore
 from tests.control.shapes import deployment
 
 SECONDS = 5.0

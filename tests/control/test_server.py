@@ -13,7 +13,7 @@ from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from sllm import errors
 from sllm.control.config import ControlConfig
 from sllm.control.server import running
-from tests.control.cluster import Cluster
+from tests.control.clusters import Cluster
 
 SERVE = """
 import sys

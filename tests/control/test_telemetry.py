@@ -9,8 +9,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sllm import errors
-from sllm.control import metrics, spans
-from tests.control.cluster import Cluster
+from sllm.control import metrics
+from sllm.control.requests import spans
+from tests.control.clusters import Cluster
 from tests.control.fake_node import FakeNode
 from tests.support import assert_eventually
 

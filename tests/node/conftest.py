@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.node.device.machine import Machine
-from tests.node.store import Bench
+from tests.node.stores import Bench
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from sllm.clock import MonotonicClock
-from sllm.node.pool import Pool
-from sllm.node.records import Tier
-from sllm.node.tiers import TierStore
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import Tier
 from tests.checkpoint.checkpoints import write_model
 from tests.support import LoopLag
 

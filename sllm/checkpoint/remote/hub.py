@@ -14,8 +14,8 @@ from sllm.checkpoint.remote.directories import KNOWN_NAMES
 from sllm.checkpoint.remote.failures import cause_of, forbidden
 from sllm.checkpoint.remote.listing import Listing, RemoteFile, make_listing
 from sllm.checkpoint.remote.options import RemoteOptions
-from sllm.checkpoint.remote.places import HubRepository
-from sllm.checkpoint.sources import LocalSource, inspect, matters
+from sllm.checkpoint.sources.places import HubRepository
+from sllm.checkpoint.sources.sources import LocalSource, inspect, matters
 from sllm.errors import (
     CheckpointCorrupt,
     InvalidSource,

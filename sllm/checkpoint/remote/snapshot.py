@@ -7,12 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sllm.checkpoint.manifest_file import MANIFEST_FILE
+from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
+from sllm.checkpoint.format.safetensors_header import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES
 from sllm.checkpoint.remote.background import BackgroundLoop, side_by_side
 from sllm.checkpoint.remote.listing import Listing, RemoteFile
 from sllm.checkpoint.remote.objects import Objects
-from sllm.checkpoint.safetensors_header import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES
-from sllm.checkpoint.sources import LocalSource, SourceFiles, inspect, is_carried, is_index
+from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, inspect, is_carried, is_index
 from sllm.errors import CheckpointCorrupt, InvalidSource
 
 _HEAD_BYTES = 256 << 10

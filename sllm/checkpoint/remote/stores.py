@@ -8,7 +8,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from sllm.checkpoint.remote.failures import typed_failures
 from sllm.checkpoint.remote.options import RemoteOptions
-from sllm.checkpoint.remote.places import RemoteDirectory
+from sllm.checkpoint.sources.places import RemoteDirectory
 from sllm.errors import InvalidSource
 
 if TYPE_CHECKING:

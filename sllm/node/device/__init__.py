@@ -1,0 +1,1 @@
+"""What kernels run on: device memory, what is there, and who has room on it."""

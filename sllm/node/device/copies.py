@@ -8,12 +8,12 @@ import structlog
 
 from sllm.clock import Clock
 from sllm.errors import NoCapacity, SllmError
-from sllm.node.checkpoints import Checkpoint, SourceRecord
-from sllm.node.device.claims import Claims
+from sllm.node.device.layout import Layout
 from sllm.node.device.memory import Allocation, DeviceMemory, uninterrupted
-from sllm.node.device.placing import Layout
-from sllm.node.ledger import Holding, Ledger
-from sllm.node.records import Copy, Step, Tier
+from sllm.node.device.reservations import Claims
+from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
+from sllm.node.tiers.ledger import Holding, Ledger
+from sllm.node.tiers.tier import Copy, Step, Tier
 
 _log = structlog.get_logger()
 

@@ -18,14 +18,14 @@ from sllm.errors import (
 )
 from sllm.node.device.copy_thread import CopyThread
 from sllm.node.device.driver import Driver
+from sllm.node.device.interface import DeviceInfo, Seat
 from sllm.node.device.memory import DeviceMemory
-from sllm.node.device.records import DeviceInfo, Seat
 from sllm.node.device.seats import Identity, Seats
 from sllm.node.device.selection import Selected
 from sllm.node.device.tier import CudaTier
-from sllm.node.pool import Pool
-from sllm.node.records import Copy, Found, Tier, TierUsage
-from sllm.node.tiers import TierStore
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import Copy, Found, Tier, TierUsage
 
 Probe = Callable[[Mapping[str, str]], Awaitable[str]]
 """Told the variables of a worker on a device; says why the engine could not use it, or nothing."""

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import structlog
 
-from sllm.checkpoint.manifest import corrupt
+from sllm.checkpoint.format.manifest import corrupt
 from sllm.clock import Clock
 from sllm.errors import (
     CheckpointCorrupt,
@@ -14,18 +14,18 @@ from sllm.errors import (
     SourceNotFound,
     SourceUnavailable,
 )
-from sllm.node import metrics
-from sllm.node.device.ascent import Ascent
 from sllm.node.device.copies import Copies, DeviceCopy
 from sllm.node.device.copy_thread import CopyJob
+from sllm.node.device.interface import WeightsWish
+from sllm.node.device.layout import Layout, lay_out
 from sllm.node.device.memory import Allocation
-from sllm.node.device.placing import Layout, lay_out
-from sllm.node.device.records import WeightsWish
-from sllm.node.lease import Lease
-from sllm.node.loads import Load, Tell
-from sllm.node.pool import Pool
-from sllm.node.records import LoadPhase, Progress, Step, Tier
-from sllm.node.tiers import TierStore
+from sllm.node.device.upload import Ascent
+from sllm.node.store.lease import Lease
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers import metrics
+from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import LoadPhase, Progress, Step, Tier
+from sllm.node.transfers.loads import Load, Tell
 
 _log = structlog.get_logger()
 

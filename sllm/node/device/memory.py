@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sllm.errors import DeviceFailed, NoCapacity
 from sllm.node.device.copy_thread import CopyThread
 from sllm.node.device.driver import OUT_OF_MEMORY, CudaError, Driver, MemoryKind
-from sllm.node.device.placing import GRANULE
+from sllm.node.device.layout import GRANULE
 
 Result = TypeVar("Result")
 

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from sllm.errors import CheckpointNotFound
-from sllm.node.device.records import DeviceInfo, InPool, Placed, Seat, WeightsWish
-from sllm.node.loads import Tell
-from sllm.node.records import Copy, Found, Tier, TierUsage
-from sllm.node.tiers import TierStore
+from sllm.node.device.interface import DeviceInfo, InPool, Placed, Seat, WeightsWish
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.tier import Copy, Found, Tier, TierUsage
+from sllm.node.transfers.loads import Tell
 
 
 class PoolDevice:

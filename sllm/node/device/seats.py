@@ -5,11 +5,11 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from sllm.node.device.driver import WORKER_DEVICE_VARIABLE
-from sllm.node.device.placing import on_device_bytes
-from sllm.node.device.records import DeviceInfo, Placed, Seat, WeightsWish
+from sllm.node.device.interface import DeviceInfo, Placed, Seat, WeightsWish
+from sllm.node.device.layout import on_device_bytes
 from sllm.node.device.tier import CudaTier
-from sllm.node.loads import Tell
-from sllm.node.records import Found
+from sllm.node.tiers.tier import Found
+from sllm.node.transfers.loads import Tell
 
 
 @dataclass(frozen=True, slots=True)

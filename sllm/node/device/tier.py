@@ -8,16 +8,16 @@ import structlog
 
 from sllm.clock import Clock
 from sllm.errors import CheckpointLeased, SllmError
-from sllm.node.checkpoints import SourceRecord
 from sllm.node.device.copies import Copies, DeviceCopy
+from sllm.node.device.interface import OnDevice, Placed, WeightsWish
 from sllm.node.device.loading import Loader
 from sllm.node.device.memory import DeviceMemory
-from sllm.node.device.records import OnDevice, Placed, WeightsWish
-from sllm.node.lease import Lease
-from sllm.node.loads import Load, Tell
-from sllm.node.pool import Pool
-from sllm.node.records import Copy, Found, LoadPhase, Priority, Progress, Step, Tier
-from sllm.node.tiers import TierStore
+from sllm.node.store.lease import Lease
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.checkpoints import SourceRecord
+from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import Copy, Found, LoadPhase, Priority, Progress, Step, Tier
+from sllm.node.transfers.loads import Load, Tell
 
 _log = structlog.get_logger()
 

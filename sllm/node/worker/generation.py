@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 
 from sllm.errors import SllmError
-from sllm.node.worker.engine import FinishReason, NewToken, TokenLogprob
-from sllm.node.worker.prompts import Prompt
-from sllm.node.worker.text import TextDelta, TextStream, Vocabulary
+from sllm.node.worker.engine.interface import FinishReason, NewToken, TokenLogprob
+from sllm.node.worker.model.prompts import Prompt
+from sllm.node.worker.model.text import TextDelta, TextStream, Vocabulary
 from sllm.sampling import Sampling
 
 

@@ -12,8 +12,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from sllm.errors import Internal, InvalidArgument, RequestIdInUse, SllmError
-from sllm.node.worker import prompts
-from sllm.node.worker.engine import Engine, EngineRequest, FinishReason, NewToken, Step
+from sllm.node.worker.engine.interface import Engine, EngineRequest, FinishReason, NewToken, Step
 from sllm.node.worker.generation import (
     Accepted,
     Completed,
@@ -23,7 +22,8 @@ from sllm.node.worker.generation import (
     GenerationRequest,
     Output,
 )
-from sllm.node.worker.model import ModelFiles
+from sllm.node.worker.model import prompts
+from sllm.node.worker.model.module import ModelFiles
 from sllm.node.worker.outbox import Outbox
 from sllm.sampling import MAX_SEED
 

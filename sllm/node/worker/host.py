@@ -9,29 +9,29 @@ from typing import Any
 
 import structlog
 
-from sllm.checkpoint.manifest import TensorEntry
-from sllm.checkpoint.tensors import tensors_over
+from sllm.checkpoint.format.manifest import TensorEntry
+from sllm.checkpoint.reading.tensors import tensors_over
 from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
-from sllm.node.mapping import Mapping, map_chunks
-from sllm.node.worker.description import context_tokens, describe_config, kv_bytes_per_token
-from sllm.node.worker.device_weights import (
+from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
+from sllm.node.worker.engine.transformers_engine import TransformersEngine
+from sllm.node.worker.generations import Generations
+from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.model.description import context_tokens, describe_config, kv_bytes_per_token
+from sllm.node.worker.model.device_weights import (
     DeviceWeights,
     OpenedWeights,
     device_tensors,
     open_weights,
     warm_up_device,
 )
-from sllm.node.worker.engine import Capacity, Counters, Engine, Step
-from sllm.node.worker.generations import Generations
-from sllm.node.worker.messages import ModelDescription
-from sllm.node.worker.model import (
+from sllm.node.worker.model.mapping import Mapping, map_chunks
+from sllm.node.worker.model.module import (
     ModelFiles,
     build_module,
     build_module_on_device,
     load_files,
 )
 from sllm.node.worker.outbox import Outbox
-from sllm.node.worker.transformers_engine import TransformersEngine
 
 log = structlog.get_logger()
 

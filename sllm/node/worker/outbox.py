@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from sllm.node.worker.engine import Counters
+from sllm.node.worker.engine.interface import Counters
 from sllm.node.worker.generation import Output, Tokens
 
 

@@ -7,10 +7,9 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from serverlessllm.v1 import worker_service_pb2 as pb
 
-from sllm.checkpoint.manifest import TensorEntry
+from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.errors import InvalidPrompt, SllmError
-from sllm.node.worker.device_weights import DeviceWeights
-from sllm.node.worker.engine import Counters, TokenLogprob
+from sllm.node.worker.engine.interface import Counters, TokenLogprob
 from sllm.node.worker.generation import (
     Accepted,
     Completed,
@@ -26,7 +25,14 @@ from sllm.node.worker.host import (
     PooledWeights,
     Prepared,
 )
-from sllm.node.worker.prompts import ChatMessage, Conversation, Prompt, TextPrompt, TokenPrompt
+from sllm.node.worker.model.device_weights import DeviceWeights
+from sllm.node.worker.model.prompts import (
+    ChatMessage,
+    Conversation,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 from sllm.sampling import Sampling
 
 

@@ -26,9 +26,9 @@ from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 from sllm.errors import Internal, SllmError
-from sllm.node.worker import description, main
-from sllm.node.worker.device_weights import device_problem
-from sllm.node.worker.engine import Capacity, EngineRequest
+from sllm.node.worker import main
+from sllm.node.worker.engine.interface import Capacity, EngineRequest
+from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
     Describe,
@@ -45,8 +45,9 @@ from sllm.node.worker.messages import (
     from_packet,
     to_packet,
 )
-from sllm.node.worker.model import build_module
-from sllm.node.worker.transformers_engine import PAGE_TOKENS, TransformersEngine
+from sllm.node.worker.model import description
+from sllm.node.worker.model.device_weights import device_problem
+from sllm.node.worker.model.module import build_module
 from sllm.process import die_with_parent
 from sllm.sampling import Sampling
 

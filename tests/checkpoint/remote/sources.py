@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sllm.checkpoint.import_plan import plan_import
-from sllm.checkpoint.manifest import Manifest
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.importing.import_plan import plan_import
 from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.remote.snapshot import Snapshot
-from sllm.checkpoint.sources import LocalSource, SourceFiles, inspect, parse_source
+from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, inspect, parse_source
 from tests.checkpoint.checkpoints import never, run_import
 
 HASTY = RemoteOptions(

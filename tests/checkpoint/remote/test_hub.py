@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sllm.checkpoint.manifest_file import read_manifest
+from sllm.checkpoint.format.manifest_file import read_manifest
 from tests.checkpoint.checkpoints import (
     assert_same,
     import_model,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sllm.checkpoint.packing import pack
+from sllm.checkpoint.importing.packing import pack
 from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
 from tests.checkpoint import checkpoints
 from tests.checkpoint.checkpoints import (

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from sllm.checkpoint.manifest import TensorEntry
-from sllm.checkpoint.tensors import torch_form
+from sllm.checkpoint.format.manifest import TensorEntry
+from sllm.checkpoint.reading.tensors import torch_form
 from sllm.clock import MonotonicClock
 from sllm.node.device.cuda_devices import Budget, CudaDevices
 from sllm.node.device.driver import Driver
-from sllm.node.device.records import OnDevice, Placed, Seat, WeightsWish
+from sllm.node.device.interface import OnDevice, Placed, Seat, WeightsWish
 from sllm.node.device.selection import Selected
-from sllm.node.records import Progress
+from sllm.node.tiers.tier import Progress
 from tests.checkpoint.checkpoints import assert_same, random_weights
 from tests.node.device.fake_cuda import FakeCuda
-from tests.node.store import Bench
+from tests.node.stores import Bench
 
 MODEL_BYTES = 2 << 20
 """On a device, for one of the small models: its allocation's granule."""

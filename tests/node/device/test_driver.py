@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from sllm.checkpoint.manifest import Manifest
-from sllm.checkpoint.tensors import torch_form
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.reading.tensors import torch_form
 from sllm.clock import MonotonicClock
 from sllm.errors import NoCapacity
 from sllm.node.device.cuda_devices import Budget, CudaDevices
 from sllm.node.device.driver import Driver, MemoryKind, load_driver
-from sllm.node.device.records import OnDevice, Placed, WeightsWish
+from sllm.node.device.interface import OnDevice, Placed, WeightsWish
 from sllm.node.device.selection import Selected
-from sllm.node.worker.device_weights import bytes_at, device_problem
+from sllm.node.worker.model.device_weights import bytes_at, device_problem
 from tests.checkpoint.checkpoints import assert_same, random_weights
 from tests.node.device.fake_cuda import FakeCuda
-from tests.node.store import Bench
+from tests.node.stores import Bench
 from tests.support import assert_eventually
 
 SLACK_BYTES = 64 << 20

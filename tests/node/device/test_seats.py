@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm.errors import CheckpointLeased, NoCapacity
-from sllm.node.checkpoints import SourceRecord
-from sllm.node.device.claims import Claims
-from sllm.node.device.records import DeviceInfo, Placed
-from sllm.node.ledger import Ledger
-from sllm.node.records import Tier
+from sllm.node.device.interface import DeviceInfo, Placed
+from sllm.node.device.reservations import Claims
+from sllm.node.tiers.checkpoints import SourceRecord
+from sllm.node.tiers.ledger import Ledger
+from sllm.node.tiers.tier import Tier
 from tests.node.device.machine import ALL_KV_BYTES, KV_BYTES, MODEL_BYTES, Machine
 
 

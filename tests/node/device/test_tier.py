@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sllm.checkpoint.direct_io import DirectFile
-from sllm.checkpoint.manifest import corrupt
+from sllm.checkpoint.files.direct_io import DirectFile
+from sllm.checkpoint.format.manifest import corrupt
 from sllm.errors import (
     CheckpointCorrupt,
     CheckpointLeased,
@@ -19,14 +19,14 @@ from sllm.errors import (
     NoCapacity,
 )
 from sllm.node.device.copy_thread import COPIES_IN_FLIGHT
+from sllm.node.device.interface import Placed
 from sllm.node.device.memory import DeviceMemory
-from sllm.node.device.records import Placed
-from sllm.node.records import LoadPhase, Progress, Tier
-from sllm.node.tiers import TierStore
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.tier import LoadPhase, Progress, Tier
 from tests.checkpoint.checkpoints import CHUNK, flip_bit, write_model
 from tests.node.device.fake_cuda import UNKNOWN
 from tests.node.device.machine import ALL_KV_BYTES, MODEL_BYTES, Machine
-from tests.node.store import MODEL_CHUNKS, settle
+from tests.node.stores import MODEL_CHUNKS, settle
 from tests.support import assert_eventually
 
 

@@ -15,9 +15,9 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import rpc
-from sllm.node.device.records import InPool
-from sllm.node.workers import attach_request
-from sllm.node.zygote import ForkedWorker, WorkerSpec, Zygote
+from sllm.node.device.interface import InPool
+from sllm.node.instances.worker_client import attach_request
+from sllm.node.instances.zygote_client import ForkedWorker, WorkerSpec, Zygote
 from tests.node.worker.staging import CHUNK_BYTES, Staged
 
 TIMEOUT = 60.0

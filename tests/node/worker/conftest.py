@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 from make_models import make_model
 
-from sllm.node.pool import Pool
-from sllm.node.zygote import Zygote
+from sllm.node.instances.zygote_client import Zygote
+from sllm.node.tiers.pool import Pool
 from tests.node.worker.clients import WorkerClient, fork
 from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
 

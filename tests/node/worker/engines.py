@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sllm.node.worker.engine import Capacity, Counters, EngineRequest, NewToken, Step
-from sllm.node.worker.transformers_engine import TransformersEngine
+from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, NewToken, Step
+from sllm.node.worker.engine.transformers_engine import TransformersEngine
 
 TIMEOUT = 60.0
 CAPACITY = Capacity(kv_tokens=2048, max_requests=64)

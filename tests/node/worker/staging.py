@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sllm.checkpoint.import_plan import plan_import
-from sllm.checkpoint.importer import import_checkpoint
-from sllm.checkpoint.manifest import Manifest
-from sllm.checkpoint.sources import LocalSource, inspect
-from sllm.node.pool import Pool
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.importing.import_plan import plan_import
+from sllm.checkpoint.importing.importer import import_checkpoint
+from sllm.checkpoint.sources.sources import LocalSource, inspect
+from sllm.node.tiers.pool import Pool
 
 CHUNK_BYTES = 64 * 1024
 

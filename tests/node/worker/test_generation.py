@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.node.worker.engine import FinishReason, NewToken, TokenLogprob
+from sllm.node.worker.engine.interface import FinishReason, NewToken, TokenLogprob
 from sllm.node.worker.generation import Completed, Generation, GenerationRequest, Tokens
-from sllm.node.worker.prompts import TextPrompt
+from sllm.node.worker.model.prompts import TextPrompt
 from sllm.sampling import Sampling
-from tests.node.worker.test_text import TOKENIZERS, VOCABULARIES, names
+from tests.node.worker.model.test_text import TOKENIZERS, VOCABULARIES, names
 
 PROMPT_TOKENS = 3
 TEXTS = ("naïve café — 日本語 🙂🚀 and so on", "END of it: EN, and the END", "🙂🙂🙂🙂")

@@ -1,6 +1,6 @@
 import asyncio
 
-from sllm.node.worker.engine import Counters, FinishReason
+from sllm.node.worker.engine.interface import Counters, FinishReason
 from sllm.node.worker.generation import Accepted, Completed, Event, Output, Tokens, Usage
 from sllm.node.worker.outbox import Outbox
 

@@ -12,7 +12,7 @@ from serverlessllm.v1 import types_pb2
 from transformers import AutoTokenizer
 
 from sllm import errors
-from sllm.node.zygote import Zygote
+from sllm.node.instances.zygote_client import Zygote
 from tests.node.worker.clients import (
     KV_BYTES,
     WorkerClient,

@@ -1,0 +1,1 @@
+"""Files and memory as loading wants them: around the page cache, whole or not at all."""

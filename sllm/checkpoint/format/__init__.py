@@ -1,0 +1,1 @@
+"""The format: manifest, tensors' places, dtypes, and the header of safetensors."""

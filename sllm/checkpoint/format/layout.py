@@ -1,0 +1,80 @@
+"""Which tensor comes where in a checkpoint, planned before a byte moves."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sllm.checkpoint.format.dtypes import CONVERTIBLE, tensor_bytes
+from sllm.checkpoint.format.manifest import BLOCK_BYTES, TENSOR_ALIGNMENT, TensorEntry
+from sllm.checkpoint.format.safetensors_header import TensorHeader
+
+PARTITION_BYTES = 8 << 30
+"""A partition ends before it would grow past this, unless one tensor is larger."""
+
+_NUMBER = re.compile(r"(\d+)")
+_EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where every tensor goes."""
+
+    sources: tuple[TensorHeader, ...]
+    """In order of first use."""
+    tensors: tuple[TensorEntry, ...]
+    """What becomes of each of `sources`."""
+    partition_sizes: tuple[int, ...]
+    """Bytes, padding included."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all partitions."""
+        return sum(self.partition_sizes)
+
+    def chunk_counts(self, chunk_bytes: int) -> tuple[int, ...]:
+        """Chunks of every partition."""
+        return tuple(-(-size // chunk_bytes) for size in self.partition_sizes)
+
+
+def plan_layout(
+    tensors: Sequence[TensorHeader], dtype: str | None, partition_bytes: int = PARTITION_BYTES
+) -> Layout:
+    """Lays tensors side by side in order of first use.
+
+    Args:
+        tensors: those of the source.
+        dtype: what plain floating tensors are converted to; None: nothing.
+        partition_bytes: bound of a partition of several tensors.
+    """
+    ordered = sorted(tensors, key=lambda tensor: first_use(tensor.name))
+    entries: list[TensorEntry] = []
+    ends = [0]
+    for tensor in ordered:
+        entry = _place(tensor, dtype, len(ends) - 1, _aligned(ends[-1], TENSOR_ALIGNMENT))
+        if entry.offset and entry.offset + entry.size > partition_bytes:
+            ends.append(0)
+            entry = _place(tensor, dtype, len(ends) - 1, 0)
+        ends[-1] = entry.offset + entry.size
+        entries.append(entry)
+    sizes = tuple(max(_aligned(end, BLOCK_BYTES), BLOCK_BYTES) for end in ends)
+    return Layout(tuple(ordered), tuple(entries), sizes)
+
+
+def first_use(name: str) -> tuple[int, list[str | int]]:
+    """Sorts names as a forward pass uses them: embeddings, numbered layers in order, the rest."""
+    parts: list[str | int] = [
+        int(part) if index % 2 else part for index, part in enumerate(_NUMBER.split(name))
+    ]
+    if _EMBEDDING.search(name):
+        return 0, parts
+    return (1 if len(parts) > 1 else 2), parts
+
+
+def _place(tensor: TensorHeader, dtype: str | None, partition: int, offset: int) -> TensorEntry:
+    served = dtype if dtype and tensor.dtype in CONVERTIBLE else tensor.dtype
+    size = tensor_bytes(served, tensor.shape)
+    return TensorEntry(tensor.name, served, tensor.shape, partition, offset, size)
+
+
+def _aligned(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment

@@ -1,0 +1,1 @@
+"""Sources made into checkpoints, chunk by chunk."""

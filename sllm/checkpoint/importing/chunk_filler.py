@@ -1,0 +1,113 @@
+"""Brings the chunks of one import to where they belong: into memory, and to the disk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import xxhash
+
+from sllm.checkpoint.files.direct_io import DirectFile
+from sllm.checkpoint.files.memory import ChunkMemory
+from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.importing.filling import WeightReader, fill
+from sllm.checkpoint.importing.journal import ChunkKey, Journal
+from sllm.checkpoint.importing.pieces import ChunkPlan
+from sllm.checkpoint.importing.workers import ChunkWorkers
+from sllm.errors import Cancelled, CheckpointCorrupt
+
+
+class Tally:
+    """How far an import is, and whether to go on. For any number of threads."""
+
+    def __init__(
+        self,
+        total_bytes: int,
+        progress: Callable[[int, int], object],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.cancelled = cancelled
+        self._total_bytes = total_bytes
+        self._progress = progress
+        self._read_bytes = 0
+        self._lock = Lock()
+
+    def add(self, count: int) -> None:
+        """Counts bytes that were read.
+
+        Raises:
+            Cancelled: the import is to end.
+        """
+        with self._lock:
+            self._read_bytes += count
+            self._progress(self._read_bytes, self._total_bytes)
+        self.check()
+
+    def check(self) -> None:
+        """Raises Cancelled if the import is to end."""
+        if self.cancelled():
+            raise Cancelled("the import was cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFiller:
+    """What the chunks of one import have in common."""
+
+    reader: WeightReader
+    files: Sequence[DirectFile]
+    """The checkpoint's partitions; none if chunks are to stay in memory alone."""
+    journal: Journal
+    memory: ChunkMemory | None
+    """Where chunks are filled, and left; None: in the workers' memory."""
+    workers: ChunkWorkers
+    tally: Tally
+    expected: Mapping[ChunkKey, str]
+    """Digests of those chunks of which they are known before."""
+    url: str
+    """The source's."""
+
+    def bring(self, chunk: ChunkPlan) -> str:
+        """Fills a chunk and writes it, unless it is there already; returns its digest.
+
+        Raises:
+            Cancelled: the import is to end.
+            CheckpointCorrupt, SourceUnavailable: as `WeightReader` says.
+            OSError: the disk is full, or fails.
+        """
+        self.tally.check()
+        if self.memory is not None:
+            return self._bring(chunk, self.memory(chunk.partition, chunk.index)[: chunk.size])
+        with self.workers.buffer() as buffer:
+            return self._bring(chunk, buffer[: chunk.size])
+
+    def _bring(self, chunk: ChunkPlan, memory: memoryview) -> str:
+        known = self.journal.done.get((chunk.partition, chunk.index))
+        if known is not None and self._is_on_disk(chunk, memory, known):
+            self.tally.add(chunk.source_bytes)
+            return known
+        digest = self._fill(chunk, memory)
+        if self.files:
+            self.files[chunk.partition].write_from(memory, chunk.offset)
+            self.journal.add((chunk.partition, chunk.index), digest)
+        return digest
+
+    def _fill(self, chunk: ChunkPlan, memory: memoryview) -> str:
+        """A chunk that arrives damaged is read once more: what lies there may be whole."""
+        expected = self.expected.get((chunk.partition, chunk.index))
+        fill(memory, chunk, self.reader, self.tally.add)
+        digest = xxhash.xxh3_128_hexdigest(memory)
+        if expected is not None and digest != expected:
+            fill(memory, chunk, self.reader, lambda count: self.tally.check())
+            digest = xxhash.xxh3_128_hexdigest(memory)
+        if expected is not None and digest != expected:
+            problem = f"the chunk of {chunk.size} bytes has the digest {digest}, not {expected}"
+            file = chunk.pieces[0].tensor.file.name
+            raise corrupt(f"{self.url}/{file}", problem, chunk.offset)
+        return digest
+
+    def _is_on_disk(self, chunk: ChunkPlan, memory: memoryview, digest: str) -> bool:
+        """Reads a chunk that an earlier process wrote; False if it is not what it should be."""
+        try:
+            self.files[chunk.partition].read_into(memory, chunk.offset)
+        except CheckpointCorrupt:
+            return False
+        return xxhash.xxh3_128_hexdigest(memory) == digest

@@ -1,0 +1,1 @@
+"""Checkpoints read: whole, tensor by tensor, verified, inspected."""

@@ -1,0 +1,85 @@
+"""Tensors over a checkpoint's bytes in memory, without a copy. Needs torch."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from sllm.checkpoint.format.manifest import TensorEntry
+from sllm.errors import UnsupportedModel
+
+_TORCH = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F4": torch.float4_e2m1fn_x2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
+TORCH_NAMES = {dtype: name for name, dtype in _TORCH.items()}
+"""The safetensors name of every dtype of torch that has one."""
+
+
+def tensors_over(
+    tensors: Iterable[TensorEntry], buffers: Sequence[memoryview]
+) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors by name, in the order given.
+
+    Args:
+        tensors: what lies where.
+        buffers: for each partition, its bytes, writable. The tensors keep them alive. Tied
+            tensors share memory.
+
+    Raises:
+        UnsupportedModel: torch has no dtype for a tensor.
+    """
+    return {entry.name: tensor_over(entry, buffers[entry.partition]) for entry in tensors}
+
+
+def tensor_over(entry: TensorEntry, buffer: memoryview) -> torch.Tensor:
+    """One tensor over the bytes of its partition; one that begins between elements is copied.
+
+    Raises:
+        UnsupportedModel: torch has no dtype for it.
+    """
+    dtype, shape = torch_form(entry)
+    if not entry.size:
+        return torch.empty(shape, dtype=dtype)
+    raw = torch.frombuffer(buffer, dtype=torch.uint8, count=entry.size, offset=entry.offset)
+    if raw.data_ptr() % dtype.itemsize:
+        raw = raw.clone()
+    return raw.view(dtype).reshape(shape)
+
+
+def torch_form(entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
+    """The dtype and shape that torch has for a tensor: two F4 of the last dimension are one.
+
+    Raises:
+        UnsupportedModel: it has none.
+    """
+    dtype = _TORCH.get(entry.dtype)
+    if dtype is None:
+        raise UnsupportedModel(f"tensor {entry.name!r} is {entry.dtype}, which torch does not know")
+    if entry.dtype != "F4":
+        return dtype, entry.shape
+    if not entry.shape or entry.shape[-1] % 2:
+        raise UnsupportedModel(
+            f"tensor {entry.name!r} is F4 of shape {list(entry.shape)}; torch packs F4 in pairs, "
+            "and needs an even last dimension"
+        )
+    return dtype, (*entry.shape[:-1], entry.shape[-1] // 2)

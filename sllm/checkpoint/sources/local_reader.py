@@ -1,0 +1,54 @@
+"""Reads the weights of a directory."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sllm.checkpoint.format.manifest import corrupt
+
+
+class LocalReader:
+    """A source's files, open for as long as the block lasts. Any number of threads may read."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._stack = ExitStack()
+        self._fds: dict[Path, int] = {}
+
+    def read_into(self, memory: memoryview, file: Path, offset: int) -> None:
+        """Fills `memory` with a file's bytes from `offset` on.
+
+        Raises:
+            CheckpointCorrupt: the file ends before, or cannot be read; names where.
+        """
+        done = 0
+        while done < len(memory):
+            try:
+                count = os.preadv(self._fds[file], [memory[done:]], offset + done)
+            except OSError as error:
+                raise corrupt(file, f"cannot be read: {error}", offset + done) from error
+            if not count:  # where it ends: other pieces, further on, may be read at once
+                end = os.fstat(self._fds[file]).st_size
+                raise corrupt(file, "the file ends here", min(end, offset + done))
+            done += count
+
+    def __enter__(self) -> Self:
+        for path in self._paths:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._stack.callback(os.close, fd)
+            # Read once: what was read may leave the page cache again.
+            self._stack.callback(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            self._fds[path] = fd
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()

@@ -1,0 +1,274 @@
+"""Where checkpoints come from, and what is found there: safetensors, or a packed checkpoint."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import xxhash
+
+from sllm.checkpoint.format.manifest import Manifest, TensorEntry, corrupt
+from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
+from sllm.checkpoint.format.safetensors_header import TensorHeader, read_header
+from sllm.checkpoint.importing.filling import WeightReader
+from sllm.checkpoint.sources.local_reader import LocalReader
+from sllm.checkpoint.sources.places import SCHEMES, HubRepository, RemoteDirectory, parse_remote
+from sllm.errors import InvalidSource, SourceNotFound
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+_CARRIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+"""Configuration, tokenizer, vocabulary, merges and chat templates, by the names in use."""
+
+
+class Origin(Protocol):
+    """Where what was found at a source can be read."""
+
+    @property
+    def url(self) -> str:
+        """The same for every way to write the source."""
+
+    def open(
+        self, weights: Sequence[Path], cancelled: Callable[[], bool]
+    ) -> AbstractContextManager[WeightReader]:
+        """A reader of weights, for as long as the block lasts.
+
+        Args:
+            weights: the files.
+            cancelled: asked while a read takes long whether to give it up.
+        """
+
+    def current_fingerprint(self) -> str:
+        """`SourceFiles.fingerprint` as it would be now.
+
+        Raises:
+            SourceNotFound: it is gone.
+            SourceUnavailable: it cannot be had now.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """A directory of this machine, or one mounted on it."""
+
+    directory: Path
+
+    @property
+    def url(self) -> str:
+        """The same for every way to write the source."""
+        return self.directory.as_uri()
+
+    def open(self, weights: Sequence[Path], cancelled: Callable[[], bool]) -> LocalReader:
+        """A reader of these files."""
+        return LocalReader(weights)
+
+    def current_fingerprint(self) -> str:
+        """As `fingerprint`."""
+        return fingerprint(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles:
+    """What a source consists of."""
+
+    origin: Origin
+    """Where the weights are read."""
+    directory: Path
+    """Where the small files are."""
+    weights: tuple[Path, ...]
+    """The safetensors files; of a remote source, where they would be in the directory."""
+    tensors: tuple[TensorHeader, ...]
+    files: tuple[Path, ...]
+    """Small files that go with the weights."""
+    size_bytes: int
+    """Bytes of all tensors, in the dtypes that they are stored in; of a checkpoint that was packed,
+    those of its partitions."""
+    fingerprint: str
+    """Changes when a file is added, removed or written to."""
+    packed: Manifest | None = None
+    """Of a source that is a checkpoint already; its files of weights are its partitions."""
+
+
+def parse_source(text: str) -> LocalSource | RemoteDirectory | HubRepository:
+    """The source that a URL, or an absolute path, names.
+
+    Raises:
+        InvalidSource: it is of a kind that cannot be read.
+    """
+    parts = urlsplit(text)
+    if parts.scheme in SCHEMES:
+        return parse_remote(text)
+    local = parts.scheme in ("", "file") and parts.netloc in ("", "localhost")
+    path = text if not parts.scheme else unquote(parts.path)
+    if not local or not path.startswith("/") or "\0" in path:
+        raise InvalidSource(
+            f"source {text!r} cannot be read: give the directory of a safetensors checkpoint as "
+            "file:///path/to/model or as an absolute path, or a URL that begins with "
+            + ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        )
+    return LocalSource(Path(path))
+
+
+def fingerprint(source: LocalSource) -> str:
+    """A digest over the names, sizes and times of change of a source's files. Reads no content.
+
+    Raises:
+        SourceNotFound: the directory is not there.
+    """
+    described = [
+        (path.name, status.st_size, status.st_mtime_ns)
+        for path in _list(source)
+        if matters(path.name) or path.name == MANIFEST_FILE
+        for status in [path.stat()]
+    ]
+    return xxhash.xxh3_128_hexdigest(json.dumps(described).encode())
+
+
+def inspect(source: LocalSource) -> SourceFiles:
+    """Reads the headers of a source's weights and lists what goes with them.
+
+    A checkpoint that was packed is a source as well.
+
+    Raises:
+        SourceNotFound: the directory is not there.
+        InvalidSource: it holds no model, or not in safetensors.
+        CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
+    """
+    files = _packed_files(source) if _is_packed(source) else find_files(source)
+    if not any(path.name == CONFIG for path in files.files):
+        raise InvalidSource(f"{source.directory} has no {CONFIG}: it is not a model's directory")
+    return files
+
+
+def _is_packed(source: LocalSource) -> bool:
+    """Other programs have files of the manifest's name, too."""
+    names = {path.name for path in _list(source)}
+    return MANIFEST_FILE in names and any(name.startswith("partition-") for name in names)
+
+
+def _packed_files(source: LocalSource) -> SourceFiles:
+    found = fingerprint(source)
+    directory, manifest = source.directory, read_manifest(source.directory)
+    weights = tuple(directory / entry.file for entry in manifest.partitions)
+    return SourceFiles(
+        origin=source,
+        directory=directory,
+        weights=weights,
+        tensors=tuple(_stored(entry, weights[entry.partition]) for entry in manifest.tensors),
+        files=tuple(directory / file.name for file in manifest.files),
+        size_bytes=manifest.size_bytes,
+        fingerprint=found,
+        packed=manifest,
+    )
+
+
+def _stored(entry: TensorEntry, file: Path) -> TensorHeader:
+    return TensorHeader(entry.name, entry.dtype, entry.shape, file, entry.offset, entry.size)
+
+
+def find_files(source: LocalSource) -> SourceFiles:
+    """As `inspect`, of a directory of safetensors files that need not be a model."""
+    found = fingerprint(source)
+    paths = _list(source)
+    tensors = _tensors(source.directory, paths)
+    return SourceFiles(
+        origin=source,
+        directory=source.directory,
+        weights=tuple(dict.fromkeys(tensor.file for tensor in tensors)),
+        tensors=tensors,
+        files=tuple(path for path in paths if is_carried(path.name)),
+        size_bytes=sum(tensor.size for tensor in tensors),
+        fingerprint=found,
+    )
+
+
+def read_tensors(directory: Path) -> tuple[TensorHeader, ...]:
+    """The tensors of a directory's safetensors files, from their headers.
+
+    Raises:
+        SourceNotFound, InvalidSource, CheckpointCorrupt: as `inspect`.
+    """
+    return _tensors(directory, _list(LocalSource(directory)))
+
+
+def _list(source: LocalSource) -> list[Path]:
+    """The plain files of the directory, by name."""
+    try:
+        return sorted(path for path in source.directory.iterdir() if path.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceNotFound(f"there is no directory {source.directory}") from None
+    except PermissionError as error:
+        raise InvalidSource(f"{source.directory} cannot be read: {error.strerror}") from error
+
+
+def matters(name: str) -> bool:
+    """Whether a change of this file is a change of the source."""
+    return name.endswith((".safetensors", INDEX)) or is_carried(name)
+
+
+def is_carried(name: str) -> bool:
+    """Whether this small file goes with the weights.
+
+    Not what describes the files themselves, here or in a checkpoint, nor hidden files.
+    """
+    describes = name == MANIFEST_FILE or is_index(name)
+    carried = any(fnmatch(name, pattern) for pattern in _CARRIED)
+    return carried and not describes and not name.startswith(".")
+
+
+def is_index(name: str) -> bool:
+    """Whether this file says which tensor is in which shard."""
+    return name.endswith(".safetensors.index.json")
+
+
+def _tensors(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, ...]:
+    """Of one file, or of the shards that an index names, or of whatever shards there are."""
+    names = {path.name for path in paths}
+    if WEIGHTS in names:
+        return read_header(directory / WEIGHTS)
+    if INDEX in names:
+        return _indexed_tensors(directory, names)
+    shards = [path for path in paths if path.name.endswith(".safetensors")]
+    if not shards:
+        raise InvalidSource(f"{directory} has no *.safetensors files")
+    return _distinct(tensor for shard in shards for tensor in read_header(shard))
+
+
+def _distinct(tensors: Iterable[TensorHeader]) -> tuple[TensorHeader, ...]:
+    found: dict[str, TensorHeader] = {}
+    for tensor in tensors:
+        other = found.setdefault(tensor.name, tensor)
+        if other is not tensor:
+            raise InvalidSource(
+                f"{other.file.name} and {tensor.file.name} both hold {tensor.name!r}, and no "
+                f"{INDEX} in {tensor.file.parent} says which counts"
+            )
+    return tuple(found.values())
+
+
+def _indexed_tensors(directory: Path, names: set[str]) -> tuple[TensorHeader, ...]:
+    shard_of = _read_index(directory / INDEX)
+    for shard in sorted(set(shard_of.values()) - names):
+        raise corrupt(directory / shard, f"named by {INDEX}, but missing")
+    shards = sorted(set(shard_of.values()))
+    tensors = [tensor for shard in shards for tensor in read_header(directory / shard)]
+    named = tuple(tensor for tensor in tensors if shard_of.get(tensor.name) == tensor.file.name)
+    for name in sorted(shard_of.keys() - {tensor.name for tensor in named}):
+        raise corrupt(directory / shard_of[name], f"has no tensor {name!r}, which {INDEX} names")
+    return named
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        index: Any = json.loads(path.read_bytes())
+        shard_of = dict(index["weight_map"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise corrupt(path, f"not an index of shards: {error!r}") from error
+    if not all(isinstance(shard, str) for shard in shard_of.values()):
+        raise corrupt(path, "weight_map must lead from names to file names")
+    return shard_of

@@ -1,0 +1,208 @@
+"""What a generation tells its caller: the events of its stream, and the result of them all.
+
+All times are seconds.
+"""
+
+from dataclasses import dataclass
+
+from sllm.client.types.enums import FinishReason, LoadPhase, MigrationReason, PhaseKind, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a checkpoint, or the start of an instance, has come."""
+
+    phase: LoadPhase
+    """What is being done now."""
+    from_tier: Tier | None
+    """The tier that bytes are read from in this phase, if any are."""
+    loaded_bytes: int
+    """Bytes of this phase that have arrived."""
+    total_bytes: int
+    """Bytes of this phase altogether."""
+    estimated_remaining: float | None
+    """Seconds until the instance is ready, if known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a generation took and gave."""
+
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    completion_tokens: int
+    """Tokens generated."""
+    cached_prompt_tokens: int
+    """Prompt tokens whose cache entries were found and not computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One of the likeliest tokens at a position."""
+
+    token_id: int
+    """Id in the model's vocabulary."""
+    logprob: float
+    """Natural logarithm of its probability before temperature and filters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the token drawn at a position was, and its likeliest alternatives."""
+
+    logprob: float
+    """Natural logarithm of the probability before temperature and filters."""
+    top: tuple[TopLogprob, ...]
+    """The likeliest tokens, likeliest first, as many as the request asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the way to the first token. Phases may overlap."""
+
+    kind: PhaseKind
+    """What was done."""
+    start: float
+    """Seconds since the router took the request."""
+    duration: float
+    """Seconds."""
+    size_bytes: int | None
+    """Bytes moved, for phases that move any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where the time to the first token went."""
+
+    cold: bool
+    """Whether the request had to wait for an instance to start."""
+    from_tier: Tier | None
+    """Highest tier that held the weights when the start was decided. None: a warm request."""
+    phases: tuple[Phase, ...]
+    """In order of their start."""
+    time_to_first_token: float
+    """Seconds from the router's taking the request to its relaying the first token."""
+    estimated_start: float | None
+    """Seconds that placement had estimated for the start. None: a warm request."""
+    node_id: str
+    """Node that served the request."""
+    instance_id: str
+    """Instance that served the request."""
+    actual_start: float | None = None
+    """Seconds that the start has taken, from the decision to its being ready. None: a warm
+    request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The router holds the request."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    position: int
+    """Requests of the same deployment ahead of it."""
+    estimated_wait: float | None
+    """Seconds, if known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading(Progress):
+    """An instance is starting for the request."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An instance has taken the request."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    instance_id: str
+    """The instance."""
+    node_id: str
+    """The node that it runs on."""
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    request_id: str
+    """Id by which the request can be cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The generation has grown."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    first_index: int
+    """Index in the generation of the first of `token_ids`."""
+    token_ids: tuple[int, ...]
+    """Ids in the model's vocabulary."""
+    text: str
+    """What the text has grown by. It may lag behind the tokens: within a UTF-8 character, and
+    while it could still become a stop string."""
+    logprobs: tuple[TokenLogprob, ...]
+    """One for each of `token_ids`, if the request asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """Another instance goes on with the generation. No token is lost, and none comes twice."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    from_node_id: str
+    """The node that it was on."""
+    to_node_id: str
+    """The node that it is on now; the same, if another instance there has gone on."""
+    to_instance_id: str
+    """The instance that has gone on."""
+    pause: float
+    """Seconds between the last token from there and the first one from here."""
+    reason: MigrationReason
+    """Why it has gone on elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The generation has ended. Always the last event."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    reason: FinishReason
+    """Why it ended."""
+    usage: Usage
+    """Tokens taken and given."""
+    receipt: Receipt
+    """Where the time to the first token went."""
+    stop: str | None
+    """The stop string that was met, if one was."""
+
+
+Event = Queued | Loading | Started | Tokens | Migrated | Finished
+"""What a stream yields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole generation."""
+
+    request_id: str
+    """Id of the request."""
+    text: str
+    """The text generated, without the prompt."""
+    token_ids: tuple[int, ...]
+    """The tokens generated."""
+    logprobs: tuple[TokenLogprob, ...] | None
+    """One for each of `token_ids`. None: the request did not ask."""
+    finish_reason: FinishReason
+    """Why it ended."""
+    stop: str | None
+    """The stop string that was met, if one was."""
+    usage: Usage
+    """Tokens taken and given."""
+    receipt: Receipt
+    """Where the time to the first token went."""
+    migrations: tuple[Migrated, ...] = ()
+    """Its moves from one instance to another, in their order."""

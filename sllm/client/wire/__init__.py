@@ -1,0 +1,1 @@
+"""Between what callers say and see and the protocol's messages."""

@@ -1,0 +1,194 @@
+"""From what callers say to the protocol's requests."""
+
+import os
+import secrets
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf import duration_pb2
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm import errors
+from sllm.client.types.records import ChatMessage
+from sllm.sampling import MAX_SEED
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return uuid.uuid4().hex
+
+
+def deploy(
+    name: str,
+    source: str | os.PathLike[str],
+    *,
+    engine: str,
+    dtype: str | None,
+    kv_cache_tokens: int | None,
+    max_concurrency: int | None,
+    pack: bool,
+    min_replicas: int,
+    max_replicas: int,
+    keep_alive: float,
+    target_concurrency: int | None,
+) -> deployment_pb.DeployRequest:
+    """The request that creates or changes a deployment.
+
+    Raises:
+        errors.InvalidArgument: A number does not fit its field.
+    """
+    with fitting():
+        return deployment_pb.DeployRequest(
+            request_id=new_request_id(),
+            name=name,
+            source=source if isinstance(source, str) else str(Path(source).absolute()),
+            engine=pb.EngineConfig(
+                engine=engine,
+                dtype=dtype or "",
+                kv_cache_tokens=kv_cache_tokens,
+                max_concurrency=max_concurrency,
+                pack=pack,
+            ),
+            scaling=pb.ScalingPolicy(
+                min_replicas=min_replicas,
+                max_replicas=max_replicas,
+                keep_alive=duration(keep_alive),
+                target_concurrency=target_concurrency,
+            ),
+        )
+
+
+def generate(
+    deployment: str,
+    prompt: str | None,
+    prompt_token_ids: Sequence[int] | None,
+    messages: Sequence[ChatMessage] | None,
+    *,
+    request_id: str | None,
+    sampling: Mapping[str, float | int | None],
+    stop: str | Sequence[str],
+    stop_token_ids: Sequence[int],
+    max_tokens: int | None,
+    ignore_eos: bool,
+    logprobs: int | None,
+    failover: bool,
+    priority: int,
+    keep_alive: float | None,
+    linger: float = 0.0,
+) -> inference_pb.GenerateRequest:
+    """The request for a generation; `sampling` holds the fields of SamplingParams.
+
+    Raises:
+        errors.InvalidPrompt: Not exactly one of the prompts was given, or a message is none.
+        errors.InvalidArgument: A number does not fit its field.
+    """
+    with fitting():
+        request = inference_pb.GenerateRequest(
+            deployment=deployment,
+            request_id=request_id or new_request_id(),
+            sampling=pb.SamplingParams(**sampling),  # type: ignore[arg-type]  # by name
+            stop=[stop] if isinstance(stop, str) else stop,
+            stop_token_ids=stop_token_ids,
+            max_tokens=max_tokens,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
+            no_failover=not failover,
+            priority=priority,
+            keep_alive=None if keep_alive is None else duration(keep_alive),
+        )
+        if linger:
+            request.linger.CopyFrom(duration(linger))
+        _set_prompt(request, prompt, prompt_token_ids, messages)
+        _settle_seed(request.sampling)
+    return request
+
+
+def resume(request: inference_pb.GenerateRequest, sequence: int, token_ids: Sequence[int]) -> None:
+    """Makes a request ask for what comes after the messages and tokens that there are."""
+    request.resume_from_sequence = sequence
+    request.continuation.CopyFrom(inference_pb.Continuation(token_ids=token_ids))
+
+
+def settle_prompt(request: inference_pb.GenerateRequest, token_ids: Sequence[int]) -> None:
+    """Puts the prompt's tokens, once they are known, in place of what they were made of."""
+    if token_ids:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=token_ids))
+
+
+def _settle_seed(sampling: pb.SamplingParams) -> None:
+    """Chooses the seed where it is left open, so that a draw can be repeated elsewhere."""
+    greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    if not greedy and not sampling.HasField("seed"):
+        sampling.seed = secrets.randbelow(MAX_SEED + 1)
+
+
+def migrate(
+    request_id: str | None, instance_id: str | None, to_node: str | None
+) -> cluster_pb.MigrateRequest:
+    """The request that moves generations.
+
+    Raises:
+        errors.InvalidArgument: Not exactly one of request and instance was named.
+    """
+    if (request_id is None) == (instance_id is None):
+        raise errors.InvalidArgument("name one of request_id and instance_id")
+    request = cluster_pb.MigrateRequest(to_node_id=to_node or "")
+    if request_id is not None:
+        request.request_id = request_id
+    if instance_id is not None:
+        request.instance_id = instance_id
+    return request
+
+
+def _set_prompt(
+    request: inference_pb.GenerateRequest,
+    prompt: str | None,
+    prompt_token_ids: Sequence[int] | None,
+    messages: Sequence[ChatMessage] | None,
+) -> None:
+    given = [form for form in (prompt, prompt_token_ids, messages) if form is not None]
+    if len(given) != 1:
+        raise errors.InvalidPrompt(
+            "give exactly one of prompt, prompt_token_ids and messages, "
+            f"not {'none' if not given else len(given)}"
+        )
+    if prompt is not None:
+        request.text = prompt
+    elif prompt_token_ids is not None:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=prompt_token_ids))
+    else:
+        request.messages.CopyFrom(pb.ChatMessages(messages=map(_chat_message, messages or ())))
+
+
+def _chat_message(message: ChatMessage) -> pb.ChatMessage:
+    try:
+        return pb.ChatMessage(role=message["role"], content=message["content"])
+    except (KeyError, TypeError):
+        raise errors.InvalidPrompt(
+            f'a message is {{"role": "user", "content": "Hi"}}, not {message!r}'
+        ) from None
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """A Duration of `seconds`."""
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """What protobuf refuses to hold was no sensible value.
+
+    Raises:
+        errors.InvalidArgument: A value inside is out of the bounds of its field.
+    """
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise errors.InvalidArgument(f"a value is out of its bounds: {error}") from None

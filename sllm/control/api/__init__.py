@@ -1,0 +1,1 @@
+"""What others call: one servicer for each service of the protocol, named as its .proto."""

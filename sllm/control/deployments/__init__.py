@@ -1,0 +1,1 @@
+"""Deployments: changed by callers, prepared on a node, scaled, and cleared away."""

@@ -1,0 +1,71 @@
+"""How many instances a deployment should have: a pure function of its load."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sllm.control.cluster.specs import ScalingPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A ready instance, as the router uses it."""
+
+    instance_id: str
+    in_flight: int
+    last_used: float
+    """Clock's seconds."""
+    kept_until: float = 0.0
+    """Clock's seconds until which a request has wished it to stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a deployment has to do, and with what."""
+
+    waiting: int
+    """Requests in the queue."""
+    ready: Sequence[Replica]
+    starting: int
+    """Instances that are on their way; they are never stopped here."""
+    max_concurrency: int
+    """Requests that one instance works on at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to change."""
+
+    start: int = 0
+    """Instances to add."""
+    stop: tuple[str, ...] = ()
+    """Idle instances to end."""
+    next_expiry: float | None = None
+    """Clock's seconds at which an idle instance's time is up, if nothing happens before."""
+
+
+def plan(load: Load, policy: ScalingPolicy, now: float) -> Plan:
+    """Starts what the queue needs, and stops what has been idle for too long."""
+    present = len(load.ready) + load.starting
+    start = max(0, _wanted(load, policy, present) - present)
+    if load.waiting:
+        return Plan(start=start)
+
+    def expiry(replica: Replica) -> float:
+        return max(replica.last_used + policy.keep_alive, replica.kept_until)
+
+    idle = sorted((one for one in load.ready if not one.in_flight), key=expiry)
+    spare = max(0, present - policy.min_replicas)
+    surplus = max(0, present - policy.max_replicas)
+    expiries = [expiry(one) for one in idle[:spare]]
+    due = sum(moment <= now for moment in expiries)
+    stop = tuple(one.instance_id for one in idle[: max(due, min(surplus, spare))])
+    return Plan(start, stop, min(expiries[len(stop) :], default=None))
+
+
+def _wanted(load: Load, policy: ScalingPolicy, present: int) -> int:
+    """Instances that there should be, idle ones aside."""
+    target = min(policy.target_concurrency or load.max_concurrency, load.max_concurrency)
+    requests = load.waiting + sum(one.in_flight for one in load.ready)
+    more = math.ceil(max(0, requests - present * target) / target)
+    return max(policy.min_replicas, min(policy.max_replicas, present + more))

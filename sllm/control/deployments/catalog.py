@@ -1,0 +1,111 @@
+"""Deployments as callers change them: checked, inspected by a node, stored, then in force."""
+
+import asyncio
+import dataclasses
+import time
+from typing import Final
+
+from sllm import errors
+from sllm.control.cluster import specs
+from sllm.control.cluster.needs import need_of
+from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.placement import placement
+from sllm.control.state.durable import Durable
+from sllm.control.state.state import State
+from sllm.control.state.store import Call
+from sllm.control.types.status import DeploymentStatus
+from sllm.control.wire import deployments as wire
+from sllm.control.wire.node_client import Nodes
+
+_INSPECTED_NODES: Final = 4
+"""Nodes that are asked for a source which those before them do not see."""
+
+
+class Catalog:
+    """The deployments, in memory and in the store, which are changed together."""
+
+    def __init__(self, durable: Durable, state: State, nodes: Nodes) -> None:
+        self._store = durable.store
+        self._off_loop = durable.run
+        self._state = state
+        self._nodes = nodes
+        self._changing = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Takes in what was stored before a restart."""
+        for deployment in await self._off_loop(self._store.deployments):
+            self._state.set_deployment(deployment)
+
+    async def deploy(self, spec: DeploymentSpec, call: Call) -> bytes:
+        """Creates a deployment, or changes the policy of one that is there.
+
+        Returns:
+            The answer; to a repeated call the first answer.
+
+        Raises:
+            errors.SllmError: Why not; then nothing has changed.
+        """
+        specs.validate(spec)
+        if (answer := await self._off_loop(self._store.recall, call)) is not None:
+            return answer
+        present = self._state.deployments.get(spec.name)
+        model = present.model if present else await self.inspect(spec.source, spec.engine.dtype)
+        async with self._changing:
+            deployment = self._revised(spec, model)
+            placement.check_fits(self._state.snapshot(), need_of(deployment))
+            answer = wire.deploy_answer(self._status_of(deployment))
+            first = await self._off_loop(self._store.put, deployment, call, answer, time.time())
+            if first is answer:
+                self._state.set_deployment(deployment)
+        return first
+
+    async def delete(self, name: str, call: Call) -> bool:
+        """Removes a deployment; says whether it did, rather than this being a repeated call.
+
+        Raises:
+            errors.DeploymentNotFound: There is none of this name.
+        """
+        async with self._changing:
+            if await self._off_loop(self._store.recall, call) is not None:
+                return False
+            self._state.deployment(name)
+            await self._off_loop(self._store.delete, name, call, wire.DELETE_ANSWER, time.time())
+            self._state.drop_deployment(name)
+        return True
+
+    async def learn_model(self, name: str, model: ModelInfo) -> None:
+        """Takes in, for good, what a node has found out about a deployment's model."""
+        async with self._changing:
+            if self._state.learn_model(name, model):
+                await self._off_loop(self._store.set_model, name, model)
+
+    def _revised(self, spec: DeploymentSpec, model: ModelInfo) -> Deployment:
+        present = self._state.deployments.get(spec.name)
+        if present:
+            return specs.revise(present, spec)
+        return Deployment(spec, model, created_at=time.time())
+
+    def _status_of(self, deployment: Deployment) -> DeploymentStatus:
+        """As it will be told, once it is stored."""
+        if deployment.name in self._state.deployments:
+            present = self._state.status(deployment.name)
+            return dataclasses.replace(present, deployment=deployment)
+        return DeploymentStatus(deployment, self._state.prepared(deployment))
+
+    async def inspect(self, source: str, dtype: str) -> ModelInfo:
+        """Has a node read a source; a directory need not be on every one.
+
+        Raises:
+            errors.SllmError: Why it cannot be served.
+        """
+        nodes = list(self._nodes.by_id.values())[:_INSPECTED_NODES]
+        error: errors.SllmError = errors.NoNodes(
+            "no node is connected that could inspect the source; start one and try again",
+            retry_after=1.0,
+        )
+        for node in nodes:
+            try:
+                return await node.inspect(source, dtype)
+            except (errors.SourceNotFound, errors.Unavailable) as failure:
+                error = failure
+        raise error

@@ -1,0 +1,130 @@
+"""Brings the checkpoints of deployments to a node, in the background."""
+
+import asyncio
+from contextlib import aclosing
+
+import structlog
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control.cluster.specs import Deployment, ModelInfo
+from sllm.control.cluster.topology import Tier
+from sllm.control.config import ControlConfig
+from sllm.control.deployments.catalog import Catalog
+from sllm.control.placement import placement
+from sllm.control.placement.decisions import Demand
+from sllm.control.state.state import State
+from sllm.control.tasks import Tasks
+from sllm.control.wire.node_client import Node, Nodes
+
+log = structlog.get_logger()
+
+_RETRY_SECONDS = 1.0
+"""Until nodes are looked for again after one was lost."""
+
+
+class Preparation:
+    """Sees to it that every deployment's checkpoint is on some node's SSD tier."""
+
+    def __init__(
+        self, state: State, nodes: Nodes, catalog: Catalog, clock: Clock, config: ControlConfig
+    ) -> None:
+        self._state = state
+        self._nodes = nodes
+        self._catalog = catalog
+        self._clock = clock
+        self._config = config
+        self._tasks = Tasks()
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        """By deployment."""
+
+    def consider_all(self) -> None:
+        """Begins what is missing, after nodes have come or gone."""
+        for name in self._state.deployments:
+            if name not in self._state.unprepared:
+                self.consider(name)
+
+    def consider(self, name: str) -> None:
+        """Begins a deployment's preparation, unless it is done, under way or without any node."""
+        deployment = self._state.deployments[name]
+        held = self._state.fleet.holds(deployment.model.digest)
+        if held or name in self._state.preparing or not len(self._nodes):
+            return
+        self._state.unprepared.pop(name, None)
+        self._state.preparing[name] = None
+        work = self._tasks.spawn(self._prepare(deployment), name=f"prepare {name}")
+        self._under_way[name] = work
+
+    def deployment_deleted(self, name: str) -> None:
+        """Ends its preparation, on the node as well: a fetch from afar would go on for long."""
+        if work := self._under_way.pop(name, None):
+            work.cancel()
+
+    async def close(self) -> None:
+        """Ends all work. What nodes have by then is what the next process goes on with."""
+        await self._tasks.close()
+
+    async def _prepare(self, deployment: Deployment) -> None:
+        """Tries nodes in the order in which a start would, a second one if the first fails."""
+        tried: set[str] = set()
+        error: errors.SllmError | None = None
+        while len(tried) < 2 and (node := self._best_node(deployment, tried)):
+            tried.add(node.node_id)
+            try:
+                await self._promote(deployment, node)
+                error = None
+                break
+            except errors.SllmError as failure:
+                error = failure
+                log.warning(
+                    "control.preparation_failed",
+                    deployment=deployment.name,
+                    node=node.node_id,
+                    error=str(error),
+                )
+        if isinstance(error, errors.NodeLost):
+            await self._clock.sleep(_RETRY_SECONDS)  # the fleet may not have noticed yet
+        self._ended(deployment, error)
+
+    def _best_node(self, deployment: Deployment, tried: set[str]) -> Node | None:
+        """Where the deployment would start fastest, room or not."""
+        need = self._state.needs.get(deployment.name)
+        if need is None:
+            return None
+        decision = placement.place(self._state.snapshot(), Demand(need, waiting=0))
+        ranked = sorted(
+            (one.estimate if one.estimate is not None else float("inf"), one.node_id)
+            for one in decision.candidates
+            if one.node_id not in tried | self._state.draining and not one.too_small
+        )
+        return self._nodes.by_id.get(ranked[0][1]) if ranked else None
+
+    async def _promote(self, deployment: Deployment, node: Node) -> None:
+        spec, timeout = deployment.spec, self._config.start_timeout_seconds
+        promotion = node.promote(
+            spec.source,
+            spec.engine.dtype,
+            Tier.SSD,
+            timeout,
+            pack=spec.engine.pack,
+            give_up=True,
+        )
+        async with aclosing(promotion) as steps:
+            async for step in steps:
+                if isinstance(step, ModelInfo):
+                    await self._catalog.learn_model(deployment.name, step)
+                else:
+                    self._state.preparing[deployment.name] = step
+                    self._state.changes.notify(deployment.name)
+
+    def _ended(self, deployment: Deployment, error: errors.SllmError | None) -> None:
+        name = deployment.name
+        self._under_way.pop(name, None)
+        if self._state.deployments.get(name) is None:
+            return
+        self._state.preparing.pop(name, None)
+        if isinstance(error, errors.NodeLost):
+            self.consider(name)
+        elif error:
+            self._state.unprepared[name] = str(error)
+        self._state.changes.notify(name)

@@ -1,0 +1,1 @@
+"""What operators have the cluster do, and what they watch."""

@@ -1,0 +1,176 @@
+"""Checkpoints brought up before anybody asks for them, and kept there for a while."""
+
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from sllm import errors
+from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.specs import ModelInfo
+from sllm.control.cluster.topology import NodeView, Tier
+from sllm.control.config import ControlConfig
+from sllm.control.deployments.catalog import Catalog
+from sllm.control.operations.jobs import Job
+from sllm.control.placement import placement
+from sllm.control.placement.decisions import Demand
+from sllm.control.state.durable import Durable
+from sllm.control.state.state import State
+from sllm.control.state.store import Call
+from sllm.control.types import pins
+from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
+from sllm.control.types.status import Loading
+from sllm.control.wire import operations as wire
+from sllm.control.wire.node_client import Holding, Nodes
+
+_PREFIX: Final = "prefetch/"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A checkpoint, and the dtype in which it is served."""
+
+    checkpoint: Checkpoint
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A prefetch that is not done."""
+
+    call: Call
+    node_id: str
+    job: Job[Loading, Prefetched]
+
+
+class Prefetching:
+    """Prefetches under way. Those that are done live on their nodes alone."""
+
+    def __init__(
+        self, durable: Durable, state: State, nodes: Nodes, catalog: Catalog, config: ControlConfig
+    ) -> None:
+        self._durable = durable
+        self._state = state
+        self._nodes = nodes
+        self._catalog = catalog
+        self._timeout = config.start_timeout_seconds
+        self._under_way: dict[str, _UnderWay] = {}
+        """By the id of the call, or one that was made for it."""
+
+    def end_streams(self) -> None:
+        """Ends the streams of callers with ShuttingDown; the nodes go on."""
+        for one in list(self._under_way.values()):
+            one.job.task.cancel()
+
+    async def prefetch(
+        self, ask: PrefetchAsk, call: Call
+    ) -> AsyncGenerator[Placed | Loading | Prefetched]:
+        """Brings a checkpoint up: where, progress, and the end.
+
+        Raises:
+            errors.SllmError: Why not.
+        """
+        first = await self._durable.run(self._durable.store.recall, call)
+        if first is not None:
+            yield wire.prefetched_of(first)
+            return
+        under_way = self._joined(call) or await self._begin(ask, call)
+        yield Placed(under_way.node_id)
+        async with aclosing(under_way.job.follow()) as steps:
+            async for step in steps:
+                yield step
+        yield await under_way.job.result()
+
+    def _joined(self, call: Call) -> _UnderWay | None:
+        """The same call, if it is under way."""
+        found = self._under_way.get(call.request_id)
+        if found and found.call != call:
+            raise errors.RequestIdInUse(
+                f"request id {call.request_id!r} was used for another call; choose a new one"
+            )
+        return found
+
+    async def _begin(self, ask: PrefetchAsk, call: Call) -> _UnderWay:
+        checkpoint = await self._checkpoint(ask)
+        if joined := self._joined(call):  # it may have come meanwhile
+            return joined
+        node_id = self._choose(ask, checkpoint)
+        key = call.request_id or uuid.uuid4().hex
+        hold = Holding(f"{_PREFIX}{key}", ask.ttl)
+        job = Job(partial(self._work, ask, checkpoint, node_id, hold, call))
+        job.task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        under_way = self._under_way[key] = _UnderWay(call, node_id, job)
+        return under_way
+
+    async def _checkpoint(self, ask: PrefetchAsk) -> _Wanted:
+        """What is to be brought up, as a deployment or a node's look at the source tells it."""
+        if ask.deployment:
+            spec = self._state.deployment(ask.deployment).spec
+            return _Wanted(self._state.needs[ask.deployment].checkpoint, spec.engine.dtype)
+        model = await self._catalog.inspect(ask.source, ask.dtype)
+        return _Wanted(Checkpoint(ask.source, model.size_bytes, model.digest), ask.dtype)
+
+    def _choose(self, ask: PrefetchAsk, wanted: _Wanted) -> str:
+        """The node that was asked for, or else the one where an instance would start soonest."""
+        if ask.node_id:
+            view = self._state.working_node(ask.node_id)
+            pins.check_room(view, ask.tier, wanted.checkpoint.size_bytes)
+            return ask.node_id
+        need = Need(ask.deployment or ask.source, wanted.checkpoint, kv_bytes=0, least_kv_bytes=0)
+        decision = placement.place(self._state.snapshot(), Demand(need, waiting=0))
+        ranked = sorted(
+            (math.inf if one.estimate is None else one.estimate, one.node_id)
+            for one in decision.candidates
+            if one.node_id not in self._state.draining and self._has_room(one.node_id, ask, wanted)
+        )
+        if not ranked:
+            raise self._no_room(ask, wanted)
+        return ranked[0][1]
+
+    def _no_room(self, ask: PrefetchAsk, wanted: _Wanted) -> errors.SllmError:
+        """Why there is no node to choose."""
+        if not self._state.fleet.nodes.keys() - self._state.draining:
+            return errors.NoNodes("no node takes new work; add one, or undrain one")
+        capacities = [view.facts.tiers[ask.tier].capacity_bytes for view in self._views(ask.tier)]
+        return errors.ModelTooLarge(
+            f"the checkpoint takes {wanted.checkpoint.size_bytes} bytes, and the largest "
+            f"{ask.tier.name} tier has {max(capacities, default=0)} in all"
+        )
+
+    def _views(self, tier: Tier) -> list[NodeView]:
+        return [view for view in self._state.fleet.nodes.values() if tier in view.facts.tiers]
+
+    def _has_room(self, node_id: str, ask: PrefetchAsk, wanted: _Wanted) -> bool:
+        try:
+            pins.check_room(self._state.node(node_id), ask.tier, wanted.checkpoint.size_bytes)
+        except errors.ModelTooLarge:
+            return False
+        return True
+
+    async def _work(
+        self,
+        ask: PrefetchAsk,
+        wanted: _Wanted,
+        node_id: str,
+        hold: Holding,
+        call: Call,
+        tell: Callable[[Loading], None],
+    ) -> Prefetched:
+        digest = ""
+        promotion = self._nodes.member(node_id).promote(
+            wanted.checkpoint.source, wanted.dtype, ask.tier, self._timeout, hold
+        )
+        async with aclosing(promotion) as steps:
+            async for step in steps:
+                if isinstance(step, ModelInfo):
+                    digest = step.digest
+                else:
+                    tell(step)
+        done = Prefetched(node_id, ask.tier, digest, time.time() + ask.ttl)
+        answer = wire.prefetch_answer(done)
+        await self._durable.run(self._durable.store.remember, call, answer, time.time())
+        return done

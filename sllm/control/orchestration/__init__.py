@@ -1,0 +1,1 @@
+"""Brings instances and nodes into line with what should be."""

@@ -1,0 +1,236 @@
+"""Starts and stops instances on nodes, and follows each until it has ended."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from dataclasses import replace
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control import metrics
+from sllm.control.cluster.specs import Deployment
+from sllm.control.cluster.topology import Instance, Planned
+from sllm.control.config import ControlConfig
+from sllm.control.placement import room
+from sllm.control.state.state import StartUnderWay, State
+from sllm.control.tasks import Tasks
+from sllm.control.types.receipts import StartRecord
+from sllm.control.types.status import Loading
+from sllm.control.wire.node_client import Nodes, Ready
+
+log = structlog.get_logger()
+tracer = trace.get_tracer("sllm")
+
+_FAILED_KEPT = 256
+_STOP_TRIES = 3
+_RETRY_SECONDS = 0.5
+_LATER_SECONDS = 2.0
+"""Between later tries to stop an instance: its node is there, and cannot be reached."""
+
+Ended = Callable[[StartUnderWay, errors.SllmError | None], None]
+"""Told of the end of every start, with what went wrong if it failed."""
+
+
+class Launcher:
+    """The work on nodes that the orchestrator decides on."""
+
+    def __init__(
+        self,
+        state: State,
+        nodes: Nodes,
+        clock: Clock,
+        config: ControlConfig,
+        on_start_ended: Ended,
+        on_stop_failed: Callable[[str], None],
+    ) -> None:
+        self._state = state
+        self._nodes = nodes
+        self._clock = clock
+        self._config = config
+        self._on_start_ended = on_start_ended
+        self._on_stop_failed = on_stop_failed
+        self._tasks = Tasks()
+        self._failed: deque[str] = deque(maxlen=_FAILED_KEPT)
+        """Instances whose start has failed, the latest."""
+        self._stops: dict[str, dict[str, asyncio.Task[None]]] = {}
+        """Stops without grace that are under way, by node and instance."""
+
+    def begin(
+        self,
+        deployment: Deployment,
+        instance: Instance,
+        estimate: float | None = None,
+        *,
+        for_move: bool = False,
+    ) -> None:
+        """Keeps room for an instance and starts it; `for_move`: see `StartUnderWay`."""
+        need = self._state.needs[deployment.name]
+        size = deployment.model.size_bytes
+        self._state.fleet.plan(Planned(instance, need.checkpoint.key, size))
+        now = self._clock.now()
+        start = StartUnderWay(deployment, instance, now, estimate, for_move=for_move)
+        self._state.starts[instance.instance_id] = start
+        self._tasks.spawn(self._start(start), name=f"start {instance.instance_id}")
+
+    def join(self, deployment: Deployment, instance: Instance) -> None:
+        """Follows a start that a node has begun for an earlier control plane.
+
+        Not one that has failed: a report from before its end may come after it.
+        """
+        if instance.instance_id not in (*self._state.starts, *self._failed):
+            self.begin(deployment, instance)
+
+    def end(self, instance: Instance) -> None:
+        """Stops an instance at once; its room counts as free from now on."""
+        self._state.fleet.leave(instance.instance_id)
+        self.forget([instance.instance_id])
+        if start := self._state.starts.get(instance.instance_id):
+            start.withdrawn = True
+        stops = self._stops.setdefault(instance.node_id, {})
+        stops[instance.instance_id] = self._stop_later(instance, grace=0.0)
+
+    def drain(self, instance: Instance, grace: float | None = None) -> None:
+        """Stops an instance once its requests have ended; it gets no more.
+
+        Args:
+            instance: Which.
+            grace: Seconds that they have at most. None: as long as when it yields to others.
+        """
+        self._state.fleet.drain(instance.instance_id)
+        self._stop_later(instance, self._config.drain_grace_seconds if grace is None else grace)
+
+    def forget(self, instance_ids: Iterable[str]) -> None:
+        """Drops what is kept of instances that are gone."""
+        for instance_id in instance_ids:
+            self._state.slots.forget(instance_id)
+            self._state.records.pop(instance_id, None)
+
+    async def close(self) -> None:
+        """Leaves all work to the nodes, which go on with it."""
+        await self._tasks.close()
+
+    # --- starts -------------------------------------------------------------------------------
+
+    async def _start(self, start: StartUnderWay) -> None:
+        name, instance = start.deployment.name, start.instance
+        attributes = {"sllm.deployment": name, "sllm.node": instance.node_id}
+        error: errors.SllmError | None = None
+        try:
+            cause = self._cause(name)
+            with tracer.start_as_current_span("sllm.start", cause, attributes=attributes):
+                await self._room_made(start)
+                self._ready(start, await self._call(start))
+        except errors.SllmError as failure:
+            error = start.error = failure
+            self._failed.append(instance.instance_id)
+            self._state.fleet.settle(instance.node_id, instance.instance_id, None)
+        finally:
+            self._state.starts.pop(instance.instance_id, None)
+        metrics.instance_starts.add(
+            1, {"deployment": name, "outcome": error.reason if error else "ok"}
+        )
+        self._on_start_ended(start, error)
+
+    def _cause(self, name: str) -> Context | None:
+        """The trace of the request that waits longest, of which the start is a part."""
+        first = next(iter(self._state.queue.of(name)), None)
+        return trace.set_span_in_context(first.span) if first else None
+
+    async def _room_made(self, start: StartUnderWay) -> None:
+        """Returns once the instances whose room was counted as free are gone, if it is needed."""
+        need = self._state.needs.get(start.deployment.name)
+        if need is None:
+            return  # the deployment was deleted: its start is withdrawn
+        stops = self._stops.get(start.instance.node_id)
+        view = self._state.fleet.nodes.get(start.instance.node_id)
+        if stops and view and not room.shortage(view.with_leaving, need.checkpoint, 0).none:
+            await asyncio.wait(list(stops.values()))
+
+    async def _call(self, start: StartUnderWay) -> Ready:
+        instance = start.instance
+        node = self._nodes.by_id.get(instance.node_id)
+        if start.withdrawn or node is None:
+            raise errors.NodeLost(f"node {instance.node_id} went before the start began")
+        start.called_at = self._clock.now()
+        timeout = self._config.start_timeout_seconds
+        async with aclosing(node.start_instance(start.deployment, instance, timeout)) as steps:
+            async for step in steps:
+                if isinstance(step, Ready):
+                    return step
+                self._show(start, step)
+        raise errors.StartFailed(f"node {instance.node_id} left the start without an answer")
+
+    def _show(self, start: StartUnderWay, loading: Loading) -> None:
+        """Tells those who wait how far it is; of several starts, the first one speaks."""
+        if loading.remaining is None and start.estimate is not None:
+            remaining = start.decided_at + start.estimate - self._clock.now()
+            loading = replace(loading, remaining=max(0.0, remaining))
+        start.loading = loading
+        name = start.deployment.name
+        if self._state.first_start(name) is start:
+            for ticket in self._state.queue.of(name):
+                ticket.show(loading)
+
+    def _ready(self, start: StartUnderWay, ready: Ready) -> None:
+        instance = ready.instance
+        now = self._clock.now()
+        self._state.fleet.settle(start.instance.node_id, instance.instance_id, instance)
+        self._state.slots.add(instance.instance_id, start.instance.node_id, now)
+        record = StartRecord(
+            decided_at=start.decided_at,
+            called_at=start.called_at,
+            ready_at=now,
+            phases=ready.phases,
+            from_tier=ready.from_tier,
+            estimate=start.estimate,
+        )
+        self._state.records[instance.instance_id] = record
+        metrics.record_start(record)
+        if record.estimate is not None:
+            self._state.fleet.start_ended(record.estimate, record.seconds)
+        self._state.learn_model(start.deployment.name, ready.model)
+
+    # --- stops --------------------------------------------------------------------------------
+
+    def _stop_later(self, instance: Instance, grace: float) -> asyncio.Task[None]:
+        stop = self._stop(instance, grace)
+        return self._tasks.spawn(stop, name=f"stop {instance.instance_id}")
+
+    async def _stop(self, instance: Instance, grace: float) -> None:
+        """Tries until it has ended or its node has gone; after some tries its room counts again."""
+        began = self._clock.now()
+        try:
+            for _ in range(_STOP_TRIES):
+                if await self._try_stop(instance, grace):
+                    if not grace:
+                        self._state.experience.stopped(self._clock.now() - began)
+                    return
+                await self._clock.sleep(_RETRY_SECONDS)
+        finally:
+            self._stop_ended(instance)
+        self._state.fleet.stay(instance.node_id, instance.instance_id)
+        self._on_stop_failed(instance.deployment)
+        while not await self._try_stop(instance, grace):
+            await self._clock.sleep(_LATER_SECONDS)
+
+    async def _try_stop(self, instance: Instance, grace: float) -> bool:
+        node = self._nodes.by_id.get(instance.node_id)
+        if node is None:
+            return True  # it went with its node
+        try:
+            await node.stop_instance(instance.instance_id, grace)
+        except errors.SllmError as error:
+            log.warning("control.stop_failed", instance=instance.instance_id, error=str(error))
+            return False
+        return True
+
+    def _stop_ended(self, instance: Instance) -> None:
+        stops = self._stops.get(instance.node_id, {})
+        stops.pop(instance.instance_id, None)
+        if not stops:
+            self._stops.pop(instance.node_id, None)

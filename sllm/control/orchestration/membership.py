@@ -1,0 +1,182 @@
+"""Which nodes are there: a node is a member from its first full report to the end of its stream."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from enum import Enum
+from typing import Any
+
+import structlog
+
+from sllm import errors
+from sllm.control.cluster.topology import NodeView
+from sllm.control.config import ControlConfig
+from sllm.control.deployments.preparation import Preparation
+from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.state.fleet import Full, Report
+from sllm.control.state.state import State
+from sllm.control.tasks import Tasks
+from sllm.control.wire.node_client import Node, Nodes
+
+log = structlog.get_logger()
+
+
+_STEPS = 4
+"""A lease is waited for in so many parts. Whoever has been held up himself finds one of them over,
+and has the others to read what has come meanwhile: a pause of this process loses no node."""
+
+
+class Answer(Enum):
+    """What a node is told after a message."""
+
+    ACK = "ack"
+    RESYNC = "resync"
+    NOTHING = "nothing"
+    """It has been asked for a full report, which has not come yet."""
+
+
+class ReportStream:
+    """One Report stream. A node has at most one: a newer one replaces it."""
+
+    def __init__(self, lease: float) -> None:
+        self.node_id = ""
+        """Empty until the first full report."""
+        self.resyncing = False
+        self._lease = lease
+        self._ended: asyncio.Future[errors.SllmError] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: errors.SllmError) -> None:
+        """Ends the stream with `error`, at once if it waits for a message."""
+        if not self._ended.done():
+            self._ended.set_result(error)
+
+    async def next(self, reports: AsyncIterator[Report]) -> Report | None:
+        """The next report, or None at the end of the stream.
+
+        Raises:
+            errors.NodeLost: Nothing has come within the lease.
+            errors.SllmError: What `end` was told.
+        """
+        read = asyncio.ensure_future(anext(reports, None))
+        either: list[asyncio.Future[Any]] = [read, self._ended]
+        try:
+            for _ in range(_STEPS):
+                part = self._lease / _STEPS
+                await asyncio.wait(either, timeout=part, return_when=asyncio.FIRST_COMPLETED)
+                if self._ended.done():
+                    raise self._ended.result()
+                if read.done():
+                    return await read
+        finally:
+            read.cancel()
+        raise errors.NodeLost(f"nothing was reported for {self._lease} s; connect again")
+
+
+class Membership:
+    """Follows the Report streams of all nodes."""
+
+    def __init__(
+        self,
+        state: State,
+        nodes: Nodes,
+        orchestrator: Orchestrator,
+        preparation: Preparation,
+        joined: Callable[[NodeView], None],
+        reported: Callable[[NodeView], None],
+        config: ControlConfig,
+    ) -> None:
+        """`joined` is told of nodes that have become members, `reported` of changes of members."""
+        self._state = state
+        self._nodes = nodes
+        self._orchestrator = orchestrator
+        self._preparation = preparation
+        self._joined = joined
+        self._reported = reported
+        self._lease = config.lease_seconds
+        self._streams: dict[str, ReportStream] = {}
+        self._tasks = Tasks()
+        self._closing = False
+
+    def open(self) -> ReportStream:
+        """A new stream, which `leave` has to be told the end of.
+
+        Raises:
+            errors.ShuttingDown: The control plane is going down.
+        """
+        if self._closing:
+            raise errors.ShuttingDown("the control plane is going down; connect again")
+        return ReportStream(self._lease)
+
+    async def follow(
+        self, stream: ReportStream, reports: AsyncIterator[Report]
+    ) -> AsyncGenerator[tuple[Answer, int]]:
+        """Takes in a node's reports and gives the answers, with the revisions they are to.
+
+        Raises:
+            errors.NodeLost: Nothing has come within the lease.
+            errors.RequestIdInUse: The node has opened another stream.
+            errors.ShuttingDown: The control plane is going down.
+        """
+        while (report := await stream.next(reports)) is not None:
+            yield self._take(stream, report), report.revision
+
+    def leave(self, stream: ReportStream) -> None:
+        """Ends the membership of a stream's node, unless it reports on another one."""
+        node_id = stream.node_id
+        if self._streams.get(node_id) is not stream:
+            return
+        log.warning("control.node_lost", node=node_id)
+        del self._streams[node_id]
+        lost = self._state.fleet.remove(node_id)
+        self._close_later(self._nodes.drop(node_id))
+        self._orchestrator.node_lost(node_id, lost)
+        for name in self._state.deployments:
+            self._state.changes.notify(name)
+        self._preparation.consider_all()
+
+    def end_streams(self) -> None:
+        """Ends all streams, and takes no new ones."""
+        self._closing = True
+        for stream in self._streams.values():
+            stream.end(errors.ShuttingDown("the control plane is going down; connect again"))
+
+    async def close(self) -> None:
+        """Returns once the channels of lost nodes are closed."""
+        await self._tasks.close()
+
+    def _take(self, stream: ReportStream, report: Report) -> Answer:
+        if not stream.node_id and isinstance(report.body, Full):
+            self._join(stream, report.node_id, report.body)
+        before = self._state.fleet.nodes.get(report.node_id)
+        known = stream.node_id == report.node_id
+        if not known or not self._state.fleet.apply(report, time.time()):
+            asked, stream.resyncing = stream.resyncing, True
+            return Answer.NOTHING if asked else Answer.RESYNC
+        if report.body is not None:
+            stream.resyncing = stream.resyncing and not isinstance(report.body, Full)
+            self._orchestrator.node_reported(before, self._state.fleet.nodes[report.node_id])
+            self._notify(report)
+            self._reported(self._state.fleet.nodes[report.node_id])
+        if before is None:
+            self._joined(self._state.fleet.nodes[report.node_id])
+        return Answer.ACK
+
+    def _join(self, stream: ReportStream, node_id: str, full: Full) -> None:
+        log.info("control.node_joined", node=node_id, address=full.facts.address)
+        stream.node_id = node_id
+        if former := self._streams.get(node_id):
+            former.end(errors.RequestIdInUse(f"node {node_id} reports on a newer stream"))
+        self._streams[node_id] = stream
+        self._close_later(self._nodes.join(full.facts))
+
+    def _notify(self, report: Report) -> None:
+        """Tells the watchers of deployments whose checkpoint is among what has changed."""
+        copies = report.body.copies if report.body else ()
+        digests = {copy.digest for copy in copies}
+        for name, deployment in self._state.deployments.items():
+            if deployment.model.digest in digests:
+                self._state.changes.notify(name)
+
+    def _close_later(self, node: Node | None) -> None:
+        if node:
+            self._tasks.spawn(node.close(), name=f"close {node.node_id}")

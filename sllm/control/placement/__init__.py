@@ -1,0 +1,1 @@
+"""Where a request is served: pure functions of one snapshot."""

@@ -1,0 +1,175 @@
+"""How long a model would take to start on a node, from what nodes have observed.
+
+After ServerlessLLM (Fu et al., OSDI '24), section 6: a checkpoint streams through all links at
+once, so that the slowest link decides and not their sum; what waits on that link comes first.
+The worker is started and prepared beside the load.
+Nothing is a constant. A bandwidth is the node's own observation, or else the fleet's median. An
+init is what the node observed of this checkpoint, or else the fleet's median for it, or else what
+the node's other checkpoints let expect of one of its size, or else the fleet's.
+"""
+
+import math
+from typing import NamedTuple
+
+from sllm.control.cluster.linear_fit import Line
+from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.topology import Copy, LinkKey, NodeView, Tier, Typical
+
+IMPORT = (Tier.REMOTE, Tier.SSD)
+READ = (Tier.SSD, Tier.DRAM)
+DEVICE_COPY = (Tier.DRAM, Tier.DEVICE)
+
+
+class Estimate(NamedTuple):
+    """What a start takes, in parts that follow one another. Infinite: nobody knows."""
+
+    queue: float
+    """Seconds until the bytes ahead on the slowest link have crossed it."""
+    transfer: float
+    """Seconds until the missing bytes have crossed it."""
+    init: float
+    """Seconds from then on to a ready instance."""
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return self.queue + self.transfer + self.init
+
+
+class Pace(NamedTuple):
+    """How fast bytes cross a link. Infinite: nobody knows."""
+
+    wait: float
+    """Seconds until what is queued on it has crossed."""
+    per_byte: float
+    """Seconds for every byte."""
+
+
+class Approach(NamedTuple):
+    """The links to a node's kernels, and what comes beside and behind them.
+
+    A plain tuple: it is worked out anew with every change of a node.
+    """
+
+    imported: Pace
+    read: Pace
+    copied: Pace
+    """From the pool to the device; takes no time where the pool is the device."""
+    prepare: Line
+    """Seconds by bytes of a checkpoint that nobody has started. Infinite: nobody knows."""
+    attach: Line
+    own: bool
+    """Whether all of it was observed by the node itself."""
+
+
+_UNKNOWN = Pace(math.inf, 0.0)
+_NO_LINK = Pace(0.0, 0.0)
+_NEVER = Line(math.inf, 0.0)
+_NOTHING = Line(0.0, 0.0)
+
+
+def approach(node: NodeView, typical: Typical) -> Approach:
+    """How fast a node comes by weights, by its own observations or else the fleet's."""
+    known: tuple[Typical, Approach] | None = node.memo.get(Approach)
+    if known and (known[1].own or known[0] is typical):
+        return known[1]
+    prepare, attach = _init_lines(node, typical)
+    has_device = node.weights_tier is Tier.DEVICE
+    links = (IMPORT, READ, DEVICE_COPY) if has_device else (IMPORT, READ)
+    found = Approach(
+        _pace(node, IMPORT, typical),
+        _pace(node, READ, typical),
+        _pace(node, DEVICE_COPY, typical) if has_device else _NO_LINK,
+        prepare,
+        attach,
+        own=all(_speed(node, key) > 0 for key in links) and bool(node.facts.inits.times),
+    )
+    node.memo[Approach] = (typical, found)
+    return found
+
+
+def _init_lines(node: NodeView, typical: Typical) -> tuple[Line, Line]:
+    """Of the first who has observed anything: the node for each model or for all, the fleet."""
+    for inits, init_time in (
+        (node.facts.inits, node.facts.init_time),
+        (typical.inits, typical.init_time),
+    ):
+        if inits.prepare and inits.attach:
+            return inits.prepare, inits.attach
+        if init_time is not None:
+            return _NOTHING, Line(init_time, 0.0)
+    return _NOTHING, _NEVER
+
+
+def _speed(node: NodeView, key: LinkKey) -> float:
+    link = node.facts.links.get(key)
+    return link.bytes_per_second if link else 0.0
+
+
+def _pace(node: NodeView, key: LinkKey, typical: Typical) -> Pace:
+    bandwidth = _speed(node, key) or typical.bandwidths.get(key, 0.0)
+    if bandwidth <= 0:
+        return _UNKNOWN
+    return Pace(_queued(node, key) / bandwidth, 1 / bandwidth)
+
+
+def _queued(node: NodeView, key: LinkKey) -> int:
+    """Bytes ahead: those that are reported, and those of starts that no report tells of yet."""
+    link = node.facts.links.get(key)
+    reported = link.queued_bytes if link else 0
+    if key == READ:
+        return reported + node.unseen_reads
+    return max(reported, node.unseen_imports) if key == IMPORT else reported
+
+
+def init_seconds(node: NodeView, need: Need, typical: Typical) -> tuple[float, float]:
+    """Seconds to prepare a worker, and then to attach it to weights, when all is as usual."""
+    key = (need.checkpoint.digest, need.engine)
+    seen = node.facts.inits.times.get(key) or typical.inits.times.get(key)
+    if seen:
+        return seen.prepare, seen.attach
+    found, size = approach(node, typical), need.checkpoint.size_bytes
+    return found.prepare.at(size), found.attach.at(size)
+
+
+def start_estimate(node: NodeView, need: Need, typical: Typical) -> Estimate:
+    """What it takes until an instance could be ready on `node`, room aside."""
+    prepare, attach = (typical.slowness * one for one in init_seconds(node, need, typical))
+    queue, transfer = _load(node, need.checkpoint, approach(node, typical))
+    beside = queue + transfer
+    return Estimate(queue, transfer, (prepare - beside if prepare > beside else 0.0) + attach)
+
+
+def start_seconds(node: NodeView, need: Need, typical: Typical) -> float:
+    """Seconds until an instance could be ready on `node`, room aside. Infinite: nobody knows."""
+    return start_estimate(node, need, typical).seconds
+
+
+def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[float, float]:
+    """Seconds of waiting and of crossing on the slowest link."""
+    queue, transfer, above = 0.0, 0.0, 0
+    on_its_way = _is_planned(node, checkpoint)
+    for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, found.imported)):
+        copy = copy_on(node, checkpoint, key[1])
+        above = max(above, copy.resident_bytes if copy else 0)
+        missing = checkpoint.size_bytes - above
+        if missing <= 0:
+            break
+        crossing = missing * pace.per_byte
+        # A load that is under way is already among the queued bytes.
+        counted = on_its_way or (copy is not None and copy.leased)
+        wait = max(pace.wait - crossing, 0.0) if counted else pace.wait
+        if wait + crossing > queue + transfer:
+            queue, transfer = wait, crossing
+    return queue, transfer
+
+
+def _is_planned(node: NodeView, checkpoint: Checkpoint) -> bool:
+    """Whether a start of it has been decided on there."""
+    return any(node.key_here(plan.checkpoint) == checkpoint.key for plan in node.planned.values())
+
+
+def copy_on(node: NodeView, checkpoint: Checkpoint, tier: Tier) -> Copy | None:
+    """The node's copy of a checkpoint on one tier."""
+    digest = checkpoint.digest or node.key_here(checkpoint.source)
+    return node.copies.get((digest, tier))

@@ -1,0 +1,228 @@
+"""All nodes that are large enough for a model, in one go: the inner loop of placement.
+
+Most nodes hold nothing of a checkpoint; for them the estimate is a formula of its size, whose
+coefficients stand in a table with a column for each node. The table is handed on from snapshot to
+snapshot, with new columns for the nodes that have changed, so that a decision costs a few passes
+over arrays. Only the few nodes that hold some of the checkpoint are looked at one by one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.topology import NodeView, Snapshot, Tier, Typical
+from sllm.control.placement import room
+from sllm.control.placement.cost import approach, copy_on, start_seconds
+
+Numbers = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+_TIERS = (Tier.DEVICE, Tier.DRAM, Tier.SSD)
+"""Those that a node's own links lead to, the highest first."""
+
+
+class Rank(NamedTuple):
+    """A node as a place to start."""
+
+    seconds: float
+    """Of the estimate. Infinite: nobody knows."""
+    lacks_room: bool
+    """Whether something would have to end first."""
+    node_id: str
+
+
+class Table:
+    """What the formula needs of every node; never changed once it is made."""
+
+    def __init__(self, nodes: Mapping[str, NodeView], typical: Typical) -> None:
+        self.node_ids = sorted(nodes)
+        self.index = {node_id: index for index, node_id in enumerate(self.node_ids)}
+        columns = [_column(nodes[node_id], typical) for node_id in self.node_ids]
+        self.numbers: Numbers = np.array(columns, np.float64).reshape(-1, len(_Column._fields)).T
+        self.numbers = np.ascontiguousarray(self.numbers)
+        self._typical = typical
+        self._borrowing = {key for key in nodes if not approach(nodes[key], typical).own}
+
+    def updated(
+        self, nodes: Mapping[str, NodeView], changed: Iterable[str], typical: Typical
+    ) -> "Table":
+        """The table of the same nodes, once some have changed.
+
+        Those that lean on `typical` are looked at again if it is another.
+        """
+        stale = set(changed)
+        if typical is not self._typical:
+            stale |= self._borrowing
+        if not stale:
+            return self
+        table = Table.__new__(Table)
+        table.node_ids, table.index = self.node_ids, self.index
+        table.numbers = self.numbers.copy()
+        for node_id in stale:
+            table.numbers[:, self.index[node_id]] = _column(nodes[node_id], typical)
+        table._typical = typical
+        borrowing = {key for key in stale if not approach(nodes[key], typical).own}
+        table._borrowing = (self._borrowing - stale) | borrowing
+        return table
+
+
+class _Column(NamedTuple):
+    """A node in the table; see `cost.Approach`."""
+
+    import_wait: float
+    import_per_byte: float
+    read_wait: float
+    read_per_byte: float
+    copy_wait: float
+    copy_per_byte: float
+    prepare: float
+    prepare_per_byte: float
+    attach: float
+    attach_per_byte: float
+    weights_capacity: float
+    kv_capacity: float
+    capacity: float
+    """For both together."""
+    weights_free: float
+    kv_free: float
+    free: float
+
+
+def _column(node: NodeView, typical: Typical) -> _Column:
+    imported, read, copied, prepare, attach, _ = approach(node, typical)
+    return _Column(
+        *imported,
+        *read,
+        *copied,
+        *prepare,
+        *attach,
+        *room.capacity(node),
+        *room.free(node),
+    )
+
+
+def table_of(snapshot: Snapshot) -> Table:
+    """The snapshot's table: handed on to it, or made for it."""
+    table: Table | None = snapshot.memo.get(Table)
+    if table is None:
+        table = snapshot.memo[Table] = Table(snapshot.nodes, snapshot.typical)
+    return table
+
+
+class Ranking:
+    """The nodes that are large enough for a model."""
+
+    def __init__(self, snapshot: Snapshot, need: Need) -> None:
+        table = table_of(snapshot)
+        columns: Any = _Column(*table.numbers)  # of all nodes at once
+        size = need.checkpoint.size_bytes
+        self._node_ids = table.node_ids
+        self._large = _are_large(columns, need)
+        self._seconds = _far_seconds(columns, need, snapshot.typical)
+        self._to_cross: Numbers = np.full(len(table.node_ids), float(size * len(_TIERS)))
+        self._kv_free: Numbers = columns.kv_free
+        self._lacks_room = _lack_room(columns, need)
+        for node_id in snapshot.holders.get(need.checkpoint.key, ()):
+            index, node = table.index[node_id], snapshot.nodes[node_id]
+            near = _near(node, need, snapshot.typical)
+            self._seconds[index], self._to_cross[index], self._lacks_room[index] = near
+
+    @cached_property
+    def node_ids(self) -> list[str]:
+        """Those that are large enough, in order of id."""
+        return [self._node_ids[index] for index in np.flatnonzero(self._large)]
+
+    def best_first(self) -> Iterator[Rank]:
+        """The lowest estimate first.
+
+        Among equals the one where the fewest bytes are still to cross a link, then one that has
+        room, then the one with the most free KV budget, then by id.
+        """
+        indices = np.flatnonzero(self._large)
+        if not len(indices):
+            return
+        first = self._best(indices)
+        yield self._rank(first)
+        rest = indices[indices != first]
+        keys = (-self._kv_free[rest], self._lacks_room[rest], self._to_cross[rest])
+        for index in rest[np.lexsort((*keys, self._seconds[rest]))]:
+            yield self._rank(int(index))
+
+    def _best(self, indices: npt.NDArray[np.intp]) -> int:
+        """The first of them, without sorting the others: seldom is more asked for."""
+        keys: npt.NDArray[Any]
+        for keys in (self._seconds, self._to_cross, self._lacks_room, -self._kv_free):
+            values = keys[indices]
+            indices = indices[values == values.min()]
+            if len(indices) == 1:
+                break
+        return int(indices[0])
+
+    def _rank(self, index: int) -> Rank:
+        seconds, lacks_room = float(self._seconds[index]), bool(self._lacks_room[index])
+        return Rank(seconds, lacks_room, self._node_ids[index])
+
+
+def _are_large(columns: Any, need: Need) -> Flags:
+    size, least = need.checkpoint.size_bytes, need.least_kv_bytes
+    fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
+    large: Flags = fits & (columns.kv_capacity >= least)
+    return large
+
+
+def _lack_room(columns: Any, need: Need) -> Flags:
+    size = need.checkpoint.size_bytes
+    kv_bytes = np.minimum(need.kv_bytes, columns.kv_capacity)
+    np.minimum(kv_bytes, columns.capacity - size, out=kv_bytes)
+    lack: Flags = (columns.weights_free < size) | (columns.kv_free < kv_bytes)
+    lack |= columns.free < size + kv_bytes
+    return lack
+
+
+def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
+    """As `cost.start_seconds`, for nodes that hold nothing of the checkpoint."""
+    size = need.checkpoint.size_bytes
+    seen = typical.inits.times.get((need.checkpoint.digest, need.engine))
+    if seen:
+        prepare, attach = seen.prepare, seen.attach
+    else:
+        prepare = columns.prepare + size * columns.prepare_per_byte
+        attach = columns.attach + size * columns.attach_per_byte
+    load = columns.import_wait + size * columns.import_per_byte
+    np.maximum(load, columns.read_wait + size * columns.read_per_byte, out=load)
+    np.maximum(load, columns.copy_wait + size * columns.copy_per_byte, out=load)
+    seconds: Numbers = np.maximum(load, typical.slowness * prepare) + typical.slowness * attach
+    return seconds
+
+
+def _near(node: NodeView, need: Need, typical: Typical) -> tuple[float, int, bool]:
+    """A node that holds some of the checkpoint, or has started it before.
+
+    Returns:
+        Seconds, bytes still to cross links, and whether something has to end first.
+    """
+    known: tuple[Typical, tuple[float, int, bool]] | None = node.memo.get(need)
+    if known and known[0] is typical:
+        return known[1]
+    kv_bytes = room.kv_grant(node, need)
+    found = (
+        start_seconds(node, need, typical),
+        _to_cross(node, need.checkpoint),
+        not room.shortage(node, need.checkpoint, kv_bytes).none,
+    )
+    node.memo[need] = (typical, found)
+    return found
+
+
+def _to_cross(node: NodeView, checkpoint: Checkpoint) -> int:
+    """Bytes that each tier lacks of what neither it nor one above it holds, taken together."""
+    above, lacking = 0, 0
+    for tier in _TIERS:
+        copy = copy_on(node, checkpoint, tier)
+        above = max(above, copy.resident_bytes if copy else 0)
+        lacking += checkpoint.size_bytes - above
+    return lacking

@@ -1,0 +1,73 @@
+"""Which instances may have to go for a start, and which nodes must not be taken."""
+
+import math
+from typing import Final
+
+from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.placement import room
+from sllm.control.placement.cost import start_seconds
+from sllm.control.placement.decisions import Demand
+
+_LEAST: Final = 0.001
+_MOST: Final = 1e6
+"""Seconds within which every start is counted, also one of which nobody knows what it takes."""
+
+
+def barred(demand: Demand, node_id: str) -> str | None:
+    """Why a node must not be taken, whatever room it has."""
+    if node_id in demand.failed:
+        return "a start has failed there"
+    if node_id in demand.draining:
+        return "it is being drained"
+    return demand.closed.get(node_id)
+
+
+def idle_victims(
+    snapshot: Snapshot, demand: Demand, node: NodeView, gone: frozenset[str] = frozenset()
+) -> tuple[str, ...] | None:
+    """Idle instances to end so that there is room once `gone` have gone; the worst to lose stay.
+
+    None: not even all of them would do.
+    """
+    need = demand.need
+    kv_bytes = room.kv_grant(node, need)
+    if room.shortage(node, need.checkpoint, kv_bytes, gone).none:
+        return ()
+    idle = [one for one in yielding(snapshot, demand, node) if not is_busy(snapshot, one)]
+    idle.sort(key=lambda one: missed(snapshot, node, one))
+    return room.make(node, need.checkpoint, kv_bytes, idle, gone)
+
+
+def yielding(snapshot: Snapshot, demand: Demand, node: NodeView) -> list[Instance]:
+    """Ready instances of other deployments that nothing protects."""
+    return [
+        one
+        for one in node.present
+        if one.state is InstanceState.READY
+        and one.instance_id in snapshot.uses
+        and one.instance_id not in snapshot.protected
+        and one.instance_id not in demand.resident
+        and one.deployment != demand.need.deployment
+    ]
+
+
+def missed(snapshot: Snapshot, node: NodeView, instance: Instance) -> tuple[float, float, str]:
+    """How much an idle instance would be missed, the least first.
+
+    Seconds to bring it back, times how likely it is asked for, for each byte that it frees, as a
+    logarithm; among equals the one that was used longest ago.
+    """
+    use = snapshot.uses[instance.instance_id]
+    need = snapshot.needs.get(instance.deployment)
+    worth = -math.inf
+    if need:
+        seconds = min(max(start_seconds(node, need, snapshot.typical), _LEAST), _MOST)
+        size = need.checkpoint.size_bytes + instance.kv_bytes
+        beside = len(snapshot.instances.get(instance.deployment, ())) or 1
+        worth = use.demand + math.log2(seconds / max(size, 1) / beside)
+    return worth, use.last_used, instance.instance_id
+
+
+def is_busy(snapshot: Snapshot, instance: Instance) -> bool:
+    """Whether an instance has requests."""
+    return snapshot.uses[instance.instance_id].in_flight > 0

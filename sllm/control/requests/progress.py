@@ -1,0 +1,68 @@
+"""How far a generation is: what it takes to go on with it on another instance, and no more."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from sllm import errors
+from sllm.control.cluster.topology import Instance
+
+TRIES: Final = 3
+"""Instances that may fail a request at one and the same token, before its caller is told."""
+TRIES_IN_ALL: Final = 12
+
+
+class MigrationReason(IntEnum):
+    """Why a generation has gone on elsewhere; the numbers are those of the protocol."""
+
+    FAILOVER = 1
+    OPERATOR = 2
+    DRAIN = 3
+    PLACEMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A generation's leaving an instance; its caller is told when it has gone on elsewhere."""
+
+    instance: Instance
+    reason: MigrationReason
+
+
+class Progress:
+    """The tokens of one request that its caller has, and how often it has failed."""
+
+    def __init__(self, generated: Sequence[int] = ()) -> None:
+        self.prompt: Sequence[int] = ()
+        """Token ids, once an instance has told them. Empty: they are in the request."""
+        self.token_ids = list(generated)
+        """All tokens of the generation that have been relayed."""
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+        """Clock's seconds, like the one before."""
+        self._failures = 0
+        self._failures_here = 0
+        """Since the last token."""
+
+    def add(self, first_index: int, token_ids: Sequence[int], now: float) -> None:
+        """Takes in tokens that are about to be relayed.
+
+        Raises:
+            errors.Internal: They are not those that follow.
+        """
+        if first_index != len(self.token_ids):
+            raise errors.Internal(
+                f"token {first_index} came from the node where {len(self.token_ids)} was due"
+            )
+        self.token_ids += token_ids
+        self._failures_here = 0
+        self.last_token_at = now
+        if self.first_token_at is None:
+            self.first_token_at = now
+
+    def fail(self) -> bool:
+        """Counts a failure of the instance; says whether another one may be tried."""
+        self._failures += 1
+        self._failures_here += 1
+        return self._failures_here < TRIES and self._failures < TRIES_IN_ALL

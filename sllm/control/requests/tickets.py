@@ -1,0 +1,203 @@
+"""One request in the router, from its being taken to its end."""
+
+import asyncio
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control.cluster.running import Running
+from sllm.control.cluster.topology import Instance
+from sllm.control.requests import spans
+from sllm.control.requests.progress import Departure, Progress
+from sllm.control.requests.queue import turn
+from sllm.control.types.receipts import Receipt, StartRecord
+from sllm.control.types.status import Loading
+from sllm.control.wire import generations as wire
+from sllm.control.wire.node_client import GenerateCall, Node
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The instance that a request was given to."""
+
+    instance: Instance
+    node: Node
+    start: StartRecord | None
+    """How the instance came to be. None: before this control plane's time."""
+    picked_at: float
+    """Clock's seconds."""
+
+
+class Ticket:
+    """A request's place in the router. Changed by the orchestrator, followed by its own stream."""
+
+    def __init__(
+        self,
+        request: wire.GenerateRequest,
+        remaining: float | None,
+        clock: Clock,
+        *,
+        step_seconds: float,
+        position: int = 0,
+        estimated_wait: float | None = None,
+    ) -> None:
+        """`step_seconds` of waiting are worth one step of priority."""
+        self.request = request
+        self.position = position
+        """Requests of the same deployment that were ahead of it."""
+        self.estimated_wait = estimated_wait
+        """Seconds, when it was taken. None: nobody knew."""
+        self.began_ns = time.time_ns()
+        """The same moment as `taken_at`, since the epoch."""
+        self.span = spans.begin(request.deployment, request.request_id, self.began_ns)
+        self.taken_at = self.enqueued_at = clock.now()
+        self.turn = turn(self.taken_at, request.priority, step_seconds)
+        """Clock's seconds; the least is served first."""
+        self.deadline = None if remaining is None else self.taken_at + remaining
+        """Clock's seconds. None: the caller waits for as long as it takes."""
+        self.assignment: Assignment | None = None
+        self.dispatched_at = self.taken_at
+        self.progress = Progress(request.continuation.token_ids)
+        self.departure: Departure | None = None
+        """Where it has left, until its caller has been told where it has gone on."""
+        self.first: tuple[Assignment, float] | None = None
+        """The assignment that its first token came from, and when the node was called."""
+        self.receipt: Receipt | None = None
+        self.outcome = ""
+        """"OK", or the reason of the error; empty while it is under way."""
+        self.error: errors.SllmError | None = None
+        """Why it was ended from outside its stream."""
+        self._clock = clock
+        self._call: GenerateCall | None = None
+        self._loading: Loading | None = None
+        self._changed = asyncio.Event()
+        self.linger = wire.linger(request)
+        """Seconds for which it is to go on without its caller."""
+        self.resumes_from = wire.resumes_from(request)
+        """Where its caller reads on. None: it is new."""
+        self._sequence = self.resumes_from or 0
+
+    @property
+    def request_id(self) -> str:
+        """Unique among the requests under way."""
+        return self.request.request_id
+
+    @property
+    def deployment(self) -> str:
+        """Name of the deployment that it is for."""
+        return self.request.deployment
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds that its instance stays at least. None: as its policy says."""
+        return wire.keep_alive(self.request)
+
+    def running(self) -> Running:
+        """What migrating it would have to carry."""
+        generated = len(self.progress.token_ids)
+        prompt = len(self.progress.prompt) or len(self.request.token_ids.ids)
+        expected = max(0, self.request.max_tokens - generated)
+        return Running(self.request_id, prompt + generated, expected)
+
+    def remaining(self) -> float | None:
+        """Seconds until the caller's deadline; None: there is none."""
+        return None if self.deadline is None else self.deadline - self._clock.now()
+
+    def stamp(self, event: wire.GenerateResponse) -> wire.GenerateResponse:
+        """Gives an event the next number of the caller's stream."""
+        event.sequence = self._sequence
+        self._sequence += 1
+        return event
+
+    # --- what the orchestrator tells it -------------------------------------------------------
+
+    def show(self, loading: Loading) -> None:
+        """Has the caller told how far the start is; a slow caller skips steps."""
+        self._loading = loading
+        self._changed.set()
+
+    def assign(self, assignment: Assignment) -> None:
+        """Gives it to an instance."""
+        self.assignment = assignment
+        self._changed.set()
+
+    def fail(self, error: errors.SllmError) -> None:
+        """Ends it, wherever it is, with `error`, which may end others as well."""
+        self.error = self.error or copy.copy(error)  # each is raised with a traceback of its own
+        self._changed.set()
+        if self._call:
+            self._call.cancel()
+
+    def abandon(self) -> None:
+        """Ends it without a word: its caller is gone."""
+        self.fail(errors.Cancelled("the caller has left"))
+
+    @property
+    def opened(self) -> bool:
+        """Whether a node has been called for it."""
+        return self._call is not None
+
+    # --- what its stream does -----------------------------------------------------------------
+
+    async def news(self) -> Loading | None:
+        """How far the start is, or None once it has been given to an instance.
+
+        Raises:
+            errors.SllmError: Why it was ended.
+            errors.DeadlineExceeded: Its deadline has passed.
+        """
+        try:
+            async with asyncio.timeout(self.remaining()):
+                while not (self.error or self.assignment or self._loading):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise errors.DeadlineExceeded(
+                f"no instance of {self.deployment} was ready before the call's deadline"
+            ) from None
+        if self.error:
+            raise self.error
+        loading, self._loading = self._loading, None
+        return None if self.assignment else loading
+
+    def open(self, assignment: Assignment, metadata: wire.Metadata) -> GenerateCall:
+        """Calls the instance's node."""
+        self.hang_up()
+        self.dispatched_at = self._clock.now()
+        self.request.instance_id = assignment.instance.instance_id
+        self._call = assignment.node.generate(self.request, self.remaining(), metadata)
+        return self._call
+
+    @contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Raises `error` where reading from the node ends because of it."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.error is None or (task and task.cancelling()):
+                raise
+            raise self.error from None
+
+    def hang_up(self) -> None:
+        """Ends the call of the node, which stops the generation; one that has ended is no error."""
+        if self._call:
+            self._call.cancel()
+            self._call = None
+
+    def put_back(self) -> None:
+        """Takes it away from its instance, for another one."""
+        self.hang_up()
+        self.move_on()
+
+    def move_on(self) -> None:
+        """Readies it for another instance, which goes on after the tokens that were relayed."""
+        self.assignment = None
+        self._loading = None
+        self.enqueued_at = self._clock.now()
+        if self.progress.token_ids:
+            wire.go_on(self.request, self.progress.prompt, self.progress.token_ids)

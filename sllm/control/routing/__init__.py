@@ -1,0 +1,1 @@
+"""Requests: taken or refused, relayed from the instances that serve them, moved meanwhile."""

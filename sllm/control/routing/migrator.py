@@ -1,0 +1,228 @@
+"""Has generations go on elsewhere: finds them a place, has it made ready, and moves them."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control import metrics
+from sllm.control.cluster.topology import Instance, InstanceState
+from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.placement import placement
+from sllm.control.placement.decisions import Start
+from sllm.control.placement.relocation import transfer_seconds
+from sllm.control.requests.progress import MigrationReason
+from sllm.control.requests.tickets import Ticket
+from sllm.control.state.state import State
+from sllm.control.types.migrations import Chosen, MigrationAsk, Moved, News, Stayed
+from sllm.control.wire.node_client import Nodes
+
+log = structlog.get_logger()
+
+SPLICE_SECONDS: Final = 2.0
+"""Time that the streams of what has moved have to follow it."""
+
+
+class Migrator:
+    """Carries migrations out, whoever asks for them."""
+
+    def __init__(
+        self, state: State, nodes: Nodes, orchestrator: Orchestrator, clock: Clock
+    ) -> None:
+        self._state = state
+        self._nodes = nodes
+        self._orchestrator = orchestrator
+        self._clock = clock
+
+    def of_request(self, request_id: str, to_node: str | None) -> MigrationAsk:
+        """What an operator asks for one request.
+
+        Raises:
+            errors.RequestNotFound: It is not under way, or waits for an instance.
+        """
+        ticket = self._state.tickets.get(request_id)
+        if ticket is None or ticket.assignment is None:
+            raise errors.RequestNotFound(
+                f"no request {request_id!r} is being generated; it may wait, or have finished"
+            )
+        source = ticket.assignment.instance
+        return MigrationAsk(source, MigrationReason.OPERATOR, request_id, to_node)
+
+    def of_instance(self, instance_id: str, to_node: str | None) -> MigrationAsk:
+        """What an operator asks for an instance.
+
+        Raises:
+            errors.InstanceNotFound: There is none of this id that is ready.
+        """
+        source = self._state.fleet.instance(instance_id)
+        if source is None or source.state is not InstanceState.READY:
+            state = f"is {source.state.name}" if source else "is not there"
+            raise errors.InstanceNotFound(f"instance {instance_id!r} {state}; a ready one can move")
+        return MigrationAsk(source, MigrationReason.OPERATOR, None, to_node)
+
+    def is_used(self, instance: Instance) -> bool:
+        """Whether an instance has requests."""
+        return bool(self._tickets(MigrationAsk(instance, MigrationReason.OPERATOR)))
+
+    async def migrate(self, ask: MigrationAsk) -> AsyncGenerator[News]:
+        """Moves what is asked for; what fails to move goes on where it is.
+
+        A caller that leaves ends it. What has moved by then has moved.
+
+        Raises:
+            errors.SllmError: Nothing could be moved.
+        """
+        destination, started = self._choose(ask)
+        estimate = self._estimate(ask)
+        yield Chosen(destination.node_id, destination.instance_id, started, estimate)
+        claim = self._state.slots.claim(destination.instance_id)
+        try:
+            if started:
+                async with aclosing(self._orchestrator.follow_start(destination)) as progress:
+                    async for loading in progress:
+                        yield loading
+            claim.grow_to(len(self._tickets(ask)))
+            moved: list[Moved] = []
+            async with aclosing(self._move(ask, destination)) as moving:
+                async for news in moving:
+                    if isinstance(news, Moved):
+                        moved.append(news)
+                    yield news
+            self._learn(ask, destination, moved, estimate)
+        finally:
+            claim.release(self._clock.now())
+            self._orchestrator.wake(destination.deployment)
+
+    # --- where to -----------------------------------------------------------------------------
+
+    def _choose(self, ask: MigrationAsk) -> tuple[Instance, bool]:
+        """The instance where they go on, and whether it is started for them."""
+        self._check(ask)
+        count = max(1, len(self._tickets(ask)))
+        if beside := self._beside(ask, count):
+            return beside, False
+        return self._start(ask), True
+
+    def _check(self, ask: MigrationAsk) -> None:
+        if ask.to_node is None:
+            return
+        self._state.working_node(ask.to_node)
+        if ask.to_node == ask.source.node_id:
+            raise errors.InvalidArgument(
+                f"{ask.request_id or ask.source.instance_id} is on {ask.to_node} already"
+            )
+
+    def _beside(self, ask: MigrationAsk, count: int) -> Instance | None:
+        """A ready instance elsewhere with as many free slots, the one with most of them."""
+        state, name = self._state, ask.source.deployment
+        limit = state.needs[name].max_concurrency - count
+        free = [
+            (use.in_flight, one.instance_id, one)
+            for one in state.ready_replicas(name)
+            if self._is_open(ask, one.node_id)
+            and (use := state.slots.uses.get(one.instance_id))
+            and use.in_flight <= limit
+        ]
+        return min(free)[-1] if free else None
+
+    def _is_open(self, ask: MigrationAsk, node_id: str) -> bool:
+        if node_id in self._state.draining:
+            return False
+        return node_id == ask.to_node or (ask.to_node is None and node_id != ask.source.node_id)
+
+    def _start(self, ask: MigrationAsk) -> Instance:
+        """Begins an instance for them.
+
+        Raises:
+            errors.NoCapacity: There is no room for it.
+        """
+        nodes = self._state.fleet.nodes
+        closed = {key: "it is not asked for" for key in nodes if not self._is_open(ask, key)}
+        demand = self._orchestrator.placer.demand(ask.source.deployment, closed)
+        demand = replace(demand, waiting=0, impatient=False, may_migrate=False)
+        decision = placement.place(self._state.snapshot(), demand)
+        if isinstance(decision.action, Start):
+            return self._orchestrator.start(ask.source.deployment, decision.action)
+        reasons = [
+            f"{one.node_id}: {one.rejected}"
+            for one in decision.candidates
+            if one.rejected and one.node_id not in closed
+        ]
+        raise errors.NoCapacity(
+            f"no other node has room for {ask.source.deployment}: {'; '.join(reasons[:8])}"
+        )
+
+    # --- moving -------------------------------------------------------------------------------
+
+    def _tickets(self, ask: MigrationAsk) -> list[Ticket]:
+        """The requests that are meant and still there."""
+        instance_id = ask.source.instance_id
+        return [
+            one
+            for one in self._state.tickets.values()
+            if one.assignment
+            and one.assignment.instance.instance_id == instance_id
+            and ask.request_id in (None, one.request_id)
+        ]
+
+    async def _move(self, ask: MigrationAsk, to: Instance) -> AsyncGenerator[News]:
+        source = self._nodes.by_id.get(ask.source.node_id)
+        destination = self._nodes.by_id.get(to.node_id)
+        if source is None or destination is None:
+            gone = ask.source.node_id if source is None else to.node_id
+            raise errors.NodeLost(f"node {gone} is gone")
+        here = self._state.fleet.instance(ask.source.instance_id)
+        if ask.request_id is None and here and here.state is InstanceState.READY:
+            self._orchestrator.leave(here)
+        moving = self._tickets(ask)
+        if ask.request_id and not moving:
+            raise errors.RequestNotFound(f"request {ask.request_id!r} has finished or moved")
+        if not moving:
+            return
+        ids = [ask.request_id] if ask.request_id else []
+        moves = source.migrate(ask.source.instance_id, ids, destination, to, ask.reason)
+        async with aclosing(moves) as told:
+            async for news in told:
+                if isinstance(news, Stayed):
+                    log.warning("control.stayed", request=news.request_id, error=str(news.error))
+                yield news
+        await self._spliced(ask, moving)
+
+    def _estimate(self, ask: MigrationAsk) -> float | None:
+        """Seconds that it is expected to take. None: nothing has taught it yet."""
+        cost = self._state.costs.cost
+        running = [ticket.running() for ticket in self._tickets(ask)]
+        return (
+            transfer_seconds((replace(one, expected=0) for one in running), cost) if cost else None
+        )
+
+    def _learn(
+        self, ask: MigrationAsk, to: Instance, moved: Sequence[Moved], estimate: float | None
+    ) -> None:
+        """Takes in what has moved, all of which was under way together."""
+        if not moved:
+            return
+        tokens, seconds = sum(one.tokens for one in moved), max(one.seconds for one in moved)
+        self._state.costs.observe_move(tokens, seconds)
+        metrics.migration_seconds.record(seconds)
+        if estimate is not None:
+            metrics.transfer_estimate_ratio.record(estimate / max(seconds, 1e-3))
+        log.info(
+            "control.migrated",
+            requests=[one.request_id for one in moved],
+            source=ask.source.instance_id,
+            destination=to.instance_id,
+            tokens=tokens,
+            estimate=estimate,
+            actual=seconds,
+        )
+
+    async def _spliced(self, ask: MigrationAsk, moving: Sequence[Ticket]) -> None:
+        """Returns once the streams of what has moved are read where it is now."""
+        deadline = self._clock.now() + SPLICE_SECONDS
+        while self._clock.now() < deadline and any(one in self._tickets(ask) for one in moving):
+            await self._clock.sleep(0.01)

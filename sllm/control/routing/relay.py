@@ -1,0 +1,233 @@
+"""One request's stream: from the instances that serve it, one after the other, to its caller."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from sllm import errors, rpc
+from sllm.clock import Clock
+from sllm.control import metrics
+from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.requests.progress import Departure, MigrationReason
+from sllm.control.requests.service_times import Served
+from sllm.control.requests.tickets import Assignment, Ticket
+from sllm.control.state.state import State
+from sllm.control.tasks import Tasks
+from sllm.control.types import receipts
+from sllm.control.wire import generations as wire
+
+log = structlog.get_logger()
+
+_ELSEWHERE = (
+    errors.NodeLost,
+    errors.WorkerDied,
+    errors.InstanceNotFound,
+    errors.ShuttingDown,
+)
+"""Failures of an instance or its node, after which another instance may serve the request."""
+
+
+class Relay:
+    """What happens to a request between its being queued and its end."""
+
+    def __init__(self, state: State, orchestrator: Orchestrator, clock: Clock) -> None:
+        self._state = state
+        self._orchestrator = orchestrator
+        self._clock = clock
+        self._tasks = Tasks()
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        """Requests that their nodes are told to end, by id."""
+
+    async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
+        """Everything after `queued`, up to `finished`.
+
+        Raises:
+            errors.SllmError: Why the request has ended without `finished`.
+        """
+        while not ticket.outcome:
+            while loading := await ticket.news():
+                yield ticket.stamp(wire.loading_event(loading))
+            try:
+                async with aclosing(self._served(ticket)) as served:
+                    async for event in served:
+                        yield ticket.stamp(event)
+            except _ELSEWHERE as error:
+                self._fail_over(ticket, error)
+
+    def release(self, ticket: Ticket) -> None:
+        """Gives its slot back, if it has one."""
+        assignment, ticket.assignment = ticket.assignment, None
+        if assignment:
+            self._orchestrator.released(ticket, assignment)
+
+    def end(self, ticket: Ticket) -> None:
+        """Has the node end what it still does for a request: hanging up alone lets it linger."""
+        assignment = ticket.assignment
+        if assignment and ticket.opened:
+            request_id = ticket.request_id
+            work = self._cancel(assignment, request_id)
+            ending = self._tasks.spawn(work, name=f"cancel {request_id}")
+            self._ending[request_id] = ending
+            ending.add_done_callback(partial(self._ended, request_id))
+
+    async def ended(self, request_id: str) -> None:
+        """Returns once nodes have been told of the end of a request: its id may be used again."""
+        if ending := self._ending.get(request_id):
+            await asyncio.wait([ending])
+
+    def _ended(self, request_id: str, ending: asyncio.Task[None]) -> None:
+        if self._ending.get(request_id) is ending:
+            del self._ending[request_id]
+
+    async def close(self) -> None:
+        """Leaves the nodes with what they do."""
+        await self._tasks.close()
+
+    async def _cancel(self, assignment: Assignment, request_id: str) -> None:
+        try:
+            await assignment.node.cancel(request_id)
+        except errors.SllmError as error:
+            log.warning("control.not_cancelled", request=request_id, error=str(error))
+
+    async def _served(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
+        """What the caller is to see of the instance that the ticket was given to."""
+        assignment = ticket.assignment
+        assert assignment is not None
+        with assignment.node.typed_errors(), ticket.own_errors():
+            async for event in ticket.open(assignment, _metadata(ticket)):
+                for seen in self._seen(ticket, assignment, event):
+                    yield seen
+                if ticket.assignment is not assignment:
+                    return
+        if not ticket.outcome:
+            raise errors.WorkerDied(
+                f"instance {assignment.instance.instance_id} left its stream without an end"
+            )
+
+    def _seen(
+        self, ticket: Ticket, assignment: Assignment, event: wire.GenerateResponse
+    ) -> list[wire.GenerateResponse]:
+        """An event of the node as the caller is to see it."""
+        arrival: list[wire.GenerateResponse] = []
+        match event.WhichOneof("event"):
+            case "queued":
+                return []  # the caller has had the router's own
+            case "started":
+                ticket.progress.prompt = event.started.prompt_token_ids or ticket.progress.prompt
+                return [] if ticket.departure else [event]
+            case "tokens":
+                arrival = self._arrive(ticket, assignment)
+                self._count(ticket, assignment, event.tokens)
+            case "moved":
+                self._follow(ticket, assignment, event.moved)
+                return []
+            case "finished":
+                arrival = self._arrive(ticket, assignment)
+                self._finish(ticket, assignment, event.finished)
+        return [*arrival, event]
+
+    def _arrive(self, ticket: Ticket, assignment: Assignment) -> list[wire.GenerateResponse]:
+        """Tells the caller, before anything else, that its generation has gone on elsewhere."""
+        departure, ticket.departure = ticket.departure, None
+        if departure is None:
+            return []
+        now = self._clock.now()
+        pause = now - (ticket.progress.last_token_at or now)
+        metrics.migrations.add(1, {"reason": departure.reason.name})
+        return [wire.migrated_event(departure, assignment.instance, pause)]
+
+    def _count(self, ticket: Ticket, assignment: Assignment, tokens: wire.Tokens) -> None:
+        if ticket.first is None:
+            ticket.first = assignment, ticket.dispatched_at
+        ticket.progress.add(tokens.first_index, tokens.token_ids, self._clock.now())
+        self._state.slots.count_tokens(assignment.instance.instance_id, len(tokens.token_ids))
+
+    def _finish(self, ticket: Ticket, assignment: Assignment, finished: wire.Finished) -> None:
+        """The receipt tells of the first token, and so of the instance that it came from."""
+        ticket.outcome = "OK"
+        first, dispatched_at = ticket.first or (assignment, ticket.dispatched_at)
+        timing = receipts.Timing(
+            taken_at=ticket.taken_at,
+            picked_at=first.picked_at,
+            dispatched_at=dispatched_at,
+            first_token_at=ticket.progress.first_token_at,
+        )
+        told = wire.phases(finished.receipt.phases) if first is assignment else ()
+        for phase in told:
+            if phase.kind is receipts.PhaseKind.PREFILL:
+                self._state.costs.observe_prefill(finished.usage.prompt_tokens, phase.duration)
+        phases = told or receipts.prefill_of(timing)
+        receipt = receipts.assemble(
+            timing,
+            first.start,
+            phases,
+            node_id=first.instance.node_id,
+            instance_id=first.instance.instance_id,
+        )
+        wire.fill_receipt(finished, receipt)
+        ticket.receipt = receipt
+        if first is assignment:
+            self._learn(ticket, finished)
+        generated = len(ticket.progress.token_ids)
+        metrics.generated_tokens.add(generated, {"deployment": ticket.deployment})
+        metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
+
+    def _follow(self, ticket: Ticket, assignment: Assignment, moved: wire.Moved) -> None:
+        """Goes where the generation has gone. Its new place is taken before the old one is left."""
+        if moved.tokens != len(ticket.progress.token_ids):
+            raise errors.WorkerDied(f"{moved.tokens} tokens have moved, not all have come")
+        ticket.departure = Departure(assignment.instance, MigrationReason(moved.reason))
+        arrived = self._orchestrator.arrive(ticket, moved.instance_id)
+        self.release(ticket)
+        ticket.move_on()
+        if arrived:
+            ticket.assignment = arrived
+        else:
+            self._requeue(ticket)
+
+    def _requeue(self, ticket: Ticket) -> None:
+        self._state.queue.add(ticket)
+        self._orchestrator.wake(ticket.deployment)
+
+    def _learn(self, ticket: Ticket, finished: wire.Finished) -> None:
+        """Takes in what a request took that was served in one place."""
+        first_token_at = ticket.progress.first_token_at
+        if first_token_at is None:
+            return
+        served = Served(
+            first_token_seconds=first_token_at - ticket.dispatched_at,
+            seconds=self._clock.now() - ticket.dispatched_at,
+            generated_tokens=finished.usage.completion_tokens,
+        )
+        self._state.experience.served(ticket.deployment, served)
+
+    def _fail_over(self, ticket: Ticket, error: errors.SllmError) -> None:
+        """Puts a request back to the front of the queue, from where it goes on elsewhere.
+
+        Raises:
+            errors.SllmError: `error`, if no other instance may be tried.
+        """
+        assignment = ticket.assignment
+        if assignment:
+            self._orchestrator.instance_failed(assignment.instance)
+        if ticket.error or ticket.request.no_failover or not ticket.progress.fail():
+            raise error
+        if assignment and ticket.progress.token_ids and ticket.departure is None:
+            ticket.departure = Departure(assignment.instance, MigrationReason.FAILOVER)
+        self.release(ticket)
+        ticket.put_back()
+        self._requeue(ticket)
+
+
+def _metadata(ticket: Ticket) -> wire.Metadata:
+    """Call metadata that makes the node's spans children of the request's."""
+    token = otel_context.attach(trace.set_span_in_context(ticket.span))
+    try:
+        return rpc.trace_metadata()
+    finally:
+        otel_context.detach(token)

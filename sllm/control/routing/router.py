@@ -1,0 +1,178 @@
+"""Takes requests, and knows each until it has ended."""
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.control import metrics
+from sllm.control.config import ControlConfig
+from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.requests import spans
+from sllm.control.requests.tickets import Ticket
+from sllm.control.routing import admission
+from sllm.control.routing.relay import Relay
+from sllm.control.routing.wait_estimates import Prospects
+from sllm.control.state.state import State
+from sllm.control.wire import generations as wire
+
+_LOOK_SECONDS: Final = 0.05
+"""Between two looks for a generation whose caller reads on."""
+_LEAVING_SECONDS: Final = 0.3
+_LEAVING_LOOK_SECONDS: Final = 0.005
+
+
+class Router:
+    """The streams between callers and nodes."""
+
+    def __init__(
+        self, state: State, orchestrator: Orchestrator, clock: Clock, config: ControlConfig
+    ) -> None:
+        self._state = state
+        self._orchestrator = orchestrator
+        self._clock = clock
+        self._config = config
+        self._prospects = Prospects(state, orchestrator, clock)
+        self._relay = Relay(state, orchestrator, clock)
+        self._closing = False
+        self._began = clock.now()
+
+    def take(self, request: wire.GenerateRequest, remaining: float | None) -> Ticket:
+        """Puts a request into the queue, or refuses it at once.
+
+        Args:
+            request: As the caller sent it; from here on it is the router's.
+            remaining: Seconds until the caller's deadline. None: there is none.
+
+        Raises:
+            errors.SllmError: Why the request is refused.
+        """
+        self._check(request, remaining)
+        request.request_id = request.request_id or uuid.uuid4().hex
+        wire.settle_seed(request)
+        step = self._config.priority_step_seconds
+        ticket = Ticket(request, remaining, self._clock, step_seconds=step)
+        wire.set_linger(request, max(ticket.linger, self._config.linger_seconds))
+        prospect = self._prospects.of(ticket)
+        admission.check_room(prospect, self._config)
+        admission.check_deadline(prospect, remaining)
+        ticket.position, ticket.estimated_wait = prospect.ahead, prospect.wait
+        self._state.tickets[ticket.request_id] = ticket
+        if ticket.resumes_from is None:
+            self._enqueue(ticket)
+        return ticket
+
+    async def vacant(self, request_id: str) -> None:
+        """Returns once a request of this id whose caller has left has ended, also where it was.
+
+        A caller's leaving may be known a moment after its next call has come. One that has not left
+        by then is still under way.
+        """
+        settled_at = self._clock.now() + _LEAVING_SECONDS
+        while request_id in self._state.tickets and self._clock.now() < settled_at:
+            await self._clock.sleep(_LEAVING_LOOK_SECONDS)
+        await self._relay.ended(request_id)
+
+    async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
+        """The caller's stream: `queued` first, `finished` last.
+
+        Raises:
+            errors.SllmError: Why the request has ended without `finished`.
+        """
+        try:
+            if ticket.resumes_from is None:
+                yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
+            else:
+                await self._reattach(ticket)
+            async with aclosing(self._relay.events(ticket)) as events:
+                async for event in events:
+                    yield event
+        except errors.SllmError as error:
+            ticket.outcome = error.reason
+            raise
+        finally:
+            self.drop(ticket)
+
+    async def cancel(self, request_id: str) -> None:
+        """Ends a request from outside its stream, also one that goes on without a reader.
+
+        Raises:
+            errors.RequestNotFound: No such request is under way.
+            errors.SllmError: Its node cannot be told.
+        """
+        told_by = self._clock.now() + _LEAVING_SECONDS  # nodes tell of what nobody reads
+        while (ticket := self._state.tickets.get(request_id)) is None:
+            if node := self._orchestrator.unread_on(request_id):
+                return await node.cancel(request_id)
+            if self._clock.now() >= told_by:
+                raise errors.RequestNotFound(f"no request {request_id!r} is under way")
+            await self._clock.sleep(_LOOK_SECONDS)
+        ticket.linger = 0.0  # it is not to go on
+        ticket.fail(errors.Cancelled(f"request {request_id} was cancelled"))
+        return None
+
+    def close(self) -> None:
+        """Ends all streams, and takes no new requests."""
+        self._closing = True
+        for ticket in list(self._state.tickets.values()):
+            ticket.fail(errors.ShuttingDown("the control plane is going down; try again"))
+
+    async def stop(self) -> None:
+        """Leaves the nodes with what they do."""
+        await self._relay.close()
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forgets a request, and stops whatever is still done for it. May be called again."""
+        if self._state.tickets.get(ticket.request_id) is not ticket:
+            return
+        del self._state.tickets[ticket.request_id]
+        self._state.queue.remove(ticket)
+        ticket.abandon()
+        if not (self._closing or ticket.linger or ticket.outcome == "OK"):
+            self._relay.end(ticket)
+        self._relay.release(ticket)
+        outcome = ticket.outcome or "CANCELLED"
+        metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
+        spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
+
+    # --- taking -------------------------------------------------------------------------------
+
+    def _check(self, request: wire.GenerateRequest, remaining: float | None) -> None:
+        if self._closing:
+            raise errors.ShuttingDown("the control plane is going down; try again")
+        if remaining is not None and remaining <= 0:
+            raise errors.DeadlineExceeded("the call's deadline has passed already")
+        self._state.deployment(request.deployment)
+        admission.check(wire.generation_ask(request))
+        former = self._state.tickets.get(request.request_id)
+        if former and wire.resumes_from(request) is not None:
+            former.fail(errors.Cancelled(f"request {request.request_id} is read on elsewhere"))
+            former.linger = former.linger or self._config.linger_seconds  # the new one takes over
+            self.drop(former)
+        elif former:
+            raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
+
+    async def _reattach(self, ticket: Ticket) -> None:
+        """Reads on where the generation goes on, or begins anew with what the caller has.
+
+        Soon after a restart, nodes have not all reported yet.
+        """
+        settled_at = self._began + self._config.lease_seconds
+        while not ticket.error:
+            if self._orchestrator.reattach(ticket):
+                return
+            if self._clock.now() >= settled_at:
+                self._enqueue(ticket)
+                return
+            await self._clock.sleep(_LOOK_SECONDS)
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        self._state.queue.add(ticket)
+        self._orchestrator.dispatch(ticket.deployment)
+        if ticket.assignment is None:
+            self._orchestrator.wake(ticket.deployment)
+            start = self._state.first_start(ticket.deployment)
+            if start and start.loading:
+                ticket.show(start.loading)

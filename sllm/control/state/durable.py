@@ -1,0 +1,49 @@
+"""The store, off the event loop: one call at a time, in a thread of its own."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from sllm.control.state.store import Store
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Durable:
+    """What has to survive a restart, for those that live in the event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        """Its methods block: they go through `run`."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    async def run(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """The result of a method of the store, called after all those before.
+
+        Who is cancelled meanwhile gets it all the same, and is cancelled where he waits next: what
+        is stored has to come into force as well.
+        """
+        loop = asyncio.get_running_loop()
+        return await _whole(loop.run_in_executor(self._thread, lambda: work(*args, **kwargs)))
+
+    async def close(self) -> None:
+        """Ends the use of the store, once what is under way is done."""
+        await self.run(self.store.close)
+        self._thread.shutdown()
+
+
+async def _whole(work: asyncio.Future[Result]) -> Result:
+    task, cancelled = asyncio.current_task(), False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if task and cancelled:
+        task.uncancel()  # it counts once
+        task.cancel()
+    return work.result()

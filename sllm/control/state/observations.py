@@ -1,0 +1,139 @@
+"""What nodes of a fleet observe, for those that have not observed it themselves: the medians."""
+
+import statistics
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable
+
+from sllm.control.cluster.init_times import InitKey, Inits, InitTime
+from sllm.control.cluster.topology import LinkKey, NodeFacts, NodeView, Typical
+
+_STARTS = 9
+"""The latest starts, of whose ratios the median is `Typical.slowness`: one that was held up by
+something of its own says nothing of the others."""
+_MOST_OFF = 2.0
+"""The largest factor, either way, that is taken for how things are."""
+
+
+class Observations:
+    """Keeps the medians at hand while nodes come, go and observe anew."""
+
+    def __init__(self) -> None:
+        self._bandwidths: dict[LinkKey, _Sorted] = {}
+        self._init_times = _Sorted()
+        self._inits: dict[InitKey, dict[str, InitTime]] = {}
+        self._typical_inits = Inits()
+        self._typical: Typical | None = None
+        self._slowness = 1.0
+        self._ratios: deque[float] = deque(maxlen=_STARTS)
+
+    def start_ended(self, estimate: float, actual: float) -> None:
+        """Takes in how long a start has taken for which `estimate` was expected, in seconds.
+
+        Machines are busier at times than they were when inits were observed, and what is not
+        init takes time as well: the next estimates allow for it.
+        """
+        usual = max(estimate / self._slowness, 1e-3)
+        self._ratios.append(actual / usual)
+        median = statistics.median(self._ratios)
+        self._slowness = min(_MOST_OFF, max(1 / _MOST_OFF, median))
+        self._typical = None
+
+    def replace(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
+        """A node that told `before` tells `after`. None: it is not there."""
+        if _told(before) == _told(after):
+            return
+        self._typical = None
+        self._replace_speeds(before, after)
+        old, new = _inits(before), _inits(after)
+        if old is not new:
+            self._replace_inits((before or after).node_id, old, new)  # type: ignore[union-attr]
+
+    def typical(self) -> Typical:
+        """The medians now; the same object for as long as they are the same."""
+        if self._typical is None:
+            self._typical = Typical(
+                {key: values.median for key, values in self._bandwidths.items() if len(values)},
+                self._init_times.median if len(self._init_times) else None,
+                self._typical_inits,
+                self._slowness,
+            )
+        return self._typical
+
+    def _replace_speeds(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
+        for facts, change in ((before, _Sorted.remove), (after, _Sorted.add)):
+            if facts is None:
+                continue
+            for key, speed in _speeds(facts).items():
+                change(self._bandwidths.setdefault(key, _Sorted()), speed)
+            if facts.init_time is not None:
+                change(self._init_times, facts.init_time)
+
+    def _replace_inits(self, node_id: str, before: Inits, after: Inits) -> None:
+        medians = dict(self._typical_inits.times)
+        for key in before.times.keys() | after.times.keys():
+            seen = self._inits.setdefault(key, {})
+            seen.pop(node_id, None)
+            if key in after.times:
+                seen[node_id] = after.times[key]
+            if seen:
+                medians[key] = _median_init(seen.values())
+            else:
+                del self._inits[key]
+                medians.pop(key, None)
+        self._typical_inits = Inits(medians)
+
+
+def typical_of(nodes: Iterable[NodeView]) -> Typical:
+    """The medians of what `nodes` have observed."""
+    observations = Observations()
+    for node in nodes:
+        observations.replace(None, node.facts)
+    return observations.typical()
+
+
+class _Sorted:
+    """Numbers in order."""
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, value: float) -> None:
+        insort(self._values, value)
+
+    def remove(self, value: float) -> None:
+        del self._values[bisect_left(self._values, value)]
+
+    @property
+    def median(self) -> float:
+        """Of at least one value."""
+        middle = len(self._values) // 2
+        if len(self._values) % 2:
+            return self._values[middle]
+        return (self._values[middle - 1] + self._values[middle]) / 2
+
+
+def _inits(facts: NodeFacts | None) -> Inits:
+    return facts.inits if facts else Inits()
+
+
+def _speeds(facts: NodeFacts) -> dict[LinkKey, float]:
+    """Of the links that bytes have crossed."""
+    speeds = {key: link.bytes_per_second for key, link in facts.links.items()}
+    return {key: speed for key, speed in speeds.items() if speed > 0}
+
+
+def _told(facts: NodeFacts | None) -> object:
+    return facts and (_speeds(facts), facts.init_time, facts.inits)
+
+
+def _median_init(times: Iterable[InitTime]) -> InitTime:
+    seen = list(times)
+    return InitTime(
+        size_bytes=seen[0].size_bytes,
+        prepare=statistics.median(one.prepare for one in seen),
+        attach=statistics.median(one.attach for one in seen),
+    )

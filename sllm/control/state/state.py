@@ -1,0 +1,209 @@
+"""What the control plane knows, in memory; everything here is touched by the event loop alone."""
+
+from dataclasses import dataclass, field, replace
+
+from sllm import errors
+from sllm.control.cluster.needs import Need, need_of
+from sllm.control.cluster.running import Running
+from sllm.control.cluster.specs import Deployment, DeploymentState, ModelInfo
+from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.requests.queue import RequestQueue
+from sllm.control.requests.service_times import Experience
+from sllm.control.requests.slots import Slots
+from sllm.control.requests.tickets import Ticket
+from sllm.control.state.changes import Changes
+from sllm.control.state.failed_starts import Setback
+from sllm.control.state.fleet import Fleet
+from sllm.control.state.index import Index
+from sllm.control.state.migration_cost import MigrationCosts
+from sllm.control.types.receipts import StartRecord
+from sllm.control.types.status import DeploymentStatus, Loading
+
+
+@dataclass(slots=True)
+class StartUnderWay:
+    """An instance between the decision to start it and its being ready."""
+
+    deployment: Deployment
+    instance: Instance
+    decided_at: float
+    """Clock's seconds."""
+    estimate: float | None
+    """Seconds that placement expects. None: not known."""
+    called_at: float = 0.0
+    """When the node was told. 0: not yet."""
+    loading: Loading | None = None
+    """How far it is, as last heard."""
+    for_move: bool = False
+    """Whether it is to take over what runs elsewhere, and no request waits for it."""
+    withdrawn: bool = False
+    """Nobody wants it any more; it ends as soon as it can."""
+    error: errors.SllmError | None = None
+    """Why it has failed, if it has."""
+
+
+@dataclass
+class State:
+    """Deployments, nodes, requests, and the starts between them."""
+
+    fleet: Fleet = field(default_factory=Fleet)
+    slots: Slots = field(default_factory=Slots)
+    queue: RequestQueue[Ticket] = field(default_factory=RequestQueue)
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+    """All requests under way, queued or running, by id."""
+    deployments: dict[str, Deployment] = field(default_factory=dict)
+    needs: Index[Need] = field(default_factory=Index)
+    kept_replicas: dict[str, int] = field(default_factory=dict)
+    """min_replicas of the deployments that have any."""
+    experience: Experience = field(default_factory=Experience)
+    starts: dict[str, StartUnderWay] = field(default_factory=dict)
+    """By instance."""
+    records: dict[str, StartRecord] = field(default_factory=dict)
+    """Of instances that this control plane has started."""
+    setbacks: dict[str, Setback] = field(default_factory=dict)
+    """Starts that have failed, by deployment."""
+    preparing: dict[str, Loading | None] = field(default_factory=dict)
+    """Deployments whose checkpoint is on its way to a node, and how far it is."""
+    unprepared: dict[str, str] = field(default_factory=dict)
+    """Deployments whose checkpoint could not be brought to any node, and why."""
+    leaving: set[str] = field(default_factory=set)
+    """Nodes that are about to go down, and are drained for as long as they are there."""
+    draining: set[str] = field(default_factory=set)
+    """Nodes that get no new work; some may be away."""
+    costs: MigrationCosts = field(default_factory=MigrationCosts)
+    changes: Changes = field(default_factory=Changes)
+
+    def deployment(self, name: str) -> Deployment:
+        """The deployment of this name.
+
+        Raises:
+            errors.DeploymentNotFound: There is none.
+        """
+        try:
+            return self.deployments[name]
+        except KeyError:
+            raise errors.DeploymentNotFound(
+                f"no deployment is named {name!r}; ListDeployments tells which there are"
+            ) from None
+
+    def node(self, node_id: str) -> NodeView:
+        """The node of this id.
+
+        Raises:
+            errors.NodeNotFound: There is none.
+        """
+        try:
+            return self.fleet.nodes[node_id]
+        except KeyError:
+            raise errors.NodeNotFound(
+                f"no node is named {node_id!r}; ListNodes tells which there are"
+            ) from None
+
+    def working_node(self, node_id: str) -> NodeView:
+        """The node of this id, if it takes new work.
+
+        Raises:
+            errors.NodeNotFound: There is none.
+            errors.NodeDraining: It is being drained.
+        """
+        view = self.node(node_id)
+        if node_id in self.draining:
+            raise errors.NodeDraining(
+                f"node {node_id} is being drained; take another one, or undrain it first"
+            )
+        return view
+
+    def set_deployment(self, deployment: Deployment) -> None:
+        """Adds a deployment, or replaces it."""
+        self.deployments[deployment.name] = deployment
+        self.needs.put(deployment.name, need_of(deployment))
+        self.kept_replicas.pop(deployment.name, None)
+        if least := deployment.spec.scaling.min_replicas:
+            self.kept_replicas[deployment.name] = least
+        self.changes.notify(deployment.name)
+
+    def learn_model(self, name: str, model: ModelInfo) -> bool:
+        """Takes in what a node has found out; says whether it is new."""
+        known = self.deployments.get(name)
+        if known is None or not model.digest or known.model == model:
+            return False
+        self.set_deployment(replace(known, model=model))
+        return True
+
+    def drop_deployment(self, name: str) -> None:
+        """Removes all that is kept of a deployment."""
+        for kept in (self.deployments, self.setbacks, self.preparing, self.unprepared):
+            kept.pop(name, None)
+        self.kept_replicas.pop(name, None)
+        self.needs.drop(name)
+        self.experience.forget(name)
+        self.slots.forget_deployment(name)
+        self.changes.notify(name)
+
+    def status(self, name: str) -> DeploymentStatus:
+        """How a deployment is doing.
+
+        Raises:
+            errors.DeploymentNotFound: There is none of this name.
+        """
+        deployment = self.deployment(name)
+        state = self.prepared(deployment)
+        return DeploymentStatus(
+            deployment=deployment,
+            state=state,
+            message=self.unprepared[name] if state is DeploymentState.FAILED else "",
+            ready_instances=len(self.ready_replicas(name)),
+            queued_requests=self.queue.count(name),
+            loading=self.preparing.get(name) if state is DeploymentState.PREPARING else None,
+        )
+
+    def prepared(self, deployment: Deployment) -> DeploymentState:
+        """How far a deployment's checkpoint is."""
+        if self.fleet.holds(deployment.model.digest):
+            return DeploymentState.AVAILABLE
+        if deployment.name in self.unprepared:
+            return DeploymentState.FAILED
+        return DeploymentState.PREPARING
+
+    def first_start(self, name: str) -> StartUnderWay | None:
+        """Of a deployment's starts that are under way, the one decided on first."""
+        starts = (one for one in self.starts.values() if one.deployment.name == name)
+        return next(starts, None)
+
+    def ready_replicas(self, name: str) -> list[Instance]:
+        """A deployment's instances that take requests."""
+        instances = self.fleet.instances_of(name)
+        return [one for one in instances if one.state is InstanceState.READY]
+
+    def snapshot(self) -> Snapshot:
+        """What placement may look at now."""
+        snapshot = self.fleet.snapshot(self.slots.uses, self._protected(), self.needs.frozen)
+        return replace(snapshot, stop_seconds=self.experience.stop_seconds)
+
+    def snapshot_for_moves(self) -> Snapshot:
+        """The same, with what placement needs to migrate running instances."""
+        snapshot, cost = self.snapshot(), self.costs.cost
+        if cost is None:
+            return snapshot
+        running: dict[str, list[Running]] = {}
+        for ticket in self.tickets.values():
+            if ticket.assignment:
+                instance_id = ticket.assignment.instance.instance_id
+                running.setdefault(instance_id, []).append(ticket.running())
+        return replace(
+            snapshot,
+            running={key: tuple(requests) for key, requests in running.items()},
+            migration=cost,
+        )
+
+    def _protected(self) -> frozenset[str]:
+        """The instances that min_replicas keeps: of each deployment those used last."""
+        kept: list[str] = []
+        for name, least in self.kept_replicas.items():
+            replicas = sorted(self.ready_replicas(name), key=self._last_used, reverse=True)
+            kept += [one.instance_id for one in replicas[:least]]
+        return frozenset(kept)
+
+    def _last_used(self, instance: Instance) -> float:
+        use = self.slots.uses.get(instance.instance_id)
+        return use.last_used if use else 0.0

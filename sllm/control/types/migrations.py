@@ -1,0 +1,83 @@
+"""What is said of migrations: what is asked for, and what comes of it."""
+
+from dataclasses import dataclass
+
+from sllm import errors
+from sllm.control.cluster.topology import Instance
+from sllm.control.requests.progress import MigrationReason
+from sllm.control.types.status import Loading
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationAsk:
+    """Generations that are to go on elsewhere."""
+
+    source: Instance
+    reason: MigrationReason
+    request_id: str | None = None
+    """The one that is to move. None: all of the instance, which ends then."""
+    to_node: str | None = None
+    """None: where they can go on soonest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Where they are to go on."""
+
+    node_id: str
+    instance_id: str
+    started: bool
+    """Whether the instance is started for them."""
+    estimate: float | None
+    """Seconds that moving them is expected to take, once it is ready. None: not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The destination has computed what it was sent, while the source went on."""
+
+    request_id: str
+    number: int
+    """From 1."""
+    computed_tokens: int
+    """Of prompt and generation."""
+    gap_tokens: int
+    """Generated meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A generation goes on at the destination."""
+
+    request_id: str
+    rounds: int
+    tokens: int
+    """Of prompt and generation."""
+    seconds: float
+    """From the first round on."""
+    cutover_seconds: float
+    """From the source's stop to the destination's going on."""
+    gap_tokens: int
+    """Of `tokens`, those that were sent with the cutover, in no round before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stayed:
+    """A generation stays where it is, and goes on there."""
+
+    request_id: str
+    error: errors.SllmError
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A generation had ended before it could move."""
+
+    request_id: str
+
+
+Outcome = Moved | Stayed | Ended
+"""The last that is said of one generation."""
+
+News = Chosen | Loading | Round | Outcome
+"""What a migration tells those who follow it."""

@@ -1,0 +1,122 @@
+"""What operators have the cluster do: what they ask, and what they are told."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from sllm.control.cluster.topology import Tier
+
+DEFAULT_TTL: Final = 600.0
+"""Seconds for which a checkpoint is kept if the caller does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchAsk:
+    """What a caller wants to be brought up."""
+
+    deployment: str
+    """Its checkpoint is meant. Empty: `source` says which."""
+    source: str
+    """URL. Empty: `deployment` says which."""
+    dtype: str
+    """With `source`, as in EngineConfig."""
+    tier: Tier
+    node_id: str
+    """Empty: where an instance would start soonest."""
+    ttl: float = DEFAULT_TTL
+    """Seconds for which it is kept, from when it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where it is brought."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetched:
+    """It is there."""
+
+    node_id: str
+    tier: Tier
+    digest: str
+    expires_at: float
+    """Seconds since the epoch until when it is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """What a node still runs."""
+
+    running_requests: int
+    instances: int
+
+    @property
+    def done(self) -> bool:
+        """Whether it runs nothing."""
+        return not self.running_requests and not self.instances
+
+
+class ActionKind(IntEnum):
+    """What placement would do; the numbers are those of the protocol."""
+
+    REUSE = 1
+    JOIN = 2
+    """Wait for an instance that is on its way."""
+    START = 3
+    MIGRATE_THEN_START = 4
+    WAIT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateParts:
+    """What an estimate consists of, in seconds; the parts follow one another."""
+
+    making_room: float
+    queue: float
+    """Until what is ahead on the slowest link has crossed it."""
+    transfer: float
+    """Until what is missing has crossed it."""
+    init: float
+    """From weights in place to a ready instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedNode:
+    """One node as a place for a new instance."""
+
+    node_id: str
+    from_tier: Tier
+    """The highest that holds the whole checkpoint; REMOTE if none does."""
+    estimate: float | None
+    """Seconds. None: not known."""
+    parts: EstimateParts | None
+    """None: not known."""
+    victims: tuple[str, ...]
+    """Idle instances that would end first."""
+    migrated: tuple[str, ...]
+    """Running instances that would be migrated away first."""
+    evicted_bytes: int
+    """Of idle checkpoints, which the node would drop from the tier of its weights."""
+    rejected: str
+    """Why it cannot be taken. Empty: it can."""
+    verdict: str = ""
+    """Why it is the chosen one, or why not, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What placement would decide for one more request, and why."""
+
+    kind: ActionKind
+    node_id: str
+    """Empty for WAIT."""
+    instance_id: str
+    """For REUSE and JOIN."""
+    estimate: float | None
+    """Seconds until an instance is ready. None: nobody knows, or WAIT."""
+    why: str
+    """For people."""
+    candidates: tuple[ExplainedNode, ...]
+    """The chosen one first, then those that could be taken, then those that could not."""

@@ -1,0 +1,163 @@
+"""Where the time to a request's first token went."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sllm.control.cluster.topology import Tier
+
+
+class PhaseKind(IntEnum):
+    """A part of the way to the first token; the numbers are those of the protocol."""
+
+    QUEUED = 1
+    PLACED = 2
+    IMPORT = 3
+    READ_SSD = 4
+    DEVICE_COPY = 5
+    WORKER_START = 6
+    PREPARE = 7
+    ATTACH = 8
+    ENGINE_INIT = 9
+    PREFILL = 10
+    WARM_UP = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One part; parts may overlap."""
+
+    kind: PhaseKind
+    start: float
+    """Seconds since the moment from which the phase is counted."""
+    duration: float
+    """Seconds."""
+    size_bytes: int | None = None
+    """Bytes moved, for phases that move any."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartRecord:
+    """How an instance came to be. Moments are the clock's seconds."""
+
+    decided_at: float
+    called_at: float
+    """When the node was told: room had been made by then."""
+    ready_at: float
+    phases: tuple[Phase, ...]
+    """The node's, counted from its taking the call."""
+    from_tier: Tier | None
+    """Highest tier that held the weights. None: not known."""
+    estimate: float | None
+    """Seconds that placement had expected."""
+
+    @property
+    def seconds(self) -> float:
+        """From the decision to its being ready."""
+        return self.ready_at - self.decided_at
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A request's moments in the router, in the clock's seconds."""
+
+    taken_at: float
+    picked_at: float
+    """When an instance was looked for and found."""
+    dispatched_at: float
+    """When the instance's node was called."""
+    first_token_at: float | None
+    """None: it has had no token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the caller is told."""
+
+    cold: bool
+    """Whether the request had to wait for an instance to start."""
+    from_tier: Tier | None
+    phases: tuple[Phase, ...]
+    """Counted from the router's taking the request, in order of their start."""
+    time_to_first_token: float
+    """Seconds."""
+    estimated_start: float | None
+    node_id: str
+    instance_id: str
+    actual_start: float | None = None
+    """Seconds that the estimated start has taken."""
+
+
+def assemble(
+    timing: Timing,
+    start: StartRecord | None,
+    served: Sequence[Phase],
+    *,
+    node_id: str,
+    instance_id: str,
+) -> Receipt:
+    """The receipt of a request that `start`'s instance served.
+
+    Args:
+        timing: The request's moments in the router.
+        start: How the instance came to be, if that is known.
+        served: The node's phases of the request, counted from its taking the call.
+        node_id: Where it was served.
+        instance_id: By what it was served.
+    """
+    cold = start is not None and start.ready_at > timing.taken_at
+    begun = _cold_phases(timing, start) if start and cold else _warm_phases(timing)
+    after = shift(served, timing.dispatched_at - timing.taken_at)
+    first = timing.first_token_at
+    return Receipt(
+        cold=cold,
+        from_tier=start.from_tier if start and cold else None,
+        phases=tuple(sorted((*begun, *after), key=lambda phase: (phase.start, phase.kind))),
+        time_to_first_token=0.0 if first is None else first - timing.taken_at,
+        estimated_start=start.estimate if start and cold else None,
+        node_id=node_id,
+        instance_id=instance_id,
+        actual_start=start.seconds if start and cold else None,
+    )
+
+
+def prefill_of(timing: Timing) -> tuple[Phase, ...]:
+    """The node's phases of a request that has not ended where its first token came from.
+
+    Nobody there is left to tell them: the time from the node's being called to the first token
+    stands in for the prefill, the way there and back included.
+    """
+    if timing.first_token_at is None:
+        return ()
+    return (Phase(PhaseKind.PREFILL, 0.0, timing.first_token_at - timing.dispatched_at),)
+
+
+def _warm_phases(timing: Timing) -> list[Phase]:
+    queued = timing.picked_at - timing.taken_at
+    return [
+        Phase(PhaseKind.QUEUED, 0.0, queued),
+        Phase(PhaseKind.PLACED, queued, timing.dispatched_at - timing.picked_at),
+    ]
+
+
+def _cold_phases(timing: Timing, start: StartRecord) -> list[Phase]:
+    """A start that had begun before the request came is counted from the request's coming."""
+    queued = max(0.0, start.decided_at - timing.taken_at)
+    called = max(queued, start.called_at - timing.taken_at)
+    return [
+        Phase(PhaseKind.QUEUED, 0.0, queued),
+        Phase(PhaseKind.PLACED, queued, called - queued),
+        *shift(start.phases, start.called_at - timing.taken_at),
+    ]
+
+
+def shift(phases: Sequence[Phase], seconds: float) -> list[Phase]:
+    """`phases` counted from `seconds` earlier; what lies before the new origin is cut off."""
+    shifted = []
+    for phase in phases:
+        start = phase.start + seconds
+        end = start + phase.duration
+        if end >= 0:
+            begin = max(0.0, start)
+            shifted.append(Phase(phase.kind, begin, end - begin, phase.size_bytes))
+    return shifted

@@ -1,0 +1,91 @@
+"""What all of the control plane's translations share: times, tiers, loads and ids of calls."""
+
+import copy
+import hashlib
+from typing import TypeAlias
+
+from google.protobuf import duration_pb2, timestamp_pb2
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.control.cluster.topology import Tier
+from sllm.control.state.store import Call
+from sllm.control.types.status import Loading, LoadPhase
+
+Mutating: TypeAlias = (
+    deployment_pb.DeployRequest
+    | deployment_pb.DeleteDeploymentRequest
+    | cluster_pb.PrefetchRequest
+    | cluster_pb.PinRequest
+    | cluster_pb.UnpinRequest
+    | cluster_pb.DrainNodeRequest
+    | cluster_pb.UndrainNodeRequest
+)
+"""Calls that change something, and that their callers may name."""
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """A Duration of `seconds`."""
+    result = duration_pb2.Duration()
+    result.FromNanoseconds(round(seconds * 1e9))
+    return result
+
+
+def seconds(value: duration_pb2.Duration) -> float:
+    """Seconds of a Duration."""
+    return value.seconds + value.nanos / 1e9
+
+
+def optional_duration(seconds: float | None) -> duration_pb2.Duration | None:
+    """A Duration, or none."""
+    return None if seconds is None else duration(seconds)
+
+
+def timestamp(epoch_seconds: float) -> timestamp_pb2.Timestamp:
+    """A Timestamp of `epoch_seconds`."""
+    result = timestamp_pb2.Timestamp()
+    result.FromNanoseconds(round(epoch_seconds * 1e9))
+    return result
+
+
+def optional_timestamp(epoch_seconds: float | None) -> timestamp_pb2.Timestamp | None:
+    """A Timestamp, or none."""
+    return None if epoch_seconds is None else timestamp(epoch_seconds)
+
+
+def tier(value: pb.Tier.ValueType) -> Tier | None:
+    """A tier, if one is named."""
+    return Tier(value) if value else None
+
+
+def loading(progress: pb.Loading) -> Loading:
+    """How far a node says that a load is."""
+    remaining = progress.estimated_remaining
+    return Loading(
+        phase=LoadPhase(progress.phase),
+        from_tier=tier(progress.from_tier),
+        loaded_bytes=progress.loaded_bytes,
+        total_bytes=progress.total_bytes,
+        remaining=seconds(remaining) if progress.HasField("estimated_remaining") else None,
+    )
+
+
+def loading_message(progress: Loading) -> pb.Loading:
+    """How far a load is, for callers."""
+    return pb.Loading(
+        phase=pb.LoadPhase.ValueType(progress.phase),
+        from_tier=pb.Tier.ValueType(progress.from_tier or 0),
+        loaded_bytes=progress.loaded_bytes,
+        total_bytes=progress.total_bytes,
+        estimated_remaining=optional_duration(progress.remaining),
+    )
+
+
+def call(request: Mutating) -> Call:
+    """The id of a mutating call, and a digest of all the rest."""
+    content = copy.copy(request)
+    content.ClearField("request_id")
+    name = content.DESCRIPTOR.full_name.encode()
+    digest = hashlib.sha256(name + b"\0" + content.SerializeToString(deterministic=True))
+    return Call(request.request_id, digest.hexdigest())

@@ -1,0 +1,111 @@
+"""Between deployments and the protocol's messages."""
+
+from typing import Final
+
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.control.cluster import specs as model
+from sllm.control.types.status import DeploymentStatus
+from sllm.control.wire import common as wire
+
+DELETE_ANSWER: Final = deployment_pb.DeleteDeploymentResponse().SerializeToString()
+"""The answer to DeleteDeployment."""
+
+
+def spec(request: deployment_pb.DeployRequest) -> model.DeploymentSpec:
+    """What a Deploy call asks for.
+
+    Raises:
+        errors.InvalidSource: Its source is no URL.
+    """
+    return model.DeploymentSpec(
+        name=request.name,
+        source=model.normalize_source(request.source),
+        engine=_engine(request.engine),
+        scaling=_scaling(request.scaling),
+    )
+
+
+def _engine(config: pb.EngineConfig) -> model.EngineConfig:
+    default = model.EngineConfig()
+    return model.EngineConfig(
+        engine=config.engine or default.engine,
+        dtype=config.dtype,
+        kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
+        max_concurrency=(
+            config.max_concurrency
+            if config.HasField("max_concurrency")
+            else default.max_concurrency
+        ),
+        pack=config.pack,
+    )
+
+
+def _scaling(policy: pb.ScalingPolicy) -> model.ScalingPolicy:
+    default = model.ScalingPolicy()
+    least = policy.min_replicas if policy.HasField("min_replicas") else default.min_replicas
+    most = policy.max_replicas if policy.HasField("max_replicas") else default.max_replicas
+    keep = wire.seconds(policy.keep_alive) if policy.HasField("keep_alive") else default.keep_alive
+    target = policy.target_concurrency if policy.HasField("target_concurrency") else None
+    return model.ScalingPolicy(least, most, keep, target)
+
+
+def engine_message(engine: model.EngineConfig) -> pb.EngineConfig:
+    """How an engine is set up, for callers and nodes."""
+    return pb.EngineConfig(
+        engine=engine.engine,
+        dtype=engine.dtype,
+        kv_cache_tokens=engine.kv_cache_tokens,
+        max_concurrency=engine.max_concurrency,
+        pack=engine.pack,
+    )
+
+
+def model_info(info: pb.ModelInfo) -> model.ModelInfo:
+    """What a node has read from a model's files."""
+    return model.ModelInfo(
+        architecture=info.architecture,
+        size_bytes=info.size_bytes,
+        context_tokens=info.context_tokens,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        digest=info.digest,
+    )
+
+
+def _model_message(info: model.ModelInfo) -> pb.ModelInfo:
+    return pb.ModelInfo(
+        architecture=info.architecture,
+        size_bytes=info.size_bytes,
+        context_tokens=info.context_tokens,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        digest=info.digest,
+    )
+
+
+def message(status: DeploymentStatus) -> deployment_pb.Deployment:
+    """A deployment as callers see it."""
+    spec = status.deployment.spec
+    return deployment_pb.Deployment(
+        name=spec.name,
+        source=spec.source,
+        engine=engine_message(spec.engine),
+        scaling=pb.ScalingPolicy(
+            min_replicas=spec.scaling.min_replicas,
+            max_replicas=spec.scaling.max_replicas,
+            keep_alive=wire.duration(spec.scaling.keep_alive),
+            target_concurrency=spec.scaling.target_concurrency,
+        ),
+        model=_model_message(status.deployment.model),
+        state=deployment_pb.DeploymentState.ValueType(status.state),
+        message=status.message,
+        created_at=wire.timestamp(status.deployment.created_at),
+        ready_instances=status.ready_instances,
+        queued_requests=status.queued_requests,
+        loading=wire.loading_message(status.loading) if status.loading else None,
+    )
+
+
+def deploy_answer(status: DeploymentStatus) -> bytes:
+    """The answer to Deploy, as it is kept for a repeated call."""
+    return deployment_pb.DeployResponse(deployment=message(status)).SerializeToString()

@@ -1,0 +1,223 @@
+"""Between the fleet as the control plane sees it and the protocol's messages."""
+
+from collections.abc import Iterable
+
+from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.control.cluster import topology
+from sllm.control.cluster.devices import Device
+from sllm.control.cluster.init_times import InitKey, Inits, InitTime
+from sllm.control.state.fleet import Delta, Full, Report
+from sllm.control.wire import common as wire
+
+# --- what nodes report ------------------------------------------------------------------------
+
+
+def report(request: fleet_pb.ReportRequest) -> Report:
+    """A node's message."""
+    body: Full | Delta | None = None
+    if request.HasField("full"):
+        node, instances = request.full.node, request.full.instances
+        facts = _facts(node, request.node_id)
+        body = Full(facts, _copies(node.copies), _instances(instances, request.node_id))
+    elif request.HasField("delta"):
+        delta = request.delta
+        changed = _facts(delta.node, request.node_id) if delta.HasField("node") else None
+        body = Delta(
+            changed,
+            _copies(delta.copies),
+            _instances(delta.instances, request.node_id),
+            _inits(delta.init_observations),
+        )
+    return Report(request.node_id, request.revision, body)
+
+
+def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
+    return topology.NodeFacts(
+        node_id=node_id,
+        address=node.address,
+        host=node.host,
+        leaving=node.leaving,
+        tiers={
+            topology.Tier(usage.tier): topology.TierUsage(
+                usage.capacity_bytes, usage.used_bytes, usage.problem
+            )
+            for usage in node.tiers
+        },
+        links={
+            (topology.Tier(link.from_tier), topology.Tier(link.to_tier)): topology.Link(
+                link.bytes_per_second, link.queued_bytes, link.in_flight_bytes
+            )
+            for link in node.links
+        },
+        kv_capacity=node.kv_capacity_bytes,
+        init_time=wire.seconds(node.init_time) if node.HasField("init_time") else None,
+        inits=Inits(_inits(node.init_observations)),
+        devices=tuple(map(_device, node.devices)),
+    )
+
+
+def _device(one: pb.Device) -> Device:
+    return Device(
+        one.index,
+        one.name,
+        one.uuid,
+        one.total_bytes,
+        one.free_bytes,
+        one.weights_capacity_bytes,
+        one.weights_used_bytes,
+        one.kv_capacity_bytes,
+        one.kv_used_bytes,
+        one.reserved_bytes,
+        one.idle_bytes,
+    )
+
+
+def _inits(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
+    return {
+        (one.digest, one.engine): InitTime(
+            one.size_bytes, wire.seconds(one.prepare), wire.seconds(one.attach)
+        )
+        for one in observations
+    }
+
+
+def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
+    return tuple(
+        topology.Copy(
+            digest=one.digest,
+            tier=topology.Tier(one.tier),
+            size_bytes=one.size_bytes,
+            resident_bytes=one.resident_bytes,
+            sources=tuple(one.sources),
+            leased=one.leased,
+            holds=tuple(map(_hold, one.holds)),
+        )
+        for one in copies
+    )
+
+
+def _hold(one: pb.Hold) -> topology.Hold:
+    expires_at = one.expires_at.ToNanoseconds() / 1e9 if one.HasField("expires_at") else None
+    return topology.Hold(one.hold_id, expires_at)
+
+
+def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[topology.Instance, ...]:
+    return tuple(instance(one, node_id) for one in instances)
+
+
+def instance(one: pb.Instance, node_id: str) -> topology.Instance:
+    """An instance as the node `node_id` reports it."""
+    return topology.Instance(
+        instance_id=one.instance_id,
+        deployment=one.deployment,
+        node_id=node_id,
+        state=topology.InstanceState(one.state),
+        kv_bytes=one.kv_bytes,
+        digest=one.digest,
+        running=one.running_requests,
+        started_at=one.started_at.ToNanoseconds() / 1e9,
+        worker_pid=one.worker_pid,
+        unread=tuple(one.unread_request_ids),
+        device=one.device_index if one.HasField("device_index") else None,
+    )
+
+
+# --- what operators see -----------------------------------------------------------------------
+
+
+def node_message(view: topology.NodeView, *, draining: bool = False) -> pb.Node:
+    """A node as operators see it."""
+    facts = view.facts
+    return pb.Node(
+        node_id=facts.node_id,
+        address=facts.address,
+        host=facts.host,
+        tiers=[
+            pb.TierUsage(
+                tier=pb.Tier.ValueType(tier),
+                capacity_bytes=usage.capacity_bytes,
+                used_bytes=usage.used_bytes,
+                problem=usage.problem,
+            )
+            for tier, usage in facts.tiers.items()
+        ],
+        kv_capacity_bytes=facts.kv_capacity,
+        kv_used_bytes=view.kv_held,
+        copies=[_copy_message(one) for one in view.copies.values()],
+        links=[_link_message(key, link) for key, link in facts.links.items()],
+        init_time=wire.optional_duration(facts.init_time),
+        init_observations=[_init_message(key, time) for key, time in facts.inits.times.items()],
+        connected_at=wire.timestamp(view.connected_at),
+        draining=draining,
+        devices=[_device_message(one) for one in facts.devices],
+    )
+
+
+def _device_message(one: Device) -> pb.Device:
+    return pb.Device(
+        index=one.index,
+        name=one.name,
+        uuid=one.uuid,
+        total_bytes=one.total_bytes,
+        free_bytes=one.free_bytes,
+        weights_capacity_bytes=one.weights_capacity_bytes,
+        weights_used_bytes=one.weights_used_bytes,
+        kv_capacity_bytes=one.kv_capacity_bytes,
+        kv_used_bytes=one.kv_used_bytes,
+        reserved_bytes=one.reserved_bytes,
+        idle_bytes=one.idle_bytes,
+    )
+
+
+def _copy_message(one: topology.Copy) -> pb.CheckpointCopy:
+    return pb.CheckpointCopy(
+        digest=one.digest,
+        tier=pb.Tier.ValueType(one.tier),
+        size_bytes=one.size_bytes,
+        resident_bytes=one.resident_bytes,
+        sources=one.sources,
+        leased=one.leased,
+        holds=[
+            pb.Hold(hold_id=hold.hold_id, expires_at=wire.optional_timestamp(hold.expires_at))
+            for hold in one.holds
+        ],
+    )
+
+
+def _link_message(key: topology.LinkKey, link: topology.Link) -> pb.LinkObservation:
+    return pb.LinkObservation(
+        from_tier=pb.Tier.ValueType(key[0]),
+        to_tier=pb.Tier.ValueType(key[1]),
+        bytes_per_second=link.bytes_per_second,
+        queued_bytes=link.queued_bytes,
+        in_flight_bytes=link.in_flight_bytes,
+    )
+
+
+def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
+    digest, engine = key
+    return pb.InitObservation(
+        digest=digest,
+        engine=engine,
+        size_bytes=time.size_bytes,
+        prepare=wire.duration(time.prepare),
+        attach=wire.duration(time.attach),
+    )
+
+
+def instance_message(one: topology.Instance) -> pb.Instance:
+    """An instance as operators see it."""
+    return pb.Instance(
+        instance_id=one.instance_id,
+        deployment=one.deployment,
+        node_id=one.node_id,
+        state=pb.InstanceState.ValueType(one.state),
+        running_requests=one.running,
+        kv_bytes=one.kv_bytes,
+        digest=one.digest,
+        started_at=wire.timestamp(one.started_at),
+        worker_pid=one.worker_pid,
+        unread_request_ids=one.unread,
+    )

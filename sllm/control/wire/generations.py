@@ -1,0 +1,161 @@
+"""Between requests, as the router serves them, and the protocol's messages."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import grpc
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.control.cluster import topology
+from sllm.control.requests.progress import Departure
+from sllm.control.routing.admission import GenerationAsk, Prompt
+from sllm.control.types.receipts import Phase, PhaseKind, Receipt
+from sllm.control.types.status import Loading
+from sllm.control.wire import common as wire
+from sllm.sampling import MAX_SEED, Sampling
+
+# Relayed or forwarded as they are: a message of the hot path is never translated.
+GenerateRequest: TypeAlias = inference_pb.GenerateRequest
+GenerateResponse: TypeAlias = inference_pb.GenerateResponse
+Tokens: TypeAlias = inference_pb.Tokens
+Moved: TypeAlias = inference_pb.Moved
+Finished: TypeAlias = inference_pb.Finished
+Metadata: TypeAlias = grpc.aio.Metadata
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+
+def generation_ask(request: GenerateRequest) -> GenerationAsk:
+    """The parts of a request that have bounds."""
+    return GenerationAsk(
+        prompt=_prompt(request),
+        sampling=_sampling(request.sampling),
+        stop=tuple(request.stop),
+        max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+        logprobs=request.logprobs if request.HasField("logprobs") else None,
+        priority=request.priority,
+        keep_alive=keep_alive(request),
+    )
+
+
+def _prompt(request: GenerateRequest) -> Prompt:
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        return Prompt.MISSING
+    filled = bool(request.text or request.token_ids.ids or request.messages.messages)
+    return Prompt.PRESENT if filled else Prompt.EMPTY
+
+
+def _sampling(params: pb.SamplingParams) -> Sampling:
+    given = {field.name: value for field, value in params.ListFields()}
+    return Sampling(**given)
+
+
+def keep_alive(request: GenerateRequest) -> float | None:
+    """Seconds that the request's instance stays at least. None: as its policy says."""
+    return wire.seconds(request.keep_alive) if request.HasField("keep_alive") else None
+
+
+def resumes_from(request: GenerateRequest) -> int | None:
+    """The number of the first message that the caller of an earlier stream lacks."""
+    return request.resume_from_sequence if request.HasField("resume_from_sequence") else None
+
+
+def linger(request: GenerateRequest) -> float:
+    """Seconds for which the caller wants a generation to go on without a reader."""
+    return wire.seconds(request.linger)
+
+
+def set_linger(request: GenerateRequest, seconds: float) -> None:
+    """Has the node go on for so long when this control plane is gone."""
+    request.linger.CopyFrom(wire.duration(seconds))
+
+
+def settle_seed(request: GenerateRequest) -> None:
+    """Chooses the seed of a request that leaves it open, so that it can go on anywhere."""
+    sampling = request.sampling
+    greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    if not greedy and not sampling.HasField("seed"):
+        sampling.seed = secrets.randbelow(MAX_SEED + 1)
+
+
+def go_on(request: GenerateRequest, prompt: Sequence[int], generated: Sequence[int]) -> None:
+    """Makes `request` go on after the tokens that were generated.
+
+    The prompt's tokens, where they are known, take the place of what they were made of: a chat
+    template may give others tomorrow, since some of them tell the date.
+    """
+    if prompt:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=prompt))
+    request.continuation.CopyFrom(inference_pb.Continuation(token_ids=generated))
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+def queued_event(position: int, estimated_wait: float | None) -> GenerateResponse:
+    """The first event of every stream."""
+    wait = wire.optional_duration(estimated_wait)
+    queued = inference_pb.Queued(position=position, estimated_wait=wait)
+    return GenerateResponse(queued=queued)
+
+
+def loading_event(loading: Loading) -> GenerateResponse:
+    """How far the start is for which a request waits."""
+    return GenerateResponse(loading=wire.loading_message(loading))
+
+
+def migrated_event(departure: Departure, to: topology.Instance, pause: float) -> GenerateResponse:
+    """Tells the caller that another instance has gone on."""
+    migrated = inference_pb.Migrated(
+        from_node_id=departure.instance.node_id,
+        to_node_id=to.node_id,
+        to_instance_id=to.instance_id,
+        pause=wire.duration(pause),
+        reason=inference_pb.MigrationReason.ValueType(departure.reason),
+    )
+    return GenerateResponse(migrated=migrated)
+
+
+# --- receipts ---------------------------------------------------------------------------------
+
+
+def phases(messages: Iterable[pb.Phase]) -> tuple[Phase, ...]:
+    """Phases as a node has measured them."""
+    return tuple(
+        Phase(
+            PhaseKind(one.kind),
+            wire.seconds(one.start),
+            wire.seconds(one.duration),
+            one.size_bytes if one.HasField("size_bytes") else None,
+        )
+        for one in messages
+    )
+
+
+def fill_receipt(finished: Finished, receipt: Receipt) -> None:
+    """Replaces a node's receipt with the whole one."""
+    finished.receipt.CopyFrom(
+        pb.Receipt(
+            cold=receipt.cold,
+            from_tier=pb.Tier.ValueType(receipt.from_tier or 0),
+            phases=[_phase_message(phase) for phase in receipt.phases],
+            time_to_first_token=wire.duration(receipt.time_to_first_token),
+            estimated_start=wire.optional_duration(receipt.estimated_start),
+            node_id=receipt.node_id,
+            instance_id=receipt.instance_id,
+            actual_start=wire.optional_duration(receipt.actual_start),
+        )
+    )
+
+
+def _phase_message(phase: Phase) -> pb.Phase:
+    return pb.Phase(
+        kind=pb.PhaseKind.ValueType(phase.kind),
+        start=wire.duration(phase.start),
+        duration=wire.duration(phase.duration),
+        size_bytes=phase.size_bytes,
+    )

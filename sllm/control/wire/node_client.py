@@ -1,0 +1,262 @@
+"""Clients of node agents: one channel per node, made when it reports and closed when it is lost."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import node_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types_pb
+from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
+
+from sllm import errors, rpc
+from sllm.control.cluster.specs import Deployment, ModelInfo
+from sllm.control.cluster.topology import Instance, NodeFacts, Tier
+from sllm.control.requests.progress import MigrationReason
+from sllm.control.types.migrations import News
+from sllm.control.types.receipts import Phase
+from sllm.control.types.status import Loading
+from sllm.control.wire import common as wire
+from sllm.control.wire import deployments as deployment_wire
+from sllm.control.wire import fleet as fleet_wire
+from sllm.control.wire import generations as generation_wire
+from sllm.control.wire import node_wire
+
+GenerateCall = grpc.aio.UnaryStreamCall[inference_pb.GenerateRequest, inference_pb.GenerateResponse]
+
+_INSPECT_SECONDS = 60.0
+_RELEASE_SECONDS = 10.0
+_MIGRATION_SECONDS = 600.0
+_CANCEL_SECONDS = 5.0
+_STOP_SECONDS = 30.0
+"""Time that a node has to end a worker, beyond the grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A hold that a promotion ends with."""
+
+    hold_id: str
+    """Unique on the node; a hold of the same id is replaced."""
+    ttl: float | None
+    """Seconds, from when the checkpoint is there. None: until it is released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The end of a start."""
+
+    instance: Instance
+    phases: tuple[Phase, ...]
+    """Counted from the node's taking the call."""
+    from_tier: Tier | None
+    model: ModelInfo
+
+
+class Node:
+    """One node agent. Every call raises typed errors; NodeLost once the node is gone."""
+
+    def __init__(self, facts: NodeFacts) -> None:
+        self.node_id = facts.node_id
+        self.address = facts.address
+        self._lost = False
+        self._channel = rpc.channel(facts.address)
+        self._node = NodeServiceStub(self._channel)
+        self._inference = InferenceServiceStub(self._channel)
+
+    @contextmanager
+    def typed_errors(self) -> Iterator[None]:
+        """Raises typed errors for the calls inside; the end of the node as NodeLost."""
+        try:
+            with rpc.typed_errors():
+                yield
+        except errors.Unreachable as error:
+            raise self._gone(str(error)) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._lost or (task and task.cancelling()):
+                raise
+            raise self._gone("it has stopped reporting") from None
+
+    async def inspect(self, source: str, dtype: str) -> ModelInfo:
+        """What the model at `source` needs, or why it cannot be served."""
+        request = pb.InspectSourceRequest(source=source, dtype=dtype)
+        with self.typed_errors():
+            response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
+        return deployment_wire.model_info(response.model)
+
+    async def promote(
+        self,
+        source: str,
+        dtype: str,
+        tier: Tier,
+        timeout: float,
+        hold: Holding | None = None,
+        *,
+        pack: bool = False,
+        give_up: bool = False,
+    ) -> AsyncGenerator[Loading | ModelInfo, None]:
+        """Brings a checkpoint to a tier, and holds it there: progress, and the model at the end."""
+        request = pb.PromoteRequest(
+            source=source,
+            dtype=dtype,
+            tier=types_pb.Tier.ValueType(tier),
+            pack=pack,
+            give_up=give_up,
+        )
+        if hold:
+            request.hold_id = hold.hold_id
+        if hold and hold.ttl is not None:
+            request.hold_ttl.CopyFrom(wire.duration(hold.ttl))
+        with self.typed_errors():
+            async for response in self._node.Promote(request, timeout=timeout):
+                if response.HasField("done"):
+                    yield deployment_wire.model_info(response.done.model)
+                else:
+                    yield wire.loading(response.loading)
+
+    async def release_hold(self, hold_id: str) -> None:
+        """Lets a checkpoint be evicted that was held; an unknown hold is no error."""
+        request = pb.ReleaseHoldRequest(hold_id=hold_id)
+        with self.typed_errors():
+            await self._node.ReleaseHold(request, timeout=_RELEASE_SECONDS)
+
+    async def evict(self, digest: str, tier: Tier) -> None:
+        """Frees a checkpoint's room on a tier, unless it is in use there."""
+        request = pb.EvictRequest(digest=digest, tier=types_pb.Tier.ValueType(tier))
+        with self.typed_errors():
+            await self._node.Evict(request, timeout=_RELEASE_SECONDS)
+
+    async def start_instance(
+        self, deployment: Deployment, instance: Instance, timeout: float
+    ) -> AsyncGenerator[Loading | Ready, None]:
+        """Starts an instance or joins its start: progress, and what is ready at the end."""
+        request = node_wire.start_request(deployment, instance)
+        metadata = rpc.trace_metadata()
+        call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)
+        with self.typed_errors():
+            async for response in call:
+                yield _step(response, self.node_id)
+
+    async def stop_instance(self, instance_id: str, grace: float) -> None:
+        """Returns when the instance is gone."""
+        request = pb.StopInstanceRequest(instance_id=instance_id, grace=wire.duration(grace))
+        with self.typed_errors():
+            await self._node.StopInstance(request, timeout=grace + _STOP_SECONDS)
+
+    async def migrate(
+        self,
+        instance_id: str,
+        request_ids: Sequence[str],
+        to: "Node",
+        into: Instance,
+        reason: MigrationReason,
+    ) -> AsyncGenerator[News, None]:
+        """Moves generations of an instance to one of another node."""
+        request = pb.StartMigrationRequest(
+            instance_id=instance_id,
+            request_ids=request_ids,
+            to_node_id=to.node_id,
+            to_address=to.address,
+            to_instance_id=into.instance_id,
+            reason=inference_pb.MigrationReason.ValueType(reason),
+        )
+        call = self._node.StartMigration(request, timeout=_MIGRATION_SECONDS)
+        try:
+            with self.typed_errors():
+                async for response in call:
+                    yield node_wire.migration_news(response)
+        finally:
+            call.cancel()
+
+    async def cancel(self, request_id: str) -> None:
+        """Ends a generation, also one that lingers; one that is not there has ended."""
+        request = inference_pb.CancelRequest(request_id=request_id)
+        with suppress(errors.RequestNotFound), self.typed_errors():
+            await self._inference.Cancel(request, timeout=_CANCEL_SECONDS)
+
+    def generate(
+        self,
+        request: inference_pb.GenerateRequest,
+        timeout: float | None,
+        metadata: grpc.aio.Metadata,
+    ) -> GenerateCall:
+        """The call itself, to be read within `typed_errors()`: nothing stands between."""
+        call: Any = self._inference.Generate(request, timeout=timeout, metadata=metadata)
+        return call  # type: ignore[no-any-return]  # the stubs know two kinds of channel
+
+    async def close(self) -> None:
+        """Ends every call that is under way with NodeLost."""
+        self._lost = True
+        await self._channel.close(grace=None)
+
+    def _gone(self, why: str) -> errors.NodeLost:
+        return errors.NodeLost(
+            f"node {self.node_id} is lost: {why}; try again",
+            metadata={"node_id": self.node_id},
+            retry_after=1.0,
+        )
+
+
+class Nodes:
+    """The clients of all nodes that are members."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def by_id(self) -> Mapping[str, Node]:
+        """Every member."""
+        return self._nodes
+
+    def member(self, node_id: str) -> Node:
+        """The client of one node.
+
+        Raises:
+            errors.NodeNotFound: It is no member, or no longer.
+        """
+        try:
+            return self._nodes[node_id]
+        except KeyError:
+            raise errors.NodeNotFound(
+                f"node {node_id!r} is not there; ListNodes tells which nodes are"
+            ) from None
+
+    def join(self, facts: NodeFacts) -> Node | None:
+        """Makes the client of a node; returns one of another address, which is to be closed."""
+        before = self._nodes.get(facts.node_id)
+        if before and before.address == facts.address:
+            return None
+        self._nodes[facts.node_id] = Node(facts)
+        return before
+
+    def drop(self, node_id: str) -> Node | None:
+        """Takes out the client of a lost node, which is to be closed."""
+        return self._nodes.pop(node_id, None)
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        nodes, self._nodes = list(self._nodes.values()), {}
+        await asyncio.gather(*(node.close() for node in nodes))
+
+
+def _step(response: pb.StartInstanceResponse, node_id: str) -> Loading | Ready:
+    if response.HasField("ready"):
+        return _ready(response.ready, node_id)
+    return wire.loading(response.loading)
+
+
+def _ready(message: pb.InstanceReady, node_id: str) -> Ready:
+    return Ready(
+        instance=fleet_wire.instance(message.instance, node_id),
+        phases=generation_wire.phases(message.phases),
+        from_tier=wire.tier(message.from_tier),
+        model=deployment_wire.model_info(message.model),
+    )

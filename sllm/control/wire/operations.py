@@ -1,0 +1,238 @@
+"""Between what operators ask of the cluster and the protocol's messages."""
+
+import math
+from collections.abc import Sequence
+
+from serverlessllm.v1 import cluster_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types_pb
+
+from sllm import errors
+from sllm.control.cluster import specs
+from sllm.control.cluster.topology import Tier
+from sllm.control.types.operations import (
+    DEFAULT_TTL,
+    DrainProgress,
+    EstimateParts,
+    ExplainedNode,
+    Explanation,
+    Placed,
+    PrefetchAsk,
+    Prefetched,
+)
+from sllm.control.types.pins import Pin, Place
+from sllm.control.types.status import Loading
+from sllm.control.wire import common as wire
+
+DRAINED = pb.DrainNodeResponse(done=pb.DrainDone())
+"""The end of a drain."""
+
+
+# --- what is asked ----------------------------------------------------------------------------
+
+
+def pin_place(request: pb.PinRequest) -> Place:
+    """Where a Pin call wants a checkpoint to stay.
+
+    Raises:
+        errors.InvalidArgument: It names no node, or no tier that keeps checkpoints.
+    """
+    if not request.node_id:
+        raise errors.InvalidArgument("node_id is empty; name the node to pin on")
+    return Place(request.deployment, storage_tier(request.tier), request.node_id)
+
+
+def prefetch_ask(request: pb.PrefetchRequest) -> PrefetchAsk:
+    """What a Prefetch call wants to be brought up.
+
+    Raises:
+        errors.InvalidArgument: The tier, the ttl or the dtype is out of its bounds, or neither a
+            deployment nor a source is named.
+        errors.InvalidSource: The source is no URL.
+    """
+    if not request.deployment and not request.source:
+        raise errors.InvalidArgument("name a deployment or a source to prefetch")
+    if request.dtype not in specs.DTYPES:
+        known = specs.DTYPES[1:]
+        raise errors.InvalidArgument(f"dtype {request.dtype!r} is unknown; known: {known}")
+    ttl = ttl_of(request)
+    return PrefetchAsk(
+        deployment=request.deployment,
+        source=specs.normalize_source(request.source) if request.source else "",
+        dtype=request.dtype,
+        tier=storage_tier(request.tier),
+        node_id=request.node_id,
+        ttl=DEFAULT_TTL if ttl is None else ttl,
+    )
+
+
+def storage_tier(value: types_pb.Tier.ValueType) -> Tier:
+    """A tier that checkpoints can be kept on.
+
+    Raises:
+        errors.InvalidArgument: It is neither SSD nor DRAM.
+    """
+    if value not in (types_pb.TIER_SSD, types_pb.TIER_DRAM):
+        named = types_pb.Tier.Name(value)[5:] if value in types_pb.Tier.values() else str(value)
+        raise errors.InvalidArgument(f"checkpoints are kept on SSD or DRAM, not on {named}")
+    return Tier(value)
+
+
+def unpin_tier(request: pb.UnpinRequest) -> Tier | None:
+    """The tier that an Unpin call means; None: both."""
+    return storage_tier(request.tier) if request.tier else None
+
+
+def ttl_of(request: pb.PinRequest | pb.PrefetchRequest) -> float | None:
+    """Seconds; None where none are given.
+
+    Raises:
+        errors.InvalidArgument: They are not above zero.
+    """
+    if not request.HasField("ttl"):
+        return None
+    ttl = wire.seconds(request.ttl)
+    if ttl <= 0:
+        raise errors.InvalidArgument(f"ttl must be above zero, not {ttl:g} s")
+    return ttl
+
+
+def grace_of(request: pb.DrainNodeRequest) -> float:
+    """Seconds that running requests have; infinite where none are given.
+
+    Raises:
+        errors.InvalidArgument: They are negative.
+    """
+    grace = wire.seconds(request.grace) if request.HasField("grace") else math.inf
+    if grace < 0:
+        raise errors.InvalidArgument(f"grace must not be negative, it is {grace:g} s")
+    return grace
+
+
+# --- what is answered -------------------------------------------------------------------------
+
+
+def pin_answer(pin: Pin) -> bytes:
+    """The end of Pin, as it is kept for a repeated call."""
+    return _pinned(pin).SerializeToString()
+
+
+def pin_of(answer: bytes) -> Pin:
+    """What `pin_answer` has kept."""
+    return _pin(pb.PinnedCheckpoint.FromString(answer))
+
+
+def unpin_answer(pins: Sequence[Pin]) -> bytes:
+    """The answer to Unpin, as it is kept for a repeated call."""
+    return unpin_response(pins).SerializeToString()
+
+
+def unpinned_of(answer: bytes) -> list[Pin]:
+    """What `unpin_answer` has kept."""
+    return [_pin(one) for one in pb.UnpinResponse.FromString(answer).unpinned]
+
+
+def prefetch_answer(done: Prefetched) -> bytes:
+    """The end of Prefetch, as it is kept for a repeated call."""
+    return _done(done).SerializeToString()
+
+
+def prefetched_of(answer: bytes) -> Prefetched:
+    """What `prefetch_answer` has kept."""
+    done = pb.PrefetchDone.FromString(answer)
+    expires_at = done.expires_at.ToNanoseconds() / 1e9
+    return Prefetched(done.node_id, Tier(done.tier), done.digest, expires_at)
+
+
+def pin_response(step: Loading | Pin) -> pb.PinResponse:
+    """A step of Pin, or its end."""
+    if isinstance(step, Pin):
+        return pb.PinResponse(done=_pinned(step))
+    return pb.PinResponse(loading=wire.loading_message(step))
+
+
+def unpin_response(pins: Sequence[Pin]) -> pb.UnpinResponse:
+    """What was unpinned."""
+    return pb.UnpinResponse(unpinned=map(_pinned, pins))
+
+
+def listed_pin(pin: Pin, held: bool) -> pb.ListedPin:
+    """A pin, and whether its node holds the checkpoint."""
+    return pb.ListedPin(pin=_pinned(pin), held=held)
+
+
+def prefetch_response(step: Placed | Loading | Prefetched) -> pb.PrefetchResponse:
+    """A step of Prefetch, or its end."""
+    match step:
+        case Placed():
+            return pb.PrefetchResponse(placed=pb.PrefetchPlaced(node_id=step.node_id))
+        case Prefetched():
+            return pb.PrefetchResponse(done=_done(step))
+    return pb.PrefetchResponse(loading=wire.loading_message(step))
+
+
+def drain_response(progress: DrainProgress) -> pb.DrainNodeResponse:
+    """What a node still runs."""
+    return pb.DrainNodeResponse(
+        progress=pb.DrainProgress(
+            running_requests=progress.running_requests, instances=progress.instances
+        )
+    )
+
+
+def explain_response(explanation: Explanation) -> pb.ExplainPlacementResponse:
+    """What placement would decide, and why."""
+    return pb.ExplainPlacementResponse(
+        action=pb.PlacementAction.ValueType(explanation.kind),
+        node_id=explanation.node_id,
+        instance_id=explanation.instance_id,
+        estimate=wire.optional_duration(explanation.estimate),
+        why=explanation.why,
+        candidates=map(_candidate, explanation.candidates),
+    )
+
+
+def _candidate(one: ExplainedNode) -> pb.PlacementCandidate:
+    return pb.PlacementCandidate(
+        node_id=one.node_id,
+        from_tier=types_pb.Tier.ValueType(one.from_tier),
+        estimate=wire.optional_duration(one.estimate),
+        parts=_estimate_parts(one.parts) if one.parts else None,
+        victims=one.victims,
+        migrated=one.migrated,
+        evicted_bytes=one.evicted_bytes,
+        rejected=one.rejected,
+        verdict=one.verdict,
+    )
+
+
+def _estimate_parts(parts: EstimateParts) -> pb.StartEstimate:
+    return pb.StartEstimate(
+        making_room=wire.duration(parts.making_room),
+        queue=wire.duration(parts.queue),
+        transfer=wire.duration(parts.transfer),
+        init=wire.duration(parts.init),
+    )
+
+
+def _pinned(pin: Pin) -> pb.PinnedCheckpoint:
+    return pb.PinnedCheckpoint(
+        deployment=pin.place.deployment,
+        tier=types_pb.Tier.ValueType(pin.place.tier),
+        node_id=pin.place.node_id,
+        expires_at=wire.optional_timestamp(pin.expires_at),
+    )
+
+
+def _pin(message: pb.PinnedCheckpoint) -> Pin:
+    place = Place(message.deployment, Tier(message.tier), message.node_id)
+    ends = message.HasField("expires_at")
+    return Pin(place, message.expires_at.ToNanoseconds() / 1e9 if ends else None)
+
+
+def _done(done: Prefetched) -> pb.PrefetchDone:
+    return pb.PrefetchDone(
+        node_id=done.node_id,
+        tier=types_pb.Tier.ValueType(done.tier),
+        digest=done.digest,
+        expires_at=wire.optional_timestamp(done.expires_at),
+    )

@@ -1,0 +1,1 @@
+"""What the control plane and other nodes call, and what this node reports."""

@@ -1,0 +1,188 @@
+"""Tells the control plane what this node holds and does: all of it once, then what changes."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+from serverlessllm.v1 import fleet_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types_pb
+from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
+
+from sllm.clock import Clock
+from sllm.node.agent import Agent
+from sllm.node.generations import wire
+from sllm.node.instances.init_times import InitKey
+
+log = structlog.get_logger()
+
+ReportCall = grpc.aio.StreamStreamCall[pb.ReportRequest, pb.ReportResponse]
+
+RECONNECT_SECONDS = 0.5
+_GATHER_SECONDS = 0.02
+"""Changes that come within this time travel in one report."""
+_HEARTBEATS_PER_LEASE = 3
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What the control plane has been told on this stream."""
+
+    node: types_pb.Node = field(default_factory=types_pb.Node)
+    copies: dict[tuple[str, int], types_pb.CheckpointCopy] = field(default_factory=dict)
+    instances: dict[str, types_pb.Instance] = field(default_factory=dict)
+    inits: dict[InitKey, types_pb.InitObservation] = field(default_factory=dict)
+
+
+class Reporter:
+    """Keeps one Report stream open for as long as the node runs."""
+
+    def __init__(
+        self, agent: Agent, node_id: str, address: str, channel: grpc.aio.Channel, clock: Clock
+    ) -> None:
+        self._agent = agent
+        self._node_id = node_id
+        self._address = address
+        self._stub = FleetServiceStub(channel)
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._resync = False
+        self._lease = 3.0
+        self._revision = 0
+        agent.subscribe(self._changed.set)
+
+    async def run(self) -> None:
+        """Reports until it is cancelled, over new streams where old ones end."""
+        while True:
+            try:
+                await self._report()
+            except grpc.aio.AioRpcError as error:
+                log.warning("node.report_ended", code=error.code().name, details=error.details())
+            except Exception:
+                log.exception("node.report_failed")  # the next stream tells everything anew
+            await self._clock.sleep(RECONNECT_SECONDS)
+
+    async def _report(self) -> None:
+        """One stream, to its end or the first failure, whichever side it is on.
+
+        What is sent is not left to grpc.aio, which would end the stream without a word if it could
+        not be made.
+        """
+        self._resync = True
+        call = self._stub.Report()
+        sides = [asyncio.create_task(side(call)) for side in (self._receive, self._send)]
+        try:
+            await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            await next(side for side in sides if side.done())
+        finally:
+            call.cancel()
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
+
+    async def _send(self, call: ReportCall) -> None:
+        async with aclosing(self._messages()) as messages:
+            async for message in messages:
+                await call.write(message)
+
+    async def _receive(self, call: ReportCall) -> None:
+        async for response in call:
+            if response.HasField("resync"):
+                self._resync = True
+                self._changed.set()
+            else:
+                self._lease = response.ack.lease.ToNanoseconds() / 1e9
+
+    async def _messages(self) -> AsyncGenerator[pb.ReportRequest]:
+        sent = _Sent()
+        while True:
+            self._changed.clear()
+            if self._resync:
+                self._resync, sent = False, self._now()
+                yield self._message(full=self._full(sent))
+            elif delta := self._delta(sent, now := self._now()):
+                sent = now
+                yield self._message(delta=delta)
+            else:
+                yield self._message(heartbeat=pb.Heartbeat())
+            await self._until_due()
+
+    async def _until_due(self) -> None:
+        """Returns after a change, or when a heartbeat is due."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), self._lease / _HEARTBEATS_PER_LEASE)
+            await self._clock.sleep(_GATHER_SECONDS)
+        except TimeoutError:
+            return
+
+    def _message(
+        self,
+        *,
+        full: pb.FullReport | None = None,
+        delta: pb.DeltaReport | None = None,
+        heartbeat: pb.Heartbeat | None = None,
+    ) -> pb.ReportRequest:
+        if heartbeat is None:
+            self._revision += 1
+        return pb.ReportRequest(
+            node_id=self._node_id,
+            revision=self._revision,
+            full=full,
+            delta=delta,
+            heartbeat=heartbeat,
+        )
+
+    def _now(self) -> _Sent:
+        holds = self._agent.holds
+        copies = [
+            wire.copy_message(copy, holds.on(copy.digest, copy.tier))
+            for copy in self._agent.copies()
+        ]
+        instances = [
+            wire.instance_message(instance, self._node_id)
+            for instance in self._agent.instances.values()
+        ]
+        return _Sent(
+            node=wire.node_message(self._agent, self._node_id, self._address),
+            copies={(copy.digest, copy.tier): copy for copy in copies},
+            instances={instance.instance_id: instance for instance in instances},
+            inits=wire.init_messages(self._agent),
+        )
+
+    def _full(self, now: _Sent) -> pb.FullReport:
+        node = types_pb.Node()
+        node.CopyFrom(now.node)
+        node.copies.extend(now.copies.values())
+        node.init_observations.extend(now.inits.values())
+        return pb.FullReport(node=node, instances=now.instances.values())
+
+    def _delta(self, sent: _Sent, now: _Sent) -> pb.DeltaReport | None:
+        """What has changed, or None."""
+        copies = [copy for key, copy in now.copies.items() if sent.copies.get(key) != copy]
+        instances = [one for key, one in now.instances.items() if sent.instances.get(key) != one]
+        copies += _emptied(copy for key, copy in sent.copies.items() if key not in now.copies)
+        instances += _gone(one for key, one in sent.instances.items() if key not in now.instances)
+        inits = [one for key, one in now.inits.items() if sent.inits.get(key) != one]
+        if not (copies or instances or inits) and sent.node == now.node:
+            return None
+        return pb.DeltaReport(
+            node=now.node, copies=copies, instances=instances, init_observations=inits
+        )
+
+
+def _emptied(copies: Iterable[types_pb.CheckpointCopy]) -> list[types_pb.CheckpointCopy]:
+    return [types_pb.CheckpointCopy(digest=copy.digest, tier=copy.tier) for copy in copies]
+
+
+def _gone(instances: Iterable[types_pb.Instance]) -> list[types_pb.Instance]:
+    return [
+        types_pb.Instance(
+            instance_id=one.instance_id,
+            deployment=one.deployment,
+            node_id=one.node_id,
+            state=types_pb.INSTANCE_STATE_GONE,
+        )
+        for one in instances
+    ]

@@ -1,0 +1,133 @@
+"""The stream of a migration, as the source holds it: many generations, each with its answers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+from serverlessllm.v1 import migration_service_pb2 as pb
+from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceStub
+
+from sllm import errors, rpc
+from sllm.node.generations import wire
+
+OPEN_SECONDS: Final = 5.0
+"""Time that a destination has to answer at all."""
+END_SECONDS: Final = 2.0
+
+Answers = asyncio.Queue[pb.MigrationServiceMigrateResponse]
+
+
+class MigrationStream:
+    """One call of Migrate."""
+
+    def __init__(self, node_id: str, call: Any, outbox: "Outbox") -> None:
+        self._node_id = node_id
+        self._call = call
+        self._outbox = outbox
+        self._answers: dict[str, Answers] = {}
+        self._broken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def send(
+        self,
+        *,
+        round: pb.MigrationRound | None = None,
+        cutover: pb.MigrationCutover | None = None,
+        drop: pb.MigrationDrop | None = None,
+    ) -> None:
+        """Sends a step of a generation."""
+        request = pb.MigrationServiceMigrateRequest(round=round, cutover=cutover, drop=drop)
+        self._outbox.put_nowait(request)
+
+    async def answer(self, request_id: str, kind: str, seconds: float) -> None:
+        """Waits for the destination's answer about a generation.
+
+        Raises:
+            errors.SllmError: It refuses, or there is none in time.
+        """
+        queue = self._answers.setdefault(request_id, asyncio.Queue())
+        waiting: asyncio.Future[Any] = asyncio.ensure_future(queue.get())
+        try:
+            either = [waiting, self._broken]
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise self._no_answer(seconds)
+            response = waiting.result()
+        finally:
+            waiting.cancel()
+        if response.HasField("refused"):
+            raise wire.from_migration_failure(response.refused.failure)
+        if response.WhichOneof("step") != kind:
+            raise errors.Internal(f"{response.WhichOneof('step')} came where {kind} was due")
+
+    async def open(self) -> None:
+        """Returns once the destination is ready for generations.
+
+        Raises:
+            errors.SllmError: It is not.
+        """
+        try:
+            with rpc.typed_errors():
+                first = await asyncio.wait_for(self._call.read(), OPEN_SECONDS)
+        except TimeoutError:
+            raise self._no_answer(OPEN_SECONDS) from None
+        if first is grpc.aio.EOF or not first.HasField("opened"):
+            raise errors.NodeLost(f"node {self._node_id} left the migration without a word")
+
+    async def listen(self) -> None:
+        """Deals answers out. The end of the stream is the end of all waiting."""
+        error = errors.NodeLost(f"node {self._node_id} has left the migration")
+        try:
+            with rpc.typed_errors():
+                while (response := await self._call.read()) is not grpc.aio.EOF:
+                    if step := response.WhichOneof("step"):
+                        request_id = getattr(response, step).request_id
+                        self._answers.setdefault(request_id, asyncio.Queue()).put_nowait(response)
+        except errors.SllmError as failure:
+            error = errors.NodeLost(f"node {self._node_id}: {failure}")
+        finally:
+            self._broken.set_result(error)
+
+    def _no_answer(self, seconds: float) -> errors.SllmError:
+        if self._broken.done():
+            error: errors.SllmError = self._broken.result()
+            return error
+        return errors.NodeLost(f"node {self._node_id} has not answered for {seconds} s")
+
+
+Outbox = asyncio.Queue[pb.MigrationServiceMigrateRequest | None]
+
+
+@asynccontextmanager
+async def migration_to(
+    node_id: str, address: str, opening: pb.MigrationOpen
+) -> AsyncIterator[MigrationStream]:
+    """A stream to a destination that is ready. Ends in order, unless the block raises.
+
+    Raises:
+        errors.SllmError: The destination is not ready.
+    """
+    outbox: Outbox = asyncio.Queue()
+    outbox.put_nowait(pb.MigrationServiceMigrateRequest(open=opening))
+    async with rpc.channel(address) as channel:
+        # A node that is busy takes a while to answer a new connection.
+        call = MigrationServiceStub(channel).Migrate(_until_none(outbox), wait_for_ready=True)
+        stream = MigrationStream(node_id, call, outbox)
+        try:
+            await stream.open()
+            listening = asyncio.create_task(stream.listen(), name=f"migration to {node_id}")
+            try:
+                yield stream
+                outbox.put_nowait(None)
+                await asyncio.wait([listening], timeout=END_SECONDS)
+            finally:
+                call.cancel()
+                await asyncio.wait([listening])
+        finally:
+            call.cancel()
+
+
+async def _until_none(outbox: Outbox) -> AsyncIterator[pb.MigrationServiceMigrateRequest]:
+    while (request := await outbox.get()) is not None:
+        yield request

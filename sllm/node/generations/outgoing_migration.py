@@ -1,0 +1,103 @@
+"""The source's end of a migration: rounds while the engine goes on decoding, and the cutover.
+
+A round sends the tokens that the destination lacks, which computes their KV cache. Meanwhile the
+engine has put out more: the gap. Once it is a few tokens, or does not shrink any more, the
+generation is stopped right after a token, and the rest is sent with the cutover.
+
+Generations that move together take their rounds together, so that none is stopped while the
+destination computes the whole cache of another. They are cut over one after the other, each after
+a round of its own: what the destination has to compute while one stands still is its own alone. Of
+many, a few at a time, so that it does not take too long altogether.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from serverlessllm.v1 import migration_service_pb2 as pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.node.generations.generation import Generation
+from sllm.node.generations.migration_stream import migration_to
+from sllm.node.generations.outgoing_generation import SMALL_GAP, Passage, Terms
+
+MAX_ROUNDS: Final = 16
+MAX_CUTS: Final = 16
+"""Times that generations are stopped, one or some of them."""
+
+Step = Callable[[Passage], Awaitable[None]]
+
+
+class Emigration:
+    """Moves generations of one instance over one stream to the destination."""
+
+    def __init__(self, terms: Terms, node_id: str, clock: Clock) -> None:
+        self._terms = terms
+        self._node_id = node_id
+        self._clock = clock
+        self._news: asyncio.Queue[node_pb.StartMigrationResponse | None] = asyncio.Queue()
+
+    async def run(
+        self, generations: Sequence[Generation]
+    ) -> AsyncGenerator[node_pb.StartMigrationResponse]:
+        """Moves all of them; what has come of each is its last response.
+
+        A caller that leaves ends it: what has not been cut over stays.
+
+        Raises:
+            errors.SllmError: The destination takes none of them.
+        """
+        to, tell = self._terms.destination, self._news.put_nowait
+        opening = pb.MigrationOpen(instance_id=to.instance_id, from_node_id=self._node_id)
+        async with migration_to(to.node_id, to.address, opening) as stream:
+            passages = [Passage(one, self._terms, stream, self._clock, tell) for one in generations]
+            moving = asyncio.create_task(self._move(passages), name=f"migration to {to.node_id}")
+            try:
+                while (news := await self._news.get()) is not None:
+                    yield news
+                await moving
+            finally:
+                moving.cancel()
+                await asyncio.wait([moving])
+
+    async def _move(self, passages: Sequence[Passage]) -> None:
+        try:
+            left = await _catch_up(await _take(passages, Passage.begin))
+            together = math.ceil(len(left) / MAX_CUTS) or 1
+            for first in range(0, len(left), together):
+                few = await _take(left[first : first + together], Passage.catch_up)
+                await _take(few, Passage.cut_over)
+        finally:
+            self._news.put_nowait(None)
+
+
+async def _catch_up(left: Sequence[Passage]) -> Sequence[Passage]:
+    """Rounds of all, until no gap is worth another, or the widest does not shrink any more."""
+    widest: int | None = None
+    for _ in range(MAX_ROUNDS):
+        left = await _take(left, Passage.round)
+        before, widest = widest, max((one.gap for one in left), default=0)
+        if widest <= SMALL_GAP or (before is not None and widest >= before):
+            break
+    return left
+
+
+async def _take(passages: Sequence[Passage], step: Step) -> list[Passage]:
+    """Has all take a step, side by side; who fails or has ended stays behind."""
+    outcomes = await asyncio.gather(*map(partial(_goes_on, step), passages))
+    return [one for one, goes_on in zip(passages, outcomes, strict=True) if goes_on]
+
+
+async def _goes_on(step: Step, one: Passage) -> bool:
+    try:
+        await step(one)
+    except errors.SllmError as error:
+        one.stay(error)
+        return False
+    if one.over and not one.moved:
+        one.stay(None)
+    return not one.over

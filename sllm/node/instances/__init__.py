@@ -1,0 +1,1 @@
+"""Instances: their life, their start, and this side of their worker and zygote."""

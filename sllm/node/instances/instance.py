@@ -1,0 +1,185 @@
+"""One instance: STARTING -> READY -> DRAINING -> GONE, its whole life in one coroutine."""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+
+from sllm import errors
+from sllm.broadcast import Broadcast
+from sllm.clock import Clock
+from sllm.node.device.interface import Devices
+from sllm.node.instances.phases import Timeline
+from sllm.node.instances.start import InstanceSpec, LaunchWorker, Running, Start
+from sllm.node.instances.watchdog import Patience, watch
+from sllm.node.instances.worker_client import Worker
+from sllm.node.store.tier_store import Progress, TierStore
+
+log = structlog.get_logger()
+tracer = trace.get_tracer("sllm")
+
+
+class InstanceState(IntEnum):
+    """Where an instance is in its life; the numbers are those of the protocol."""
+
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+    GONE = 4
+
+
+class Instance:
+    """One running copy of a deployment on this node."""
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        clock: Clock,
+        on_change: Callable[["Instance"], None],
+        patience: Patience,
+    ) -> None:
+        self.spec = spec
+        self.state = InstanceState.STARTING
+        self.started_at = datetime.now(UTC)
+        self.timeline = Timeline(clock)
+        self.start_seconds = 0.0
+        """How long the start took, once READY."""
+        self.running: Running | None = None
+        """What the start has brought up, from READY on."""
+        self.unread: frozenset[str] = frozenset()
+        """Ids of requests that go on although nobody reads them."""
+        self.error: errors.SllmError | None = None
+        """Why it is GONE, unless it was asked to stop."""
+        self._progress: Broadcast[Progress] = Broadcast()
+        self._on_change = on_change
+        self._clock = clock
+        self._patience = patience
+        self._stop = asyncio.Event()
+        self._grace = math.inf
+        """The shortest that was given."""
+        self._start: Start | None = None
+        self._starting: asyncio.Task[Running] | None = None
+        self._life: asyncio.Task[None] | None = None
+
+    @property
+    def running_requests(self) -> int:
+        """Requests that the worker has taken and not finished."""
+        return self.running.worker.running if self.running else 0
+
+    @property
+    def worker_pid(self) -> int:
+        """Process id of the worker; 0 while there is none."""
+        return self.running.worker.pid if self.running else 0
+
+    @property
+    def device(self) -> int | None:
+        """Index of its device on the node. None: not yet chosen, or the pool is the device."""
+        return self._start.device if self._start else None
+
+    def begin(self, store: TierStore, devices: Devices, launch: LaunchWorker) -> None:
+        """Begins the life of the instance, which goes on whoever watches it."""
+        start = self._start = Start(
+            self.spec, store, devices, launch, self.timeline, self._progress.publish
+        )
+        held = AsyncExitStack()
+        self._starting = asyncio.create_task(_run_start(start, held))
+        self._life = asyncio.create_task(
+            self._live(self._starting, held), name=self.spec.instance_id
+        )
+
+    async def follow_start(self) -> AsyncGenerator[Progress]:
+        """How far the start is, until it has succeeded.
+
+        Raises:
+            errors.SllmError: The start has failed, or the instance is gone.
+        """
+        async with aclosing(self._progress.follow()) as steps:
+            async for progress in steps:
+                yield progress
+        if self.error:
+            raise self.error
+
+    async def stop(self, grace: float) -> None:
+        """Lets requests finish for `grace` seconds, then ends; returns when it is GONE."""
+        if self._starting is None or self._life is None:
+            return
+        self._grace = min(grace, self._grace)
+        self._stop.set()
+        self._starting.cancel()  # the start alone: what it took is let go of undisturbed
+        if self.running and self.state is InstanceState.DRAINING:
+            await self.running.worker.drain(grace)
+        await asyncio.wait([self._life])
+
+    def ready_worker(self) -> Worker:
+        """The worker, to submit to.
+
+        Raises:
+            errors.InstanceNotFound: The instance takes no requests: not yet, or no longer.
+        """
+        if self.running is None or self.state is not InstanceState.READY:
+            raise errors.InstanceNotFound(
+                f"instance {self.spec.instance_id} is {self.state.name} and takes no requests"
+            )
+        return self.running.worker
+
+    async def _live(self, starting: asyncio.Task[Running], held: AsyncExitStack) -> None:
+        try:
+            async with held:
+                self.running = await starting
+                self._become_ready()
+                worker = self.running.worker
+                watching = asyncio.create_task(watch(worker, self._patience, self._clock))
+                held.callback(watching.cancel)
+                await self._serve(worker)
+        except asyncio.CancelledError:
+            self.error = errors.Cancelled(f"instance {self.spec.instance_id} was stopped")
+        except errors.SllmError as error:
+            self.error = error
+        except Exception as error:
+            log.exception("instance.failed", instance_id=self.spec.instance_id)
+            self.error = errors.Internal(f"instance {self.spec.instance_id} failed: {error!r}")
+        finally:
+            self._become(InstanceState.GONE)
+            self._progress.close()
+
+    def _become_ready(self) -> None:
+        self.start_seconds = self.timeline.elapsed
+        self._become(InstanceState.READY)
+        self._progress.close()
+
+    async def _serve(self, worker: Worker) -> None:
+        """Returns when the instance was asked to stop and has drained.
+
+        Raises:
+            errors.WorkerDied: The worker has ended by itself.
+        """
+        stopping = asyncio.create_task(self._stop.wait())
+        either: list[asyncio.Future[Any]] = [worker.gone, stopping]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if worker.gone.done():
+            raise worker.gone.result()
+        self._become(InstanceState.DRAINING)
+        await worker.drain(self._grace)
+
+    def _become(self, state: InstanceState) -> None:
+        log.info(
+            "instance.state",
+            instance_id=self.spec.instance_id,
+            deployment=self.spec.deployment,
+            state=state.name,
+            error=str(self.error) if self.error else None,
+        )
+        self.state = state
+        self._on_change(self)
+
+
+async def _run_start(start: Start, held: AsyncExitStack) -> Running:
+    with tracer.start_as_current_span("sllm.start_instance"):
+        return await start.run(held)

@@ -1,0 +1,182 @@
+"""Bringing an instance up: its weights and its worker, side by side."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from sllm.checkpoint.format.manifest import corrupt
+from sllm.node.device.interface import Devices, Placed, Seat, WeightsWish
+from sllm.node.instances.phases import PhaseKind, Timeline
+from sllm.node.instances.pidfd import ForeignProcess
+from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
+from sllm.node.store.tier_store import Found, LoadPhase, Progress, Step, Tier, TierStore
+from sllm.node.worker.messages import ModelDescription
+
+log = structlog.get_logger()
+
+LaunchWorker = Callable[[str, Mapping[str, str]], Awaitable[Worker]]
+"""Forks a worker for an instance's id, with these variables."""
+
+_STEP_KINDS = {
+    LoadPhase.IMPORT: PhaseKind.IMPORT,
+    LoadPhase.READ: PhaseKind.READ_SSD,
+    LoadPhase.COPY: PhaseKind.DEVICE_COPY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """What the control plane asks for."""
+
+    instance_id: str
+    deployment: str
+    source: str
+    engine: EngineSpec
+    kv_bytes: int
+    """Share of the node's KV budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a start has brought up."""
+
+    worker: Worker
+    digest: str
+    size_bytes: int
+    """Of the checkpoint."""
+    from_tier: Tier
+    """Highest tier that held the weights when the start began."""
+    context_tokens: int
+    """What prompt and generation of one request may have together."""
+    model: ModelDescription
+    """What its configuration says of it."""
+    tensor_bytes: int
+    """Of the weights, without what lies between them."""
+
+
+class Start:
+    """One start. What it takes, it leaves in an exit stack that ends with the instance."""
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        store: TierStore,
+        devices: Devices,
+        launch: LaunchWorker,
+        timeline: Timeline,
+        publish: Callable[[Progress], None],
+    ) -> None:
+        self._spec = spec
+        self._store = store
+        self._devices = devices
+        self._launch = launch
+        self._timeline = timeline
+        self._publish = publish
+        self._placed: list[Placed] = []
+        self._process: ForeignProcess | None = None
+        """The worker's, once it is there."""
+        self.device: int | None = None
+        """Index of the device that was chosen; None: none was yet, or the pool is the device."""
+
+    async def run(self, held: AsyncExitStack) -> Running:
+        """Promotes, and meanwhile forks and prepares; then attaches.
+
+        `held` lets go in reverse order: the worker is gone before the weights that it reads are
+        given back.
+
+        Raises:
+            errors.SllmError: Whatever kept the instance from starting.
+        """
+        taken = AsyncExitStack()
+        held.push_async_callback(self._give_back, taken)
+        taken.callback(self._release)
+        found = await self._store.inspect(self._spec.source, self._spec.engine.dtype, fresh=False)
+        seat = await taken.enter_async_context(self._devices.seat(found, self._spec.kv_bytes))
+        self.device = seat.index
+        weights = asyncio.create_task(self._bring_up(seat))
+        taken.push_async_callback(_end, weights)
+        worker, model = await self._launch_worker(found.directory, seat, held)
+        placed = await weights
+        _check_same(found, placed)
+        manifest = placed.manifest
+        size = manifest.size_bytes
+        self._publish(Progress(LoadPhase.INIT, Tier.DRAM, size, size))
+        attached = await worker.attach(manifest, placed.place, self._spec.kv_bytes)
+        self._record(attached)
+        return Running(
+            worker,
+            manifest.digest,
+            size,
+            placed.from_tier,
+            attached.context_tokens,
+            model,
+            found.size_bytes,
+        )
+
+    async def _bring_up(self, seat: Seat) -> Placed:
+        engine = self._spec.engine
+        wish = WeightsWish(self._spec.source, engine.dtype, engine.pack)
+        placed = await seat.bring_up(wish, self._publish)
+        self._placed.append(placed)
+        for step in placed.steps:
+            self._record_step(step)
+        return placed
+
+    async def _launch_worker(
+        self, directory: Path, seat: Seat, held: AsyncExitStack
+    ) -> tuple[Worker, ModelDescription]:
+        with self._timeline.phase(PhaseKind.WORKER_START):
+            worker = await self._launch(self._spec.instance_id, seat.environment)
+            self._process = worker.process
+            held.push_async_callback(worker.stop)
+            await worker.wait_until_serving()
+        with self._timeline.phase(PhaseKind.PREPARE):
+            prepared = await worker.prepare(directory, self._spec.engine)
+        if prepared.warm_up is not None:
+            after = prepared.seconds - prepared.warm_up
+            self._timeline.add_ending_now(PhaseKind.WARM_UP, prepared.warm_up, before=after)
+        return worker, prepared.model
+
+    def _record_step(self, step: Step) -> None:
+        self._timeline.add(_STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)
+
+    def _record(self, attached: Attached) -> None:
+        """Files the parts of an attachment that has just ended, by the worker's own clock."""
+        self._timeline.add_ending_now(PhaseKind.ENGINE_INIT, attached.engine_init_seconds)
+        self._timeline.add_ending_now(
+            PhaseKind.ATTACH, attached.attach_seconds, before=attached.engine_init_seconds
+        )
+
+    async def _give_back(self, taken: AsyncExitStack) -> None:
+        """Gives weights and room back once the worker has gone: until then it may use them.
+
+        One that not even the kernel can end keeps them for as long as that lasts.
+        """
+        if self._process is None or self._process.ended.done():
+            await taken.aclose()
+        else:
+            log.error("worker.not_ended", pid=self._process.pid, instance=self._spec.instance_id)
+            giving = partial(asyncio.ensure_future, taken.aclose())
+            self._process.ended.add_done_callback(lambda _: giving())
+
+    def _release(self) -> None:
+        for placed in self._placed:
+            placed.release()
+
+
+def _check_same(found: Found, placed: Placed) -> None:
+    """The worker has read the small files of the source that was found."""
+    if found.record != placed.record:
+        raise corrupt(found.directory, "was changed while an instance of it started; try again")
+
+
+async def _end(task: asyncio.Task[Placed]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # seen here, so that asyncio does not report it as never retrieved

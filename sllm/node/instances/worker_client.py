@@ -1,0 +1,307 @@
+"""The agent's end of a worker process: its start, its calls, its requests, its death."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as types_pb
+from serverlessllm.v1 import worker_service_pb2 as pb
+from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+from sllm import errors, rpc
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.node.device.interface import InPool, Place
+from sllm.node.instances.outputs import OutputStream
+from sllm.node.instances.zygote_client import ForkedWorker
+from sllm.node.worker.messages import ModelDescription
+
+log = structlog.get_logger()
+
+Reply = TypeVar("Reply")
+
+START_TIMEOUT = 30.0
+PREPARE_TIMEOUT = 60.0
+ATTACH_TIMEOUT = 300.0
+STOP_TIMEOUT = 5.0
+"""Seconds that a worker has to end by itself before it is killed."""
+KILL_TIMEOUT = 15.0
+"""Seconds that the kernel has to end one that was killed: it gives a device's memory back first."""
+
+# The socket appears some 30 ms after the fork; gRPC should look again soon.
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 10),
+    ("grpc.min_reconnect_backoff_ms", 10),
+    ("grpc.max_reconnect_backoff_ms", 50),
+    ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How a model is to be run; see EngineConfig in the protocol."""
+
+    engine: str
+    dtype: str | None
+    """Name of a torch dtype to convert to. None: as stored."""
+    kv_cache_tokens: int | None
+    max_concurrency: int | None
+    pack: bool = False
+    """Whether local safetensors are packed on this node, and not read where they lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a worker says that is ready for its weights."""
+
+    model: ModelDescription
+    seconds: float
+    """What it took in the worker."""
+    warm_up: float | None
+    """Of these, the first, for which it used a device for the first time. None: it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What a worker says once its engine runs."""
+
+    attach_seconds: float
+    """Mapping the chunks and building the module over them."""
+    engine_init_seconds: float
+    """Making the KV cache and the scheduler."""
+    context_tokens: int
+    """What prompt and generation of one request may have together."""
+
+
+class Worker:
+    """One worker process, from its fork to its end."""
+
+    def __init__(self, forked: ForkedWorker, socket: Path) -> None:
+        self.pid = forked.pid
+        self.process = forked.process
+        """As the kernel knows it: it may go on for a moment after it was told to be `gone`."""
+        self.gone: asyncio.Future[errors.WorkerDied] = asyncio.get_running_loop().create_future()
+        """Resolved with the reason once the process has ended."""
+        self.counters = pb.WorkerCounters()
+        self._socket = socket
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=list(_CHANNEL_OPTIONS))
+        self._stub = WorkerServiceStub(self._channel)
+        self._streams: dict[str, OutputStream] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._commands: asyncio.Queue[pb.RunRequest] = asyncio.Queue()
+        self._reader: asyncio.Task[None] | None = None
+        self._verdict = ""
+        """Why it was killed, if it was."""
+        forked.exited.add_done_callback(self._on_exit)
+
+    @property
+    def running(self) -> int:
+        """Requests that were submitted and have not ended."""
+        return len(self._streams)
+
+    async def wait_until_serving(self) -> None:
+        """Returns once the worker answers on its socket."""
+        await self._call(self._stub.GetStatus(pb.GetStatusRequest(), **_options(START_TIMEOUT)))
+
+    async def prepare(self, checkpoint_dir: Path, engine: EngineSpec) -> Prepared:
+        """Has the worker load what it can before the weights are there; it says what it found."""
+        config = types_pb.EngineConfig(
+            engine=engine.engine,
+            dtype=engine.dtype or "",
+            kv_cache_tokens=engine.kv_cache_tokens,
+            max_concurrency=engine.max_concurrency,
+        )
+        request = pb.PrepareRequest(checkpoint_dir=str(checkpoint_dir), engine=config)
+        reply = await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
+        return prepared(reply)
+
+    async def attach(self, manifest: Manifest, place: Place, kv_bytes: int) -> Attached:
+        """Gives the worker its weights; once this returns it takes requests.
+
+        Args:
+            manifest: what they consist of.
+            place: where they are.
+            kv_bytes: memory that the KV cache may take.
+        """
+        request = attach_request(manifest, place, kv_bytes)
+        reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
+        self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
+        return Attached(
+            attach_seconds=reply.attach.ToNanoseconds() / 1e9,
+            engine_init_seconds=reply.engine_init.ToNanoseconds() / 1e9,
+            context_tokens=reply.context_tokens,
+        )
+
+    def submit(
+        self,
+        request: inference_pb.GenerateRequest,
+        stream: OutputStream,
+        *,
+        gives_way: bool = False,
+    ) -> None:
+        """Hands a request to the engine; what comes of it comes through `stream`.
+
+        Its id must never have been used here: an output that comes late is nobody else's.
+        `gives_way`: others are computed before it.
+
+        Raises:
+            errors.WorkerDied: The worker has ended.
+        """
+        if self.gone.done():
+            raise self.gone.result()
+        self._streams[request.request_id] = stream
+        self._idle.clear()
+        self._commands.put_nowait(pb.RunRequest(submit=request, gives_way=gives_way))
+
+    def release(self, request_id: str) -> None:
+        """Forgets a request; one that has not ended is cancelled in the engine."""
+        if self._forget(request_id) and not self.gone.done():
+            self._commands.put_nowait(pb.RunRequest(cancel_request_id=request_id))
+
+    async def drain(self, grace: float) -> None:
+        """Waits up to `grace` seconds for the requests to end, then fails those that are left."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace)
+        error = errors.ShuttingDown("the instance was stopped before the request was finished")
+        for request_id, stream in list(self._streams.items()):
+            stream.fail(error)
+            self.release(request_id)
+
+    async def steps(self, timeout: float) -> int | None:
+        """Steps that its engine has begun. None: no answer within `timeout` seconds."""
+        try:
+            status = await self._call(
+                self._stub.GetStatus(pb.GetStatusRequest(), **_options(timeout))
+            )
+        except errors.SllmError:
+            return None
+        return status.counters.steps
+
+    def kill(self, verdict: str) -> None:
+        """Ends the process at once; `verdict` is what those who had requests are told of it."""
+        if not self.gone.done():
+            self._verdict = f"{verdict} and was killed"
+            self.process.send(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Ends the process, and returns when it is gone, or cannot be ended: see `process`."""
+        await self._channel.close(grace=None)
+        for how, timeout in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)):
+            self.process.send(how)
+            await asyncio.wait([self.process.ended], timeout=timeout)
+        if self.process.ended.done():
+            await asyncio.wait([self.gone], timeout=STOP_TIMEOUT)  # the zygote tells how
+        if self._reader:
+            await asyncio.wait([self._reader], timeout=STOP_TIMEOUT)
+        self._socket.unlink(missing_ok=True)
+
+    async def _call(self, call: grpc.aio.UnaryUnaryCall[Any, Reply]) -> Reply:
+        """The answer of a call, or the reason why the worker is gone."""
+        answer = asyncio.ensure_future(_typed(call))
+        try:
+            either: list[asyncio.Future[Any]] = [answer, self.gone]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise self.gone.result()
+            return await answer
+        finally:
+            answer.cancel()
+
+    async def _read(self) -> None:
+        """Deals the engine's steps out to the requests until the stream ends."""
+        try:
+            async for step in self._stub.Run(self._next_commands()):
+                self.counters = step.counters
+                for output in step.outputs:
+                    self._deal(output)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            log.debug("worker.stream_ended", pid=self.pid, error=str(error))
+
+    def _deal(self, output: pb.RequestOutput) -> None:
+        ended = output.WhichOneof("output") in ("completed", "failure")
+        stream = (self._forget if ended else self._streams.get)(output.request_id)
+        if stream:
+            stream.put(output)
+
+    def _forget(self, request_id: str) -> OutputStream | None:
+        stream = self._streams.pop(request_id, None)
+        if not self._streams:
+            self._idle.set()
+        return stream
+
+    async def _next_commands(self) -> AsyncIterator[pb.RunRequest]:
+        while True:
+            yield await self._commands.get()
+
+    def _on_exit(self, exited: asyncio.Future[int]) -> None:
+        end = self._verdict or _describe_end(exited.result())
+        error = errors.WorkerDied(f"worker process {self.pid} {end}")
+        self.gone.set_result(error)
+        for request_id, stream in list(self._streams.items()):
+            stream.fail(error)
+            self._forget(request_id)
+
+
+def prepared(reply: pb.PrepareResponse) -> Prepared:
+    """What a worker has found and done; see `Worker.prepare`."""
+    model = ModelDescription(
+        architecture=reply.architecture,
+        context_tokens=reply.context_tokens,
+        kv_bytes_per_token=reply.kv_bytes_per_token,
+        dtype=reply.dtype,
+    )
+    warm_up = reply.warm_up.ToNanoseconds() / 1e9 if reply.HasField("warm_up") else None
+    return Prepared(model, reply.duration.ToNanoseconds() / 1e9, warm_up)
+
+
+def attach_request(manifest: Manifest, place: Place, kv_bytes: int) -> pb.AttachRequest:
+    """The message that gives a worker its weights; see `Worker.attach`."""
+    request = pb.AttachRequest(
+        kv_bytes=kv_bytes,
+        tensors=[
+            pb.TensorPlace(
+                name=tensor.name,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                partition=tensor.partition,
+                offset=tensor.offset,
+                size_bytes=tensor.size,
+            )
+            for tensor in manifest.tensors
+        ],
+    )
+    if isinstance(place, InPool):
+        request.chunk_bytes = place.chunk_bytes
+        request.partitions.extend(pb.PartitionChunks(chunks=chunks) for chunks in place.chunks)
+    else:
+        request.device_memory.ipc_handle = place.handle
+        request.device_memory.size_bytes = place.size_bytes
+        request.device_memory.partition_offsets.extend(place.partitions)
+    return request
+
+
+def _options(timeout: float) -> dict[str, Any]:
+    return {"timeout": timeout, "wait_for_ready": True, "metadata": rpc.trace_metadata()}
+
+
+async def _typed(call: grpc.aio.UnaryUnaryCall[Any, Reply]) -> Reply:
+    with rpc.typed_errors():
+        return await call
+
+
+def _describe_end(status: int) -> str:
+    """What a wait status says, in words."""
+    if not os.WIFSIGNALED(status):
+        return f"ended with exit status {os.waitstatus_to_exitcode(status)}"
+    name = signal.Signals(os.WTERMSIG(status)).name
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"

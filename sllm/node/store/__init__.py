@@ -1,0 +1,1 @@
+"""The tier store: brings checkpoints up, keeps them there, and tells what is where."""

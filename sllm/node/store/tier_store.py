@@ -1,0 +1,348 @@
+"""The tier store: every byte of weights on a node, on SSD and in memory."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from sllm.checkpoint.format.manifest import TensorEntry, corrupt
+from sllm.checkpoint.importing.import_plan import plan_import
+from sllm.checkpoint.remote.options import RemoteOptions
+from sllm.checkpoint.remote.remotes import Remotes
+from sllm.checkpoint.sources.sources import parse_source
+from sllm.clock import Clock
+from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument
+from sllm.node.store import contents
+from sllm.node.store.lease import Lease
+from sllm.node.store.promoter import Promoter
+from sllm.node.store.promotions import Promotions
+from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
+from sllm.node.tiers.dram import DramTier
+from sllm.node.tiers.ledger import Holding
+from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.ssd import SsdTier
+from sllm.node.tiers.ssd_files import delete_all
+from sllm.node.tiers.tier import (
+    Copy,
+    Found,
+    Link,
+    LoadPhase,
+    Priority,
+    Progress,
+    Sink,
+    Step,
+    Tier,
+    TierUsage,
+    Wish,
+)
+from sllm.node.transfers.imports import Imports
+from sllm.node.transfers.loads import Movers, Tell
+from sllm.node.transfers.reads import Reads
+from sllm.node.transfers.reloads import Reloads
+from sllm.node.transfers.sources import FoundSource, Place, Sources
+from sllm.node.transfers.speeds import Speeds, measure
+
+__all__ = [
+    "Copy",
+    "Found",
+    "Lease",
+    "Link",
+    "LoadPhase",
+    "Priority",
+    "Progress",
+    "Step",
+    "Tier",
+    "TierStore",
+    "TierUsage",
+]
+
+_IMPORT_THREADS = 32
+"""Sources that can be looked at or imported at once; their bytes come through fewer threads."""
+
+
+class TierStore:
+    """Owns a directory and a pool, and moves checkpoints between them and their sources.
+
+    Belongs to one event loop. Disk and digests are left to threads; the store's own state
+    changes only in the loop, and never across an await, so it needs no locks.
+    """
+
+    def __init__(
+        self,
+        ssd: SsdTier,
+        dram: DramTier,
+        speeds: Speeds,
+        clock: Clock,
+        read_threads: int,
+        fetch_threads: int,
+        remote: RemoteOptions,
+    ) -> None:
+        self._ssd = ssd
+        self._dram = dram
+        self._speeds = speeds
+        self.reloads = Reloads(ssd, dram, speeds)
+        """What bringing checkpoints back to a tier would take."""
+        ssd.ledger.reload_seconds = self.reloads.to_ssd
+        dram.ledger.reload_seconds = self.reloads.to_dram
+        self._movers = Movers()
+        self._import_movers = Movers(_IMPORT_THREADS)
+        self._sources = Sources(self._import_movers, Remotes(remote), ssd.directory, clock)
+        self._imports = Imports(
+            ssd,
+            dram,
+            self._sources,
+            self._import_movers,
+            speeds.remote_to_ssd,
+            clock,
+            fetch_threads,
+            self._changed,
+        )
+        self._reads = Reads(
+            ssd, dram, self._movers, speeds.ssd_to_dram, clock, read_threads, self._changed
+        )
+        self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
+        self._promotions = Promotions()
+        self._watchers: list[Callable[[], None]] = []
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        ssd_bytes: int,
+        pool: Pool,
+        *,
+        clock: Clock,
+        read_threads: int = 4,
+        fetch_threads: int = 8,
+        remote: RemoteOptions | None = None,
+    ) -> Self:
+        """Takes stock of `directory` and measures how fast it is.
+
+        Args:
+            directory: the SSD tier; made if it is not there. Used by one store at a time.
+            ssd_bytes: the tier's budget.
+            pool: the DRAM tier, empty. It stays the caller's, to be closed after the store.
+            clock: measures transfers.
+            read_threads: threads that read chunks from SSD.
+            fetch_threads: threads that fill chunks from sources; as many chunks of memory are
+                taken at most where they do not go into the pool.
+            remote: how remote sources are read; None: as usual.
+
+        Raises:
+            InvalidArgument: another process uses the directory.
+            OSError: the disk fails, and the one for temporary files as well.
+        """
+        ssd = await asyncio.to_thread(SsdTier.open, directory, ssd_bytes, clock, pool.chunk_bytes)
+        try:
+            speeds = await asyncio.to_thread(measure, directory)
+        except BaseException:
+            ssd.close()
+            raise
+        return cls(
+            ssd,
+            DramTier(pool, clock),
+            speeds,
+            clock,
+            read_threads,
+            fetch_threads,
+            remote or RemoteOptions(),
+        )
+
+    @property
+    def speeds(self) -> Speeds:
+        """How fast bytes move between the tiers."""
+        return self._speeds
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of every chunk of the pool."""
+        return self._dram.pool.chunk_bytes
+
+    async def promote(
+        self,
+        source: str,
+        dtype: str | None,
+        tier: Tier,
+        on_progress: Tell | None = None,
+        *,
+        priority: Priority = Priority.DEMAND,
+        pack: bool = False,
+        give_up: bool = False,
+        sink: Sink | None = None,
+    ) -> Lease:
+        """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
+
+        What is under way for the same checkpoint is joined. A caller that is cancelled does not
+        end the work: the tiers keep what was loaded. A source that is gone is still served from
+        the tiers. Local safetensors are served from where they lie.
+
+        Args:
+            source: URL or path.
+            dtype: torch's name for what plain floating weights are converted to; None: nothing.
+            tier: SSD or DRAM.
+            on_progress: told how far the load is.
+            priority: whose chunks go first; joining a load of a lower one raises it.
+            pack: convert local safetensors although they could stay where they are.
+            give_up: a caller that is cancelled needs it no more: what nobody else waits for ends,
+                and its room is free at once.
+            sink: takes the chunks of a read that begins for this promotion further up.
+
+        Raises:
+            InvalidSource: the source cannot be read, or is not a model.
+            InvalidArgument: the dtype or the tier is not one to ask for.
+            SourceNotFound: the source is not there, and no tier holds what it was.
+            SourceForbidden, SourceUnavailable: it cannot be had, and no tier holds what it was.
+            CheckpointCorrupt: bytes are not what they should be; names the file and offset.
+            ModelTooLarge: a tier could not hold it even if it were empty.
+            NoCapacity: too much of a tier is leased or being loaded.
+            ShuttingDown: the store was closed.
+        """
+        if tier not in (Tier.SSD, Tier.DRAM):
+            raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
+        place, wish = parse_source(source), Wish(tier, priority, pack, sink)
+        return await self._promotions.run(
+            lambda tell: self._promote(place, dtype, wish, tell), on_progress, give_up=give_up
+        )
+
+    async def pass_through(
+        self, lease: Lease, sink: Sink, *, priority: Priority = Priority.DEMAND
+    ) -> Step:
+        """Brings the chunks of a checkpoint that is leased on SSD to `sink`, whatever its size.
+
+        They pass through a few chunks of the pool, where nothing of it stays. Who is cancelled
+        ends it.
+
+        Raises:
+            NoCapacity: the pool has not even room for a few chunks.
+            CheckpointCorrupt: bytes are not what they should be; names the file and offset. Or the
+                copy was found to be so by others, and is gone.
+            ShuttingDown: the store was closed.
+        """
+        copy = self._ssd.copies.get(lease.digest)
+        if copy is None:
+            raise corrupt(lease.directory, "was set aside while it was leased; try again")
+        return await self._reads.pass_through(copy, priority, sink)
+
+    async def _promote(self, place: Place, dtype: str | None, wish: Wish, tell: Tell) -> Lease:
+        source = await self._look(place, dtype, fresh=False)
+        return await self._promoter.bring_up(source, wish, tell)
+
+    async def _look(self, place: Place, dtype: str | None, *, fresh: bool) -> FoundSource:
+        known = self._ssd.last_known(place.url, dtype)
+        return await self._sources.look(place, dtype, known, fresh=fresh)
+
+    async def inspect(self, source: str, dtype: str | None, *, fresh: bool = True) -> Found:
+        """What is known of a source's checkpoint without importing it.
+
+        Args:
+            source: URL or path.
+            dtype: as in `promote`.
+            fresh: whether a remote source is asked anew, even if it was a moment ago.
+
+        Raises:
+            InvalidSource, InvalidArgument, SourceNotFound, SourceForbidden, SourceUnavailable,
+                CheckpointCorrupt: as `promote`.
+        """
+        found = await self._look(parse_source(source), dtype, fresh=fresh)
+        held = self._find(found.record)
+        if held is not None:
+            size = _tensor_bytes(held.manifest.tensors)
+            return Found(held.directory, size, held.manifest.digest, found.record)
+        files = await self._sources.files(found)
+        plan = await self._movers.run(lambda: plan_import(files, dtype))
+        return Found(files.directory, plan.tensor_bytes, None, found.record)
+
+    def _find(self, record: SourceRecord) -> Checkpoint | None:
+        dram = self._dram.find(record)
+        return dram.checkpoint if dram is not None else self._ssd.find(record)
+
+    async def evict(self, digest: str, tier: Tier) -> None:
+        """Frees a checkpoint's room on a tier; on SSD, what the pool holds of it goes too.
+
+        Raises:
+            CheckpointNotFound: the tier does not hold it.
+            CheckpointLeased: it is in use, or being loaded.
+        """
+        copy = self._ssd.copies.get(digest)
+        dram = self._dram.copies.get(digest)
+        if tier is Tier.SSD and copy is not None:
+            _check_idle(digest, copy.holding)
+            self._dram.evict(digest)
+            self._ssd.ledger.remove(digest)
+            self._ssd.detach(digest)
+            self._changed()
+            await self._movers.run(partial(delete_all, self._ssd.take_removed()))
+        elif tier is Tier.DRAM and dram is not None:
+            _check_idle(digest, dram.holding)
+            self._dram.evict(digest)
+            self._changed()
+        elif tier is Tier.DRAM and digest in self._reads.loads:
+            raise CheckpointLeased(f"checkpoint {digest} is being loaded")
+        else:
+            raise CheckpointNotFound(f"the {tier.name} tier does not hold checkpoint {digest}")
+
+    def holds(self, digest: str) -> bool:
+        """Whether a checkpoint is on SSD or in the pool, whole."""
+        return digest in self._ssd.copies or digest in self._dram.copies
+
+    def keep(self, digest: str, held: ExitStack) -> None:
+        """Leases what SSD, or else the pool, has of a checkpoint, until `held` is closed."""
+        copy = self._ssd.copies.get(digest) or self._dram.copies.get(digest)
+        if copy is not None:
+            copy.holding.leases += 1
+            held.callback(self._let_go, copy.holding)
+            self._changed()
+
+    def _let_go(self, holding: Holding) -> None:
+        holding.leases -= 1
+        self._changed()
+
+    def copies(self) -> tuple[Copy, ...]:
+        """Every checkpoint on every tier, and those that are being read into the pool."""
+        return contents.copies(self._ssd, self._dram, self._reads)
+
+    def usage(self) -> tuple[TierUsage, ...]:
+        """How full SSD and DRAM are."""
+        return contents.usage(self._ssd, self._dram)
+
+    def links(self) -> tuple[Link, ...]:
+        """How fast bytes move between the tiers, and how many are waiting to."""
+        return contents.links(self._speeds, self._imports, self._reads)
+
+    def subscribe(self, watcher: Callable[[], None]) -> None:
+        """Calls `watcher`, in the event loop, after every change of contents, leases or loads."""
+        self._watchers.append(watcher)
+
+    def _changed(self) -> None:
+        for watcher in self._watchers:
+            watcher()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if the tiers' books contradict each other, the pool or the disk."""
+        self._ssd.check_integrity()
+        self._dram.check_integrity()
+
+    async def close(self) -> None:
+        """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""
+        self._movers.stop()
+        self._import_movers.stop()
+        await self._promotions.ended()
+        await asyncio.to_thread(self._movers.close)
+        await asyncio.to_thread(self._import_movers.close)
+        await self._sources.close()
+        await asyncio.to_thread(self._imports.close)
+        await asyncio.to_thread(self._reads.close)
+        self._ssd.close()
+
+
+def _check_idle(digest: str, holding: Holding) -> None:
+    if holding.leases:
+        raise CheckpointLeased(
+            f"checkpoint {digest} is in use or held: end the instances that serve it, or unpin it"
+        )
+
+
+def _tensor_bytes(tensors: Iterable[TensorEntry]) -> int:
+    return sum(tensor.size for tensor in tensors)

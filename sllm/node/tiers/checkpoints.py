@@ -1,0 +1,33 @@
+"""A checkpoint as a node knows it, whichever of its tiers hold it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sllm.checkpoint.format.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """What a checkpoint came from."""
+
+    url: str
+    fingerprint: str
+    """Of the source's files when they were read."""
+    dtype: str | None
+    """Torch's name for what weights were converted to; None: they were not."""
+
+
+@dataclass(slots=True, eq=False)
+class Checkpoint:
+    """What it consists of, and where its small files can be read."""
+
+    manifest: Manifest
+    directory: Path
+    """Of the model's small files: configuration, tokenizer and the like."""
+    sources: list[SourceRecord] = field(default_factory=list, kw_only=True)
+    """What is known to lead to it."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Sources that lead to it."""
+        return tuple(dict.fromkeys(record.url for record in self.sources))

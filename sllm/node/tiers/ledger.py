@@ -1,0 +1,146 @@
+"""Who holds how much of a tier, what is leased, and what goes first when room is needed.
+
+What goes is what is missed least: of all that is idle, the checkpoint for which the time to bring
+it back, times how often it was used of late, is smallest for each byte that it frees.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sllm.clock import Clock, MonotonicClock
+from sllm.decay import Decaying
+from sllm.errors import ModelTooLarge, NoCapacity
+from sllm.node.tiers.tier import Tier
+
+HALF_LIFE_SECONDS = 600.0
+"""A use counts half as much after this time."""
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """A checkpoint's share of a tier."""
+
+    size: int
+    """Bytes."""
+    uses: Decaying
+    """How often it was brought up or found here of late."""
+    leases: int = 0
+    """How many hold it in place."""
+
+
+class Ledger:
+    """The accounts of one tier. Loads reserve room before bytes move, so none is counted twice.
+
+    Belongs to one thread. What is evicted here must be given up by the caller before it awaits
+    anything.
+    """
+
+    def __init__(self, tier: Tier, capacity: int, clock: Clock | None = None) -> None:
+        self.tier = tier
+        self.capacity = capacity
+        """Bytes."""
+        self.reserved = 0
+        """Bytes promised to loads under way."""
+        self.reload_seconds: Callable[[str, int], float] = lambda _, size: float(size)
+        """What bringing a checkpoint of so many bytes here again would take, from the tiers below
+        as they are now. Until it is set, every byte takes as long as any other."""
+        self._clock = clock or MonotonicClock()
+        self._holdings: dict[str, Holding] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes held and reserved."""
+        return self.reserved + sum(holding.size for holding in self._holdings.values())
+
+    @property
+    def idle(self) -> int:
+        """Bytes held that nothing leases: they go when room is needed."""
+        return sum(self._holdings[digest].size for digest in self._idle())
+
+    def add(self, digest: str, size: int) -> Holding:
+        """Enters a checkpoint, used now."""
+        uses = Decaying().plus_one(self._clock.now(), HALF_LIFE_SECONDS)
+        holding = self._holdings[digest] = Holding(size, uses)
+        return holding
+
+    def touch(self, digest: str) -> None:
+        """Counts a use of a checkpoint."""
+        holding = self._holdings[digest]
+        holding.uses = holding.uses.plus_one(self._clock.now(), HALF_LIFE_SECONDS)
+
+    def remove(self, digest: str) -> None:
+        """Strikes a checkpoint out, leased or not."""
+        del self._holdings[digest]
+
+    def reserve(self, size: int) -> tuple[str, ...]:
+        """Reserves `size` bytes, at the expense of the idle checkpoints that are missed least.
+
+        Returns:
+            The checkpoints that had to go; they are struck out already.
+
+        Raises:
+            ModelTooLarge: the tier could not hold it even if it were empty.
+            NoCapacity: too much is leased or reserved now; nothing was evicted.
+        """
+        self._check_possible(size)
+        victims = self._victims(self.used + size - self.capacity)
+        for digest in victims:
+            self.remove(digest)
+        self.reserved += size
+        return victims
+
+    def _victims(self, lacking: int) -> tuple[str, ...]:
+        """Those that free `lacking` bytes, and none that is not needed for it."""
+        chosen: list[str] = []
+        for digest in sorted(self._idle(), key=self._worth):
+            if lacking <= 0:
+                break
+            chosen.append(digest)
+            lacking -= self._holdings[digest].size
+        for digest in reversed(chosen):
+            if lacking + self._holdings[digest].size <= 0:
+                chosen.remove(digest)
+                lacking += self._holdings[digest].size
+        return tuple(chosen)
+
+    def _worth(self, digest: str) -> float:
+        """How much a checkpoint would be missed, for each byte."""
+        holding = self._holdings[digest]
+        uses = holding.uses.value(self._clock.now(), HALF_LIFE_SECONDS)
+        return self.reload_seconds(digest, holding.size) * uses / max(1, holding.size)
+
+    @property
+    def least_missed(self) -> str | None:
+        """What would go first; None: nothing is idle."""
+        return min(self._idle(), key=self._worth, default=None)
+
+    def unreserve(self, size: int) -> None:
+        """Gives a reservation back."""
+        self.reserved -= size
+
+    def shrink_to_capacity(self) -> tuple[str, ...]:
+        """Evicts until the capacity, which may have been lowered, is kept; says what had to go."""
+        return self.reserve(0)
+
+    def _check_possible(self, size: int) -> None:
+        if size > self.capacity:
+            raise ModelTooLarge(
+                f"the checkpoint takes {size} bytes, and the {self.tier.name} tier of this node "
+                f"has {self.capacity} in all"
+            )
+        evictable = self.idle
+        if self.used - evictable + size > self.capacity:
+            raise NoCapacity(
+                f"the checkpoint takes {size} bytes; of the {self.capacity} of the "
+                f"{self.tier.name} tier {self.capacity - self.used} are free, {evictable} can be "
+                f"evicted and {self.used - evictable} are leased or being loaded"
+            )
+
+    def _idle(self) -> list[str]:
+        return [digest for digest, holding in self._holdings.items() if not holding.leases]
+
+    def check_integrity(self, digests: Iterable[str]) -> None:
+        """Raises AssertionError unless exactly `digests` are held, within the capacity."""
+        assert set(digests) == set(self._holdings), "the ledger and the tier differ"
+        assert all(holding.leases >= 0 for holding in self._holdings.values()), "leases below 0"
+        assert 0 <= self.reserved <= self.used <= self.capacity, "more in use than there is"

@@ -1,0 +1,1 @@
+"""How bytes get there: imports, reads, whose turn it is, and how fast links are."""

@@ -1,0 +1,175 @@
+"""Sources as this node finds them, and the small files that were fetched from remote ones."""
+
+import asyncio
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from sllm.checkpoint.remote.remotes import Remotes, Sighting
+from sllm.checkpoint.remote.snapshot import Snapshot
+from sllm.checkpoint.sources.places import HubRepository, RemoteDirectory
+from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
+from sllm.clock import Clock
+from sllm.errors import SllmError, SourceForbidden, SourceNotFound, SourceUnavailable
+from sllm.node.tiers.checkpoints import SourceRecord
+from sllm.node.tiers.ssd_files import STAGED
+from sllm.node.transfers.loads import Movers
+
+FRESH_SECONDS = 30.0
+"""As long a remote source counts as what it was when it was looked at."""
+PATIENCE_SECONDS = 5.0
+"""As long a remote source is waited for if this node holds what it was."""
+_STAGED_SOURCES = 16
+"""Remote sources whose small files are kept, in case they are imported next."""
+
+_GONE = (SourceNotFound, SourceForbidden, SourceUnavailable, TimeoutError)
+
+_log = structlog.get_logger()
+
+Place = LocalSource | RemoteDirectory | HubRepository
+"""What a source's URL names."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSource:
+    """A source at one moment."""
+
+    place: Place
+    record: SourceRecord
+    contents: LocalSource | Snapshot | None
+    """Where to read it; None: it is gone, or cannot be had now, and was imported before."""
+
+
+class Sources:
+    """Looks at sources, and fetches what has to be known of them. Belongs to the event loop."""
+
+    def __init__(self, movers: Movers, remotes: Remotes, directory: Path, clock: Clock) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            movers: threads that wait for disks and networks.
+            remotes: remote sources.
+            directory: where small files are fetched to, if it can be written.
+            clock: tells how old a look at a source is.
+        """
+        self._movers = movers
+        self._remotes = remotes
+        self._directory = directory
+        self._clock = clock
+        self._seen: dict[str, tuple[float, Sighting]] = {}
+        """Of remote sources, by URL: those that are fresh, when the last was added."""
+        self._staged: OrderedDict[tuple[str, str], asyncio.Task[SourceFiles]] = OrderedDict()
+
+    async def look(
+        self, place: Place, dtype: str | None, known: SourceRecord | None, *, fresh: bool
+    ) -> FoundSource:
+        """A source as it is now or, if it cannot be had, as it was when it was last imported.
+
+        Args:
+            place: what its URL names.
+            dtype: what its weights are to be converted to.
+            known: what it was when it was last imported.
+            fresh: whether a remote source is asked anew, even if it was a moment ago.
+
+        Raises:
+            SourceNotFound, SourceForbidden, SourceUnavailable: it cannot be had, and was never
+                imported.
+            InvalidSource: it is of a kind that cannot be read.
+        """
+        try:
+            sighting = await self._sight(place, fresh, PATIENCE_SECONDS if known else None)
+        except _GONE as error:
+            if known is None:
+                raise
+            _log.warning("node.source_gone", url=place.url, problem=str(error) or "no answer")
+            return FoundSource(place, known, None)
+        record = SourceRecord(place.url, sighting.fingerprint, dtype)
+        return FoundSource(place, record, sighting.contents)
+
+    async def _sight(self, place: Place, fresh: bool, patience: float | None) -> Sighting:
+        if isinstance(place, LocalSource):
+            return Sighting(await self._movers.run(partial(fingerprint, place)), place)
+        seen = self._seen.get(place.url)
+        if seen and not fresh and self._is_fresh(seen[0]):
+            return seen[1]
+        async with asyncio.timeout(patience):
+            look = partial(self._remotes.look, place, self._movers.closing.is_set)
+            sighting = await self._movers.run(look)
+        self._seen = {url: one for url, one in self._seen.items() if self._is_fresh(one[0])}
+        self._seen[place.url] = self._clock.now(), sighting
+        return sighting
+
+    def _is_fresh(self, looked_at: float) -> bool:
+        return self._clock.now() - looked_at < FRESH_SECONDS
+
+    async def files(self, source: FoundSource) -> SourceFiles:
+        """What a source consists of, its small files in a directory of this machine.
+
+        Raises:
+            SourceNotFound, SourceForbidden, SourceUnavailable: it cannot be had.
+            InvalidSource: it holds no model, or not in a form that can be read.
+            CheckpointCorrupt: a file contradicts itself, or others; names it.
+            ShuttingDown: the store was closed.
+        """
+        contents = source.contents or (await self._sight(source.place, True, None)).contents
+        if isinstance(contents, LocalSource):
+            return await self._movers.run(partial(inspect, contents))
+        return await self._staged_files(contents)
+
+    async def _staged_files(self, snapshot: Snapshot) -> SourceFiles:
+        """Fetches them once, however many ask."""
+        key = (snapshot.url, snapshot.fingerprint)
+        task = self._staged.get(key)
+        if task is None:
+            fetch = partial(_stage, snapshot, self._directory, self._movers.closing.is_set)
+            task = self._staged[key] = asyncio.create_task(self._movers.run(fetch))
+            await self._drop_oldest()
+        self._staged.move_to_end(key)
+        try:
+            return await asyncio.shield(task)
+        except SllmError:
+            self._staged.pop(key, None)
+            raise
+
+    async def _drop_oldest(self) -> None:
+        while len(self._staged) > _STAGED_SOURCES:
+            _, oldest = self._staged.popitem(last=False)
+            await self._delete(oldest)
+
+    async def _delete(self, staged: "asyncio.Task[SourceFiles]") -> None:
+        (outcome,) = await asyncio.gather(staged, return_exceptions=True)
+        if isinstance(outcome, SourceFiles):
+            await asyncio.to_thread(shutil.rmtree, outcome.directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Deletes what was fetched. Nothing may be under way."""
+        for staged in self._staged.values():
+            await self._delete(staged)
+        self._staged.clear()
+        await asyncio.to_thread(self._remotes.close)
+
+
+def _stage(snapshot: Snapshot, directory: Path, cancelled: Callable[[], bool]) -> SourceFiles:
+    """Beside the checkpoints, where a start removes what a kill left; or else anywhere."""
+    try:
+        return _stage_in(directory, STAGED, snapshot, cancelled)
+    except OSError as error:
+        _log.info("node.staged_elsewhere", directory=str(directory), problem=str(error))
+        return _stage_in(None, "sllm-staged-", snapshot, cancelled)
+
+
+def _stage_in(
+    parent: Path | None, prefix: str, snapshot: Snapshot, cancelled: Callable[[], bool]
+) -> SourceFiles:
+    staged = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        return snapshot.fetch(staged, cancelled)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise

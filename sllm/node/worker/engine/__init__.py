@@ -1,0 +1,1 @@
+"""The inference engine, and transformers' continuous batching as one."""

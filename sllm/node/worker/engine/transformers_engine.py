@@ -1,0 +1,171 @@
+"""The engine on transformers' continuous batching: paged cache, prefix sharing, one thread."""
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
+
+from sllm.errors import NoCapacity
+from sllm.node.worker.engine.attention import attend_by_sequence
+from sllm.node.worker.engine.batch import Batch, Router, Sampler, Scheduler
+from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, Step
+
+PAGE_TOKENS = 16
+"""Tokens in a block of the KV cache: what is allocated, and shared between prompts, at once."""
+_MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Tokens of prompts and generations in one step: longer prompts take several steps. On the CPU
+the attention mask has this many rows as wide as the cache, which are filled at the start."""
+_STOP_TIMEOUT = 5.0
+"""Seconds that a step under way has to end."""
+_NICENESS = 10
+"""Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
+whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
+_SCHEDULER = "sllm"
+
+
+class TransformersEngine:
+    """See `Engine`."""
+
+    def __init__(self, model: PreTrainedModel, capacity: Capacity) -> None:
+        self._model = model
+        self._capacity = capacity
+        self._batch: Batch | None = None
+        self._manager: Any = None
+        self._watcher: threading.Thread | None = None
+        self._stopping = False
+
+    @property
+    def counters(self) -> Counters:
+        """As of the latest step."""
+        return self._batch.counters if self._batch else Counters()
+
+    def start(
+        self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
+    ) -> None:
+        """See `Engine.start`."""
+        if self._model.device.type == "cpu":
+            attend_by_sequence()
+        batch = self._batch = Batch(on_step)
+        fail = partial(self._fail, on_failure)
+        self._manager = self._model.init_continuous_batching(
+            GenerationConfig(do_sample=False, eos_token_id=-1),  # eos: each request brings its own
+            _config(self._capacity, self._model.device.type),
+        )
+        self._manager.logit_processor = Sampler(batch)
+        self._manager.output_router = Router(batch, fail)
+        SCHEDULER_MAPPING[_SCHEDULER] = partial(Scheduler, batch)
+        try:
+            with _UntouchedZeros():
+                self._manager.warmup()  # makes the cache, here and not in the engine's thread
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise NoCapacity(f"no memory for the KV cache: {error}") from error
+        with ThreadPoolExecutor(1) as starter:
+            starter.submit(self._begin).result()
+        self._watcher = threading.Thread(target=self._watch, args=(fail,), name="engine-watch")
+        self._watcher.start()
+
+    def submit(self, request: EngineRequest) -> None:
+        """See `Engine.submit`."""
+        self._started_batch.add(request)
+        self._manager.add_request(
+            list(request.prompt),
+            request_id=request.request_id,
+            # The batch ends what is computed ahead, so that its cache stays.
+            max_new_tokens=request.max_tokens + request.gives_way,
+            streaming=True,
+            eos_token_id=list(request.stop_token_ids),
+        )
+
+    def cancel(self, request_id: str) -> None:
+        """See `Engine.cancel`."""
+        if self._started_batch.drop(request_id):
+            self._manager.cancel_request(request_id)
+
+    def finish(self, request_id: str) -> None:
+        """See `Engine.finish`."""
+        if self._started_batch.drop(request_id, finished=True):
+            self._manager.cancel_request(request_id)
+
+    def stop(self) -> None:
+        """See `Engine.stop`."""
+        self._stopping = True
+        if self._watcher:
+            # The manager's own `stop` would pull the batch from under a step.
+            status = self._manager.background_thread_status
+            status.request_stop(BackgroundThreadStatus.HARD_STOP, 0)
+            self._watcher.join(_STOP_TIMEOUT)
+
+    @property
+    def _started_batch(self) -> Batch:
+        assert self._batch is not None, "the engine has not been started"
+        return self._batch
+
+    def _begin(self) -> None:
+        """Starts the engine's thread, which inherits the niceness of the one that starts it."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        self._manager.start()
+
+    def _watch(self, fail: Callable[[Exception], None]) -> None:
+        self._manager.join(time.perf_counter())
+        error = self._manager.background_thread_status.fatal_error
+        fail(error or RuntimeError("the engine's thread has ended"))
+
+    def _fail(self, on_failure: Callable[[Exception], None], error: Exception) -> None:
+        if not self._stopping:
+            on_failure(error)
+
+
+def _config(capacity: Capacity, device: str) -> ContinuousBatchingConfig:
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    # Before transformers 5.18 a page was called a block, and flash attention was left to the model.
+    page = {"page_size": PAGE_TOKENS} if "page_size" in known else {"block_size": PAGE_TOKENS}
+    attention = {"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}
+    return ContinuousBatchingConfig(
+        # One more, since a block may be allocated before its first token is there.
+        num_blocks=capacity.kv_tokens // PAGE_TOKENS + 1,
+        max_batch_tokens=max(_MAX_BATCH_TOKENS[device], capacity.max_requests),
+        max_requests_per_batch=capacity.max_requests,
+        max_memory_percent=1.0,  # the node has set memory aside for the cache
+        max_blocks_per_request=0,
+        # The sampler runs Python for every step, which no graph holds, and each step must know the
+        # tokens of the last.
+        use_cuda_graph=False,
+        use_async_batching=False,
+        scheduler_type=_SCHEDULER,
+        **page,
+        **attention,
+    )
+
+
+class _UntouchedZeros(TorchFunctionMode):
+    """Has torch.zeros on the CPU leave it to the kernel to fill pages when they are first used.
+
+    The KV cache is allocated whole at the start. Filling it then would take a second for every
+    few hundred megabytes, most of which a worker never uses.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.zeros and _is_bytes_on_cpu(args, kwargs):
+            pages = mmap.mmap(-1, args[0], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            return torch.frombuffer(pages, dtype=torch.uint8)
+        return func(*args, **kwargs)
+
+
+def _is_bytes_on_cpu(args: Any, kwargs: dict[str, Any]) -> bool:
+    on_cpu = torch.device(kwargs.get("device") or "cpu").type == "cpu"
+    return on_cpu and kwargs.get("dtype") is torch.uint8 and len(args) == 1

@@ -1,0 +1,1 @@
+"""The model: configuration, tokenizer, text, and the module over its weights."""

@@ -1,0 +1,147 @@
+"""A model in a worker: what is loaded while weights are on their way, and the module over them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from sllm.errors import UnsupportedModel
+from sllm.node.worker.model.description import Architecture, load_architecture
+from sllm.node.worker.model.stand_ins import StandIns
+from sllm.node.worker.model.text import Vocabulary
+
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a model's small files give."""
+
+    architecture: Architecture
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    stop_token_ids: frozenset[int]
+    """Tokens with which the model ends its text."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids that the model knows are less than this."""
+        return int(self.architecture.config.get_text_config().vocab_size)
+
+
+def load_files(directory: Path) -> ModelFiles:
+    """Loads everything but weights.
+
+    Raises:
+        UnsupportedModel: The engine cannot run the architecture, or has no use for the tokenizer.
+    """
+    architecture = load_architecture(directory)
+    tokenizer = _load_tokenizer(directory)
+    return ModelFiles(
+        architecture=architecture,
+        tokenizer=tokenizer,
+        vocabulary=make_vocabulary(tokenizer),
+        stop_token_ids=_stop_token_ids(directory, architecture.config),
+    )
+
+
+def make_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    """What turning the tokenizer's tokens into text takes."""
+    backend = tokenizer.backend_tokenizer
+    added = backend.get_added_tokens_decoder()
+    return Vocabulary(
+        decode=backend.decode,  # without special tokens, by default
+        byte_token_ids=frozenset(
+            token_id
+            for byte in range(256)
+            if (token_id := backend.token_to_id(f"<0x{byte:02X}>")) is not None
+        ),
+        skipped_token_ids=frozenset(token_id for token_id, token in added.items() if token.special),
+    )
+
+
+def build_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The model over its weights, whose memory it uses: nothing is copied.
+
+    Raises:
+        UnsupportedModel: The weights are not those that the architecture needs.
+    """
+    try:
+        module, found = architecture.model_class.from_pretrained(
+            None,
+            config=architecture.config,
+            state_dict=dict(weights),
+            dtype=prevailing_dtype(weights),
+            ignore_mismatched_sizes=True,  # they are named below, like the rest
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        raise UnsupportedModel(
+            f"the weights do not fit the model's config.json: {error}"
+        ) from error
+    _check("lacks", found["missing_keys"])
+    _check("has, beside what the model needs,", found["unexpected_keys"])
+    _check("has in another shape", {name for name, *_ in found["mismatched_keys"]})
+    return module
+
+
+def _check(verb: str, names: set[str]) -> None:
+    if names:
+        shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        raise UnsupportedModel(
+            f"the checkpoint {verb} {shown}{more}; it does not belong to its config.json"
+        )
+
+
+def build_module_on_device(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The same over weights that are on a device.
+
+    Raises:
+        UnsupportedModel: As `build_module`; or a parameter is none of the weights.
+    """
+    stand_ins = StandIns(weights, prevailing_dtype(weights))
+    module = build_module(architecture, stand_ins.tensors)
+    stand_ins.bind(module)
+    return module
+
+
+def prevailing_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The floating point dtype that most weights have.
+
+    Raises:
+        UnsupportedModel: None is a floating point number.
+    """
+    floating = (weight for weight in weights.values() if weight.is_floating_point())
+    counts = Counter(weight.dtype for weight in floating)
+    if not counts:
+        raise UnsupportedModel("the checkpoint has no floating point weights")
+    return counts.most_common(1)[0][0]
+
+
+def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # whatever a broken file leads to, in many formats
+        raise UnsupportedModel(f"the model's tokenizer cannot be loaded: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UnsupportedModel(
+            f"the tokenizer {type(tokenizer).__name__} is not one of the tokenizers library; "
+            "a model needs a tokenizer.json"
+        )
+    return tokenizer
+
+
+def _stop_token_ids(directory: Path, config: Any) -> frozenset[int]:
+    """As `generate` has it: the generation's configuration goes before the model's."""
+    source = config
+    if (directory / "generation_config.json").exists():
+        source = GenerationConfig.from_pretrained(directory)
+    ids = source.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list) else [ids])

@@ -1,0 +1,112 @@
+"""A module over weights on a device, built by transformers without a look at them.
+
+Transformers loads a state dict to the processor's memory, or takes memory of the device for a
+second copy. So it is given tensors of the same names and shapes in addresses that take no memory,
+and works out what belongs where: names, ties, views. Afterwards every parameter is bound to the
+bytes on the device that its stand-in stands for.
+"""
+
+import bisect
+import ctypes
+from collections.abc import Callable, Mapping
+
+import torch
+
+from sllm import libc
+from sllm.checkpoint.files.memory import reserve
+from sllm.errors import UnsupportedModel
+
+_ALIGNMENT = 64
+
+
+class StandIns:
+    """Tensors in the place of others."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+        """Makes a stand-in for each tensor; those that share memory get one together.
+
+        Args:
+            tensors: on the device, contiguous. Floating ones of another dtype are converted, as
+                transformers would do.
+            dtype: in which the module is built.
+        """
+        distinct: dict[int, torch.Tensor] = {}
+        for one in tensors.values():
+            distinct.setdefault(one.data_ptr(), one)
+        converted = {address: _to(one, dtype) for address, one in distinct.items()}
+        self._originals = {
+            name: converted[one.data_ptr()] if one.numel() else one for name, one in tensors.items()
+        }
+        self._slots: dict[int, int] = {}
+        """Where the stand-in of each address of the device begins."""
+        end = 0
+        for tensor in self._originals.values():
+            if tensor.data_ptr() not in self._slots:
+                self._slots[tensor.data_ptr()] = end
+                end += -(-max(tensor.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
+        self._memory = reserve(max(end, 1), libc.PROT_READ | libc.PROT_WRITE)
+        self._base = ctypes.addressof(self._memory)
+        self._size = end
+        by_slot = {self._slots[one.data_ptr()]: one for one in self._originals.values()}
+        self._starts = sorted(by_slot)
+        self._by_slot = by_slot
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The stand-ins, by name. What is read in them is zero."""
+        return {name: self._stand_in(tensor) for name, tensor in self._originals.items()}
+
+    def bind(self, module: torch.nn.Module) -> None:
+        """Has parameters and buffers of a module use what their stand-ins stand for.
+
+        Raises:
+            UnsupportedModel: a parameter was computed from weights, which nobody has read.
+        """
+        for name, parameter in module.named_parameters():
+            parameter.data = self._bound(name, parameter.data, _refuse)
+        for owner in module.modules():
+            for name, buffer in owner.named_buffers(recurse=False):
+                setattr(owner, name, self._bound(name, buffer, self._moved))
+
+    def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.numel():
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        whole = memoryview(self._memory).cast("B")
+        raw = torch.frombuffer(
+            whole, dtype=torch.uint8, count=tensor.nbytes, offset=self._slots[tensor.data_ptr()]
+        )
+        return raw.view(tensor.dtype).reshape(tensor.shape)
+
+    def _bound(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        otherwise: Callable[[str, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """The same elements, in the same order, of the original."""
+        offset = tensor.data_ptr() - self._base
+        if not tensor.numel() or not 0 <= offset < self._size:
+            return self._moved(name, tensor) if not tensor.numel() else otherwise(name, tensor)
+        start = self._starts[bisect.bisect_right(self._starts, offset) - 1]
+        original = self._by_slot[start]
+        if tensor.dtype is not original.dtype:
+            original = original.reshape(-1).view(tensor.dtype)
+        skipped = original.storage_offset() + (offset - start) // tensor.element_size()
+        return original.as_strided(tensor.shape, tensor.stride(), skipped)
+
+    def _moved(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What is no weight: computed on the processor, and small."""
+        device = next(iter(self._originals.values())).device
+        return tensor.to(device)
+
+
+def _to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _refuse(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    raise UnsupportedModel(
+        f"parameter {name} is computed from the checkpoint's tensors when the model is loaded, "
+        "which is not done for weights on a device; save the model in the form in which "
+        "transformers uses it"
+    )

@@ -1,0 +1,173 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sllm.checkpoint.format.safetensors_header import read_header
+from sllm.checkpoint.sources.sources import LocalSource, fingerprint, inspect, parse_source
+from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
+from tests.checkpoint.checkpoints import random_weights, write_model
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/models/a b", "/models/a b"),
+        ("file:///models/a%20b", "/models/a b"),
+        ("file://localhost/models", "/models"),
+    ],
+)
+def test_paths_and_file_urls_name_directories(text: str, path: str) -> None:
+    assert parse_source(text) == LocalSource(Path(path))
+
+
+def test_a_source_has_one_url_however_it_is_written() -> None:
+    assert parse_source("/models/a b").url == parse_source("file:///models/a%20b").url
+
+
+@pytest.mark.parametrize("text", ["", "models/x", "ftp://a/b", "file://host/x", "file:x", "/a\0b"])
+def test_other_sources_are_refused_with_what_is_supported(text: str) -> None:
+    with pytest.raises(InvalidSource, match="file:///path"):
+        parse_source(text)
+
+
+def test_what_a_model_consists_of_is_found(tmp_path: Path) -> None:
+    source = write_model(tmp_path)
+    for name in ["chat_template.jinja", "merges.txt", "README.md", "x.py", ".hidden.json"]:
+        (source / name).write_text("x")
+    found = inspect(LocalSource(source))
+    names = ["chat_template.jinja", "config.json", "merges.txt", "tokenizer.json"]
+    assert [path.name for path in found.files] == names
+    assert found.weights == (source / "model.safetensors",)
+    assert {tensor.name for tensor in found.tensors} == set(random_weights())
+    assert found.size_bytes == sum(tensor.nbytes for tensor in random_weights().values())
+
+
+def test_offsets_are_those_of_the_bytes(tmp_path: Path) -> None:
+    weights = random_weights()
+    content = (write_model(tmp_path, weights) / "model.safetensors").read_bytes()
+    for tensor in inspect(LocalSource(tmp_path)).tensors:
+        held = content[tensor.offset : tensor.offset + tensor.size]
+        assert held == weights[tensor.name].numpy().tobytes()
+
+
+def write_shards(directory: Path) -> Path:
+    write_model(directory)
+    (directory / "model.safetensors").unlink()
+    save_file({"a": torch.ones(3)}, directory / "model-1.safetensors")
+    save_file({"b": torch.ones(4)}, directory / "model-2.safetensors")
+    return directory
+
+
+def write_index(directory: Path, shard_of: object) -> None:
+    path = directory / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": shard_of}))
+
+
+def test_shards_are_found_by_their_index(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    save_file({"stray": torch.ones(1)}, tmp_path / "consolidated.safetensors")
+    write_index(tmp_path, {"a": "model-1.safetensors", "b": "model-2.safetensors"})
+    assert {tensor.name for tensor in inspect(LocalSource(tmp_path)).tensors} == {"a", "b"}
+
+
+def test_shards_are_found_without_an_index(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    assert {tensor.name for tensor in inspect(LocalSource(tmp_path)).tensors} == {"a", "b"}
+
+
+def test_shards_that_both_hold_a_tensor_need_an_index(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    save_file({"a": torch.ones(3)}, tmp_path / "model-3.safetensors")
+    with pytest.raises(InvalidSource, match=r"model-1.safetensors and model-3.safetensors"):
+        inspect(LocalSource(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("shard_of", "named"),
+    [
+        ({"a": "model-1.safetensors", "b": "model-9.safetensors"}, r"model-9\.safetensors: named"),
+        ({"a": "model-2.safetensors"}, r"model-2\.safetensors: has no tensor 'a'"),
+        ({"a": 5}, "weight_map"),
+        ([1], "not an index"),
+    ],
+)
+def test_an_index_that_lies_is_corrupt(tmp_path: Path, shard_of: object, named: str) -> None:
+    write_index(write_shards(tmp_path), shard_of)
+    with pytest.raises(CheckpointCorrupt, match=named):
+        inspect(LocalSource(tmp_path))
+
+
+def test_a_missing_directory_is_not_found(tmp_path: Path) -> None:
+    for path in [tmp_path / "none", write_model(tmp_path) / "config.json"]:
+        with pytest.raises(SourceNotFound):
+            inspect(LocalSource(path))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_directory_without_a_model_is_invalid(tmp_path: Path, missing: str) -> None:
+    (write_model(tmp_path) / missing).unlink()
+    with pytest.raises(InvalidSource, match=r"config.json|safetensors"):
+        inspect(LocalSource(tmp_path))
+
+
+def test_the_fingerprint_follows_changes(tmp_path: Path) -> None:
+    source = LocalSource(write_model(tmp_path))
+    seen = {fingerprint(source)}
+    (tmp_path / "merges.txt").write_text("x")
+    seen.add(fingerprint(source))
+    (tmp_path / "merges.txt").write_text("xy")
+    seen.add(fingerprint(source))
+    assert len(seen) == 3
+    (tmp_path / "README.md").write_text("of no interest")
+    assert fingerprint(source) in seen
+
+
+def header(**tensors: object) -> bytes:
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def tensor(begin: int, end: int, dtype: object = "U8", shape: object = None) -> object:
+    shape = [end - begin] if shape is None else shape
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+BAD_FILES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "ends within its header"),
+    "half a length": (b"\1\0", "ends within its header"),
+    "a longer header than the file": ((99).to_bytes(8, "little") + b"{}", "ends within its header"),
+    "no JSON": ((2).to_bytes(8, "little") + b"{x", "cannot be parsed"),
+    "no object": ((2).to_bytes(8, "little") + b"[]", "not a JSON object"),
+    "a key twice": ((14).to_bytes(8, "little") + b'{"a":1,"a":12}', "occurs twice"),
+    "no offsets": (header(a={"dtype": "U8", "shape": [1]}), "'a'"),
+    "a tensor that is none": (header(a=5), "'a'"),
+    "an unknown dtype": (header(a=tensor(0, 1, "F3")) + b"x", "unknown dtype"),
+    "a wrong size": (header(a=tensor(0, 1, "F32", [1])) + b"x", "takes 4 bytes, not 1"),
+    "a negative shape": (header(a=tensor(0, 1, "U8", [-1, -1])) + b"x", ">= 0"),
+    "an overlap": (header(a=tensor(0, 4), b=tensor(2, 6)) + bytes(6), "overlaps"),
+    "a gap": (header(a=tensor(0, 4), b=tensor(6, 8)) + bytes(8), "gap"),
+    "too few bytes": (header(a=tensor(0, 4)) + bytes(3), "its tensors end"),
+    "too many bytes": (header(a=tensor(0, 4)) + bytes(5), "its tensors end"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_file_is_named_with_its_offset(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointCorrupt, match=problem) as caught:
+        read_header(path)
+    assert caught.value.metadata["file"] == str(path)
+    assert 0 <= int(caught.value.metadata["offset"]) <= len(content)
+
+
+def test_any_truncation_is_noticed(tmp_path: Path) -> None:
+    path = write_model(tmp_path) / "model.safetensors"
+    content = path.read_bytes()
+    for size in range(0, len(content), 997):
+        path.write_bytes(content[:size])
+        with pytest.raises(CheckpointCorrupt):
+            read_header(path)

@@ -1,0 +1,94 @@
+"""Every way to be refused, by type and before anything happens."""
+
+import math
+from typing import Any
+
+import pytest
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm import errors, rpc
+from tests.control.clusters import SECONDS, Cluster
+from tests.control.fake_node import FakeNode
+
+Sampling = pb.SamplingParams
+
+GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
+    "an unknown deployment": ({"deployment": "nobody", "text": "a"}, errors.DeploymentNotFound),
+    "no prompt": ({}, errors.InvalidPrompt),
+    "an empty text": ({"text": ""}, errors.InvalidPrompt),
+    "no token ids": ({"token_ids": pb.TokenIds()}, errors.InvalidPrompt),
+    "no messages": ({"messages": pb.ChatMessages()}, errors.InvalidPrompt),
+    "a NaN": ({"text": "a", "sampling": Sampling(temperature=math.nan)}, errors.InvalidSampling),
+    "negative": ({"text": "a", "sampling": Sampling(temperature=-1)}, errors.InvalidSampling),
+    "top_p of zero": ({"text": "a", "sampling": Sampling(top_p=0)}, errors.InvalidSampling),
+    "top_k below zero": ({"text": "a", "sampling": Sampling(top_k=-1)}, errors.InvalidSampling),
+    "no tokens": ({"text": "a", "max_tokens": 0}, errors.InvalidArgument),
+    "logprobs above 20": ({"text": "a", "logprobs": 21}, errors.InvalidArgument),
+    "negative logprobs": ({"text": "a", "logprobs": -1}, errors.InvalidArgument),
+    "an empty stop": ({"text": "a", "stop": [""]}, errors.InvalidArgument),
+    "17 stops": ({"text": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
+}
+
+
+@pytest.mark.parametrize("what", GENERATE)
+async def test_generate_refuses(cluster: Cluster, node: FakeNode, what: str) -> None:
+    fields, expected = GENERATE[what]
+    await cluster.caller.deploy()
+    request = inference_pb.GenerateRequest(**{"deployment": "tiny", **fields})
+    with pytest.raises(expected) as caught, rpc.typed_errors():
+        await cluster.caller.inference.Generate(request, timeout=SECONDS).read()
+    assert type(caught.value) is expected
+    assert len(str(caught.value)) > 10
+    assert node.count("StartInstance") == 0
+
+
+DEPLOY: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
+    "capitals": ({"name": "Tiny"}, errors.InvalidName),
+    "a space": ({"name": "a b"}, errors.InvalidName),
+    "an empty name": ({"name": ""}, errors.InvalidName),
+    "64 letters": ({"name": "a" * 64}, errors.InvalidName),
+    "a newline": ({"name": "a\n"}, errors.InvalidName),
+    "a relative source": ({"source": "models/tiny"}, errors.InvalidSource),
+    "an unknown engine": ({"engine": "warp"}, errors.InvalidArgument),
+    "an unknown dtype": ({"dtype": "float12"}, errors.InvalidArgument),
+    "no KV cache": ({"kv_cache_tokens": 0}, errors.InvalidArgument),
+    "no concurrency": ({"max_concurrency": 0}, errors.InvalidArgument),
+    "negative replicas": ({"min_replicas": -1}, errors.InvalidArgument),
+    "no replicas": ({"max_replicas": 0}, errors.InvalidArgument),
+    "min above max": ({"min_replicas": 3, "max_replicas": 2}, errors.InvalidArgument),
+    "a negative keep-alive": ({"keep_alive": -1.0}, errors.InvalidArgument),
+}
+
+
+@pytest.mark.parametrize("what", DEPLOY)
+async def test_deploy_refuses_before_any_node_is_asked(
+    cluster: Cluster, node: FakeNode, what: str
+) -> None:
+    fields, expected = DEPLOY[what]
+    with pytest.raises(expected) as caught:
+        await cluster.caller.deploy(**fields)
+    assert type(caught.value) is expected
+    assert node.calls == []
+
+
+INSPECTED = (errors.UnsupportedModel, errors.CheckpointCorrupt, errors.SourceNotFound)
+
+
+@pytest.mark.parametrize("cls", INSPECTED)
+async def test_what_a_node_says_of_a_source_reaches_the_caller(
+    cluster: Cluster, node: FakeNode, cls: type[errors.SllmError]
+) -> None:
+    node.script.inspect_error = cls("the source is not as it should be")
+    with pytest.raises(cls, match="as it should be"):
+        await cluster.caller.deploy()
+    with pytest.raises(errors.DeploymentNotFound):
+        await cluster.caller.deployment("tiny")
+
+
+@pytest.mark.parametrize("size", [-1, 1001])
+async def test_pages_have_bounds(cluster: Cluster, size: int) -> None:
+    request = cluster_pb.ListNodesRequest(page_size=size)
+    with pytest.raises(errors.InvalidArgument), rpc.typed_errors():
+        await cluster.caller.cluster.ListNodes(request)

@@ -1,0 +1,73 @@
+"""What a deployment may be, and what may be changed of one."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from sllm import errors
+from sllm.control.cluster.specs import (
+    DeploymentSpec,
+    EngineConfig,
+    ScalingPolicy,
+    normalize_source,
+    revise,
+    validate,
+)
+from tests.control.shapes import deployment
+
+SPEC = DeploymentSpec("tiny", "file:///m")
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a" * 63, "llama-3.1_8b"])
+def test_good_names(name: str) -> None:
+    validate(replace(SPEC, name=name))
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "A", "a/b", "a b", "ä", "a" * 64, "a\n"])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(errors.InvalidName):
+        validate(replace(SPEC, name=name))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(SPEC, engine=EngineConfig(engine="warp")),
+        replace(SPEC, engine=EngineConfig(dtype="int3")),
+        replace(SPEC, engine=EngineConfig(kv_cache_tokens=0)),
+        replace(SPEC, engine=EngineConfig(max_concurrency=0)),
+        replace(SPEC, scaling=ScalingPolicy(min_replicas=-1)),
+        replace(SPEC, scaling=ScalingPolicy(max_replicas=0)),
+        replace(SPEC, scaling=ScalingPolicy(min_replicas=2, max_replicas=1)),
+        replace(SPEC, scaling=ScalingPolicy(keep_alive=-0.1)),
+        replace(SPEC, scaling=ScalingPolicy(keep_alive=math.inf)),
+        replace(SPEC, scaling=ScalingPolicy(keep_alive=math.nan)),
+    ],
+)
+def test_bad_policies(spec: DeploymentSpec) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        validate(spec)
+
+
+def test_a_bare_path_is_a_file() -> None:
+    assert normalize_source("/models/tiny") == "file:///models/tiny"
+    assert normalize_source("hf://org/model") == "hf://org/model"
+    for source in ("", "models/tiny", "./tiny"):
+        with pytest.raises(errors.InvalidSource):
+            normalize_source(source)
+
+
+def test_a_revision_keeps_what_is_known() -> None:
+    present = deployment()
+    policy = replace(present.spec, scaling=ScalingPolicy(max_replicas=7))
+    revised = revise(present, policy)
+    assert revised == replace(present, spec=policy)
+
+
+def test_a_revision_is_of_the_same_checkpoint() -> None:
+    present = deployment()
+    with pytest.raises(errors.DeploymentExists):
+        revise(present, replace(present.spec, source="file:///other"))
+    with pytest.raises(errors.DeploymentExists):
+        revise(present, replace(present.spec, engine=EngineConfig(dtype="float32")))

@@ -1,0 +1,123 @@
+"""The store: what was answered is there after a restart, and a repeated call changes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sllm import errors
+from sllm.control.cluster.specs import ModelInfo
+from sllm.control.state.store import ANSWER_SECONDS, Call, SqliteStore
+from tests.control.shapes import deployment
+
+ONE = deployment("one")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deeper" / "state.db"
+
+
+def test_deployments_come_back_as_they_were(path: Path) -> None:
+    store = SqliteStore(path)
+    engine = replace(ONE.spec.engine, kv_cache_tokens=5)
+    full = replace(ONE, spec=replace(ONE.spec, engine=engine))
+    store.put(full, Call("", "f"), b"answer", 1.0)
+    store.put(deployment("another"), Call("", "f"), b"answer", 1.0)
+    store.close()
+    again = SqliteStore(path)
+    assert again.deployments() == [deployment("another"), full]
+    again.close()
+
+
+def test_a_repeated_call_gets_the_first_answer_and_changes_nothing(path: Path) -> None:
+    store = SqliteStore(path)
+    call = Call("id", "content")
+    assert store.recall(call) is None
+    assert store.put(ONE, call, b"first", 1.0) == b"first"
+    assert store.put(deployment("one", size_bytes=7), call, b"second", 2.0) == b"first"
+    assert store.delete("one", call, b"third", 2.0) == b"first"
+    assert store.recall(call) == b"first"
+    assert store.deployments() == [ONE]
+    store.close()
+
+
+def test_an_id_is_for_one_content(path: Path) -> None:
+    store = SqliteStore(path)
+    store.put(ONE, Call("id", "content"), b"first", 1.0)
+    with pytest.raises(errors.RequestIdInUse):
+        store.put(deployment("two"), Call("id", "other"), b"second", 1.0)
+    assert store.deployments() == [ONE]
+    store.close()
+
+
+def test_calls_without_an_id_are_not_remembered(path: Path) -> None:
+    store = SqliteStore(path)
+    store.put(ONE, Call("", "content"), b"first", 1.0)
+    assert store.put(ONE, Call("", "other"), b"second", 1.0) == b"second"
+    assert store.recall(Call("", "content")) is None
+    store.close()
+
+
+def test_answers_are_forgotten_after_a_week(path: Path) -> None:
+    store = SqliteStore(path)
+    store.put(ONE, Call("old", "content"), b"first", 1.0)
+    store.put(ONE, Call("new", "content"), b"second", 2.0 + ANSWER_SECONDS)
+    assert store.recall(Call("old", "whatever")) is None
+    store.close()
+
+
+def test_what_becomes_known_of_a_model_is_kept(path: Path) -> None:
+    store = SqliteStore(path)
+    store.put(ONE, Call("", ""), b"", 1.0)
+    model = ModelInfo("Fake", 1, 2, 3, "digest")
+    store.set_model("one", model)
+    store.set_model("nobody", model)
+    assert [one.model for one in store.deployments()] == [model]
+    store.delete("one", Call("", ""), b"", 1.0)
+    assert store.deployments() == []
+    store.close()
+
+
+WRITER = """
+import itertools, sys
+from pathlib import Path
+from sllm.control.store import Call, SqliteStore
+from tests.control.shapes import deployment
+store = SqliteStore(Path(sys.argv[1]))
+for index in itertools.count():
+    store.put(deployment(f"d{index}"), Call(f"r{index}", "f"), b"answer", 1.0)
+    print(index, flush=True)
+"""
+
+
+def test_what_was_answered_survives_sigkill(path: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout
+    for _ in range(20):
+        answered = int(writer.stdout.readline())
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    answered = max([answered, *map(int, writer.stdout.read().split())])
+    writer.stdout.close()
+
+    store = SqliteStore(path)
+    names = {one.name for one in store.deployments()}
+    for index in range(answered + 1):
+        assert f"d{index}" in names
+        assert store.recall(Call(f"r{index}", "f")) == b"answer"
+    assert len(names) in (answered + 1, answered + 2), "half a transaction"
+    store.close()
+
+
+def test_a_file_that_is_no_store_is_told(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("this is no database, but a letter to whoever comes after us")
+    with pytest.raises(errors.StartFailed, match=r"state\.db cannot be used: .*move it away"):
+        SqliteStore(path)

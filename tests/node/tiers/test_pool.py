@@ -1,0 +1,97 @@
+import os
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sllm.errors import InvalidArgument
+from sllm.node.tiers.pool import Pool
+from tests.support import wait_until
+
+CHUNK = 8192
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    pool = Pool(8 * CHUNK + 100, CHUNK)
+    yield pool
+    pool.close()
+
+
+def test_capacity_is_rounded_down_to_whole_chunks(pool: Pool) -> None:
+    assert (pool.chunk_count, pool.capacity_bytes, pool.used_bytes) == (8, 8 * CHUNK, 0)
+
+
+@pytest.mark.parametrize(("capacity", "chunk"), [(CHUNK, 100), (CHUNK - 1, CHUNK), (CHUNK, 0)])
+def test_sizes_that_make_no_pool_are_refused(capacity: int, chunk: int) -> None:
+    with pytest.raises(InvalidArgument):
+        Pool(capacity, chunk)
+
+
+def test_allocation_is_all_or_nothing(pool: Pool) -> None:
+    taken = pool.try_allocate(5)
+    assert taken == (0, 1, 2, 3, 4)
+    assert pool.try_allocate(4) is None
+    assert pool.used_bytes == 5 * CHUNK
+    assert pool.try_allocate(3) == (5, 6, 7)
+    pool.check_integrity()
+
+
+@pytest.mark.parametrize("chunk", [-1, 8, 3])
+def test_what_is_not_allocated_cannot_be_freed(pool: Pool, chunk: int) -> None:
+    pool.try_allocate(2)
+    with pytest.raises(ValueError, match="not allocated"):
+        pool.free([chunk])
+    pool.check_integrity()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=30), st.randoms())
+def test_no_chunk_is_ever_lost_or_given_twice(counts: list[int], random: "st.DrawFn") -> None:
+    pool = Pool(8 * CHUNK, CHUNK)
+    held: list[tuple[int, ...]] = []
+    for count in counts:
+        taken = pool.try_allocate(count)
+        if taken is None:
+            pool.free(held.pop(0))
+        else:
+            held.append(taken)
+        chunks = [chunk for group in held for chunk in group]
+        assert len(chunks) == len(set(chunks))
+        assert pool.used_bytes == len(chunks) * CHUNK
+        pool.check_integrity()
+    pool.close()
+
+
+def test_views_show_the_memory_behind_the_descriptor(pool: Pool) -> None:
+    with pool.view(3) as view:
+        view[:5] = b"hello"
+    assert os.pread(pool.fd, 5, 3 * CHUNK) == b"hello"
+
+
+def test_the_descriptor_cannot_be_shrunk_under_a_mapping(pool: Pool) -> None:
+    with pytest.raises(PermissionError):
+        os.ftruncate(pool.fd, CHUNK)
+
+
+def test_populating_backs_every_chunk_with_memory_and_keeps_their_bytes() -> None:
+    pool = Pool(32 << 20, 1 << 20)
+    with pool.view(0) as view:
+        view[:5] = b"hello"
+    pool.start_populating()
+    wait_until(lambda: os.fstat(pool.fd).st_blocks * 512 == pool.capacity_bytes)
+    assert os.pread(pool.fd, 5, 0) == b"hello"
+    pool.close()
+
+
+def test_closing_leaves_neither_memory_nor_descriptors() -> None:
+    process = psutil.Process()
+    before = process.num_fds(), process.memory_info().rss
+    for _ in range(3):
+        pool = Pool(64 << 20, 1 << 20)
+        pool.start_populating()
+        pool.close()
+    assert process.num_fds() == before[0]
+    assert process.memory_info().rss - before[1] < 32 << 20

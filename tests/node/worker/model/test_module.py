@@ -1,0 +1,140 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sllm.errors import UnsupportedModel
+from sllm.node.worker.model.description import describe, load_architecture
+from sllm.node.worker.model.module import build_module, load_files
+from tests.node.worker.conftest import FAMILIES
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def directory(models: Path, tmp_path: Path) -> Path:
+    """A copy of tiny-llama to be spoiled."""
+    return copytree(models / "tiny-llama", tmp_path / "model")
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_module_uses_the_weights_where_they_are(models: Path, family: str) -> None:
+    weights = load_file(models / family / "model.safetensors")
+    places = {weight.data_ptr() for weight in weights.values()}
+    module = build_module(load_architecture(models / family), weights)
+    assert {parameter.data_ptr() for parameter in module.parameters()} <= places
+    assert not module.training
+
+
+def test_tied_weights_stay_tied(models: Path) -> None:
+    weights = load_file(models / "tiny-gpt2" / "model.safetensors")
+    module = build_module(load_architecture(models / "tiny-gpt2"), weights)
+    assert module.lm_head.weight is module.transformer.wte.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_module_has_the_dtype_of_its_weights(models: Path, dtype: torch.dtype) -> None:
+    weights = load_file(models / "tiny-llama" / "model.safetensors")
+    narrow = {name: weight.to(dtype) for name, weight in weights.items()}
+    module = build_module(load_architecture(models / "tiny-llama"), narrow)
+    assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+
+
+def lacking(weights: Weights) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def with_more(weights: Weights) -> None:
+    weights["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2, 2)
+
+
+def with_another_shape(weights: Weights) -> None:
+    weights["model.norm.weight"] = torch.zeros(64)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "names"),
+    [
+        (lacking, "lacks model.layers.1.mlp.up_proj.weight"),
+        (with_more, "has.*model.layers.9.mlp.up_proj.weight"),
+        (with_another_shape, "has in another shape model.norm.weight"),
+    ],
+)
+def test_weights_that_are_not_the_models_are_refused_by_name(
+    models: Path, spoil: Callable[[Weights], None], names: str
+) -> None:
+    weights = load_file(models / "tiny-llama" / "model.safetensors")
+    spoil(weights)
+    with pytest.raises(UnsupportedModel, match=f"(?s){names}"):
+        build_module(load_architecture(models / "tiny-llama"), weights)
+
+
+def test_a_model_is_described_by_its_configuration(models: Path) -> None:
+    description = describe(models / "tiny-llama", None)
+    assert description.architecture == "LlamaForCausalLM"
+    assert description.context_tokens == 512
+    assert description.kv_bytes_per_token == 2 * 3 * 2 * 32 * 4  # layers, kv heads, head dim
+    assert description.dtype == "float32"
+
+
+def test_a_dtype_to_convert_to_counts_for_the_cache(models: Path) -> None:
+    description = describe(models / "tiny-gpt2", "bfloat16")
+    assert description.kv_bytes_per_token == 2 * 3 * 128 * 2
+    assert description.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "MambaForCausalLM has"),
+        ({"model_type": "bloom", "architectures": ["BloomForCausalLM"]}, "BloomForCausalLM does"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "ViTModel is not"),
+        ({"model_type": "hal9000"}, "hal9000"),
+    ],
+)
+def test_what_the_engine_cannot_run_is_named(
+    directory: Path, changes: dict[str, Any], match: str
+) -> None:
+    rewrite(directory / "config.json", **changes)
+    with pytest.raises(UnsupportedModel, match=match):
+        describe(directory, None)
+
+
+def test_a_configuration_that_is_none_is_refused(directory: Path) -> None:
+    (directory / "config.json").write_text("{")
+    with pytest.raises(UnsupportedModel, match=r"config\.json"):
+        describe(directory, None)
+
+
+def test_an_unknown_dtype_is_refused(directory: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="float17"):
+        describe(directory, "float17")
+
+
+@pytest.mark.parametrize(("ids", "expected"), [(7, {7}), ([7, 9], {7, 9}), (None, set())])
+def test_the_generation_configuration_says_what_ends_a_text(
+    directory: Path, ids: Any, expected: set[int]
+) -> None:
+    rewrite(directory / "generation_config.json", eos_token_id=ids)
+    assert load_files(directory).stop_token_ids == expected
+
+
+def test_without_one_the_models_configuration_does(directory: Path) -> None:
+    (directory / "generation_config.json").unlink()
+    rewrite(directory / "config.json", eos_token_id=11)
+    assert load_files(directory).stop_token_ids == {11}
+
+
+def test_a_broken_tokenizer_is_refused(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(UnsupportedModel, match="tokenizer"):
+        load_files(directory)
