@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from sllm import errors
+from sllm.client.types.deployments import Deployment, Instance, Model
 from sllm.client.types.enums import (
     DeploymentState,
     FinishReason,
@@ -20,6 +21,7 @@ from sllm.client.types.enums import (
     Tier,
 )
 from sllm.client.types.events import (
+    ChatMessage,
     Event,
     Finished,
     Loading,
@@ -35,6 +37,8 @@ from sllm.client.types.events import (
     TopLogprob,
     Usage,
 )
+from sllm.client.types.migrations import Migration, RequestMigration
+from sllm.client.types.nodes import CheckpointCopy, Device, Link, Node, TierUsage
 from sllm.client.types.operations import (
     Cluster,
     DeploymentLoad,
@@ -45,19 +49,6 @@ from sllm.client.types.operations import (
     PlacementCandidate,
     Prefetched,
     StartEstimate,
-)
-from sllm.client.types.records import (
-    ChatMessage,
-    CheckpointCopy,
-    Deployment,
-    Device,
-    Instance,
-    Link,
-    Migration,
-    Model,
-    Node,
-    RequestMigration,
-    TierUsage,
 )
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.cli.listings import devices_table
 from sllm.cli.top import nodes_part
-from sllm.client.types.records import Device, Node
-from sllm.client.wire import responses
+from sllm.client.types.nodes import Device, Node
+from sllm.client.wire import listings
 from sllm.control.cluster.topology import Copies, NodeView, Tier
 from sllm.control.state.fleet import Full
 from sllm.control.wire import fleet as fleet_wire
@@ -56,7 +56,7 @@ def told(*devices: Device) -> Node:
     assert isinstance(report.body, Full)
     view = NodeView(report.body.facts, Copies(), {})
     assert view.weights_tier is Tier.DEVICE
-    return responses.node(fleet_wire.node_message(view))
+    return listings.node(fleet_wire.node_message(view))
 
 
 def test_operators_see_what_the_node_has_reported() -> None:

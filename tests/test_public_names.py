@@ -142,7 +142,7 @@ def test_the_clients_can_do_this(name: str) -> None:
     assert public == METHODS
 
 
-@pytest.mark.parametrize("module", ["events", "operations", "records"])
+@pytest.mark.parametrize("module", ["deployments", "events", "migrations", "nodes", "operations"])
 def test_records_are_frozen(module: str) -> None:
     found = vars(importlib.import_module(f"sllm.client.types.{module}")).values()
     classes = [one for one in found if dataclasses.is_dataclass(one)]

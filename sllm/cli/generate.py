@@ -12,8 +12,7 @@ from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.cli.receipts import receipts_table
-from sllm.client.types.events import Loading, Result, Tokens
-from sllm.client.types.records import ChatMessage
+from sllm.client.types.events import ChatMessage, Loading, Result, Tokens
 from sllm.config import DEFAULT_CONTROL
 
 if TYPE_CHECKING:

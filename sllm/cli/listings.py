@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from sllm.cli.common import Control, Json, connect, output, print_json
+from sllm.client.types.deployments import Deployment, Instance
 from sllm.client.types.enums import Tier
-from sllm.client.types.records import Deployment, Instance, Link, Node
+from sllm.client.types.nodes import Link, Node
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 

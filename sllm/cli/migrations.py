@@ -8,7 +8,7 @@ from rich.table import Table
 from sllm.cli.common import Control, Json, connect, output, print_json
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
-from sllm.client.types.records import Migration
+from sllm.client.types.migrations import Migration
 from sllm.config import DEFAULT_CONTROL
 
 

@@ -16,8 +16,8 @@ from sllm.cli.common import Control, Json, output, print_json
 from sllm.cli.durations import duration_option
 from sllm.cli.listings import link_speed, plain_table
 from sllm.client.types.enums import Tier
+from sllm.client.types.nodes import Link, Node
 from sllm.client.types.operations import Cluster, DeploymentLoad, InstanceLoad
-from sllm.client.types.records import Link, Node
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 _BAR = 10

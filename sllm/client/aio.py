@@ -13,10 +13,10 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from sllm import errors
 from sllm.client.operator import PAGE_SIZE, Operator
 from sllm.client.stream import AsyncStream, Line
+from sllm.client.types.deployments import Deployment
 from sllm.client.types.enums import DeploymentState
-from sllm.client.types.events import Progress, Result
-from sllm.client.types.records import ChatMessage, Deployment
-from sllm.client.wire import requests, responses
+from sllm.client.types.events import ChatMessage, Progress, Result
+from sllm.client.wire import listings, requests
 
 P = ParamSpec("P")
 
@@ -107,7 +107,7 @@ class AsyncClient(Operator):
         response = await self._connection.call(
             self._connection.deployments.Deploy, request, timeout
         )
-        deployment = responses.deployment(response.deployment)
+        deployment = listings.deployment(response.deployment)
         if not wait or deployment.state is DeploymentState.AVAILABLE:
             return deployment
         return await self._available(name, deadline, on_progress)
@@ -123,7 +123,7 @@ class AsyncClient(Operator):
         )
         async with aclosing(watch) as watched:
             async for message in watched:
-                deployment = responses.deployment(message.deployment)
+                deployment = listings.deployment(message.deployment)
                 if deployment.state is DeploymentState.AVAILABLE:
                     return deployment
                 if deployment.state is DeploymentState.FAILED:
@@ -140,13 +140,13 @@ class AsyncClient(Operator):
         """
         request = deployment_pb.GetDeploymentRequest(name=name)
         response = await self._connection.call(self._connection.deployments.GetDeployment, request)
-        return responses.deployment(response.deployment)
+        return listings.deployment(response.deployment)
 
     async def deployments(self) -> list[Deployment]:
         """All deployments, in order of their names."""
         request = deployment_pb.ListDeploymentsRequest(page_size=PAGE_SIZE)
         pages = self._connection.pages(self._connection.deployments.ListDeployments, request)
-        return [responses.deployment(one) async for page in pages for one in page.deployments]
+        return [listings.deployment(one) async for page in pages for one in page.deployments]
 
     async def delete(self, name: str) -> None:
         """Ends a deployment: its requests are cancelled, its instances stopped.

@@ -11,11 +11,13 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from sllm import config, errors
 from sllm.client.connection import Connection
 from sllm.client.types import operations
+from sllm.client.types.deployments import Instance
 from sllm.client.types.enums import Tier
 from sllm.client.types.events import Progress
-from sllm.client.types.records import Instance, Migration, Node
+from sllm.client.types.migrations import Migration
+from sllm.client.types.nodes import Node
 from sllm.client.watching import Picture
-from sllm.client.wire import migrations, requests, responses
+from sllm.client.wire import events, listings, migrations, requests
 from sllm.client.wire import operations as messages
 
 PAGE_SIZE = 1000
@@ -62,13 +64,13 @@ class Operator:
         """All instances, or those of one deployment, in order of their ids."""
         request = cluster_pb.ListInstancesRequest(deployment=deployment or "", page_size=PAGE_SIZE)
         pages = self._connection.pages(self._connection.cluster.ListInstances, request)
-        return [responses.instance(one) async for page in pages for one in page.instances]
+        return [listings.instance(one) async for page in pages for one in page.instances]
 
     async def nodes(self) -> list[Node]:
         """All nodes, in order of their ids."""
         request = cluster_pb.ListNodesRequest(page_size=PAGE_SIZE)
         pages = self._connection.pages(self._connection.cluster.ListNodes, request)
-        return [responses.node(one) async for page in pages for one in page.nodes]
+        return [listings.node(one) async for page in pages for one in page.nodes]
 
     async def watch(self) -> AsyncGenerator[operations.Cluster]:
         """The whole cluster, now and whenever something has changed, until it is left."""
@@ -144,7 +146,7 @@ class Operator:
                 if step.HasField("done"):
                     return messages.prefetched(step.done)
                 if step.HasField("loading") and on_progress:
-                    on_progress(responses.progress(step.loading))
+                    on_progress(events.progress(step.loading))
         raise errors.Internal("the control plane ended a prefetch without a word")
 
     async def pin(
@@ -191,7 +193,7 @@ class Operator:
                 if step.HasField("done"):
                     return messages.pin(step.done)
                 if on_progress:
-                    on_progress(responses.progress(step.loading))
+                    on_progress(events.progress(step.loading))
         raise errors.Internal("the control plane ended a pin without a word")
 
     async def unpin(

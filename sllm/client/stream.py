@@ -13,7 +13,7 @@ from sllm import errors, rpc
 from sllm.client.connection import Connection, task_is_cancelled
 from sllm.client.transcript import Transcript
 from sllm.client.types.events import Event, Result
-from sllm.client.wire import requests, responses
+from sllm.client.wire import events, requests
 
 Call = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
 
@@ -87,7 +87,7 @@ class AsyncStream:
             if message is None:
                 return None
             self._transcript.expect(message.sequence)
-            event = responses.event(message)
+            event = events.event(message)
             if message.HasField("started"):
                 requests.settle_prompt(self._line.request, message.started.prompt_token_ids)
             if event is not None:

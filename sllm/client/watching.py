@@ -7,8 +7,8 @@ from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm.client.types import operations
-from sllm.client.types.records import Node
-from sllm.client.wire import responses
+from sllm.client.types.nodes import Node
+from sllm.client.wire import listings
 
 Entry = TypeVar("Entry")
 
@@ -46,14 +46,14 @@ class Picture:
         instances: Iterable[pb.InstanceLoad],
         deployments: Iterable[pb.DeploymentLoad],
     ) -> None:
-        self._nodes |= {one.node_id: responses.node(one) for one in nodes}
+        self._nodes |= {one.node_id: listings.node(one) for one in nodes}
         self._instances |= {one.instance.instance_id: _instance_load(one) for one in instances}
         self._deployments |= {one.deployment: _deployment_load(one) for one in deployments}
 
 
 def _instance_load(one: pb.InstanceLoad) -> operations.InstanceLoad:
     return operations.InstanceLoad(
-        responses.instance(one.instance), one.in_flight, one.generated_tokens
+        listings.instance(one.instance), one.in_flight, one.generated_tokens
     )
 
 

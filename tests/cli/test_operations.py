@@ -11,9 +11,9 @@ from serverlessllm.v1 import types_pb2 as types
 from sllm import errors
 from sllm.cli.durations import format_seconds, parse_duration
 from sllm.cli.top import Rates
+from sllm.client.types.deployments import Instance
 from sllm.client.types.enums import InstanceState
 from sllm.client.types.operations import InstanceLoad
-from sllm.client.types.records import Instance
 from tests.cli.conftest import Run
 from tests.client.fake_control import FakeControl
 from tests.client.test_operations import PINNED

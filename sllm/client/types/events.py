@@ -1,11 +1,21 @@
-"""What a generation tells its caller: the events of its stream, and the result of them all.
+"""A generation: what is said to a model, the events of the stream, and the result of them all.
 
 All times are seconds.
 """
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from sllm.client.types.enums import FinishReason, LoadPhase, MigrationReason, PhaseKind, Tier
+
+
+class ChatMessage(TypedDict):
+    """One message of a conversation."""
+
+    role: str
+    """As the model's chat template knows it, commonly "system", "user" or "assistant"."""
+    content: str
+    """What was said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ Times are seconds: durations, and moments since the Unix epoch.
 
 from dataclasses import dataclass
 
+from sllm.client.types.deployments import Instance
 from sllm.client.types.enums import PlacementAction, Tier
-from sllm.client.types.records import Instance, Node
+from sllm.client.types.nodes import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterable, Callable
 from serverlessllm.v1 import cluster_service_pb2 as pb
 
 from sllm import errors
-from sllm.client.types import enums, events, records
-from sllm.client.wire.responses import progress, seconds
+from sllm.client.types import enums, events, migrations
+from sllm.client.wire.events import progress
+from sllm.client.wire.values import seconds
 
 
 async def migration(
@@ -14,14 +15,14 @@ async def migration(
     on_progress: Callable[[events.Progress], None] | None,
     *,
     alone: bool,
-) -> records.Migration:
+) -> migrations.Migration:
     """What has come of a migration; `alone`: of one request, whose staying is an error.
 
     Raises:
         errors.SllmError: Why that one has stayed.
     """
     chosen = pb.MigrateChosen()
-    outcomes: list[records.RequestMigration] = []
+    outcomes: list[migrations.RequestMigration] = []
     async for message in messages:
         match message.WhichOneof("event"):
             case "chosen":
@@ -34,8 +35,8 @@ async def migration(
                 outcomes.append(_stayed(message.stayed, alone=alone))
             case "ended":
                 ended = enums.MigrationOutcome.ENDED
-                outcomes.append(records.RequestMigration(message.ended.request_id, ended))
-    return records.Migration(
+                outcomes.append(migrations.RequestMigration(message.ended.request_id, ended))
+    return migrations.Migration(
         node_id=chosen.node_id,
         instance_id=chosen.instance_id,
         started=chosen.started,
@@ -44,8 +45,8 @@ async def migration(
     )
 
 
-def _moved(moved: pb.MigrateMoved) -> records.RequestMigration:
-    return records.RequestMigration(
+def _moved(moved: pb.MigrateMoved) -> migrations.RequestMigration:
+    return migrations.RequestMigration(
         request_id=moved.request_id,
         outcome=enums.MigrationOutcome.MOVED,
         rounds=moved.rounds,
@@ -56,10 +57,10 @@ def _moved(moved: pb.MigrateMoved) -> records.RequestMigration:
     )
 
 
-def _stayed(stayed: pb.MigrateStayed, *, alone: bool) -> records.RequestMigration:
+def _stayed(stayed: pb.MigrateStayed, *, alone: bool) -> migrations.RequestMigration:
     if alone:
         raise errors.make_error(errors.Code.INTERNAL, stayed.reason, stayed.message)
-    return records.RequestMigration(
+    return migrations.RequestMigration(
         request_id=stayed.request_id,
         outcome=enums.MigrationOutcome.STAYED,
         reason=stayed.reason,

@@ -9,7 +9,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 from sllm import errors
 from sllm.client.types import enums, operations
 from sllm.client.wire import requests
-from sllm.client.wire.responses import known_tier, moment, named, seconds
+from sllm.client.wire.values import known_tier, moment, named, seconds
 
 
 def tier_value(tier: str) -> types_pb.Tier.ValueType:

@@ -14,7 +14,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
-from sllm.client.types.records import ChatMessage
+from sllm.client.types.events import ChatMessage
 from sllm.sampling import MAX_SEED
 
 

@@ -1,0 +1,92 @@
+"""Deployments, the models that they serve, and their instances.
+
+Times are seconds: durations, and moments since the Unix epoch.
+"""
+
+from dataclasses import dataclass
+
+from sllm.client.types.enums import DeploymentState, InstanceState
+from sllm.client.types.events import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a model needs from a node, read from its files."""
+
+    architecture: str
+    """The first entry of the configuration's `architectures`."""
+    size_bytes: int
+    """Bytes of the tensors, in the dtype in which they are served."""
+    context_tokens: int
+    """Tokens that the model's positions allow."""
+    kv_bytes_per_token: int
+    """Bytes of KV cache for one token."""
+    digest: str
+    """The checkpoint's content digest, once it has been imported somewhere. Empty before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What should exist: a name, a source, an engine, a scaling policy."""
+
+    name: str
+    """Unique in the cluster."""
+    source: str
+    """URL of the checkpoint."""
+    state: DeploymentState
+    """Where its checkpoint is on its way."""
+    message: str
+    """For FAILED: what went wrong and what to do."""
+    engine: str
+    """Name of the engine. Empty: the default one."""
+    dtype: str
+    """torch dtype that weights are converted to when imported. Empty: as they are stored."""
+    kv_cache_tokens: int | None
+    """Tokens that one instance's KV cache can hold. None: the default."""
+    max_concurrency: int | None
+    """Requests that one instance works on at once. None: the default."""
+    pack: bool
+    """Whether local safetensors are packed on each node, and not read where they lie."""
+    min_replicas: int
+    """Instances kept even without requests."""
+    max_replicas: int
+    """Instances at most."""
+    keep_alive: float
+    """Seconds that an idle instance stays."""
+    target_concurrency: int | None
+    """Requests that an instance should have before another one is started. None: as many as it
+    works on at once."""
+    model: Model
+    """What the model needs from a node."""
+    created_at: float
+    """When it was deployed."""
+    ready_instances: int
+    """Instances that are ready now."""
+    queued_requests: int
+    """Requests that wait in the router."""
+    loading: Progress | None
+    """While PREPARING: how far the checkpoint has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One running copy of a deployment on one node."""
+
+    instance_id: str
+    """Unique in the cluster."""
+    deployment: str
+    """Name of the deployment."""
+    node_id: str
+    """Node that it runs on."""
+    state: InstanceState
+    """Where it is in its life."""
+    running_requests: int
+    """Requests that the worker has taken and not finished."""
+    kv_bytes: int
+    """Bytes of the node's KV budget that it holds."""
+    digest: str
+    """Content digest of the checkpoint that it serves."""
+    started_at: float
+    """When its start began."""
+    worker_pid: int
+    """Process id of the worker on its node. 0 while there is none."""

@@ -1,0 +1,129 @@
+"""The messages of a stream, as the events that callers see."""
+
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.client.types import enums, events
+from sllm.client.wire.values import named, seconds, tier
+
+
+def event(message: inference_pb.GenerateResponse) -> events.Event | None:
+    """The event of a message. None: it is of a kind that this version does not know."""
+    match message.WhichOneof("event"):
+        case "tokens":
+            return _tokens(message.sequence, message.tokens)
+        case "queued":
+            return _queued(message.sequence, message.queued)
+        case "loading":
+            return _loading(message.sequence, message.loading)
+        case "started":
+            return _started(message.sequence, message.started)
+        case "migrated":
+            return _migrated(message.sequence, message.migrated)
+        case "finished":
+            return _finished(message.sequence, message.finished)
+        case _:
+            return None
+
+
+def _queued(sequence: int, queued: inference_pb.Queued) -> events.Queued:
+    wait = seconds(queued.estimated_wait) if queued.HasField("estimated_wait") else None
+    return events.Queued(sequence, queued.position, wait)
+
+
+def _loading(sequence: int, loading: pb.Loading) -> events.Loading:
+    found = progress(loading)
+    return events.Loading(
+        sequence=sequence,
+        phase=found.phase,
+        from_tier=found.from_tier,
+        loaded_bytes=found.loaded_bytes,
+        total_bytes=found.total_bytes,
+        estimated_remaining=found.estimated_remaining,
+    )
+
+
+def _started(sequence: int, started: inference_pb.Started) -> events.Started:
+    return events.Started(
+        sequence=sequence,
+        instance_id=started.instance_id,
+        node_id=started.node_id,
+        prompt_tokens=started.prompt_tokens,
+        request_id=started.request_id,
+    )
+
+
+def _tokens(sequence: int, tokens: inference_pb.Tokens) -> events.Tokens:
+    return events.Tokens(
+        sequence=sequence,
+        first_index=tokens.first_index,
+        token_ids=tuple(tokens.token_ids),
+        text=tokens.text,
+        logprobs=tuple(map(_token_logprob, tokens.logprobs)),
+    )
+
+
+def _token_logprob(logprob: pb.TokenLogprob) -> events.TokenLogprob:
+    top = tuple(events.TopLogprob(one.token_id, one.logprob) for one in logprob.top)
+    return events.TokenLogprob(logprob.logprob, top)
+
+
+def _migrated(sequence: int, migrated: inference_pb.Migrated) -> events.Migrated:
+    return events.Migrated(
+        sequence=sequence,
+        from_node_id=migrated.from_node_id,
+        to_node_id=migrated.to_node_id,
+        to_instance_id=migrated.to_instance_id,
+        pause=seconds(migrated.pause),
+        reason=named(
+            enums.MigrationReason, inference_pb.MigrationReason.DESCRIPTOR, migrated.reason
+        ),
+    )
+
+
+def _finished(sequence: int, finished: inference_pb.Finished) -> events.Finished:
+    usage = finished.usage
+    return events.Finished(
+        sequence=sequence,
+        reason=named(enums.FinishReason, pb.FinishReason.DESCRIPTOR, finished.reason),
+        usage=events.Usage(
+            usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens
+        ),
+        receipt=_receipt(finished.receipt),
+        stop=finished.stop if finished.HasField("stop") else None,
+    )
+
+
+def _receipt(receipt: pb.Receipt) -> events.Receipt:
+    estimated = receipt.HasField("estimated_start")
+    return events.Receipt(
+        cold=receipt.cold,
+        from_tier=tier(receipt.from_tier),
+        phases=tuple(map(_phase, receipt.phases)),
+        time_to_first_token=seconds(receipt.time_to_first_token),
+        estimated_start=seconds(receipt.estimated_start) if estimated else None,
+        actual_start=seconds(receipt.actual_start) if receipt.HasField("actual_start") else None,
+        node_id=receipt.node_id,
+        instance_id=receipt.instance_id,
+    )
+
+
+def _phase(phase: pb.Phase) -> events.Phase:
+    return events.Phase(
+        kind=named(enums.PhaseKind, pb.PhaseKind.DESCRIPTOR, phase.kind),
+        start=seconds(phase.start),
+        duration=seconds(phase.duration),
+        size_bytes=phase.size_bytes if phase.HasField("size_bytes") else None,
+    )
+
+
+def progress(loading: pb.Loading) -> events.Progress:
+    """How far a load is."""
+    estimated = loading.HasField("estimated_remaining")
+    return events.Progress(
+        phase=named(enums.LoadPhase, pb.LoadPhase.DESCRIPTOR, loading.phase),
+        from_tier=tier(loading.from_tier),
+        loaded_bytes=loading.loaded_bytes,
+        total_bytes=loading.total_bytes,
+        estimated_remaining=seconds(loading.estimated_remaining) if estimated else None,
+    )

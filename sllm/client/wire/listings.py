@@ -1,0 +1,132 @@
+"""What listings tell, as the records that callers see."""
+
+from collections.abc import Iterable
+
+from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm.client.types import deployments, enums, nodes
+from sllm.client.wire.events import progress
+from sllm.client.wire.values import known_tier, moment, named, seconds
+
+
+def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
+    """A deployment as it is."""
+    engine, scaling = message.engine, message.scaling
+    return deployments.Deployment(
+        name=message.name,
+        source=message.source,
+        state=named(enums.DeploymentState, deployment_pb.DeploymentState.DESCRIPTOR, message.state),
+        message=message.message,
+        engine=engine.engine,
+        dtype=engine.dtype,
+        kv_cache_tokens=engine.kv_cache_tokens if engine.HasField("kv_cache_tokens") else None,
+        max_concurrency=engine.max_concurrency if engine.HasField("max_concurrency") else None,
+        pack=engine.pack,
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        keep_alive=seconds(scaling.keep_alive),
+        target_concurrency=(
+            scaling.target_concurrency if scaling.HasField("target_concurrency") else None
+        ),
+        model=_model(message.model),
+        created_at=moment(message.created_at),
+        ready_instances=message.ready_instances,
+        queued_requests=message.queued_requests,
+        loading=progress(message.loading) if message.HasField("loading") else None,
+    )
+
+
+def _model(model: pb.ModelInfo) -> deployments.Model:
+    return deployments.Model(
+        architecture=model.architecture,
+        size_bytes=model.size_bytes,
+        context_tokens=model.context_tokens,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        digest=model.digest,
+    )
+
+
+def instance(message: pb.Instance) -> deployments.Instance:
+    """An instance as it is."""
+    return deployments.Instance(
+        instance_id=message.instance_id,
+        deployment=message.deployment,
+        node_id=message.node_id,
+        state=named(enums.InstanceState, pb.InstanceState.DESCRIPTOR, message.state),
+        running_requests=message.running_requests,
+        kv_bytes=message.kv_bytes,
+        digest=message.digest,
+        started_at=moment(message.started_at),
+        worker_pid=message.worker_pid,
+    )
+
+
+def node(message: pb.Node) -> nodes.Node:
+    """A node as it was last reported."""
+    return nodes.Node(
+        node_id=message.node_id,
+        address=message.address,
+        host=message.host,
+        tiers=tuple(map(_tier_usage, message.tiers)),
+        kv_capacity_bytes=message.kv_capacity_bytes,
+        kv_used_bytes=message.kv_used_bytes,
+        copies=tuple(map(_copy, message.copies)),
+        links=tuple(map(_link, message.links)),
+        init_time=seconds(message.init_time) if message.HasField("init_time") else None,
+        connected_at=moment(message.connected_at),
+        draining=message.draining,
+        devices=tuple(map(_device, message.devices)),
+    )
+
+
+def _device(device: pb.Device) -> nodes.Device:
+    return nodes.Device(
+        device.index,
+        device.name,
+        device.uuid,
+        device.total_bytes,
+        device.free_bytes,
+        device.weights_capacity_bytes,
+        device.weights_used_bytes,
+        device.kv_capacity_bytes,
+        device.kv_used_bytes,
+        device.reserved_bytes,
+        device.idle_bytes,
+    )
+
+
+def _tier_usage(usage: pb.TierUsage) -> nodes.TierUsage:
+    return nodes.TierUsage(
+        known_tier(usage.tier), usage.capacity_bytes, usage.used_bytes, usage.problem
+    )
+
+
+def _copy(copy: pb.CheckpointCopy) -> nodes.CheckpointCopy:
+    return nodes.CheckpointCopy(
+        digest=copy.digest,
+        tier=known_tier(copy.tier),
+        size_bytes=copy.size_bytes,
+        resident_bytes=copy.resident_bytes,
+        sources=tuple(copy.sources),
+        leased=copy.leased,
+        pinned=bool(copy.holds),
+        pinned_until=_pinned_until(copy.holds),
+    )
+
+
+def _pinned_until(holds: Iterable[pb.Hold]) -> float | None:
+    """When the last of them ends. None: there is none, or one of them does not end."""
+    ends = [moment(hold.expires_at) if hold.HasField("expires_at") else None for hold in holds]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
+
+
+def _link(link: pb.LinkObservation) -> nodes.Link:
+    return nodes.Link(
+        from_tier=known_tier(link.from_tier),
+        to_tier=known_tier(link.to_tier),
+        bytes_per_second=link.bytes_per_second,
+        queued_bytes=link.queued_bytes,
+        in_flight_bytes=link.in_flight_bytes,
+    )
