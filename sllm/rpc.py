@@ -184,7 +184,7 @@ def typed_errors() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from None
+        raise from_rpc_error(error) from error
 
 
 # --- servers ----------------------------------------------------------------------------------

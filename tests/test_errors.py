@@ -1,6 +1,7 @@
 """Every error goes over the wire, and comes back as what it was."""
 
 import inspect
+import re
 from collections.abc import Iterator
 
 import grpc
@@ -32,10 +33,24 @@ def test_every_class_without_subclasses_has_a_reason_of_its_own() -> None:
     assert all("reason" in vars(leaf) for leaf in leaves)
 
 
-def test_the_tree_at_the_top_of_the_file_names_every_reason() -> None:
-    for cls in CLASSES:
-        assert f"{cls.__name__} " in (errors.__doc__ or "")
-        assert f" {cls.reason}\n" in f"{errors.__doc__}\n"
+def test_the_tree_at_the_top_of_the_file_is_that_of_the_classes() -> None:
+    drawn = re.findall(r"^([│├└─ ]*)(\w+)(?: +([A-Z_]+))?(?: |$)", _tree(), re.M)
+    found = [(len(lead) // 4, name, reason) for lead, name, reason in drawn]
+
+    assert sorted(found) == sorted(_classes(errors.SllmError, 0))
+
+
+def _tree() -> str:
+    text = errors.__doc__ or ""
+    return text[text.index("SllmError\n") :]
+
+
+def _classes(cls: type[errors.SllmError], depth: int) -> Iterator[tuple[int, str, str]]:
+    """Each class with its depth, and its reason if it is a leaf."""
+    children = cls.__subclasses__()
+    yield depth, cls.__name__, "" if children else cls.reason
+    for child in children:
+        yield from _classes(child, depth + 1)
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.reason)

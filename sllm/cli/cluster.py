@@ -148,7 +148,7 @@ async def _until_reported(address: str, nodes: int) -> None:
         async with asyncio.timeout(REPORT_SECONDS), AsyncClient(address) as client:
             while len(await client.nodes()) < nodes:  # noqa: ASYNC110 - the event is in another process
                 await asyncio.sleep(POLL_SECONDS)
-    except TimeoutError:
+    except TimeoutError as error:
         raise errors.StartFailed(
             f"not all nodes reported to {address} within {REPORT_SECONDS:g} s"
-        ) from None
+        ) from error

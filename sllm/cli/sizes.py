@@ -23,4 +23,4 @@ def parse_size(text: str | int) -> int:
     try:
         return config.parse_bytes(str(text))
     except errors.InvalidArgument as error:
-        raise typer.BadParameter(error.message) from None
+        raise typer.BadParameter(error.message) from error

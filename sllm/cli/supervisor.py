@@ -72,11 +72,11 @@ class Server:
             try:
                 async with asyncio.timeout(START_SECONDS):
                     self.address = await _said_address(self._process, said)
-            except (TimeoutError, EOFError):
+            except (TimeoutError, EOFError) as error:
                 await self.stop()
                 raise errors.StartFailed(
                     f"{self.name} did not start: {self._last_words()} ({self._command.log})"
-                ) from None
+                ) from error
 
     async def keep(self) -> None:
         """Starts another process whenever one ends, until this is cancelled."""

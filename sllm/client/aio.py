@@ -37,10 +37,18 @@ def _whole(
 
 
 class AsyncClient(Operator):
-    """A client of one control plane. Used in one event loop, by as many tasks as you like.
+    """A client of one control plane. The tasks of one event loop may share it.
 
     Every method raises the class of `sllm.errors` that says what went wrong, `errors.Unreachable`
     if there is no control plane at the address.
+
+    Example:
+        async with sllm.AsyncClient() as client:
+            await client.deploy("tiny", "/models/tiny", keep_alive=60.0)
+            prompts = ["Once upon a time", "The for statement"]
+            calls = [client.complete("tiny", prompt, max_tokens=32) for prompt in prompts]
+            for result in await asyncio.gather(*calls):
+                print(result.text, result.usage.completion_tokens)
     """
 
     # --- deployments --------------------------------------------------------------------------

@@ -131,11 +131,13 @@ class Connection:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise self._typed(error) from None
-        except asyncio.CancelledError:
+            raise self._typed(error) from error
+        except asyncio.CancelledError as error:
+            # A channel that is closed cancels the calls of tasks that nobody has cancelled.
             if not self._closed or task_is_cancelled():
                 raise
-            raise errors.Cancelled(f"the client of {self.address} was closed meanwhile") from None
+            message = f"the client of {self.address} was closed meanwhile"
+            raise errors.Cancelled(message) from error
 
     def _typed(self, error: grpc.aio.AioRpcError) -> errors.SllmError:
         if rpc_status.from_call(error) is not None:

@@ -18,7 +18,7 @@ from sllm.client.wire import events, requests
 Call = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
 
 _BROKEN = (errors.Unreachable, errors.ShuttingDown)
-"""What a stream breaks off with when the control plane goes, and the generation does not."""
+"""Errors that a stream breaks off with when the control plane goes and the generation does not."""
 _RETRY_SECONDS: Final = 0.2
 
 
@@ -51,8 +51,16 @@ class AsyncStream:
     """The events of a generation, as they come: `async for event in stream`.
 
     The generation goes on for as long as the stream is there. To leave it early, `cancel()` it,
-    use it as a context manager, or drop it. If the control plane is lost meanwhile, the stream is
-    read on once that is back.
+    use it as a context manager, or drop it. If the control plane is lost meanwhile, the stream
+    reads on once that is back.
+
+    Example:
+        async with client.generate("tiny", "Once upon a time", max_tokens=32) as stream:
+            async for event in stream:
+                if isinstance(event, sllm.Tokens):
+                    print(event.text, end="", flush=True)
+            result = await stream.result()
+            print(result.finish_reason)
     """
 
     def __init__(self, line: Line, *, wants_logprobs: bool, reattach: float) -> None:
@@ -129,10 +137,12 @@ class AsyncStream:
             except _BROKEN:
                 now = time.monotonic()
                 patience = now + self._reattach if patience is None else patience
+                # Before its first message nobody is known to have the request: the caller, who
+                # may know another control plane, is told at once.
                 if not self._transcript.next_sequence or now >= patience:
                     raise
             await asyncio.sleep(_RETRY_SECONDS)
-            if self._cancelled:  # meanwhile: another call would go on with what was ended
+            if self._cancelled:  # while this slept: another call would revive what was ended
                 raise self._was_cancelled()
             self._line.reopen(self._transcript)
 
@@ -140,10 +150,11 @@ class AsyncStream:
         try:
             with self._line.connection.typed_errors():
                 message = await self._line.call.read()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            # gRPC says CancelledError for a call that was cancelled as for a task that was.
             if not self._cancelled or task_is_cancelled():
                 raise
-            raise self._was_cancelled() from None
+            raise self._was_cancelled() from error
         return message if isinstance(message, pb.GenerateResponse) else None
 
     def _was_cancelled(self) -> errors.Cancelled:

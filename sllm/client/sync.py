@@ -61,10 +61,10 @@ class BackgroundLoop:
         future = self.begin(coroutine)
         try:
             return future.result()
-        except CancelledError:
-            raise errors.Cancelled("the client was closed meanwhile") from None
+        except CancelledError as error:
+            raise errors.Cancelled("the client was closed meanwhile") from error
         finally:
-            future.cancel()
+            future.cancel()  # what interrupts the wait, such as Ctrl-C, ends the work as well
 
     def begin(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
         """Has the loop run a coroutine, and does not wait for it.
@@ -72,7 +72,9 @@ class BackgroundLoop:
         Raises:
             RuntimeError: The client is closed.
         """
-        with self._submitting:  # what comes behind the stop would never be run, nor cancelled
+        # Without the lock the loop could end between the check and the submission, and would then
+        # neither run the coroutine nor cancel it: its caller would wait for good.
+        with self._submitting:
             if not self._stopping:
                 return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         coroutine.close()
@@ -118,7 +120,7 @@ def _iterating(
             while (value := self._loop.run(_next(values))) is not _END:
                 yield value  # type: ignore[misc]  # it is no end
         finally:
-            if not self._loop.is_stopping:  # which ends it as well
+            if not self._loop.is_stopping:  # a loop that stops closes the generator itself
                 self._loop.run(values.aclose())
 
     functools.update_wrapper(call, method)
@@ -150,13 +152,19 @@ def _opening(
 class Client(_Face[AsyncClient]):
     """`AsyncClient` for programs without an event loop: each method waits for its result.
 
-    May be used by several threads. Callbacks run in the client's own thread: they cannot call it.
+    Threads may share a client. Its callbacks run in its own thread, so they cannot call it.
+
+    Example:
+        with sllm.Client() as client:
+            client.deploy("tiny", "/models/tiny", keep_alive=60.0)
+            result = client.complete("tiny", "Once upon a time", max_tokens=32)
+            print(result.text, result.usage.completion_tokens)
     """
 
     def __init__(self, address: str | None = None, *, call_timeout: float = 60.0) -> None:
         """As for `AsyncClient`."""
         super().__init__(AsyncClient(address, call_timeout=call_timeout), BackgroundLoop())
-        # Also when the client is dropped, and when the program ends.
+        # It also closes a client that is dropped, or that is open when the program ends.
         self._finalizer = weakref.finalize(self, _close, self._inner, self._loop)
 
     @property
@@ -213,11 +221,18 @@ class Stream(_Face[AsyncStream]):
 
     The generation goes on for as long as the stream is there. To leave it early, `cancel()` it,
     use it as a context manager, or drop it.
+
+    Example:
+        with client.generate("tiny", "Once upon a time", max_tokens=32) as stream:
+            for event in stream:
+                if isinstance(event, sllm.Tokens):
+                    print(event.text, end="", flush=True)
+            print(stream.result().finish_reason)
     """
 
     def __init__(self, inner: AsyncStream, client: Client) -> None:
         super().__init__(inner, client._loop)
-        self._client = client  # whose loop the stream lives in
+        self._client = client  # keeps the loop alive that the stream lives in
 
     @property
     def request_id(self) -> str:

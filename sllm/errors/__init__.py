@@ -1,5 +1,8 @@
 """Every error that crosses the wire, one class per reason.
 
+A leaf stands beside the reason that other languages branch on; whoever catches a group, such as
+`errors.Unavailable`, catches all below it.
+
 SllmError
 ├── InvalidRequest          what was asked makes no sense, whatever the state of the cluster
 │   ├── InvalidArgument     INVALID_ARGUMENT

@@ -168,10 +168,10 @@ def _set_prompt(
 def _chat_message(message: ChatMessage) -> pb.ChatMessage:
     try:
         return pb.ChatMessage(role=message["role"], content=message["content"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError) as error:
         raise errors.InvalidPrompt(
             f'a message is {{"role": "user", "content": "Hi"}}, not {message!r}'
-        ) from None
+        ) from error
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
@@ -191,4 +191,4 @@ def fitting() -> Iterator[None]:
     try:
         yield
     except (ValueError, OverflowError) as error:
-        raise errors.InvalidArgument(f"a value is out of its bounds: {error}") from None
+        raise errors.InvalidArgument(f"a value is out of its bounds: {error}") from error
