@@ -1,7 +1,19 @@
 """Checkpoints made for loading: what they consist of, and how they are written and read.
 
-The functions are a library of their own, and need no cluster. They are imported when they are
-first used: the node agent reads checkpoints as well, and does without torch.
+The functions are a library of their own, and need no cluster:
+
+    from sllm import checkpoint
+
+    checkpoint.save(model.state_dict(), "/models/mine")  # tensors to disk, whole or not at all
+    tensors = checkpoint.load("/models/mine")  # all of them, past the page cache
+    with checkpoint.open("/models/mine") as opened:  # some of them
+        norm = opened["model.norm.weight"]
+
+    checkpoint.pack("/models/safetensors", "/models/packed", dtype="bfloat16")
+    checkpoint.verify("/models/packed")  # reads and checks every byte
+
+They are imported when they are first used: the node agent reads checkpoints as well, and does
+without torch.
 """
 
 import importlib

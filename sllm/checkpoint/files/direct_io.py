@@ -40,6 +40,7 @@ class DirectFile:
 
     def _open_cached(self, flags: int) -> int | None:
         """The same file by way of the page cache, if it is read and can be asked about that."""
+        # A descriptor of its own: O_DIRECT is a property of the open file, not of a read.
         if flags & (os.O_WRONLY | os.O_RDWR) or not page_cache.may_be_asked(self._fd):
             return None
         try:

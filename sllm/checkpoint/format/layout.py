@@ -51,6 +51,7 @@ def plan_layout(
     ends = [0]
     for tensor in ordered:
         entry = _place(tensor, dtype, len(ends) - 1, _aligned(ends[-1], TENSOR_ALIGNMENT))
+        # One that is larger than a partition may be has one of its own, and is not cut.
         if entry.offset and entry.offset + entry.size > partition_bytes:
             ends.append(0)
             entry = _place(tensor, dtype, len(ends) - 1, 0)

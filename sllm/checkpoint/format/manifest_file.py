@@ -72,8 +72,8 @@ def parse_manifest(directory: Path) -> Manifest:
         _check_version(content, path)
         manifest = _parse(content)
         _check(manifest)
-    except FileNotFoundError:
-        raise corrupt(path, "missing; this is not a complete checkpoint") from None
+    except FileNotFoundError as error:
+        raise corrupt(path, "missing; this is not a complete checkpoint") from error
     except OSError as error:
         raise cannot_open(path, error) from error
     except KeyError as error:

@@ -9,10 +9,11 @@ import xxhash
 from sllm.checkpoint.files.direct_io import DirectFile
 from sllm.checkpoint.files.memory import ChunkMemory
 from sllm.checkpoint.format.manifest import corrupt
-from sllm.checkpoint.importing.filling import WeightReader, fill
+from sllm.checkpoint.importing.chunk_plan import ChunkPlan
+from sllm.checkpoint.importing.chunk_workers import ChunkWorkers
+from sllm.checkpoint.importing.filling import fill
 from sllm.checkpoint.importing.journal import ChunkKey, Journal
-from sllm.checkpoint.importing.pieces import ChunkPlan
-from sllm.checkpoint.importing.workers import ChunkWorkers
+from sllm.checkpoint.sources.weight_reader import WeightReader
 from sllm.errors import Cancelled, CheckpointCorrupt
 
 
@@ -96,6 +97,7 @@ class ChunkFiller:
         fill(memory, chunk, self.reader, self.tally.add)
         digest = xxhash.xxh3_128_hexdigest(memory)
         if expected is not None and digest != expected:
+            # Its bytes are counted already: progress would run past the total.
             fill(memory, chunk, self.reader, lambda count: self.tally.check())
             digest = xxhash.xxh3_128_hexdigest(memory)
         if expected is not None and digest != expected:

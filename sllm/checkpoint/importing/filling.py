@@ -1,23 +1,10 @@
 """Fills one chunk of a checkpoint with what its plan says."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Protocol
 
+from sllm.checkpoint.importing.chunk_plan import ChunkPlan, Piece, runs
 from sllm.checkpoint.importing.conversion import convert
-from sllm.checkpoint.importing.pieces import ChunkPlan, Piece, runs
-
-
-class WeightReader(Protocol):
-    """Reads a source's files. Any number of threads may read at once."""
-
-    def read_into(self, memory: memoryview, file: Path, offset: int) -> None:
-        """Fills `memory` with a file's bytes from `offset` on.
-
-        Raises:
-            CheckpointCorrupt: the file ends before, or cannot be read; names where.
-            SourceUnavailable: the file cannot be had now.
-        """
+from sllm.checkpoint.sources.weight_reader import WeightReader
 
 
 def fill(

@@ -22,10 +22,10 @@ from sllm.checkpoint.format.manifest import (
 )
 from sllm.checkpoint.format.manifest_file import write_manifest
 from sllm.checkpoint.importing.chunk_filler import ChunkFiller, Tally
+from sllm.checkpoint.importing.chunk_plan import ChunkPlan, plan_chunks
+from sllm.checkpoint.importing.chunk_workers import ChunkWorkers, Urgency
 from sllm.checkpoint.importing.import_plan import ImportPlan
 from sllm.checkpoint.importing.journal import JOURNAL_FILE, Journal
-from sllm.checkpoint.importing.pieces import ChunkPlan, plan_chunks
-from sllm.checkpoint.importing.workers import ChunkWorkers, Urgency
 from sllm.errors import Cancelled, SourceForbidden, SourceUnavailable
 
 _CONFIG = "config.json"
@@ -108,6 +108,7 @@ class _Import:
         files = [self._copy(path) for path in self._plan.files.files]
         partitions = self._write_partitions(memory, tally)
         manifest = self._plan.packed or make_manifest(self._plan.layout.tensors, partitions, files)
+        # In this order: whoever finds no journal finds a manifest, and so a whole checkpoint.
         write_manifest(self._destination, manifest)
         (self._destination / JOURNAL_FILE).unlink()
         flush_directory(self._destination)

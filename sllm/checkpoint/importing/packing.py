@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sllm.checkpoint.files.appearing import appearing
+from sllm.checkpoint.files.atomic_directory import atomic_directory
 from sllm.checkpoint.format.manifest import CHUNK_BYTES
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.checkpoint.importing.import_plan import plan_import
@@ -24,6 +24,9 @@ def pack(
 
     It streams: whatever the model's size, a few chunks of 16 MiB are held in memory. The checkpoint
     appears under its name when all of it is on the disk, or not at all.
+
+    Example:
+        checkpoint.pack("/models/safetensors", "/models/packed", dtype="bfloat16")
 
     Args:
         source_dir: safetensors in one file or in shards; a model's small files are carried along.
@@ -46,7 +49,7 @@ def pack(
     if (source / MANIFEST_FILE).is_file():
         raise InvalidSource(f"{source} is packed already: it has a {MANIFEST_FILE}")
     plan = plan_import(find_files(LocalSource(source)), dtype)
-    with appearing(Path(destination)) as directory:
+    with atomic_directory(Path(destination)) as directory:
         manifest = import_checkpoint(
             plan,
             directory,

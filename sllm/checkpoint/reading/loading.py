@@ -28,6 +28,9 @@ def load(
     All bytes are read, past the page cache, into one region of memory that the tensors are views
     of: it is given back when the last of them is gone. For a few tensors of many use `open`.
 
+    Example:
+        model.load_state_dict(checkpoint.load("/models/mine"), assign=True)
+
     Args:
         path: a packed checkpoint, a directory of safetensors files, or one such file.
         verify: whether the digests of a packed checkpoint's chunks are checked.

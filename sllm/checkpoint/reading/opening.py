@@ -98,6 +98,10 @@ class OpenCheckpoint(Mapping[str, torch.Tensor]):
 def open_checkpoint(path: str | os.PathLike[str]) -> OpenCheckpoint:
     """A checkpoint whose tensors are read one by one.
 
+    Example:
+        with checkpoint.open("/models/mine") as opened:
+            norms = {name: opened[name] for name in opened if "norm" in name}
+
     Args:
         path: a packed checkpoint, a directory of safetensors files, or one such file.
 

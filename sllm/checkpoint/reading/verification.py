@@ -130,6 +130,7 @@ def _reads(
         except CheckpointCorrupt as error:
             errors.append(error)
             continue
+        # What lies behind the end of a file that was cut short has been told as one error.
         there = path.stat().st_size
         reads += [read for read in reads_of(entry, buffers.chunk, file) if read.offset < there]
     return reads, errors

@@ -7,7 +7,7 @@ from typing import Any
 from sllm.checkpoint.format.manifest_file import FORMAT, MANIFEST_FILE
 from sllm.checkpoint.remote.listing import Listing, make_listing
 from sllm.checkpoint.remote.objects import Objects
-from sllm.checkpoint.sources.sources import CONFIG, INDEX, WEIGHTS, matters
+from sllm.checkpoint.sources.file_names import CONFIG, INDEX, WEIGHTS, matters
 from sllm.errors import SourceNotFound
 
 KNOWN_NAMES = (

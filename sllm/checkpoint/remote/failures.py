@@ -25,6 +25,7 @@ def typed_failures(place: str) -> Iterator[None]:
     try:
         yield
     except (exceptions.BaseError, OSError, ValueError) as error:
+        # Its first line is in the message; in a traceback its URLs would show what is secret.
         raise _typed(place, error) from None
 
 

@@ -14,8 +14,9 @@ from sllm.checkpoint.remote.directories import KNOWN_NAMES
 from sllm.checkpoint.remote.failures import cause_of, forbidden
 from sllm.checkpoint.remote.listing import Listing, RemoteFile, make_listing
 from sllm.checkpoint.remote.options import RemoteOptions
-from sllm.checkpoint.sources.places import HubRepository
-from sllm.checkpoint.sources.sources import LocalSource, inspect, matters
+from sllm.checkpoint.sources.file_names import matters
+from sllm.checkpoint.sources.remote_urls import HubRepository
+from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import (
     CheckpointCorrupt,
     InvalidSource,
@@ -56,10 +57,10 @@ def look_up(repository: HubRepository, options: RemoteOptions) -> HubSnapshot | 
 
     try:
         info = _ask(repository, options)
-    except SourceUnavailable as error:
+    except SourceUnavailable:
         cached = _cached_revision(repository)
         if cached is None:
-            raise error from None
+            raise
         return cached
     commit = info.sha or ""
     listing = make_listing(_files(info))
@@ -90,13 +91,14 @@ def _ask(repository: HubRepository, options: RemoteOptions) -> "ModelInfo":
             timeout=options.stall_seconds,
         )
     except HFValidationError as error:
-        raise InvalidSource(f"{repository.url}: {cause_of(error)}") from None
+        raise InvalidSource(f"{repository.url}: {cause_of(error)}") from error
     except HfHubHTTPError as error:
+        # Its first line is in the message; in a traceback signed URLs would show.
         raise _typed(repository, error) from None
-    except OfflineModeIsEnabled:
+    except OfflineModeIsEnabled as error:
         raise SourceUnavailable(
             f"HF_HUB_OFFLINE is set, and {repository.url} is not whole in the hub's cache"
-        ) from None
+        ) from error
     except Exception as error:  # those of the HTTP library below, which is not always the same
         raise _unavailable(repository, error) from None
 

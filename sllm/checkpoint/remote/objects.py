@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import obstore
 
-from sllm.checkpoint.remote.background import side_by_side
+from sllm.checkpoint.remote.background_loop import side_by_side
 from sllm.checkpoint.remote.failures import typed_failures
 from sllm.checkpoint.remote.listing import RemoteFile
 from sllm.errors import SourceNotFound, SourceUnavailable

@@ -7,13 +7,13 @@ from types import TracebackType
 from typing import Self
 
 from sllm.checkpoint.remote import hub
-from sllm.checkpoint.remote.background import BackgroundLoop
+from sllm.checkpoint.remote.background_loop import BackgroundLoop
 from sllm.checkpoint.remote.directories import find_on_web, list_objects
 from sllm.checkpoint.remote.objects import Objects
 from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.snapshot import Snapshot
 from sllm.checkpoint.remote.stores import open_store, open_web
-from sllm.checkpoint.sources.places import HubRepository, RemoteDirectory
+from sllm.checkpoint.sources.remote_urls import HubRepository, RemoteDirectory
 from sllm.checkpoint.sources.sources import LocalSource
 
 

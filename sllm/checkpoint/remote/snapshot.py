@@ -9,10 +9,11 @@ from typing import Self
 
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.checkpoint.format.safetensors_header import HEADER_LENGTH_BYTES, MAX_HEADER_BYTES
-from sllm.checkpoint.remote.background import BackgroundLoop, side_by_side
+from sllm.checkpoint.remote.background_loop import BackgroundLoop, side_by_side
 from sllm.checkpoint.remote.listing import Listing, RemoteFile
 from sllm.checkpoint.remote.objects import Objects
-from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, inspect, is_carried, is_index
+from sllm.checkpoint.sources.file_names import is_carried, is_index
+from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, inspect
 from sllm.errors import CheckpointCorrupt, InvalidSource
 
 _HEAD_BYTES = 256 << 10
@@ -54,7 +55,7 @@ class Snapshot:
         try:
             found = inspect(LocalSource(directory))
         except (CheckpointCorrupt, InvalidSource) as error:
-            raise self._named(error, directory) from None
+            raise self._named(error, directory) from error
         return replace(found, origin=self, fingerprint=self.fingerprint)
 
     def _named(

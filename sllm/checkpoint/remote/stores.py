@@ -8,7 +8,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from sllm.checkpoint.remote.failures import typed_failures
 from sllm.checkpoint.remote.options import RemoteOptions
-from sllm.checkpoint.sources.places import RemoteDirectory
+from sllm.checkpoint.sources.remote_urls import RemoteDirectory
 from sllm.errors import InvalidSource
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def _aws_profile() -> "S3CredentialProvider | None":
         return None
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
+    except ImportError as error:
         raise InvalidSource(
             "AWS_PROFILE is set, and reading profiles needs boto3: install it beside sllm, or give "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from None
+        ) from error
     return Boto3CredentialProvider()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sllm.checkpoint.files.appearing import appearing
+from sllm.checkpoint.files.atomic_directory import atomic_directory
 from sllm.checkpoint.files.direct_io import flush_directory
 from sllm.checkpoint.format.dtypes import tensor_bytes
 from sllm.checkpoint.format.layout import PARTITION_BYTES, Layout, first_use, plan_layout
@@ -36,6 +36,9 @@ def save(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -
     most one at a time is copied for it. Those that share all their memory, being tied, are written
     once and share it again when they are loaded.
 
+    Example:
+        digest = checkpoint.save(model.state_dict(), "/models/mine")
+
     Args:
         state_dict: tensors by name, of any dtype that safetensors has.
         path: a directory that is not there yet.
@@ -49,7 +52,7 @@ def save(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -
     """
     for name, tensor in state_dict.items():
         _check(name, tensor)
-    with appearing(Path(path)) as directory:
+    with atomic_directory(Path(path)) as directory:
         manifest = write_tensors(state_dict, directory, CHUNK_BYTES, PARTITION_BYTES)
     return manifest.digest
 

@@ -1,29 +1,29 @@
 """Where checkpoints come from, and what is found there: safetensors, or a packed checkpoint."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import xxhash
 
-from sllm.checkpoint.format.manifest import Manifest, TensorEntry, corrupt
+from sllm.checkpoint.format.manifest import Manifest, TensorEntry
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
-from sllm.checkpoint.format.safetensors_header import TensorHeader, read_header
-from sllm.checkpoint.importing.filling import WeightReader
+from sllm.checkpoint.format.safetensors_header import TensorHeader
+from sllm.checkpoint.sources.file_names import CONFIG, is_carried, matters
 from sllm.checkpoint.sources.local_reader import LocalReader
-from sllm.checkpoint.sources.places import SCHEMES, HubRepository, RemoteDirectory, parse_remote
+from sllm.checkpoint.sources.remote_urls import (
+    SCHEMES,
+    HubRepository,
+    RemoteDirectory,
+    parse_remote,
+)
+from sllm.checkpoint.sources.shards import read_shards
+from sllm.checkpoint.sources.weight_reader import WeightReader
 from sllm.errors import InvalidSource, SourceNotFound
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-_CARRIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
-"""Configuration, tokenizer, vocabulary, merges and chat templates, by the names in use."""
 
 
 class Origin(Protocol):
@@ -175,7 +175,7 @@ def find_files(source: LocalSource) -> SourceFiles:
     """As `inspect`, of a directory of safetensors files that need not be a model."""
     found = fingerprint(source)
     paths = _list(source)
-    tensors = _tensors(source.directory, paths)
+    tensors = read_shards(source.directory, paths)
     return SourceFiles(
         origin=source,
         directory=source.directory,
@@ -193,82 +193,14 @@ def read_tensors(directory: Path) -> tuple[TensorHeader, ...]:
     Raises:
         SourceNotFound, InvalidSource, CheckpointCorrupt: as `inspect`.
     """
-    return _tensors(directory, _list(LocalSource(directory)))
+    return read_shards(directory, _list(LocalSource(directory)))
 
 
 def _list(source: LocalSource) -> list[Path]:
     """The plain files of the directory, by name."""
     try:
         return sorted(path for path in source.directory.iterdir() if path.is_file())
-    except (FileNotFoundError, NotADirectoryError):
-        raise SourceNotFound(f"there is no directory {source.directory}") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFound(f"there is no directory {source.directory}") from error
     except PermissionError as error:
         raise InvalidSource(f"{source.directory} cannot be read: {error.strerror}") from error
-
-
-def matters(name: str) -> bool:
-    """Whether a change of this file is a change of the source."""
-    return name.endswith((".safetensors", INDEX)) or is_carried(name)
-
-
-def is_carried(name: str) -> bool:
-    """Whether this small file goes with the weights.
-
-    Not what describes the files themselves, here or in a checkpoint, nor hidden files.
-    """
-    describes = name == MANIFEST_FILE or is_index(name)
-    carried = any(fnmatch(name, pattern) for pattern in _CARRIED)
-    return carried and not describes and not name.startswith(".")
-
-
-def is_index(name: str) -> bool:
-    """Whether this file says which tensor is in which shard."""
-    return name.endswith(".safetensors.index.json")
-
-
-def _tensors(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, ...]:
-    """Of one file, or of the shards that an index names, or of whatever shards there are."""
-    names = {path.name for path in paths}
-    if WEIGHTS in names:
-        return read_header(directory / WEIGHTS)
-    if INDEX in names:
-        return _indexed_tensors(directory, names)
-    shards = [path for path in paths if path.name.endswith(".safetensors")]
-    if not shards:
-        raise InvalidSource(f"{directory} has no *.safetensors files")
-    return _distinct(tensor for shard in shards for tensor in read_header(shard))
-
-
-def _distinct(tensors: Iterable[TensorHeader]) -> tuple[TensorHeader, ...]:
-    found: dict[str, TensorHeader] = {}
-    for tensor in tensors:
-        other = found.setdefault(tensor.name, tensor)
-        if other is not tensor:
-            raise InvalidSource(
-                f"{other.file.name} and {tensor.file.name} both hold {tensor.name!r}, and no "
-                f"{INDEX} in {tensor.file.parent} says which counts"
-            )
-    return tuple(found.values())
-
-
-def _indexed_tensors(directory: Path, names: set[str]) -> tuple[TensorHeader, ...]:
-    shard_of = _read_index(directory / INDEX)
-    for shard in sorted(set(shard_of.values()) - names):
-        raise corrupt(directory / shard, f"named by {INDEX}, but missing")
-    shards = sorted(set(shard_of.values()))
-    tensors = [tensor for shard in shards for tensor in read_header(directory / shard)]
-    named = tuple(tensor for tensor in tensors if shard_of.get(tensor.name) == tensor.file.name)
-    for name in sorted(shard_of.keys() - {tensor.name for tensor in named}):
-        raise corrupt(directory / shard_of[name], f"has no tensor {name!r}, which {INDEX} names")
-    return named
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        index: Any = json.loads(path.read_bytes())
-        shard_of = dict(index["weight_map"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise corrupt(path, f"not an index of shards: {error!r}") from error
-    if not all(isinstance(shard, str) for shard in shard_of.values()):
-        raise corrupt(path, "weight_map must lead from names to file names")
-    return shard_of

@@ -14,9 +14,9 @@ import structlog
 
 from sllm.checkpoint.files.direct_io import flush_directory
 from sllm.checkpoint.format.manifest import Manifest, corrupt
+from sllm.checkpoint.importing.chunk_workers import ChunkWorkers
 from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
 from sllm.checkpoint.importing.importer import import_checkpoint
-from sllm.checkpoint.importing.workers import ChunkWorkers
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles
 from sllm.clock import Clock
 from sllm.errors import ModelTooLarge, NoCapacity

@@ -13,7 +13,7 @@ import structlog
 
 from sllm.checkpoint.remote.remotes import Remotes, Sighting
 from sllm.checkpoint.remote.snapshot import Snapshot
-from sllm.checkpoint.sources.places import HubRepository, RemoteDirectory
+from sllm.checkpoint.sources.remote_urls import HubRepository, RemoteDirectory
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
 from sllm.clock import Clock
 from sllm.errors import SllmError, SourceForbidden, SourceNotFound, SourceUnavailable

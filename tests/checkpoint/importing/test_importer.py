@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sllm.checkpoint.format.manifest_file import read_manifest
-from sllm.checkpoint.importing import pieces
+from sllm.checkpoint.importing import chunk_plan
 from sllm.checkpoint.importing.import_plan import plan_import
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import Cancelled, CheckpointCorrupt, InvalidArgument
@@ -146,7 +146,7 @@ def test_chunks_may_be_left_in_the_pool(tmp_path: Path) -> None:
 
 
 def test_progress_rises_to_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1024)
+    monkeypatch.setattr(chunk_plan, "PIECE_BYTES", 1024)
     plan = plan_import(inspect(LocalSource(write_model(tmp_path / "source"))), None)
     seen: list[tuple[int, int]] = []
     run_import(plan, tmp_path / "out", lambda loaded, total: seen.append((loaded, total)))
@@ -156,7 +156,7 @@ def test_progress_rises_to_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_cancelled_import_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1024)
+    monkeypatch.setattr(chunk_plan, "PIECE_BYTES", 1024)
     plan = plan_import(inspect(LocalSource(write_model(tmp_path / "source"))), None)
     asked = count()
     with pytest.raises(Cancelled):

@@ -10,10 +10,10 @@ import pytest
 
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.format.manifest_file import read_manifest
+from sllm.checkpoint.importing.chunk_workers import ChunkWorkers
 from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
 from sllm.checkpoint.importing.importer import import_checkpoint
 from sllm.checkpoint.importing.journal import JOURNAL_FILE
-from sllm.checkpoint.importing.workers import ChunkWorkers
 from sllm.checkpoint.sources.local_reader import LocalReader
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import Cancelled, CheckpointCorrupt

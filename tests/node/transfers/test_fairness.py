@@ -11,7 +11,7 @@ import torch
 
 from sllm.checkpoint.files.direct_io import DirectFile
 from sllm.checkpoint.importing.chunk_filler import ChunkFiller
-from sllm.checkpoint.importing.pieces import ChunkPlan
+from sllm.checkpoint.importing.chunk_plan import ChunkPlan
 from sllm.clock import MonotonicClock
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sllm.checkpoint.remote.remotes import Remotes
-from sllm.checkpoint.sources.places import parse_remote
+from sllm.checkpoint.sources.remote_urls import parse_remote
 from sllm.clock import ManualClock
 from sllm.node.transfers.loads import Movers
 from sllm.node.transfers.sources import FRESH_SECONDS, Sources

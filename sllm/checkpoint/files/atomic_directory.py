@@ -14,7 +14,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
-def appearing(destination: Path) -> Iterator[Path]:
+def atomic_directory(destination: Path) -> Iterator[Path]:
     """A directory's temporary name: it is renamed when the block ends, or deleted if it fails.
 
     The block makes the directory and flushes it. A process that is killed in it leaves

@@ -1,6 +1,6 @@
 import pytest
 
-from sllm.checkpoint.sources.places import HubRepository, RemoteDirectory
+from sllm.checkpoint.sources.remote_urls import HubRepository, RemoteDirectory
 from sllm.checkpoint.sources.sources import parse_source
 from sllm.errors import InvalidSource
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sllm.checkpoint.format.dtypes import tensor_bytes
 from sllm.checkpoint.format.layout import plan_layout
 from sllm.checkpoint.format.safetensors_header import TensorHeader
-from sllm.checkpoint.importing import pieces
-from sllm.checkpoint.importing.pieces import plan_chunks, runs
+from sllm.checkpoint.importing import chunk_plan
+from sllm.checkpoint.importing.chunk_plan import plan_chunks, runs
 
 CHUNK = 8192
 
@@ -36,7 +36,7 @@ def test_every_byte_has_one_place(
 ) -> None:
     layout = plan_layout(headers(tensors), dtype, partition_bytes=40_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+        patch.setattr(chunk_plan, "PIECE_BYTES", piece_bytes)
         chunks = list(plan_chunks(layout, CHUNK))
     for source, entry in zip(layout.sources, layout.tensors, strict=True):
         place, start = entry.offset, source.offset

@@ -114,7 +114,7 @@ class ChunkWorkers:
                 return None
             job = min((job for job in self._jobs if job.waiting), key=lambda job: job.urgency())
             self._jobs.remove(job)
-            self._jobs.append(job)
+            self._jobs.append(job)  # to the end of those that are equally urgent
             job.running += 1
             return job, *job.waiting.popleft()
 

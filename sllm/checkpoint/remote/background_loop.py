@@ -73,5 +73,7 @@ async def side_by_side(works: Iterable[Coroutine[Any, Any, _Result]]) -> list[_R
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
     except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+        first = failures.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    raise first  # out here, where it keeps its own cause

@@ -1,0 +1,68 @@
+"""The tensors of a directory's safetensors files: of one file, or of several shards."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.format.safetensors_header import TensorHeader, read_header
+from sllm.checkpoint.sources.file_names import INDEX, WEIGHTS
+from sllm.errors import InvalidSource
+
+
+def read_shards(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, ...]:
+    """The tensors of one file, or of the shards that an index names, or of whatever shards are.
+
+    Args:
+        directory: where the files are.
+        paths: the files that are there.
+
+    Raises:
+        InvalidSource: there are no safetensors, or two shards claim the same tensor.
+        CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
+    """
+    names = {path.name for path in paths}
+    if WEIGHTS in names:
+        return read_header(directory / WEIGHTS)
+    if INDEX in names:
+        return _indexed_tensors(directory, names)
+    shards = [path for path in paths if path.name.endswith(".safetensors")]
+    if not shards:
+        raise InvalidSource(f"{directory} has no *.safetensors files")
+    return _distinct(tensor for shard in shards for tensor in read_header(shard))
+
+
+def _distinct(tensors: Iterable[TensorHeader]) -> tuple[TensorHeader, ...]:
+    found: dict[str, TensorHeader] = {}
+    for tensor in tensors:
+        other = found.setdefault(tensor.name, tensor)
+        if other is not tensor:
+            raise InvalidSource(
+                f"{other.file.name} and {tensor.file.name} both hold {tensor.name!r}, and no "
+                f"{INDEX} in {tensor.file.parent} says which counts"
+            )
+    return tuple(found.values())
+
+
+def _indexed_tensors(directory: Path, names: set[str]) -> tuple[TensorHeader, ...]:
+    shard_of = _read_index(directory / INDEX)
+    for shard in sorted(set(shard_of.values()) - names):
+        raise corrupt(directory / shard, f"named by {INDEX}, but missing")
+    shards = sorted(set(shard_of.values()))
+    tensors = [tensor for shard in shards for tensor in read_header(directory / shard)]
+    named = tuple(tensor for tensor in tensors if shard_of.get(tensor.name) == tensor.file.name)
+    for name in sorted(shard_of.keys() - {tensor.name for tensor in named}):
+        raise corrupt(directory / shard_of[name], f"has no tensor {name!r}, which {INDEX} names")
+    return named
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        index: Any = json.loads(path.read_bytes())
+        shard_of = dict(index["weight_map"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise corrupt(path, f"not an index of shards: {error!r}") from error
+    if not all(isinstance(shard, str) for shard in shard_of.values()):
+        raise corrupt(path, "weight_map must lead from names to file names")
+    return shard_of
