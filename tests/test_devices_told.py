@@ -7,7 +7,8 @@ from sllm.cli.listings import devices_table
 from sllm.cli.top import nodes_part
 from sllm.client.types.records import Device, Node
 from sllm.client.wire import responses
-from sllm.control.cluster.topology import Copies, NodeView, Tier
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.tiers import Copies, Tier
 from sllm.control.state.fleet import Full
 from sllm.control.wire import fleet as fleet_wire
 

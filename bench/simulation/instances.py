@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from bench.simulation.events import Events
 from bench.simulation.node import SimulatedNode
 from bench.simulation.request import Request
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.running import Running as RunningRequest
-from sllm.control.cluster.topology import Instance, InstanceState, Planned
+from sllm.control.cluster.usage import Running as RunningRequest
 from sllm.control.orchestration.residency import Residency
 from sllm.control.placement.decisions import Move
 from sllm.control.requests.service_times import Experience

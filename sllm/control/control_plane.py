@@ -7,8 +7,8 @@ from dataclasses import replace
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import DeploymentSpec
-from sllm.control.cluster.topology import NodeView
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.deployments.clearing import Clearing

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sllm.clock import Clock
+from sllm.control.cluster.instances import InstanceState
 from sllm.control.cluster.specs import Deployment
-from sllm.control.cluster.topology import InstanceState
 from sllm.control.deployments import autoscaler
 from sllm.control.state.state import State
 

@@ -11,7 +11,7 @@ from typing import Final
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.topology import NodeView
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.placement import too_small
 from sllm.control.state.durable import Durable

@@ -9,8 +9,9 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import ModelInfo
-from sllm.control.cluster.topology import NodeView, Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.operations.jobs import Job, Jobs
 from sllm.control.state.durable import Durable

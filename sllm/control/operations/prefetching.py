@@ -11,8 +11,9 @@ from typing import Final
 
 from sllm import errors
 from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import ModelInfo
-from sllm.control.cluster.topology import NodeView, Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.operations.jobs import Job

@@ -8,7 +8,8 @@ from typing import Final, Generic, TypeVar
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView
+from sllm.control.cluster.instances import Instance, InstanceState
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
 

@@ -13,8 +13,8 @@ from opentelemetry.context import Context
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
+from sllm.control.cluster.instances import Instance, Planned
 from sllm.control.cluster.specs import Deployment
-from sllm.control.cluster.topology import Instance, Planned
 from sllm.control.config import ControlConfig
 from sllm.control.placement import room
 from sllm.control.state.state import StartUnderWay, State

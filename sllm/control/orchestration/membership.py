@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from sllm import errors
-from sllm.control.cluster.topology import NodeView
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.preparation import Preparation
 from sllm.control.orchestration.orchestrator import Orchestrator

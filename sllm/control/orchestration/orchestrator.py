@@ -11,7 +11,8 @@ from typing import Final, Protocol
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView
+from sllm.control.cluster.instances import Instance, InstanceState
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.scaler import Scaler
 from sllm.control.orchestration.launcher import Launcher

@@ -9,7 +9,7 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.topology import Instance, InstanceState
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.config import ControlConfig
 from sllm.control.orchestration.launcher import Launcher
 from sllm.control.orchestration.residency import Residency

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from sllm.control.cluster.linear_fit import Line
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import Copy, LinkKey, NodeView, Tier, Typical
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Typical
+from sllm.control.cluster.tiers import Copy, LinkKey, Tier
 
 IMPORT = (Tier.REMOTE, Tier.SSD)
 READ = (Tier.SSD, Tier.DRAM)

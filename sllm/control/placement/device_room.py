@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from sllm.control.cluster.devices import Device
-from sllm.control.cluster.topology import Instance, NodeView, Tier
+from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.nodes import Device, NodeView
+from sllm.control.cluster.tiers import Tier
 
 _PAGE_BYTES: Final = 2 << 20
 

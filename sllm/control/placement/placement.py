@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sllm import errors
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.usage import Use
 from sllm.control.placement import room
 from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import (

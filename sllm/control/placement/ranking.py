@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import NodeView, Snapshot, Tier, Typical
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot, Typical
+from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
 from sllm.control.placement.cost import approach, copy_on, start_seconds
 

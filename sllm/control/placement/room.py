@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import Instance, NodeView
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.placement import device_room
 
 _UNBOUNDED: Final = 1 << 62

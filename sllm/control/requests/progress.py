@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Final
 
 from sllm import errors
-from sllm.control.cluster.topology import Instance
+from sllm.control.cluster.instances import Instance
 
 TRIES: Final = 3
 """Instances that may fail a request at one and the same token, before its caller is told."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.running import Running
-from sllm.control.cluster.topology import Instance
+from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.usage import Running
 from sllm.control.requests import spans
 from sllm.control.requests.progress import Departure, Progress
 from sllm.control.requests.queue import turn

@@ -9,7 +9,7 @@ import structlog
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
-from sllm.control.cluster.topology import Instance
+from sllm.control.cluster.instances import Instance
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.decisions import Move
 from sllm.control.requests.progress import MigrationReason

@@ -10,7 +10,7 @@ import structlog
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
-from sllm.control.cluster.topology import Instance, InstanceState
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import Start

@@ -5,20 +5,12 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from sllm.control.cluster.init_times import InitKey, InitTime
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.topology import (
-    Copies,
-    Copy,
-    Instance,
-    InstanceState,
-    NodeFacts,
-    NodeView,
-    Planned,
-    Snapshot,
-    keys_of,
-    without,
-)
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.nodes import NodeFacts, NodeView, keys_of
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Copies, Copy
+from sllm.control.cluster.usage import Use
 from sllm.control.placement.ranking import Table
 from sllm.control.state.index import Index
 from sllm.control.state.observations import Observations
@@ -187,7 +179,8 @@ class Fleet:
         instances = dict(view.instances)
         if ready:
             instances[instance_id] = _forward(ready, view.instances)
-        self._replace(_with(view, planned=without(view.planned, instance_id), instances=instances))
+        planned = {key: plan for key, plan in view.planned.items() if key != instance_id}
+        self._replace(_with(view, planned=planned, instances=instances))
 
     def leave(self, instance_id: str) -> None:
         """Counts an instance's room as free, and gives it no more requests: it is being stopped."""

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Iterable
 
 from sllm.control.cluster.init_times import InitKey, Inits, InitTime
-from sllm.control.cluster.topology import LinkKey, NodeFacts, NodeView, Typical
+from sllm.control.cluster.nodes import NodeFacts, NodeView
+from sllm.control.cluster.snapshot import Typical
+from sllm.control.cluster.tiers import LinkKey
 
 _STARTS = 9
 """The latest starts, of whose ratios the median is `Typical.slowness`: one that was held up by

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field, replace
 
 from sllm import errors
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.needs import Need, need_of
-from sllm.control.cluster.running import Running
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.specs import Deployment, DeploymentState, ModelInfo
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.cluster.usage import Running
 from sllm.control.requests.queue import RequestQueue
 from sllm.control.requests.service_times import Experience
 from sllm.control.requests.slots import Slots

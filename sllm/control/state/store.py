@@ -21,7 +21,7 @@ from sllm.control.cluster.specs import (
     ModelInfo,
     ScalingPolicy,
 )
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.types.pins import Pin, Place
 
 ANSWER_SECONDS = 7 * 24 * 3600.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sllm import errors
-from sllm.control.cluster.topology import Instance
+from sllm.control.cluster.instances import Instance
 from sllm.control.requests.progress import MigrationReason
 from sllm.control.types.status import Loading
 

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster import topology
-from sllm.control.cluster.devices import Device
 from sllm.control.cluster.init_times import InitKey, Inits, InitTime
+from sllm.control.cluster.instances import Instance, InstanceState
+from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
+from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
 from sllm.control.state.fleet import Delta, Full, Report
 from sllm.control.wire import common as wire
 
@@ -33,20 +34,18 @@ def report(request: fleet_pb.ReportRequest) -> Report:
     return Report(request.node_id, request.revision, body)
 
 
-def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
-    return topology.NodeFacts(
+def _facts(node: pb.Node, node_id: str) -> NodeFacts:
+    return NodeFacts(
         node_id=node_id,
         address=node.address,
         host=node.host,
         leaving=node.leaving,
         tiers={
-            topology.Tier(usage.tier): topology.TierUsage(
-                usage.capacity_bytes, usage.used_bytes, usage.problem
-            )
+            Tier(usage.tier): TierUsage(usage.capacity_bytes, usage.used_bytes, usage.problem)
             for usage in node.tiers
         },
         links={
-            (topology.Tier(link.from_tier), topology.Tier(link.to_tier)): topology.Link(
+            (Tier(link.from_tier), Tier(link.to_tier)): Link(
                 link.bytes_per_second, link.queued_bytes, link.in_flight_bytes
             )
             for link in node.links
@@ -83,11 +82,11 @@ def _inits(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime
     }
 
 
-def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
+def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[Copy, ...]:
     return tuple(
-        topology.Copy(
+        Copy(
             digest=one.digest,
-            tier=topology.Tier(one.tier),
+            tier=Tier(one.tier),
             size_bytes=one.size_bytes,
             resident_bytes=one.resident_bytes,
             sources=tuple(one.sources),
@@ -98,22 +97,22 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
     )
 
 
-def _hold(one: pb.Hold) -> topology.Hold:
+def _hold(one: pb.Hold) -> Hold:
     expires_at = one.expires_at.ToNanoseconds() / 1e9 if one.HasField("expires_at") else None
-    return topology.Hold(one.hold_id, expires_at)
+    return Hold(one.hold_id, expires_at)
 
 
-def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[topology.Instance, ...]:
+def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[Instance, ...]:
     return tuple(instance(one, node_id) for one in instances)
 
 
-def instance(one: pb.Instance, node_id: str) -> topology.Instance:
+def instance(one: pb.Instance, node_id: str) -> Instance:
     """An instance as the node `node_id` reports it."""
-    return topology.Instance(
+    return Instance(
         instance_id=one.instance_id,
         deployment=one.deployment,
         node_id=node_id,
-        state=topology.InstanceState(one.state),
+        state=InstanceState(one.state),
         kv_bytes=one.kv_bytes,
         digest=one.digest,
         running=one.running_requests,
@@ -127,7 +126,7 @@ def instance(one: pb.Instance, node_id: str) -> topology.Instance:
 # --- what operators see -----------------------------------------------------------------------
 
 
-def node_message(view: topology.NodeView, *, draining: bool = False) -> pb.Node:
+def node_message(view: NodeView, *, draining: bool = False) -> pb.Node:
     """A node as operators see it."""
     facts = view.facts
     return pb.Node(
@@ -171,7 +170,7 @@ def _device_message(one: Device) -> pb.Device:
     )
 
 
-def _copy_message(one: topology.Copy) -> pb.CheckpointCopy:
+def _copy_message(one: Copy) -> pb.CheckpointCopy:
     return pb.CheckpointCopy(
         digest=one.digest,
         tier=pb.Tier.ValueType(one.tier),
@@ -186,7 +185,7 @@ def _copy_message(one: topology.Copy) -> pb.CheckpointCopy:
     )
 
 
-def _link_message(key: topology.LinkKey, link: topology.Link) -> pb.LinkObservation:
+def _link_message(key: LinkKey, link: Link) -> pb.LinkObservation:
     return pb.LinkObservation(
         from_tier=pb.Tier.ValueType(key[0]),
         to_tier=pb.Tier.ValueType(key[1]),
@@ -207,7 +206,7 @@ def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
     )
 
 
-def instance_message(one: topology.Instance) -> pb.Instance:
+def instance_message(one: Instance) -> pb.Instance:
     """An instance as operators see it."""
     return pb.Instance(
         instance_id=one.instance_id,

@@ -8,7 +8,7 @@ import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster import topology
+from sllm.control.cluster.instances import Instance
 from sllm.control.requests.progress import Departure
 from sllm.control.routing.admission import GenerationAsk, Prompt
 from sllm.control.types.receipts import Phase, PhaseKind, Receipt
@@ -108,7 +108,7 @@ def loading_event(loading: Loading) -> GenerateResponse:
     return GenerateResponse(loading=wire.loading_message(loading))
 
 
-def migrated_event(departure: Departure, to: topology.Instance, pause: float) -> GenerateResponse:
+def migrated_event(departure: Departure, to: Instance, pause: float) -> GenerateResponse:
     """Tells the caller that another instance has gone on."""
     migrated = inference_pb.Migrated(
         from_node_id=departure.instance.node_id,

@@ -14,8 +14,10 @@ from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 from sllm import errors, rpc
+from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.specs import Deployment, ModelInfo
-from sllm.control.cluster.topology import Instance, NodeFacts, Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.requests.progress import MigrationReason
 from sllm.control.types.migrations import News
 from sllm.control.types.receipts import Phase

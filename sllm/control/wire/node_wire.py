@@ -3,8 +3,8 @@
 from serverlessllm.v1 import node_service_pb2 as pb
 
 from sllm import errors
+from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.specs import Deployment
-from sllm.control.cluster.topology import Instance
 from sllm.control.types.migrations import Ended, Moved, News, Round, Stayed
 from sllm.control.wire import common as wire
 from sllm.control.wire.deployments import engine_message

@@ -8,7 +8,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm import errors
 from sllm.control.cluster import specs
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.types.operations import (
     DEFAULT_TTL,
     DrainProgress,

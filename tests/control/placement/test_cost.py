@@ -6,15 +6,10 @@ from dataclasses import replace
 import pytest
 
 from sllm.control.cluster.init_times import Inits, InitTime
-from sllm.control.cluster.topology import (
-    UNKNOWN,
-    InstanceState,
-    Link,
-    NodeFacts,
-    Planned,
-    Tier,
-    TierUsage,
-)
+from sllm.control.cluster.instances import InstanceState, Planned
+from sllm.control.cluster.nodes import NodeFacts
+from sllm.control.cluster.snapshot import UNKNOWN
+from sllm.control.cluster.tiers import Link, Tier, TierUsage
 from sllm.control.placement.cost import start_estimate, start_seconds
 from sllm.control.state.observations import Observations, typical_of
 from tests.control.shapes import copy, facts, instance, need, view

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sllm.control.cluster.devices import Device
-from sllm.control.cluster.topology import Instance, NodeView, Planned, Tier, TierUsage
+from sllm.control.cluster.instances import Instance, Planned
+from sllm.control.cluster.nodes import Device, NodeView
+from sllm.control.cluster.tiers import Tier, TierUsage
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand, Start
 from sllm.control.placement.placement import place, too_small

@@ -10,20 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm.control.cluster.init_times import Inits, InitTime
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.running import MigrationCost, Running
-from sllm.control.cluster.topology import (
-    Copy,
-    Hold,
-    Instance,
-    InstanceState,
-    Link,
-    NodeView,
-    Planned,
-    Snapshot,
-    Tier,
-)
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Copy, Hold, Link, Tier
+from sllm.control.cluster.usage import MigrationCost, Running, Use
 from sllm.control.placement import room
 from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import Demand, MigrateThenStart, Start, Wait

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm.control.cluster.init_times import Inits, InitTime
-from sllm.control.cluster.topology import Copy, Link, NodeFacts, Snapshot, Tier
+from sllm.control.cluster.nodes import NodeFacts
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Copy, Link, Tier
 from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.ranking import Ranking, table_of
 from sllm.control.state.fleet import Delta, Fleet, Full, Report

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sllm.control.cluster.init_times import Inits, InitTime
-from sllm.control.cluster.topology import Copy, Instance, InstanceState, Planned, Tier
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
+from sllm.control.cluster.tiers import Copy, Tier
 from sllm.control.state.fleet import Delta, Fleet, Full, Report
 from tests.control.shapes import copy, facts, instance
 

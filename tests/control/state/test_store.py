@@ -86,7 +86,7 @@ def test_what_becomes_known_of_a_model_is_kept(path: Path) -> None:
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from sllm.control.store import Call, SqliteStore
+from sllm.control.state.store import Call, SqliteStore
 from tests.control.shapes import deployment
 store = SqliteStore(Path(sys.argv[1]))
 for index in itertools.count():
