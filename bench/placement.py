@@ -30,7 +30,8 @@ from sllm.control.cluster.tiers import Copy, Link, Tier, TierUsage
 from sllm.control.placement.decisions import Demand, Start
 from sllm.control.placement.placement import place
 from sllm.control.requests.slots import Slots
-from sllm.control.state.fleet import Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Full, Report
 
 GB = 10**9
 CHECKPOINTS = 10_000

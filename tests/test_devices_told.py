@@ -9,7 +9,7 @@ from sllm.client.types.records import Device, Node
 from sllm.client.wire import responses
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.tiers import Copies, Tier
-from sllm.control.state.fleet import Full
+from sllm.control.types.reports import Full
 from sllm.control.wire import fleet as fleet_wire
 
 GIB = 1 << 30

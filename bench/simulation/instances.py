@@ -17,7 +17,8 @@ from sllm.control.orchestration.residency import Residency
 from sllm.control.placement.decisions import Move
 from sllm.control.requests.service_times import Experience
 from sllm.control.requests.slots import Slots
-from sllm.control.state.fleet import Delta, Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Delta, Full, Report
 
 
 @dataclass(slots=True)

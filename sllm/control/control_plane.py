@@ -25,7 +25,8 @@ from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import StartUnderWay, State
-from sllm.control.state.store import Call, Store
+from sllm.control.state.store import Store
+from sllm.control.types.calls import Call
 from sllm.control.types.operations import Explanation
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes

@@ -23,7 +23,7 @@ from sllm.control.api import service
 from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
-from sllm.control.state.store import SqliteStore
+from sllm.control.state.sqlite import SqliteStore
 from sllm.process import until_terminated
 
 log = structlog.get_logger()

@@ -16,7 +16,7 @@ from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from sllm.control.api.pagination import page_of
 from sllm.control.control_plane import ControlPlane
 from sllm.control.orchestration.membership import Answer
-from sllm.control.state.fleet import Report
+from sllm.control.types.reports import Report
 from sllm.control.wire import common as wire
 from sllm.control.wire import deployments as deployment_wire
 from sllm.control.wire import fleet as fleet_wire

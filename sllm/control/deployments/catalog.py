@@ -12,7 +12,7 @@ from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.placement import placement
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
+from sllm.control.types.calls import Call
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire import deployments as wire
 from sllm.control.wire.node_client import Nodes

@@ -16,7 +16,7 @@ from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.placement import too_small
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
+from sllm.control.types.calls import Call
 from sllm.control.types.operations import DrainProgress
 
 _LOOK_SECONDS: Final = 0.1

@@ -16,9 +16,9 @@ from sllm.control.config import ControlConfig
 from sllm.control.operations.jobs import Job, Jobs
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
 from sllm.control.tasks import Tasks
 from sllm.control.types import pins
+from sllm.control.types.calls import Call
 from sllm.control.types.pins import Pin, Place
 from sllm.control.types.status import Loading
 from sllm.control.wire import operations as wire

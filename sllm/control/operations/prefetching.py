@@ -21,8 +21,8 @@ from sllm.control.placement import placement
 from sllm.control.placement.decisions import Demand
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
 from sllm.control.types import pins
+from sllm.control.types.calls import Call
 from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
 from sllm.control.types.status import Loading
 from sllm.control.wire import operations as wire

@@ -12,8 +12,9 @@ from sllm.clock import Clock
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.usage import Running
 from sllm.control.requests import spans
-from sllm.control.requests.progress import Departure, Progress
+from sllm.control.requests.progress import Progress
 from sllm.control.requests.queue import turn
+from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Receipt, StartRecord
 from sllm.control.types.status import Loading
 from sllm.control.wire import generations as wire

@@ -1,38 +1,15 @@
 """Which requests are worth queueing: what can be said of them before any node is asked."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from sllm import errors
 from sllm.control.config import ControlConfig
-from sllm.sampling import Sampling
+from sllm.control.types.calls import GenerationAsk, Prompt
 
 MAX_STOPS: Final = 16
 MAX_LOGPROBS: Final = 20
 MAX_PRIORITY: Final = 100
-
-
-class Prompt(Enum):
-    """What came as the prompt."""
-
-    MISSING = "has no prompt; set text, token_ids or messages"
-    EMPTY = "has an empty prompt"
-    PRESENT = ""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationAsk:
-    """The parts of a request that have bounds."""
-
-    prompt: Prompt
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    max_tokens: int | None = None
-    logprobs: int | None = None
-    priority: int = 0
-    keep_alive: float | None = None
-    """Seconds."""
 
 
 def check(ask: GenerationAsk) -> None:

@@ -12,11 +12,10 @@ from sllm.control import metrics
 from sllm.control.cluster.instances import Instance
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.decisions import Move
-from sllm.control.requests.progress import MigrationReason
 from sllm.control.routing.migrator import Migrator
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
-from sllm.control.types.migrations import MigrationAsk
+from sllm.control.types.migrations import MigrationAsk, MigrationReason
 
 log = structlog.get_logger()
 

@@ -13,12 +13,12 @@ from sllm import errors, rpc
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.orchestration.orchestrator import Orchestrator
-from sllm.control.requests.progress import Departure, MigrationReason
 from sllm.control.requests.service_times import Served
 from sllm.control.requests.tickets import Assignment, Ticket
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
 from sllm.control.types import receipts
+from sllm.control.types.migrations import Departure, MigrationReason
 from sllm.control.wire import generations as wire
 
 log = structlog.get_logger()

@@ -1,51 +1,19 @@
 """The fleet as nodes report it, and as the control plane is about to change it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
-from sllm.control.cluster.init_times import InitKey, InitTime
 from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.nodes import NodeFacts, NodeView, keys_of
+from sllm.control.cluster.nodes import NodeView, keys_of
 from sllm.control.cluster.snapshot import Snapshot
-from sllm.control.cluster.tiers import Copies, Copy
+from sllm.control.cluster.tiers import Copies
 from sllm.control.cluster.usage import Use
 from sllm.control.placement.ranking import Table
 from sllm.control.state.index import Index
 from sllm.control.state.observations import Observations
-
-
-@dataclass(frozen=True, slots=True)
-class Full:
-    """All that a node holds and runs."""
-
-    facts: NodeFacts
-    copies: tuple[Copy, ...] = ()
-    instances: tuple[Instance, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What has changed since the report before."""
-
-    facts: NodeFacts | None
-    copies: tuple[Copy, ...] = ()
-    """One without resident bytes is gone."""
-    instances: tuple[Instance, ...] = ()
-    """One that is GONE is forgotten."""
-    inits: Mapping[InitKey, InitTime] = field(default_factory=dict)
-    """Those that are new or changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One message of a node."""
-
-    node_id: str
-    revision: int
-    body: Full | Delta | None
-    """None: a heartbeat, which repeats the last revision."""
+from sllm.control.types.reports import Delta, Full, Report
 
 
 class Fleet:

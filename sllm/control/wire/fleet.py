@@ -9,7 +9,7 @@ from sllm.control.cluster.init_times import InitKey, Inits, InitTime
 from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
-from sllm.control.state.fleet import Delta, Full, Report
+from sllm.control.types.reports import Delta, Full, Report
 from sllm.control.wire import common as wire
 
 # --- what nodes report ------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.control.cluster.instances import Instance
-from sllm.control.requests.progress import Departure
-from sllm.control.routing.admission import GenerationAsk, Prompt
+from sllm.control.types.calls import GenerationAsk, Prompt
+from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Phase, PhaseKind, Receipt
 from sllm.control.types.status import Loading
 from sllm.control.wire import common as wire

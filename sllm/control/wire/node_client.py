@@ -18,15 +18,13 @@ from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.specs import Deployment, ModelInfo
 from sllm.control.cluster.tiers import Tier
-from sllm.control.requests.progress import MigrationReason
-from sllm.control.types.migrations import News
+from sllm.control.types.migrations import Ended, MigrationReason, Moved, News, Round, Stayed
 from sllm.control.types.receipts import Phase
 from sllm.control.types.status import Loading
 from sllm.control.wire import common as wire
 from sllm.control.wire import deployments as deployment_wire
 from sllm.control.wire import fleet as fleet_wire
 from sllm.control.wire import generations as generation_wire
-from sllm.control.wire import node_wire
 
 GenerateCall = grpc.aio.UnaryStreamCall[inference_pb.GenerateRequest, inference_pb.GenerateResponse]
 
@@ -137,7 +135,7 @@ class Node:
         self, deployment: Deployment, instance: Instance, timeout: float
     ) -> AsyncGenerator[Loading | Ready, None]:
         """Starts an instance or joins its start: progress, and what is ready at the end."""
-        request = node_wire.start_request(deployment, instance)
+        request = _start_request(deployment, instance)
         metadata = rpc.trace_metadata()
         call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)
         with self.typed_errors():
@@ -171,7 +169,7 @@ class Node:
         try:
             with self.typed_errors():
                 async for response in call:
-                    yield node_wire.migration_news(response)
+                    yield _migration_news(response)
         finally:
             call.cancel()
 
@@ -247,6 +245,36 @@ class Nodes:
         """Closes all channels."""
         nodes, self._nodes = list(self._nodes.values()), {}
         await asyncio.gather(*(node.close() for node in nodes))
+
+
+def _start_request(deployment: Deployment, one: Instance) -> pb.StartInstanceRequest:
+    """What a node is told to start."""
+    return pb.StartInstanceRequest(
+        instance_id=one.instance_id,
+        deployment=deployment.name,
+        source=deployment.spec.source,
+        engine=deployment_wire.engine_message(deployment.spec.engine),
+        kv_bytes=one.kv_bytes,
+    )
+
+
+def _migration_news(response: pb.StartMigrationResponse) -> News:
+    """What a node says of a generation that it moves."""
+    request_id = response.request_id
+    match response.WhichOneof("event"):
+        case "progress":
+            one = response.progress
+            return Round(request_id, one.round, one.computed_tokens, one.gap_tokens)
+        case "done":
+            done = response.done
+            times = wire.seconds(done.duration), wire.seconds(done.cutover)
+            return Moved(request_id, done.rounds, done.tokens, *times, done.gap_tokens)
+        case "failure":
+            failure = response.failure
+            error = errors.make_error(failure.code, failure.reason, failure.message)
+            return Stayed(request_id, error)
+        case _:
+            return Ended(request_id)
 
 
 def _step(response: pb.StartInstanceResponse, node_id: str) -> Loading | Ready:

@@ -5,13 +5,7 @@ from collections.abc import Iterable, Mapping
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
-from sllm.control.operations.watch import (
-    ClusterView,
-    DeploymentLoad,
-    InstanceLoad,
-    NodeEntry,
-    Revision,
-)
+from sllm.control.types.views import ClusterView, DeploymentLoad, InstanceLoad, NodeEntry, Revision
 from sllm.control.wire import fleet as fleet_wire
 
 

@@ -8,9 +8,10 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.clock import ManualClock
-from sllm.control.operations.watch import _KEPT, ClusterView, Delta, Watch
-from sllm.control.state.fleet import Full, Report
+from sllm.control.operations.watch import _KEPT, Watch
 from sllm.control.state.state import State
+from sllm.control.types.reports import Full, Report
+from sllm.control.types.views import ClusterView, Delta
 from tests.control import shapes
 from tests.control.clusters import SECONDS, Cluster
 from tests.control.fake_node import FakeNode

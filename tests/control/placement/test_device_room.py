@@ -11,7 +11,8 @@ from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand, Start
 from sllm.control.placement.placement import place, too_small
 from sllm.control.placement.ranking import Ranking
-from sllm.control.state.fleet import Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Full, Report
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 
 MIB = 1 << 20

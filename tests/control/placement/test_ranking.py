@@ -13,7 +13,8 @@ from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Copy, Link, Tier
 from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.ranking import Ranking, table_of
-from sllm.control.state.fleet import Delta, Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, need, snapshot, view
 
 MODELS = [need(f"m{index}", size=50 + 100 * index, digest=f"d{index}") for index in range(3)]

@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sllm.control.cluster.init_times import Inits, InitTime
 from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.tiers import Copy, Tier
-from sllm.control.state.fleet import Delta, Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, instance
 
 NODES = ("n1", "n2")
