@@ -10,7 +10,7 @@ from sllm.client.wire import responses
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.tiers import Copies, Tier
 from sllm.control.types.reports import Full
-from sllm.control.wire import fleet as fleet_wire
+from sllm.control.wire import fleet
 
 GIB = 1 << 30
 DEVICES = (
@@ -51,13 +51,13 @@ def told(*devices: Device) -> Node:
             idle_bytes=one.idle_bytes,
         )
     node.tiers.add(tier=pb.TIER_DEVICE, capacity_bytes=120 * GIB, used_bytes=45 * GIB)
-    report = fleet_wire.report(
+    report = fleet.report(
         fleet_pb.ReportRequest(node_id="n", revision=1, full=fleet_pb.FullReport(node=node))
     )
     assert isinstance(report.body, Full)
     view = NodeView(report.body.facts, Copies(), {})
     assert view.weights_tier is Tier.DEVICE
-    return responses.node(fleet_wire.node_message(view))
+    return responses.node(fleet.node_message(view))
 
 
 def test_operators_see_what_the_node_has_reported() -> None:

@@ -25,7 +25,7 @@ from sllm.control.types import pins
 from sllm.control.types.calls import Call
 from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
 from sllm.control.types.status import Loading
-from sllm.control.wire import operations as wire
+from sllm.control.wire import operations
 from sllm.control.wire.node_client import Holding, Nodes
 
 _PREFIX: Final = "prefetch/"
@@ -77,7 +77,7 @@ class Prefetching:
         """
         first = await self._durable.run(self._durable.store.recall, call)
         if first is not None:
-            yield wire.prefetched_of(first)
+            yield operations.prefetched_of(first)
             return
         under_way = self._joined(call) or await self._begin(ask, call)
         yield Placed(under_way.node_id)
@@ -172,6 +172,6 @@ class Prefetching:
                 else:
                     tell(step)
         done = Prefetched(node_id, ask.tier, digest, time.time() + ask.ttl)
-        answer = wire.prefetch_answer(done)
+        answer = operations.prefetch_answer(done)
         await self._durable.run(self._durable.store.remember, call, answer, time.time())
         return done

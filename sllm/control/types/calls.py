@@ -1,4 +1,4 @@
-"""Calls: who asks, and what a request asks for."""
+"""Calls: how a caller names one that changes something, and what a generation is asked for."""
 
 from dataclasses import dataclass
 from enum import Enum

@@ -10,7 +10,7 @@ from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
 from sllm.control.types.reports import Delta, Full, Report
-from sllm.control.wire import common as wire
+from sllm.control.wire import common
 
 # --- what nodes report ------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ def _facts(node: pb.Node, node_id: str) -> NodeFacts:
             for link in node.links
         },
         kv_capacity=node.kv_capacity_bytes,
-        init_time=wire.seconds(node.init_time) if node.HasField("init_time") else None,
+        init_time=common.seconds(node.init_time) if node.HasField("init_time") else None,
         inits=Inits(_inits(node.init_observations)),
         devices=tuple(map(_device, node.devices)),
     )
@@ -76,7 +76,7 @@ def _device(one: pb.Device) -> Device:
 def _inits(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
     return {
         (one.digest, one.engine): InitTime(
-            one.size_bytes, wire.seconds(one.prepare), wire.seconds(one.attach)
+            one.size_bytes, common.seconds(one.prepare), common.seconds(one.attach)
         )
         for one in observations
     }
@@ -146,9 +146,9 @@ def node_message(view: NodeView, *, draining: bool = False) -> pb.Node:
         kv_used_bytes=view.kv_held,
         copies=[_copy_message(one) for one in view.copies.values()],
         links=[_link_message(key, link) for key, link in facts.links.items()],
-        init_time=wire.optional_duration(facts.init_time),
+        init_time=common.optional_duration(facts.init_time),
         init_observations=[_init_message(key, time) for key, time in facts.inits.times.items()],
-        connected_at=wire.timestamp(view.connected_at),
+        connected_at=common.timestamp(view.connected_at),
         draining=draining,
         devices=[_device_message(one) for one in facts.devices],
     )
@@ -179,7 +179,7 @@ def _copy_message(one: Copy) -> pb.CheckpointCopy:
         sources=one.sources,
         leased=one.leased,
         holds=[
-            pb.Hold(hold_id=hold.hold_id, expires_at=wire.optional_timestamp(hold.expires_at))
+            pb.Hold(hold_id=hold.hold_id, expires_at=common.optional_timestamp(hold.expires_at))
             for hold in one.holds
         ],
     )
@@ -201,8 +201,8 @@ def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
         digest=digest,
         engine=engine,
         size_bytes=time.size_bytes,
-        prepare=wire.duration(time.prepare),
-        attach=wire.duration(time.attach),
+        prepare=common.duration(time.prepare),
+        attach=common.duration(time.attach),
     )
 
 
@@ -216,7 +216,7 @@ def instance_message(one: Instance) -> pb.Instance:
         running_requests=one.running,
         kv_bytes=one.kv_bytes,
         digest=one.digest,
-        started_at=wire.timestamp(one.started_at),
+        started_at=common.timestamp(one.started_at),
         worker_pid=one.worker_pid,
         unread_request_ids=one.unread,
     )

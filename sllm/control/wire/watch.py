@@ -6,7 +6,7 @@ from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm.control.types.views import ClusterView, DeploymentLoad, InstanceLoad, NodeEntry, Revision
-from sllm.control.wire import fleet as fleet_wire
+from sllm.control.wire import fleet
 
 
 def response(revision: Revision) -> pb.WatchClusterResponse:
@@ -31,13 +31,13 @@ def response(revision: Revision) -> pb.WatchClusterResponse:
 
 
 def _nodes(entries: Iterable[NodeEntry]) -> list[types_pb.Node]:
-    return [fleet_wire.node_message(one.view, draining=one.draining) for one in entries]
+    return [fleet.node_message(one.view, draining=one.draining) for one in entries]
 
 
 def _instances(loads: Iterable[InstanceLoad]) -> list[pb.InstanceLoad]:
     return [
         pb.InstanceLoad(
-            instance=fleet_wire.instance_message(one.instance),
+            instance=fleet.instance_message(one.instance),
             in_flight=one.in_flight,
             generated_tokens=one.tokens,
         )
