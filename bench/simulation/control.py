@@ -236,7 +236,7 @@ class Simulation:
 
     def _slot_wait(self, name: str) -> float:
         """As the control plane's placer has it."""
-        expected = self.instances.experience.expectation(name)
+        expected = self.instances.service_times.expectation(name)
         instances = self.instances.fleet.instances_of(name)
         if expected is None:
             return math.inf

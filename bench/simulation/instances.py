@@ -15,7 +15,7 @@ from sllm.control.cluster.needs import Need
 from sllm.control.cluster.usage import Running as RunningRequest
 from sllm.control.orchestration.residency import Residency
 from sllm.control.placement.decisions import Move
-from sllm.control.requests.service_times import Experience
+from sllm.control.requests.service_times import ServiceTimes
 from sllm.control.requests.slots import Slots
 from sllm.control.state.fleet import Fleet
 from sllm.control.types.reports import Delta, Full, Report
@@ -71,7 +71,7 @@ class Instances:
         """
         self.fleet = Fleet()
         self.slots = Slots()
-        self.experience = Experience()
+        self.service_times = ServiceTimes()
         self.running: dict[str, Running] = {}
         self.migrations = 0
         self.preemptions = 0
@@ -194,7 +194,7 @@ class Instances:
     def _end_request(self, one: Running, request: Request, epoch: int) -> None:
         if request.epoch == epoch:
             request.end(self._clock.now())
-            self.experience.served(request.deployment, request.served)
+            self.service_times.served(request.deployment, request.served)
             self._release(one, request)
             self._changed(request.deployment)
 

@@ -20,7 +20,7 @@ from sllm.control.operations.watch import Watch
 from sllm.control.orchestration.membership import Membership
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.explain import Coming, explain
-from sllm.control.routing.evacuation import Moving
+from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
 from sllm.control.state.durable import Durable
@@ -62,8 +62,8 @@ class ControlPlane:
         )
         self.router = Router(self.state, self._orchestrator, clock, config)
         self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
-        self._moving = Moving(self.state, self.migrator, self._orchestrator, clock)
-        self._orchestrator.movers = self._moving
+        self._evacuation = Evacuation(self.state, self.migrator, self._orchestrator, clock)
+        self._orchestrator.evacuator = self._evacuation
         self._closing = asyncio.Event()
         metrics.observe_queue(lambda: len(self.state.queue))
 
@@ -91,7 +91,7 @@ class ControlPlane:
 
     async def close(self) -> None:
         """Leaves the nodes with what they do, and closes the store."""
-        await self._moving.close()
+        await self._evacuation.close()
         await self.router.stop()
         await self._orchestrator.close()
         await self._preparation.close()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from sllm.control.cluster.init_times import NO_INITS, Inits
+from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
 from sllm.control.cluster.instances import Instance, Planned
 from sllm.control.cluster.tiers import Copies, Copy, Link, LinkKey, Tier, TierUsage
 
@@ -44,7 +44,7 @@ class NodeFacts:
     """Bytes for the KV caches of all instances together."""
     init_time: float | None = None
     """Seconds that a start takes besides the load, over all models. None: not yet observed."""
-    inits: Inits = NO_INITS
+    init_times: InitTimes = NO_INIT_TIMES
     """The same for each model."""
     leaving: bool = False
     """Whether it is about to go down, and what it runs is to go on elsewhere."""
@@ -167,4 +167,4 @@ class NodeView:
 def keys_of(node: NodeView) -> set[str]:
     """The digests and sources of checkpoints of which any part is there, or was started there."""
     held = {key for copy in node.copies.values() for key in (copy.digest, *copy.sources)}
-    return held | {digest for digest, _ in node.facts.inits.times}
+    return held | {digest for digest, _ in node.facts.init_times.by_model}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from sllm.control.cluster.init_times import NO_INITS, Inits
+from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
@@ -21,10 +21,10 @@ class Typical:
     """Median bytes per second of each link that any node has observed."""
     init_time: float | None
     """Median seconds. None: no node has observed one."""
-    inits: Inits = NO_INITS
+    init_times: InitTimes = NO_INIT_TIMES
     """Medians for each model."""
     slowness: float = 1.0
-    """What starts take now, besides the load, for each second that inits let expect."""
+    """What starts take now, besides the load, for each second that init times let expect."""
 
 
 UNKNOWN = Typical({}, None)

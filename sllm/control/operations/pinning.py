@@ -22,7 +22,7 @@ from sllm.control.types.calls import Call
 from sllm.control.types.pins import Pin, Place
 from sllm.control.types.status import Loading
 from sllm.control.wire import operations
-from sllm.control.wire.node_client import Holding, Nodes
+from sllm.control.wire.node_client import HoldSpec, Nodes
 
 log = structlog.get_logger()
 
@@ -186,7 +186,7 @@ class Pinning:
     async def _hold(self, pin: Pin, tell: Callable[[Loading], None]) -> None:
         spec = self._state.deployment(pin.place.deployment).spec
         node = self._nodes.member(pin.place.node_id)
-        hold = Holding(pin.place.hold_id, pin.remaining(time.time()))
+        hold = HoldSpec(pin.place.hold_id, pin.remaining(time.time()))
         promotion = node.promote(
             spec.source,
             spec.engine.dtype,

@@ -26,7 +26,7 @@ from sllm.control.types.calls import Call
 from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
 from sllm.control.types.status import Loading
 from sllm.control.wire import operations
-from sllm.control.wire.node_client import Holding, Nodes
+from sllm.control.wire.node_client import HoldSpec, Nodes
 
 _PREFIX: Final = "prefetch/"
 
@@ -101,7 +101,7 @@ class Prefetching:
             return joined
         node_id = self._choose(ask, checkpoint)
         key = call.request_id or uuid.uuid4().hex
-        hold = Holding(f"{_PREFIX}{key}", ask.ttl)
+        hold = HoldSpec(f"{_PREFIX}{key}", ask.ttl)
         job = Job(partial(self._work, ask, checkpoint, node_id, hold, call))
         job.task.add_done_callback(lambda _: self._under_way.pop(key, None))
         under_way = self._under_way[key] = _UnderWay(call, node_id, job)
@@ -157,7 +157,7 @@ class Prefetching:
         ask: PrefetchAsk,
         wanted: _Wanted,
         node_id: str,
-        hold: Holding,
+        hold: HoldSpec,
         call: Call,
         tell: Callable[[Loading], None],
     ) -> Prefetched:

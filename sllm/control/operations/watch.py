@@ -11,8 +11,8 @@ from sllm.control.cluster.instances import InstanceState
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
 from sllm.control.types.views import (
-    ClusterView,
-    Delta,
+    ClusterDelta,
+    ClusterState,
     DeploymentLoad,
     Entry,
     InstanceLoad,
@@ -29,10 +29,10 @@ _KEPT: Final = 32
 """Changes that are kept for slow readers; one that is further behind starts anew."""
 
 
-def look(state: State) -> ClusterView:
+def look(state: State) -> ClusterState:
     """The state as it is now."""
     fleet, uses = state.fleet, state.slots.uses
-    return ClusterView(
+    return ClusterState(
         nodes={
             node_id: NodeEntry(view, node_id in state.draining)
             for node_id, view in fleet.nodes.items()
@@ -58,9 +58,9 @@ def _load(state: State, name: str) -> DeploymentLoad:
     )
 
 
-def difference(before: ClusterView, after: ClusterView) -> Delta:
+def difference(before: ClusterState, after: ClusterState) -> ClusterDelta:
     """What has changed."""
-    return Delta(
+    return ClusterDelta(
         nodes=_part(before.nodes, after.nodes),
         instances=_part(before.instances, after.instances),
         deployments=_part(before.deployments, after.deployments),
@@ -84,7 +84,7 @@ class Watch:
     def __init__(self, state: State, clock: Clock) -> None:
         self._state = state
         self._clock = clock
-        self._view = ClusterView()
+        self._view = ClusterState()
         self._number = 0
         self._deltas: deque[Revision] = deque(maxlen=_KEPT)
         self._readers = 0

@@ -208,7 +208,7 @@ class Launcher:
             for _ in range(_STOP_TRIES):
                 if await self._try_stop(instance, grace):
                     if not grace:
-                        self._state.experience.stopped(self._clock.now() - began)
+                        self._state.service_times.stopped(self._clock.now() - began)
                     return
                 await self._clock.sleep(_RETRY_SECONDS)
         finally:

@@ -188,7 +188,7 @@ def _lack_room(columns: Any, need: Need) -> Flags:
 def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     """As `cost.start_seconds`, for nodes that hold nothing of the checkpoint."""
     size = need.checkpoint.size_bytes
-    seen = typical.inits.times.get((need.checkpoint.digest, need.engine))
+    seen = typical.init_times.by_model.get((need.checkpoint.digest, need.engine))
     if seen:
         prepare, attach = seen.prepare, seen.attach
     else:

@@ -36,7 +36,7 @@ class Relief(NamedTuple):
     """Idle instances that end on the node."""
 
 
-class Movers:
+class Relocations:
     """The moves that one decision may consider."""
 
     def __init__(self, snapshot: Snapshot, demand: Demand) -> None:

@@ -24,8 +24,8 @@ _GONE_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.02
 
 
-class Moving:
-    """See `orchestrator.Movers`. An instance is moved once at a time."""
+class Evacuation:
+    """See `orchestrator.Evacuator`. An instance is moved once at a time."""
 
     def __init__(
         self, state: State, migrator: Migrator, orchestrator: Orchestrator, clock: Clock

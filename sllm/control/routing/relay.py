@@ -206,7 +206,7 @@ class Relay:
             seconds=self._clock.now() - ticket.dispatched_at,
             generated_tokens=finished.usage.completion_tokens,
         )
-        self._state.experience.served(ticket.deployment, served)
+        self._state.service_times.served(ticket.deployment, served)
 
     def _fail_over(self, ticket: Ticket, error: errors.SllmError) -> None:
         """Puts a request back to the front of the queue, from where it goes on elsewhere.

@@ -14,7 +14,7 @@ from sllm.control.requests import spans
 from sllm.control.requests.tickets import Ticket
 from sllm.control.routing import admission
 from sllm.control.routing.relay import Relay
-from sllm.control.routing.wait_estimates import Prospects
+from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
 from sllm.control.wire import generations
 
@@ -34,7 +34,7 @@ class Router:
         self._orchestrator = orchestrator
         self._clock = clock
         self._config = config
-        self._prospects = Prospects(state, orchestrator, clock)
+        self._wait_estimates = WaitEstimates(state, orchestrator, clock)
         self._relay = Relay(state, orchestrator, clock)
         self._closing = False
         self._began = clock.now()
@@ -55,10 +55,10 @@ class Router:
         step = self._config.priority_step_seconds
         ticket = Ticket(request, remaining, self._clock, step_seconds=step)
         generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
-        prospect = self._prospects.of(ticket)
-        admission.check_room(prospect, self._config)
-        admission.check_deadline(prospect, remaining)
-        ticket.position, ticket.estimated_wait = prospect.ahead, prospect.wait
+        estimate = self._wait_estimates.of(ticket)
+        admission.check_room(estimate, self._config)
+        admission.check_deadline(estimate, remaining)
+        ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
         self._state.tickets[ticket.request_id] = ticket
         if ticket.resumes_from is None:
             self._enqueue(ticket)

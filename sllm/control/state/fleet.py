@@ -262,7 +262,7 @@ def _changed(view: NodeView, delta: Delta) -> NodeView:
     alive = {one.instance_id: one for one in _alive(instances.values())}
     facts = delta.facts or view.facts
     return NodeView(
-        facts=replace(facts, inits=view.facts.inits.updated(delta.inits)),
+        facts=replace(facts, init_times=view.facts.init_times.updated(delta.init_times)),
         copies=Copies.of(copies.values()) if delta.copies else view.copies,
         instances=alive,
         planned=view.planned,
@@ -285,4 +285,4 @@ def _forward(instance: Instance, known: Mapping[str, Instance]) -> Instance:
 
 def _keyed(view: NodeView) -> tuple[int, int]:
     """Equal only for views that hold and have started the same: neither mapping ever changes."""
-    return id(view.copies), id(view.facts.inits)
+    return id(view.copies), id(view.facts.init_times)

@@ -27,7 +27,7 @@ class Delta:
     """One without resident bytes is gone."""
     instances: tuple[Instance, ...] = ()
     """One that is GONE is forgotten."""
-    inits: Mapping[InitKey, InitTime] = field(default_factory=dict)
+    init_times: Mapping[InitKey, InitTime] = field(default_factory=dict)
     """Those that are new or changed."""
 
 

@@ -52,7 +52,7 @@ class Part(Generic[Entry]):
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterView:
+class ClusterState:
     """The whole state at one moment, by ids and names."""
 
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class ClusterView:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
+class ClusterDelta:
     """What lies between one revision and the next."""
 
     nodes: Part[NodeEntry]
@@ -77,5 +77,5 @@ class Revision:
     """One message to a reader."""
 
     number: int
-    body: ClusterView | Delta
+    body: ClusterState | ClusterDelta
     """All of it, or what has changed since the revision before."""

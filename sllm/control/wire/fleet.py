@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster.init_times import InitKey, Inits, InitTime
+from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
@@ -29,7 +29,7 @@ def report(request: fleet_pb.ReportRequest) -> Report:
             changed,
             _copies(delta.copies),
             _instances(delta.instances, request.node_id),
-            _inits(delta.init_observations),
+            _init_times(delta.init_observations),
         )
     return Report(request.node_id, request.revision, body)
 
@@ -52,7 +52,7 @@ def _facts(node: pb.Node, node_id: str) -> NodeFacts:
         },
         kv_capacity=node.kv_capacity_bytes,
         init_time=common.seconds(node.init_time) if node.HasField("init_time") else None,
-        inits=Inits(_inits(node.init_observations)),
+        init_times=InitTimes(_init_times(node.init_observations)),
         devices=tuple(map(_device, node.devices)),
     )
 
@@ -73,7 +73,7 @@ def _device(one: pb.Device) -> Device:
     )
 
 
-def _inits(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
+def _init_times(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
     return {
         (one.digest, one.engine): InitTime(
             one.size_bytes, common.seconds(one.prepare), common.seconds(one.attach)
@@ -147,7 +147,9 @@ def node_message(view: NodeView, *, draining: bool = False) -> pb.Node:
         copies=[_copy_message(one) for one in view.copies.values()],
         links=[_link_message(key, link) for key, link in facts.links.items()],
         init_time=common.optional_duration(facts.init_time),
-        init_observations=[_init_message(key, time) for key, time in facts.inits.times.items()],
+        init_observations=[
+            _init_time_message(key, time) for key, time in facts.init_times.by_model.items()
+        ],
         connected_at=common.timestamp(view.connected_at),
         draining=draining,
         devices=[_device_message(one) for one in facts.devices],
@@ -195,7 +197,7 @@ def _link_message(key: LinkKey, link: Link) -> pb.LinkObservation:
     )
 
 
-def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
+def _init_time_message(key: InitKey, time: InitTime) -> pb.InitObservation:
     digest, engine = key
     return pb.InitObservation(
         digest=digest,

@@ -34,7 +34,7 @@ _STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class HoldSpec:
     """A hold that a promotion ends with."""
 
     hold_id: str
@@ -92,7 +92,7 @@ class Node:
         dtype: str,
         tier: Tier,
         timeout: float,
-        hold: Holding | None = None,
+        hold: HoldSpec | None = None,
         *,
         pack: bool = False,
         give_up: bool = False,

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
-from sllm.control.types.views import ClusterView, DeploymentLoad, InstanceLoad, NodeEntry, Revision
+from sllm.control.types.views import ClusterState, DeploymentLoad, InstanceLoad, NodeEntry, Revision
 from sllm.control.wire import fleet
 
 
 def response(revision: Revision) -> pb.WatchClusterResponse:
     """One revision."""
     body = revision.body
-    if isinstance(body, ClusterView):
+    if isinstance(body, ClusterState):
         full = pb.ClusterState(
             nodes=_nodes(body.nodes.values()),
             instances=_instances(body.instances.values()),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm.control.cluster.init_times import Inits, InitTime
+from sllm.control.cluster.init_times import InitTime, InitTimes
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Copy, Link, Tier
@@ -46,7 +46,7 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
     }
     seen = draw(st.lists(st.sampled_from(MODELS), unique=True))
     times = st.floats(0, 2)
-    inits = {
+    init_times = {
         (one.checkpoint.digest, "transformers"): InitTime(
             one.checkpoint.size_bytes, draw(times), draw(times)
         )
@@ -65,7 +65,7 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
         for one in held
         for size in [one.checkpoint.size_bytes]
     )
-    return replace(of, inits=Inits(inits)), copies
+    return replace(of, init_times=InitTimes(init_times)), copies
 
 
 @given(st.tuples(*(told(f"n{index}") for index in range(4))))
