@@ -23,21 +23,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.report import print_table, write_figures
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import (
-    Copy,
-    Instance,
-    InstanceState,
-    Link,
-    NodeFacts,
-    Planned,
-    Tier,
-    TierUsage,
-)
+from sllm.control.cluster.nodes import NodeFacts
+from sllm.control.cluster.tiers import Copy, Link, Tier, TierUsage
 from sllm.control.placement.decisions import Demand, Start
 from sllm.control.placement.placement import place
 from sllm.control.requests.slots import Slots
-from sllm.control.state.fleet import Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Full, Report
 
 GB = 10**9
 CHECKPOINTS = 10_000

@@ -15,20 +15,24 @@ from serverlessllm.v1 import (
     worker_service_pb2,
 )
 
-from sllm.control.api import service as control
+import sllm
+from sllm.control.api.cluster_service import ClusterServicer
+from sllm.control.api.deployment_service import DeploymentServicer
+from sllm.control.api.fleet_service import FleetServicer
+from sllm.control.api.inference_service import InferenceServicer
 from sllm.node.api import service as node
 from sllm.node.worker import service as worker
 
-PACKAGE = Path(control.__file__).parents[2]
+PACKAGE = Path(sllm.__file__).parent
 
 SERVICERS: list[tuple[Any, str, list[type]]] = [
-    (cluster_service_pb2, "ClusterService", [control.ClusterServicer]),
-    (deployment_service_pb2, "DeploymentService", [control.DeploymentServicer]),
-    (fleet_service_pb2, "FleetService", [control.FleetServicer]),
+    (cluster_service_pb2, "ClusterService", [ClusterServicer]),
+    (deployment_service_pb2, "DeploymentService", [DeploymentServicer]),
+    (fleet_service_pb2, "FleetService", [FleetServicer]),
     (
         inference_service_pb2,
         "InferenceService",
-        [control.InferenceServicer, node.InferenceServicer],
+        [InferenceServicer, node.InferenceServicer],
     ),
     (migration_service_pb2, "MigrationService", [node.MigrationServicer]),
     (node_service_pb2, "NodeService", [node.NodeServicer]),

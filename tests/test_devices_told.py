@@ -7,9 +7,10 @@ from sllm.cli.listings import devices_table
 from sllm.cli.top import nodes_part
 from sllm.client.types.nodes import Device, Node
 from sllm.client.wire import listings
-from sllm.control.cluster.topology import Copies, NodeView, Tier
-from sllm.control.state.fleet import Full
-from sllm.control.wire import fleet as fleet_wire
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.tiers import Copies, Tier
+from sllm.control.types.reports import Full
+from sllm.control.wire import fleet
 
 GIB = 1 << 30
 DEVICES = (
@@ -50,13 +51,13 @@ def told(*devices: Device) -> Node:
             idle_bytes=one.idle_bytes,
         )
     node.tiers.add(tier=pb.TIER_DEVICE, capacity_bytes=120 * GIB, used_bytes=45 * GIB)
-    report = fleet_wire.report(
+    report = fleet.report(
         fleet_pb.ReportRequest(node_id="n", revision=1, full=fleet_pb.FullReport(node=node))
     )
     assert isinstance(report.body, Full)
     view = NodeView(report.body.facts, Copies(), {})
     assert view.weights_tier is Tier.DEVICE
-    return listings.node(fleet_wire.node_message(view))
+    return listings.node(fleet.node_message(view))
 
 
 def test_operators_see_what_the_node_has_reported() -> None:

@@ -15,10 +15,11 @@ from bench.simulation.node import SimulatedNode
 from bench.simulation.policies import Policy, PreemptThenStart
 from bench.simulation.request import Request
 from bench.simulation.workload import Trace
+from sllm.control.cluster.instances import InstanceState
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.running import MigrationCost
+from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.specs import EngineConfig, ScalingPolicy
-from sllm.control.cluster.topology import InstanceState, Snapshot
+from sllm.control.cluster.usage import MigrationCost
 from sllm.control.config import ControlConfig
 from sllm.control.deployments import autoscaler
 from sllm.control.orchestration.residency import Residency
@@ -235,7 +236,7 @@ class Simulation:
 
     def _slot_wait(self, name: str) -> float:
         """As the control plane's placer has it."""
-        expected = self.instances.experience.expectation(name)
+        expected = self.instances.service_times.expectation(name)
         instances = self.instances.fleet.instances_of(name)
         if expected is None:
             return math.inf

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from bench.simulation.events import Events
 from bench.simulation.node import SimulatedNode
 from bench.simulation.request import Request
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.running import Running as RunningRequest
-from sllm.control.cluster.topology import Instance, InstanceState, Planned
+from sllm.control.cluster.usage import Running as RunningRequest
 from sllm.control.orchestration.residency import Residency
 from sllm.control.placement.decisions import Move
-from sllm.control.requests.service_times import Experience
+from sllm.control.requests.service_times import ServiceTimes
 from sllm.control.requests.slots import Slots
-from sllm.control.state.fleet import Delta, Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Delta, Full, Report
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class Instances:
         """
         self.fleet = Fleet()
         self.slots = Slots()
-        self.experience = Experience()
+        self.service_times = ServiceTimes()
         self.running: dict[str, Running] = {}
         self.migrations = 0
         self.preemptions = 0
@@ -193,7 +194,7 @@ class Instances:
     def _end_request(self, one: Running, request: Request, epoch: int) -> None:
         if request.epoch == epoch:
             request.end(self._clock.now())
-            self.experience.served(request.deployment, request.served)
+            self.service_times.served(request.deployment, request.served)
             self._release(one, request)
             self._changed(request.deployment)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from bench.simulation.hardware import Model, Server
 from sllm import errors
 from sllm.clock import ManualClock
-from sllm.control.cluster.topology import Copy, Link, NodeFacts, Tier, TierUsage
+from sllm.control.cluster.nodes import NodeFacts
+from sllm.control.cluster.tiers import Copy, Link, Tier, TierUsage
 from sllm.node.tiers.ledger import Holding, Ledger
 from sllm.node.tiers.tier import Tier as NodeTier
 

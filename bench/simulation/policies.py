@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
-from sllm.control.cluster.topology import Snapshot
+from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.placement.decisions import Demand, MigrateThenStart, Reuse, Start, Wait
 from sllm.control.placement.placement import place
 

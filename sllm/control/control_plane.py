@@ -7,8 +7,8 @@ from dataclasses import replace
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import DeploymentSpec
-from sllm.control.cluster.topology import NodeView
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.deployments.clearing import Clearing
@@ -20,12 +20,13 @@ from sllm.control.operations.watch import Watch
 from sllm.control.orchestration.membership import Membership
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.explain import Coming, explain
-from sllm.control.routing.evacuation import Moving
+from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import StartUnderWay, State
-from sllm.control.state.store import Call, Store
+from sllm.control.state.store import Store
+from sllm.control.types.calls import Call
 from sllm.control.types.operations import Explanation
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes
@@ -61,8 +62,8 @@ class ControlPlane:
         )
         self.router = Router(self.state, self._orchestrator, clock, config)
         self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
-        self._moving = Moving(self.state, self.migrator, self._orchestrator, clock)
-        self._orchestrator.movers = self._moving
+        self._evacuation = Evacuation(self.state, self.migrator, self._orchestrator, clock)
+        self._orchestrator.evacuator = self._evacuation
         self._closing = asyncio.Event()
         metrics.observe_queue(lambda: len(self.state.queue))
 
@@ -90,7 +91,7 @@ class ControlPlane:
 
     async def close(self) -> None:
         """Leaves the nodes with what they do, and closes the store."""
-        await self._moving.close()
+        await self._evacuation.close()
         await self.router.stop()
         await self._orchestrator.close()
         await self._preparation.close()

@@ -19,11 +19,14 @@ from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServ
 
 from sllm import rpc, telemetry
 from sllm.clock import MonotonicClock
-from sllm.control.api import service
+from sllm.control.api.cluster_service import ClusterServicer
+from sllm.control.api.deployment_service import DeploymentServicer
+from sllm.control.api.fleet_service import FleetServicer
+from sllm.control.api.inference_service import InferenceServicer
 from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
-from sllm.control.state.store import SqliteStore
+from sllm.control.state.sqlite import SqliteStore
 from sllm.process import until_terminated
 
 log = structlog.get_logger()
@@ -80,10 +83,10 @@ async def running(config: ControlConfig) -> AsyncIterator[str]:
 
 
 def _add_services(server: rpc.Server, plane: ControlPlane) -> None:
-    add_DeploymentServiceServicer_to_server(service.DeploymentServicer(plane), server.grpc)
-    add_InferenceServiceServicer_to_server(service.InferenceServicer(plane), server.grpc)
-    add_ClusterServiceServicer_to_server(service.ClusterServicer(plane), server.grpc)
-    add_FleetServiceServicer_to_server(service.FleetServicer(plane), server.grpc)
+    add_DeploymentServiceServicer_to_server(DeploymentServicer(plane), server.grpc)
+    add_InferenceServiceServicer_to_server(InferenceServicer(plane), server.grpc)
+    add_ClusterServiceServicer_to_server(ClusterServicer(plane), server.grpc)
+    add_FleetServiceServicer_to_server(FleetServicer(plane), server.grpc)
 
 
 async def _tell_health(plane: ControlPlane, server: rpc.Server) -> None:

@@ -4,22 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.nodes import NodeFacts, NodeView, keys_of
+from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
-from sllm.control.cluster.topology import (
-    Copies,
-    Copy,
-    Instance,
-    InstanceState,
-    Link,
-    NodeFacts,
-    NodeView,
-    Snapshot,
-    Tier,
-    TierUsage,
-    keys_of,
-)
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.tiers import Copies, Copy, Link, Tier, TierUsage
+from sllm.control.cluster.usage import Use
 from sllm.control.state.observations import typical_of
 
 SLOW, FAST = 100.0, 1000.0

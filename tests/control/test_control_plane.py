@@ -7,7 +7,7 @@ from sllm.clock import ManualClock
 from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
-from sllm.control.state.store import SqliteStore
+from sllm.control.state.sqlite import SqliteStore
 from tests.control.shapes import deployment
 
 SECONDS = 5.0

@@ -23,27 +23,27 @@ class InitTime:
 
 
 @dataclass(frozen=True)
-class Inits:
+class InitTimes:
     """All that one node has observed, and what follows for checkpoints that it has not."""
 
-    times: Mapping[InitKey, InitTime] = field(default_factory=dict)
+    by_model: Mapping[InitKey, InitTime] = field(default_factory=dict)
 
-    def updated(self, times: Mapping[InitKey, InitTime]) -> "Inits":
+    def updated(self, newer: Mapping[InitKey, InitTime]) -> "InitTimes":
         """With newer observations."""
-        return Inits({**self.times, **times}) if times else self
+        return InitTimes({**self.by_model, **newer}) if newer else self
 
     @cached_property
     def prepare(self) -> Line | None:
         """Seconds of `InitTime.prepare` by size in bytes. None: nothing was observed."""
-        return _line((one.size_bytes, one.prepare) for one in self.times.values())
+        return _line((one.size_bytes, one.prepare) for one in self.by_model.values())
 
     @cached_property
     def attach(self) -> Line | None:
         """Seconds of `InitTime.attach` by size in bytes. None: nothing was observed."""
-        return _line((one.size_bytes, one.attach) for one in self.times.values())
+        return _line((one.size_bytes, one.attach) for one in self.by_model.values())
 
 
-NO_INITS = Inits()
+NO_INIT_TIMES = InitTimes()
 
 
 def _line(points: Iterable[tuple[float, float]]) -> Line | None:

@@ -12,9 +12,9 @@ from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.placement import placement
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
+from sllm.control.types.calls import Call
 from sllm.control.types.status import DeploymentStatus
-from sllm.control.wire import deployments as wire
+from sllm.control.wire import deployments
 from sllm.control.wire.node_client import Nodes
 
 _INSPECTED_NODES: Final = 4
@@ -53,7 +53,7 @@ class Catalog:
         async with self._changing:
             deployment = self._revised(spec, model)
             placement.check_fits(self._state.snapshot(), need_of(deployment))
-            answer = wire.deploy_answer(self._status_of(deployment))
+            answer = deployments.deploy_answer(self._status_of(deployment))
             first = await self._off_loop(self._store.put, deployment, call, answer, time.time())
             if first is answer:
                 self._state.set_deployment(deployment)
@@ -69,7 +69,9 @@ class Catalog:
             if await self._off_loop(self._store.recall, call) is not None:
                 return False
             self._state.deployment(name)
-            await self._off_loop(self._store.delete, name, call, wire.DELETE_ANSWER, time.time())
+            await self._off_loop(
+                self._store.delete, name, call, deployments.DELETE_ANSWER, time.time()
+            )
             self._state.drop_deployment(name)
         return True
 

@@ -6,7 +6,8 @@ On the tiers below they stay until their room is needed.
 import structlog
 
 from sllm import errors
-from sllm.control.cluster.topology import Copy, NodeView, Tier
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.tiers import Copy, Tier
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
 from sllm.control.wire.node_client import Nodes

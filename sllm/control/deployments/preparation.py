@@ -8,7 +8,7 @@ import structlog
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control.cluster.specs import Deployment, ModelInfo
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.placement import placement

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sllm.clock import Clock
+from sllm.control.cluster.instances import InstanceState
 from sllm.control.cluster.specs import Deployment
-from sllm.control.cluster.topology import InstanceState
 from sllm.control.deployments import autoscaler
 from sllm.control.state.state import State
 
@@ -67,11 +67,11 @@ class Scaler:
 
     def _unasked(self, name: str, count: int, now: float) -> int:
         """Starts that no request waits for: after one has failed, not at once again."""
-        setback = self._state.setbacks.get(name)
-        if not count or setback is None:
+        failed = self._state.failed_starts.get(name)
+        if not count or failed is None:
             return count
-        if setback.retry_at > now:
-            self._later(name, setback.retry_at)
+        if failed.retry_at > now:
+            self._later(name, failed.retry_at)
             return 0
-        self._state.setbacks[name] = setback.forgiven()
+        self._state.failed_starts[name] = failed.forgiven()
         return count

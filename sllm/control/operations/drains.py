@@ -11,12 +11,12 @@ from typing import Final
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.topology import NodeView
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.placement import too_small
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
+from sllm.control.types.calls import Call
 from sllm.control.types.operations import DrainProgress
 
 _LOOK_SECONDS: Final = 0.1

@@ -9,19 +9,20 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import ModelInfo
-from sllm.control.cluster.topology import NodeView, Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.operations.jobs import Job, Jobs
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
 from sllm.control.tasks import Tasks
 from sllm.control.types import pins
+from sllm.control.types.calls import Call
 from sllm.control.types.pins import Pin, Place
 from sllm.control.types.status import Loading
-from sllm.control.wire import operations as wire
-from sllm.control.wire.node_client import Holding, Nodes
+from sllm.control.wire import operations
+from sllm.control.wire.node_client import HoldSpec, Nodes
 
 log = structlog.get_logger()
 
@@ -81,7 +82,7 @@ class Pinning:
             else:
                 job = await self._begin(place, ttl, call)
         if job is None:
-            yield wire.pin_of(first or b"")
+            yield operations.pin_of(first or b"")
             return
         async with aclosing(job.follow()) as steps:
             async for step in steps:
@@ -100,10 +101,10 @@ class Pinning:
         async with self._changing:
             first = await self._durable.run(self._durable.store.recall, call)
             if first is not None:
-                return wire.unpinned_of(first)
+                return operations.unpinned_of(first)
             await self._drop_expired()
             found = self._found(deployment, tier, node_id)
-            await self._delete(found, call, wire.unpin_answer(found))
+            await self._delete(found, call, operations.unpin_answer(found))
         releases = [self._release_later(pin.place) for pin in found]
         if releases:
             await asyncio.wait(releases)  # they go on if the caller leaves meanwhile
@@ -153,7 +154,7 @@ class Pinning:
         self._check(place)
         now = time.time()
         pin = Pin(place, None if ttl is None else now + ttl)
-        answer = wire.pin_answer(pin)
+        answer = operations.pin_answer(pin)
         await self._durable.run(self._durable.store.put_pin, pin, call, answer, now)
         self._pins[place] = pin
         return self._jobs.begin(place, lambda tell: self._apply(pin, tell))
@@ -185,7 +186,7 @@ class Pinning:
     async def _hold(self, pin: Pin, tell: Callable[[Loading], None]) -> None:
         spec = self._state.deployment(pin.place.deployment).spec
         node = self._nodes.member(pin.place.node_id)
-        hold = Holding(pin.place.hold_id, pin.remaining(time.time()))
+        hold = HoldSpec(pin.place.hold_id, pin.remaining(time.time()))
         promotion = node.promote(
             spec.source,
             spec.engine.dtype,

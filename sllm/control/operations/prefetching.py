@@ -11,8 +11,9 @@ from typing import Final
 
 from sllm import errors
 from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import ModelInfo
-from sllm.control.cluster.topology import NodeView, Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.operations.jobs import Job
@@ -20,12 +21,12 @@ from sllm.control.placement import placement
 from sllm.control.placement.decisions import Demand
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.store import Call
 from sllm.control.types import pins
+from sllm.control.types.calls import Call
 from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
 from sllm.control.types.status import Loading
-from sllm.control.wire import operations as wire
-from sllm.control.wire.node_client import Holding, Nodes
+from sllm.control.wire import operations
+from sllm.control.wire.node_client import HoldSpec, Nodes
 
 _PREFIX: Final = "prefetch/"
 
@@ -76,7 +77,7 @@ class Prefetching:
         """
         first = await self._durable.run(self._durable.store.recall, call)
         if first is not None:
-            yield wire.prefetched_of(first)
+            yield operations.prefetched_of(first)
             return
         under_way = self._joined(call) or await self._begin(ask, call)
         yield Placed(under_way.node_id)
@@ -100,7 +101,7 @@ class Prefetching:
             return joined
         node_id = self._choose(ask, checkpoint)
         key = call.request_id or uuid.uuid4().hex
-        hold = Holding(f"{_PREFIX}{key}", ask.ttl)
+        hold = HoldSpec(f"{_PREFIX}{key}", ask.ttl)
         job = Job(partial(self._work, ask, checkpoint, node_id, hold, call))
         job.task.add_done_callback(lambda _: self._under_way.pop(key, None))
         under_way = self._under_way[key] = _UnderWay(call, node_id, job)
@@ -156,7 +157,7 @@ class Prefetching:
         ask: PrefetchAsk,
         wanted: _Wanted,
         node_id: str,
-        hold: Holding,
+        hold: HoldSpec,
         call: Call,
         tell: Callable[[Loading], None],
     ) -> Prefetched:
@@ -171,6 +172,6 @@ class Prefetching:
                 else:
                     tell(step)
         done = Prefetched(node_id, ask.tier, digest, time.time() + ask.ttl)
-        answer = wire.prefetch_answer(done)
+        answer = operations.prefetch_answer(done)
         await self._durable.run(self._durable.store.remember, call, answer, time.time())
         return done

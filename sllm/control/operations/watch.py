@@ -3,14 +3,23 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView
+from sllm.control.cluster.instances import InstanceState
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
+from sllm.control.types.views import (
+    ClusterDelta,
+    ClusterState,
+    DeploymentLoad,
+    Entry,
+    InstanceLoad,
+    NodeEntry,
+    Part,
+    Revision,
+)
 
 _LOOK_SECONDS: Final = 0.2
 """Between two looks at the state, of which each makes at most one revision."""
@@ -19,84 +28,11 @@ _LOOK_SHARE: Final = 0.05
 _KEPT: Final = 32
 """Changes that are kept for slow readers; one that is further behind starts anew."""
 
-Entry = TypeVar("Entry")
 
-
-@dataclass(frozen=True, slots=True)
-class NodeEntry:
-    """A node."""
-
-    view: NodeView
-    """Compared by identity: another one is a change."""
-    draining: bool
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceLoad:
-    """An instance, and what the router has it do."""
-
-    instance: Instance
-    in_flight: int
-    tokens: int
-    """Relayed from it so far."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeploymentLoad:
-    """What a deployment has to do, and with what."""
-
-    queued: int
-    """Requests that wait."""
-    ready: int
-    starting: int
-    """Instances that are on their way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part(Generic[Entry]):
-    """Entries by id that are new or changed, and the ids of those that are gone."""
-
-    changed: Mapping[str, Entry]
-    gone: frozenset[str] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.changed or self.gone)
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterView:
-    """The whole state at one moment, by ids and names."""
-
-    nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
-    instances: Mapping[str, InstanceLoad] = field(default_factory=dict)
-    deployments: Mapping[str, DeploymentLoad] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What lies between one revision and the next."""
-
-    nodes: Part[NodeEntry]
-    instances: Part[InstanceLoad]
-    deployments: Part[DeploymentLoad]
-
-    def __bool__(self) -> bool:
-        return bool(self.nodes or self.instances or self.deployments)
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """One message to a reader."""
-
-    number: int
-    body: ClusterView | Delta
-    """All of it, or what has changed since the revision before."""
-
-
-def look(state: State) -> ClusterView:
+def look(state: State) -> ClusterState:
     """The state as it is now."""
     fleet, uses = state.fleet, state.slots.uses
-    return ClusterView(
+    return ClusterState(
         nodes={
             node_id: NodeEntry(view, node_id in state.draining)
             for node_id, view in fleet.nodes.items()
@@ -122,9 +58,9 @@ def _load(state: State, name: str) -> DeploymentLoad:
     )
 
 
-def difference(before: ClusterView, after: ClusterView) -> Delta:
+def difference(before: ClusterState, after: ClusterState) -> ClusterDelta:
     """What has changed."""
-    return Delta(
+    return ClusterDelta(
         nodes=_part(before.nodes, after.nodes),
         instances=_part(before.instances, after.instances),
         deployments=_part(before.deployments, after.deployments),
@@ -148,7 +84,7 @@ class Watch:
     def __init__(self, state: State, clock: Clock) -> None:
         self._state = state
         self._clock = clock
-        self._view = ClusterView()
+        self._view = ClusterState()
         self._number = 0
         self._deltas: deque[Revision] = deque(maxlen=_KEPT)
         self._readers = 0

@@ -13,8 +13,8 @@ from opentelemetry.context import Context
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
+from sllm.control.cluster.instances import Instance, Planned
 from sllm.control.cluster.specs import Deployment
-from sllm.control.cluster.topology import Instance, Planned
 from sllm.control.config import ControlConfig
 from sllm.control.placement import room
 from sllm.control.state.state import StartUnderWay, State
@@ -208,7 +208,7 @@ class Launcher:
             for _ in range(_STOP_TRIES):
                 if await self._try_stop(instance, grace):
                     if not grace:
-                        self._state.experience.stopped(self._clock.now() - began)
+                        self._state.service_times.stopped(self._clock.now() - began)
                     return
                 await self._clock.sleep(_RETRY_SECONDS)
         finally:

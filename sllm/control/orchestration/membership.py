@@ -9,13 +9,13 @@ from typing import Any
 import structlog
 
 from sllm import errors
-from sllm.control.cluster.topology import NodeView
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.preparation import Preparation
 from sllm.control.orchestration.orchestrator import Orchestrator
-from sllm.control.state.fleet import Full, Report
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
+from sllm.control.types.reports import Full, Report
 from sllm.control.wire.node_client import Node, Nodes
 
 log = structlog.get_logger()

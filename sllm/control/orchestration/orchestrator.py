@@ -11,7 +11,8 @@ from typing import Final, Protocol
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView
+from sllm.control.cluster.instances import Instance, InstanceState
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.scaler import Scaler
 from sllm.control.orchestration.launcher import Launcher
@@ -29,7 +30,7 @@ _LOOK_SECONDS = 0.02
 """Between two looks at how far a start is."""
 
 
-class Movers(Protocol):
+class Evacuator(Protocol):
     """Whoever migrates instances in the background."""
 
     def move_away(self, instance: Instance) -> None:
@@ -52,7 +53,7 @@ class Orchestrator:
         self._launcher = Launcher(state, nodes, clock, config, self._start_ended, self._stop_failed)
         self.placer = Placer(state, self._launcher, clock, config, self._later, self.make_way)
         self.scaler = Scaler(state, clock, self._end, self._later)
-        self.movers: Movers
+        self.evacuator: Evacuator
         """Set before anything can happen."""
         self._wake = asyncio.Event()
         self._due: set[str] = set()
@@ -125,7 +126,7 @@ class Orchestrator:
             self._launcher.end(instance)
         else:
             self._launcher.drain(instance, min(grace, _LONGEST_GRACE))
-            self.movers.move_away(instance)
+            self.evacuator.move_away(instance)
         self.wake(instance.deployment)
 
     def _empty(self, view: NodeView) -> None:
@@ -139,7 +140,7 @@ class Orchestrator:
         """Migrates running instances away, so that there is room for a deployment."""
         self.placer.making_way.add(name)
         self._ways[name] = [move.instance_id for move in action.moves]
-        self.movers.make_way(name, action.moves)
+        self.evacuator.make_way(name, action.moves)
 
     def way_made(self, name: str) -> None:
         """What was to make room for a deployment has gone, or stays."""
@@ -304,7 +305,7 @@ class Orchestrator:
     def _start_ended(self, start: StartUnderWay, error: errors.SllmError | None) -> None:
         name = start.deployment.name
         if error is None:
-            self._state.setbacks.pop(name, None)
+            self._state.failed_starts.pop(name, None)
             self.placer.start_succeeded(start)
         elif name in self._state.deployments and not (start.withdrawn or start.for_move):
             self.placer.start_failed(start, error)

@@ -9,7 +9,7 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.topology import Instance, InstanceState
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.config import ControlConfig
 from sllm.control.orchestration.launcher import Launcher
 from sllm.control.orchestration.residency import Residency
@@ -71,7 +71,7 @@ class Placer:
             name: The deployment.
             closed: Nodes where room is being made for older requests, and for whom.
         """
-        setback = self._state.setbacks.get(name)
+        failed = self._state.failed_starts.get(name)
         patience = self._config.drain_patience_seconds
         alone = not self._state.fleet.instances_of(name)
         return Demand(
@@ -79,7 +79,7 @@ class Placer:
             waiting=self._state.queue.count(name),
             slot_wait=self._slot_wait(name),
             impatient=alone and self._waited(name) >= patience,
-            failed=setback.nodes if setback else frozenset(),
+            failed=failed.nodes if failed else frozenset(),
             closed=closed or {},
             draining=frozenset(self._state.draining),
             resident=frozenset(self.residency.resident(self._clock.now())),
@@ -89,7 +89,7 @@ class Placer:
         """See `Demand.slot_wait`: as long as requests take, and slots there are."""
         state, scaling = self._state, self._state.deployments[name].spec.scaling
         instances, most = state.fleet.instances_of(name), state.needs[name].max_concurrency
-        expected = state.experience.expectation(name)
+        expected = state.service_times.expectation(name)
         spread = (scaling.target_concurrency or most) < most  # more instances than slots ask for
         if expected is None or spread or len(instances) < scaling.min_replicas:
             return math.inf
@@ -132,10 +132,10 @@ class Placer:
         name, node_id = start.deployment.name, start.instance.node_id
         error = failed_starts.start_error(name, node_id, error)
         log.warning("control.start_failed", instance=start.instance.instance_id, error=str(error))
-        before = self._state.setbacks.get(name)
-        setback = failed_starts.another(before, node_id, error, self._clock.now())
-        self._state.setbacks[name] = setback
-        if setback.exhausted and not self._state.fleet.instances_of(name):
+        before = self._state.failed_starts.get(name)
+        failed = failed_starts.another(before, node_id, error, self._clock.now())
+        self._state.failed_starts[name] = failed
+        if failed.exhausted and not self._state.fleet.instances_of(name):
             self._fail_waiting(name, error)
 
     def _age(self, name: str) -> tuple[bool, float, str]:
@@ -203,7 +203,7 @@ class Placer:
     def _wait_alone(self, name: str, decision: Decision, wait: Wait) -> None:
         """What becomes of requests for which no instance is there, nor on its way."""
         if wait.blocked is Blocked.FAILED:
-            self._fail_waiting(name, self._state.setbacks[name].error)
+            self._fail_waiting(name, self._state.failed_starts[name].error)
             return
         config, waited = self._config, self._waited(name)
         patience = config.node_patience_seconds if wait.blocked else config.drain_patience_seconds
@@ -224,6 +224,6 @@ class Placer:
         for ticket in self._state.queue.of(name):
             self._state.queue.remove(ticket)
             ticket.fail(error)
-        if setback := self._state.setbacks.get(name):
-            self._state.setbacks[name] = setback.forgiven()
+        if failed := self._state.failed_starts.get(name):
+            self._state.failed_starts[name] = failed.forgiven()
         self._state.changes.notify(name)

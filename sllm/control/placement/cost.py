@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from sllm.control.cluster.linear_fit import Line
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import Copy, LinkKey, NodeView, Tier, Typical
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Typical
+from sllm.control.cluster.tiers import Copy, LinkKey, Tier
 
 IMPORT = (Tier.REMOTE, Tier.SSD)
 READ = (Tier.SSD, Tier.DRAM)
@@ -82,7 +84,7 @@ def approach(node: NodeView, typical: Typical) -> Approach:
         _pace(node, DEVICE_COPY, typical) if has_device else _NO_LINK,
         prepare,
         attach,
-        own=all(_speed(node, key) > 0 for key in links) and bool(node.facts.inits.times),
+        own=all(_speed(node, key) > 0 for key in links) and bool(node.facts.init_times.by_model),
     )
     node.memo[Approach] = (typical, found)
     return found
@@ -90,12 +92,12 @@ def approach(node: NodeView, typical: Typical) -> Approach:
 
 def _init_lines(node: NodeView, typical: Typical) -> tuple[Line, Line]:
     """Of the first who has observed anything: the node for each model or for all, the fleet."""
-    for inits, init_time in (
-        (node.facts.inits, node.facts.init_time),
-        (typical.inits, typical.init_time),
+    for init_times, init_time in (
+        (node.facts.init_times, node.facts.init_time),
+        (typical.init_times, typical.init_time),
     ):
-        if inits.prepare and inits.attach:
-            return inits.prepare, inits.attach
+        if init_times.prepare and init_times.attach:
+            return init_times.prepare, init_times.attach
         if init_time is not None:
             return _NOTHING, Line(init_time, 0.0)
     return _NOTHING, _NEVER
@@ -125,7 +127,7 @@ def _queued(node: NodeView, key: LinkKey) -> int:
 def init_seconds(node: NodeView, need: Need, typical: Typical) -> tuple[float, float]:
     """Seconds to prepare a worker, and then to attach it to weights, when all is as usual."""
     key = (need.checkpoint.digest, need.engine)
-    seen = node.facts.inits.times.get(key) or typical.inits.times.get(key)
+    seen = node.facts.init_times.by_model.get(key) or typical.init_times.by_model.get(key)
     if seen:
         return seen.prepare, seen.attach
     found, size = approach(node, typical), need.checkpoint.size_bytes

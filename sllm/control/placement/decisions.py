@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.topology import Instance
 
 
 @dataclass(frozen=True, slots=True)

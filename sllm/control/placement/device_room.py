@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from sllm.control.cluster.devices import Device
-from sllm.control.cluster.topology import Instance, NodeView, Tier
+from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.nodes import Device, NodeView
+from sllm.control.cluster.tiers import Tier
 
 _PAGE_BYTES: Final = 2 << 20
 
 
 @dataclass(slots=True)
-class Seat:
+class DeviceRoom:
     """What one device has left for starts, and which checkpoints are in use there."""
 
     free: int
@@ -50,12 +51,12 @@ class Wanted(NamedTuple):
     kv_bytes: int
 
 
-def seats(node: NodeView, stopped: frozenset[str] = frozenset()) -> list[Seat]:
+def rooms(node: NodeView, stopped: frozenset[str] = frozenset()) -> list[DeviceRoom]:
     """What each device will have left once the instances `stopped`, and those leaving, are gone."""
     gone = stopped | node.leaving
     staying = [one for one in node.instances.values() if one.instance_id not in gone]
     ending = [one for one in node.instances.values() if one.instance_id in gone]
-    found = [_seat(node, device, staying, ending) for device in node.facts.devices]
+    found = [_room(node, device, staying, ending) for device in node.facts.devices]
     for key, plan in node.planned.items():
         reported = node.instances.get(key)
         if key not in gone and (reported is None or reported.device is None):
@@ -64,7 +65,7 @@ def seats(node: NodeView, stopped: frozenset[str] = frozenset()) -> list[Seat]:
     return found
 
 
-def _give(found: Sequence[Seat], wanted: Wanted) -> None:
+def _give(found: Sequence[DeviceRoom], wanted: Wanted) -> None:
     """As the node will: where the weights are, or else where the most is free."""
     fitting = [one for one in found if one.lacking(wanted) <= 0] or found
     max(fitting, key=lambda one: (wanted.key in one.held, one.free)).take(wanted)
@@ -80,14 +81,14 @@ def lacking(node: NodeView, wanted: Wanted, stopped: frozenset[str]) -> int:
 
     If starts before it have been promised more than there is, that is lacking too.
     """
-    found = seats(node, stopped)
-    overdrawn = max(-seat.free for seat in found)
-    return max(overdrawn, min(seat.lacking(wanted) for seat in found))
+    found = rooms(node, stopped)
+    overdrawn = max(-room.free for room in found)
+    return max(overdrawn, min(room.lacking(wanted) for room in found))
 
 
-def _seat(
+def _room(
     node: NodeView, device: Device, staying: Iterable[Instance], ending: Iterable[Instance]
-) -> Seat:
+) -> DeviceRoom:
     here = [one for one in ending if one.device == device.index]
     held = {_key(node, one) for one in staying if one.device == device.index}
     released = {_key(node, one) for one in here} - held
@@ -95,7 +96,7 @@ def _seat(
     weights = sum(_size(node, key) for key in released)
     taken = device.weights_used_bytes - device.idle_bytes + device.reserved_bytes
     free = device.weights_capacity_bytes - taken - device.kv_used_bytes
-    return Seat(
+    return DeviceRoom(
         free=free + kv_bytes + weights,
         kv_free=device.kv_capacity_bytes - device.kv_used_bytes + kv_bytes,
         held=held,

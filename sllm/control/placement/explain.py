@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import Instance, NodeView, Snapshot, Tier
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Tier
 from sllm.control.placement.cost import start_estimate
 from sllm.control.placement.decisions import Candidate, MigrateThenStart, Reuse, Start
 from sllm.control.placement.placement import Decision

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sllm import errors
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.usage import Use
 from sllm.control.placement import room
 from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import (
@@ -30,7 +32,7 @@ from sllm.control.placement.decisions import (
     Wait,
 )
 from sllm.control.placement.ranking import Rank, Ranking
-from sllm.control.placement.relocation import Movers, Relief
+from sllm.control.placement.relocation import Relief, Relocations
 from sllm.control.placement.victims import barred, idle_victims, yielding
 
 _SHOWN = 8
@@ -142,7 +144,7 @@ def _start(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Start | Migr
         found: Start | MigrateThenStart | None = _here(snapshot, demand, node, rank.seconds)
         if demand.may_migrate and reliefs < _RELIEFS_COMPARED and not _is_free(found):
             reliefs += 1
-            relief = Movers(snapshot, demand).relieve(node)
+            relief = Relocations(snapshot, demand).relieve(node)
             found = _sooner(found, _migration(relief, rank.seconds, node, demand.need))
         best = _sooner(best, found)
     return best
@@ -305,7 +307,7 @@ def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
     if reason := barred(demand, node.node_id):
         return Candidate(node.node_id, _known(seconds), rejected=reason)
     start = _here(snapshot, demand, node, seconds)
-    relief = None if _is_free(start) else Movers(snapshot, demand).relieve(node)
+    relief = None if _is_free(start) else Relocations(snapshot, demand).relieve(node)
     match _sooner(start, _migration(relief, seconds, node, demand.need)):
         case Start() as best:
             return Candidate(node.node_id, best.estimate, best.victims)

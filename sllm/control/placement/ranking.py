@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import NodeView, Snapshot, Tier, Typical
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot, Typical
+from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
 from sllm.control.placement.cost import approach, copy_on, start_seconds
 
@@ -186,7 +188,7 @@ def _lack_room(columns: Any, need: Need) -> Flags:
 def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     """As `cost.start_seconds`, for nodes that hold nothing of the checkpoint."""
     size = need.checkpoint.size_bytes
-    seen = typical.inits.times.get((need.checkpoint.digest, need.engine))
+    seen = typical.init_times.by_model.get((need.checkpoint.digest, need.engine))
     if seen:
         prepare, attach = seen.prepare, seen.attach
     else:

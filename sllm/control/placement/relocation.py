@@ -12,9 +12,11 @@ from dataclasses import replace
 from itertools import islice, permutations
 from typing import NamedTuple
 
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.running import MigrationCost, Running
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.usage import MigrationCost, Running
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand, Move
 from sllm.control.placement.ranking import Rank, Ranking
@@ -34,7 +36,7 @@ class Relief(NamedTuple):
     """Idle instances that end on the node."""
 
 
-class Movers:
+class Relocations:
     """The moves that one decision may consider."""
 
     def __init__(self, snapshot: Snapshot, demand: Demand) -> None:

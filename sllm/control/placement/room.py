@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.topology import Instance, NodeView
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.placement import device_room
 
 _UNBOUNDED: Final = 1 << 62
@@ -32,7 +33,7 @@ def free(node: NodeView) -> Bounds:
     """What no present instance has; what is idle counts as free. Of several devices, the most."""
     if not node.facts.devices:
         return Bounds(node.weights_free, node.kv_free, _UNBOUNDED)
-    found = device_room.seats(node)
+    found = device_room.rooms(node)
     most = max(one.free for one in found)
     return Bounds(most, max(min(one.kv_free, one.free) for one in found), most)
 

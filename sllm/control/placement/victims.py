@@ -3,7 +3,9 @@
 import math
 from typing import Final
 
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.cluster.instances import Instance, InstanceState
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.placement import room
 from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import Demand

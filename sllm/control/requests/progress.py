@@ -1,33 +1,13 @@
 """How far a generation is: what it takes to go on with it on another instance, and no more."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 from sllm import errors
-from sllm.control.cluster.topology import Instance
 
 TRIES: Final = 3
 """Instances that may fail a request at one and the same token, before its caller is told."""
 TRIES_IN_ALL: Final = 12
-
-
-class MigrationReason(IntEnum):
-    """Why a generation has gone on elsewhere; the numbers are those of the protocol."""
-
-    FAILOVER = 1
-    OPERATOR = 2
-    DRAIN = 3
-    PLACEMENT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Departure:
-    """A generation's leaving an instance; its caller is told when it has gone on elsewhere."""
-
-    instance: Instance
-    reason: MigrationReason
 
 
 class Progress:

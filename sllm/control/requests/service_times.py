@@ -41,7 +41,7 @@ class Expectation:
         )
 
 
-class Experience:
+class ServiceTimes:
     """Everything learned from requests. Belongs to the event loop."""
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.usage import Use
 from sllm.decay import Decaying
 
 HALF_LIFE_SECONDS = 600.0

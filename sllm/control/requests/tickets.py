@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.running import Running
-from sllm.control.cluster.topology import Instance
+from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.usage import Running
 from sllm.control.requests import spans
-from sllm.control.requests.progress import Departure, Progress
+from sllm.control.requests.progress import Progress
 from sllm.control.requests.queue import turn
+from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Receipt, StartRecord
 from sllm.control.types.status import Loading
-from sllm.control.wire import generations as wire
+from sllm.control.wire import generations
 from sllm.control.wire.node_client import GenerateCall, Node
 
 
@@ -37,7 +38,7 @@ class Ticket:
 
     def __init__(
         self,
-        request: wire.GenerateRequest,
+        request: generations.GenerateRequest,
         remaining: float | None,
         clock: Clock,
         *,
@@ -75,9 +76,9 @@ class Ticket:
         self._call: GenerateCall | None = None
         self._loading: Loading | None = None
         self._changed = asyncio.Event()
-        self.linger = wire.linger(request)
+        self.linger = generations.linger(request)
         """Seconds for which it is to go on without its caller."""
-        self.resumes_from = wire.resumes_from(request)
+        self.resumes_from = generations.resumes_from(request)
         """Where its caller reads on. None: it is new."""
         self._sequence = self.resumes_from or 0
 
@@ -94,7 +95,7 @@ class Ticket:
     @property
     def keep_alive(self) -> float | None:
         """Seconds that its instance stays at least. None: as its policy says."""
-        return wire.keep_alive(self.request)
+        return generations.keep_alive(self.request)
 
     def running(self) -> Running:
         """What migrating it would have to carry."""
@@ -107,7 +108,7 @@ class Ticket:
         """Seconds until the caller's deadline; None: there is none."""
         return None if self.deadline is None else self.deadline - self._clock.now()
 
-    def stamp(self, event: wire.GenerateResponse) -> wire.GenerateResponse:
+    def stamp(self, event: generations.GenerateResponse) -> generations.GenerateResponse:
         """Gives an event the next number of the caller's stream."""
         event.sequence = self._sequence
         self._sequence += 1
@@ -164,7 +165,7 @@ class Ticket:
         loading, self._loading = self._loading, None
         return None if self.assignment else loading
 
-    def open(self, assignment: Assignment, metadata: wire.Metadata) -> GenerateCall:
+    def open(self, assignment: Assignment, metadata: generations.Metadata) -> GenerateCall:
         """Calls the instance's node."""
         self.hang_up()
         self.dispatched_at = self._clock.now()
@@ -200,4 +201,4 @@ class Ticket:
         self._loading = None
         self.enqueued_at = self._clock.now()
         if self.progress.token_ids:
-            wire.go_on(self.request, self.progress.prompt, self.progress.token_ids)
+            generations.go_on(self.request, self.progress.prompt, self.progress.token_ids)

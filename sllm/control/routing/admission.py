@@ -1,38 +1,15 @@
 """Which requests are worth queueing: what can be said of them before any node is asked."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from sllm import errors
 from sllm.control.config import ControlConfig
-from sllm.sampling import Sampling
+from sllm.control.types.calls import GenerationAsk, Prompt
 
 MAX_STOPS: Final = 16
 MAX_LOGPROBS: Final = 20
 MAX_PRIORITY: Final = 100
-
-
-class Prompt(Enum):
-    """What came as the prompt."""
-
-    MISSING = "has no prompt; set text, token_ids or messages"
-    EMPTY = "has an empty prompt"
-    PRESENT = ""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationAsk:
-    """The parts of a request that have bounds."""
-
-    prompt: Prompt
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    max_tokens: int | None = None
-    logprobs: int | None = None
-    priority: int = 0
-    keep_alive: float | None = None
-    """Seconds."""
 
 
 def check(ask: GenerationAsk) -> None:
@@ -63,7 +40,7 @@ def check(ask: GenerationAsk) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Prospect:
+class WaitEstimate:
     """What a request has to expect when it comes."""
 
     deployment: str
@@ -79,42 +56,42 @@ class Prospect:
     """Seconds from then to its first token, as far as that is known."""
 
 
-def check_room(prospect: Prospect, config: ControlConfig) -> None:
+def check_room(estimate: WaitEstimate, config: ControlConfig) -> None:
     """Refuses a request that would have to wait in a queue that is full.
 
     Raises:
         errors.QueueFull: With the time after which it may be tried again.
     """
-    if prospect.wait == 0.0 and not prospect.waiting:
+    if estimate.wait == 0.0 and not estimate.waiting:
         return
     full = ""
-    if prospect.waiting >= config.max_queued_per_deployment:
-        full = f"{prospect.waiting} requests wait for {prospect.deployment}"
-    elif prospect.waiting_in_all >= config.max_queued:
-        full = f"{prospect.waiting_in_all} requests wait in all"
+    if estimate.waiting >= config.max_queued_per_deployment:
+        full = f"{estimate.waiting} requests wait for {estimate.deployment}"
+    elif estimate.waiting_in_all >= config.max_queued:
+        full = f"{estimate.waiting_in_all} requests wait in all"
     if full:
         raise errors.QueueFull(
             f"{full}, as many as may; try again later, or raise the limit",
-            metadata={"deployment": prospect.deployment},
-            retry_after=max(1.0, prospect.wait or 0.0),
+            metadata={"deployment": estimate.deployment},
+            retry_after=max(1.0, estimate.wait or 0.0),
         )
 
 
-def check_deadline(prospect: Prospect, remaining: float | None) -> None:
+def check_deadline(estimate: WaitEstimate, remaining: float | None) -> None:
     """Refuses a request that would not have its first token within `remaining` seconds.
 
     Raises:
         errors.DeadlineExceeded: With the estimate.
     """
-    if prospect.wait is None or remaining is None:
+    if estimate.wait is None or remaining is None:
         return
-    expected = prospect.wait + prospect.first_token
+    expected = estimate.wait + estimate.first_token
     if expected > remaining:
         raise errors.DeadlineExceeded(
-            f"{prospect.deployment} would give the first token in about {expected:.1f} s, the "
+            f"{estimate.deployment} would give the first token in about {expected:.1f} s, the "
             f"call's deadline is in {remaining:.1f} s; allow more time, or keep an instance ready",
             metadata={
-                "estimated_wait_seconds": f"{prospect.wait:.3f}",
+                "estimated_wait_seconds": f"{estimate.wait:.3f}",
                 "estimated_first_token_seconds": f"{expected:.3f}",
             },
         )

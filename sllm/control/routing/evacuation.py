@@ -9,14 +9,13 @@ import structlog
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
-from sllm.control.cluster.topology import Instance
+from sllm.control.cluster.instances import Instance
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.decisions import Move
-from sllm.control.requests.progress import MigrationReason
 from sllm.control.routing.migrator import Migrator
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
-from sllm.control.types.migrations import MigrationAsk
+from sllm.control.types.migrations import MigrationAsk, MigrationReason
 
 log = structlog.get_logger()
 
@@ -25,8 +24,8 @@ _GONE_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.02
 
 
-class Moving:
-    """See `orchestrator.Movers`. An instance is moved once at a time."""
+class Evacuation:
+    """See `orchestrator.Evacuator`. An instance is moved once at a time."""
 
     def __init__(
         self, state: State, migrator: Migrator, orchestrator: Orchestrator, clock: Clock

@@ -10,15 +10,14 @@ import structlog
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
-from sllm.control.cluster.topology import Instance, InstanceState
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import Start
 from sllm.control.placement.relocation import transfer_seconds
-from sllm.control.requests.progress import MigrationReason
 from sllm.control.requests.tickets import Ticket
 from sllm.control.state.state import State
-from sllm.control.types.migrations import Chosen, MigrationAsk, Moved, News, Stayed
+from sllm.control.types.migrations import Chosen, MigrationAsk, MigrationReason, Moved, News, Stayed
 from sllm.control.wire.node_client import Nodes
 
 log = structlog.get_logger()

@@ -13,13 +13,13 @@ from sllm import errors, rpc
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.orchestration.orchestrator import Orchestrator
-from sllm.control.requests.progress import Departure, MigrationReason
 from sllm.control.requests.service_times import Served
 from sllm.control.requests.tickets import Assignment, Ticket
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
 from sllm.control.types import receipts
-from sllm.control.wire import generations as wire
+from sllm.control.types.migrations import Departure, MigrationReason
+from sllm.control.wire import generations
 
 log = structlog.get_logger()
 
@@ -43,7 +43,7 @@ class Relay:
         self._ending: dict[str, asyncio.Task[None]] = {}
         """Requests that their nodes are told to end, by id."""
 
-    async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
+    async def events(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
         """Everything after `queued`, up to `finished`.
 
         Raises:
@@ -51,7 +51,7 @@ class Relay:
         """
         while not ticket.outcome:
             while loading := await ticket.news():
-                yield ticket.stamp(wire.loading_event(loading))
+                yield ticket.stamp(generations.loading_event(loading))
             try:
                 async with aclosing(self._served(ticket)) as served:
                     async for event in served:
@@ -94,7 +94,7 @@ class Relay:
         except errors.SllmError as error:
             log.warning("control.not_cancelled", request=request_id, error=str(error))
 
-    async def _served(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
+    async def _served(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
         """What the caller is to see of the instance that the ticket was given to."""
         assignment = ticket.assignment
         assert assignment is not None
@@ -110,10 +110,10 @@ class Relay:
             )
 
     def _seen(
-        self, ticket: Ticket, assignment: Assignment, event: wire.GenerateResponse
-    ) -> list[wire.GenerateResponse]:
+        self, ticket: Ticket, assignment: Assignment, event: generations.GenerateResponse
+    ) -> list[generations.GenerateResponse]:
         """An event of the node as the caller is to see it."""
-        arrival: list[wire.GenerateResponse] = []
+        arrival: list[generations.GenerateResponse] = []
         match event.WhichOneof("event"):
             case "queued":
                 return []  # the caller has had the router's own
@@ -131,7 +131,7 @@ class Relay:
                 self._finish(ticket, assignment, event.finished)
         return [*arrival, event]
 
-    def _arrive(self, ticket: Ticket, assignment: Assignment) -> list[wire.GenerateResponse]:
+    def _arrive(self, ticket: Ticket, assignment: Assignment) -> list[generations.GenerateResponse]:
         """Tells the caller, before anything else, that its generation has gone on elsewhere."""
         departure, ticket.departure = ticket.departure, None
         if departure is None:
@@ -139,15 +139,17 @@ class Relay:
         now = self._clock.now()
         pause = now - (ticket.progress.last_token_at or now)
         metrics.migrations.add(1, {"reason": departure.reason.name})
-        return [wire.migrated_event(departure, assignment.instance, pause)]
+        return [generations.migrated_event(departure, assignment.instance, pause)]
 
-    def _count(self, ticket: Ticket, assignment: Assignment, tokens: wire.Tokens) -> None:
+    def _count(self, ticket: Ticket, assignment: Assignment, tokens: generations.Tokens) -> None:
         if ticket.first is None:
             ticket.first = assignment, ticket.dispatched_at
         ticket.progress.add(tokens.first_index, tokens.token_ids, self._clock.now())
         self._state.slots.count_tokens(assignment.instance.instance_id, len(tokens.token_ids))
 
-    def _finish(self, ticket: Ticket, assignment: Assignment, finished: wire.Finished) -> None:
+    def _finish(
+        self, ticket: Ticket, assignment: Assignment, finished: generations.Finished
+    ) -> None:
         """The receipt tells of the first token, and so of the instance that it came from."""
         ticket.outcome = "OK"
         first, dispatched_at = ticket.first or (assignment, ticket.dispatched_at)
@@ -157,7 +159,7 @@ class Relay:
             dispatched_at=dispatched_at,
             first_token_at=ticket.progress.first_token_at,
         )
-        told = wire.phases(finished.receipt.phases) if first is assignment else ()
+        told = generations.phases(finished.receipt.phases) if first is assignment else ()
         for phase in told:
             if phase.kind is receipts.PhaseKind.PREFILL:
                 self._state.costs.observe_prefill(finished.usage.prompt_tokens, phase.duration)
@@ -169,7 +171,7 @@ class Relay:
             node_id=first.instance.node_id,
             instance_id=first.instance.instance_id,
         )
-        wire.fill_receipt(finished, receipt)
+        generations.fill_receipt(finished, receipt)
         ticket.receipt = receipt
         if first is assignment:
             self._learn(ticket, finished)
@@ -177,7 +179,7 @@ class Relay:
         metrics.generated_tokens.add(generated, {"deployment": ticket.deployment})
         metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
 
-    def _follow(self, ticket: Ticket, assignment: Assignment, moved: wire.Moved) -> None:
+    def _follow(self, ticket: Ticket, assignment: Assignment, moved: generations.Moved) -> None:
         """Goes where the generation has gone. Its new place is taken before the old one is left."""
         if moved.tokens != len(ticket.progress.token_ids):
             raise errors.WorkerDied(f"{moved.tokens} tokens have moved, not all have come")
@@ -194,7 +196,7 @@ class Relay:
         self._state.queue.add(ticket)
         self._orchestrator.wake(ticket.deployment)
 
-    def _learn(self, ticket: Ticket, finished: wire.Finished) -> None:
+    def _learn(self, ticket: Ticket, finished: generations.Finished) -> None:
         """Takes in what a request took that was served in one place."""
         first_token_at = ticket.progress.first_token_at
         if first_token_at is None:
@@ -204,7 +206,7 @@ class Relay:
             seconds=self._clock.now() - ticket.dispatched_at,
             generated_tokens=finished.usage.completion_tokens,
         )
-        self._state.experience.served(ticket.deployment, served)
+        self._state.service_times.served(ticket.deployment, served)
 
     def _fail_over(self, ticket: Ticket, error: errors.SllmError) -> None:
         """Puts a request back to the front of the queue, from where it goes on elsewhere.
@@ -224,7 +226,7 @@ class Relay:
         self._requeue(ticket)
 
 
-def _metadata(ticket: Ticket) -> wire.Metadata:
+def _metadata(ticket: Ticket) -> generations.Metadata:
     """Call metadata that makes the node's spans children of the request's."""
     token = otel_context.attach(trace.set_span_in_context(ticket.span))
     try:

@@ -14,9 +14,9 @@ from sllm.control.requests import spans
 from sllm.control.requests.tickets import Ticket
 from sllm.control.routing import admission
 from sllm.control.routing.relay import Relay
-from sllm.control.routing.wait_estimates import Prospects
+from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
-from sllm.control.wire import generations as wire
+from sllm.control.wire import generations
 
 _LOOK_SECONDS: Final = 0.05
 """Between two looks for a generation whose caller reads on."""
@@ -34,12 +34,12 @@ class Router:
         self._orchestrator = orchestrator
         self._clock = clock
         self._config = config
-        self._prospects = Prospects(state, orchestrator, clock)
+        self._wait_estimates = WaitEstimates(state, orchestrator, clock)
         self._relay = Relay(state, orchestrator, clock)
         self._closing = False
         self._began = clock.now()
 
-    def take(self, request: wire.GenerateRequest, remaining: float | None) -> Ticket:
+    def take(self, request: generations.GenerateRequest, remaining: float | None) -> Ticket:
         """Puts a request into the queue, or refuses it at once.
 
         Args:
@@ -51,14 +51,14 @@ class Router:
         """
         self._check(request, remaining)
         request.request_id = request.request_id or uuid.uuid4().hex
-        wire.settle_seed(request)
+        generations.settle_seed(request)
         step = self._config.priority_step_seconds
         ticket = Ticket(request, remaining, self._clock, step_seconds=step)
-        wire.set_linger(request, max(ticket.linger, self._config.linger_seconds))
-        prospect = self._prospects.of(ticket)
-        admission.check_room(prospect, self._config)
-        admission.check_deadline(prospect, remaining)
-        ticket.position, ticket.estimated_wait = prospect.ahead, prospect.wait
+        generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
+        estimate = self._wait_estimates.of(ticket)
+        admission.check_room(estimate, self._config)
+        admission.check_deadline(estimate, remaining)
+        ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
         self._state.tickets[ticket.request_id] = ticket
         if ticket.resumes_from is None:
             self._enqueue(ticket)
@@ -75,7 +75,7 @@ class Router:
             await self._clock.sleep(_LEAVING_LOOK_SECONDS)
         await self._relay.ended(request_id)
 
-    async def events(self, ticket: Ticket) -> AsyncGenerator[wire.GenerateResponse]:
+    async def events(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
         """The caller's stream: `queued` first, `finished` last.
 
         Raises:
@@ -83,7 +83,7 @@ class Router:
         """
         try:
             if ticket.resumes_from is None:
-                yield ticket.stamp(wire.queued_event(ticket.position, ticket.estimated_wait))
+                yield ticket.stamp(generations.queued_event(ticket.position, ticket.estimated_wait))
             else:
                 await self._reattach(ticket)
             async with aclosing(self._relay.events(ticket)) as events:
@@ -139,15 +139,15 @@ class Router:
 
     # --- taking -------------------------------------------------------------------------------
 
-    def _check(self, request: wire.GenerateRequest, remaining: float | None) -> None:
+    def _check(self, request: generations.GenerateRequest, remaining: float | None) -> None:
         if self._closing:
             raise errors.ShuttingDown("the control plane is going down; try again")
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
         self._state.deployment(request.deployment)
-        admission.check(wire.generation_ask(request))
+        admission.check(generations.generation_ask(request))
         former = self._state.tickets.get(request.request_id)
-        if former and wire.resumes_from(request) is not None:
+        if former and generations.resumes_from(request) is not None:
             former.fail(errors.Cancelled(f"request {request.request_id} is read on elsewhere"))
             former.linger = former.linger or self._config.linger_seconds  # the new one takes over
             self.drop(former)

@@ -7,11 +7,11 @@ from sllm.control.placement.decisions import MigrateThenStart, Start, Wait
 from sllm.control.placement.placement import Decision
 from sllm.control.requests.service_times import Expectation
 from sllm.control.requests.tickets import Ticket
-from sllm.control.routing.admission import Prospect
+from sllm.control.routing.admission import WaitEstimate
 from sllm.control.state.state import State
 
 
-class Prospects:
+class WaitEstimates:
     """Looks at what there is and at what is on its way."""
 
     def __init__(self, state: State, orchestrator: Orchestrator, clock: Clock) -> None:
@@ -19,12 +19,12 @@ class Prospects:
         self._orchestrator = orchestrator
         self._clock = clock
 
-    def of(self, ticket: Ticket) -> Prospect:
+    def of(self, ticket: Ticket) -> WaitEstimate:
         """What a request that is about to be queued has to expect."""
         name, queue = ticket.deployment, self._state.queue
         ahead = queue.ahead(name, ticket.turn)
-        expected = self._state.experience.expectation(name)
-        return Prospect(
+        expected = self._state.service_times.expectation(name)
+        return WaitEstimate(
             deployment=name,
             ahead=ahead,
             waiting=queue.count(name),
@@ -74,7 +74,7 @@ class Prospects:
         if not starts or not ends:
             return None
         rounds, place = divmod(self._deployments_ahead(ticket), len(ends))
-        making_room = rounds * ends[-1] + ends[place] + self._state.experience.stop_seconds
+        making_room = rounds * ends[-1] + ends[place] + self._state.service_times.stop_seconds
         return making_room + min(starts)
 
     def _busy_seconds(self, instance_id: str) -> float | None:
@@ -82,7 +82,7 @@ class Prospects:
         instance = self._state.fleet.instance(instance_id)
         if instance is None or not self._state.slots.uses[instance_id].in_flight:
             return None
-        expected = self._state.experience.expectation(instance.deployment)
+        expected = self._state.service_times.expectation(instance.deployment)
         return expected.seconds if expected else None
 
     def _deployments_ahead(self, ticket: Ticket) -> int:

@@ -10,7 +10,7 @@ _LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Setback:
+class FailedStarts:
     """Failed starts of one deployment since the last that succeeded."""
 
     error: errors.SllmError
@@ -28,18 +28,20 @@ class Setback:
         """Whether those who wait should be told."""
         return self.attempts >= MAX_ATTEMPTS
 
-    def forgiven(self) -> "Setback":
+    def forgiven(self) -> "FailedStarts":
         """For requests that come later: every node may be tried again."""
         return replace(self, nodes=frozenset(), attempts=0)
 
 
-def another(before: Setback | None, node_id: str, error: errors.SllmError, now: float) -> Setback:
-    """The setback after a start has failed on a node, for a reason that callers will read."""
+def another(
+    before: FailedStarts | None, node_id: str, error: errors.SllmError, now: float
+) -> FailedStarts:
+    """The failed starts, with one more on a node, for a reason that callers will read."""
     in_a_row = before.in_a_row + 1 if before else 1
     nodes = before.nodes if before else frozenset()
     if not isinstance(error, errors.NodeLost):  # a lost node that comes back is as good as new
         nodes |= {node_id}
-    return Setback(
+    return FailedStarts(
         error=error,
         nodes=nodes,
         attempts=before.attempts + 1 if before else 1,

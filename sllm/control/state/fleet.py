@@ -1,59 +1,19 @@
 """The fleet as nodes report it, and as the control plane is about to change it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
-from sllm.control.cluster.init_times import InitKey, InitTime
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.topology import (
-    Copies,
-    Copy,
-    Instance,
-    InstanceState,
-    NodeFacts,
-    NodeView,
-    Planned,
-    Snapshot,
-    keys_of,
-    without,
-)
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.nodes import NodeView, keys_of
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Copies
+from sllm.control.cluster.usage import Use
 from sllm.control.placement.ranking import Table
 from sllm.control.state.index import Index
 from sllm.control.state.observations import Observations
-
-
-@dataclass(frozen=True, slots=True)
-class Full:
-    """All that a node holds and runs."""
-
-    facts: NodeFacts
-    copies: tuple[Copy, ...] = ()
-    instances: tuple[Instance, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What has changed since the report before."""
-
-    facts: NodeFacts | None
-    copies: tuple[Copy, ...] = ()
-    """One without resident bytes is gone."""
-    instances: tuple[Instance, ...] = ()
-    """One that is GONE is forgotten."""
-    inits: Mapping[InitKey, InitTime] = field(default_factory=dict)
-    """Those that are new or changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One message of a node."""
-
-    node_id: str
-    revision: int
-    body: Full | Delta | None
-    """None: a heartbeat, which repeats the last revision."""
+from sllm.control.types.reports import Delta, Full, Report
 
 
 class Fleet:
@@ -187,7 +147,8 @@ class Fleet:
         instances = dict(view.instances)
         if ready:
             instances[instance_id] = _forward(ready, view.instances)
-        self._replace(_with(view, planned=without(view.planned, instance_id), instances=instances))
+        planned = {key: plan for key, plan in view.planned.items() if key != instance_id}
+        self._replace(_with(view, planned=planned, instances=instances))
 
     def leave(self, instance_id: str) -> None:
         """Counts an instance's room as free, and gives it no more requests: it is being stopped."""
@@ -301,7 +262,7 @@ def _changed(view: NodeView, delta: Delta) -> NodeView:
     alive = {one.instance_id: one for one in _alive(instances.values())}
     facts = delta.facts or view.facts
     return NodeView(
-        facts=replace(facts, inits=view.facts.inits.updated(delta.inits)),
+        facts=replace(facts, init_times=view.facts.init_times.updated(delta.init_times)),
         copies=Copies.of(copies.values()) if delta.copies else view.copies,
         instances=alive,
         planned=view.planned,
@@ -324,4 +285,4 @@ def _forward(instance: Instance, known: Mapping[str, Instance]) -> Instance:
 
 def _keyed(view: NodeView) -> tuple[int, int]:
     """Equal only for views that hold and have started the same: neither mapping ever changes."""
-    return id(view.copies), id(view.facts.inits)
+    return id(view.copies), id(view.facts.init_times)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sllm.control.cluster.running import MigrationCost
+from sllm.control.cluster.usage import MigrationCost
 
 _KEPT: Final = 0.95
 """Weight of all observations so far when another one comes."""

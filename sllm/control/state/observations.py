@@ -5,8 +5,10 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 
-from sllm.control.cluster.init_times import InitKey, Inits, InitTime
-from sllm.control.cluster.topology import LinkKey, NodeFacts, NodeView, Typical
+from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
+from sllm.control.cluster.nodes import NodeFacts, NodeView
+from sllm.control.cluster.snapshot import Typical
+from sllm.control.cluster.tiers import LinkKey
 
 _STARTS = 9
 """The latest starts, of whose ratios the median is `Typical.slowness`: one that was held up by
@@ -20,9 +22,9 @@ class Observations:
 
     def __init__(self) -> None:
         self._bandwidths: dict[LinkKey, _Sorted] = {}
-        self._init_times = _Sorted()
-        self._inits: dict[InitKey, dict[str, InitTime]] = {}
-        self._typical_inits = Inits()
+        self._overall = _Sorted()
+        self._init_times: dict[InitKey, dict[str, InitTime]] = {}
+        self._typical_init_times = InitTimes()
         self._typical: Typical | None = None
         self._slowness = 1.0
         self._ratios: deque[float] = deque(maxlen=_STARTS)
@@ -30,7 +32,7 @@ class Observations:
     def start_ended(self, estimate: float, actual: float) -> None:
         """Takes in how long a start has taken for which `estimate` was expected, in seconds.
 
-        Machines are busier at times than they were when inits were observed, and what is not
+        Machines are busier at times than they were when init times were observed, and what is not
         init takes time as well: the next estimates allow for it.
         """
         usual = max(estimate / self._slowness, 1e-3)
@@ -45,17 +47,17 @@ class Observations:
             return
         self._typical = None
         self._replace_speeds(before, after)
-        old, new = _inits(before), _inits(after)
+        old, new = _init_times_of(before), _init_times_of(after)
         if old is not new:
-            self._replace_inits((before or after).node_id, old, new)  # type: ignore[union-attr]
+            self._replace_init_times((before or after).node_id, old, new)  # type: ignore[union-attr]
 
     def typical(self) -> Typical:
         """The medians now; the same object for as long as they are the same."""
         if self._typical is None:
             self._typical = Typical(
                 {key: values.median for key, values in self._bandwidths.items() if len(values)},
-                self._init_times.median if len(self._init_times) else None,
-                self._typical_inits,
+                self._overall.median if len(self._overall) else None,
+                self._typical_init_times,
                 self._slowness,
             )
         return self._typical
@@ -67,21 +69,21 @@ class Observations:
             for key, speed in _speeds(facts).items():
                 change(self._bandwidths.setdefault(key, _Sorted()), speed)
             if facts.init_time is not None:
-                change(self._init_times, facts.init_time)
+                change(self._overall, facts.init_time)
 
-    def _replace_inits(self, node_id: str, before: Inits, after: Inits) -> None:
-        medians = dict(self._typical_inits.times)
-        for key in before.times.keys() | after.times.keys():
-            seen = self._inits.setdefault(key, {})
+    def _replace_init_times(self, node_id: str, before: InitTimes, after: InitTimes) -> None:
+        medians = dict(self._typical_init_times.by_model)
+        for key in before.by_model.keys() | after.by_model.keys():
+            seen = self._init_times.setdefault(key, {})
             seen.pop(node_id, None)
-            if key in after.times:
-                seen[node_id] = after.times[key]
+            if key in after.by_model:
+                seen[node_id] = after.by_model[key]
             if seen:
-                medians[key] = _median_init(seen.values())
+                medians[key] = _median_init_time(seen.values())
             else:
-                del self._inits[key]
+                del self._init_times[key]
                 medians.pop(key, None)
-        self._typical_inits = Inits(medians)
+        self._typical_init_times = InitTimes(medians)
 
 
 def typical_of(nodes: Iterable[NodeView]) -> Typical:
@@ -116,8 +118,8 @@ class _Sorted:
         return (self._values[middle - 1] + self._values[middle]) / 2
 
 
-def _inits(facts: NodeFacts | None) -> Inits:
-    return facts.inits if facts else Inits()
+def _init_times_of(facts: NodeFacts | None) -> InitTimes:
+    return facts.init_times if facts else InitTimes()
 
 
 def _speeds(facts: NodeFacts) -> dict[LinkKey, float]:
@@ -127,10 +129,10 @@ def _speeds(facts: NodeFacts) -> dict[LinkKey, float]:
 
 
 def _told(facts: NodeFacts | None) -> object:
-    return facts and (_speeds(facts), facts.init_time, facts.inits)
+    return facts and (_speeds(facts), facts.init_time, facts.init_times)
 
 
-def _median_init(times: Iterable[InitTime]) -> InitTime:
+def _median_init_time(times: Iterable[InitTime]) -> InitTime:
     seen = list(times)
     return InitTime(
         size_bytes=seen[0].size_bytes,

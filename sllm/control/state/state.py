@@ -3,16 +3,18 @@
 from dataclasses import dataclass, field, replace
 
 from sllm import errors
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.needs import Need, need_of
-from sllm.control.cluster.running import Running
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.specs import Deployment, DeploymentState, ModelInfo
-from sllm.control.cluster.topology import Instance, InstanceState, NodeView, Snapshot
+from sllm.control.cluster.usage import Running
 from sllm.control.requests.queue import RequestQueue
-from sllm.control.requests.service_times import Experience
+from sllm.control.requests.service_times import ServiceTimes
 from sllm.control.requests.slots import Slots
 from sllm.control.requests.tickets import Ticket
 from sllm.control.state.changes import Changes
-from sllm.control.state.failed_starts import Setback
+from sllm.control.state.failed_starts import FailedStarts
 from sllm.control.state.fleet import Fleet
 from sllm.control.state.index import Index
 from sllm.control.state.migration_cost import MigrationCosts
@@ -55,12 +57,12 @@ class State:
     needs: Index[Need] = field(default_factory=Index)
     kept_replicas: dict[str, int] = field(default_factory=dict)
     """min_replicas of the deployments that have any."""
-    experience: Experience = field(default_factory=Experience)
+    service_times: ServiceTimes = field(default_factory=ServiceTimes)
     starts: dict[str, StartUnderWay] = field(default_factory=dict)
     """By instance."""
     records: dict[str, StartRecord] = field(default_factory=dict)
     """Of instances that this control plane has started."""
-    setbacks: dict[str, Setback] = field(default_factory=dict)
+    failed_starts: dict[str, FailedStarts] = field(default_factory=dict)
     """Starts that have failed, by deployment."""
     preparing: dict[str, Loading | None] = field(default_factory=dict)
     """Deployments whose checkpoint is on its way to a node, and how far it is."""
@@ -132,11 +134,11 @@ class State:
 
     def drop_deployment(self, name: str) -> None:
         """Removes all that is kept of a deployment."""
-        for kept in (self.deployments, self.setbacks, self.preparing, self.unprepared):
+        for kept in (self.deployments, self.failed_starts, self.preparing, self.unprepared):
             kept.pop(name, None)
         self.kept_replicas.pop(name, None)
         self.needs.drop(name)
-        self.experience.forget(name)
+        self.service_times.forget(name)
         self.slots.forget_deployment(name)
         self.changes.notify(name)
 
@@ -178,7 +180,7 @@ class State:
     def snapshot(self) -> Snapshot:
         """What placement may look at now."""
         snapshot = self.fleet.snapshot(self.slots.uses, self._protected(), self.needs.frozen)
-        return replace(snapshot, stop_seconds=self.experience.stop_seconds)
+        return replace(snapshot, stop_seconds=self.service_times.stop_seconds)
 
     def snapshot_for_moves(self) -> Snapshot:
         """The same, with what placement needs to migrate running instances."""

@@ -1,11 +1,28 @@
 """What is said of migrations: what is asked for, and what comes of it."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from sllm import errors
-from sllm.control.cluster.topology import Instance
-from sllm.control.requests.progress import MigrationReason
+from sllm.control.cluster.instances import Instance
 from sllm.control.types.status import Loading
+
+
+class MigrationReason(IntEnum):
+    """Why a generation has gone on elsewhere; the numbers are those of the protocol."""
+
+    FAILOVER = 1
+    OPERATOR = 2
+    DRAIN = 3
+    PLACEMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A generation's leaving an instance; its caller is told when it has gone on elsewhere."""
+
+    instance: Instance
+    reason: MigrationReason
 
 
 @dataclass(frozen=True, slots=True)

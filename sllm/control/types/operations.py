@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 
 DEFAULT_TTL: Final = 600.0
 """Seconds for which a checkpoint is kept if the caller does not say."""

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sllm import errors
-from sllm.control.cluster.topology import NodeView, Tier
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.tiers import Tier
 
 PREFIX = "pin/"
 """Of the ids of holds that are pins."""

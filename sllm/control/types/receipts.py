@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 
 
 class PhaseKind(IntEnum):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from sllm.control.cluster.specs import Deployment, DeploymentState
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 
 
 class LoadPhase(IntEnum):

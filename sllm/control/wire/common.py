@@ -9,8 +9,8 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster.topology import Tier
-from sllm.control.state.store import Call
+from sllm.control.cluster.tiers import Tier
+from sllm.control.types.calls import Call
 from sllm.control.types.status import Loading, LoadPhase
 
 Mutating: TypeAlias = (

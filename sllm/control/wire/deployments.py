@@ -5,31 +5,31 @@ from typing import Final
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster import specs as model
+from sllm.control.cluster import specs
 from sllm.control.types.status import DeploymentStatus
-from sllm.control.wire import common as wire
+from sllm.control.wire import common
 
 DELETE_ANSWER: Final = deployment_pb.DeleteDeploymentResponse().SerializeToString()
 """The answer to DeleteDeployment."""
 
 
-def spec(request: deployment_pb.DeployRequest) -> model.DeploymentSpec:
+def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
     """What a Deploy call asks for.
 
     Raises:
         errors.InvalidSource: Its source is no URL.
     """
-    return model.DeploymentSpec(
+    return specs.DeploymentSpec(
         name=request.name,
-        source=model.normalize_source(request.source),
+        source=specs.normalize_source(request.source),
         engine=_engine(request.engine),
         scaling=_scaling(request.scaling),
     )
 
 
-def _engine(config: pb.EngineConfig) -> model.EngineConfig:
-    default = model.EngineConfig()
-    return model.EngineConfig(
+def _engine(config: pb.EngineConfig) -> specs.EngineConfig:
+    default = specs.EngineConfig()
+    return specs.EngineConfig(
         engine=config.engine or default.engine,
         dtype=config.dtype,
         kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
@@ -42,16 +42,18 @@ def _engine(config: pb.EngineConfig) -> model.EngineConfig:
     )
 
 
-def _scaling(policy: pb.ScalingPolicy) -> model.ScalingPolicy:
-    default = model.ScalingPolicy()
+def _scaling(policy: pb.ScalingPolicy) -> specs.ScalingPolicy:
+    default = specs.ScalingPolicy()
     least = policy.min_replicas if policy.HasField("min_replicas") else default.min_replicas
     most = policy.max_replicas if policy.HasField("max_replicas") else default.max_replicas
-    keep = wire.seconds(policy.keep_alive) if policy.HasField("keep_alive") else default.keep_alive
+    keep = (
+        common.seconds(policy.keep_alive) if policy.HasField("keep_alive") else default.keep_alive
+    )
     target = policy.target_concurrency if policy.HasField("target_concurrency") else None
-    return model.ScalingPolicy(least, most, keep, target)
+    return specs.ScalingPolicy(least, most, keep, target)
 
 
-def engine_message(engine: model.EngineConfig) -> pb.EngineConfig:
+def engine_message(engine: specs.EngineConfig) -> pb.EngineConfig:
     """How an engine is set up, for callers and nodes."""
     return pb.EngineConfig(
         engine=engine.engine,
@@ -62,9 +64,9 @@ def engine_message(engine: model.EngineConfig) -> pb.EngineConfig:
     )
 
 
-def model_info(info: pb.ModelInfo) -> model.ModelInfo:
+def model_info(info: pb.ModelInfo) -> specs.ModelInfo:
     """What a node has read from a model's files."""
-    return model.ModelInfo(
+    return specs.ModelInfo(
         architecture=info.architecture,
         size_bytes=info.size_bytes,
         context_tokens=info.context_tokens,
@@ -73,7 +75,7 @@ def model_info(info: pb.ModelInfo) -> model.ModelInfo:
     )
 
 
-def _model_message(info: model.ModelInfo) -> pb.ModelInfo:
+def _model_message(info: specs.ModelInfo) -> pb.ModelInfo:
     return pb.ModelInfo(
         architecture=info.architecture,
         size_bytes=info.size_bytes,
@@ -93,16 +95,16 @@ def message(status: DeploymentStatus) -> deployment_pb.Deployment:
         scaling=pb.ScalingPolicy(
             min_replicas=spec.scaling.min_replicas,
             max_replicas=spec.scaling.max_replicas,
-            keep_alive=wire.duration(spec.scaling.keep_alive),
+            keep_alive=common.duration(spec.scaling.keep_alive),
             target_concurrency=spec.scaling.target_concurrency,
         ),
         model=_model_message(status.deployment.model),
         state=deployment_pb.DeploymentState.ValueType(status.state),
         message=status.message,
-        created_at=wire.timestamp(status.deployment.created_at),
+        created_at=common.timestamp(status.deployment.created_at),
         ready_instances=status.ready_instances,
         queued_requests=status.queued_requests,
-        loading=wire.loading_message(status.loading) if status.loading else None,
+        loading=common.loading_message(status.loading) if status.loading else None,
     )
 
 

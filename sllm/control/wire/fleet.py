@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster import topology
-from sllm.control.cluster.devices import Device
-from sllm.control.cluster.init_times import InitKey, Inits, InitTime
-from sllm.control.state.fleet import Delta, Full, Report
-from sllm.control.wire import common as wire
+from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
+from sllm.control.cluster.instances import Instance, InstanceState
+from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
+from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
+from sllm.control.types.reports import Delta, Full, Report
+from sllm.control.wire import common
 
 # --- what nodes report ------------------------------------------------------------------------
 
@@ -28,32 +29,30 @@ def report(request: fleet_pb.ReportRequest) -> Report:
             changed,
             _copies(delta.copies),
             _instances(delta.instances, request.node_id),
-            _inits(delta.init_observations),
+            _init_times(delta.init_observations),
         )
     return Report(request.node_id, request.revision, body)
 
 
-def _facts(node: pb.Node, node_id: str) -> topology.NodeFacts:
-    return topology.NodeFacts(
+def _facts(node: pb.Node, node_id: str) -> NodeFacts:
+    return NodeFacts(
         node_id=node_id,
         address=node.address,
         host=node.host,
         leaving=node.leaving,
         tiers={
-            topology.Tier(usage.tier): topology.TierUsage(
-                usage.capacity_bytes, usage.used_bytes, usage.problem
-            )
+            Tier(usage.tier): TierUsage(usage.capacity_bytes, usage.used_bytes, usage.problem)
             for usage in node.tiers
         },
         links={
-            (topology.Tier(link.from_tier), topology.Tier(link.to_tier)): topology.Link(
+            (Tier(link.from_tier), Tier(link.to_tier)): Link(
                 link.bytes_per_second, link.queued_bytes, link.in_flight_bytes
             )
             for link in node.links
         },
         kv_capacity=node.kv_capacity_bytes,
-        init_time=wire.seconds(node.init_time) if node.HasField("init_time") else None,
-        inits=Inits(_inits(node.init_observations)),
+        init_time=common.seconds(node.init_time) if node.HasField("init_time") else None,
+        init_times=InitTimes(_init_times(node.init_observations)),
         devices=tuple(map(_device, node.devices)),
     )
 
@@ -74,20 +73,20 @@ def _device(one: pb.Device) -> Device:
     )
 
 
-def _inits(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
+def _init_times(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
     return {
         (one.digest, one.engine): InitTime(
-            one.size_bytes, wire.seconds(one.prepare), wire.seconds(one.attach)
+            one.size_bytes, common.seconds(one.prepare), common.seconds(one.attach)
         )
         for one in observations
     }
 
 
-def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
+def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[Copy, ...]:
     return tuple(
-        topology.Copy(
+        Copy(
             digest=one.digest,
-            tier=topology.Tier(one.tier),
+            tier=Tier(one.tier),
             size_bytes=one.size_bytes,
             resident_bytes=one.resident_bytes,
             sources=tuple(one.sources),
@@ -98,22 +97,22 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[topology.Copy, ...]:
     )
 
 
-def _hold(one: pb.Hold) -> topology.Hold:
+def _hold(one: pb.Hold) -> Hold:
     expires_at = one.expires_at.ToNanoseconds() / 1e9 if one.HasField("expires_at") else None
-    return topology.Hold(one.hold_id, expires_at)
+    return Hold(one.hold_id, expires_at)
 
 
-def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[topology.Instance, ...]:
+def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[Instance, ...]:
     return tuple(instance(one, node_id) for one in instances)
 
 
-def instance(one: pb.Instance, node_id: str) -> topology.Instance:
+def instance(one: pb.Instance, node_id: str) -> Instance:
     """An instance as the node `node_id` reports it."""
-    return topology.Instance(
+    return Instance(
         instance_id=one.instance_id,
         deployment=one.deployment,
         node_id=node_id,
-        state=topology.InstanceState(one.state),
+        state=InstanceState(one.state),
         kv_bytes=one.kv_bytes,
         digest=one.digest,
         running=one.running_requests,
@@ -127,7 +126,7 @@ def instance(one: pb.Instance, node_id: str) -> topology.Instance:
 # --- what operators see -----------------------------------------------------------------------
 
 
-def node_message(view: topology.NodeView, *, draining: bool = False) -> pb.Node:
+def node_message(view: NodeView, *, draining: bool = False) -> pb.Node:
     """A node as operators see it."""
     facts = view.facts
     return pb.Node(
@@ -147,9 +146,11 @@ def node_message(view: topology.NodeView, *, draining: bool = False) -> pb.Node:
         kv_used_bytes=view.kv_held,
         copies=[_copy_message(one) for one in view.copies.values()],
         links=[_link_message(key, link) for key, link in facts.links.items()],
-        init_time=wire.optional_duration(facts.init_time),
-        init_observations=[_init_message(key, time) for key, time in facts.inits.times.items()],
-        connected_at=wire.timestamp(view.connected_at),
+        init_time=common.optional_duration(facts.init_time),
+        init_observations=[
+            _init_time_message(key, time) for key, time in facts.init_times.by_model.items()
+        ],
+        connected_at=common.timestamp(view.connected_at),
         draining=draining,
         devices=[_device_message(one) for one in facts.devices],
     )
@@ -171,7 +172,7 @@ def _device_message(one: Device) -> pb.Device:
     )
 
 
-def _copy_message(one: topology.Copy) -> pb.CheckpointCopy:
+def _copy_message(one: Copy) -> pb.CheckpointCopy:
     return pb.CheckpointCopy(
         digest=one.digest,
         tier=pb.Tier.ValueType(one.tier),
@@ -180,13 +181,13 @@ def _copy_message(one: topology.Copy) -> pb.CheckpointCopy:
         sources=one.sources,
         leased=one.leased,
         holds=[
-            pb.Hold(hold_id=hold.hold_id, expires_at=wire.optional_timestamp(hold.expires_at))
+            pb.Hold(hold_id=hold.hold_id, expires_at=common.optional_timestamp(hold.expires_at))
             for hold in one.holds
         ],
     )
 
 
-def _link_message(key: topology.LinkKey, link: topology.Link) -> pb.LinkObservation:
+def _link_message(key: LinkKey, link: Link) -> pb.LinkObservation:
     return pb.LinkObservation(
         from_tier=pb.Tier.ValueType(key[0]),
         to_tier=pb.Tier.ValueType(key[1]),
@@ -196,18 +197,18 @@ def _link_message(key: topology.LinkKey, link: topology.Link) -> pb.LinkObservat
     )
 
 
-def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
+def _init_time_message(key: InitKey, time: InitTime) -> pb.InitObservation:
     digest, engine = key
     return pb.InitObservation(
         digest=digest,
         engine=engine,
         size_bytes=time.size_bytes,
-        prepare=wire.duration(time.prepare),
-        attach=wire.duration(time.attach),
+        prepare=common.duration(time.prepare),
+        attach=common.duration(time.attach),
     )
 
 
-def instance_message(one: topology.Instance) -> pb.Instance:
+def instance_message(one: Instance) -> pb.Instance:
     """An instance as operators see it."""
     return pb.Instance(
         instance_id=one.instance_id,
@@ -217,7 +218,7 @@ def instance_message(one: topology.Instance) -> pb.Instance:
         running_requests=one.running,
         kv_bytes=one.kv_bytes,
         digest=one.digest,
-        started_at=wire.timestamp(one.started_at),
+        started_at=common.timestamp(one.started_at),
         worker_pid=one.worker_pid,
         unread_request_ids=one.unread,
     )

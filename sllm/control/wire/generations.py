@@ -8,12 +8,12 @@ import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster import topology
-from sllm.control.requests.progress import Departure
-from sllm.control.routing.admission import GenerationAsk, Prompt
+from sllm.control.cluster.instances import Instance
+from sllm.control.types.calls import GenerationAsk, Prompt
+from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Phase, PhaseKind, Receipt
 from sllm.control.types.status import Loading
-from sllm.control.wire import common as wire
+from sllm.control.wire import common
 from sllm.sampling import MAX_SEED, Sampling
 
 # Relayed or forwarded as they are: a message of the hot path is never translated.
@@ -56,7 +56,7 @@ def _sampling(params: pb.SamplingParams) -> Sampling:
 
 def keep_alive(request: GenerateRequest) -> float | None:
     """Seconds that the request's instance stays at least. None: as its policy says."""
-    return wire.seconds(request.keep_alive) if request.HasField("keep_alive") else None
+    return common.seconds(request.keep_alive) if request.HasField("keep_alive") else None
 
 
 def resumes_from(request: GenerateRequest) -> int | None:
@@ -66,12 +66,12 @@ def resumes_from(request: GenerateRequest) -> int | None:
 
 def linger(request: GenerateRequest) -> float:
     """Seconds for which the caller wants a generation to go on without a reader."""
-    return wire.seconds(request.linger)
+    return common.seconds(request.linger)
 
 
 def set_linger(request: GenerateRequest, seconds: float) -> None:
     """Has the node go on for so long when this control plane is gone."""
-    request.linger.CopyFrom(wire.duration(seconds))
+    request.linger.CopyFrom(common.duration(seconds))
 
 
 def settle_seed(request: GenerateRequest) -> None:
@@ -98,23 +98,23 @@ def go_on(request: GenerateRequest, prompt: Sequence[int], generated: Sequence[i
 
 def queued_event(position: int, estimated_wait: float | None) -> GenerateResponse:
     """The first event of every stream."""
-    wait = wire.optional_duration(estimated_wait)
+    wait = common.optional_duration(estimated_wait)
     queued = inference_pb.Queued(position=position, estimated_wait=wait)
     return GenerateResponse(queued=queued)
 
 
 def loading_event(loading: Loading) -> GenerateResponse:
     """How far the start is for which a request waits."""
-    return GenerateResponse(loading=wire.loading_message(loading))
+    return GenerateResponse(loading=common.loading_message(loading))
 
 
-def migrated_event(departure: Departure, to: topology.Instance, pause: float) -> GenerateResponse:
+def migrated_event(departure: Departure, to: Instance, pause: float) -> GenerateResponse:
     """Tells the caller that another instance has gone on."""
     migrated = inference_pb.Migrated(
         from_node_id=departure.instance.node_id,
         to_node_id=to.node_id,
         to_instance_id=to.instance_id,
-        pause=wire.duration(pause),
+        pause=common.duration(pause),
         reason=inference_pb.MigrationReason.ValueType(departure.reason),
     )
     return GenerateResponse(migrated=migrated)
@@ -128,8 +128,8 @@ def phases(messages: Iterable[pb.Phase]) -> tuple[Phase, ...]:
     return tuple(
         Phase(
             PhaseKind(one.kind),
-            wire.seconds(one.start),
-            wire.seconds(one.duration),
+            common.seconds(one.start),
+            common.seconds(one.duration),
             one.size_bytes if one.HasField("size_bytes") else None,
         )
         for one in messages
@@ -143,11 +143,11 @@ def fill_receipt(finished: Finished, receipt: Receipt) -> None:
             cold=receipt.cold,
             from_tier=pb.Tier.ValueType(receipt.from_tier or 0),
             phases=[_phase_message(phase) for phase in receipt.phases],
-            time_to_first_token=wire.duration(receipt.time_to_first_token),
-            estimated_start=wire.optional_duration(receipt.estimated_start),
+            time_to_first_token=common.duration(receipt.time_to_first_token),
+            estimated_start=common.optional_duration(receipt.estimated_start),
             node_id=receipt.node_id,
             instance_id=receipt.instance_id,
-            actual_start=wire.optional_duration(receipt.actual_start),
+            actual_start=common.optional_duration(receipt.actual_start),
         )
     )
 
@@ -155,7 +155,7 @@ def fill_receipt(finished: Finished, receipt: Receipt) -> None:
 def _phase_message(phase: Phase) -> pb.Phase:
     return pb.Phase(
         kind=pb.PhaseKind.ValueType(phase.kind),
-        start=wire.duration(phase.start),
-        duration=wire.duration(phase.duration),
+        start=common.duration(phase.start),
+        duration=common.duration(phase.duration),
         size_bytes=phase.size_bytes,
     )

@@ -1,27 +1,10 @@
-"""Between what operators ask of migrations and the protocol's messages."""
+"""Between what is told of migrations and the protocol's messages."""
 
 from serverlessllm.v1 import cluster_service_pb2 as pb
 
-from sllm import errors
-from sllm.control.routing.migrator import Migrator
-from sllm.control.types.migrations import Chosen, Ended, MigrationAsk, Moved, News, Round, Stayed
+from sllm.control.types.migrations import Chosen, Ended, Moved, News, Round, Stayed
 from sllm.control.types.status import Loading
-from sllm.control.wire import common as wire
-
-
-def migration_ask(request: pb.MigrateRequest, migrator: Migrator) -> MigrationAsk:
-    """What an operator wants to move.
-
-    Raises:
-        errors.InvalidArgument: It names neither a request nor an instance.
-        errors.NotFound: What it names is not there.
-    """
-    to_node = request.to_node_id or None
-    if request.request_id:
-        return migrator.of_request(request.request_id, to_node)
-    if request.instance_id:
-        return migrator.of_instance(request.instance_id, to_node)
-    raise errors.InvalidArgument("name a request or an instance to migrate")
+from sllm.control.wire import common
 
 
 def migrate_response(news: News) -> pb.MigrateResponse:
@@ -30,7 +13,7 @@ def migrate_response(news: News) -> pb.MigrateResponse:
         case Chosen():
             return pb.MigrateResponse(chosen=_chosen(news))
         case Loading():
-            return pb.MigrateResponse(loading=wire.loading_message(news))
+            return pb.MigrateResponse(loading=common.loading_message(news))
         case Round():
             return pb.MigrateResponse(round=_round(news))
         case Moved():
@@ -45,7 +28,7 @@ def migrate_response(news: News) -> pb.MigrateResponse:
 
 
 def _chosen(news: Chosen) -> pb.MigrateChosen:
-    estimate = None if news.estimate is None else wire.duration(news.estimate)
+    estimate = None if news.estimate is None else common.duration(news.estimate)
     return pb.MigrateChosen(
         node_id=news.node_id,
         instance_id=news.instance_id,
@@ -68,7 +51,7 @@ def _moved(news: Moved) -> pb.MigrateMoved:
         request_id=news.request_id,
         rounds=news.rounds,
         tokens=news.tokens,
-        duration=wire.duration(news.seconds),
-        cutover=wire.duration(news.cutover_seconds),
+        duration=common.duration(news.seconds),
+        cutover=common.duration(news.cutover_seconds),
         gap_tokens=news.gap_tokens,
     )

@@ -14,17 +14,14 @@ from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 from sllm import errors, rpc
+from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.specs import Deployment, ModelInfo
-from sllm.control.cluster.topology import Instance, NodeFacts, Tier
-from sllm.control.requests.progress import MigrationReason
-from sllm.control.types.migrations import News
+from sllm.control.cluster.tiers import Tier
+from sllm.control.types.migrations import Ended, MigrationReason, Moved, News, Round, Stayed
 from sllm.control.types.receipts import Phase
 from sllm.control.types.status import Loading
-from sllm.control.wire import common as wire
-from sllm.control.wire import deployments as deployment_wire
-from sllm.control.wire import fleet as fleet_wire
-from sllm.control.wire import generations as generation_wire
-from sllm.control.wire import node_wire
+from sllm.control.wire import common, deployments, fleet, generations
 
 GenerateCall = grpc.aio.UnaryStreamCall[inference_pb.GenerateRequest, inference_pb.GenerateResponse]
 
@@ -37,7 +34,7 @@ _STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class HoldSpec:
     """A hold that a promotion ends with."""
 
     hold_id: str
@@ -87,7 +84,7 @@ class Node:
         request = pb.InspectSourceRequest(source=source, dtype=dtype)
         with self.typed_errors():
             response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
-        return deployment_wire.model_info(response.model)
+        return deployments.model_info(response.model)
 
     async def promote(
         self,
@@ -95,7 +92,7 @@ class Node:
         dtype: str,
         tier: Tier,
         timeout: float,
-        hold: Holding | None = None,
+        hold: HoldSpec | None = None,
         *,
         pack: bool = False,
         give_up: bool = False,
@@ -111,13 +108,13 @@ class Node:
         if hold:
             request.hold_id = hold.hold_id
         if hold and hold.ttl is not None:
-            request.hold_ttl.CopyFrom(wire.duration(hold.ttl))
+            request.hold_ttl.CopyFrom(common.duration(hold.ttl))
         with self.typed_errors():
             async for response in self._node.Promote(request, timeout=timeout):
                 if response.HasField("done"):
-                    yield deployment_wire.model_info(response.done.model)
+                    yield deployments.model_info(response.done.model)
                 else:
-                    yield wire.loading(response.loading)
+                    yield common.loading(response.loading)
 
     async def release_hold(self, hold_id: str) -> None:
         """Lets a checkpoint be evicted that was held; an unknown hold is no error."""
@@ -135,7 +132,7 @@ class Node:
         self, deployment: Deployment, instance: Instance, timeout: float
     ) -> AsyncGenerator[Loading | Ready, None]:
         """Starts an instance or joins its start: progress, and what is ready at the end."""
-        request = node_wire.start_request(deployment, instance)
+        request = _start_request(deployment, instance)
         metadata = rpc.trace_metadata()
         call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)
         with self.typed_errors():
@@ -144,7 +141,7 @@ class Node:
 
     async def stop_instance(self, instance_id: str, grace: float) -> None:
         """Returns when the instance is gone."""
-        request = pb.StopInstanceRequest(instance_id=instance_id, grace=wire.duration(grace))
+        request = pb.StopInstanceRequest(instance_id=instance_id, grace=common.duration(grace))
         with self.typed_errors():
             await self._node.StopInstance(request, timeout=grace + _STOP_SECONDS)
 
@@ -169,7 +166,7 @@ class Node:
         try:
             with self.typed_errors():
                 async for response in call:
-                    yield node_wire.migration_news(response)
+                    yield _migration_news(response)
         finally:
             call.cancel()
 
@@ -247,16 +244,46 @@ class Nodes:
         await asyncio.gather(*(node.close() for node in nodes))
 
 
+def _start_request(deployment: Deployment, one: Instance) -> pb.StartInstanceRequest:
+    """What a node is told to start."""
+    return pb.StartInstanceRequest(
+        instance_id=one.instance_id,
+        deployment=deployment.name,
+        source=deployment.spec.source,
+        engine=deployments.engine_message(deployment.spec.engine),
+        kv_bytes=one.kv_bytes,
+    )
+
+
+def _migration_news(response: pb.StartMigrationResponse) -> News:
+    """What a node says of a generation that it moves."""
+    request_id = response.request_id
+    match response.WhichOneof("event"):
+        case "progress":
+            one = response.progress
+            return Round(request_id, one.round, one.computed_tokens, one.gap_tokens)
+        case "done":
+            done = response.done
+            times = common.seconds(done.duration), common.seconds(done.cutover)
+            return Moved(request_id, done.rounds, done.tokens, *times, done.gap_tokens)
+        case "failure":
+            failure = response.failure
+            error = errors.make_error(failure.code, failure.reason, failure.message)
+            return Stayed(request_id, error)
+        case _:
+            return Ended(request_id)
+
+
 def _step(response: pb.StartInstanceResponse, node_id: str) -> Loading | Ready:
     if response.HasField("ready"):
         return _ready(response.ready, node_id)
-    return wire.loading(response.loading)
+    return common.loading(response.loading)
 
 
 def _ready(message: pb.InstanceReady, node_id: str) -> Ready:
     return Ready(
-        instance=fleet_wire.instance(message.instance, node_id),
-        phases=generation_wire.phases(message.phases),
-        from_tier=wire.tier(message.from_tier),
-        model=deployment_wire.model_info(message.model),
+        instance=fleet.instance(message.instance, node_id),
+        phases=generations.phases(message.phases),
+        from_tier=common.tier(message.from_tier),
+        model=deployments.model_info(message.model),
     )

@@ -8,7 +8,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm import errors
 from sllm.control.cluster import specs
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.types.operations import (
     DEFAULT_TTL,
     DrainProgress,
@@ -21,7 +21,7 @@ from sllm.control.types.operations import (
 )
 from sllm.control.types.pins import Pin, Place
 from sllm.control.types.status import Loading
-from sllm.control.wire import common as wire
+from sllm.control.wire import common
 
 DRAINED = pb.DrainNodeResponse(done=pb.DrainDone())
 """The end of a drain."""
@@ -90,7 +90,7 @@ def ttl_of(request: pb.PinRequest | pb.PrefetchRequest) -> float | None:
     """
     if not request.HasField("ttl"):
         return None
-    ttl = wire.seconds(request.ttl)
+    ttl = common.seconds(request.ttl)
     if ttl <= 0:
         raise errors.InvalidArgument(f"ttl must be above zero, not {ttl:g} s")
     return ttl
@@ -102,7 +102,7 @@ def grace_of(request: pb.DrainNodeRequest) -> float:
     Raises:
         errors.InvalidArgument: They are negative.
     """
-    grace = wire.seconds(request.grace) if request.HasField("grace") else math.inf
+    grace = common.seconds(request.grace) if request.HasField("grace") else math.inf
     if grace < 0:
         raise errors.InvalidArgument(f"grace must not be negative, it is {grace:g} s")
     return grace
@@ -147,7 +147,7 @@ def pin_response(step: Loading | Pin) -> pb.PinResponse:
     """A step of Pin, or its end."""
     if isinstance(step, Pin):
         return pb.PinResponse(done=_pinned(step))
-    return pb.PinResponse(loading=wire.loading_message(step))
+    return pb.PinResponse(loading=common.loading_message(step))
 
 
 def unpin_response(pins: Sequence[Pin]) -> pb.UnpinResponse:
@@ -167,7 +167,7 @@ def prefetch_response(step: Placed | Loading | Prefetched) -> pb.PrefetchRespons
             return pb.PrefetchResponse(placed=pb.PrefetchPlaced(node_id=step.node_id))
         case Prefetched():
             return pb.PrefetchResponse(done=_done(step))
-    return pb.PrefetchResponse(loading=wire.loading_message(step))
+    return pb.PrefetchResponse(loading=common.loading_message(step))
 
 
 def drain_response(progress: DrainProgress) -> pb.DrainNodeResponse:
@@ -185,7 +185,7 @@ def explain_response(explanation: Explanation) -> pb.ExplainPlacementResponse:
         action=pb.PlacementAction.ValueType(explanation.kind),
         node_id=explanation.node_id,
         instance_id=explanation.instance_id,
-        estimate=wire.optional_duration(explanation.estimate),
+        estimate=common.optional_duration(explanation.estimate),
         why=explanation.why,
         candidates=map(_candidate, explanation.candidates),
     )
@@ -195,7 +195,7 @@ def _candidate(one: ExplainedNode) -> pb.PlacementCandidate:
     return pb.PlacementCandidate(
         node_id=one.node_id,
         from_tier=types_pb.Tier.ValueType(one.from_tier),
-        estimate=wire.optional_duration(one.estimate),
+        estimate=common.optional_duration(one.estimate),
         parts=_estimate_parts(one.parts) if one.parts else None,
         victims=one.victims,
         migrated=one.migrated,
@@ -207,10 +207,10 @@ def _candidate(one: ExplainedNode) -> pb.PlacementCandidate:
 
 def _estimate_parts(parts: EstimateParts) -> pb.StartEstimate:
     return pb.StartEstimate(
-        making_room=wire.duration(parts.making_room),
-        queue=wire.duration(parts.queue),
-        transfer=wire.duration(parts.transfer),
-        init=wire.duration(parts.init),
+        making_room=common.duration(parts.making_room),
+        queue=common.duration(parts.queue),
+        transfer=common.duration(parts.transfer),
+        init=common.duration(parts.init),
     )
 
 
@@ -219,7 +219,7 @@ def _pinned(pin: Pin) -> pb.PinnedCheckpoint:
         deployment=pin.place.deployment,
         tier=types_pb.Tier.ValueType(pin.place.tier),
         node_id=pin.place.node_id,
-        expires_at=wire.optional_timestamp(pin.expires_at),
+        expires_at=common.optional_timestamp(pin.expires_at),
     )
 
 
@@ -234,5 +234,5 @@ def _done(done: Prefetched) -> pb.PrefetchDone:
         node_id=done.node_id,
         tier=types_pb.Tier.ValueType(done.tier),
         digest=done.digest,
-        expires_at=wire.optional_timestamp(done.expires_at),
+        expires_at=common.optional_timestamp(done.expires_at),
     )

@@ -5,20 +5,14 @@ from collections.abc import Iterable, Mapping
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
-from sllm.control.operations.watch import (
-    ClusterView,
-    DeploymentLoad,
-    InstanceLoad,
-    NodeEntry,
-    Revision,
-)
-from sllm.control.wire import fleet as fleet_wire
+from sllm.control.types.views import ClusterState, DeploymentLoad, InstanceLoad, NodeEntry, Revision
+from sllm.control.wire import fleet
 
 
 def response(revision: Revision) -> pb.WatchClusterResponse:
     """One revision."""
     body = revision.body
-    if isinstance(body, ClusterView):
+    if isinstance(body, ClusterState):
         full = pb.ClusterState(
             nodes=_nodes(body.nodes.values()),
             instances=_instances(body.instances.values()),
@@ -37,13 +31,13 @@ def response(revision: Revision) -> pb.WatchClusterResponse:
 
 
 def _nodes(entries: Iterable[NodeEntry]) -> list[types_pb.Node]:
-    return [fleet_wire.node_message(one.view, draining=one.draining) for one in entries]
+    return [fleet.node_message(one.view, draining=one.draining) for one in entries]
 
 
 def _instances(loads: Iterable[InstanceLoad]) -> list[pb.InstanceLoad]:
     return [
         pb.InstanceLoad(
-            instance=fleet_wire.instance_message(one.instance),
+            instance=fleet.instance_message(one.instance),
             in_flight=one.in_flight,
             generated_tokens=one.tokens,
         )

@@ -16,9 +16,10 @@ from sllm.control.operations.drains import Drains, stranded
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.requests.tickets import Ticket
 from sllm.control.state.durable import Durable
-from sllm.control.state.fleet import Full, Report
+from sllm.control.state.sqlite import SqliteStore
 from sllm.control.state.state import State
-from sllm.control.state.store import Call, SqliteStore
+from sllm.control.types.calls import Call
+from sllm.control.types.reports import Full, Report
 from sllm.control.wire.node_client import Nodes
 from tests.control import shapes
 from tests.control.clusters import SECONDS, Cluster

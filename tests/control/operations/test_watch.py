@@ -8,9 +8,10 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.clock import ManualClock
-from sllm.control.operations.watch import _KEPT, ClusterView, Delta, Watch
-from sllm.control.state.fleet import Full, Report
+from sllm.control.operations.watch import _KEPT, Watch
 from sllm.control.state.state import State
+from sllm.control.types.reports import Full, Report
+from sllm.control.types.views import ClusterDelta, ClusterState
 from tests.control import shapes
 from tests.control.clusters import SECONDS, Cluster
 from tests.control.fake_node import FakeNode
@@ -111,18 +112,18 @@ async def test_a_reader_that_cannot_follow_gets_all_of_it_again() -> None:
     state, clock = State(), ManualClock()
     watch = Watch(state, clock)
     reader = watch.follow()
-    assert isinstance((await anext(reader)).body, ClusterView)
+    assert isinstance((await anext(reader)).body, ClusterState)
     await asyncio.sleep(0)
     for revision in range(1, 4):
         await _change(state, clock, revision)
     followed = [await anext(reader) for _ in range(3)]
-    assert all(isinstance(one.body, Delta) for one in followed)
+    assert all(isinstance(one.body, ClusterDelta) for one in followed)
     assert [one.number for one in followed] == [1, 2, 3]
 
     for revision in range(4, 4 + 2 * _KEPT):
         await _change(state, clock, revision)
     again = await anext(reader)
-    assert isinstance(again.body, ClusterView)
+    assert isinstance(again.body, ClusterState)
     assert again.body.nodes["n1"].view.facts.kv_capacity == again.number == 3 + 2 * _KEPT
     await reader.aclose()
     await watch.close()

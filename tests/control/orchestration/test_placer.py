@@ -5,8 +5,8 @@ from pathlib import Path
 from sllm.control.config import ControlConfig
 from sllm.control.orchestration.launcher import Launcher
 from sllm.control.orchestration.placer import Placer
-from sllm.control.state.fleet import Full, Report
 from sllm.control.state.state import State
+from sllm.control.types.reports import Full, Report
 from sllm.control.wire.node_client import Nodes
 from tests.control import shapes
 

@@ -5,16 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from sllm.control.cluster.init_times import Inits, InitTime
-from sllm.control.cluster.topology import (
-    UNKNOWN,
-    InstanceState,
-    Link,
-    NodeFacts,
-    Planned,
-    Tier,
-    TierUsage,
-)
+from sllm.control.cluster.init_times import InitTime, InitTimes
+from sllm.control.cluster.instances import InstanceState, Planned
+from sllm.control.cluster.nodes import NodeFacts
+from sllm.control.cluster.snapshot import UNKNOWN
+from sllm.control.cluster.tiers import Link, Tier, TierUsage
 from sllm.control.placement.cost import start_estimate, start_seconds
 from sllm.control.state.observations import Observations, typical_of
 from tests.control.shapes import copy, facts, instance, need, view
@@ -74,16 +69,16 @@ def test_without_a_digest_a_copy_is_known_by_its_source() -> None:
     assert start_seconds(held, unknown, UNKNOWN) == pytest.approx(1.0)
 
 
-# --- inits ------------------------------------------------------------------------------------
+# --- init times -------------------------------------------------------------------------------
 
 
-def _inits(**seconds: tuple[int, float, float]) -> Inits:
+def _init_times(**seconds: tuple[int, float, float]) -> InitTimes:
     """By digest: size in bytes, seconds of preparing, seconds of attaching."""
-    return Inits({(key, "transformers"): InitTime(*one) for key, one in seconds.items()})
+    return InitTimes({(key, "transformers"): InitTime(*one) for key, one in seconds.items()})
 
 
 def test_a_worker_is_prepared_beside_the_load() -> None:
-    known = replace(facts(), inits=_inits(d=(1000, 0.4, 0.3)))
+    known = replace(facts(), init_times=_init_times(d=(1000, 0.4, 0.3)))
     on_ssd = view(known, copies=[copy(size=1000)])
     assert start_seconds(on_ssd, MODEL, UNKNOWN) == pytest.approx(max(1.0, 0.4) + 0.3)
     in_pool = view(known, copies=[copy(tier=Tier.DRAM, size=1000)])
@@ -91,23 +86,23 @@ def test_a_worker_is_prepared_beside_the_load() -> None:
 
 
 def test_also_beside_an_import() -> None:
-    known = replace(facts(), inits=_inits(d=(1000, 0.4, 0.3)))
+    known = replace(facts(), init_times=_init_times(d=(1000, 0.4, 0.3)))
     assert start_seconds(view(known), MODEL, UNKNOWN) == pytest.approx(10.0 + 0.3)
 
 
 def test_the_init_of_the_checkpoint_itself_comes_first_and_then_that_of_the_fleet() -> None:
     held = [copy(tier=Tier.DRAM, size=1000)]
-    other = view(replace(facts("n2"), inits=_inits(d=(1000, 0.5, 0.5))))
+    other = view(replace(facts("n2"), init_times=_init_times(d=(1000, 0.5, 0.5))))
     typical = typical_of([other])
-    own = view(replace(facts(), inits=_inits(d=(1000, 0.1, 0.1))), copies=held)
+    own = view(replace(facts(), init_times=_init_times(d=(1000, 0.1, 0.1))), copies=held)
     assert start_seconds(own, MODEL, typical) == pytest.approx(0.2)
-    new = view(replace(facts(), inits=_inits(x=(1000, 3.0, 3.0))), copies=held)
+    new = view(replace(facts(), init_times=_init_times(x=(1000, 3.0, 3.0))), copies=held)
     assert start_seconds(new, MODEL, typical) == pytest.approx(1.0)
 
 
 def test_the_init_of_a_model_that_nobody_has_started_follows_from_its_size() -> None:
-    inits = _inits(small=(200, 0.1, 0.2), large=(600, 0.1, 0.6))
-    node = view(replace(facts(), inits=inits), copies=[copy(tier=Tier.DRAM, size=1000)])
+    init_times = _init_times(small=(200, 0.1, 0.2), large=(600, 0.1, 0.6))
+    node = view(replace(facts(), init_times=init_times), copies=[copy(tier=Tier.DRAM, size=1000)])
     assert start_seconds(node, MODEL, UNKNOWN) == pytest.approx(0.1 + 1.0)
 
 

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from sllm.control.cluster.devices import Device
-from sllm.control.cluster.topology import Instance, NodeView, Planned, Tier, TierUsage
+from sllm.control.cluster.instances import Instance, Planned
+from sllm.control.cluster.nodes import Device, NodeView
+from sllm.control.cluster.tiers import Tier, TierUsage
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand, Start
 from sllm.control.placement.placement import place, too_small
 from sllm.control.placement.ranking import Ranking
-from sllm.control.state.fleet import Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Full, Report
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 
 MIB = 1 << 20

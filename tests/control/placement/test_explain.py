@@ -6,7 +6,9 @@ import pytest
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.control.cluster.topology import Link, NodeView, Snapshot, Tier, TierUsage
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Link, Tier, TierUsage
 from sllm.control.placement.decisions import Demand
 from sllm.control.placement.explain import explain
 from sllm.control.placement.placement import place

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm import errors
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need, need_of
-from sllm.control.cluster.topology import Instance, InstanceState, Planned, Snapshot, Tier
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Tier
+from sllm.control.cluster.usage import Use
 from sllm.control.placement import placement, room
 from sllm.control.placement.decisions import Blocked, Demand, Reuse, Start, Wait
 from sllm.control.placement.placement import place

@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm.control.cluster.init_times import Inits, InitTime
-from sllm.control.cluster.topology import Copy, Link, NodeFacts, Snapshot, Tier
+from sllm.control.cluster.init_times import InitTime, InitTimes
+from sllm.control.cluster.nodes import NodeFacts
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Copy, Link, Tier
 from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.ranking import Ranking, table_of
-from sllm.control.state.fleet import Delta, Fleet, Full, Report
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, need, snapshot, view
 
 MODELS = [need(f"m{index}", size=50 + 100 * index, digest=f"d{index}") for index in range(3)]
@@ -43,7 +46,7 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
     }
     seen = draw(st.lists(st.sampled_from(MODELS), unique=True))
     times = st.floats(0, 2)
-    inits = {
+    init_times = {
         (one.checkpoint.digest, "transformers"): InitTime(
             one.checkpoint.size_bytes, draw(times), draw(times)
         )
@@ -62,7 +65,7 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
         for one in held
         for size in [one.checkpoint.size_bytes]
     )
-    return replace(of, inits=Inits(inits)), copies
+    return replace(of, init_times=InitTimes(init_times)), copies
 
 
 @given(st.tuples(*(told(f"n{index}") for index in range(4))))

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sllm.control.cluster.running import MigrationCost, Running
-from sllm.control.cluster.topology import Snapshot, Tier
-from sllm.control.cluster.use import Use
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.tiers import Tier
+from sllm.control.cluster.usage import MigrationCost, Running, Use
 from sllm.control.placement.decisions import Demand, MigrateThenStart, Move, Start, Wait
 from sllm.control.placement.placement import place
 from tests.control.shapes import copy, facts, instance, need, snapshot, view

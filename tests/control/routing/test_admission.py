@@ -7,10 +7,10 @@ import pytest
 
 from sllm import errors
 from sllm.control.config import ControlConfig
-from sllm.control.routing.admission import Prospect, check_deadline, check_room
+from sllm.control.routing.admission import WaitEstimate, check_deadline, check_room
 
 CONFIG = ControlConfig(Path("/nowhere"), max_queued=10, max_queued_per_deployment=4)
-CALM = Prospect("m", ahead=0, waiting=0, waiting_in_all=0, wait=5.0, first_token=1.0)
+CALM = WaitEstimate("m", ahead=0, waiting=0, waiting_in_all=0, wait=5.0, first_token=1.0)
 
 
 def test_a_queue_with_room_takes_a_request() -> None:
@@ -18,15 +18,17 @@ def test_a_queue_with_room_takes_a_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prospect", "match"),
+    ("estimate", "match"),
     [
         (replace(CALM, waiting=4, waiting_in_all=4), "4 requests wait for m"),
         (replace(CALM, waiting=0, waiting_in_all=10), "10 requests wait in all"),
     ],
 )
-def test_a_full_queue_refuses_and_says_when_to_come_back(prospect: Prospect, match: str) -> None:
+def test_a_full_queue_refuses_and_says_when_to_come_back(
+    estimate: WaitEstimate, match: str
+) -> None:
     with pytest.raises(errors.QueueFull, match=match) as caught:
-        check_room(prospect, CONFIG)
+        check_room(estimate, CONFIG)
     assert caught.value.retry_after == 5.0
 
 

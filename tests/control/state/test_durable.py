@@ -8,7 +8,8 @@ import pytest
 
 from sllm import errors
 from sllm.control.state.durable import Durable
-from sllm.control.state.store import Call, SqliteStore
+from sllm.control.state.sqlite import SqliteStore
+from sllm.control.types.calls import Call
 from tests.control.shapes import deployment
 from tests.support import assert_eventually
 

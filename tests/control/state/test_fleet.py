@@ -6,9 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sllm.control.cluster.init_times import Inits, InitTime
-from sllm.control.cluster.topology import Copy, Instance, InstanceState, Planned, Tier
-from sllm.control.state.fleet import Delta, Fleet, Full, Report
+from sllm.control.cluster.init_times import InitTime, InitTimes
+from sllm.control.cluster.instances import Instance, InstanceState, Planned
+from sllm.control.cluster.tiers import Copy, Tier
+from sllm.control.state.fleet import Fleet
+from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, instance
 
 NODES = ("n1", "n2")
@@ -160,8 +162,8 @@ TestFleetMachine.settings = settings(max_examples=60, stateful_step_count=25, de
 
 def test_what_starts_took_is_kept_until_it_is_told_anew() -> None:
     fleet, first, second = Fleet(), InitTime(8, 0.1, 0.2), InitTime(9, 0.3, 0.4)
-    told = replace(facts(), inits=Inits({("a", "e"): first}))
+    told = replace(facts(), init_times=InitTimes({("a", "e"): first}))
     fleet.apply(Report("n1", 1, Full(told)), 0.0)
-    fleet.apply(Report("n1", 2, Delta(facts(), inits={("b", "e"): second})), 0.0)
-    assert fleet.nodes["n1"].facts.inits.times == {("a", "e"): first, ("b", "e"): second}
+    fleet.apply(Report("n1", 2, Delta(facts(), init_times={("b", "e"): second})), 0.0)
+    assert fleet.nodes["n1"].facts.init_times.by_model == {("a", "e"): first, ("b", "e"): second}
     assert fleet.snapshot({}, frozenset()).holders.keys() == {"a", "b"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sllm.control.cluster.topology import Tier
+from sllm.control.cluster.tiers import Tier
 from sllm.control.types.receipts import Phase, PhaseKind, StartRecord, Timing, assemble
 
 START = StartRecord(

@@ -11,7 +11,8 @@ import pytest
 
 from sllm import errors
 from sllm.control.cluster.specs import ModelInfo
-from sllm.control.state.store import ANSWER_SECONDS, Call, SqliteStore
+from sllm.control.state.sqlite import ANSWER_SECONDS, SqliteStore
+from sllm.control.types.calls import Call
 from tests.control.shapes import deployment
 
 ONE = deployment("one")
@@ -86,7 +87,8 @@ def test_what_becomes_known_of_a_model_is_kept(path: Path) -> None:
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from sllm.control.store import Call, SqliteStore
+from sllm.control.state.sqlite import SqliteStore
+from sllm.control.types.calls import Call
 from tests.control.shapes import deployment
 store = SqliteStore(Path(sys.argv[1]))
 for index in itertools.count():

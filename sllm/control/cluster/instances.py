@@ -1,0 +1,47 @@
+"""Instances: those that run, and those that are planned."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class InstanceState(IntEnum):
+    """Where an instance is in its life, which only goes forward."""
+
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+    GONE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One running copy of a deployment on one node."""
+
+    instance_id: str
+    deployment: str
+    node_id: str
+    state: InstanceState
+    kv_bytes: int
+    """Share of the node's KV budget."""
+    digest: str = ""
+    """Checkpoint that it serves. Empty: not yet known."""
+    running: int = 0
+    """Requests under way, as last reported."""
+    started_at: float = 0.0
+    """Seconds since the epoch."""
+    worker_pid: int = 0
+    unread: tuple[str, ...] = ()
+    """Ids of requests that go on although nobody reads them."""
+    device: int | None = None
+    """Index of the device that it runs on. None: not yet chosen, or the pool is the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An instance that was decided on; its start has not ended yet."""
+
+    instance: Instance
+    checkpoint: str
+    """Key of its checkpoint: the digest, or the source while no digest is known."""
+    size_bytes: int
+    """Of its weights, for which room is kept."""

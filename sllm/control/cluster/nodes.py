@@ -1,0 +1,170 @@
+"""Nodes at one moment: what they report, and immutable views of what they hold and run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
+from sllm.control.cluster.instances import Instance, Planned
+from sllm.control.cluster.tiers import Copies, Copy, Link, LinkKey, Tier, TierUsage
+
+_TIERS = tuple(Tier)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator of a node; see the protocol's Device."""
+
+    index: int
+    name: str
+    uuid: str
+    total_bytes: int
+    free_bytes: int
+    """As measured, whoever uses the rest."""
+    weights_capacity_bytes: int
+    weights_used_bytes: int
+    kv_capacity_bytes: int
+    kv_used_bytes: int
+    reserved_bytes: int = 0
+    idle_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A node without what it holds and runs."""
+
+    node_id: str
+    address: str
+    """host:port of its gRPC server."""
+    host: str = ""
+    tiers: Mapping[Tier, TierUsage] = field(default_factory=dict)
+    links: Mapping[LinkKey, Link] = field(default_factory=dict)
+    kv_capacity: int = 0
+    """Bytes for the KV caches of all instances together."""
+    init_time: float | None = None
+    """Seconds that a start takes besides the load, over all models. None: not yet observed."""
+    init_times: InitTimes = NO_INIT_TIMES
+    """The same for each model."""
+    leaving: bool = False
+    """Whether it is about to go down, and what it runs is to go on elsewhere."""
+    devices: tuple[Device, ...] = ()
+    """None: the pool is the device."""
+
+
+@dataclass(frozen=True, eq=False)
+class NodeView:
+    """A node at one moment. Compared by identity: another moment is another view."""
+
+    facts: NodeFacts
+    copies: Copies
+    instances: Mapping[str, Instance]
+    """As reported."""
+    planned: Mapping[str, Planned] = field(default_factory=dict)
+    """Starts that the control plane has decided on and that have not ended."""
+    leaving: frozenset[str] = frozenset()
+    """Idle instances that are being stopped: their room counts as free."""
+    connected_at: float = 0.0
+    """Seconds since the epoch."""
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What was worked out about this view, which cannot change: it lives as long as the view."""
+
+    @property
+    def node_id(self) -> str:
+        """Unique in the cluster."""
+        return self.facts.node_id
+
+    @cached_property
+    def present(self) -> tuple[Instance, ...]:
+        """Instances that hold room: reported or planned, and not leaving.
+
+        One that is planned counts as STARTING until its start has ended, whatever is reported.
+        """
+        planned = {key: plan.instance for key, plan in self.planned.items()}
+        both = {**self.instances, **planned}
+        return tuple(one for key, one in both.items() if key not in self.leaving)
+
+    @cached_property
+    def with_leaving(self) -> "NodeView":
+        """The node as it is until the instances that are leaving have gone."""
+        return replace(self, leaving=frozenset(), memo={}) if self.leaving else self
+
+    def copies_of(self, digest: str) -> list[Copy]:
+        """A checkpoint's copies on all tiers."""
+        found = (self.copies.get((digest, tier)) for tier in _TIERS)
+        return [copy for copy in found if copy]
+
+    @cached_property
+    def unseen_reads(self) -> int:
+        """Bytes that planned starts will read into the pool and that no report tells of yet."""
+        return self._unseen(Tier.DRAM)
+
+    @cached_property
+    def unseen_imports(self) -> int:
+        """Bytes that planned starts will import, whether a report tells of it or not."""
+        return self._unseen(Tier.SSD)
+
+    def _unseen(self, tier: Tier) -> int:
+        wanted = {self.key_here(plan.checkpoint): plan for plan in self.planned.values()}
+        held = (self.copies.get((key, tier)) for key in wanted)
+        return sum(
+            plan.size_bytes for plan, copy in zip(wanted.values(), held, strict=True) if not copy
+        )
+
+    @cached_property
+    def kv_held(self) -> int:
+        """Bytes of the KV budget that present instances hold."""
+        return sum(instance.kv_bytes for instance in self.present)
+
+    @cached_property
+    def weights_tier(self) -> Tier:
+        """The tier that weights are served from: the device's own, or else the pool."""
+        return Tier.DEVICE if Tier.DEVICE in self.facts.tiers else Tier.DRAM
+
+    @cached_property
+    def weights_capacity(self) -> int:
+        """Bytes of the tier that weights are served from."""
+        usage = self.facts.tiers.get(self.weights_tier)
+        return usage.capacity_bytes if usage else 0
+
+    @cached_property
+    def kv_free(self) -> int:
+        """Bytes of the KV budget that no present instance holds."""
+        return self.facts.kv_capacity - self.kv_held
+
+    @cached_property
+    def weights_free(self) -> int:
+        """Bytes of the weights' tier that a new checkpoint could have."""
+        return self.weights_capacity - sum(self.weights_held.values())
+
+    @cached_property
+    def weights_held(self) -> Mapping[str, int]:
+        """Bytes that cannot be evicted from the weights' tier, by checkpoint."""
+        return self.weights_held_without(frozenset())
+
+    def weights_held_without(self, stopped: frozenset[str]) -> Mapping[str, int]:
+        """The same, once the instances `stopped` are gone as well."""
+        staying = {one.digest for one in self.present if one.instance_id not in stopped}
+        released = {
+            one.digest
+            for key, one in self.instances.items()
+            if (key in self.leaving or key in stopped) and one.digest not in staying
+        }
+        held = {
+            copy.digest: copy.size_bytes
+            for copy in self.copies.leased
+            if copy.tier == self.weights_tier and (copy.holds or copy.digest not in released)
+        }
+        for plan in self.planned.values():
+            held.setdefault(self.key_here(plan.checkpoint), plan.size_bytes)
+        return held
+
+    def key_here(self, checkpoint: str) -> str:
+        """The digest under which a checkpoint is here, if so far only its source was known."""
+        return self.copies.digests.get(checkpoint, checkpoint)
+
+
+def keys_of(node: NodeView) -> set[str]:
+    """The digests and sources of checkpoints of which any part is there, or was started there."""
+    held = {key for copy in node.copies.values() for key in (copy.digest, *copy.sources)}
+    return held | {digest for digest, _ in node.facts.init_times.by_model}

@@ -1,0 +1,90 @@
+"""Tiers: what nodes hold on them, and the links between them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+
+class Tier(IntEnum):
+    """A place on or behind a node that holds chunks; the numbers are those of the protocol."""
+
+    REMOTE = 1
+    SSD = 2
+    DRAM = 3
+    DEVICE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What keeps a checkpoint on a tier although nothing uses it."""
+
+    hold_id: str
+    """Unique on its node."""
+    expires_at: float | None = None
+    """Seconds since the epoch. None: it is released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A checkpoint on one tier of a node."""
+
+    digest: str
+    tier: Tier
+    size_bytes: int
+    resident_bytes: int
+    """Bytes of it that the tier holds now."""
+    sources: tuple[str, ...] = ()
+    leased: bool = False
+    """Whether an instance, a load under way or a hold keeps it in place."""
+    holds: tuple[Hold, ...] = ()
+    """Pins and prefetches, which stay when instances end."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is missing."""
+        return self.resident_bytes >= self.size_bytes
+
+
+class Copies(dict[tuple[str, Tier], Copy]):
+    """A node's copies by digest and tier. Never changed once it is made: views share it."""
+
+    @classmethod
+    def of(cls, copies: Iterable[Copy]) -> "Copies":
+        """Those that have any bytes."""
+        return cls({(one.digest, one.tier): one for one in copies if one.resident_bytes})
+
+    @cached_property
+    def leased(self) -> tuple[Copy, ...]:
+        """Those that are held in place."""
+        return tuple(copy for copy in self.values() if copy.leased)
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """The digest to which each source leads here."""
+        return {source: copy.digest for copy in self.values() for source in copy.sources}
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """How full a tier is."""
+
+    capacity_bytes: int
+    used_bytes: int
+    problem: str = ""
+    """Why it takes nothing new at present; empty: it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a node has observed of the way from one tier to the next."""
+
+    bytes_per_second: float
+    """0: nothing has crossed it yet."""
+    queued_bytes: int = 0
+    """Bytes of transfers under way or waiting."""
+    in_flight_bytes: int = 0
+    """Of these, bytes of the chunks that are being moved."""
+
+
+LinkKey = tuple[Tier, Tier]

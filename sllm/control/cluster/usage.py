@@ -1,0 +1,44 @@
+"""How instances are used: what the router gives them, and what moving that elsewhere would take."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What the router does with an instance, as of one moment; replaced, never changed."""
+
+    node_id: str
+    in_flight: int
+    """Requests that it has given to the instance and that have not ended."""
+    last_used: float
+    """Clock's seconds when the last request came or went, or the instance became ready."""
+    kept_until: float = 0.0
+    """Clock's seconds until which a request has wished it to stay."""
+    demand: float = -math.inf
+    """How much its deployment was asked for of late: the binary logarithm of the requests, those
+    long ago counting less, against a fixed moment. Doubled demand is one more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A request under way, as far as it matters for migrating it."""
+
+    request_id: str
+    tokens: int
+    """Of its prompt and of what was generated so far: these have to be computed again."""
+    expected: int = 0
+    """Tokens that it is expected to generate in addition."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationCost:
+    """What moving a request takes: `per_token` for each token that is computed again, and `base`.
+
+    Learned from migrations, a and b of the estimate.
+    """
+
+    per_token: float
+    """Seconds."""
+    base: float
+    """Seconds."""
