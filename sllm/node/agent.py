@@ -20,17 +20,11 @@ from sllm.node.instances.start import InstanceSpec
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.store.holds import Holds, HoldSpec
-from sllm.node.store.tier_store import (
-    Copy,
-    Lease,
-    Link,
-    Priority,
-    Progress,
-    Tier,
-    TierStore,
-    TierUsage,
-)
+from sllm.node.store.lease import Lease
+from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
+from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.transfers.work import Priority, Progress
 
 log = structlog.get_logger()
 

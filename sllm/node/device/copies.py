@@ -13,7 +13,8 @@ from sllm.node.device.memory import Allocation, DeviceMemory, uninterrupted
 from sllm.node.device.reservations import Claims
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.ledger import Holding, Ledger
-from sllm.node.tiers.tier import Copy, Step, Tier
+from sllm.node.tiers.tier import Copy, Tier
+from sllm.node.transfers.work import Step
 
 _log = structlog.get_logger()
 

@@ -8,8 +8,8 @@ from sllm.node.device.driver import WORKER_DEVICE_VARIABLE
 from sllm.node.device.interface import DeviceInfo, Placed, Seat, WeightsWish
 from sllm.node.device.layout import on_device_bytes
 from sllm.node.device.tier import CudaTier
-from sllm.node.tiers.tier import Found
 from sllm.node.transfers.loads import Tell
+from sllm.node.transfers.work import Found
 
 
 @dataclass(frozen=True, slots=True)

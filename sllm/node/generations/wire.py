@@ -22,7 +22,8 @@ from sllm.node.instances.phases import Phase
 from sllm.node.instances.start import InstanceSpec, Running
 from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.store.holds import Hold, HoldSpec
-from sllm.node.store.tier_store import Copy, Link, Progress, Tier, TierUsage
+from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.transfers.work import Progress
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

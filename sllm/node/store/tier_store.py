@@ -24,39 +24,13 @@ from sllm.node.tiers.ledger import Holding
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.ssd import SsdTier
 from sllm.node.tiers.ssd_files import delete_all
-from sllm.node.tiers.tier import (
-    Copy,
-    Found,
-    Link,
-    LoadPhase,
-    Priority,
-    Progress,
-    Sink,
-    Step,
-    Tier,
-    TierUsage,
-    Wish,
-)
+from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.loads import Movers, Tell
 from sllm.node.transfers.reads import Reads
-from sllm.node.transfers.reloads import Reloads
 from sllm.node.transfers.sources import FoundSource, Place, Sources
-from sllm.node.transfers.speeds import Speeds, measure
-
-__all__ = [
-    "Copy",
-    "Found",
-    "Lease",
-    "Link",
-    "LoadPhase",
-    "Priority",
-    "Progress",
-    "Step",
-    "Tier",
-    "TierStore",
-    "TierUsage",
-]
+from sllm.node.transfers.speeds import Reloads, Speeds, measure
+from sllm.node.transfers.work import Found, Priority, Sink, Step, Wish
 
 _IMPORT_THREADS = 32
 """Sources that can be looked at or imported at once; their bytes come through fewer threads."""

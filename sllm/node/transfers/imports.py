@@ -27,10 +27,11 @@ from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.in_place import InPlace, can_stay, describe, keep
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
 from sllm.node.tiers.ssd_files import delete_all
-from sllm.node.tiers.tier import LoadPhase, Priority, Step, Tier
+from sllm.node.tiers.tier import Tier
 from sllm.node.transfers.loads import Load, Movers
 from sllm.node.transfers.sources import FoundSource, Sources
 from sllm.node.transfers.speeds import Speed
+from sllm.node.transfers.work import LoadPhase, Priority, Step
 
 _log = structlog.get_logger()
 

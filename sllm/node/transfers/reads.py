@@ -16,11 +16,12 @@ from sllm.node.tiers import metrics
 from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.in_place import remember, with_digests
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
-from sllm.node.tiers.tier import LoadPhase, Priority, Sink, Step, Tier
+from sllm.node.tiers.tier import Tier
 from sllm.node.transfers.loads import Load, Movers
 from sllm.node.transfers.read_queue import ReadJob, ReadQueue
 from sllm.node.transfers.speeds import Speed
 from sllm.node.transfers.window import WINDOW_CHUNKS, Window
+from sllm.node.transfers.work import LoadPhase, Priority, Sink, Step
 
 _log = structlog.get_logger()
 

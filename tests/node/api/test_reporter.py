@@ -20,7 +20,7 @@ from sllm.node.api.reporter import Reporter
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.instances.init_times import Inits, InitTime
-from sllm.node.store.tier_store import Copy, Tier
+from sllm.node.tiers.tier import Copy, Tier
 from tests.support import assert_eventually
 
 
