@@ -16,7 +16,9 @@ from serverlessllm.v1 import (
 )
 
 from sllm.control.api import service as control
-from sllm.node.api import service as node
+from sllm.node.api.inference_service import InferenceServicer as NodeInferenceServicer
+from sllm.node.api.migration_service import MigrationServicer
+from sllm.node.api.node_service import NodeServicer
 from sllm.node.worker import service as worker
 
 PACKAGE = Path(control.__file__).parents[2]
@@ -28,10 +30,10 @@ SERVICERS: list[tuple[Any, str, list[type]]] = [
     (
         inference_service_pb2,
         "InferenceService",
-        [control.InferenceServicer, node.InferenceServicer],
+        [control.InferenceServicer, NodeInferenceServicer],
     ),
-    (migration_service_pb2, "MigrationService", [node.MigrationServicer]),
-    (node_service_pb2, "NodeService", [node.NodeServicer]),
+    (migration_service_pb2, "MigrationService", [MigrationServicer]),
+    (node_service_pb2, "NodeService", [NodeServicer]),
     (worker_service_pb2, "WorkerService", [worker.WorkerServicer]),
 ]
 

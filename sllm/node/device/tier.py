@@ -79,7 +79,7 @@ class CudaTier:
 
         What is used stays below as well, where its small files are.
         """
-        self.copies.claims.redeem(record)
+        self.copies.reservations.redeem(record)
         held = ExitStack()
         self._store.keep(copy.digest, held)
         self.copies.hold(copy, held)
@@ -192,8 +192,8 @@ class CudaTier:
         owned = {copy.memory.address for copy in self.copies.by_digest.values()}
         if not self.loads and not self._dropping:
             assert owned == self.memory.allocations, "an allocation is nobody's"
-            claims = self.copies.claims
-            kept = claims.kv_bytes + claims.weights_bytes
+            reservations = self.copies.reservations
+            kept = reservations.kv_bytes + reservations.weights_bytes
             assert self.copies.ledger.reserved == kept, "room is reserved for no load"
 
 

@@ -10,7 +10,7 @@ from sllm.node.tiers.pool import Pool
 from sllm.node.transfers.work import nothing
 
 
-class Ascent:
+class Upload:
     """See `Sink`. A chunk that comes a second time is not copied again."""
 
     def __init__(
