@@ -26,7 +26,7 @@ from sllm.control.routing.router import Router
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import StartUnderWay, State
 from sllm.control.state.store import Store
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import Call, Done
 from sllm.control.types.operations import Explanation
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes
@@ -102,15 +102,15 @@ class ControlPlane:
         await self._nodes.close()
         await self._durable.close()
 
-    async def deploy(self, spec: DeploymentSpec, call: Call) -> bytes:
+    async def deploy(self, spec: DeploymentSpec, call: Call[DeploymentStatus]) -> DeploymentStatus:
         """Creates or changes a deployment, and begins to prepare it; see Catalog."""
-        answer = await self._catalog.deploy(spec, call)
+        status = await self._catalog.deploy(spec, call)
         if spec.name in self.state.deployments:
             self._preparation.consider(spec.name)
             self._orchestrator.wake(spec.name)
-        return answer
+        return status
 
-    async def delete(self, name: str, call: Call) -> None:
+    async def delete(self, name: str, call: Call[Done]) -> None:
         """Ends a deployment with all its requests and instances; see Catalog."""
         if await self._catalog.delete(name, call):
             self._preparation.deployment_deleted(name)

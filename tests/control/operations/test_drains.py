@@ -18,7 +18,7 @@ from sllm.control.requests.tickets import Ticket
 from sllm.control.state.durable import Durable
 from sllm.control.state.sqlite import SqliteStore
 from sllm.control.state.state import State
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import DONE_ALONE, Call
 from sllm.control.types.reports import Full, Report
 from sllm.control.wire.node_client import Nodes
 from tests.control import shapes
@@ -132,7 +132,7 @@ async def test_of_two_drains_at_once_one_finds_its_node_needed(tmp_path: Path) -
     drains = Drains(durable, state, Orchestrator(state, Nodes(), clock, config), clock)
 
     async def drain(node_id: str) -> None:
-        async for progress in drains.drain(node_id, 0.0, False, Call(node_id, node_id)):
+        async for progress in drains.drain(node_id, 0.0, False, Call(node_id, node_id, DONE_ALONE)):
             assert progress.done
 
     outcomes = await asyncio.gather(drain("n1"), drain("n2"), return_exceptions=True)
