@@ -1,10 +1,5 @@
 """The control plane's parts, put together: what its servicers call."""
 
-import asyncio
-from collections.abc import AsyncGenerator
-from dataclasses import replace
-
-from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.cluster.nodes import NodeView
@@ -13,21 +8,21 @@ from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.deployments.clearing import Clearing
 from sllm.control.deployments.preparation import Preparation
+from sllm.control.operations.cluster_watch import ClusterWatch
+from sllm.control.operations.deployment_watch import DeploymentWatch
 from sllm.control.operations.drains import Drains
+from sllm.control.operations.explaining import Explaining
 from sllm.control.operations.pinning import Pinning
 from sllm.control.operations.prefetching import Prefetching
-from sllm.control.operations.watch import Watch
 from sllm.control.orchestration.membership import Membership
 from sllm.control.orchestration.orchestrator import Orchestrator
-from sllm.control.placement.explain import Coming, explain
 from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
 from sllm.control.state.durable import Durable
-from sllm.control.state.state import StartUnderWay, State
+from sllm.control.state.state import State
 from sllm.control.state.store import Store
 from sllm.control.types.calls import Call, Done
-from sllm.control.types.operations import Explanation
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes
 
@@ -37,7 +32,6 @@ class ControlPlane:
 
     def __init__(self, config: ControlConfig, store: Store, clock: Clock) -> None:
         self.config = config
-        self._clock = clock
         self.state = State()
         self._nodes = Nodes()
         self._durable = Durable(store)
@@ -49,7 +43,9 @@ class ControlPlane:
             self._durable, self.state, self._nodes, self._catalog, config
         )
         self.drains = Drains(self._durable, self.state, self._orchestrator, clock)
-        self.cluster = Watch(self.state, clock)
+        self.cluster_watch = ClusterWatch(self.state, clock)
+        self.deployment_watch = DeploymentWatch(self.state)
+        self.explaining = Explaining(self.state, self._orchestrator, clock)
         self._clearing = Clearing(self.state, self._nodes)
         self.membership = Membership(
             self.state,
@@ -64,7 +60,6 @@ class ControlPlane:
         self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
         self._evacuation = Evacuation(self.state, self.migrator, self._orchestrator, clock)
         self._orchestrator.evacuator = self._evacuation
-        self._closing = asyncio.Event()
         metrics.observe_queue(lambda: len(self.state.queue))
 
     async def load(self) -> None:
@@ -79,15 +74,13 @@ class ControlPlane:
 
     def end_streams(self) -> None:
         """Ends the streams of callers and nodes with ShuttingDown, and takes no new ones."""
-        self._closing.set()
         self.router.close()
         self.membership.end_streams()
         self.pinning.end_streams()
         self.prefetching.end_streams()
         self.drains.end_streams()
-        self.cluster.end_streams()
-        for name in self.state.deployments:
-            self.state.changes.notify(name)
+        self.cluster_watch.end_streams()
+        self.deployment_watch.end_streams()
 
     async def close(self) -> None:
         """Leaves the nodes with what they do, and closes the store."""
@@ -97,7 +90,7 @@ class ControlPlane:
         await self._preparation.close()
         await self.pinning.close()
         await self._clearing.close()
-        await self.cluster.close()
+        await self.cluster_watch.close()
         await self.membership.close()
         await self._nodes.close()
         await self._durable.close()
@@ -117,51 +110,6 @@ class ControlPlane:
             self._orchestrator.deployment_deleted(name)
             self.pinning.deployment_deleted(name)
             self._clearing.consider_all()
-
-    def explain(self, name: str) -> Explanation:
-        """What placement would decide now for one more request, and why.
-
-        Raises:
-            errors.DeploymentNotFound: There is no such deployment.
-        """
-        deployment = self.state.deployment(name)
-        demand = self._orchestrator.placer.demand(name)
-        demand = replace(demand, waiting=demand.waiting + 1)
-        decision = self._orchestrator.placer.decide(demand)
-        if self._orchestrator.scaler.would_add(name):
-            return explain(decision)
-        start, most = self.state.first_start(name), deployment.spec.scaling.max_replicas
-        full = (
-            f"no instance has a free slot, and there may be no more of them (max_replicas {most})"
-        )
-        return explain(decision, self._coming(start) if start else None, full)
-
-    def _coming(self, start: StartUnderWay) -> Coming:
-        if start.estimate is None:
-            return Coming(start.instance, None)
-        remaining = start.decided_at + start.estimate - self._clock.now()
-        return Coming(start.instance, max(0.0, remaining))
-
-    async def watch(self, name: str) -> AsyncGenerator[DeploymentStatus]:
-        """How a deployment is doing, now and whenever that changes, until it is deleted.
-
-        Raises:
-            errors.DeploymentNotFound: There is none of this name.
-            errors.ShuttingDown: The control plane is going down.
-        """
-        status = self.state.status(name)
-        changed = self.state.changes.changed(name)  # before the yield: it changes meanwhile as well
-        yield status
-        while True:
-            await changed.wait()
-            if self._closing.is_set():
-                raise errors.ShuttingDown("the control plane is going down; watch again")
-            if name not in self.state.deployments:
-                return
-            changed = self.state.changes.changed(name)
-            if (now := self.state.status(name)) != status:
-                status = now
-                yield status
 
     def _node_joined(self, view: NodeView) -> None:
         self._preparation.consider_all()

@@ -60,7 +60,7 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.ExplainPlacementRequest, context: Any
     ) -> pb.ExplainPlacementResponse:
         """Tells what placement would decide now, and why."""
-        return operations.explain_response(self._plane.explain(request.deployment))
+        return operations.explain_response(self._plane.explaining.explain(request.deployment))
 
     async def Prefetch(
         self, request: pb.PrefetchRequest, context: Any
@@ -115,7 +115,7 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.WatchClusterRequest, context: Any
     ) -> AsyncIterator[pb.WatchClusterResponse]:
         """Tells all of it, then what changes."""
-        async with aclosing(self._plane.cluster.follow()) as revisions:
+        async with aclosing(self._plane.cluster_watch.follow()) as revisions:
             async for revision in revisions:
                 yield watch.response(revision)
 

@@ -52,7 +52,7 @@ class DeploymentServicer(DeploymentServiceServicer):
         self, request: pb.WatchDeploymentRequest, context: Any
     ) -> AsyncIterator[pb.WatchDeploymentResponse]:
         """Tells how one is doing, again and again."""
-        async with aclosing(self._plane.watch(request.name)) as statuses:
+        async with aclosing(self._plane.deployment_watch.follow(request.name)) as statuses:
             async for status in statuses:
                 message = deployments.message(status)
                 yield pb.WatchDeploymentResponse(deployment=message)

@@ -55,7 +55,7 @@ def optional_timestamp(epoch_seconds: float | None) -> timestamp_pb2.Timestamp |
 
 
 def _nanoseconds(seconds: float) -> int:
-    # `seconds * 1e9` has no room for the nanoseconds of a moment of today: what is read from it would
+    # `seconds * 1e9` cannot hold a moment of today in nanoseconds: what is read from it would
     # be another moment, and a repeated call would be told so.
     whole, rest = divmod(seconds, 1.0)
     return int(whole) * 10**9 + round(rest * 1e9)
