@@ -1,7 +1,11 @@
 """The control plane's parts, put together: what its servicers call."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from sllm.clock import Clock
 from sllm.control import metrics
+from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import DeploymentSpec
 from sllm.control.config import ControlConfig
@@ -27,6 +31,35 @@ from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes
 
 
+@dataclass(frozen=True)
+class Reactions:
+    """What follows from what becomes of nodes: a `NodeListener` that tells all the others."""
+
+    state: State
+    orchestrator: Orchestrator
+    preparation: Preparation
+    clearing: Clearing
+    drains: Drains
+    pinning: Pinning
+
+    def node_reported(self, before: NodeView | None, view: NodeView) -> None:
+        """See NodeListener."""
+        self.orchestrator.node_reported(before, view)
+        self.state.tell_of_copies(before, view)
+        self.clearing.consider(view)
+        if before is None:
+            self.preparation.consider_all()
+            self.drains.node_joined(view)
+            self.pinning.node_joined(view)
+
+    def node_lost(self, node_id: str, instances: Sequence[Instance]) -> None:
+        """See NodeListener."""
+        self.orchestrator.node_lost(node_id, instances)
+        for name in self.state.deployments:
+            self.state.changes.notify(name)
+        self.preparation.consider_all()
+
+
 class ControlPlane:
     """Deployments, nodes and requests, and the loop that brings them together."""
 
@@ -47,15 +80,15 @@ class ControlPlane:
         self.deployment_watch = DeploymentWatch(self.state)
         self.explaining = Explaining(self.state, self._orchestrator, clock)
         self._clearing = Clearing(self.state, self._nodes)
-        self.membership = Membership(
+        reactions = Reactions(
             self.state,
-            self._nodes,
             self._orchestrator,
             self._preparation,
-            self._node_joined,
-            self._clearing.consider,
-            config,
+            self._clearing,
+            self.drains,
+            self.pinning,
         )
+        self.membership = Membership(self.state, self._nodes, reactions, config)
         self.router = Router(self.state, self._orchestrator, clock, config)
         self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
         self._evacuation = Evacuation(self.state, self.migrator, self._orchestrator, clock)
@@ -110,8 +143,3 @@ class ControlPlane:
             self._orchestrator.deployment_deleted(name)
             self.pinning.deployment_deleted(name)
             self._clearing.consider_all()
-
-    def _node_joined(self, view: NodeView) -> None:
-        self._preparation.consider_all()
-        self.drains.node_joined(view)
-        self.pinning.node_joined(view)

@@ -95,7 +95,7 @@ class Orchestrator:
             self._empty(view)
         self.wake_for_room()
 
-    def node_lost(self, node_id: str, instances: tuple[Instance, ...]) -> None:
+    def node_lost(self, node_id: str, instances: Sequence[Instance]) -> None:
         """A node is gone, and all that ran on it."""
         if node_id in self._state.leaving:
             self._state.leaving.discard(node_id)
@@ -222,7 +222,7 @@ class Orchestrator:
         for instance in view.present:
             self._take_in(instance)
 
-    def _let_go(self, instances: tuple[Instance, ...]) -> None:
+    def _let_go(self, instances: Sequence[Instance]) -> None:
         self._launcher.forget(one.instance_id for one in instances)
         for instance in instances:
             self.wake(instance.deployment)

@@ -8,6 +8,7 @@ from sllm.control.cluster.needs import Need, need_of
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.specs import Deployment, DeploymentState, ModelInfo
+from sllm.control.cluster.tiers import Copies
 from sllm.control.cluster.usage import Running
 from sllm.control.requests.queue import RequestQueue
 from sllm.control.requests.service_times import ServiceTimes
@@ -166,6 +167,17 @@ class State:
         if deployment.name in self.unprepared:
             return DeploymentState.FAILED
         return DeploymentState.PREPARING
+
+    def tell_of_copies(self, before: NodeView | None, view: NodeView) -> None:
+        """Tells the watchers of deployments whose checkpoint has come to a node, grown or gone."""
+        had = before.copies if before else Copies()
+        if had is view.copies:
+            return
+        keys = {key for key in had.keys() | view.copies if had.get(key) != view.copies.get(key)}
+        digests = {digest for digest, _ in keys}
+        for name, deployment in self.deployments.items():
+            if deployment.model.digest in digests:
+                self.changes.notify(name)
 
     def first_start(self, name: str) -> StartUnderWay | None:
         """Of a deployment's starts that are under way, the one decided on first."""
