@@ -12,17 +12,26 @@ from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.deployments.clearing import Clearing
 from sllm.control.deployments.preparation import Preparation
+from sllm.control.deployments.scaler import Scaler
 from sllm.control.operations.cluster_watch import ClusterWatch
 from sllm.control.operations.deployment_watch import DeploymentWatch
 from sllm.control.operations.drains import Drains
 from sllm.control.operations.explaining import Explaining
 from sllm.control.operations.pinning import Pinning
 from sllm.control.operations.prefetching import Prefetching
+from sllm.control.orchestration.agenda import Agenda
+from sllm.control.orchestration.dispatcher import Dispatcher
+from sllm.control.orchestration.launcher import Launcher
 from sllm.control.orchestration.membership import Membership
 from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.orchestration.outcomes import Outcomes
+from sllm.control.orchestration.placer import Placer
+from sllm.control.orchestration.residency import Residency
+from sllm.control.orchestration.scheduler import Scheduler
 from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
+from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.state.store import Store
@@ -65,35 +74,47 @@ class ControlPlane:
 
     def __init__(self, config: ControlConfig, store: Store, clock: Clock) -> None:
         self.config = config
-        self.state = State()
-        self._nodes = Nodes()
-        self._durable = Durable(store)
-        self._catalog = Catalog(self._durable, self.state, self._nodes)
-        self._orchestrator = Orchestrator(self.state, self._nodes, clock, config)
-        self._preparation = Preparation(self.state, self._nodes, self._catalog, clock, config)
-        self.pinning = Pinning(self._durable, self.state, self._nodes, clock, config)
-        self.prefetching = Prefetching(
-            self._durable, self.state, self._nodes, self._catalog, config
+        self.state = state = State()
+        self._nodes = nodes = Nodes()
+        self._durable = durable = Durable(store)
+        self._agenda = agenda = Agenda(state.changes, clock)
+        residency = Residency(config.residency_factor, config.longest_residency_seconds)
+        outcomes = Outcomes(state, residency, clock)
+        self._launcher = launcher = Launcher(state, nodes, outcomes, agenda, clock, config)
+        placer = Placer(state, launcher, residency, agenda, clock, config)
+        scaler = Scaler(state, clock, launcher.dismiss, agenda.later)
+
+        dispatcher = Dispatcher(state, nodes, launcher, agenda, clock)
+        wait_estimates = WaitEstimates(state, placer, clock)
+        self.router = Router(state, dispatcher, wait_estimates, clock, config)
+        self.migrator = Migrator(state, nodes, placer, launcher, agenda, clock)
+        self._evacuation = Evacuation(state, self.migrator, placer, clock)
+
+        scheduler = Scheduler(state, placer, residency, self._evacuation, agenda, clock, config)
+        self._orchestrator = Orchestrator(
+            state, agenda, launcher, dispatcher, scaler, scheduler, self._evacuation, clock
         )
-        self.drains = Drains(self._durable, self.state, self._orchestrator, clock)
-        self.cluster_watch = ClusterWatch(self.state, clock)
-        self.deployment_watch = DeploymentWatch(self.state)
-        self.explaining = Explaining(self.state, self._orchestrator, clock)
-        self._clearing = Clearing(self.state, self._nodes)
+
+        self._catalog = Catalog(durable, state, nodes)
+        self._preparation = Preparation(state, nodes, self._catalog, clock, config)
+        self._clearing = Clearing(state, nodes)
+        self.pinning = Pinning(durable, state, nodes, clock, config)
+        self.prefetching = Prefetching(durable, state, nodes, self._catalog, config)
+        self.drains = Drains(durable, state, self._orchestrator, agenda, clock)
+        self.explaining = Explaining(state, placer, scaler, clock)
+        self.cluster_watch = ClusterWatch(state, clock)
+        self.deployment_watch = DeploymentWatch(state)
+
         reactions = Reactions(
-            self.state,
+            state,
             self._orchestrator,
             self._preparation,
             self._clearing,
             self.drains,
             self.pinning,
         )
-        self.membership = Membership(self.state, self._nodes, reactions, config)
-        self.router = Router(self.state, self._orchestrator, clock, config)
-        self.migrator = Migrator(self.state, self._nodes, self._orchestrator, clock)
-        self._evacuation = Evacuation(self.state, self.migrator, self._orchestrator, clock)
-        self._orchestrator.evacuator = self._evacuation
-        metrics.observe_queue(lambda: len(self.state.queue))
+        self.membership = Membership(state, nodes, reactions, config)
+        metrics.observe_queue(lambda: len(state.queue))
 
     async def load(self) -> None:
         """Takes in what was stored before a restart."""
@@ -119,7 +140,7 @@ class ControlPlane:
         """Leaves the nodes with what they do, and closes the store."""
         await self._evacuation.close()
         await self.router.stop()
-        await self._orchestrator.close()
+        await self._launcher.close()
         await self._preparation.close()
         await self.pinning.close()
         await self._clearing.close()
@@ -133,7 +154,7 @@ class ControlPlane:
         status = await self._catalog.deploy(spec, call)
         if spec.name in self.state.deployments:
             self._preparation.consider(spec.name)
-            self._orchestrator.wake(spec.name)
+            self._agenda.wake(spec.name)
         return status
 
     async def delete(self, name: str, call: Call[Done]) -> None:

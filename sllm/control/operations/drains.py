@@ -12,6 +12,7 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
+from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.placement import too_small
 from sllm.control.state.durable import Durable
@@ -43,11 +44,17 @@ class Drains:
     """The drained nodes, in memory and in the store, and what becomes of their instances."""
 
     def __init__(
-        self, durable: Durable, state: State, orchestrator: Orchestrator, clock: Clock
+        self,
+        durable: Durable,
+        state: State,
+        orchestrator: Orchestrator,
+        agenda: Agenda,
+        clock: Clock,
     ) -> None:
         self._durable = durable
         self._state = state
         self._orchestrator = orchestrator
+        self._agenda = agenda
         self._clock = clock
         self._graces: dict[str, float] = {}
         """Seconds that requests have, by node; as long as they take where it is infinite."""
@@ -103,7 +110,7 @@ class Drains:
         await self._durable.run(store.set_drained, node_id, False, call, time.time())
         self._state.draining.discard(node_id)
         self._graces.pop(node_id, None)
-        self._orchestrator.wake_for_room()
+        self._agenda.wake_for_room()
 
     def node_joined(self, view: NodeView) -> None:
         """Goes on draining a node that has come back."""

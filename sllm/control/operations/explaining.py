@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from sllm.clock import Clock
-from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.deployments.scaler import Scaler
+from sllm.control.orchestration.placer import Placer
 from sllm.control.placement.explain import Coming, explain
 from sllm.control.state.state import StartUnderWay, State
 from sllm.control.types.operations import Explanation
@@ -12,10 +13,10 @@ from sllm.control.types.operations import Explanation
 class Explaining:
     """Asks the very questions that one more request would raise, and changes nothing."""
 
-    def __init__(self, state: State, orchestrator: Orchestrator, clock: Clock) -> None:
+    def __init__(self, state: State, placer: Placer, scaler: Scaler, clock: Clock) -> None:
         self._state = state
-        self._placer = orchestrator.placer
-        self._scaler = orchestrator.scaler
+        self._placer = placer
+        self._scaler = scaler
         self._clock = clock
 
     def explain(self, name: str) -> Explanation:

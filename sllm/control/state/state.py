@@ -65,6 +65,10 @@ class State:
     """Of instances that this control plane has started."""
     failed_starts: dict[str, FailedStarts] = field(default_factory=dict)
     """Starts that have failed, by deployment."""
+    unmet: set[str] = field(default_factory=set)
+    """Deployments that wanted room and found none."""
+    making_way: dict[str, list[str]] = field(default_factory=dict)
+    """For each deployment, the instances that are being migrated away to make room for it."""
     preparing: dict[str, Loading | None] = field(default_factory=dict)
     """Deployments whose checkpoint is on its way to a node, and how far it is."""
     unprepared: dict[str, str] = field(default_factory=dict)
@@ -188,6 +192,15 @@ class State:
         """A deployment's instances that take requests."""
         instances = self.fleet.instances_of(name)
         return [one for one in instances if one.state is InstanceState.READY]
+
+    def fail_waiting(self, name: str, error: errors.SllmError) -> None:
+        """Ends all requests that wait for a deployment; those that come later may try again."""
+        for ticket in self.queue.of(name):
+            self.queue.remove(ticket)
+            ticket.fail(error)
+        if failed := self.failed_starts.get(name):
+            self.failed_starts[name] = failed.forgiven()
+        self.changes.notify(name)
 
     def snapshot(self) -> Snapshot:
         """What placement may look at now."""
