@@ -35,8 +35,8 @@ class MigrationCosts:
     @property
     def cost(self) -> MigrationCost | None:
         """A and b. None: nothing was observed yet."""
-        # Where all had as many tokens, the line is constant: a move of many more would be expected to
-        # take no longer. Seconds per token are the safer guess.
+        # Where all had as many tokens, the line is constant: many more would be expected to take no
+        # longer. Seconds per token are the safer guess.
         line = self._fit.line if self._fit.spreads else self._fit.proportional
         return MigrationCost(per_token=line.slope, base=line.base) if line else None
 

@@ -86,12 +86,12 @@ class State:
         Raises:
             errors.DeploymentNotFound: There is none.
         """
-        try:
-            return self.deployments[name]
-        except KeyError:
+        deployment = self.deployments.get(name)
+        if deployment is None:
             raise errors.DeploymentNotFound(
                 f"no deployment is named {name!r}; ListDeployments tells which there are"
-            ) from None
+            )
+        return deployment
 
     def node(self, node_id: str) -> NodeView:
         """The node of this id.
@@ -99,12 +99,12 @@ class State:
         Raises:
             errors.NodeNotFound: There is none.
         """
-        try:
-            return self.fleet.nodes[node_id]
-        except KeyError:
+        view = self.fleet.nodes.get(node_id)
+        if view is None:
             raise errors.NodeNotFound(
                 f"no node is named {node_id!r}; ListNodes tells which there are"
-            ) from None
+            )
+        return view
 
     def working_node(self, node_id: str) -> NodeView:
         """The node of this id, if it takes new work.
