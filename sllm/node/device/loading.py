@@ -86,7 +86,7 @@ class Loader:
         self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Upload | None = None
     ) -> Lease:
         return await self._store.promote(
-            wish.source, wish.dtype, tier, tell, pack=wish.pack, give_up=True, sink=sink
+            wish.source, wish.dtype, tier, tell, pack=wish.pack, sink=sink
         )
 
     async def _bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:
