@@ -21,7 +21,7 @@ FLOORS = {
         "checkpoint",
         "rpc",
         "telemetry | process | config | sampling",
-        "broadcast | clock | decay | errors | libc",
+        "broadcast | clock | decay | durations | errors | libc",
     ),
     "sllm.control": (
         "server",
