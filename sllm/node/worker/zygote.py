@@ -27,7 +27,7 @@ from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for 
 from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
-from sllm.errors import Internal, SllmError, UnsupportedModel
+from sllm.errors import Internal, SllmError, StartFailed, UnsupportedModel
 from sllm.node.worker import main
 from sllm.node.worker.engine.interface import Capacity, EngineRequest
 from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
@@ -56,8 +56,10 @@ from sllm.process import die_with_parent
 from sllm.sampling import Sampling
 
 _REHEARSED_LAYERS = 24
-TRIAL_TIMEOUT = 45.0
-"""Seconds that trying a model may take; agents wait for longer."""
+TRIAL_SECONDS = 30
+"""Of a processor's time that trying a model may take."""
+TRIAL_TIMEOUT = 55.0
+"""Seconds that it may take on a busy machine; agents wait for longer."""
 TRIAL_BYTES = 4 << 30
 """Memory that trying a model may take, beside what it shares with the zygote."""
 THREADS_TIMEOUT = 10.0
@@ -191,7 +193,11 @@ def ended_badly(status: int) -> SllmError:
         return Internal(f"a trial ended with exit status {os.waitstatus_to_exitcode(status)}")
     number = os.WTERMSIG(status)
     if number == signal.SIGALRM:
-        return UnsupportedModel(f"the model could not be tried within {TRIAL_TIMEOUT:.0f} s")
+        return StartFailed(f"the model could not be tried within {TRIAL_TIMEOUT:.0f} s; try again")
+    if number == signal.SIGXCPU:
+        return UnsupportedModel(
+            f"the model could not be tried within {TRIAL_SECONDS} s of a processor's time"
+        )
     return UnsupportedModel(
         f"trying the model ended the process that did it ({signal.Signals(number).name})"
     )
@@ -202,6 +208,7 @@ def bound_trial() -> None:
     transformers.utils.logging.set_verbosity_error()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, TRIAL_TIMEOUT)
+    resource.setrlimit(resource.RLIMIT_CPU, (TRIAL_SECONDS, resource.RLIM_INFINITY))
     used = psutil.Process().memory_info().data
     resource.setrlimit(resource.RLIMIT_DATA, (used + TRIAL_BYTES, resource.RLIM_INFINITY))
 

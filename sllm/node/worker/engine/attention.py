@@ -52,7 +52,7 @@ def by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def attend(module: Any, *args: Any, **kwargs: Any) -> Any:
-        borders = _borders(kwargs)
+        borders = _borders(module, kwargs)
         if borders is None:
             return forward(module, *args, **kwargs)
         with BySequence(*borders):
@@ -102,14 +102,20 @@ def attend_own(
     return found, None
 
 
-def _borders(kwargs: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
+def _borders(layer: Any, kwargs: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
     """Where sequences begin and end among queries and keys; None: nothing to take apart."""
     queries, keys = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
     if isinstance(keys, Mapping):  # by the kind of layer; which one this is the cache knows
-        keys = next(iter(keys.values())) if len(keys) == 1 else None
+        keys = next(iter(keys.values())) if len(keys) == 1 else _of_its_kind(layer, keys, kwargs)
     if queries is None or keys is None:
         return None
     return queries.tolist(), keys.tolist()
+
+
+def _of_its_kind(layer: Any, keys: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
+    allocators = getattr(kwargs.get("cache"), "layer_to_allocator", {})
+    allocator = allocators.get(getattr(layer, "layer_idx", None))
+    return None if allocator is None else keys.get(allocator.layer_type)
 
 
 class _Unrepeated:

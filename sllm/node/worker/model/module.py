@@ -62,7 +62,9 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
             for byte in range(256)
             if (token_id := backend.token_to_id(f"<0x{byte:02X}>")) is not None
         ),
-        skipped_token_ids=frozenset(token_id for token_id, token in added.items() if token.special),
+        special_tokens={
+            token_id: token.content for token_id, token in added.items() if token.special
+        },
     )
 
 

@@ -129,6 +129,8 @@ def _collect(
         step = steps.get(timeout=_TIMEOUT)
         if isinstance(step, Exception):
             raise step
+        if step.broken:
+            raise UnsupportedModel("it gives no numbers (NaN or infinite logits)")
         for token in step.tokens:
             found[int(token.request_id)].append(token)
             if token.finish:
