@@ -61,6 +61,7 @@ FLOORS = {
         "generations",
         "outbox",
         "generation",
+        "trial",
         "engine | model",
         "messages",
     ),
