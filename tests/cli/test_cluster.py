@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from sllm.cli.supervisor import (
     next_backoff,
 )
 from tests.disks import small_disk
+from tests.processes import started
 from tests.support import wait_until
 
 START_TIMEOUT = 60.0
@@ -30,11 +32,8 @@ SMALL = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB")
 class Up:
     """A running `sllm up`."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
-        self.process = subprocess.Popen(
-            [*command, *SMALL, *arguments], stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
         self.address = self.read_line().removeprefix("listening on ")
         self.servers = psutil.Process(self.process.pid).children()
         self.processes = psutil.Process(self.process.pid).children(recursive=True)
@@ -51,10 +50,7 @@ class Up:
     def end(self, number: signal.Signals) -> int:
         """Sends a signal; returns the exit status."""
         self.process.send_signal(number)
-        status = self.process.wait(STOP_TIMEOUT)
-        assert self.process.stdout
-        self.process.stdout.close()
-        return status
+        return self.process.wait(STOP_TIMEOUT)
 
     def all_gone(self) -> bool:
         """Whether none of the processes that it had started is left."""
@@ -65,12 +61,15 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+def _up(directory: Path, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
+    return started([*command, *SMALL, *arguments])
+
+
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    running = Up(tmp_path, "--nodes=2")
-    yield running
-    if running.process.poll() is None:
-        running.end(signal.SIGKILL)
+    with _up(tmp_path, "--nodes=2") as process:
+        yield Up(process)
 
 
 def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
@@ -80,6 +79,32 @@ def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
     assert len(up.servers) == 3
     assert up.end(signal.SIGINT) == 0
     assert up.all_gone()
+
+
+@contextmanager
+def _sigint_is_ignored() -> Iterator[None]:
+    """As in a command that a shell has put into the background, and in all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_one_that_was_started_in_the_background_ends_as_well(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        with _sigint_is_ignored():
+            process = stack.enter_context(_up(tmp_path))
+        up = Up(process)
+        assert not any(_ignores(one, signal.SIGINT) for one in up.processes)
+        assert up.end(signal.SIGINT) == 0
+        assert up.all_gone()
+
+
+def _ignores(process: psutil.Process, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
 
 def test_nothing_outlives_it_when_it_is_killed(up: Up) -> None:

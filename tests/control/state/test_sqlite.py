@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from sllm.control.cluster.specs import ModelInfo
 from sllm.control.state.sqlite import ANSWER_SECONDS, SqliteStore
 from sllm.control.types.calls import DONE_ALONE, UNASKED, Call, Done
 from tests.control.shapes import call, deployment
+from tests.processes import started
 
 ONE = deployment("one")
 
@@ -110,16 +110,12 @@ for index in itertools.count():
 
 
 def test_what_was_answered_survives_sigkill(path: Path) -> None:
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout
-    for _ in range(20):
-        answered = int(writer.stdout.readline())
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.wait()
-    answered = max([answered, *map(int, writer.stdout.read().split())])
-    writer.stdout.close()
+    with started([sys.executable, "-c", WRITER, str(path)]) as writer:
+        assert writer.stdout
+        for _ in range(20):
+            answered = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+        answered = max([answered, *map(int, writer.stdout.read().split())])
 
     store = SqliteStore(path)
     names = {one.name for one in store.deployments()}
