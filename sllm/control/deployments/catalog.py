@@ -17,7 +17,7 @@ from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes
 
 _INSPECTED_NODES: Final = 4
-"""Nodes that are asked for a source which those before them do not see."""
+"""How many nodes are asked, one after the other, until one of them sees the source."""
 
 
 class Catalog:
@@ -46,6 +46,8 @@ class Catalog:
         specs.validate(spec)
         if (first := await self._durable.recall(call)) is not None:
             return first
+        # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
+        # at again afterwards.
         present = self._state.deployments.get(spec.name)
         model = present.model if present else await self.inspect(spec.source, spec.engine.dtype)
         async with self._changing:
@@ -54,7 +56,7 @@ class Catalog:
             status = self._status_of(deployment)
             put = self._durable.store.put
             answer = await self._durable.run(put, deployment, call, status, time.time())
-            if answer is status:
+            if answer is status:  # else the same call has come twice at once, and is in force
                 self._state.set_deployment(deployment)
         return answer
 
@@ -85,7 +87,7 @@ class Catalog:
         return Deployment(spec, model, created_at=time.time())
 
     def _status_of(self, deployment: Deployment) -> DeploymentStatus:
-        """As it will be told, once it is stored."""
+        """How a deployment is doing, as it is told once it is stored."""
         if deployment.name in self._state.deployments:
             present = self._state.status(deployment.name)
             return dataclasses.replace(present, deployment=deployment)

@@ -171,6 +171,7 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        # Whoever else has the file open is met here, and not at the commit.
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -1,4 +1,4 @@
-"""What all of the control plane's translations share: times, tiers, loads and ids of calls."""
+"""What all translations share: times, tiers, loads, and the ids of calls."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""Between deployments and the protocol's messages."""
+"""Deployments, from and to the protocol's messages."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Between the fleet as the control plane sees it and the protocol's messages."""
+"""Nodes and instances, from and to the protocol's messages."""
 
 from collections.abc import Iterable
 

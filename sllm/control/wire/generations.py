@@ -1,4 +1,4 @@
-"""Between requests, as the router serves them, and the protocol's messages."""
+"""Requests as the router serves them, from and to the protocol's messages."""
 
 import secrets
 from collections.abc import Iterable, Sequence

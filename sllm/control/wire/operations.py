@@ -1,4 +1,4 @@
-"""Between what operators ask of the cluster and the protocol's messages."""
+"""What operators ask for and are told, from and to the protocol's messages."""
 
 import math
 from collections.abc import Sequence
