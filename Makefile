@@ -9,7 +9,7 @@ TESTS ?= tests
 WORKERS ?= 2
 BENCH ?=
 
-.PHONY: setup demo test check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
+.PHONY: setup demo test architectures check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(TESTS)
+
+architectures: setup
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=examples $(BIN)/python -m tests.node.worker.trial.outcomes docs/architectures.md
 
 check: setup
 	$(BIN)/ruff check .
