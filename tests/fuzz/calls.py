@@ -31,6 +31,8 @@ _PATIENCE: Final = (0.05, 0.2, 0.2, 1.0)
 """Seconds for which a stream is read, before its caller leaves."""
 _MAX_ANSWERS: Final = 200
 """Messages of a stream that are read, before its caller leaves."""
+_LOST: Final = "Internal error from Core"
+"""grpc.aio's own client, of a call that the server has ended while messages were being sent."""
 _TRACES: Final = ("", "00-garbage", "\x20", "00-" + "0" * 32 + "-" + "0" * 16 + "-01")
 
 
@@ -139,8 +141,8 @@ async def _ended(stream: grpc.aio.Call, call: Call) -> Outcome:
     if code is grpc.StatusCode.OK:
         return Outcome("OK")
     details = await stream.details()
-    metadata = await stream.trailing_metadata()
-    return _judge(grpc.aio.AioRpcError(code, await stream.initial_metadata(), metadata, details), call)
+    first, last = await stream.initial_metadata(), await stream.trailing_metadata()
+    return _judge(grpc.aio.AioRpcError(code, first, last, details), call)
 
 
 async def take_back(channel: grpc.aio.Channel, call: Call, facts: Facts) -> None:
@@ -154,7 +156,9 @@ async def take_back(channel: grpc.aio.Channel, call: Call, facts: Facts) -> None
                 delete = deployment_pb.DeleteDeploymentRequest(name=name)
                 await DeploymentServiceStub(channel).DeleteDeployment(delete)
         case "NodeService.StartInstance" if name := _named(node_pb.StartInstanceRequest, call):
-            await NodeServiceStub(channel).StopInstance(node_pb.StopInstanceRequest(instance_id=name))
+            await NodeServiceStub(channel).StopInstance(
+                node_pb.StopInstanceRequest(instance_id=name)
+            )
 
 
 def _named(kind: type[Message], call: Call) -> str:
@@ -168,11 +172,13 @@ def _named(kind: type[Message], call: Call) -> str:
 
 # --- what answers may be ----------------------------------------------------------------------
 
-_OURS = "serverlessllm."
+_OURS: Final = "serverlessllm."
 
 
 def _judge(error: grpc.aio.AioRpcError, call: Call) -> Outcome:
     code, details = error.code().name, error.details() or ""
+    if details == _LOST:
+        return Outcome("LOST")
     reason = _reason(error)
     faults = []
     if code in ("INTERNAL", "UNKNOWN", "UNIMPLEMENTED"):

@@ -1,4 +1,4 @@
-"""Messages made wrong: field by field, or byte by byte. Everything follows from the `Random` given."""
+"""Messages made wrong, field by field or byte by byte. All follows from the `Random` given."""
 
 import math
 from collections.abc import Callable, Sequence
