@@ -25,7 +25,7 @@ def main() -> int:
         directory = Path(arguments.dir or name)
         with running(directory, nodes=1, kv_mib=64) as cluster:
             findings = Campaign(cluster, MODEL, arguments.seed).run(numbers)
-    _print(findings)
+            _print(findings)
     return 1 if findings.faults else 0
 
 

@@ -11,6 +11,8 @@ from sllm import errors
 
 ENGINES: Final = ("transformers",)
 DTYPES: Final = ("", "float32", "bfloat16", "float16")
+MAX_CONCURRENCY: Final = 4096
+"""Requests that one instance works on at once, at most."""
 DEFAULT_KV_TOKENS: Final = 8192
 """Tokens of KV cache that an instance gets if its deployment does not say."""
 
@@ -137,9 +139,10 @@ def _validate_engine(engine: EngineConfig) -> None:
     _require(engine.dtype in DTYPES, f"dtype {engine.dtype!r} is unknown; known: {DTYPES[1:]}")
     tokens = engine.kv_cache_tokens
     _require(tokens is None or tokens > 0, f"kv_cache_tokens must be positive, not {tokens}")
+    most = engine.max_concurrency
     _require(
-        engine.max_concurrency > 0,
-        f"max_concurrency must be positive, not {engine.max_concurrency}",
+        0 < most <= MAX_CONCURRENCY,
+        f"max_concurrency must be from 1 to {MAX_CONCURRENCY}, not {most}",
     )
 
 

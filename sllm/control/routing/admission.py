@@ -31,8 +31,6 @@ def check(ask: GenerationAsk) -> None:
         raise errors.InvalidArgument(
             f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, not {ask.priority}"
         )
-    if ask.keep_alive is not None and ask.keep_alive < 0:
-        raise errors.InvalidArgument(f"keep_alive must not be negative, it is {ask.keep_alive} s")
     if len(ask.stop) > MAX_STOPS or not all(ask.stop):
         raise errors.InvalidArgument(
             f"stop must be at most {MAX_STOPS} strings, none of them empty"
