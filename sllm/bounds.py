@@ -19,6 +19,10 @@ LATEST: Final = 253_402_300_799
 """Seconds since the epoch: the end of the year 9999, the last moment of a Timestamp."""
 LARGEST: Final = 2**53
 """Bytes, or tokens: what a float still counts one by one."""
+MAX_LINGER: Final = 3600.0
+"""Seconds for which a generation goes on without a reader, at most."""
+MAX_CONCURRENCY: Final = 4096
+"""Requests that one instance works on at once, at most."""
 MAX_NAME: Final = 256
 """Characters of what names a request, a node, an instance or a hold."""
 

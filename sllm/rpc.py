@@ -92,6 +92,8 @@ def to_status(error: errors.SllmError) -> status_pb2.Status:
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.InternalError):
+        return  # a message was written that had nowhere to go: its caller has just left
     if not isinstance(error, errors.SllmError):
         log.error("rpc.unexpected_error", method=method, exc_info=error)
         error = errors.Internal(f"{method} failed unexpectedly; the server's log tells more")

@@ -62,21 +62,26 @@ class Campaign:
         self._source = source
         self._seed = seed
         self._log_sizes = {part.name: 0 for part in cluster.parts}
+        self._refusal = ""
+        """What the last request was answered that was to be served; empty: it was served."""
         self.findings = Findings()
 
     def run(self, numbers: Iterable[int]) -> Findings:
         """Makes the calls of these numbers; nothing is left of them in the end."""
         waiting = list(numbers)
-        with self._client:
-            self._run_rounds(waiting)
+        with self._client, asyncio.Runner() as runner:
+            try:
+                self._run_rounds(waiting, runner)
+            except errors.SllmError as error:
+                self.findings.faults.append(f"the cluster could not go on: {error!r}")
         self._look_at_logs("the end")
         return self.findings
 
-    def _run_rounds(self, waiting: list[int]) -> None:
+    def _run_rounds(self, waiting: list[int], runner: asyncio.Runner) -> None:
         for start in range(0, len(waiting), ROUND):
             round_ = waiting[start : start + ROUND]
             self._restore()
-            asyncio.run(self._send_all(round_, self._facts()))
+            runner.run(self._send_all(round_, self._facts()))
             self._look_at_logs(f"calls {round_[0]}-{round_[-1]}")
             self._serves(f"calls {round_[0]}-{round_[-1]}")
         self._clear()
@@ -154,8 +159,10 @@ class Campaign:
         """Whether a request is served; starts may fail that calls of the fuzz have meddled with."""
         try:
             done = self._client.complete(DEPLOYMENT, "Hello", max_tokens=2, timeout=60.0)
-        except errors.Unavailable:
+        except errors.SllmError as error:
+            self._refusal = repr(error)
             return False
+        self._refusal = ""
         return done.usage.completion_tokens == 2
 
     def _clear(self) -> None:
@@ -170,7 +177,8 @@ class Campaign:
         try:
             wait_until(check, _SETTLE_SECONDS)
         except AssertionError:
-            self.findings.faults.append(f"{otherwise}: {self._client.nodes()}")
+            nodes = self._client.nodes()
+            self.findings.faults.append(f"{otherwise}: {self._refusal or nodes}")
 
     def _is_idle(self) -> bool:
         nodes = self._client.nodes()

@@ -282,7 +282,7 @@ def _start_instance(facts: Facts, rng: Random) -> list[Message]:
     return [
         node.StartInstanceRequest(
             instance_id=_id(rng, "instance"),
-            deployment=facts.deployment,
+            deployment="fuzz-own",
             source=facts.source,
             engine=_engine(),
             kv_bytes=_KV_BYTES,

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -24,9 +24,6 @@ Tokens: TypeAlias = inference_pb.Tokens
 Moved: TypeAlias = inference_pb.Moved
 Finished: TypeAlias = inference_pb.Finished
 Metadata: TypeAlias = grpc.aio.Metadata
-
-_MAX_LINGER: Final = 3600.0
-"""Seconds."""
 
 
 # --- requests ---------------------------------------------------------------------------------
@@ -80,7 +77,7 @@ def resumes_from(request: GenerateRequest) -> int | None:
 
 def linger(request: GenerateRequest) -> float:
     """Seconds for which the caller wants a generation to go on without a reader."""
-    return bounds.duration(request.linger, "linger", most=_MAX_LINGER)
+    return bounds.duration(request.linger, "linger", most=bounds.MAX_LINGER)
 
 
 def set_linger(request: GenerateRequest, seconds: float) -> None:
