@@ -1,4 +1,4 @@
-"""Messages made wrong get typed answers, and leave a cluster that serves; `make fuzz` sends more."""
+"""Wrong messages get typed answers, and leave a cluster that serves; `make fuzz` sends more."""
 
 from pathlib import Path
 
