@@ -6,10 +6,7 @@ What is within them can be added up, kept, and written into any message again.
 import math
 import re
 from enum import IntEnum
-from typing import Final, TypeVar
-
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
+from typing import Final, Protocol, TypeVar
 
 from sllm.errors import InvalidArgument
 
@@ -31,7 +28,19 @@ _ADDRESS: Final = re.compile(r"unix:\S+|[^\s/\0]+:\d{1,5}")
 Member = TypeVar("Member", bound=IntEnum)
 
 
-def duration(value: Duration, what: str, *, most: float = LONGEST) -> float:
+class Time(Protocol):
+    """A Duration or a Timestamp."""
+
+    @property
+    def seconds(self) -> int:
+        """Whole ones."""
+
+    @property
+    def nanos(self) -> int:
+        """What is left of one, in billionths."""
+
+
+def duration(value: Time, what: str, *, most: float = LONGEST) -> float:
     """Seconds of a Duration that may be zero.
 
     Raises:
@@ -43,7 +52,7 @@ def duration(value: Duration, what: str, *, most: float = LONGEST) -> float:
     return seconds
 
 
-def positive_duration(value: Duration, what: str, *, most: float = LONGEST) -> float:
+def positive_duration(value: Time, what: str, *, most: float = LONGEST) -> float:
     """Seconds of a Duration that may not be zero.
 
     Raises:
@@ -55,7 +64,7 @@ def positive_duration(value: Duration, what: str, *, most: float = LONGEST) -> f
     return seconds
 
 
-def moment(value: Timestamp, what: str) -> float:
+def moment(value: Time, what: str) -> float:
     """Seconds since the epoch of a Timestamp.
 
     Raises:

@@ -15,6 +15,8 @@ from sllm import errors, rpc
 from tests.client.fake_control import FakeControl
 
 SERVICE = "tests.Echo"
+Served = tuple["Echo", Any]
+"""A server, and a channel to it."""
 NO_MESSAGES = {"no UTF-8": b"\x0a\x02\xff\xfe", "cut off": b"\x0a\x05abc", "an open group": b"\x0b"}
 HEADERS = 8 * 1024
 """Bytes of headers that clients take at most, unless they are told otherwise."""
@@ -56,7 +58,7 @@ class Echo:
 
 
 @pytest.fixture
-async def echo() -> AsyncIterator[tuple[Echo, grpc.aio.Channel]]:
+async def echo() -> AsyncIterator[Served]:
     echo = Echo()
     port = await echo.server.start("127.0.0.1:0", [])
     async with rpc.channel(f"127.0.0.1:{port}") as channel:
@@ -64,7 +66,7 @@ async def echo() -> AsyncIterator[tuple[Echo, grpc.aio.Channel]]:
     await echo.server.stop(0)
 
 
-async def _call(channel: grpc.aio.Channel, method: str, *encoded: bytes) -> list[bytes]:
+async def _call(channel: Any, method: str, *encoded: bytes) -> list[bytes]:
     path = f"/{SERVICE}/{method}"
     if method == "Unary":
         return [await channel.unary_unary(path)(encoded[0])]
@@ -78,7 +80,7 @@ async def _call(channel: grpc.aio.Channel, method: str, *encoded: bytes) -> list
 @pytest.mark.parametrize("what", NO_MESSAGES)
 @pytest.mark.parametrize("method", ["Unary", "Given", "Sent", "Both"])
 async def test_what_is_no_message_is_the_callers_error(
-    echo: tuple[Echo, grpc.aio.Channel], method: str, what: str, capfd: pytest.CaptureFixture[str]
+    echo: Served, method: str, what: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server, channel = echo
     with pytest.raises(errors.InvalidArgument, match="not a message"), rpc.typed_errors():
@@ -92,7 +94,7 @@ async def test_what_is_no_message_is_the_callers_error(
 
 
 async def test_a_stream_is_read_up_to_what_is_no_message(
-    echo: tuple[Echo, grpc.aio.Channel],
+    echo: Served,
 ) -> None:
     server, channel = echo
     good = pb.CancelRequest(request_id="good").SerializeToString()
@@ -144,7 +146,7 @@ async def test_what_was_given_does_not_hide_the_error(what: str) -> None:
     assert encoded + 3 * len(error.message.encode()) < HEADERS
 
 
-async def test_many_calls_at_once_are_all_served(echo: tuple[Echo, grpc.aio.Channel]) -> None:
+async def test_many_calls_at_once_are_all_served(echo: Served) -> None:
     _, channel = echo
     calls = [channel.unary_unary(f"/{SERVICE}/Unary")(b"") for _ in range(5_000)]
     assert await asyncio.gather(*calls) == [b""] * 5_000

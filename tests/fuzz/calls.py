@@ -102,15 +102,16 @@ async def send(channel: grpc.aio.Channel, call: Call) -> Outcome:
         return _judge(error, call)
 
 
-async def _send_unary(channel: grpc.aio.Channel, call: Call) -> Outcome:
-    method = channel.unary_unary(call.method.path)
-    await method(call.messages[0], timeout=UNARY_SECONDS, metadata=call.metadata)
+async def _send_unary(channel: Any, call: Call) -> Outcome:
+    await channel.unary_unary(call.method.path)(
+        call.messages[0], timeout=UNARY_SECONDS, metadata=call.metadata
+    )
     return Outcome("OK")
 
 
 async def _send_stream(channel: grpc.aio.Channel, call: Call) -> Outcome:
     """Reads a stream to its end, or for as long as its caller has patience."""
-    stream = _open(channel, call)
+    stream: Any = _open(channel, call)
     try:
         async with asyncio.timeout(call.patience):
             for _ in range(_MAX_ANSWERS):
@@ -123,9 +124,7 @@ async def _send_stream(channel: grpc.aio.Channel, call: Call) -> Outcome:
     return Outcome("LEFT")
 
 
-def _open(
-    channel: grpc.aio.Channel, call: Call
-) -> grpc.aio.StreamStreamCall[bytes, bytes] | grpc.aio.UnaryStreamCall[bytes, bytes]:
+def _open(channel: Any, call: Call) -> Any:
     if call.method.sends_stream:
         return channel.stream_stream(call.method.path)(_each(call.messages), metadata=call.metadata)
     return channel.unary_stream(call.method.path)(call.messages[0], metadata=call.metadata)
@@ -150,7 +149,8 @@ async def take_back(channel: grpc.aio.Channel, call: Call, facts: Facts) -> None
     match call.method.key:
         case "ClusterService.DrainNode":
             undrain = cluster_pb.UndrainNodeRequest(node_id=facts.node_id)
-            await ClusterServiceStub(channel).UndrainNode(undrain)
+            with suppress(grpc.aio.AioRpcError):  # a report in its name may have displaced the node
+                await ClusterServiceStub(channel).UndrainNode(undrain)
         case "DeploymentService.Deploy" if name := _named(deployment_pb.DeployRequest, call):
             with suppress(grpc.aio.AioRpcError):  # it may not have been deployed
                 delete = deployment_pb.DeleteDeploymentRequest(name=name)

@@ -70,6 +70,7 @@ class Campaign:
         """Makes the calls of these numbers; nothing is left of them in the end."""
         waiting = list(numbers)
         with self._client, asyncio.Runner() as runner:
+            self._wait("nothing can be deployed", self._is_ready)
             try:
                 self._run_rounds(waiting, runner)
             except errors.SllmError as error:
@@ -110,6 +111,7 @@ class Campaign:
 
     def _restore(self) -> None:
         """Takes back what calls may rightly have done: drains, pins, deployments."""
+        self._wait("nodes are missing", self._has_its_nodes)
         for node in self._cluster.nodes:
             self._client.undrain(node.name)
         for pin in self._client.pins():
@@ -134,6 +136,21 @@ class Campaign:
                 for hold in holds:
                     request = node_pb.ReleaseHoldRequest(hold_id=hold)
                     NodeServiceStub(channel).ReleaseHold(request)
+
+    def _has_its_nodes(self) -> bool:
+        """Whether no others are left, either: those end with the calls that reported them."""
+        return {one.node_id for one in self._client.nodes()} == {
+            part.name for part in self._cluster.nodes
+        }
+
+    def _is_ready(self) -> bool:
+        """Whether a deployment is taken: the first has to wait for its node's imports."""
+        try:
+            self._restore()
+        except errors.SllmError as error:
+            self._refusal = repr(error)
+            return False
+        return True
 
     def _facts(self) -> Facts:
         self._wait("nothing is served", self._answers)
@@ -169,8 +186,9 @@ class Campaign:
         """Deletes everything, and waits until nothing is left of it."""
         self._restore()
         self._client.delete(DEPLOYMENT)
-        for left in ("deployments", "instances", "pins"):
-            self._wait(f"{left} are left", lambda left=left: not getattr(self._client, left)())
+        self._wait("deployments are left", lambda: not self._client.deployments())
+        self._wait("instances are left", lambda: not self._client.instances())
+        self._wait("pins are left", lambda: not self._client.pins())
         self._wait("nodes are not as they were", self._is_idle)
 
     def _wait(self, otherwise: str, check: Callable[[], object]) -> None:
@@ -182,12 +200,8 @@ class Campaign:
 
     def _is_idle(self) -> bool:
         nodes = self._client.nodes()
-        copies = [copy for node in nodes for copy in node.copies]
-        return (
-            [node.node_id for node in nodes] == [node.name for node in self._cluster.nodes]
-            and not any(node.kv_used_bytes for node in nodes)
-            and not any(copy.leased for copy in copies)
-        )
+        leased = any(copy.leased for node in nodes for copy in node.copies)
+        return not leased and not any(node.kv_used_bytes for node in nodes)
 
     def _look_at_logs(self, when: str) -> None:
         for part in self._cluster.parts:

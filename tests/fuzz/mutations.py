@@ -71,7 +71,7 @@ def mutate_bytes(encoded: bytes, rng: Random) -> bytes:
 
 
 def _mutate_somewhere(message: Message, rng: Random, words: Sequence[str]) -> None:
-    fields = message.DESCRIPTOR.fields
+    fields: Sequence[Any] = message.DESCRIPTOR.fields
     if not fields:
         return
     field = rng.choice(fields)
@@ -129,7 +129,7 @@ def _scalar(field: FieldDescriptor, rng: Random, words: Sequence[str]) -> Any:
         return rng.choice(_FLOATS)
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return rng.random() < 0.5
-    if kind == FieldDescriptor.CPPTYPE_ENUM:
+    if field.enum_type:
         return rng.choice((*range(len(field.enum_type.values) + 1), 99, -1, 2**31 - 1, -(2**31)))
     if field.type == FieldDescriptor.TYPE_BYTES:
         return rng.randbytes(rng.choice((0, 1, 16, 17, 5_000)))
@@ -138,7 +138,7 @@ def _scalar(field: FieldDescriptor, rng: Random, words: Sequence[str]) -> Any:
 
 def _integer(field: FieldDescriptor, rng: Random) -> int:
     least, most = _LIMITS[field.cpp_type]
-    of_time = field.containing_type.full_name.startswith("google.protobuf.")
+    of_time = field.full_name.startswith("google.protobuf.")
     ordinary = _TIMES if of_time else (0, 1, 2, 3, 10, 1_000, 100_000, -1)
     value = rng.choice((*ordinary, least, most, least + 1, most - 1, rng.randint(least, most)))
     return min(max(value, least), most)

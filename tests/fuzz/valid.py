@@ -7,19 +7,17 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from serverlessllm.v1 import cluster_service_pb2 as cluster
 from serverlessllm.v1 import deployment_service_pb2 as deployment
-from serverlessllm.v1 import fleet_service_pb2 as fleet
 from serverlessllm.v1 import inference_service_pb2 as inference
 from serverlessllm.v1 import migration_service_pb2 as migration
 from serverlessllm.v1 import node_service_pb2 as node
 from serverlessllm.v1 import types_pb2 as types
 
-NOWHERE: Final = "127.0.0.1:1"
-"""An address that refuses at once."""
+from tests.fuzz.ghosts import NOWHERE, reports
+
 _KV_BYTES: Final = 16 * 1024 * 1024
 _SERVICES: Final = (
     "",
@@ -117,86 +115,6 @@ def _drain(facts: Facts, rng: Random) -> list[Message]:
 def _migrate(facts: Facts, rng: Random) -> list[Message]:
     what = rng.choice(({"request_id": _id(rng)}, {"instance_id": facts.instance_id}))
     return [cluster.MigrateRequest(to_node_id=facts.node_id, **what)]
-
-
-# --- reports ----------------------------------------------------------------------------------
-
-
-def _report(facts: Facts, rng: Random) -> list[Message]:
-    """What a node reports that nobody can reach."""
-    node_id = f"ghost-{rng.randrange(4)}"
-    full = fleet.FullReport(node=_ghost(node_id), instances=[_ghostly_instance(node_id)])
-    delta = fleet.DeltaReport(
-        node=_ghost(node_id),
-        copies=[_copy(types.TIER_DRAM, facts.source)],
-        instances=[_ghostly_instance(node_id)],
-        init_observations=[_init_observation()],
-    )
-    return [
-        fleet.ReportRequest(node_id=node_id, revision=1, full=full),
-        fleet.ReportRequest(node_id=node_id, revision=2, delta=delta),
-        fleet.ReportRequest(node_id=node_id, revision=2, heartbeat=fleet.Heartbeat()),
-    ]
-
-
-def _ghost(node_id: str) -> types.Node:
-    return types.Node(
-        node_id=node_id,
-        address=NOWHERE,
-        tiers=[
-            types.TierUsage(tier=types.TIER_SSD, capacity_bytes=2**30, used_bytes=2**20),
-            types.TierUsage(tier=types.TIER_DRAM, capacity_bytes=2**28, used_bytes=2**20),
-        ],
-        kv_capacity_bytes=2**27,
-        copies=[_copy(types.TIER_SSD, "file:///nowhere")],
-        links=[
-            types.LinkObservation(
-                from_tier=types.TIER_SSD, to_tier=types.TIER_DRAM, bytes_per_second=1e9
-            )
-        ],
-        init_time=Duration(seconds=1),
-        host="ghost",
-        connected_at=Timestamp(seconds=1),
-        init_observations=[_init_observation()],
-        devices=[types.Device(index=0, name="ghost", uuid="GPU-0", total_bytes=2**30)],
-    )
-
-
-def _copy(tier: types.Tier.ValueType, source: str) -> types.CheckpointCopy:
-    hold = types.Hold(hold_id="pin/ghost/SSD", expires_at=Timestamp(seconds=2_000_000_000))
-    return types.CheckpointCopy(
-        digest="ab" * 16,
-        tier=tier,
-        size_bytes=2**20,
-        resident_bytes=2**20,
-        sources=[source],
-        holds=[hold],
-    )
-
-
-def _init_observation() -> types.InitObservation:
-    return types.InitObservation(
-        digest="ab" * 16,
-        engine="transformers",
-        size_bytes=2**20,
-        prepare=Duration(nanos=10**8),
-        attach=Duration(nanos=10**8),
-    )
-
-
-def _ghostly_instance(node_id: str) -> types.Instance:
-    return types.Instance(
-        instance_id=f"{node_id}-instance",
-        deployment="fuzz-0",
-        node_id=node_id,
-        state=types.INSTANCE_STATE_READY,
-        kv_bytes=2**20,
-        digest="ab" * 16,
-        started_at=Timestamp(seconds=1_000_000_000),
-        worker_pid=1,
-        unread_request_ids=["fuzz-request-0"],
-        device_index=0,
-    )
 
 
 # --- generations ------------------------------------------------------------------------------
@@ -347,7 +265,7 @@ _CONTROL: Mapping[str, Maker] = {
     ],
     "ClusterService.WatchCluster": lambda facts, rng: [cluster.WatchClusterRequest()],
     "ClusterService.Migrate": _migrate,
-    "FleetService.Report": _report,
+    "FleetService.Report": lambda facts, rng: reports(f"ghost-{rng.randrange(4)}", facts.source),
 }
 _NODE: Mapping[str, Maker] = {
     "NodeService.InspectSource": lambda facts, rng: [

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
@@ -12,13 +13,12 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
 from sllm.control.state.sqlite import SqliteStore
-from sllm.control.types.calls import Call
 from tests.control.clusters import Caller, Cluster
 from tests.control.fake_node import FakeNode
-from tests.control.shapes import deployment
+from tests.control.shapes import call, deployment
 
 ONE = deployment("one")
-CALL = Call("", "content")
+CALL = call("")
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_unknown_tier_of_a_pin_is_named_at_the_start(path: Path) -> None:
 
 
 Ask = Callable[[Caller], Awaitable[object]]
-PLACE = {"deployment": "tiny", "tier": pb.TIER_DRAM, "node_id": "n1", "request_id": "r"}
+PLACE: Any = {"deployment": "tiny", "tier": pb.TIER_DRAM, "node_id": "n1", "request_id": "r"}
 CALLS: dict[str, Ask] = {
     "Deploy": lambda caller: caller.deploy("new", request_id="r"),
     "a changed Deploy": lambda caller: caller.deploy(keep_alive=1.0),
