@@ -5,6 +5,7 @@ What is within them can be added up, kept, and written into any message again.
 
 import math
 import re
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, Protocol, TypeVar
 
@@ -16,6 +17,10 @@ LATEST: Final = 253_402_300_799
 """Seconds since the epoch: the end of the year 9999, the last moment of a Timestamp."""
 LARGEST: Final = 2**53
 """Bytes, or tokens: what a float still counts one by one."""
+MAX_STOPS: Final = 16
+"""Stop strings of a request."""
+MAX_LOGPROBS: Final = 20
+"""Alternatives that are told of for each token."""
 MAX_LINGER: Final = 3600.0
 """Seconds for which a generation goes on without a reader, at most."""
 MAX_CONCURRENCY: Final = 4096
@@ -130,3 +135,18 @@ def name(value: str, what: str) -> str:
     if len(value) > MAX_NAME:
         raise InvalidArgument(f"{what} may have {MAX_NAME} characters, it has {len(value)}")
     return value
+
+
+def check_output(max_tokens: int | None, logprobs: int | None, stop: Sequence[str]) -> None:
+    """What a request may ask of its output, wherever it comes in.
+
+    Raises:
+        errors.InvalidArgument: It asks for no token, for too many alternatives, or to stop at too
+            many strings, or at an empty one.
+    """
+    if max_tokens is not None:
+        count(max_tokens, "max_tokens", least=1)
+    if logprobs is not None:
+        count(logprobs, "logprobs", most=MAX_LOGPROBS)
+    if len(stop) > MAX_STOPS or not all(stop):
+        raise InvalidArgument(f"stop must be at most {MAX_STOPS} strings, none of them empty")
