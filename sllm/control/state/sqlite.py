@@ -78,7 +78,7 @@ class SqliteStore:
             self._db.executescript(_SCHEMA)
         except (sqlite3.Error, errors.StateUnavailable) as error:
             raise errors.StartFailed(
-                f"{path} cannot be used: {error}; end what else uses it, restore it, or move it "
+                f"{path} cannot be used: {error.__cause__ or error}; end what else uses it, restore it, or move it "
                 "away to begin without deployments"
             ) from error
 
