@@ -44,6 +44,7 @@ SllmError
 │   ├── DeploymentFailed    DEPLOYMENT_FAILED
 │   ├── DeviceFailed        DEVICE_FAILED
 │   ├── ShuttingDown        SHUTTING_DOWN
+│   ├── StateUnavailable    STATE_UNAVAILABLE
 │   └── Unreachable         UNREACHABLE
 ├── DeadlineExceeded        DEADLINE_EXCEEDED
 ├── Cancelled               CANCELLED
@@ -71,6 +72,7 @@ from sllm.errors.failures import (
     SourceForbidden,
     SourceUnavailable,
     StartFailed,
+    StateUnavailable,
     Unavailable,
     Unreachable,
     WorkerDied,
@@ -152,6 +154,7 @@ __all__ = [
     "SourceNotFound",
     "SourceUnavailable",
     "StartFailed",
+    "StateUnavailable",
     "Unavailable",
     "Unreachable",
     "Unsupported",

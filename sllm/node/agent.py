@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2s
 from pathlib import Path
 
 from sllm import errors
@@ -251,7 +252,8 @@ class Agent:
         return Worker(forked, socket)
 
     def _socket(self, instance_id: str) -> Path:
-        socket = self.config.socket_dir / f"{instance_id[-12:]}.sock"
+        name = blake2s(instance_id.encode(), digest_size=6).hexdigest()  # whatever it is made of
+        socket = self.config.socket_dir / f"{name}.sock"
         if len(str(socket)) > MAX_SOCKET_PATH:
             raise errors.InvalidArgument(
                 f"the socket path {socket} is longer than {MAX_SOCKET_PATH} bytes; give the node "

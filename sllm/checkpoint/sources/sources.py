@@ -1,11 +1,12 @@
 """Where checkpoints come from, and what is found there: safetensors, or a packed checkpoint."""
 
+import errno
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 import xxhash
@@ -23,7 +24,10 @@ from sllm.checkpoint.sources.remote_urls import (
 )
 from sllm.checkpoint.sources.shards import read_shards
 from sllm.checkpoint.sources.weight_reader import WeightReader
-from sllm.errors import InvalidSource, SourceNotFound
+from sllm.errors import InvalidSource, SourceNotFound, SourceUnavailable
+
+_WRONG_PATH: Final = {errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""What trying again does not mend."""
 
 
 class Origin(Protocol):
@@ -100,7 +104,10 @@ def parse_source(text: str) -> LocalSource | RemoteDirectory | HubRepository:
     Raises:
         InvalidSource: it is of a kind that cannot be read.
     """
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise InvalidSource(f"source {text!r} is no URL: {error}") from error
     if parts.scheme in SCHEMES:
         return parse_remote(text)
     local = parts.scheme in ("", "file") and parts.netloc in ("", "localhost")
@@ -202,5 +209,6 @@ def _list(source: LocalSource) -> list[Path]:
         return sorted(path for path in source.directory.iterdir() if path.is_file())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceNotFound(f"there is no directory {source.directory}") from error
-    except PermissionError as error:
-        raise InvalidSource(f"{source.directory} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        cls = InvalidSource if error.errno in _WRONG_PATH else SourceUnavailable
+        raise cls(f"{source.directory} cannot be read: {error.strerror}") from error

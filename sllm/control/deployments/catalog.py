@@ -5,6 +5,8 @@ import dataclasses
 import time
 from typing import Final
 
+import structlog
+
 from sllm import errors
 from sllm.control.cluster import specs
 from sllm.control.cluster.needs import need_of
@@ -15,6 +17,8 @@ from sllm.control.state.state import State
 from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes
+
+log = structlog.get_logger()
 
 _INSPECTED_NODES: Final = 4
 """How many nodes are asked, one after the other, until one of them sees the source."""
@@ -75,10 +79,14 @@ class Catalog:
         return True
 
     async def learn_model(self, name: str, model: ModelInfo) -> None:
-        """Takes in, for good, what a node has found out about a deployment's model."""
+        """Takes in what a node has found out about a deployment's model, for good if it can."""
         async with self._changing:
-            if self._state.learn_model(name, model):
+            if not self._state.learn_model(name, model):
+                return
+            try:
                 await self._durable.run(self._durable.store.set_model, name, model)
+            except errors.StateUnavailable as error:  # it is found out again after a restart
+                log.warning("control.model_not_stored", deployment=name, problem=error.message)
 
     def _revised(self, spec: DeploymentSpec, model: ModelInfo) -> Deployment:
         present = self._state.deployments.get(spec.name)

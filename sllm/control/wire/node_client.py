@@ -73,6 +73,8 @@ class Node:
                 yield
         except errors.Unreachable as error:
             raise self._gone(str(error)) from error
+        except grpc.aio.UsageError as error:  # its channel was closed before the call began
+            raise self._gone("it has stopped reporting") from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if not self._lost or (task and task.cancelling()):
