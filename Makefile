@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test fuzz architectures check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
+.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
 
 setup: $(STAMP)
 

@@ -78,8 +78,8 @@ class SqliteStore:
             self._db.executescript(_SCHEMA)
         except (sqlite3.Error, errors.StateUnavailable) as error:
             raise errors.StartFailed(
-                f"{path} cannot be used: {error.__cause__ or error}; end what else uses it, restore it, or move it "
-                "away to begin without deployments"
+                f"{path} cannot be used: {error.__cause__ or error}; end what else uses it, "
+                "restore it, or move it away to begin without deployments"
             ) from error
 
     def deployments(self) -> list[Deployment]:
