@@ -19,12 +19,12 @@ from grpc_status import rpc_status
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
-from sllm import errors
+from sllm import config, errors
 
 log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-_ADDRESS: Final = re.compile(r"unix:.+|.+:\d+")
+_ADDRESS: Final = re.compile(r"unix:.+|.+:(?P<port>\d{1,5})")
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -207,8 +207,7 @@ class Server:
             errors.InvalidArgument: It is no such address.
             errors.Unavailable: The address cannot be bound.
         """
-        if not _ADDRESS.fullmatch(address):  # without a port gRPC would take that of HTTPS
-            raise errors.InvalidArgument(f"cannot listen on {address!r}: write host:port")
+        _check_listen_address(address)
         self._names = [service.full_name for service in services]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         health_name = HEALTH_DESCRIPTOR.services_by_name["Health"].full_name
@@ -232,3 +231,12 @@ class Server:
         """Takes no new calls, waits up to `grace` seconds for those under way, then ends them."""
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(grace)
+
+
+def _check_listen_address(address: str) -> None:
+    """Of gRPC alone it would have a port modulo 65536, and that of HTTPS where none is given."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found["port"] or 0) > config.MAX_PORT:
+        raise errors.InvalidArgument(
+            f"cannot listen on {address!r}: write host:port, the port up to {config.MAX_PORT}"
+        )
