@@ -1,6 +1,5 @@
-"""`sllm`: the command line."""
+"""`sllm`: all commands, by what they are for."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -16,10 +15,11 @@ from sllm.cli import (
     servers,
     top,
 )
-from sllm.cli.common import TypedErrors
+from sllm.cli.failures import Commands
 
 app = typer.Typer(
-    cls=TypedErrors,
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +29,8 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # takes longer than all the rest
+
         typer.echo(version("sllm"))
         raise typer.Exit
 
@@ -63,12 +65,3 @@ app.command(rich_help_panel="Operate it")(migrations.migrate)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
 app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)
-
-
-def main() -> None:
-    """Runs the command that the arguments name."""
-    app()
-
-
-if __name__ == "__main__":
-    main()
