@@ -17,7 +17,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -c 'import sllm.node.worker.zygote'  # compiles what is used of torch, not all of it
+	# Compiles what is used of torch, not all of it; also where the environment says not to.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import sllm.node.worker.zygote'
 	touch $@
 
 demo: setup

@@ -1,4 +1,4 @@
-"""What Deploy refuses: whatever a model's files can hold, as a typed refusal that names the file."""
+"""What Deploy refuses: whatever a model's files hold, as a typed refusal that names the file."""
 
 import json
 from collections.abc import Callable
@@ -28,11 +28,12 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+ODD: tuple[Any, ...] = (0, -1, "128", None, 1.5, [1], {}, True, 2**40)
 VALUES: tuple[dict[str, Any], ...] = (
     *(
         {field: value}
         for field in ("num_attention_heads", "num_hidden_layers", "hidden_size", "vocab_size")
-        for value in (0, -1, "128", None, 1.5, [1], {}, True, 2**40)
+        for value in ODD
     ),
     {"num_key_value_heads": 0},
     {"num_key_value_heads": 3},
