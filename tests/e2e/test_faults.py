@@ -95,6 +95,26 @@ async def test_a_killed_worker(loaded: Cluster) -> None:
         assert not result.receipt.cold
 
 
+async def test_a_worker_killed_before_any_token(loaded: Cluster) -> None:
+    async with sllm.AsyncClient(loaded.control.address) as client:
+        expected = await client.complete("busy", "First", max_tokens=5, temperature=0.0)
+        (instance,) = await client.instances()
+        os.kill(instance.worker_pid, signal.SIGSTOP)
+        streams = [
+            client.generate("busy", "First", max_tokens=5, temperature=0.0) for _ in range(CALLERS)
+        ]
+        tasks = [asyncio.create_task(stream.result()) for stream in streams]
+
+        async def all_there() -> bool:
+            found = await client.instances()
+            return sum(one.running_requests for one in found) == CALLERS
+
+        await assert_eventually(all_there)
+        os.kill(instance.worker_pid, signal.SIGKILL)
+        outcomes = await _all_answered(tasks)
+        assert [getattr(one, "text", one) for one in outcomes] == [expected.text] * CALLERS
+
+
 async def test_the_weights_outlive_a_killed_worker(loaded: Cluster) -> None:
     async with sllm.AsyncClient(loaded.control.address) as client:
         (instance,) = await client.instances()

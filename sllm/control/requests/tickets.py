@@ -74,6 +74,8 @@ class Ticket:
         """Why it was ended from outside its stream."""
         self._clock = clock
         self._call: GenerateCall | None = None
+        self._known_to_nodes = False
+        """Whether any node was ever called for it."""
         self._loading: Loading | None = None
         self._changed = asyncio.Event()
         self.linger = generations.linger(request)
@@ -170,6 +172,7 @@ class Ticket:
     def open(self, assignment: Assignment, metadata: generations.Metadata) -> GenerateCall:
         """Calls the instance's node."""
         self.hang_up()
+        self._known_to_nodes = True
         self.dispatched_at = self._clock.now()
         self.request.instance_id = assignment.instance.instance_id
         self._call = assignment.node.generate(self.request, self.remaining(), metadata)
@@ -198,9 +201,12 @@ class Ticket:
         self.move_on()
 
     def move_on(self) -> None:
-        """Readies it for another instance, which goes on after the tokens that were relayed."""
+        """Readies it for another instance, which goes on after the tokens that were relayed.
+
+        Also after none: a node that knows it refuses a request of its id that begins.
+        """
         self.assignment = None
         self._loading = None
         self.enqueued_at = self._clock.now()
-        if self.progress.token_ids:
+        if self._known_to_nodes:
             generations.go_on(self.request, self.progress.prompt, self.progress.token_ids)

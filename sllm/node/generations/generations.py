@@ -111,6 +111,8 @@ class Generations:
         if not bounds.name(request.request_id, "request_id"):
             raise errors.InvalidArgument("request_id is empty; a request has an id of its own")
         known = self._by_id.get(request.request_id)
+        if known and known.outputs.failed:
+            known = None  # as when its worker was lost: begun again, it may be served
         if known and not request.HasField("continuation"):
             raise errors.RequestIdInUse(f"request {request.request_id} is already under way")
         if known and _goes_on(known, request):
@@ -132,7 +134,8 @@ class Generations:
     def _left(self, generation: Generation) -> None:
         """A reader has gone: one that has read to the end, or one that may come again."""
         linger = _linger(generation.request)
-        if linger and not (generation.given_out or generation.closed):
+        over = generation.given_out or generation.closed or generation.outputs.failed
+        if linger and not over:
             self._wait(generation, linger)
         else:
             self.drop(generation)

@@ -29,6 +29,7 @@ class OutputStream:
         self._outputs: list[pb.RequestOutput] = []
         self._taken = 0
         self._accepted = False
+        self._refused = False
         self._error: errors.SllmError | None = None
         self._arrived = asyncio.Event()
         self._grown: asyncio.Event | None = None
@@ -47,7 +48,7 @@ class OutputStream:
                 self.token_ids.extend(output.completed.tokens.token_ids)
                 self.ended = True
             case "failure":
-                self.ended = True
+                self.ended = self._refused = True
         self._outputs.append(output)
         self._announce()
 
@@ -69,14 +70,22 @@ class OutputStream:
         return self._grown
 
     def rewind(self, count: int) -> bool:
-        """Has the outputs after the first `count` tokens taken again, if they are still there."""
+        """Has the outputs after the first `count` tokens taken again, if they are still there.
+
+        Who has no token may lack the acceptance before it as well, and takes that again.
+        """
         for place in range(len(self._outputs) + (not self.ended)):
             first = self._first_index(place)
             if first is not None and first >= count:
-                self._taken = place
+                self._taken = place if count else 0
                 self._arrived.set()
                 return first == count
         return False
+
+    @property
+    def failed(self) -> bool:
+        """Whether its end is a failure, taken or not."""
+        return self._error is not None or self._refused
 
     async def take(self) -> Sequence[pb.RequestOutput]:
         """Everything that waits, at least one output; nothing once the generation has moved.

@@ -78,6 +78,23 @@ async def test_a_worker_that_dies(cluster: Cluster, node: FakeNode) -> None:
     assert list(last_request(node).token_ids.ids) == [5]
 
 
+@pytest.mark.parametrize("prompt", ["text", "token_ids"])
+async def test_a_worker_that_dies_before_the_first_token(
+    cluster: Cluster, node: FakeNode, prompt: str
+) -> None:
+    """The node knows its id: it is told that the request goes on, after no token."""
+    await cluster.caller.deploy()
+    node.script.generate_errors.append(DIED)
+    given = {"token_ids": pb.TokenIds(ids=[5])} if prompt == "token_ids" else {}
+    stream = await cluster.caller.complete(max_tokens=TOKENS, **given)
+    assert_whole(stream)
+    first, again = [one for one in node.calls if isinstance(one, inference_pb.GenerateRequest)]
+    assert not first.HasField("continuation")
+    assert again.HasField("continuation")
+    assert not again.continuation.token_ids
+    assert list(again.token_ids.ids) == ([5] if given else [7, 8])
+
+
 async def test_tries_at_one_token_are_bounded(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     stream = cluster.caller.generate(max_tokens=TOKENS)

@@ -1,0 +1,178 @@
+"""A request that comes again: read on where it goes on, begun anew where it does not."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from serverlessllm.v1 import inference_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types_pb
+from serverlessllm.v1 import worker_service_pb2 as worker_pb
+
+from sllm import errors
+from sllm.clock import MonotonicClock
+from sllm.node.agent import Agent
+from sllm.node.generations.generations import Generations
+from sllm.node.instances.outputs import OutputStream
+from sllm.node.instances.worker_client import Worker
+from tests.support import assert_eventually
+
+LINGER = Duration(seconds=60)
+DIED = errors.WorkerDied("killed")
+
+
+class WrittenWorker:
+    """A worker whose outputs the test writes."""
+
+    def __init__(self) -> None:
+        self.streams: list[OutputStream] = []
+        """Of what was submitted, in order."""
+
+    def submit(self, request: pb.GenerateRequest, stream: OutputStream, **options: Any) -> None:
+        self.streams.append(stream)
+
+    def release(self, request_id: str) -> None:
+        """Nothing runs."""
+
+
+class OneInstance:
+    """An agent with one instance, and what it is told of it."""
+
+    def __init__(self, worker: WrittenWorker) -> None:
+        self._worker = worker
+        self.unread: frozenset[str] = frozenset()
+
+    def instance(self, instance_id: str) -> "OneInstance":
+        return self
+
+    def ready_worker(self) -> WrittenWorker:
+        return self._worker
+
+    def set_unread(self, instance_id: str, request_ids: frozenset[str]) -> None:
+        self.unread = request_ids
+
+
+class Node:
+    def __init__(self) -> None:
+        self.worker = WrittenWorker()
+        self.agent = OneInstance(self.worker)
+        agent = cast(Agent, self.agent)
+        self.generations = Generations(agent, "node", MonotonicClock())
+
+    async def begin(self, request: pb.GenerateRequest) -> "Reader":
+        """Reads a request, once it has been submitted."""
+        count = len(self.worker.streams)
+        reader = Reader(self.generations, request)
+        await assert_eventually(lambda: len(self.worker.streams) > count)
+        return reader
+
+
+class Reader:
+    """A call of Generate, and what it has been told."""
+
+    def __init__(self, generations: Generations, request: pb.GenerateRequest) -> None:
+        self.events: list[pb.GenerateResponse] = []
+        self.task = asyncio.create_task(self._read(generations, request))
+
+    async def _read(self, generations: Generations, request: pb.GenerateRequest) -> None:
+        async with aclosing(generations.read(request)) as events:
+            async for event in events:
+                self.events.append(event)
+
+    @property
+    def kinds(self) -> list[str | None]:
+        return [event.WhichOneof("event") for event in self.events]
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node()
+
+
+def ask(generated: Sequence[int] | None = None, *, linger: bool = True) -> pb.GenerateRequest:
+    """A request of always the same id. `generated`: None if it begins."""
+    continuation = None if generated is None else pb.Continuation(token_ids=generated)
+    return pb.GenerateRequest(
+        request_id="one",
+        instance_id="instance",
+        token_ids=types_pb.TokenIds(ids=[5]),
+        linger=LINGER if linger else None,
+        continuation=continuation,
+    )
+
+
+def accept(stream: OutputStream) -> None:
+    accepted = worker_pb.Accepted(prompt_tokens=1, prompt_token_ids=[5])
+    stream.put(worker_pb.RequestOutput(accepted=accepted))
+
+
+def complete(stream: OutputStream, *token_ids: int) -> None:
+    tokens = pb.Tokens(token_ids=token_ids)
+    completed = worker_pb.Completed(tokens=tokens, reason=types_pb.FINISH_REASON_LENGTH)
+    stream.put(worker_pb.RequestOutput(completed=completed))
+
+
+async def test_one_that_begins_while_it_is_under_way_is_refused(node: Node) -> None:
+    first = await node.begin(ask())
+    with pytest.raises(errors.RequestIdInUse):
+        await Reader(node.generations, ask()).task
+    await first.leave()
+
+
+@pytest.mark.parametrize("linger", [False, True])
+@pytest.mark.parametrize("accepted", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_one_that_was_lost_before_its_first_token_begins_again(
+    node: Node, linger: bool, accepted: bool, goes_on: bool
+) -> None:
+    reader = await node.begin(ask(linger=linger))
+    if accepted:
+        accept(node.worker.streams[0])
+    node.worker.streams[0].fail(DIED)
+    with pytest.raises(errors.WorkerDied):
+        await reader.task
+    assert not node.agent.unread, "nobody comes for what has failed"
+    again = await node.begin(ask(() if goes_on else None, linger=linger))
+    accept(node.worker.streams[1])
+    complete(node.worker.streams[1], 10)
+    await again.task
+    assert again.kinds == ["started", "tokens", "finished"]
+
+
+async def test_one_that_failed_while_nobody_read_it_begins_again(node: Node) -> None:
+    reader = await node.begin(ask())
+    await reader.leave()
+    assert node.agent.unread == {"one"}
+    node.worker.streams[0].fail(DIED)
+    again = await node.begin(ask())
+    assert not again.task.done()
+    await again.leave()
+
+
+async def test_one_that_has_come_without_a_token_is_read_from_its_beginning(node: Node) -> None:
+    """As after a migration: the control plane has no token of it, and the destination may."""
+    node.generations.adopt(ask(), cast(Worker, node.worker))
+    (stream,) = node.worker.streams
+    accept(stream)
+    complete(stream, 10, 11)
+    reader = Reader(node.generations, ask(()))
+    await reader.task
+    assert reader.kinds == ["started", "tokens", "finished"]
+    assert len(node.worker.streams) == 1, "it was begun a second time"
+
+
+async def test_one_that_ended_unread_is_read_again(node: Node) -> None:
+    reader = await node.begin(ask())
+    accept(node.worker.streams[0])
+    await assert_eventually(lambda: reader.kinds)
+    await reader.leave()
+    complete(node.worker.streams[0], 10)
+    again = Reader(node.generations, ask(()))
+    await again.task
+    assert again.kinds == ["started", "tokens", "finished"]
