@@ -114,7 +114,9 @@ class ControlPlane:
         self._clearing = Clearing(state, nodes)
         self.pinning = Pinning(durable, state, nodes, clock, config)
         self.prefetching = Prefetching(durable, state, nodes, self._catalog, config)
-        self.drains = Drains(durable, state, self._orchestrator, agenda, clock)
+        self.drains = Drains(
+            durable, state, self._orchestrator, agenda, self._preparation.consider_all, clock
+        )
         self.explaining = Explaining(state, placer, scaler, clock)
         self.cluster_watch = ClusterWatch(state, clock)
         self.deployment_watch = DeploymentWatch(state)

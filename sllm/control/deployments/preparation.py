@@ -39,16 +39,19 @@ class Preparation:
         """By deployment."""
 
     def consider_all(self) -> None:
-        """Begins what is missing, after nodes have come or gone."""
+        """Begins what is missing, after nodes have come or gone, or take new work again."""
         for name in self._state.deployments:
             if name not in self._state.unprepared:
                 self.consider(name)
 
     def consider(self, name: str) -> None:
-        """Begins a deployment's preparation, unless it is done, under way or without any node."""
+        """Begins a deployment's preparation, unless it is done, under way or without any node.
+
+        Without one it stays to be prepared, and is considered again with the next.
+        """
         deployment = self._state.deployments[name]
         held = self._state.fleet.holds(deployment.model.digest)
-        if held or name in self._state.preparing or not len(self._nodes):
+        if held or name in self._state.preparing or not self._some_node_works():
             return
         self._state.unprepared.pop(name, None)
         self._state.preparing[name] = None
@@ -64,16 +67,33 @@ class Preparation:
         """Ends all work. What nodes have by then is what the next process goes on with."""
         await self._tasks.close()
 
+    def _some_node_works(self) -> bool:
+        return bool(self._nodes.by_id.keys() - self._state.draining)
+
     async def _prepare(self, deployment: Deployment) -> None:
-        """Tries nodes in the order in which a start would, a second one if the first fails."""
+        error: errors.SllmError | None = None
+        try:
+            error = await self._try_nodes(deployment)
+        except Exception as fault:
+            log.exception("control.preparation_broken", deployment=deployment.name)
+            error = errors.Internal(f"{deployment.name} could not be prepared: {fault!r}")
+        if isinstance(error, errors.NodeLost):
+            await self._clock.sleep(_RETRY_SECONDS)  # the fleet may not have noticed yet
+        self._ended(deployment, error)
+
+    async def _try_nodes(self, deployment: Deployment) -> errors.SllmError | None:
+        """Tries nodes in the order in which a start would, a second one if the first fails.
+
+        Returns:
+            Why none has it now. None: one has, or there is none that may be tried.
+        """
         tried: set[str] = set()
         error: errors.SllmError | None = None
         while len(tried) < 2 and (node := self._best_node(deployment, tried)):
             tried.add(node.node_id)
             try:
                 await self._promote(deployment, node)
-                error = None
-                break
+                return None
             except errors.SllmError as failure:
                 error = failure
                 log.warning(
@@ -82,9 +102,7 @@ class Preparation:
                     node=node.node_id,
                     error=str(error),
                 )
-        if isinstance(error, errors.NodeLost):
-            await self._clock.sleep(_RETRY_SECONDS)  # the fleet may not have noticed yet
-        self._ended(deployment, error)
+        return error
 
     def _best_node(self, deployment: Deployment, tried: set[str]) -> Node | None:
         """Where the deployment would start fastest, room or not."""

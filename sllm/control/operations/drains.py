@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from typing import Final
@@ -49,8 +49,11 @@ class Drains:
         state: State,
         orchestrator: Orchestrator,
         agenda: Agenda,
+        undrained: Callable[[], None],
         clock: Clock,
     ) -> None:
+        """`undrained` is told when a node takes new work again."""
+        self._undrained = undrained
         self._durable = durable
         self._state = state
         self._orchestrator = orchestrator
@@ -111,6 +114,8 @@ class Drains:
         self._state.draining.discard(node_id)
         self._graces.pop(node_id, None)
         self._agenda.wake_for_room()
+        self._orchestrator.wake_for_room()
+        self._undrained()
 
     def node_joined(self, view: NodeView) -> None:
         """Goes on draining a node that has come back."""
