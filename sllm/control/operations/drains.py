@@ -114,7 +114,6 @@ class Drains:
         self._state.draining.discard(node_id)
         self._graces.pop(node_id, None)
         self._agenda.wake_for_room()
-        self._orchestrator.wake_for_room()
         self._undrained()
 
     def node_joined(self, view: NodeView) -> None:
