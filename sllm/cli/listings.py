@@ -79,13 +79,20 @@ def instances_table(instances: Sequence[Instance], now: float) -> Listing:
             one.instance_id,
             one.deployment,
             one.node_id,
-            one.state,
+            _instance_state(one, now),
             str(one.running_requests),
             format_bytes(one.kv_bytes),
             str(one.worker_pid or "-"),
             f"{max(0.0, now - one.started_at):.0f} s",
         )
     return table
+
+
+def _instance_state(instance: Instance, now: float) -> str:
+    """With how long an instance stays that no deployment explains; `deploy` again adopts it."""
+    if instance.orphan_until is None:
+        return instance.state
+    return f"{instance.state} (orphan for {max(0.0, instance.orphan_until - now):.0f} s)"
 
 
 def nodes_table(nodes: Sequence[Node]) -> Listing:

@@ -25,6 +25,9 @@ class ControlConfig:
     times as its start has taken: at most half of the time goes into taking turns."""
     longest_residency_seconds: float = 30.0
     """The longest time that it keeps its room for this reason."""
+    orphan_grace_seconds: float = 600.0
+    """How long instances are kept that no deployment explains; their deployment may be made again,
+    as after a loss of what was stored."""
     max_queued: int = 10_000
     """Requests that may wait, over all deployments; more are refused."""
     max_queued_per_deployment: int = 1_000

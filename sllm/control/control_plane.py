@@ -19,6 +19,7 @@ from sllm.control.operations.drains import Drains
 from sllm.control.operations.explaining import Explaining
 from sllm.control.operations.pinning import Pinning
 from sllm.control.operations.prefetching import Prefetching
+from sllm.control.orchestration.adoption import Adoption
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.dispatcher import Dispatcher
 from sllm.control.orchestration.launcher import Launcher
@@ -105,8 +106,17 @@ class ControlPlane:
         self._evacuation = Evacuation(state, self.migrator, placer, clock)
 
         scheduler = Scheduler(state, placer, residency, self._evacuation, agenda, clock, config)
+        adoption = Adoption(state, launcher, agenda, clock, config)
         self._orchestrator = Orchestrator(
-            state, agenda, launcher, dispatcher, scaler, scheduler, self._evacuation, clock
+            state,
+            agenda,
+            launcher,
+            dispatcher,
+            scaler,
+            scheduler,
+            self._evacuation,
+            adoption,
+            clock,
         )
 
         self._catalog = Catalog(durable, state, nodes)
@@ -170,7 +180,7 @@ class ControlPlane:
         status = await self._catalog.deploy(spec, call)
         if spec.name in self.state.deployments:
             self._preparation.consider(spec.name)
-            self._agenda.wake(spec.name)
+            self._orchestrator.deployment_made(spec.name)
         return status
 
     async def delete(self, name: str, call: Call[Done]) -> None:

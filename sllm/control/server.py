@@ -17,7 +17,7 @@ from serverlessllm.v1.deployment_service_pb2_grpc import add_DeploymentServiceSe
 from serverlessllm.v1.fleet_service_pb2_grpc import add_FleetServiceServicer_to_server
 from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 
-from sllm import rpc, telemetry
+from sllm import errors, rpc, telemetry
 from sllm.clock import MonotonicClock
 from sllm.control.api.cluster_service import ClusterServicer
 from sllm.control.api.deployment_service import DeploymentServicer
@@ -31,9 +31,12 @@ from sllm.process import until_terminated
 
 log = structlog.get_logger()
 
+_LOOK_SECONDS: Final = 1.0
+"""Between two looks at whether what is stored is still there."""
+_DEPLOYMENTS: Final = deployment_service_pb2.DESCRIPTOR.services_by_name["DeploymentService"]
 _SERVICES: Final = (
     cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
-    deployment_service_pb2.DESCRIPTOR.services_by_name["DeploymentService"],
+    _DEPLOYMENTS,
     fleet_service_pb2.DESCRIPTOR.services_by_name["FleetService"],
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
 )
@@ -43,7 +46,7 @@ async def serve(config: ControlConfig) -> None:
     """Runs a control plane until the process gets SIGTERM or SIGINT.
 
     Raises:
-        errors.SllmError: The address cannot be bound.
+        errors.SllmError: The address cannot be bound, or what was stored cannot be read.
     """
     configured = telemetry.configure(
         "sllm-control", instance_id="control", metrics_port=config.metrics_port
@@ -65,13 +68,14 @@ async def running(config: ControlConfig) -> AsyncIterator[str]:
     """
     store = await asyncio.to_thread(SqliteStore, config.state_path)
     plane = ControlPlane(config, store, MonotonicClock())
-    await plane.load()
     server = rpc.Server()
     _add_services(server, plane)
     try:
+        await plane.load()
         port = await server.start(config.listen_address, _SERVICES)
         async with asyncio.TaskGroup() as group:
-            work = [group.create_task(plane.run()), group.create_task(_tell_health(plane, server))]
+            parts = (plane.run(), _tell_health(plane, server), _tell_state(plane, server))
+            work = [group.create_task(part) for part in parts]
             yield f"{config.listen_address.rpartition(':')[0]}:{port}"
             plane.end_streams()
             await server.stop(config.stop_grace_seconds)
@@ -96,3 +100,16 @@ async def _tell_health(plane: ControlPlane, server: rpc.Server) -> None:
             known = name in plane.state.deployments
             serving = known and plane.state.status(name).state is DeploymentState.AVAILABLE
             await server.set_serving(name, serving)
+
+
+async def _tell_state(plane: ControlPlane, server: rpc.Server) -> None:
+    """Has the health service say whether deployments can be stored, and the log why not."""
+    told: errors.SllmError | None = None
+    while True:
+        problem = await plane.state_problem()
+        if problem and not told:
+            log.error("control.state_unavailable", problem=problem.message)
+        if bool(problem) != bool(told):
+            await server.set_serving(_DEPLOYMENTS.full_name, not problem)
+        told = problem
+        await asyncio.sleep(_LOOK_SECONDS)

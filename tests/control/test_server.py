@@ -9,14 +9,18 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serverlessllm.v1 import deployment_service_pb2 as pb
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 
-from sllm import errors
+from sllm import errors, rpc
 from sllm.control.config import ControlConfig
 from sllm.control.server import running
 from tests.control.clusters import Cluster
+from tests.control.fake_node import FakeNode
+from tests.control.orchestration.test_adoption import remove_state
 from tests.processes import started
+from tests.support import assert_eventually
 
 SERVE = """
 import sys
@@ -63,3 +67,32 @@ async def test_an_address_in_use_is_told(cluster: Cluster, tmp_path: Path) -> No
     with pytest.raises(errors.Unavailable):
         async with running(config):
             pass
+
+
+async def test_a_second_control_plane_on_its_directory_is_refused(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(errors.StartFailed, match="another control plane uses"):
+        async with running(ControlConfig(directory=tmp_path, listen_address="127.0.0.1:0")):
+            pass
+
+
+async def test_the_loss_of_what_was_stored_is_told(
+    cluster: Cluster, node: FakeNode, tmp_path: Path
+) -> None:
+    await cluster.caller.deploy()
+    remove_state(tmp_path)
+    with pytest.raises(errors.StateUnavailable):
+        await cluster.caller.deploy("another")
+    with pytest.raises(errors.StateUnavailable):
+        await cluster.caller.delete("tiny")
+    async with rpc.channel(cluster.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        service = health_pb2.HealthCheckRequest(service="serverlessllm.v1.DeploymentService")
+
+        async def not_serving() -> bool:
+            answer = await health.Check(service)
+            return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+        await assert_eventually(not_serving)
+    await cluster.caller.complete()

@@ -675,6 +675,7 @@ class Instance(_message.Message):
     WORKER_PID_FIELD_NUMBER: _builtins.int
     UNREAD_REQUEST_IDS_FIELD_NUMBER: _builtins.int
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
+    ORPHAN_UNTIL_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -695,6 +696,12 @@ class Instance(_message.Message):
     def unread_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its requests that go on although nobody reads them, for as long as they linger."""
 
+    @_builtins.property
+    def orphan_until(self) -> _timestamp_pb2.Timestamp:
+        """Set by the control plane: no deployment explains the instance, as after a loss of what was
+        stored, and it ends at this time. If its deployment is made again until then, it is adopted.
+        """
+
     def __init__(
         self,
         *,
@@ -709,10 +716,11 @@ class Instance(_message.Message):
         worker_pid: _builtins.int = ...,
         unread_request_ids: _abc.Iterable[_builtins.str] | None = ...,
         device_index: _builtins.int | None = ...,
+        orphan_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "device_index", b"device_index", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "device_index", b"device_index", "orphan_until", b"orphan_until", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015

@@ -90,3 +90,5 @@ class Instance:
     """When its start began."""
     worker_pid: int
     """Process id of the worker on its node. 0 while there is none."""
+    orphan_until: float | None = None
+    """Set if no deployment explains it: when it ends, unless its deployment is made again."""

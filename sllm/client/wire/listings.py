@@ -59,6 +59,7 @@ def instance(message: pb.Instance) -> deployments.Instance:
         digest=message.digest,
         started_at=moment(message.started_at),
         worker_pid=message.worker_pid,
+        orphan_until=moment(message.orphan_until) if message.HasField("orphan_until") else None,
     )
 
 

@@ -53,7 +53,8 @@ class ClusterServicer(ClusterServiceServicer):
             if request.deployment in ("", one.deployment)
         }
         page = page_of(instances, request.page_size, request.page_token)
-        messages = [fleet.instance_message(instances[key]) for key in page.keys]
+        ends_at = self._plane.state.orphans.ends_at
+        messages = [fleet.instance_message(instances[key], ends_at(key)) for key in page.keys]
         return pb.ListInstancesResponse(instances=messages, next_page_token=page.next_token)
 
     async def ExplainPlacement(

@@ -13,6 +13,7 @@ from sllm.clock import Clock
 from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.deployments.scaler import Scaler
+from sllm.control.orchestration.adoption import Adoption
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.dispatcher import Dispatcher
 from sllm.control.orchestration.evacuator import Evacuator
@@ -36,6 +37,7 @@ class Orchestrator:
         scaler: Scaler,
         scheduler: Scheduler,
         evacuator: Evacuator,
+        adoption: Adoption,
         clock: Clock,
     ) -> None:
         self._state = state
@@ -45,6 +47,7 @@ class Orchestrator:
         self._scaler = scaler
         self._scheduler = scheduler
         self._evacuator = evacuator
+        self._adoption = adoption
         self._clock = clock
 
     async def run(self) -> None:
@@ -55,6 +58,7 @@ class Orchestrator:
 
     def _pass(self) -> None:
         now, state = self._clock.now(), self._state
+        self._adoption.end_due(now)
         due = self._agenda.take(now, state.unmet) & state.deployments.keys()
         for name in due:
             self._dispatcher.dispatch(name)
@@ -111,22 +115,29 @@ class Orchestrator:
             self._take_in(instance)
 
     def _let_go(self, instances: Sequence[Instance]) -> None:
-        self._launcher.forget(one.instance_id for one in instances)
+        gone = [one.instance_id for one in instances]
+        self._launcher.forget(gone)
+        self._state.orphans.forget(gone)
         for instance in instances:
             self._agenda.wake(instance.deployment)
 
     def _take_in(self, instance: Instance) -> None:
         """Adopts an instance that this control plane has not started itself."""
         deployment = self._state.deployments.get(instance.deployment)
-        if deployment is None:
+        if deployment is None and not self._adoption.keeps(instance):
             self._launcher.end(instance)
         elif instance.state is InstanceState.READY:
             self._state.slots.add(instance.instance_id, instance.node_id, self._clock.now())
-        elif instance.state is InstanceState.STARTING:
+        elif deployment and instance.state is InstanceState.STARTING:
             self._launcher.join(deployment, instance)
         self._agenda.wake(instance.deployment)
 
     # --- deployments --------------------------------------------------------------------------
+
+    def deployment_made(self, name: str) -> None:
+        """A deployment is there or has changed: it adopts what is found of it, if it may."""
+        self._adoption.adopt(self._state.deployments[name])
+        self._agenda.wake(name)
 
     def deployment_deleted(self, name: str) -> None:
         """A deployment is to exist no more: its requests fail, its instances end."""
@@ -134,6 +145,7 @@ class Orchestrator:
         cancelled = errors.Cancelled(f"deployment {name} was deleted")
         for ticket in [one for one in self._state.tickets.values() if one.deployment == name]:
             ticket.fail(cancelled if ticket.assignment else gone)
+        self._state.orphans.deployment_deleted(name)
         for instance in self._state.fleet.instances_of(name):
             self._launcher.end(instance)
         self._agenda.forget(name)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +16,13 @@ from sllm.control.cluster.specs import (
     ScalingPolicy,
 )
 from sllm.control.cluster.tiers import Tier
+from sllm.control.state.database import Database
 from sllm.control.types.calls import Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
 
 ANSWER_SECONDS = 7 * 24 * 3600.0
 """How long an answer is kept for callers that repeat their call."""
 
-_LOCK_SECONDS = 0.1
-"""How long to wait for another program's lock; callers are told to try again, not kept waiting."""
-_RETRY_SECONDS = 1.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployments (
@@ -61,26 +58,15 @@ class SqliteStore:
         """Opens the file, or makes it; may block.
 
         Raises:
-            errors.StartFailed: It is none of SQLite's, is damaged, or may not be written.
+            errors.StartFailed: It is none of SQLite's, is damaged, or may not be written; or
+                another control plane uses its directory.
             OSError: There can be no such directory.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._db = sqlite3.connect(
-                path,
-                timeout=_LOCK_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-                factory=_Connection,
-            )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # what is said must survive a power cut
-            self._db.executescript(_SCHEMA)
-        except (sqlite3.Error, errors.StateUnavailable) as error:
-            raise errors.StartFailed(
-                f"{path} cannot be used: {error.__cause__ or error}; end what else uses it, "
-                "restore it, or move it away to begin without deployments"
-            ) from error
+        self._db = Database(path, _SCHEMA)
+
+    def check(self) -> None:
+        """See Store."""
+        self._db.check()
 
     def deployments(self) -> list[Deployment]:
         """See Store."""
@@ -90,12 +76,12 @@ class SqliteStore:
 
     def recall(self, call: Call[Answer]) -> Answer | None:
         """See Store."""
-        row = self._db.execute(
+        rows = self._db.execute(
             "SELECT fingerprint, answer FROM answers WHERE request_id = ?", (call.request_id,)
-        ).fetchone()
-        if row is None or not call.request_id:
+        )
+        if not rows or not call.request_id:
             return None
-        fingerprint, answer = row
+        ((fingerprint, answer),) = rows
         call.check_repeats(fingerprint)
         return call.answers.decode(answer)
 
@@ -165,7 +151,7 @@ class SqliteStore:
         changes: Iterable[tuple[str, Sequence[Any]]],
     ) -> Answer:
         """Carries `changes` out and keeps the answer; a repeated call gets its first answer."""
-        with self._transaction():
+        with self._db.transaction():
             if (first := self.recall(call)) is not None:
                 return first
             for change, row in changes:
@@ -181,44 +167,13 @@ class SqliteStore:
                 (call.request_id, call.fingerprint, call.answers.encode(answer), now),
             )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        # Whoever else has the file open is met here, and not at the commit.
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite has rolled back itself if the disk is full
-                self._db.execute("ROLLBACK")
-            raise
-
-
-class _Connection(sqlite3.Connection):
-    """A connection whose failures are those that callers know."""
-
-    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        """As sqlite3.Connection.
-
-        Raises:
-            errors.StateUnavailable: The disk is full, or another program has locked the file.
-        """
-        try:
-            return super().execute(sql, parameters)
-        except sqlite3.Error as error:
-            raise errors.StateUnavailable(
-                f"the control plane cannot store or read its state now: {error}; make room on its "
-                "disk, or end what has locked its state.db, and try again",
-                retry_after=_RETRY_SECONDS,
-            ) from error
-
 
 @contextmanager
 def _readable(table: str) -> Iterator[None]:
     """Raises StartFailed for a row that makes no sense: to leave it out would end what it names."""
     try:
         yield
-    except (sqlite3.Error, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
         raise errors.StartFailed(
             f"a row of {table} in state.db cannot be read: {type(error).__name__}: {error}; "
             "restore the file, or delete the row"

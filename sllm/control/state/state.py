@@ -19,6 +19,7 @@ from sllm.control.state.failed_starts import FailedStarts
 from sllm.control.state.fleet import Fleet
 from sllm.control.state.index import Index
 from sllm.control.state.migration_cost import MigrationCosts
+from sllm.control.state.orphans import Orphans
 from sllm.control.types.receipts import StartRecord
 from sllm.control.types.status import DeploymentStatus, Loading
 
@@ -77,6 +78,7 @@ class State:
     """Nodes that are about to go down, and are drained for as long as they are there."""
     draining: set[str] = field(default_factory=set)
     """Nodes that get no new work; some may be away."""
+    orphans: Orphans = field(default_factory=Orphans)
     costs: MigrationCosts = field(default_factory=MigrationCosts)
     changes: Changes = field(default_factory=Changes)
 

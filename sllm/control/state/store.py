@@ -13,7 +13,18 @@ from sllm.control.types.pins import Pin, Place
 
 
 class Store(Protocol):
-    """Each method is one transaction: after it returns, what it did survives any crash."""
+    """Each method is one transaction: after it returns, what it did survives any crash.
+
+    Each raises errors.StateUnavailable if nothing can be read or stored, and has then done nothing.
+    """
+
+    def check(self) -> None:
+        """Looks whether what is stored is still there.
+
+        Raises:
+            errors.StateUnavailable: It is not.
+        """
+        ...
 
     def deployments(self) -> list[Deployment]:
         """All of them, in order of their names."""

@@ -232,8 +232,8 @@ def _init_time_message(key: InitKey, time: InitTime) -> pb.InitObservation:
     )
 
 
-def instance_message(one: Instance) -> pb.Instance:
-    """An instance as operators see it."""
+def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Instance:
+    """An instance as operators see it; `orphan_until`: when it ends if nothing explains it."""
     return pb.Instance(
         instance_id=one.instance_id,
         deployment=one.deployment,
@@ -245,4 +245,5 @@ def instance_message(one: Instance) -> pb.Instance:
         started_at=common.timestamp(one.started_at),
         worker_pid=one.worker_pid,
         unread_request_ids=one.unread,
+        orphan_until=common.optional_timestamp(orphan_until),
     )

@@ -155,15 +155,6 @@ async def test_an_adopted_instance_ends_after_its_keep_alive(
     await assert_eventually(lambda: not node.instances)
 
 
-async def test_instances_of_no_deployment_are_stopped(cluster: Cluster, node: FakeNode) -> None:
-    stray = pb.Instance(
-        instance_id="stray", deployment="nobody", node_id="n1", state=pb.INSTANCE_STATE_READY
-    )
-    node.instances["stray"] = stray
-    node.send_delta([stray])
-    await assert_eventually(lambda: not node.instances)
-
-
 async def test_a_deleted_deployment_ends_its_requests_and_instances(
     cluster: Cluster, node: FakeNode
 ) -> None:

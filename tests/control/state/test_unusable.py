@@ -37,7 +37,7 @@ def locked(path: Path) -> Iterator[None]:
 @contextmanager
 def full(store: SqliteStore) -> Iterator[None]:
     """SQLite itself refuses to make the file larger, as it does when the disk has no room."""
-    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    ((pages,),) = store._db.execute("PRAGMA page_count")
     store._db.execute(f"PRAGMA max_page_count = {pages}")
     yield
     store._db.execute("PRAGMA max_page_count = 1000000")
