@@ -20,7 +20,7 @@ FLOORS = {
         "control | node | client",
         "checkpoint",
         "rpc",
-        "telemetry | process | config | sampling | bounds",
+        "telemetry | process | config | prompt_size | sampling | bounds",
         "broadcast | clock | decay | durations | errors | libc",
     ),
     "sllm.control": (
@@ -59,7 +59,7 @@ FLOORS = {
         "wire",
         "host",
         "generations",
-        "outbox",
+        "lanes | outbox",
         "generation",
         "trial",
         "engine | model",

@@ -91,6 +91,11 @@ class Deployment:
             return self.spec.engine.kv_cache_tokens
         return min(DEFAULT_KV_TOKENS, 16 * self.model.context_tokens)
 
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that prompt and generation of one request may have together, at most."""
+        return min(self.model.context_tokens, self.kv_tokens)
+
 
 class DeploymentState(IntEnum):
     """How far a deployment's checkpoint is; the numbers are those of the protocol."""

@@ -151,7 +151,8 @@ class Router:
             raise errors.ShuttingDown("the control plane is going down; try again")
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
-        self._state.deployment(request.deployment)
+        deployment = self._state.deployment(request.deployment)
+        generations.check_size(request, deployment)
         admission.check(generations.generation_ask(request))
         # Last of these checks, as reading on ends the former stream.
         former = self._state.tickets.get(request.request_id)

@@ -119,8 +119,8 @@ def _connect(path: Path, schema: str) -> sqlite3.Connection:
         connection.executescript(schema)
     except sqlite3.Error as error:
         raise errors.StartFailed(
-            f"{path} cannot be used: {error}; end what else uses it, restore it, or move it away to "
-            "begin without deployments"
+            f"{path} cannot be used: {error}; end what else uses it, restore it, or move it away "
+            "to begin without deployments"
         ) from error
     return connection
 

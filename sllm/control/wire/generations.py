@@ -8,8 +8,9 @@ import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm import bounds
+from sllm import bounds, prompt_size
 from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.specs import Deployment
 from sllm.control.types.calls import GenerationAsk, Prompt
 from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Phase, PhaseKind, Receipt
@@ -46,6 +47,17 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
         keep_alive=keep_alive(request),
         linger=linger(request),
     )
+
+
+def check_size(request: GenerateRequest, deployment: Deployment) -> None:
+    """Refuses a request that the context cannot take, before a copy of its prompt is made.
+
+    Raises:
+        errors.ContextExceeded: With the numbers.
+    """
+    context = deployment.context_tokens
+    prompt_size.check_size(request.ByteSize(), context)
+    prompt_size.check_tokens(len(request.token_ids.ids), context)
 
 
 def _prompt(request: GenerateRequest) -> Prompt:

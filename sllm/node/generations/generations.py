@@ -11,6 +11,7 @@ from sllm.clock import Clock
 from sllm.node.agent import Agent
 from sllm.node.generations.generation import Generation
 from sllm.node.instances.worker_client import Worker
+from sllm.prompt_size import check_size
 
 _LOOK_SECONDS = 0.05
 UNREAD_SECONDS = 10.0
@@ -119,11 +120,17 @@ class Generations:
             self._wait_no_more(known)
             return known
         worker = self._agent.instance(request.instance_id).ready_worker()
+        self._check_size(request)
         keep = _linger(request) > 0
         self._replace(request.request_id)
         generation = Generation(request, worker, self._node_id, self._clock, keep=keep)
         self._by_id[request.request_id] = generation
         return generation
+
+    def _check_size(self, request: pb.GenerateRequest) -> None:
+        running = self._agent.instance(request.instance_id).running
+        if running:
+            check_size(request.ByteSize(), running.context_tokens)
 
     def _replace(self, request_id: str) -> None:
         """Ends what is left of a request that begins anew."""

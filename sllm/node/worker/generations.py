@@ -4,10 +4,8 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import ParamSpec, TypeVar
 
 import structlog
 
@@ -29,6 +27,7 @@ from sllm.node.worker.generation import (
     GenerationRequest,
     Output,
 )
+from sllm.node.worker.lanes import Lanes
 from sllm.node.worker.model import prompts
 from sllm.node.worker.model.module import ModelFiles
 from sllm.node.worker.model.prompts import (
@@ -40,12 +39,10 @@ from sllm.node.worker.model.prompts import (
 )
 from sllm.node.worker.model.templates import render
 from sllm.node.worker.outbox import Outbox
+from sllm.prompt_size import check_size
 from sllm.sampling import MAX_SEED
 
 log = structlog.get_logger()
-
-Arguments = ParamSpec("Arguments")
-Outcome = TypeVar("Outcome")
 
 
 @dataclass(slots=True)
@@ -76,9 +73,8 @@ class Generations:
         self._keys = map(str, itertools.count())
         self._by_id: dict[str, _UnderWay] = {}
         self._by_key: dict[str, _UnderWay] = {}
-        # One thread: a tokenizer may not be used by two at once.
-        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
-        # Another for chat templates: one that takes long keeps nobody else's prompt waiting.
+        self._lanes = Lanes()
+        # Chat templates have a thread of their own: one that takes long keeps no text waiting.
         self._rendering = ThreadPoolExecutor(1, "render")
 
     def submit(self, request: GenerationRequest) -> None:
@@ -119,18 +115,25 @@ class Generations:
     def close(self) -> None:
         """Cancels all requests; takes no more."""
         self.cancel_all()
-        for threads in (self._tokenizing, self._rendering):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
+        self._rendering.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
         ended: Completed | None = None
         try:
             rendered = await self._rendered(request.prompt)
-            prompt = await self._off_loop(self._encode, request, rendered)
+            size = prompts.size_bytes(rendered)
+            check_size(size, self._context_tokens)
+            prompt = await self._lanes.run(size, self._encode, request, rendered)
             engine_request = self._engine_request(request, prompt, under_way.key)
             finish = _finish_before(engine_request)
-            under_way.generation, ended = await self._off_loop(
-                self._follow, request, len(prompt), under_way.taken_at, finish
+            under_way.generation, ended = await self._lanes.run(
+                len(request.generated),
+                self._follow,
+                request,
+                len(prompt),
+                under_way.taken_at,
+                finish,
             )
             if ended:
                 self._forget(under_way)
@@ -191,12 +194,6 @@ class Generations:
             first_position=generated,
             gives_way=request.gives_way,
         )
-
-    async def _off_loop(
-        self, work: Callable[Arguments, Outcome], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Outcome:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizing, lambda: work(*args, **kwargs))
 
     def _push(self, token: NewToken) -> Output | None:
         under_way = self._by_key.get(token.request_id)

@@ -1,5 +1,7 @@
 """A stream whose instance or node is lost goes on elsewhere, from the tokens that were relayed."""
 
+from typing import Any
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -85,7 +87,7 @@ async def test_a_worker_that_dies_before_the_first_token(
     """The node knows its id: it is told that the request goes on, after no token."""
     await cluster.caller.deploy()
     node.script.generate_errors.append(DIED)
-    given = {"token_ids": pb.TokenIds(ids=[5])} if prompt == "token_ids" else {}
+    given: dict[str, Any] = {"token_ids": pb.TokenIds(ids=[5])} if prompt == "token_ids" else {}
     stream = await cluster.caller.complete(max_tokens=TOKENS, **given)
     assert_whole(stream)
     first, again = [one for one in node.calls if isinstance(one, inference_pb.GenerateRequest)]

@@ -45,12 +45,12 @@ def _replace(path: Path) -> None:
     copy.replace(path)
 
 
-LOSSES: dict[str, Callable[[Path], None]] = {
+LOSSES: dict[str, Callable[[Path], object]] = {
     "all files deleted": _delete,
     "the file deleted": Path.unlink,
     "the log deleted": lambda path: path.with_name("state.db-wal").unlink(),
     "the directory deleted": lambda path: shutil.rmtree(path.parent),
-    "the directory moved": lambda path: path.parent.rename(path.parent.with_name("away")) and None,
+    "the directory moved": lambda path: path.parent.rename(path.parent.with_name("away")),
     "replaced by a copy": _replace,
     "emptied": lambda path: os.truncate(path, 0),
 }

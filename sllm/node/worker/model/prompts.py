@@ -46,6 +46,15 @@ class RenderedPrompt:
 Prompt = TextPrompt | TokenPrompt | Conversation
 
 
+def size_bytes(prompt: TextPrompt | TokenPrompt | RenderedPrompt) -> int:
+    """Of what has to be tokenized, about: by its letters. Tokens are tokens already."""
+    match prompt:
+        case TextPrompt(text) | RenderedPrompt(text):
+            return len(text)
+        case TokenPrompt():
+            return 0
+
+
 def encode(
     prompt: TextPrompt | TokenPrompt | RenderedPrompt, tokenizer: Any, vocabulary_size: int
 ) -> tuple[int, ...]:
