@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.cluster.instances import Instance
@@ -147,6 +148,14 @@ class ControlPlane:
         await self._catalog.load()
         await self.pinning.load()
         await self.drains.load()
+
+    async def state_problem(self) -> errors.SllmError | None:
+        """Why nothing can be stored any more. None: what was stored is where it should be."""
+        try:
+            await self._durable.run(self._durable.store.check)
+        except errors.SllmError as error:
+            return error
+        return None
 
     async def run(self) -> None:
         """Works until it is cancelled."""

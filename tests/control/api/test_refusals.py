@@ -10,10 +10,14 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors, rpc
+from sllm.prompt_size import BYTES_BESIDE, MAX_BYTES_PER_TOKEN
 from tests.control.clusters import SECONDS, Cluster
 from tests.control.fake_node import FakeNode
 
 Sampling = pb.SamplingParams
+CONTEXT = 1024
+"""Of the fake node's models."""
+LONG = "x" * (BYTES_BESIDE + MAX_BYTES_PER_TOKEN * CONTEXT)
 
 GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "an unknown deployment": ({"deployment": "nobody", "text": "a"}, errors.DeploymentNotFound),
@@ -41,6 +45,20 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "a negative linger": ({"text": "a", "linger": Duration(nanos=-1)}, errors.InvalidArgument),
     "an id of 257 letters": ({"text": "a", "request_id": "x" * 257}, errors.InvalidArgument),
     "before the beginning": ({"text": "a", "resume_from_sequence": -1}, errors.InvalidArgument),
+    "a text that no context holds": ({"text": LONG}, errors.ContextExceeded),
+    "messages that no context holds": (
+        {"messages": pb.ChatMessages(messages=[pb.ChatMessage(role="user", content=LONG)])},
+        errors.ContextExceeded,
+    ),
+    "many messages": (
+        {"messages": pb.ChatMessages(messages=[pb.ChatMessage()] * len(LONG))},
+        errors.ContextExceeded,
+    ),
+    "as many tokens as the context": (
+        {"token_ids": pb.TokenIds(ids=[5] * CONTEXT)},
+        errors.ContextExceeded,
+    ),
+    "stops that no context holds": ({"text": "a", "stop": [LONG]}, errors.ContextExceeded),
     "17 stops": ({"text": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
 }
 

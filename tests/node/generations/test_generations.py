@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,8 +18,10 @@ from sllm.node.agent import Agent
 from sllm.node.generations.generations import Generations
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.worker_client import Worker
+from sllm.prompt_size import BYTES_BESIDE, MAX_BYTES_PER_TOKEN
 from tests.support import assert_eventually
 
+CONTEXT = 16
 LINGER = Duration(seconds=60)
 DIED = errors.WorkerDied("killed")
 
@@ -42,6 +45,7 @@ class OneInstance:
 
     def __init__(self, worker: WrittenWorker) -> None:
         self._worker = worker
+        self.running = SimpleNamespace(context_tokens=CONTEXT)
         self.unread: frozenset[str] = frozenset()
 
     def instance(self, instance_id: str) -> "OneInstance":
@@ -176,3 +180,12 @@ async def test_one_that_ended_unread_is_read_again(node: Node) -> None:
     again = Reader(node.generations, ask(()))
     await again.task
     assert again.kinds == ["started", "tokens", "finished"]
+
+
+async def test_a_prompt_that_no_context_holds_goes_to_no_worker(node: Node) -> None:
+    size = BYTES_BESIDE + MAX_BYTES_PER_TOKEN * CONTEXT
+    request = pb.GenerateRequest(request_id="one", instance_id="instance", text="x" * size)
+    with pytest.raises(errors.ContextExceeded) as caught:
+        await Reader(node.generations, request).task
+    assert caught.value.metadata["max_bytes"] == str(size)
+    assert not node.worker.streams
