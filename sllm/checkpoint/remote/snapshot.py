@@ -13,6 +13,7 @@ from sllm.checkpoint.remote.background_loop import BackgroundLoop, side_by_side
 from sllm.checkpoint.remote.listing import Listing, RemoteFile
 from sllm.checkpoint.remote.objects import Objects
 from sllm.checkpoint.sources.file_names import is_carried, is_index
+from sllm.checkpoint.sources.other_forms import refuse_other_forms
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, inspect
 from sllm.errors import CheckpointCorrupt, InvalidSource
 
@@ -51,6 +52,8 @@ class Snapshot:
             CheckpointCorrupt: a file contradicts itself, or others; names it.
             OSError: the disk is full, or fails.
         """
+        if MANIFEST_FILE not in self.listing.names:
+            refuse_other_forms(self.url, self.listing.names)
         self.loop.run(self._fetch_all(directory), cancelled)
         try:
             found = inspect(LocalSource(directory))

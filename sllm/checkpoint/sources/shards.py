@@ -8,6 +8,7 @@ from typing import Any
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.checkpoint.format.safetensors_header import TensorHeader, read_header
 from sllm.checkpoint.sources.file_names import INDEX, WEIGHTS
+from sllm.checkpoint.sources.other_forms import refuse_other_forms, refuse_pointers
 from sllm.errors import InvalidSource
 
 
@@ -23,13 +24,13 @@ def read_shards(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, .
         CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
     """
     names = {path.name for path in paths}
+    refuse_other_forms(directory, names)
+    refuse_pointers(paths)
     if WEIGHTS in names:
         return read_header(directory / WEIGHTS)
     if INDEX in names:
         return _indexed_tensors(directory, names)
     shards = [path for path in paths if path.name.endswith(".safetensors")]
-    if not shards:
-        raise InvalidSource(f"{directory} has no *.safetensors files")
     return _distinct(tensor for shard in shards for tensor in read_header(shard))
 
 

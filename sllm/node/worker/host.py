@@ -31,6 +31,7 @@ from sllm.node.worker.model.module import (
     build_module_on_device,
     load_files,
 )
+from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.outbox import Outbox
 
 log = structlog.get_logger()
@@ -163,13 +164,14 @@ class ModelHost:
         began = time.monotonic()
         held, module = await asyncio.to_thread(_attach, self._pool_fd, prepared, weights)
         attached = time.monotonic()
-        capacity = _capacity(prepared, module, kv_bytes)
-        context = min(context_tokens(module.config), capacity.kv_tokens)
-        engine = _ENGINES[prepared.options.engine](module, capacity)
-        outbox = Outbox()
-        generations = Generations(prepared.files, engine, context, outbox)
-        self._running = _Running(held, module, engine, generations, outbox)
-        await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
+        with refusing("the engine cannot run the model"):
+            capacity = _capacity(prepared, module, kv_bytes)
+            context = min(context_tokens(module.config), capacity.kv_tokens)
+            engine = _ENGINES[prepared.options.engine](module, capacity)
+            outbox = Outbox()
+            generations = Generations(prepared.files, engine, context, outbox)
+            self._running = _Running(held, module, engine, generations, outbox)
+            await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         started = time.monotonic()
         return Attached(attached - began, started - attached, context)
 

@@ -1,11 +1,14 @@
 """What a model's configuration says of it, and whether the engine can run it."""
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers.utils import CONFIG_NAME
 
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import ModelDescription
@@ -23,6 +26,8 @@ _COUNTS = (
     "max_position_embeddings",
 )
 """Fields that hold a positive number, where they hold anything."""
+_OTHER_NAMES = ("n_layer", "n_head", "n_embd", "n_positions", "d_model", "intermediate_size")
+"""What some architectures call them, and one more that is so."""
 _MOST = 2**31 - 1
 _UNUSABLE = "the model's config.json cannot be used"
 
@@ -41,6 +46,7 @@ def load_architecture(directory: Path) -> Architecture:
     Raises:
         UnsupportedModel: The engine cannot run this architecture; names it.
     """
+    _check_file(directory / CONFIG_NAME)
     with refusing(_UNUSABLE):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         return _architecture(config)
@@ -127,7 +133,7 @@ def check_config(name: str, config: Any, model_class: Any) -> None:
     if getattr(text, "max_position_embeddings", None) is None:
         raise _unsupported(name, "does not say how many positions it has")
     _check_not_quantized(name, config)
-    _check_counts(text)
+    _check_counts(lambda field: getattr(text, field, None))
 
 
 def _check_not_quantized(name: str, config: Any) -> None:
@@ -144,10 +150,23 @@ def _check_not_quantized(name: str, config: Any) -> None:
     )
 
 
-def _check_counts(text: Any) -> None:
-    for field in _COUNTS:
-        value = getattr(text, field, None)
-        if value is not None and not (isinstance(value, int) and 1 <= value <= _MOST):
+def _check_file(path: Path) -> None:
+    """Names a number that cannot be, before the library divides by it."""
+    with refusing(_UNUSABLE):
+        fields = json.loads(path.read_bytes())
+        if not isinstance(fields, dict):
+            raise UnsupportedModel(f"{_UNUSABLE}: it is no JSON object")
+    for part in (fields, fields.get("text_config")):
+        if isinstance(part, dict):
+            _check_counts(part.get, (*_COUNTS, *_OTHER_NAMES))
+
+
+def _check_counts(get: Callable[[str], Any], names: Sequence[str] = _COUNTS) -> None:
+    for field in names:
+        value = get(field)
+        if isinstance(value, list):  # some have one for each layer
+            continue
+        if value is not None and not (type(value) is int and 1 <= value <= _MOST):
             raise UnsupportedModel(
                 f"{_UNUSABLE}: {field} is {value!r:.40}, and must be a number from 1 to {_MOST}"
             )

@@ -18,8 +18,8 @@ _LENGTHS = (3, 2 * PAGE_TOKENS + 5, PAGE_TOKENS - 1, 300)
 _SHARED = 2 * PAGE_TOKENS
 """Tokens that a later prompt has in common with one before: their cache entries are found."""
 _KV_TOKENS = 1024
-_TOLERANCE = 2e-3
-"""Of logarithms of probabilities: far above float32's noise, far below what any fault makes."""
+_TOLERANCE = 1e-3
+"""Of logarithms of probabilities: ten times float32's noise and more."""
 _TIMEOUT = 60.0
 _GAIN = 2.0
 
@@ -96,13 +96,16 @@ def compare(model: Any, vocabulary: int, context: int) -> None:
     asked = prompts(vocabulary, context)
     expected = [reference(model, prompt) for prompt in asked]
     together, after = list(range(len(asked) - 1)), [len(asked) - 1]
-    generated = _generate(model, asked, (together, after))
+    generated = _generate(model, vocabulary, asked, (together, after))
     for prompt, answer, tokens in zip(asked, expected, generated, strict=True):
         _check(len(prompt), answer, tokens)
 
 
 def _generate(
-    model: Any, asked: Sequence[Sequence[int]], rounds: Sequence[Sequence[int]]
+    model: Any,
+    vocabulary: int,
+    asked: Sequence[Sequence[int]],
+    rounds: Sequence[Sequence[int]],
 ) -> list[list[NewToken]]:
     steps: queue.Queue[Step | Exception] = queue.Queue()
     engine = TransformersEngine(model, Capacity(_KV_TOKENS, len(asked)))
@@ -113,7 +116,7 @@ def _generate(
             for number in numbers:
                 sampling = Sampling(temperature=0.0, seed=0)
                 request = EngineRequest(
-                    str(number), tuple(asked[number]), sampling, NEW_TOKENS, logprobs=1
+                    str(number), tuple(asked[number]), sampling, NEW_TOKENS, logprobs=vocabulary
                 )
                 engine.submit(request)
             _collect(steps, found, set(map(str, numbers)))
@@ -138,17 +141,20 @@ def _collect(
 
 
 def _check(prompt_tokens: int, answer: Answer, generated: Sequence[NewToken]) -> None:
+    """Compares the probabilities of all tokens: the likeliest alone may tell nothing.
+
+    Where input and output share their embeddings, the last token is all but certain to come again.
+    """
     for place, (token, expected) in enumerate(zip(generated, answer.tokens, strict=True)):
-        logprob = float(answer.logprobs[place, token.token_id])
         assert token.logprob is not None
-        off = abs(token.logprob.logprob - logprob)
-        if not off <= _TOLERANCE or (
-            token.token_id != expected
-            and float(answer.logprobs[place, expected]) - logprob > _TOLERANCE
-        ):
+        found = torch.full_like(answer.logprobs[place], torch.nan)
+        for top in token.logprob.top:
+            found[top.token_id] = top.logprob
+        off = float((found - answer.logprobs[place]).abs().max())
+        if not off <= _TOLERANCE:
             raise UnsupportedModel(
                 f"token {place + 1} after {prompt_tokens} of a prompt differs from that of "
-                f"transformers' own generate (by {off:.2g} in the logarithm of its probability)"
+                f"transformers' own generate (by {off:.2g} in the logarithm of a probability)"
             )
         if token.token_id != expected:
             return  # a tie: the texts part here

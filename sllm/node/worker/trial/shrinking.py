@@ -18,7 +18,7 @@ ORIGINAL_CONTEXT = 64
 WINDOW = 16
 """Tokens of a sliding window, and of a chunk of attention."""
 SOFT_CAP = 2.0
-"""Of scores and logits, so low that it shows."""
+"""Of scores of attention, so low that it shows."""
 _WIDTH = 32
 _RANK = 16
 _EXPERTS = 4
@@ -34,13 +34,16 @@ _BOUNDS = (
     (re.compile(r"(.*_)?(intermediate_size.*|ffn_dim|n_inner|ffn_hidden_size|d_ff)"), _WIDTH),
     (re.compile(r"(.*_)?lora_rank"), _RANK),
     (re.compile(r"qk_(rope|nope)_head_dim"), HEAD_DIM // 2),
-    (re.compile(r"v_head_dim|.*attention_head_dim|global_head_dim|d_kv"), HEAD_DIM),
+    (
+        re.compile(r"v_head_dim|query_pre_attn_scalar|.*attention_head_dim|global_head_dim|d_kv"),
+        HEAD_DIM,
+    ),
     (re.compile(r"num_(local_|routed_)?experts|(n_routed|moe_num)_experts"), _EXPERTS),
     (re.compile(r"(num_experts_per_tok|moe_topk|moe_top_k|moe_k|top_k_experts)"), _EXPERTS_USED),
     (re.compile(r"n_group|topk_group|num_expert_groups"), 1),
     (re.compile(r"first_k_dense_replace|num_dense_layers|moe_layer_start_index"), 1),
     (re.compile(r"max_position_embeddings|n_positions|n_ctx"), CONTEXT),
-    (re.compile(r".*softcap(ping)?"), SOFT_CAP),
+    (re.compile(r"attn.*softcap(ping)?"), SOFT_CAP),
     (re.compile(r"sliding_window|attention_chunk_size|window_size"), WINDOW),
 )
 """Fields by their names, and what a number there is at most."""
@@ -133,14 +136,13 @@ def _stretch(small: dict[str, Any]) -> None:
     scaling = small.get("rope_parameters") or small.get("rope_scaling")
     by_kind = scaling.values() if isinstance(scaling, dict) else ()
     found = [scaling, *(one for one in by_kind if isinstance(one, dict))]
+    whole = small.get("max_position_embeddings")
     for one in [one for one in [*found, small] if isinstance(one, dict)]:
         original = one.get("original_max_position_embeddings")
         if type(original) is int and original > ORIGINAL_CONTEXT:
             one["original_max_position_embeddings"] = ORIGINAL_CONTEXT
-            whole = small.get("max_position_embeddings")
             if type(whole) is int and whole > ORIGINAL_CONTEXT:
-                ratio = max(1, whole // original)
-                small["max_position_embeddings"] = ORIGINAL_CONTEXT * ratio
+                small["max_position_embeddings"] = ORIGINAL_CONTEXT * max(1, whole // original)
         rotated = int(HEAD_DIM * (one.get("partial_rotary_factor") or 1.0))
         for name in _FACTORS:
             if isinstance(one.get(name), list):

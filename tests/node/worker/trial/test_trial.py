@@ -1,4 +1,4 @@
-"""What Deploy refuses: whatever a model's files hold, as a typed refusal that names the file."""
+"""What Deploy refuses: whatever a model's files can hold, as a typed refusal."""
 
 import json
 from collections.abc import Callable
@@ -71,7 +71,7 @@ VALUES: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("changes", VALUES, ids=lambda changes: json.dumps(changes)[:60])
+@pytest.mark.parametrize("changes", VALUES, ids=range(len(VALUES)))
 def test_whatever_a_configuration_holds_is_served_or_refused(
     directory: Path, changes: dict[str, Any]
 ) -> None:
@@ -84,7 +84,7 @@ def test_whatever_a_configuration_holds_is_served_or_refused(
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "7", "null", '"text"', "{}", "[" * 100_000, '{"a":' * 100_000, "\x00", "﻿{}"],
-    ids=range,
+    ids=range(11),
 )
 def test_a_configuration_that_is_none_is_refused(directory: Path, content: str) -> None:
     (directory / "config.json").write_text(content)
