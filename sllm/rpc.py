@@ -1,5 +1,6 @@
 """What every gRPC server and client here shares: errors as statuses and back, traces, options."""
 
+import asyncio
 import functools
 import inspect
 import re
@@ -185,6 +186,20 @@ def typed_errors() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
+
+
+async def send_all(call: Any, requests: "asyncio.Queue[Any]") -> None:
+    """Sends what comes in `requests` over a stream, until None comes, which ends them.
+
+    For a task beside the one that reads the answers. gRPC's own, for an iterator of requests, waits
+    for the next one for ever if the stream breaks meanwhile.
+
+    Raises:
+        grpc.aio.AioRpcError, asyncio.InvalidStateError: The stream has ended.
+    """
+    while (request := await requests.get()) is not None:
+        await call.write(request)
+    await call.done_writing()
 
 
 # --- servers ----------------------------------------------------------------------------------

@@ -33,6 +33,12 @@ def wait_until(check: Callable[[], object], timeout: float = 10.0) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def tasks_beside_this() -> list[asyncio.Task[object]]:
+    """The tasks that are under way beside the test's own and those of gRPC's servers."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    return [task for task in others if "AioServer." not in repr(task)]
+
+
 class LoopLag:
     """How long the event loop was held up at most, while the block lasts.
 

@@ -25,7 +25,7 @@ from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for 
 from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
-from sllm.errors import Internal, SllmError
+from sllm.errors import Internal, SllmError, StartFailed
 from sllm.node.worker import main
 from sllm.node.worker.engine.interface import Capacity, EngineRequest
 from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
@@ -69,8 +69,14 @@ class Zygote:
 
     def serve(self) -> None:
         """Works until the agent goes away."""
-        self._watch_children()
-        self._send(Ready())
+        with self._wakeup, self._wakeup_end:
+            self._watch_children()
+            self._send(Ready())
+            self._work()
+            self._end_children()
+            signal.set_wakeup_fd(-1)
+
+    def _work(self) -> None:
         while True:
             readable, _, _ = select.select([self._agent, self._wakeup], [], [])
             if self._wakeup in readable:
@@ -79,7 +85,7 @@ class Zygote:
             if self._agent in readable:
                 packet = self._agent.recv(MAX_PACKET_BYTES)
                 if not packet:
-                    return self._end_children()
+                    return
                 self._take(from_packet(packet))
 
     def _watch_children(self) -> None:
@@ -89,6 +95,15 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def _take(self, message: Message) -> None:
+        assert isinstance(message, Fork | Describe | Probe), f"the agent says {message}"
+        try:
+            self._answer(message)
+        except OSError as error:
+            # The system has no process or memory left for a child. All others go on.
+            refusal = StartFailed(f"the zygote could not fork: {error}")
+            self._send(failure(message.call, refusal))
+
+    def _answer(self, message: Fork | Describe | Probe) -> None:
         match message:
             case Fork(call):
                 pid = self._fork(lambda: main.run(message, self._pool_fd, self._tell_serving))
