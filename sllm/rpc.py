@@ -4,8 +4,8 @@ import asyncio
 import functools
 import inspect
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import grpc
@@ -188,18 +188,31 @@ def typed_errors() -> Iterator[None]:
         raise from_rpc_error(error) from error
 
 
-async def send_all(call: Any, requests: "asyncio.Queue[Any]") -> None:
-    """Sends what comes in `requests` over a stream, until None comes, which ends them.
+@asynccontextmanager
+async def sending(call: Any, requests: "asyncio.Queue[Any]") -> AsyncIterator[None]:
+    """Sends over a stream, while the block lasts, what comes in `requests`; None ends it in order.
 
-    For a task beside the one that reads the answers. gRPC's own, for an iterator of requests, waits
-    for the next one for ever if the stream breaks meanwhile.
-
-    Raises:
-        grpc.aio.AioRpcError, asyncio.InvalidStateError: The stream has ended.
+    gRPC can take an iterator of requests instead, but then leaves behind the task that waits for
+    the next one if the stream breaks.
     """
-    while (request := await requests.get()) is not None:
-        await call.write(request)
-    await call.done_writing()
+    task = asyncio.create_task(_send(call, requests))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _send(call: Any, requests: "asyncio.Queue[Any]") -> None:
+    try:
+        while (request := await requests.get()) is not None:
+            await call.write(request)
+        await call.done_writing()
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return  # the stream has ended; whoever reads the answers is told why
+    except Exception:
+        log.exception("rpc.request_not_sent")
+        call.cancel()
 
 
 # --- servers ----------------------------------------------------------------------------------

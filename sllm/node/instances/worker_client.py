@@ -230,17 +230,17 @@ class Worker:
     async def _read(self) -> None:
         """Deals the engine's steps out to the requests until the stream ends."""
         call = self._stub.Run()
-        commanding = asyncio.create_task(rpc.send_all(call, self._commands))
         try:
-            async for step in call:
-                self.counters = step.counters
-                for output in step.outputs:
-                    self._deal(output)
+            async with rpc.sending(call, self._commands):
+                async for step in call:
+                    self.counters = step.counters
+                    for output in step.outputs:
+                        self._deal(output)
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             log.debug("worker.stream_ended", pid=self.pid, error=str(error))
-        finally:
-            commanding.cancel()
-            await asyncio.gather(commanding, return_exceptions=True)
+        except Exception:
+            log.exception("worker.not_understood", pid=self.pid)
+            self.kill("put out what the agent could not take")
 
     def _deal(self, output: pb.RequestOutput) -> None:
         ended = output.WhichOneof("output") in ("completed", "failure")
