@@ -1,10 +1,11 @@
 """What every gRPC server and client here shares: errors as statuses and back, traces, options."""
 
+import asyncio
 import functools
 import inspect
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import grpc
@@ -231,6 +232,33 @@ def typed_errors() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
+
+
+@asynccontextmanager
+async def sending(call: Any, requests: "asyncio.Queue[Any]") -> AsyncIterator[None]:
+    """Sends over a stream, while the block lasts, what comes in `requests`; None ends it in order.
+
+    gRPC can take an iterator of requests instead, but then leaves behind the task that waits for
+    the next one if the stream breaks.
+    """
+    task = asyncio.create_task(_send(call, requests))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _send(call: Any, requests: "asyncio.Queue[Any]") -> None:
+    try:
+        while (request := await requests.get()) is not None:
+            await call.write(request)
+        await call.done_writing()
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return  # the stream has ended; whoever reads the answers is told why
+    except Exception:
+        log.exception("rpc.request_not_sent")
+        call.cancel()
 
 
 # --- servers ----------------------------------------------------------------------------------

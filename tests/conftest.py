@@ -1,12 +1,15 @@
 """What has to be so before any test imports torch, and the order of the tests."""
 
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.processes import let_children_be_interrupted
+from tests.support import Complaints
 
 # OpenMP's threads wait without spinning: several processes of torch share few processors here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,6 +21,17 @@ settings.register_profile(
     "sllm", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("sllm")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_said_of_lost_tasks() -> Iterator[None]:
+    """Fails the test in which asyncio complains, although another may have left the task behind."""
+    complaints = Complaints()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(complaints)
+    yield
+    logger.removeHandler(complaints)
+    assert not complaints.lines, "\n".join(complaints.lines)
 
 
 _WAITING = ("tests/e2e/test_silence.py", "tests/e2e/test_device.py")

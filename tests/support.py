@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,6 +33,31 @@ def wait_until(check: Callable[[], object], timeout: float = 10.0) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {timeout} s: {inspect.getsource(check)}"
         time.sleep(POLL_SECONDS)
+
+
+def tasks_beside_this() -> list[asyncio.Task[object]]:
+    """The tasks that are under way beside the test's own and those of gRPC's servers."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    return [task for task in others if "AioServer." not in repr(task)]
+
+
+class Complaints(logging.Handler):
+    """What asyncio says of tasks that nobody waits for: they are lost, or fail unheard."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a record."""
+        self.lines.append(self.format(record))
+
+
+LEFT_BEHIND = re.compile(
+    "Task was destroyed|never retrieved|was never awaited|Exception ignored in|"
+    "Unhandled exception in|generator didn't stop|asynchronous generator is already running"
+)
+"""In a log: a task was left behind, or has failed and nobody has heard of it."""
 
 
 class LoopLag:

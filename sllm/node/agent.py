@@ -246,7 +246,6 @@ class Agent:
         if not self._zygote.is_ready:
             self._belated.add(instance_id)
         socket = self._socket(instance_id)
-        socket.unlink(missing_ok=True)
         spec = WorkerSpec(instance_id, socket, dict(environment))
         forked = await self._zygote.fork(spec)
         return Worker(forked, socket)

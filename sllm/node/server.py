@@ -70,7 +70,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     stack.callback(pool.close)
     pool.start_populating()
     zygote = Zygote()
-    await zygote.start(pool.fd)
+    zygote.start(pool.fd)
     stack.push_async_callback(zygote.close)
     store = await TierStore.open(
         config.checkpoint_dir,

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 import sllm
-from tests.support import wait_until
+from tests.support import LEFT_BEHIND, wait_until
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
@@ -182,6 +182,16 @@ class Cluster:
         assert not any(statuses.values()), statuses
         wait_until(lambda: not any(_alive(process) for process in left), STOP_TIMEOUT)
         assert not list(self.directory.glob("node-*/run/*")), "sockets are left"
+        assert not self.lost_tasks(), "\n".join(self.lost_tasks())
+
+    def lost_tasks(self) -> list[str]:
+        """Lines in the servers' logs that tell of tasks that nobody waits for."""
+        return [
+            f"{part.name}: {line}"
+            for part in self.parts
+            for line in part.log_text().splitlines()
+            if LEFT_BEHIND.search(line)
+        ]
 
 
 def _alive(process: psutil.Process) -> bool:

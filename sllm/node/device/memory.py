@@ -147,6 +147,8 @@ async def uninterrupted(work: Coroutine[Any, Any, Result] | asyncio.Future[Resul
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen here: who is cancelled has no use for it
         raise
 
 

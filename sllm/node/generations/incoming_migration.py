@@ -64,7 +64,7 @@ class IncomingMigration:
             tasks = [taking, *self._tasks]
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
             if not orderly:
                 self._give_up()
 

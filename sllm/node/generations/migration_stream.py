@@ -6,11 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import grpc
+import structlog
 from serverlessllm.v1 import migration_service_pb2 as pb
 from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceStub
 
 from sllm import errors, rpc
 from sllm.node.generations import wire
+
+log = structlog.get_logger()
 
 OPEN_SECONDS: Final = 5.0
 """Time that a destination has to answer at all."""
@@ -75,8 +78,23 @@ class MigrationStream:
         if first is grpc.aio.EOF or not first.HasField("opened"):
             raise errors.NodeLost(f"node {self._node_id} left the migration without a word")
 
-    async def listen(self) -> None:
-        """Deals answers out. The end of the stream is the end of all waiting."""
+    @asynccontextmanager
+    async def heard(self) -> AsyncIterator[None]:
+        """Deals answers out meanwhile; unless the block fails, until the destination has ended.
+
+        The end of the stream is the end of all waiting.
+        """
+        listening = asyncio.create_task(self._listen(), name=f"migration to {self._node_id}")
+        try:
+            yield
+            await asyncio.wait([listening], timeout=END_SECONDS)
+        finally:
+            listening.cancel()
+            (outcome,) = await asyncio.gather(listening, return_exceptions=True)
+            if isinstance(outcome, Exception):
+                log.error("migration.listener_died", node_id=self._node_id, exc_info=outcome)
+
+    async def _listen(self) -> None:
         error = errors.NodeLost(f"node {self._node_id} has left the migration")
         try:
             with rpc.typed_errors():
@@ -112,22 +130,13 @@ async def migration_to(
     outbox.put_nowait(pb.MigrationServiceMigrateRequest(open=opening))
     async with rpc.channel(address) as channel:
         # A node that is busy takes a while to answer a new connection.
-        call = MigrationServiceStub(channel).Migrate(_until_none(outbox), wait_for_ready=True)
+        call = MigrationServiceStub(channel).Migrate(wait_for_ready=True)
         stream = MigrationStream(node_id, call, outbox)
-        try:
-            await stream.open()
-            listening = asyncio.create_task(stream.listen(), name=f"migration to {node_id}")
+        async with rpc.sending(call, outbox):
             try:
-                yield stream
-                outbox.put_nowait(None)
-                await asyncio.wait([listening], timeout=END_SECONDS)
+                await stream.open()
+                async with stream.heard():
+                    yield stream
+                    outbox.put_nowait(None)
             finally:
                 call.cancel()
-                await asyncio.wait([listening])
-        finally:
-            call.cancel()
-
-
-async def _until_none(outbox: Outbox) -> AsyncIterator[pb.MigrationServiceMigrateRequest]:
-    while (request := await outbox.get()) is not None:
-        yield request

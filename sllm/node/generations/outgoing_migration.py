@@ -65,7 +65,7 @@ class OutgoingMigration:
                 await moving
             finally:
                 moving.cancel()
-                await asyncio.wait([moving])
+                await asyncio.gather(moving, return_exceptions=True)
 
     async def _move(self, outgoing: Sequence[OutgoingGeneration]) -> None:
         try:

@@ -135,7 +135,7 @@ class Instance:
                 self.running = await starting
                 self._become_ready()
                 worker = self.running.worker
-                watching = asyncio.create_task(watch(worker, self._patience, self._clock))
+                watching = asyncio.create_task(self._watch(worker))
                 held.callback(watching.cancel)
                 await self._serve(worker)
         except asyncio.CancelledError:
@@ -148,6 +148,12 @@ class Instance:
         finally:
             self._become(InstanceState.GONE)
             self._progress.close()
+
+    async def _watch(self, worker: Worker) -> None:
+        try:
+            await watch(worker, self._patience, self._clock)
+        except Exception:  # it serves on, and would hang unnoticed
+            log.exception("instance.unwatched", instance_id=self.spec.instance_id)
 
     def _become_ready(self) -> None:
         self.start_seconds = self.timeline.elapsed

@@ -1,4 +1,4 @@
-"""Processes that are not this one's children: awaited and signalled, and never mistaken."""
+"""Processes by their descriptors (pidfd_open(2)): awaited and signalled, and never mistaken."""
 
 import asyncio
 import os
@@ -6,11 +6,12 @@ import signal
 from contextlib import suppress
 
 
-class ForeignProcess:
+class ProcessHandle:
     """A process by a file descriptor of the kernel's; its number may belong to another one later.
 
     `ended` comes once the whole process is gone, whoever its parent is and whatever that says:
-    nothing that it had mapped is read or written any more. Belongs to the event loop.
+    nothing that it had mapped is read or written any more. A parent still has to wait for it.
+    Belongs to the event loop.
     """
 
     def __init__(self, pid: int) -> None:

@@ -1,18 +1,18 @@
 """Bringing an instance up: its weights and its worker, side by side."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import structlog
 
+from sllm import errors
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.node.device.interface import Devices, Placed, Seat, WeightsWish
 from sllm.node.instances.phases import PhaseKind, Timeline
-from sllm.node.instances.pidfd import ForeignProcess
+from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.tier import Tier
@@ -23,6 +23,9 @@ log = structlog.get_logger()
 
 LaunchWorker = Callable[[str, Mapping[str, str]], Awaitable[Worker]]
 """Forks a worker for an instance's id, with these variables."""
+
+WORKERS = 3
+"""Workers that are brought up, one after the other, where each dies with its zygote."""
 
 _STEP_KINDS = {
     LoadPhase.IMPORT: PhaseKind.IMPORT,
@@ -80,8 +83,10 @@ class Start:
         self._timeline = timeline
         self._publish = publish
         self._placed: list[Placed] = []
-        self._process: ForeignProcess | None = None
-        """The worker's, once it is there."""
+        self._workers: list[Worker] = []
+        """There is one, unless zygotes were lost meanwhile."""
+        self._giving_back: asyncio.Task[None] | None = None
+        """Waits for workers that could not be ended."""
         self.device: int | None = None
         """Index of the device that was chosen; None: none was yet, or the pool is the device."""
 
@@ -102,17 +107,35 @@ class Start:
         self.device = seat.index
         weights = asyncio.create_task(self._bring_up(seat))
         taken.push_async_callback(_end, weights)
+        return await self._bring_up_any_worker(found, seat, weights, held)
+
+    async def _bring_up_any_worker(
+        self, found: Found, seat: Seat, weights: asyncio.Task[Placed], held: AsyncExitStack
+    ) -> Running:
+        """A worker, with the weights; one that merely dies with its zygote is replaced."""
+        while True:
+            try:
+                return await self._bring_up_worker(found, seat, weights, held)
+            except errors.WorkerDied:
+                last = self._workers[-1]
+                if not last.orphaned or len(self._workers) == WORKERS:
+                    raise
+                log.warning("worker.orphaned", pid=last.pid, instance=self._spec.instance_id)
+                await last.stop()
+
+    async def _bring_up_worker(
+        self, found: Found, seat: Seat, weights: asyncio.Task[Placed], held: AsyncExitStack
+    ) -> Running:
         worker, model = await self._launch_worker(found.directory, seat, held)
         placed = await weights
         _check_same(found, placed)
-        manifest = placed.manifest
-        size = manifest.size_bytes
+        size = placed.manifest.size_bytes
         self._publish(Progress(LoadPhase.INIT, Tier.DRAM, size, size))
-        attached = await worker.attach(manifest, placed.place, self._spec.kv_bytes)
+        attached = await worker.attach(placed.manifest, placed.place, self._spec.kv_bytes)
         self._record(attached)
         return Running(
             worker,
-            manifest.digest,
+            placed.manifest.digest,
             size,
             placed.from_tier,
             attached.context_tokens,
@@ -134,7 +157,7 @@ class Start:
     ) -> tuple[Worker, ModelDescription]:
         with self._timeline.phase(PhaseKind.WORKER_START):
             worker = await self._launch(self._spec.instance_id, seat.environment)
-            self._process = worker.process
+            self._workers.append(worker)
             held.push_async_callback(worker.stop)
             await worker.wait_until_serving()
         with self._timeline.phase(PhaseKind.PREPARE):
@@ -159,12 +182,14 @@ class Start:
 
         One that not even the kernel can end keeps them for as long as that lasts.
         """
-        if self._process is None or self._process.ended.done():
-            await taken.aclose()
+        processes = [worker.process for worker in self._workers]
+        left = [process for process in processes if not process.ended.done()]
+        if left:
+            pids = [process.pid for process in left]
+            log.error("worker.not_ended", pids=pids, instance=self._spec.instance_id)
+            self._giving_back = asyncio.create_task(_close_after(left, taken))
         else:
-            log.error("worker.not_ended", pid=self._process.pid, instance=self._spec.instance_id)
-            giving = partial(asyncio.ensure_future, taken.aclose())
-            self._process.ended.add_done_callback(lambda _: giving())
+            await taken.aclose()
 
     def _release(self) -> None:
         for placed in self._placed:
@@ -175,6 +200,11 @@ def _check_same(found: Found, placed: Placed) -> None:
     """The worker has read the small files of the source that was found."""
     if found.record != placed.record:
         raise corrupt(found.directory, "was changed while an instance of it started; try again")
+
+
+async def _close_after(processes: Sequence[ProcessHandle], taken: AsyncExitStack) -> None:
+    await asyncio.wait([process.ended for process in processes])
+    await taken.aclose()
 
 
 async def _end(task: asyncio.Task[Placed]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from sllm import errors, rpc
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.durations import to_seconds
 from sllm.node.device.interface import InPool, Place
+from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
-from sllm.node.instances.zygote_client import ForkedWorker
 from sllm.node.worker.messages import ModelDescription
 
 log = structlog.get_logger()
@@ -35,6 +34,8 @@ STOP_TIMEOUT = 5.0
 """Seconds that a worker has to end by itself before it is killed."""
 KILL_TIMEOUT = 15.0
 """Seconds that the kernel has to end one that was killed: it gives a device's memory back first."""
+LAST_WORDS_SECONDS = 2.0
+"""What a worker has put out before its end is read for as long."""
 
 # The socket appears some 30 ms after the fork; gRPC should look again soon.
 _CHANNEL_OPTIONS = (
@@ -91,6 +92,8 @@ class Worker:
         """As the kernel knows it: it may go on for a moment after it was told to be `gone`."""
         self.gone: asyncio.Future[errors.WorkerDied] = asyncio.get_running_loop().create_future()
         """Resolved with the reason once the process has ended."""
+        self.orphaned = False
+        """Once it is `gone`: whether that is the end of its zygote, and nothing of its own."""
         self.counters = pb.WorkerCounters()
         self._socket = socket
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=list(_CHANNEL_OPTIONS))
@@ -102,7 +105,7 @@ class Worker:
         self._reader: asyncio.Task[None] | None = None
         self._verdict = ""
         """Why it was killed, if it was."""
-        forked.exited.add_done_callback(self._on_exit)
+        self._ending = asyncio.create_task(self._end(forked.exited), name=f"worker-{self.pid}-end")
 
     @property
     def running(self) -> int:
@@ -214,18 +217,30 @@ class Worker:
             if not answer.done():
                 raise self.gone.result()
             return await answer
+        except errors.Unreachable as error:
+            # Its end closes the connection, and is told by another way.
+            await asyncio.wait([self.gone], timeout=LAST_WORDS_SECONDS)
+            if self.gone.done():
+                raise self.gone.result() from error
+            raise
         finally:
             answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
 
     async def _read(self) -> None:
         """Deals the engine's steps out to the requests until the stream ends."""
+        call = self._stub.Run()
         try:
-            async for step in self._stub.Run(self._next_commands()):
-                self.counters = step.counters
-                for output in step.outputs:
-                    self._deal(output)
+            async with rpc.sending(call, self._commands):
+                async for step in call:
+                    self.counters = step.counters
+                    for output in step.outputs:
+                        self._deal(output)
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             log.debug("worker.stream_ended", pid=self.pid, error=str(error))
+        except Exception:
+            log.exception("worker.not_understood", pid=self.pid)
+            self.kill("put out what the agent could not take")
 
     def _deal(self, output: pb.RequestOutput) -> None:
         ended = output.WhichOneof("output") in ("completed", "failure")
@@ -239,13 +254,14 @@ class Worker:
             self._idle.set()
         return stream
 
-    async def _next_commands(self) -> AsyncIterator[pb.RunRequest]:
-        while True:
-            yield await self._commands.get()
-
-    def _on_exit(self, exited: asyncio.Future[int]) -> None:
-        end = self._verdict or _describe_end(exited.result())
-        error = errors.WorkerDied(f"worker process {self.pid} {end}")
+    async def _end(self, exited: asyncio.Future[Exit]) -> None:
+        """Fails what is left, once the process has ended and its last words have been heard."""
+        end = await exited
+        if self._reader:
+            # They come by another way than the end, and say more of it: it may overtake them.
+            await asyncio.wait([self._reader], timeout=LAST_WORDS_SECONDS)
+        self.orphaned = end.orphaned
+        error = errors.WorkerDied(f"worker process {self.pid} {self._verdict or _in_words(end)}")
         self.gone.set_result(error)
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)
@@ -299,8 +315,10 @@ async def _typed(call: grpc.aio.UnaryUnaryCall[Any, Reply]) -> Reply:
         return await call
 
 
-def _describe_end(status: int) -> str:
-    """What a wait status says, in words."""
+def _in_words(end: Exit) -> str:
+    if end.orphaned:
+        return "has died with the zygote that it was forked from"
+    status = end.status
     if not os.WIFSIGNALED(status):
         return f"ended with exit status {os.waitstatus_to_exitcode(status)}"
     name = signal.Signals(os.WTERMSIG(status)).name

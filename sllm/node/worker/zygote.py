@@ -79,8 +79,14 @@ class Zygote:
 
     def serve(self) -> None:
         """Works until the agent goes away."""
-        self._watch_children()
-        self._send(Ready())
+        with self._wakeup, self._wakeup_end:
+            self._watch_children()
+            self._send(Ready())
+            self._work()
+            self._end_children()
+            signal.set_wakeup_fd(-1)
+
+    def _work(self) -> None:
         while True:
             readable, _, _ = select.select([self._agent, self._wakeup], [], [])
             if self._wakeup in readable:
@@ -89,7 +95,7 @@ class Zygote:
             if self._agent in readable:
                 packet = self._agent.recv(MAX_PACKET_BYTES)
                 if not packet:
-                    return self._end_children()
+                    return
                 self._take(from_packet(packet))
 
     def _watch_children(self) -> None:
@@ -99,6 +105,15 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def _take(self, message: Message) -> None:
+        assert isinstance(message, Fork | Describe | Probe), f"the agent says {message}"
+        try:
+            self._answer(message)
+        except OSError as error:
+            # The system has no process or memory left for a child. All others go on.
+            refusal = StartFailed(f"the zygote could not fork: {error}")
+            self._send(failure(message.call, refusal))
+
+    def _answer(self, message: Fork | Describe | Probe) -> None:
         match message:
             case Fork(call):
                 pid = self._fork(lambda: main.run(message, self._pool_fd, self._tell_serving))

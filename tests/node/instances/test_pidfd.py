@@ -12,11 +12,11 @@ import pytest
 from sllm.clock import MonotonicClock
 from sllm.errors import CheckpointLeased
 from sllm.node.instances import worker_client
+from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.phases import Timeline
-from sllm.node.instances.pidfd import ForeignProcess
+from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.start import InstanceSpec, Start
 from sllm.node.instances.worker_client import EngineSpec, Worker
-from sllm.node.instances.zygote_client import ForkedWorker
 from tests.node.device.machine import KV_BYTES, Machine
 from tests.processes import started
 from tests.support import assert_eventually
@@ -31,9 +31,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
 
 def forked(process: subprocess.Popen[str]) -> ForkedWorker:
     """A process in the place of a worker."""
-    loop = asyncio.get_running_loop()
-    serving, exited = loop.create_future(), loop.create_future()
-    return ForkedWorker(process.pid, serving, exited, ForeignProcess(process.pid))
+    return ForkedWorker(ProcessHandle(process.pid))
 
 
 async def test_a_worker_has_stopped_when_its_process_is_gone_whatever_is_told(
@@ -42,7 +40,7 @@ async def test_a_worker_has_stopped_when_its_process_is_gone_whatever_is_told(
     monkeypatch.setattr(worker_client, "STOP_TIMEOUT", 0.2)
     found = forked(process)
     worker = Worker(found, tmp_path / "s.sock")
-    found.exited.set_result(signal.SIGKILL)  # as when the zygote is lost
+    found.exited.set_result(Exit(signal.SIGKILL, orphaned=True))  # as when the zygote is lost
     await worker.stop()
     assert worker.process.ended.done()
     assert process.wait(0) == -signal.SIGKILL
@@ -53,7 +51,7 @@ async def test_a_process_that_has_gone_long_ago_has_ended(
 ) -> None:
     process.kill()
     process.wait()
-    found = ForeignProcess(process.pid)
+    found = ProcessHandle(process.pid)
     await asyncio.wait_for(found.ended, 1)
     found.send(signal.SIGKILL)
 
@@ -67,7 +65,7 @@ async def test_what_a_process_reads_stays_until_it_is_gone(
     """As if the kernel needed long to end it, as it may for one that uses a device."""
     for name in ("STOP_TIMEOUT", "KILL_TIMEOUT"):
         monkeypatch.setattr(worker_client, name, 0.05)
-    monkeypatch.setattr(ForeignProcess, "send", lambda *_: None)
+    monkeypatch.setattr(ProcessHandle, "send", lambda *_: None)
 
     async def launch(instance_id: str, environment: Mapping[str, str]) -> Worker:
         return Worker(forked(process), tmp_path / "s.sock")

@@ -15,10 +15,12 @@ from serverlessllm.v1.inference_service_pb2 import GenerateRequest
 
 from sllm import errors
 from sllm.clock import MonotonicClock
+from sllm.node.instances.forked import Exit
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.watchdog import Patience, watch
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
+from sllm.node.instances.zygote_process import READY_SECONDS
 from sllm.node.tiers.pool import Pool
 from tests.support import assert_eventually
 
@@ -32,7 +34,7 @@ async def zygote() -> AsyncIterator[Zygote]:
     """One for all tests: each takes seconds to start."""
     pool = Pool(1 << 20, 4096)
     zygote = Zygote()
-    await zygote.start(pool.fd)
+    zygote.start(pool.fd)
     yield zygote
     await zygote.close()
     pool.close()
@@ -50,7 +52,7 @@ def _descendants() -> set[int]:
 
 
 async def test_it_tells_when_it_is_ready(zygote: Zygote) -> None:
-    await assert_eventually(lambda: zygote.is_ready, 60.0)
+    await assert_eventually(lambda: zygote.is_ready, READY_SECONDS)
 
 
 async def test_a_worker_that_cannot_serve_fails_its_fork(
@@ -133,7 +135,7 @@ async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
     assert children() == {worker.pid for worker in workers}
     os.kill(psutil.Process(workers[0].pid).ppid(), signal.SIGKILL)
     ends = await asyncio.wait_for(asyncio.gather(*(w.exited for w in workers)), 5)
-    assert ends == [signal.SIGKILL, signal.SIGKILL]
+    assert ends == [Exit(signal.SIGKILL, orphaned=True)] * 2
     await assert_eventually(lambda: not children())
     again = await zygote.fork(WorkerSpec("i3", tmp_path / "3.sock"))
     assert psutil.pid_exists(again.pid)
@@ -143,7 +145,7 @@ async def test_nothing_is_left_behind(tmp_path: Path, children: Children) -> Non
     files = set(os.listdir("/proc/self/fd"))
     pool = Pool(1 << 20, 4096)
     zygote = Zygote()
-    await zygote.start(pool.fd)
+    zygote.start(pool.fd)
     await zygote.fork(WorkerSpec("i", tmp_path / "s.sock"))
     await zygote.close()
     pool.close()

@@ -45,7 +45,7 @@ async def zygote(pool: Pool) -> AsyncIterator[Zygote]:
         # what is free is given back to it.
         patch.setenv("MALLOC_MMAP_THRESHOLD_", str(64 * 1024))
         patch.setenv("MALLOC_TRIM_THRESHOLD_", str(64 * 1024))
-        await zygote.start(pool.fd)
+        zygote.start(pool.fd)
     yield zygote
     await zygote.close()
 

@@ -1,0 +1,158 @@
+"""What a worker says at its end, by whichever way it comes first; a service in its place."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import worker_service_pb2 as pb
+from serverlessllm.v1.worker_service_pb2_grpc import (
+    WorkerServiceServicer,
+    add_WorkerServiceServicer_to_server,
+)
+
+from sllm import errors, rpc
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.node.device.interface import InPool
+from sllm.node.instances import worker_client
+from sllm.node.instances.forked import Exit, ForkedWorker
+from sllm.node.instances.outputs import OutputStream
+from sllm.node.instances.pidfd import ProcessHandle
+from sllm.node.instances.worker_client import EngineSpec, Worker
+from tests.support import assert_eventually, tasks_beside_this
+
+FAILURE = errors.NoCapacity("no page is left for it")
+NO_WEIGHTS = Manifest(1, (), (), (), "")
+
+
+class Service(WorkerServiceServicer):
+    """Takes requests and attaches; what it puts out, and when it breaks, is told it."""
+
+    def __init__(self) -> None:
+        self.outputs: asyncio.Queue[pb.RequestOutput | None] = asyncio.Queue()
+        """None breaks the stream."""
+        self.commands: list[pb.RunRequest] = []
+
+    async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
+        return pb.AttachResponse()
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        return pb.GetStatusResponse()
+
+    async def Prepare(self, request: pb.PrepareRequest, context: Any) -> pb.PrepareResponse:
+        raise errors.Unreachable("Socket closed")  # as of a connection that ends
+
+    async def Run(
+        self, requests: AsyncIterator[pb.RunRequest], context: Any
+    ) -> AsyncIterator[pb.RunResponse]:
+        taking = asyncio.create_task(self._take(requests))
+        while output := await self.outputs.get():
+            yield pb.RunResponse(outputs=[output])
+        taking.cancel()
+        raise errors.Unreachable("Socket closed")
+
+    async def _take(self, requests: AsyncIterator[pb.RunRequest]) -> None:
+        async for request in requests:
+            self.commands.append(request)
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[bytes]"]:
+    """One in the place of a worker's."""
+    with subprocess.Popen(["sleep", "60"]) as found:
+        yield found
+        found.kill()
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    service, server = Service(), rpc.Server()
+    add_WorkerServiceServicer_to_server(service, server.grpc)
+    await server.start(f"unix:{tmp_path}/s.sock", [])
+    yield service
+    await server.stop(0)
+
+
+@pytest.fixture
+async def forked(process: "subprocess.Popen[bytes]") -> ForkedWorker:
+    return ForkedWorker(ProcessHandle(process.pid))
+
+
+@pytest.fixture
+async def worker(service: Service, forked: ForkedWorker, tmp_path: Path) -> AsyncIterator[Worker]:
+    worker = Worker(forked, tmp_path / "s.sock")
+    yield worker
+    if not forked.exited.done():
+        forked.exited.set_result(Exit(0))
+    await worker.stop()
+
+
+async def submitted(worker: Worker, service: Service) -> OutputStream:
+    """A request that the service has taken, and its outputs."""
+    await worker.attach(NO_WEIGHTS, InPool((), 1), 0)
+    request = inference_pb.GenerateRequest(request_id="r")
+    outputs = OutputStream(request)
+    worker.submit(request, outputs)
+    await assert_eventually(lambda: service.commands)
+    return outputs
+
+
+def failed(error: errors.SllmError) -> pb.RequestOutput:
+    failure = pb.Failure(code=error.code, reason=error.reason, message=error.message)
+    return pb.RequestOutput(request_id="r", failure=failure)
+
+
+async def test_last_words_count_although_the_end_is_told_before(
+    worker: Worker, forked: ForkedWorker, service: Service
+) -> None:
+    outputs = await submitted(worker, service)
+    forked.exited.set_result(Exit(1 << 8))
+    service.outputs.put_nowait(failed(FAILURE))
+    service.outputs.put_nowait(None)
+    (last,) = await asyncio.wait_for(outputs.take(), 10)
+    assert last.failure.message == FAILURE.message
+    assert "exit status 1" in (await asyncio.wait_for(worker.gone, 10)).message
+
+
+async def test_who_has_heard_no_last_words_is_told_how_it_ended(
+    worker: Worker, forked: ForkedWorker, service: Service
+) -> None:
+    outputs = await submitted(worker, service)
+    service.outputs.put_nowait(None)
+    forked.exited.set_result(Exit(9))
+    with pytest.raises(errors.WorkerDied, match="killed by SIGKILL"):
+        await asyncio.wait_for(outputs.take(), 10)
+
+
+async def test_a_call_that_breaks_off_is_told_how_the_worker_ended(
+    worker: Worker, forked: ForkedWorker
+) -> None:
+    engine = EngineSpec("transformers", None, None, None)
+    preparing = asyncio.create_task(worker.prepare(Path("/"), engine))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.2, forked.exited.set_result, Exit(9, orphaned=True))
+    with pytest.raises(errors.WorkerDied, match="zygote"):
+        await preparing
+    assert worker.orphaned
+
+
+async def test_a_call_that_breaks_off_of_a_worker_that_lives_is_told_as_it_is(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_client, "LAST_WORDS_SECONDS", 0.1)
+    with pytest.raises(errors.Unreachable, match="Socket closed"):
+        await worker.prepare(Path("/"), EngineSpec("transformers", None, None, None))
+
+
+async def test_a_stream_that_breaks_leaves_no_task(
+    worker: Worker, forked: ForkedWorker, service: Service
+) -> None:
+    outputs = await submitted(worker, service)
+    service.outputs.put_nowait(None)
+    forked.exited.set_result(Exit(9))
+    with pytest.raises(errors.WorkerDied):
+        await asyncio.wait_for(outputs.take(), 10)
+    await assert_eventually(lambda: not tasks_beside_this())
