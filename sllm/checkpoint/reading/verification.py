@@ -98,7 +98,7 @@ def _unreadable(
     directory: Path, manifest: Manifest, progress: Progress
 ) -> Iterator[CheckpointCorrupt]:
     """Errors of chunks that cannot be read, or are not what was written."""
-    buffers = _Buffers(max((entry.chunk_size for entry in manifest.partitions), default=0))
+    buffers = _Buffers(max(min(entry.chunk_size, entry.size) for entry in manifest.partitions))
     done = 0
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(READ_THREADS, "chunk-read"))

@@ -1,13 +1,15 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sllm import checkpoint
 from sllm.checkpoint.format.safetensors_header import read_header
 from sllm.checkpoint.sources.sources import LocalSource, fingerprint, inspect, parse_source
-from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
+from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource, SourceNotFound
 from tests.checkpoint.checkpoints import random_weights, write_model
 
 
@@ -91,7 +93,7 @@ def test_shards_that_both_hold_a_tensor_need_an_index(tmp_path: Path) -> None:
         ({"a": "model-1.safetensors", "b": "model-9.safetensors"}, r"model-9\.safetensors: named"),
         ({"a": "model-2.safetensors"}, r"model-2\.safetensors: has no tensor 'a'"),
         ({"a": 5}, "weight_map"),
-        ([1], "not an index"),
+        ([1], "weight_map"),
     ],
 )
 def test_an_index_that_lies_is_corrupt(tmp_path: Path, shard_of: object, named: str) -> None:
@@ -123,6 +125,74 @@ def test_the_fingerprint_follows_changes(tmp_path: Path) -> None:
     assert len(seen) == 3
     (tmp_path / "README.md").write_text("of no interest")
     assert fingerprint(source) in seen
+
+
+INDEXES: dict[str, bytes] = {
+    "nothing": b"",
+    "a list": b"[]",
+    "no map": b"{}",
+    "a map that is null": b'{"weight_map":null}',
+    "a map that is a list of pairs": b'{"weight_map":[["a","b"]]}',
+    "a map to numbers": b'{"weight_map":{"a":1}}',
+    "a name twice": b'{"weight_map":{"a":"x","a":"y"}}',
+    "UTF-16": '{"weight_map":{}}'.encode("utf-16"),
+    "half of a pair": b'{"weight_map":{"a":"\\ud800"}}',
+    "deep": b'{"weight_map":' + b"[" * 100_000,
+    "a shard that is missing": b'{"weight_map":{"a":"none.safetensors"}}',
+    "a shard elsewhere": b'{"weight_map":{"a":"../model.safetensors"}}',
+    "a shard with a long name": b'{"weight_map":{"a":"' + b"x" * 300 + b'"}}',
+    "a shard with a null in its name": b'{"weight_map":{"a":"a\\u0000"}}',
+}
+
+
+@pytest.mark.parametrize("content", INDEXES.values(), ids=INDEXES)
+def test_an_index_that_is_none_is_corrupt(tmp_path: Path, content: bytes) -> None:
+    write_model(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(CheckpointCorrupt) as caught:
+        inspect(LocalSource(tmp_path))
+    str(caught.value).encode("utf-8")
+
+
+EMPTY: dict[str, dict[str, bytes]] = {
+    "an empty header": {"model.safetensors": b"\2\0\0\0\0\0\0\0{}"},
+    "metadata alone": {
+        "model.safetensors": b'\x24\0\0\0\0\0\0\0{"__metadata__":{"format":"pt"}}    '
+    },
+    "an empty map": {
+        "model.safetensors.index.json": b'{"weight_map":{}}',
+        "one.safetensors": b"\2\0\0\0\0\0\0\0{}",
+    },
+    "empty shards": {"one.safetensors": b"\2\0\0\0\0\0\0\0{}"},
+}
+
+
+@pytest.mark.parametrize("files", EMPTY.values(), ids=EMPTY)
+def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    write_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    for name, content in files.items():
+        (tmp_path / "model" / name).write_bytes(content)
+    uses: list[Callable[[], object]] = [
+        lambda: inspect(LocalSource(tmp_path / "model")),
+        lambda: checkpoint.load(tmp_path / "model"),
+        lambda: checkpoint.open(tmp_path / "model"),
+        lambda: checkpoint.inspect(tmp_path / "model"),
+        lambda: checkpoint.verify(tmp_path / "model"),
+        lambda: checkpoint.pack(tmp_path / "model", tmp_path / "packed"),
+    ]
+    if "model.safetensors" in files:
+        uses.append(lambda: checkpoint.load(tmp_path / "model" / "model.safetensors"))
+    for use in uses:
+        with pytest.raises(InvalidSource, match="no tensors"):
+            use()
+
+
+def test_nothing_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="no tensors"):
+        checkpoint.save({}, tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
 
 
 def header(**tensors: object) -> bytes:
