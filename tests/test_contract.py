@@ -20,7 +20,9 @@ from sllm.control.api.cluster_service import ClusterServicer
 from sllm.control.api.deployment_service import DeploymentServicer
 from sllm.control.api.fleet_service import FleetServicer
 from sllm.control.api.inference_service import InferenceServicer
-from sllm.node.api import service as node
+from sllm.node.api.inference_service import InferenceServicer as NodeInferenceServicer
+from sllm.node.api.migration_service import MigrationServicer
+from sllm.node.api.node_service import NodeServicer
 from sllm.node.worker import service as worker
 
 PACKAGE = Path(sllm.__file__).parent
@@ -32,10 +34,10 @@ SERVICERS: list[tuple[Any, str, list[type]]] = [
     (
         inference_service_pb2,
         "InferenceService",
-        [InferenceServicer, node.InferenceServicer],
+        [InferenceServicer, NodeInferenceServicer],
     ),
-    (migration_service_pb2, "MigrationService", [node.MigrationServicer]),
-    (node_service_pb2, "NodeService", [node.NodeServicer]),
+    (migration_service_pb2, "MigrationService", [MigrationServicer]),
+    (node_service_pb2, "NodeService", [NodeServicer]),
     (worker_service_pb2, "WorkerService", [worker.WorkerServicer]),
 ]
 

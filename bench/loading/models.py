@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from sllm.clock import MonotonicClock
-from sllm.node.store.tier_store import Tier, TierStore
+from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import Tier
 
 CHUNK_BYTES = 16 << 20
 SSD_BYTES = 1 << 40

@@ -21,8 +21,9 @@ from sllm.checkpoint.reading.tensors import tensors_over
 from sllm.checkpoint.reading.weights import Weights, find_weights
 from sllm.clock import MonotonicClock
 from sllm.node.store.lease import Lease
-from sllm.node.store.tier_store import Tier, TierStore
+from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import Tier
 from sllm.node.worker.model.mapping import map_chunks
 
 DIRECT_PACKED = "ceiling, direct, packed"

@@ -9,8 +9,9 @@ import uvloop
 from bench.disk import drop_from_page_cache
 from bench.loading.models import CHUNK_BYTES, SSD_BYTES, Model
 from sllm.clock import MonotonicClock
-from sllm.node.store.tier_store import Tier, TierStore
+from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
+from sllm.node.tiers.tier import Tier
 
 PROBE_SECONDS = 0.001
 SETTLE_SECONDS = 0.1

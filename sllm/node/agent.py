@@ -14,23 +14,17 @@ from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import Devices
-from sllm.node.instances.init_times import Inits, InitTime
+from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.start import InstanceSpec
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.store.holds import Holds, HoldSpec
-from sllm.node.store.tier_store import (
-    Copy,
-    Lease,
-    Link,
-    Priority,
-    Progress,
-    Tier,
-    TierStore,
-    TierUsage,
-)
+from sllm.node.store.lease import Lease
+from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
+from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.transfers.work import Priority, Progress
 
 log = structlog.get_logger()
 
@@ -67,7 +61,7 @@ class Agent:
         self.devices = devices
         self.holds = Holds(clock, self._changed)
         self.instances: dict[str, Instance] = {}
-        self.inits = Inits()
+        self.init_times = InitTimes()
         self._clock = clock
         self._zygote = zygote
         self._belated: set[str] = set()
@@ -299,7 +293,7 @@ class Agent:
         if running and instance.spec.instance_id not in self._belated:
             prepare, attach = timeline.prepare_seconds, timeline.attach_seconds
             seen = InitTime(running.size_bytes, prepare, attach)
-            self.inits.observe((running.digest, instance.spec.engine.engine), seen)
+            self.init_times.observe((running.digest, instance.spec.engine.engine), seen)
 
     def _changed(self) -> None:
         for watcher in self._watchers:

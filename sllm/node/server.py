@@ -20,8 +20,10 @@ from sllm import rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
 from sllm.errors import DeviceUnavailable
 from sllm.node.agent import Agent
+from sllm.node.api.inference_service import InferenceServicer
+from sllm.node.api.migration_service import MigrationServicer
+from sllm.node.api.node_service import NodeServicer
 from sllm.node.api.reporter import Reporter
-from sllm.node.api.service import InferenceServicer, MigrationServicer, NodeServicer
 from sllm.node.config import NodeConfig
 from sllm.node.device.cuda_devices import Budget, CudaDevices, Probe
 from sllm.node.device.interface import Devices

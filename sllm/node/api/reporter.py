@@ -13,7 +13,7 @@ from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
 
 from sllm.clock import Clock
 from sllm.node.agent import Agent
-from sllm.node.generations import wire
+from sllm.node.api import wire
 from sllm.node.instances.init_times import InitKey
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ class _Sent:
     node: types_pb.Node = field(default_factory=types_pb.Node)
     copies: dict[tuple[str, int], types_pb.CheckpointCopy] = field(default_factory=dict)
     instances: dict[str, types_pb.Instance] = field(default_factory=dict)
-    inits: dict[InitKey, types_pb.InitObservation] = field(default_factory=dict)
+    init_times: dict[InitKey, types_pb.InitObservation] = field(default_factory=dict)
 
 
 class Reporter:
@@ -148,14 +148,14 @@ class Reporter:
             node=wire.node_message(self._agent, self._node_id, self._address),
             copies={(copy.digest, copy.tier): copy for copy in copies},
             instances={instance.instance_id: instance for instance in instances},
-            inits=wire.init_messages(self._agent),
+            init_times=wire.init_messages(self._agent),
         )
 
     def _full(self, now: _Sent) -> pb.FullReport:
         node = types_pb.Node()
         node.CopyFrom(now.node)
         node.copies.extend(now.copies.values())
-        node.init_observations.extend(now.inits.values())
+        node.init_observations.extend(now.init_times.values())
         return pb.FullReport(node=node, instances=now.instances.values())
 
     def _delta(self, sent: _Sent, now: _Sent) -> pb.DeltaReport | None:
@@ -164,11 +164,11 @@ class Reporter:
         instances = [one for key, one in now.instances.items() if sent.instances.get(key) != one]
         copies += _emptied(copy for key, copy in sent.copies.items() if key not in now.copies)
         instances += _gone(one for key, one in sent.instances.items() if key not in now.instances)
-        inits = [one for key, one in now.inits.items() if sent.inits.get(key) != one]
-        if not (copies or instances or inits) and sent.node == now.node:
+        init_times = [one for key, one in now.init_times.items() if sent.init_times.get(key) != one]
+        if not (copies or instances or init_times) and sent.node == now.node:
             return None
         return pb.DeltaReport(
-            node=now.node, copies=copies, instances=instances, init_observations=inits
+            node=now.node, copies=copies, instances=instances, init_observations=init_times
         )
 
 

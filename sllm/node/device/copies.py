@@ -10,10 +10,11 @@ from sllm.clock import Clock
 from sllm.errors import NoCapacity, SllmError
 from sllm.node.device.layout import Layout
 from sllm.node.device.memory import Allocation, DeviceMemory, uninterrupted
-from sllm.node.device.reservations import Claims
+from sllm.node.device.reservations import Reservations
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.ledger import Holding, Ledger
-from sllm.node.tiers.tier import Copy, Step, Tier
+from sllm.node.tiers.tier import Copy, Tier
+from sllm.node.transfers.work import Step
 
 _log = structlog.get_logger()
 
@@ -50,7 +51,7 @@ class Copies:
     ) -> None:
         self.memory = memory
         self.ledger = Ledger(Tier.DEVICE, capacity_bytes, clock)
-        self.claims = Claims(self.ledger)
+        self.reservations = Reservations(self.ledger)
         self.by_digest: dict[str, DeviceCopy] = {}
         self._changed = changed
 
@@ -69,14 +70,18 @@ class Copies:
     def enter(
         self, record: SourceRecord, weights_bytes: int, kv_bytes: int, held: ExitStack
     ) -> list[DeviceCopy]:
-        """Keeps room for a start until `held` is closed, as `Claims.enter`; what is to be freed."""
-        gone = self.claims.enter(record, weights_bytes, kv_bytes)
+        """Keeps room for a start until `held` is closed, as `Reservations.enter`.
+
+        Returns:
+            What is to be freed for it.
+        """
+        gone = self.reservations.enter(record, weights_bytes, kv_bytes)
         held.callback(self._leave, record, kv_bytes)
         self._changed()
         return [self.by_digest.pop(digest) for digest in gone]
 
     def _leave(self, record: SourceRecord, kv_bytes: int) -> None:
-        self.claims.leave(record, kv_bytes)
+        self.reservations.leave(record, kv_bytes)
         self._changed()
 
     def land(
@@ -105,7 +110,7 @@ class Copies:
             NoCapacity: too much of it is in use; says how much.
             DeviceFailed: CUDA has failed.
         """
-        self.claims.redeem(record)
+        self.reservations.redeem(record)
         gone = [self.by_digest.pop(digest) for digest in self.ledger.reserve(size)]
         try:
             await self.free(gone)

@@ -12,8 +12,8 @@ import structlog
 from sllm.clock import Clock
 from sllm.errors import Cancelled, DeviceFailed
 from sllm.node.device.driver import CudaError, Driver
-from sllm.node.tiers.tier import Priority, nothing
 from sllm.node.transfers.round_robin import next_in_line
+from sllm.node.transfers.work import Priority, nothing
 
 _log = structlog.get_logger()
 

@@ -25,7 +25,8 @@ from sllm.node.device.selection import Selected
 from sllm.node.device.tier import CudaTier
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Copy, Found, Tier, TierUsage
+from sllm.node.tiers.tier import Copy, Tier, TierUsage
+from sllm.node.transfers.work import Found
 
 Probe = Callable[[Mapping[str, str]], Awaitable[str]]
 """Told the variables of a worker on a device; says why the engine could not use it, or nothing."""

@@ -19,13 +19,14 @@ from sllm.node.device.copy_thread import CopyJob
 from sllm.node.device.interface import WeightsWish
 from sllm.node.device.layout import Layout, lay_out
 from sllm.node.device.memory import Allocation
-from sllm.node.device.upload import Ascent
+from sllm.node.device.upload import Upload
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import LoadPhase, Progress, Step, Tier
+from sllm.node.tiers.tier import Tier
 from sllm.node.transfers.loads import Load, Tell
+from sllm.node.transfers.work import LoadPhase, Progress, Step
 
 _log = structlog.get_logger()
 
@@ -82,7 +83,7 @@ class Loader:
         return any(copy.tier is Tier.SSD and copy.digest == digest for copy in copies)
 
     async def _promote(
-        self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Ascent | None = None
+        self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Upload | None = None
     ) -> Lease:
         return await self._store.promote(
             wish.source, wish.dtype, tier, tell, pack=wish.pack, give_up=True, sink=sink
@@ -110,12 +111,12 @@ class Loader:
     ) -> tuple[Step, ...]:
         began = self._clock.now()
         job = CopyJob(priority=lambda: load.priority, advance=load.advance)
-        ascent = Ascent(self._pool, self._copies.memory.copies, job, layout, memory.address)
+        upload = Upload(self._pool, self._copies.memory.copies, job, layout, memory.address)
         try:
-            before = await self._feed(wish, below, ascent)
-            await ascent.finish()
+            before = await self._feed(wish, below, upload)
+            await upload.finish()
         except BaseException:
-            await ascent.give_up()
+            await upload.give_up()
             raise
         ended = self._clock.now()
         _log.info("device.loaded", digest=below.digest, seconds=round(ended - began, 3))
@@ -123,23 +124,23 @@ class Loader:
         copied = Step(LoadPhase.COPY, began, ended - began, below.size_bytes)
         return (*before, copied)
 
-    async def _feed(self, wish: WeightsWish, below: Lease, ascent: Ascent) -> tuple[Step, ...]:
-        """Hands all chunks to `ascent`, those that have to be read as they come."""
+    async def _feed(self, wish: WeightsWish, below: Lease, upload: Upload) -> tuple[Step, ...]:
+        """Hands all chunks to `upload`, those that have to be read as they come."""
         if below.chunks:
-            ascent.feed(below.chunks)
-            await ascent.settle()
+            upload.feed(below.chunks)
+            await upload.settle()
             return ()
         try:
-            whole = await self._promote(wish, Tier.DRAM, _ignore, ascent)
+            whole = await self._promote(wish, Tier.DRAM, _ignore, upload)
         except (NoCapacity, ModelTooLarge):
-            return (await self._store.pass_through(below, ascent),)
+            return (await self._store.pass_through(below, upload),)
         try:
             _check_same(whole, below.digest)
-            ascent.feed(whole.chunks)
-            await ascent.settle()
+            upload.feed(whole.chunks)
+            await upload.settle()
             return whole.steps
         except BaseException:
-            await ascent.give_up()
+            await upload.give_up()
             raise
         finally:
             whole.release()

@@ -15,7 +15,7 @@ class _Wanted:
     """Bytes that are kept for them; 0 once their load has room of its own."""
 
 
-class Claims:
+class Reservations:
     """Room that is kept in a ledger. Belongs to the event loop.
 
     For KV caches until their instances' end, and for weights until they are loaded, once for all

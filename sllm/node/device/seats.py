@@ -8,8 +8,8 @@ from sllm.node.device.driver import WORKER_DEVICE_VARIABLE
 from sllm.node.device.interface import DeviceInfo, Placed, Seat, WeightsWish
 from sllm.node.device.layout import on_device_bytes
 from sllm.node.device.tier import CudaTier
-from sllm.node.tiers.tier import Found
 from sllm.node.transfers.loads import Tell
+from sllm.node.transfers.work import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Seats:
         self.tier = tier
         self.device = device
         self._ledger = tier.copies.ledger
-        self._claims = tier.copies.claims
+        self._reservations = tier.copies.reservations
         capacity = self._ledger.capacity
         self._kv_bytes = capacity if kv_bytes is None else min(kv_bytes, capacity)
 
@@ -43,7 +43,7 @@ class Seats:
     @property
     def info(self) -> DeviceInfo:
         """The device as it is now."""
-        memory, ledger, claims = self.tier.memory, self._ledger, self._claims
+        memory, ledger, reservations = self.tier.memory, self._ledger, self._reservations
         return DeviceInfo(
             index=self.device.index,
             name=self.device.name,
@@ -51,10 +51,10 @@ class Seats:
             total_bytes=memory.total_bytes,
             free_bytes=memory.free_bytes,
             weights_capacity_bytes=ledger.capacity,
-            weights_used_bytes=ledger.used - claims.kv_bytes - claims.weights_bytes,
+            weights_used_bytes=ledger.used - reservations.kv_bytes - reservations.weights_bytes,
             kv_capacity_bytes=self._kv_bytes,
-            kv_used_bytes=claims.kv_bytes,
-            reserved_bytes=claims.weights_bytes,
+            kv_used_bytes=reservations.kv_bytes,
+            reserved_bytes=reservations.weights_bytes,
             idle_bytes=ledger.idle,
         )
 
@@ -63,7 +63,7 @@ class Seats:
         own = self.tier.copies.by_digest.get(found.digest or "")
         kept = own.holding.size if own and not own.holding.leases else 0  # it is not to go
         free = self._ledger.capacity - self._ledger.used + self._ledger.idle - kept
-        over = self._claims.kv_bytes + kv_bytes - self._kv_bytes
+        over = self._reservations.kv_bytes + kv_bytes - self._kv_bytes
         return max(self._to_come(found) + kv_bytes - free, over)
 
     def rank(self, found: Found, kv_bytes: int) -> tuple[bool, bool, int]:
@@ -77,7 +77,7 @@ class Seats:
 
     def _to_come(self, found: Found) -> int:
         """Bytes for weights that are not here, nor on their way, nor have room that is kept."""
-        there = self.tier.has(found.digest) or self._claims.has(found.record)
+        there = self.tier.has(found.digest) or self._reservations.has(found.record)
         return 0 if there else on_device_bytes(found.size_bytes)
 
     @asynccontextmanager

@@ -16,8 +16,9 @@ from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Copy, Found, LoadPhase, Priority, Progress, Step, Tier
+from sllm.node.tiers.tier import Copy, Tier
 from sllm.node.transfers.loads import Load, Tell
+from sllm.node.transfers.work import Found, LoadPhase, Priority, Progress, Step
 
 _log = structlog.get_logger()
 
@@ -78,7 +79,7 @@ class CudaTier:
 
         What is used stays below as well, where its small files are.
         """
-        self.copies.claims.redeem(record)
+        self.copies.reservations.redeem(record)
         held = ExitStack()
         self._store.keep(copy.digest, held)
         self.copies.hold(copy, held)
@@ -191,8 +192,8 @@ class CudaTier:
         owned = {copy.memory.address for copy in self.copies.by_digest.values()}
         if not self.loads and not self._dropping:
             assert owned == self.memory.allocations, "an allocation is nobody's"
-            claims = self.copies.claims
-            kept = claims.kv_bytes + claims.weights_bytes
+            reservations = self.copies.reservations
+            kept = reservations.kv_bytes + reservations.weights_bytes
             assert self.copies.ledger.reserved == kept, "room is reserved for no load"
 
 

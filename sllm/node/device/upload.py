@@ -7,10 +7,10 @@ from sllm.node.device.copy_thread import ChunkCopy, CopyJob, CopyThread
 from sllm.node.device.layout import Layout
 from sllm.node.tiers.dram import Chunks
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import nothing
+from sllm.node.transfers.work import nothing
 
 
-class Ascent:
+class Upload:
     """See `Sink`. A chunk that comes a second time is not copied again."""
 
     def __init__(

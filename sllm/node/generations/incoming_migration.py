@@ -34,7 +34,7 @@ class _Coming:
     rounds: int = 0
 
 
-class Immigration:
+class IncomingMigration:
     """One stream from a source."""
 
     def __init__(

@@ -48,7 +48,7 @@ class Terms:
     """What one request may have at the source, which it keeps wherever it goes."""
 
 
-class Passage:
+class OutgoingGeneration:
     """One generation on its way. Each step of it ends with what the destination says."""
 
     def __init__(

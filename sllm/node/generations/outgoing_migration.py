@@ -23,16 +23,16 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.node.generations.generation import Generation
 from sllm.node.generations.migration_stream import migration_to
-from sllm.node.generations.outgoing_generation import SMALL_GAP, Passage, Terms
+from sllm.node.generations.outgoing_generation import SMALL_GAP, OutgoingGeneration, Terms
 
 MAX_ROUNDS: Final = 16
 MAX_CUTS: Final = 16
 """Times that generations are stopped, one or some of them."""
 
-Step = Callable[[Passage], Awaitable[None]]
+Step = Callable[[OutgoingGeneration], Awaitable[None]]
 
 
-class Emigration:
+class OutgoingMigration:
     """Moves generations of one instance over one stream to the destination."""
 
     def __init__(self, terms: Terms, node_id: str, clock: Clock) -> None:
@@ -54,8 +54,11 @@ class Emigration:
         to, tell = self._terms.destination, self._news.put_nowait
         opening = pb.MigrationOpen(instance_id=to.instance_id, from_node_id=self._node_id)
         async with migration_to(to.node_id, to.address, opening) as stream:
-            passages = [Passage(one, self._terms, stream, self._clock, tell) for one in generations]
-            moving = asyncio.create_task(self._move(passages), name=f"migration to {to.node_id}")
+            outgoing = [
+                OutgoingGeneration(one, self._terms, stream, self._clock, tell)
+                for one in generations
+            ]
+            moving = asyncio.create_task(self._move(outgoing), name=f"migration to {to.node_id}")
             try:
                 while (news := await self._news.get()) is not None:
                     yield news
@@ -64,35 +67,35 @@ class Emigration:
                 moving.cancel()
                 await asyncio.wait([moving])
 
-    async def _move(self, passages: Sequence[Passage]) -> None:
+    async def _move(self, outgoing: Sequence[OutgoingGeneration]) -> None:
         try:
-            left = await _catch_up(await _take(passages, Passage.begin))
+            left = await _catch_up(await _take(outgoing, OutgoingGeneration.begin))
             together = math.ceil(len(left) / MAX_CUTS) or 1
             for first in range(0, len(left), together):
-                few = await _take(left[first : first + together], Passage.catch_up)
-                await _take(few, Passage.cut_over)
+                few = await _take(left[first : first + together], OutgoingGeneration.catch_up)
+                await _take(few, OutgoingGeneration.cut_over)
         finally:
             self._news.put_nowait(None)
 
 
-async def _catch_up(left: Sequence[Passage]) -> Sequence[Passage]:
+async def _catch_up(left: Sequence[OutgoingGeneration]) -> Sequence[OutgoingGeneration]:
     """Rounds of all, until no gap is worth another, or the widest does not shrink any more."""
     widest: int | None = None
     for _ in range(MAX_ROUNDS):
-        left = await _take(left, Passage.round)
+        left = await _take(left, OutgoingGeneration.round)
         before, widest = widest, max((one.gap for one in left), default=0)
         if widest <= SMALL_GAP or (before is not None and widest >= before):
             break
     return left
 
 
-async def _take(passages: Sequence[Passage], step: Step) -> list[Passage]:
+async def _take(outgoing: Sequence[OutgoingGeneration], step: Step) -> list[OutgoingGeneration]:
     """Has all take a step, side by side; who fails or has ended stays behind."""
-    outcomes = await asyncio.gather(*map(partial(_goes_on, step), passages))
-    return [one for one, goes_on in zip(passages, outcomes, strict=True) if goes_on]
+    outcomes = await asyncio.gather(*map(partial(_goes_on, step), outgoing))
+    return [one for one, goes_on in zip(outgoing, outcomes, strict=True) if goes_on]
 
 
-async def _goes_on(step: Step, one: Passage) -> bool:
+async def _goes_on(step: Step, one: OutgoingGeneration) -> bool:
     try:
         await step(one)
     except errors.SllmError as error:

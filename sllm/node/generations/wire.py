@@ -1,6 +1,5 @@
-"""Between the node's own types and the protocol's messages."""
+"""Between what a generation puts out, or why it fails, and the protocol's messages."""
 
-import socket
 import sys
 from array import array
 from collections.abc import Sequence
@@ -9,20 +8,11 @@ import xxhash
 from google.protobuf import duration_pb2
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as migration_pb
-from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
-from sllm.node.agent import Agent, ModelInfo
-from sllm.node.device.interface import DeviceInfo
-from sllm.node.instances.init_times import InitKey, InitTime
-from sllm.node.instances.instance import Instance
 from sllm.node.instances.phases import Phase
-from sllm.node.instances.start import InstanceSpec, Running
-from sllm.node.instances.worker_client import EngineSpec
-from sllm.node.store.holds import Hold, HoldSpec
-from sllm.node.store.tier_store import Copy, Link, Progress, Tier, TierUsage
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
@@ -32,83 +22,6 @@ def duration(seconds: float) -> duration_pb2.Duration:
     return message
 
 
-def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
-    """What a StartInstance call asks for."""
-    return InstanceSpec(
-        instance_id=request.instance_id,
-        deployment=request.deployment,
-        source=request.source,
-        engine=engine_spec(request.engine),
-        kv_bytes=request.kv_bytes,
-    )
-
-
-def engine_spec(config: pb.EngineConfig) -> EngineSpec:
-    """How a model is to be run."""
-    return EngineSpec(
-        engine=config.engine,
-        dtype=config.dtype or None,
-        kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
-        max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
-        pack=config.pack,
-    )
-
-
-def storage_tier(tier: int) -> Tier:
-    """A tier that checkpoints can be promoted to.
-
-    Raises:
-        errors.InvalidArgument: It is neither SSD nor DRAM.
-    """
-    if tier not in (pb.TIER_SSD, pb.TIER_DRAM):
-        raise errors.InvalidArgument(f"tier must be SSD (2) or DRAM (3), not {tier}")
-    return Tier(tier)
-
-
-def evictable_tier(tier: int) -> Tier:
-    """A tier that checkpoints can be evicted from.
-
-    Raises:
-        errors.InvalidArgument: It is neither SSD, DRAM nor the device.
-    """
-    return Tier.DEVICE if tier == pb.TIER_DEVICE else storage_tier(tier)
-
-
-def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
-    """The hold that a Promote call asks for, if it does.
-
-    Raises:
-        errors.InvalidArgument: It would last no time.
-    """
-    if not request.hold_id:
-        return None
-    ttl = request.hold_ttl.ToNanoseconds() / 1e9 if request.HasField("hold_ttl") else None
-    if ttl is not None and ttl <= 0:
-        raise errors.InvalidArgument(f"hold_ttl must be above zero, not {ttl} s")
-    return HoldSpec(request.hold_id, ttl)
-
-
-def loading(progress: Progress) -> pb.Loading:
-    """How far a load is."""
-    return pb.Loading(
-        phase=pb.LoadPhase.ValueType(progress.phase),
-        from_tier=pb.Tier.ValueType(progress.from_tier),
-        loaded_bytes=progress.loaded_bytes,
-        total_bytes=progress.total_bytes,
-    )
-
-
-def model_info(model: ModelInfo) -> pb.ModelInfo:
-    """What a model needs."""
-    return pb.ModelInfo(
-        architecture=model.architecture,
-        size_bytes=model.size_bytes,
-        context_tokens=model.context_tokens,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        digest=model.digest,
-    )
-
-
 def phase_message(phase: Phase) -> pb.Phase:
     """A phase of a receipt."""
     return pb.Phase(
@@ -116,132 +29,6 @@ def phase_message(phase: Phase) -> pb.Phase:
         start=duration(phase.start),
         duration=duration(phase.duration),
         size_bytes=phase.size_bytes,
-    )
-
-
-def instance_message(instance: Instance, node_id: str) -> pb.Instance:
-    """An instance as it is now."""
-    message = pb.Instance(
-        instance_id=instance.spec.instance_id,
-        deployment=instance.spec.deployment,
-        node_id=node_id,
-        state=pb.InstanceState.ValueType(instance.state),
-        running_requests=instance.running_requests,
-        kv_bytes=instance.spec.kv_bytes,
-        digest=instance.running.digest if instance.running else "",
-        worker_pid=instance.worker_pid,
-        unread_request_ids=sorted(instance.unread),
-        device_index=instance.device,
-    )
-    message.started_at.FromDatetime(instance.started_at)
-    return message
-
-
-def ready_message(instance: Instance, node_id: str) -> node_pb.InstanceReady:
-    """The last message of a start."""
-    running = instance.running
-    return node_pb.InstanceReady(
-        instance=instance_message(instance, node_id),
-        phases=[phase_message(phase) for phase in instance.timeline.phases],
-        from_tier=pb.Tier.ValueType(running.from_tier if running else 0),
-        model=_running_model(running) if running else None,
-    )
-
-
-def _running_model(running: Running) -> pb.ModelInfo:
-    return pb.ModelInfo(
-        architecture=running.model.architecture,
-        size_bytes=running.tensor_bytes,
-        context_tokens=running.model.context_tokens,
-        kv_bytes_per_token=running.model.kv_bytes_per_token,
-        digest=running.digest,
-    )
-
-
-def copy_message(copy: Copy, holds: Sequence[Hold] = ()) -> pb.CheckpointCopy:
-    """A checkpoint on a tier, and what holds it there."""
-    return pb.CheckpointCopy(
-        digest=copy.digest,
-        tier=pb.Tier.ValueType(copy.tier),
-        size_bytes=copy.size_bytes,
-        resident_bytes=copy.resident_bytes,
-        sources=copy.sources,
-        leased=copy.leased,
-        holds=[_hold(hold) for hold in holds],
-    )
-
-
-def _hold(hold: Hold) -> pb.Hold:
-    message = pb.Hold(hold_id=hold.hold_id)
-    if hold.expires_at is not None:
-        message.expires_at.FromNanoseconds(round(hold.expires_at * 1e9))
-    return message
-
-
-def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
-    """The node without its copies."""
-    return pb.Node(
-        node_id=node_id,
-        address=address,
-        host=socket.gethostname(),
-        tiers=[_usage(usage) for usage in agent.usage()],
-        links=[_link(link) for link in agent.links()],
-        kv_capacity_bytes=agent.devices.kv_capacity_bytes,
-        kv_used_bytes=agent.kv_used_bytes,
-        leaving=agent.leaving,
-        devices=[_device(device) for device in agent.devices.infos()],
-        init_time=None if agent.inits.mean is None else duration(agent.inits.mean),
-    )
-
-
-def init_messages(agent: Agent) -> dict[InitKey, pb.InitObservation]:
-    """What starts took, by checkpoint and engine."""
-    return {key: _init_message(key, time) for key, time in agent.inits.times.items()}
-
-
-def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
-    digest, engine = key
-    return pb.InitObservation(
-        digest=digest,
-        engine=engine,
-        size_bytes=time.size_bytes,
-        prepare=duration(time.prepare),
-        attach=duration(time.attach),
-    )
-
-
-def _usage(usage: TierUsage) -> pb.TierUsage:
-    return pb.TierUsage(
-        tier=pb.Tier.ValueType(usage.tier),
-        capacity_bytes=usage.capacity_bytes,
-        used_bytes=usage.used_bytes,
-        problem=usage.problem,
-    )
-
-
-def _device(device: DeviceInfo) -> pb.Device:
-    return pb.Device(
-        index=device.index,
-        name=device.name,
-        uuid=device.uuid,
-        total_bytes=device.total_bytes,
-        free_bytes=device.free_bytes,
-        weights_capacity_bytes=device.weights_capacity_bytes,
-        weights_used_bytes=device.weights_used_bytes,
-        kv_capacity_bytes=device.kv_capacity_bytes,
-        kv_used_bytes=device.kv_used_bytes,
-        reserved_bytes=device.reserved_bytes,
-        idle_bytes=device.idle_bytes,
-    )
-
-
-def _link(link: Link) -> pb.LinkObservation:
-    return pb.LinkObservation(
-        from_tier=pb.Tier.ValueType(link.from_tier),
-        to_tier=pb.Tier.ValueType(link.to_tier),
-        bytes_per_second=link.bytes_per_second,
-        queued_bytes=link.queued_bytes,
-        in_flight_bytes=link.in_flight_bytes,
     )
 
 

@@ -32,7 +32,7 @@ class InitTime:
     """Seconds from then on, with the weights in place, to a ready instance."""
 
 
-class Inits:
+class InitTimes:
     """The observations of a node. Belongs to the event loop."""
 
     def __init__(self) -> None:

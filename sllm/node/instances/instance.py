@@ -19,7 +19,8 @@ from sllm.node.instances.phases import Timeline
 from sllm.node.instances.start import InstanceSpec, LaunchWorker, Running, Start
 from sllm.node.instances.watchdog import Patience, watch
 from sllm.node.instances.worker_client import Worker
-from sllm.node.store.tier_store import Progress, TierStore
+from sllm.node.store.tier_store import TierStore
+from sllm.node.transfers.work import Progress
 
 log = structlog.get_logger()
 tracer = trace.get_tracer("sllm")

@@ -14,7 +14,9 @@ from sllm.node.device.interface import Devices, Placed, Seat, WeightsWish
 from sllm.node.instances.phases import PhaseKind, Timeline
 from sllm.node.instances.pidfd import ForeignProcess
 from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
-from sllm.node.store.tier_store import Found, LoadPhase, Progress, Step, Tier, TierStore
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.tier import Tier
+from sllm.node.transfers.work import Found, LoadPhase, Progress, Step
 from sllm.node.worker.messages import ModelDescription
 
 log = structlog.get_logger()

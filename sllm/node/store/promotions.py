@@ -7,8 +7,8 @@ from typing import Any
 import structlog
 
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Progress
 from sllm.node.transfers.loads import Tell
+from sllm.node.transfers.work import Progress
 
 _log = structlog.get_logger()
 

@@ -24,41 +24,15 @@ from sllm.node.tiers.ledger import Holding
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.ssd import SsdTier
 from sllm.node.tiers.ssd_files import delete_all
-from sllm.node.tiers.tier import (
-    Copy,
-    Found,
-    Link,
-    LoadPhase,
-    Priority,
-    Progress,
-    Sink,
-    Step,
-    Tier,
-    TierUsage,
-    Wish,
-)
+from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.imports import Imports
-from sllm.node.transfers.loads import Movers, Tell
+from sllm.node.transfers.loads import Tell, Threads
 from sllm.node.transfers.reads import Reads
-from sllm.node.transfers.reloads import Reloads
 from sllm.node.transfers.sources import FoundSource, Place, Sources
-from sllm.node.transfers.speeds import Speeds, measure
+from sllm.node.transfers.speeds import Reloads, Speeds, measure
+from sllm.node.transfers.work import Found, Priority, Sink, Step, Wish
 
-__all__ = [
-    "Copy",
-    "Found",
-    "Lease",
-    "Link",
-    "LoadPhase",
-    "Priority",
-    "Progress",
-    "Step",
-    "Tier",
-    "TierStore",
-    "TierUsage",
-]
-
-_IMPORT_THREADS = 32
+_SOURCE_THREADS = 32
 """Sources that can be looked at or imported at once; their bytes come through fewer threads."""
 
 
@@ -86,21 +60,21 @@ class TierStore:
         """What bringing checkpoints back to a tier would take."""
         ssd.ledger.reload_seconds = self.reloads.to_ssd
         dram.ledger.reload_seconds = self.reloads.to_dram
-        self._movers = Movers()
-        self._import_movers = Movers(_IMPORT_THREADS)
-        self._sources = Sources(self._import_movers, Remotes(remote), ssd.directory, clock)
+        self._threads = Threads()
+        self._import_threads = Threads(_SOURCE_THREADS)
+        self._sources = Sources(self._import_threads, Remotes(remote), ssd.directory, clock)
         self._imports = Imports(
             ssd,
             dram,
             self._sources,
-            self._import_movers,
+            self._import_threads,
             speeds.remote_to_ssd,
             clock,
             fetch_threads,
             self._changed,
         )
         self._reads = Reads(
-            ssd, dram, self._movers, speeds.ssd_to_dram, clock, read_threads, self._changed
+            ssd, dram, self._threads, speeds.ssd_to_dram, clock, read_threads, self._changed
         )
         self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
         self._promotions = Promotions()
@@ -251,7 +225,7 @@ class TierStore:
             size = _tensor_bytes(held.manifest.tensors)
             return Found(held.directory, size, held.manifest.digest, found.record)
         files = await self._sources.files(found)
-        plan = await self._movers.run(lambda: plan_import(files, dtype))
+        plan = await self._threads.run(lambda: plan_import(files, dtype))
         return Found(files.directory, plan.tensor_bytes, None, found.record)
 
     def _find(self, record: SourceRecord) -> Checkpoint | None:
@@ -273,7 +247,7 @@ class TierStore:
             self._ssd.ledger.remove(digest)
             self._ssd.detach(digest)
             self._changed()
-            await self._movers.run(partial(delete_all, self._ssd.take_removed()))
+            await self._threads.run(partial(delete_all, self._ssd.take_removed()))
         elif tier is Tier.DRAM and dram is not None:
             _check_idle(digest, dram.holding)
             self._dram.evict(digest)
@@ -326,11 +300,11 @@ class TierStore:
 
     async def close(self) -> None:
         """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""
-        self._movers.stop()
-        self._import_movers.stop()
+        self._threads.stop()
+        self._import_threads.stop()
         await self._promotions.ended()
-        await asyncio.to_thread(self._movers.close)
-        await asyncio.to_thread(self._import_movers.close)
+        await asyncio.to_thread(self._threads.close)
+        await asyncio.to_thread(self._import_threads.close)
         await self._sources.close()
         await asyncio.to_thread(self._imports.close)
         await asyncio.to_thread(self._reads.close)

@@ -27,10 +27,11 @@ from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.in_place import InPlace, can_stay, describe, keep
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
 from sllm.node.tiers.ssd_files import delete_all
-from sllm.node.tiers.tier import LoadPhase, Priority, Step, Tier
-from sllm.node.transfers.loads import Load, Movers
+from sllm.node.tiers.tier import Tier
+from sllm.node.transfers.loads import Load, Threads
 from sllm.node.transfers.sources import FoundSource, Sources
 from sllm.node.transfers.speeds import Speed
+from sllm.node.transfers.work import LoadPhase, Priority, Step
 
 _log = structlog.get_logger()
 
@@ -53,10 +54,10 @@ class Imports:
         ssd: SsdTier,
         dram: DramTier,
         sources: Sources,
-        movers: Movers,
+        threads: Threads,
         speed: Speed,
         clock: Clock,
-        threads: int,
+        fetch_threads: int,
         changed: Callable[[], None],
     ) -> None:
         self.loads: dict[tuple[SourceRecord, bool], Load[Imported]] = {}
@@ -64,11 +65,11 @@ class Imports:
         self._ssd = ssd
         self._dram = dram
         self._sources = sources
-        self._movers = movers
+        self._threads = threads
         self._speed = speed
         self._clock = clock
         self._small_files = SmallFiles()
-        self._workers = ChunkWorkers(dram.pool.chunk_bytes, threads)
+        self._workers = ChunkWorkers(dram.pool.chunk_bytes, fetch_threads)
         self._changed = changed
 
     def load(
@@ -101,7 +102,7 @@ class Imports:
             self._changed()
         if isinstance(imported.copy, SsdCopy):
             removed = self._ssd.take_removed()
-            await self._movers.run(partial(_settle, self._ssd.directory, removed))
+            await self._threads.run(partial(_settle, self._ssd.directory, removed))
         return imported
 
     def _record(self, copy: SsdCopy | DramCopy, record: SourceRecord) -> None:
@@ -116,7 +117,7 @@ class Imports:
         files = await self._sources.files(source)
         if not pack and (copy := await self._try_to_adopt(source, files)):
             return Imported(copy, ())
-        plan = await self._movers.run(partial(plan_import, files, source.record.dtype))
+        plan = await self._threads.run(partial(plan_import, files, source.record.dtype))
         load.report(0, plan.files.size_bytes)
         known = self._ssd.copies.get(plan.packed.digest) if plan.packed else None
         if known and not (pack and known.in_place):
@@ -147,7 +148,7 @@ class Imports:
         Nor need the tier's budget have room for them, unless that is `required`.
         """
         check = partial(has_room, self._ssd.directory, size)
-        if self._ssd.problem and not await self._movers.run(check):
+        if self._ssd.problem and not await self._threads.run(check):
             return None
         try:
             copy = await work()
@@ -177,7 +178,7 @@ class Imports:
         self, plan: ImportPlan, chunks: Chunks, load: Load[Imported]
     ) -> DramCopy:
         """Into the pool alone, the small files into a directory that is not the tier's."""
-        directory = await self._movers.run(self._small_files.make)
+        directory = await self._threads.run(self._small_files.make)
         manifest = await self._write(plan, directory, chunks, load, keep=False)
         return self._dram.land(Checkpoint(manifest, directory), chunks)
 
@@ -187,7 +188,7 @@ class Imports:
         local = isinstance(source.place, LocalSource)
         if not local or not can_stay(files, source.record, chunk_bytes):
             return None
-        size = await self._movers.run(lambda: sum(path.stat().st_size for path in files.files))
+        size = await self._threads.run(lambda: sum(path.stat().st_size for path in files.files))
         return await self._if_possible(size, partial(self._adopt, files, source.record, size))
 
     async def _adopt(self, files: SourceFiles, record: SourceRecord, size: int) -> SsdCopy:
@@ -195,11 +196,11 @@ class Imports:
         if files.fingerprint != record.fingerprint:
             raise corrupt(files.directory, "was changed while it was looked at; try again")
         describing = partial(describe, files, self._dram.pool.chunk_bytes)
-        manifest = await self._movers.run(describing)
+        manifest = await self._threads.run(describing)
         written = self._ssd.temporary()
         with ExitStack() as room:
             await self._reserve_disk(size, room)
-            await self._movers.run(partial(keep, files, manifest, written))
+            await self._threads.run(partial(keep, files, manifest, written))
             return self._ssd.land(written, manifest, place)
 
     def _reserve_chunks(self, plan: ImportPlan, tier: Tier, room: ExitStack) -> Chunks | None:
@@ -214,7 +215,7 @@ class Imports:
         for digest in victims:
             self._ssd.detach(digest)
             self._dram.evict(digest)
-        await self._movers.run(partial(delete_all, self._ssd.take_removed()))
+        await self._threads.run(partial(delete_all, self._ssd.take_removed()))
 
     async def _write(
         self,
@@ -231,14 +232,14 @@ class Imports:
             written,
             chunk_bytes=self._dram.pool.chunk_bytes,
             progress=load.reporter(),
-            cancelled=lambda: load.abandoned or self._movers.closing.is_set(),
+            cancelled=lambda: load.abandoned or self._threads.closing.is_set(),
             memory=self._dram.memory(chunks) if chunks is not None else None,
             workers=self._workers,
             resume=True,
             keep=keep,
             urgency=lambda: load.priority,
         )
-        return await self._movers.run(work)
+        return await self._threads.run(work)
 
     def _land(self, written: Path, manifest: Manifest, chunks: Chunks | None) -> SsdCopy:
         copy = self._ssd.land(written, manifest)

@@ -8,7 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from sllm.errors import Cancelled, ShuttingDown
 from sllm.node.tiers.ledger import Holding
-from sllm.node.tiers.tier import LoadPhase, Priority, Progress, Tier
+from sllm.node.tiers.tier import Tier
+from sllm.node.transfers.work import LoadPhase, Priority, Progress
 
 Result = TypeVar("Result")
 
@@ -117,11 +118,11 @@ class Load(Generic[Result]):
         return lambda loaded, total: loop.call_soon_threadsafe(self.report, loaded, total)
 
 
-class Movers:
+class Threads:
     """Threads for work that would block the event loop."""
 
     def __init__(self, threads: int = _THREADS) -> None:
-        self._threads = ThreadPoolExecutor(threads, "checkpoint-move")
+        self._executor = ThreadPoolExecutor(threads, "checkpoint-move")
         self.closing = Event()
         """Once it is set, work that checks it ends with Cancelled."""
 
@@ -135,7 +136,7 @@ class Movers:
         if self.closing.is_set():
             raise ShuttingDown("the node is going down")
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         except Cancelled:
             if not self.closing.is_set():
                 raise
@@ -147,7 +148,7 @@ class Movers:
 
     def close(self) -> None:
         """Ends the threads. All work must have ended."""
-        self._threads.shutdown()
+        self._executor.shutdown()
 
 
 def _share(progress: Progress) -> int:

@@ -9,8 +9,8 @@ from threading import Condition, Thread
 from sllm.checkpoint.reading.chunk_reader import ChunkRead
 from sllm.clock import Clock
 from sllm.errors import Cancelled
-from sllm.node.tiers.tier import Priority
 from sllm.node.transfers.round_robin import next_in_line
+from sllm.node.transfers.work import Priority
 
 _DIGEST_THREADS = 2
 """Beside those that read. A chunk takes a fraction of its read's time there."""

@@ -16,11 +16,12 @@ from sllm.node.tiers import metrics
 from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.in_place import remember, with_digests
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
-from sllm.node.tiers.tier import LoadPhase, Priority, Sink, Step, Tier
-from sllm.node.transfers.loads import Load, Movers
+from sllm.node.tiers.tier import Tier
+from sllm.node.transfers.loads import Load, Threads
 from sllm.node.transfers.read_queue import ReadJob, ReadQueue
 from sllm.node.transfers.speeds import Speed
 from sllm.node.transfers.window import WINDOW_CHUNKS, Window
+from sllm.node.transfers.work import LoadPhase, Priority, Sink, Step
 
 _log = structlog.get_logger()
 
@@ -41,20 +42,20 @@ class Reads:
         self,
         ssd: SsdTier,
         dram: DramTier,
-        movers: Movers,
+        threads: Threads,
         speed: Speed,
         clock: Clock,
-        threads: int,
+        read_threads: int,
         changed: Callable[[], None],
     ) -> None:
         self.loads: dict[str, Load[ReadIn]] = {}
         """Under way, by digest."""
         self._ssd = ssd
         self._dram = dram
-        self._movers = movers
+        self._threads = threads
         self._speed = speed
         self._clock = clock
-        self._queue = ReadQueue(threads, clock)
+        self._queue = ReadQueue(read_threads, clock)
         self._changed = changed
 
     @property
@@ -94,7 +95,7 @@ class Reads:
                 self._ssd.quarantine(copy, error)
             raise
         except Cancelled:
-            if self._movers.closing.is_set():
+            if self._threads.closing.is_set():
                 raise ShuttingDown("the node went down during the load") from None
             raise
 
@@ -109,7 +110,7 @@ class Reads:
             job = ReadJob(
                 reads,
                 priority=lambda: load.priority,
-                cancelled=lambda: load.abandoned or self._movers.closing.is_set(),
+                cancelled=lambda: load.abandoned or self._threads.closing.is_set(),
                 advance=load.advance,
                 landed=_hand_on(sink, chunks),
             )
@@ -145,7 +146,7 @@ class Reads:
             job = ReadJob(
                 await self._open(copy, window.memory(), files),
                 priority=lambda: priority,
-                cancelled=lambda: left.is_set() or self._movers.closing.is_set(),
+                cancelled=lambda: left.is_set() or self._threads.closing.is_set(),
                 advance=lambda _: None,
                 landed=window.landed,
                 take=window.take,
@@ -171,13 +172,13 @@ class Reads:
 
     async def _open(self, copy: SsdCopy, memory: ChunkMemory, files: ExitStack) -> list[ChunkRead]:
         opening = partial(open_reads, copy.weights, copy.manifest, memory, files)
-        return await self._movers.run(opening)
+        return await self._threads.run(opening)
 
     async def _check(self, copy: SsdCopy, job: ReadJob) -> None:
         """What was read in place must belong together; its digests are kept for later reads."""
         if copy.in_place is None:
             return
-        await self._movers.run(copy.in_place.check_unchanged)
+        await self._threads.run(copy.in_place.check_unchanged)
         if all(entry.digests for entry in copy.manifest.partitions):
             return
         found = iter(job.digests)
@@ -187,7 +188,7 @@ class Reads:
         }
         copy.manifest = with_digests(copy.manifest, digests)
         kept = partial(remember, copy.directory, copy.in_place, copy.manifest)
-        await self._movers.run(kept)
+        await self._threads.run(kept)
 
     def _step(self, job: ReadJob, copy: SsdCopy) -> Step:
         now = self._clock.now()

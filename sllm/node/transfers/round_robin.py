@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from sllm.node.tiers.tier import Priority
+from sllm.node.transfers.work import Priority
 
 
 class Job(Protocol):

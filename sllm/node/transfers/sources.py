@@ -19,7 +19,7 @@ from sllm.clock import Clock
 from sllm.errors import SllmError, SourceForbidden, SourceNotFound, SourceUnavailable
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.ssd_files import STAGED
-from sllm.node.transfers.loads import Movers
+from sllm.node.transfers.loads import Threads
 
 FRESH_SECONDS = 30.0
 """As long a remote source counts as what it was when it was looked at."""
@@ -49,16 +49,16 @@ class FoundSource:
 class Sources:
     """Looks at sources, and fetches what has to be known of them. Belongs to the event loop."""
 
-    def __init__(self, movers: Movers, remotes: Remotes, directory: Path, clock: Clock) -> None:
+    def __init__(self, threads: Threads, remotes: Remotes, directory: Path, clock: Clock) -> None:
         """Looks at nothing yet.
 
         Args:
-            movers: threads that wait for disks and networks.
+            threads: those that wait for disks and networks.
             remotes: remote sources.
             directory: where small files are fetched to, if it can be written.
             clock: tells how old a look at a source is.
         """
-        self._movers = movers
+        self._threads = threads
         self._remotes = remotes
         self._directory = directory
         self._clock = clock
@@ -94,13 +94,13 @@ class Sources:
 
     async def _sight(self, place: Place, fresh: bool, patience: float | None) -> Sighting:
         if isinstance(place, LocalSource):
-            return Sighting(await self._movers.run(partial(fingerprint, place)), place)
+            return Sighting(await self._threads.run(partial(fingerprint, place)), place)
         seen = self._seen.get(place.url)
         if seen and not fresh and self._is_fresh(seen[0]):
             return seen[1]
         async with asyncio.timeout(patience):
-            look = partial(self._remotes.look, place, self._movers.closing.is_set)
-            sighting = await self._movers.run(look)
+            look = partial(self._remotes.look, place, self._threads.closing.is_set)
+            sighting = await self._threads.run(look)
         self._seen = {url: one for url, one in self._seen.items() if self._is_fresh(one[0])}
         self._seen[place.url] = self._clock.now(), sighting
         return sighting
@@ -119,7 +119,7 @@ class Sources:
         """
         contents = source.contents or (await self._sight(source.place, True, None)).contents
         if isinstance(contents, LocalSource):
-            return await self._movers.run(partial(inspect, contents))
+            return await self._threads.run(partial(inspect, contents))
         return await self._staged_files(contents)
 
     async def _staged_files(self, snapshot: Snapshot) -> SourceFiles:
@@ -127,8 +127,8 @@ class Sources:
         key = (snapshot.url, snapshot.fingerprint)
         task = self._staged.get(key)
         if task is None:
-            fetch = partial(_stage, snapshot, self._directory, self._movers.closing.is_set)
-            task = self._staged[key] = asyncio.create_task(self._movers.run(fetch))
+            fetch = partial(_stage, snapshot, self._directory, self._threads.closing.is_set)
+            task = self._staged[key] = asyncio.create_task(self._threads.run(fetch))
             await self._drop_oldest()
         self._staged.move_to_end(key)
         try:

@@ -6,7 +6,7 @@ from threading import Lock
 from sllm.checkpoint.files.memory import ChunkMemory
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.node.tiers.dram import DramTier
-from sllm.node.tiers.tier import Sink
+from sllm.node.transfers.work import Sink
 
 WINDOW_CHUNKS = 32
 """Chunks of the pool that a window uses over and over, at most: enough that neither the disk nor

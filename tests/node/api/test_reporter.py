@@ -19,8 +19,8 @@ from sllm.clock import MonotonicClock
 from sllm.node.api.reporter import Reporter
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
-from sllm.node.instances.init_times import Inits, InitTime
-from sllm.node.store.tier_store import Copy, Tier
+from sllm.node.instances.init_times import InitTime, InitTimes
+from sllm.node.tiers.tier import Copy, Tier
 from tests.support import assert_eventually
 
 
@@ -80,7 +80,7 @@ class Node:
         self.holds = NoHolds()
         self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
         self.instances: dict[str, Any] = {}
-        self.inits = Inits()
+        self.init_times = InitTimes()
         self.kv_used_bytes = 0
         self.leaving = False
         self._held: list[Copy] = []
@@ -161,10 +161,10 @@ async def test_every_device_is_told_of_and_what_of_it_is_free() -> None:
 
 async def test_what_starts_took_is_told_once_and_when_it_changes() -> None:
     fleet, node = Fleet(), Node()
-    node.inits.observe(("a", "transformers"), InitTime(8, prepare=0.5, attach=1.0))
+    node.init_times.observe(("a", "transformers"), InitTime(8, prepare=0.5, attach=1.0))
     async with reporting(fleet, node):
         await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
-        node.inits.observe(("b", "transformers"), InitTime(9, prepare=0.25, attach=2.0))
+        node.init_times.observe(("b", "transformers"), InitTime(9, prepare=0.25, attach=2.0))
         node.hold("b")
         await assert_eventually(lambda: "delta" in fleet.kinds())
 

@@ -13,7 +13,7 @@ from sllm.node.device.cuda_devices import Budget, CudaDevices
 from sllm.node.device.driver import Driver
 from sllm.node.device.interface import OnDevice, Placed, Seat, WeightsWish
 from sllm.node.device.selection import Selected
-from sllm.node.tiers.tier import Progress
+from sllm.node.transfers.work import Progress
 from tests.checkpoint.checkpoints import assert_same, random_weights
 from tests.node.device.fake_cuda import FakeCuda
 from tests.node.stores import Bench

@@ -9,7 +9,7 @@ from sllm.clock import MonotonicClock
 from sllm.errors import Cancelled
 from sllm.node.device.copy_thread import ChunkCopy, CopyJob, CopyThread
 from sllm.node.device.driver import CudaError, Driver
-from sllm.node.tiers.tier import Priority
+from sllm.node.transfers.work import Priority
 from tests.node.device.fake_cuda import UNKNOWN, FakeCuda
 from tests.support import assert_eventually
 

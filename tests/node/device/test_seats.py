@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sllm.errors import CheckpointLeased, NoCapacity
 from sllm.node.device.interface import DeviceInfo, Placed
-from sllm.node.device.reservations import Claims
+from sllm.node.device.reservations import Reservations
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.ledger import Ledger
 from sllm.node.tiers.tier import Tier
@@ -176,22 +176,22 @@ moves = st.lists(
 
 
 @given(moves)
-def test_claims_are_exact_whatever_comes(steps: list[tuple[str, int, int]]) -> None:
+def test_reservations_are_exact_whatever_comes(steps: list[tuple[str, int, int]]) -> None:
     ledger = Ledger(Tier.DEVICE, 100)
-    claims = Claims(ledger)
+    reservations = Reservations(ledger)
     seats: list[tuple[SourceRecord, int]] = []
     for step, source, size in steps:
         record = SourceRecord(f"s{source}", "", None)
         if step == "enter":
             with suppress(NoCapacity):
-                claims.enter(record, 0 if claims.has(record) else size, size // 2)
+                reservations.enter(record, 0 if reservations.has(record) else size, size // 2)
                 seats.append((record, size // 2))
         elif step == "redeem":
-            claims.redeem(record)
+            reservations.redeem(record)
         elif seats:
-            claims.leave(*seats.pop(size % len(seats)))
-        assert ledger.reserved == claims.kv_bytes + claims.weights_bytes <= 100
-        assert claims.kv_bytes == sum(kv_bytes for _, kv_bytes in seats)
+            reservations.leave(*seats.pop(size % len(seats)))
+        assert ledger.reserved == reservations.kv_bytes + reservations.weights_bytes <= 100
+        assert reservations.kv_bytes == sum(kv_bytes for _, kv_bytes in seats)
     for seat in seats:
-        claims.leave(*seat)
+        reservations.leave(*seat)
     assert ledger.reserved == 0

@@ -2,46 +2,46 @@
 
 import pytest
 
-from sllm.node.instances.init_times import Inits, InitTime
+from sllm.node.instances.init_times import InitTime, InitTimes
 
 
 def test_each_checkpoint_and_engine_is_remembered_by_itself() -> None:
-    inits = Inits()
-    inits.observe(("a", "one"), InitTime(8, 1.0, 2.0))
-    inits.observe(("a", "other"), InitTime(8, 3.0, 4.0))
-    assert inits.times["a", "one"] == InitTime(8, 1.0, 2.0)
-    assert inits.times["a", "other"] == InitTime(8, 3.0, 4.0)
+    times = InitTimes()
+    times.observe(("a", "one"), InitTime(8, 1.0, 2.0))
+    times.observe(("a", "other"), InitTime(8, 3.0, 4.0))
+    assert times.times["a", "one"] == InitTime(8, 1.0, 2.0)
+    assert times.times["a", "other"] == InitTime(8, 3.0, 4.0)
 
 
 def test_one_start_that_was_held_up_does_not_count() -> None:
-    inits = Inits()
+    times = InitTimes()
     for seconds in (1.0, 9.0, 1.5):
-        inits.observe(("a", "one"), InitTime(8, seconds, seconds))
-    assert inits.times["a", "one"] == InitTime(8, 1.5, 1.5)
+        times.observe(("a", "one"), InitTime(8, seconds, seconds))
+    assert times.times["a", "one"] == InitTime(8, 1.5, 1.5)
 
 
 def test_checkpoints_of_one_size_learn_from_each_other() -> None:
     """They are most likely variants of one model; of another size or engine is another one."""
-    inits = Inits()
-    inits.observe(("held up", "one"), InitTime(8, 9.0, 9.0))
-    inits.observe(("other", "one"), InitTime(7, 5.0, 5.0))
-    inits.observe(("b", "one"), InitTime(8, 1.0, 2.0))
-    inits.observe(("c", "one"), InitTime(8, 1.0, 2.0))
-    assert inits.times["held up", "one"] == inits.times["c", "one"] == InitTime(8, 1.0, 2.0)
-    assert inits.times["other", "one"] == InitTime(7, 5.0, 5.0)
+    times = InitTimes()
+    times.observe(("held up", "one"), InitTime(8, 9.0, 9.0))
+    times.observe(("other", "one"), InitTime(7, 5.0, 5.0))
+    times.observe(("b", "one"), InitTime(8, 1.0, 2.0))
+    times.observe(("c", "one"), InitTime(8, 1.0, 2.0))
+    assert times.times["held up", "one"] == times.times["c", "one"] == InitTime(8, 1.0, 2.0)
+    assert times.times["other", "one"] == InitTime(7, 5.0, 5.0)
 
 
 def test_the_newest_counts_most_over_all_models() -> None:
-    inits = Inits()
+    times = InitTimes()
     for seconds in (1.0, 1.0, 1.0, 2.0):
-        inits.observe(("a", "one"), InitTime(8, 0.0, seconds))
-    assert inits.mean == pytest.approx(1.4)
+        times.observe(("a", "one"), InitTime(8, 0.0, seconds))
+    assert times.mean == pytest.approx(1.4)
 
 
 def test_what_was_started_longest_ago_is_forgotten() -> None:
-    inits = Inits()
+    times = InitTimes()
     for index in range(600):
-        inits.observe((str(index), "one"), InitTime(8, 0.0, 1.0))
-    assert ("599", "one") in inits.times
-    assert ("0", "one") not in inits.times
-    assert len(inits.times) == 512
+        times.observe((str(index), "one"), InitTime(8, 0.0, 1.0))
+    assert ("599", "one") in times.times
+    assert ("0", "one") not in times.times
+    assert len(times.times) == 512

@@ -16,7 +16,8 @@ from sllm.checkpoint.files.direct_io import DirectFile
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.errors import CheckpointCorrupt, CheckpointUnreadable
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Tier, nothing
+from sllm.node.tiers.tier import Tier
+from sllm.node.transfers.work import nothing
 from tests.checkpoint.checkpoints import CHUNK, flip_bit
 from tests.node.stores import Bench, gate_on
 

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from sllm.node.tiers.tier import LoadPhase, Progress, Tier
+from sllm.node.tiers.tier import Tier
+from sllm.node.transfers.work import LoadPhase, Progress
 from tests.checkpoint.checkpoints import write_model
 from tests.node.stores import MODEL_CHUNKS, Bench, gate_on
 from tests.support import assert_eventually

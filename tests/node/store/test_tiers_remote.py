@@ -17,8 +17,9 @@ from aiohttp import web
 from sllm.checkpoint.format.manifest_file import read_manifest
 from sllm.errors import ShuttingDown, SourceNotFound, SourceUnavailable
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Progress, Tier
+from sllm.node.tiers.tier import Tier
 from sllm.node.transfers import sources
+from sllm.node.transfers.work import Progress
 from tests.checkpoint.checkpoints import (
     assert_same,
     import_model,
@@ -202,8 +203,9 @@ FETCH = """
 import asyncio, sys
 from pathlib import Path
 from sllm.clock import MonotonicClock
-from sllm.node.pool import Pool
-from sllm.node.tiers import Tier, TierStore
+from sllm.node.tiers.pool import Pool
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.tier import Tier
 
 async def main(url, directory):
     pool = Pool(128 * 65536, 65536)
@@ -258,8 +260,9 @@ PEAK = """
 import asyncio, resource, sys
 from pathlib import Path
 from sllm.clock import MonotonicClock
-from sllm.node.pool import Pool
-from sllm.node.tiers import Tier, TierStore
+from sllm.node.tiers.pool import Pool
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.tier import Tier
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

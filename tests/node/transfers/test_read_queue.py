@@ -15,8 +15,8 @@ from sllm.checkpoint.reading.chunk_reader import ChunkRead, open_file
 from sllm.clock import MonotonicClock
 from sllm.errors import Cancelled, CheckpointCorrupt
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Priority
 from sllm.node.transfers.read_queue import ReadJob, ReadQueue
+from sllm.node.transfers.work import Priority
 from tests.support import assert_eventually
 
 CHUNKS = 8

@@ -8,7 +8,7 @@ import pytest
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.sources.remote_urls import parse_remote
 from sllm.clock import ManualClock
-from sllm.node.transfers.loads import Movers
+from sllm.node.transfers.loads import Threads
 from sllm.node.transfers.sources import FRESH_SECONDS, Sources
 from tests.checkpoint.checkpoints import write_model
 from tests.checkpoint.remote.sources import HASTY
@@ -22,11 +22,11 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 async def sources(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Sources]:
-    movers = Movers()
-    sources = Sources(movers, Remotes(HASTY), tmp_path, clock)
+    threads = Threads()
+    sources = Sources(threads, Remotes(HASTY), tmp_path, clock)
     yield sources
     await sources.close()
-    movers.close()
+    threads.close()
 
 
 async def test_what_is_fresh_is_not_looked_at_again_and_the_rest_is_forgotten(

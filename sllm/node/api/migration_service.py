@@ -1,0 +1,60 @@
+"""Generations that come from other nodes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from serverlessllm.v1 import migration_service_pb2 as pb
+from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceServicer
+
+from sllm import errors
+from sllm.clock import Clock
+from sllm.node.agent import Agent
+from sllm.node.generations.generations import Generations
+from sllm.node.generations.incoming_migration import IncomingMigration
+from sllm.node.generations.migration_stream import OPEN_SECONDS
+
+
+class MigrationServicer(MigrationServiceServicer):
+    """What the nodes ask that generations come from; see migration_service.proto."""
+
+    def __init__(self, agent: Agent, generations: Generations, node_id: str, clock: Clock) -> None:
+        self._agent = agent
+        self._generations = generations
+        self._node_id = node_id
+        self._clock = clock
+
+    async def Migrate(
+        self,
+        request_iterator: AsyncIterator[pb.MigrationServiceMigrateRequest],
+        context: Any,
+    ) -> AsyncIterator[pb.MigrationServiceMigrateResponse]:
+        """Computes what comes, and goes on with it."""
+        instance = self._agent.instance(await _migrated_to(request_iterator))
+        worker = instance.ready_worker()
+        context_tokens = instance.running.context_tokens if instance.running else 0
+        opened = pb.MigrationOpened(context_tokens=context_tokens)
+        yield pb.MigrationServiceMigrateResponse(opened=opened)
+        migration = IncomingMigration(self._generations, worker, self._node_id, self._clock)
+        async with aclosing(migration.follow(request_iterator)) as answers:
+            async for answer in answers:
+                yield answer
+
+
+async def _migrated_to(
+    steps: AsyncIterator[pb.MigrationServiceMigrateRequest],
+) -> str:
+    """The instance that a migration's first message names.
+
+    Raises:
+        errors.InvalidArgument: It names none, or there is no message.
+        errors.DeadlineExceeded: Nothing has come.
+    """
+    try:
+        first = await asyncio.wait_for(anext(steps, None), OPEN_SECONDS)
+    except TimeoutError:
+        raise errors.DeadlineExceeded(f"no message has come within {OPEN_SECONDS:g} s") from None
+    if first is None or not first.HasField("open"):
+        raise errors.InvalidArgument("a migration begins with `open`, which names the instance")
+    return first.open.instance_id

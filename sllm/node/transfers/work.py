@@ -1,0 +1,104 @@
+"""What is wanted of a transfer, how far it is, and what it has taken."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Protocol
+
+from sllm.node.tiers.checkpoints import SourceRecord
+from sllm.node.tiers.tier import Tier
+
+
+class Priority(IntEnum):
+    """Whose chunks go first."""
+
+    DEMAND = 0
+    """Of a load that a request waits for."""
+    PREFETCH = 1
+    """Of one that is only expected to be of use."""
+
+
+def nothing() -> None:
+    """For whom it is enough that something is done."""
+
+
+class Sink(Protocol):
+    """Takes a read's chunks further up as they arrive in the pool."""
+
+    def landed(self, index: int, chunk: int, copied: Callable[[], None] = nothing) -> None:
+        """Takes a chunk, whose content was checked. In any thread.
+
+        Args:
+            index: of the chunk in the checkpoint, counted over all its partitions.
+            chunk: in the pool. It stays as it is until `settle` returns.
+            copied: called when it is not needed any more, in any thread.
+        """
+        ...
+
+    async def settle(self) -> None:
+        """Returns once no chunk that has landed is needed any more, however that comes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller wants of a checkpoint."""
+
+    tier: Tier
+    """To have it on: SSD or DRAM."""
+    priority: Priority = Priority.DEMAND
+    pack: bool = False
+    """Whether it is converted although it could be read where it lies."""
+    sink: Sink | None = None
+    """Gets the chunks of a read that begins for this wish; not those of one that is joined."""
+
+
+class LoadPhase(IntEnum):
+    """What a load is doing; the numbers are those of the protocol."""
+
+    IMPORT = 1
+    """From the source to SSD; into the pool as well, if it is wanted there."""
+    READ = 2
+    """From SSD into the pool."""
+    INIT = 3
+    """Worker, module and engine."""
+    COPY = 4
+    """From the pool to the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load is."""
+
+    phase: LoadPhase
+    from_tier: Tier
+    """Where bytes come from in this phase."""
+    loaded_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A transfer that is done."""
+
+    phase: LoadPhase
+    start: float
+    """Seconds, by the store's clock."""
+    duration: float
+    """Seconds."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A source, and what is known of its checkpoint."""
+
+    directory: Path
+    """Where the model's small files can be read now."""
+    size_bytes: int
+    """Bytes of its tensors, in the dtypes in which they are served."""
+    digest: str | None
+    """None: it was not imported yet."""
+    record: SourceRecord
+    """The source as it was found."""
