@@ -43,6 +43,8 @@ class ModelInfo:
     kv_bytes_per_token: int
     digest: str
     """Empty until the checkpoint has been imported."""
+    identity: str
+    """Of the source, as it is now."""
 
 
 class Agent:
@@ -120,21 +122,29 @@ class Agent:
         """Calls `watcher` after every change of contents or instances."""
         self._watchers.append(watcher)
 
-    async def inspect(self, source: str, dtype: str | None) -> ModelInfo:
-        """What the model at `source` needs.
+    async def inspect(self, source: str, dtype: str | None, identity: str = "") -> ModelInfo:
+        """What the model at `source` needs, which must be of this identity unless that is empty.
 
         Raises:
             errors.SllmError: Why it cannot be served here.
         """
-        found = await self.store.inspect(source, dtype)
+        found = await self.store.inspect(source, dtype, identity=identity)
         self.devices.check_fits(found.size_bytes)
-        model = await self._zygote.describe(found.directory, dtype)
+        try:
+            model = await self._zygote.describe(found.directory, dtype)
+        except errors.SllmError:
+            if await asyncio.to_thread(found.directory.is_dir):
+                raise
+            # A copy that was found to be bad has been set aside while it was read.
+            found = await self.store.inspect(source, dtype, identity=identity)
+            model = await self._zygote.describe(found.directory, dtype)
         return ModelInfo(
             architecture=model.architecture,
             size_bytes=found.size_bytes,
             context_tokens=model.context_tokens,
             kv_bytes_per_token=model.kv_bytes_per_token,
             digest=found.digest or "",
+            identity=found.record.identity,
         )
 
     async def promote(
@@ -146,6 +156,7 @@ class Agent:
         *,
         pack: bool = False,
         give_up: bool = False,
+        identity: str = "",
     ) -> AsyncGenerator[Progress]:
         """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
@@ -161,6 +172,7 @@ class Agent:
             priority=Priority.PREFETCH,
             pack=pack,
             give_up=give_up,
+            identity=identity,
         )
         work = asyncio.create_task(self._promote(promote, tier, hold))
         self._promotions.add(work)
@@ -301,8 +313,12 @@ class Agent:
 
 
 def _check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
-    if (known.deployment, known.source) != (asked.deployment, asked.source):
+    if _what(known) != _what(asked):
         raise errors.InvalidArgument(
             f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
             "instance needs an id of its own"
         )
+
+
+def _what(spec: InstanceSpec) -> tuple[str, str, str]:
+    return spec.deployment, spec.source, spec.identity

@@ -204,6 +204,22 @@ class Orchestrator:
         node = self._nodes.by_id[instance.node_id]
         return Assignment(instance, node, self._state.records.get(instance_id), now)
 
+    def rolled_over(self, name: str) -> None:
+        """A deployment is another checkpoint from now on: what serves the former one leaves.
+
+        Requests that it has end there; those that wait go to instances of the new one.
+        """
+        self._state.failed_starts.pop(name, None)
+        for instance in self._state.fleet.instances_of(name):
+            self._retire(instance)
+        self.wake(name)
+
+    def _retire(self, instance: Instance) -> None:
+        if instance.state is InstanceState.STARTING:
+            self._launcher.end(instance)
+        elif instance.state is InstanceState.READY:
+            self._launcher.drain(instance, _LONGEST_GRACE)
+
     def deployment_deleted(self, name: str) -> None:
         """A deployment is to exist no more: its requests fail, its instances end."""
         gone = errors.DeploymentNotFound(f"deployment {name} was deleted")
@@ -234,6 +250,8 @@ class Orchestrator:
             self._launcher.end(instance)
         elif instance.state is InstanceState.READY:
             self._state.slots.add(instance.instance_id, instance.node_id, self._clock.now())
+            if not instance.serves(deployment.model.identity):
+                self._retire(instance)  # it was rolled over while this control plane was away
         elif instance.state is InstanceState.STARTING:
             self._launcher.join(deployment, instance)
         self.wake(instance.deployment)

@@ -120,6 +120,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         worker_pid=one.worker_pid,
         unread=tuple(one.unread_request_ids),
         device=one.device_index if one.HasField("device_index") else None,
+        identity=one.identity,
     )
 
 
@@ -221,4 +222,5 @@ def instance_message(one: Instance) -> pb.Instance:
         started_at=common.timestamp(one.started_at),
         worker_pid=one.worker_pid,
         unread_request_ids=one.unread,
+        identity=one.identity,
     )

@@ -27,6 +27,7 @@ def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
         source=request.source,
         engine=engine_spec(request.engine),
         kv_bytes=request.kv_bytes,
+        identity=request.identity,
     )
 
 
@@ -93,6 +94,7 @@ def model_info(model: ModelInfo) -> pb.ModelInfo:
         context_tokens=model.context_tokens,
         kv_bytes_per_token=model.kv_bytes_per_token,
         digest=model.digest,
+        identity=model.identity,
     )
 
 
@@ -109,6 +111,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         worker_pid=instance.worker_pid,
         unread_request_ids=sorted(instance.unread),
         device_index=instance.device,
+        identity=instance.identity,
     )
     message.started_at.FromDatetime(instance.started_at)
     return message
@@ -132,6 +135,7 @@ def _running_model(running: Running) -> pb.ModelInfo:
         context_tokens=running.model.context_tokens,
         kv_bytes_per_token=running.model.kv_bytes_per_token,
         digest=running.digest,
+        identity=running.identity,
     )
 
 

@@ -145,6 +145,7 @@ class TierStore:
         pack: bool = False,
         give_up: bool = False,
         sink: Sink | None = None,
+        identity: str = "",
     ) -> Lease:
         """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
 
@@ -162,11 +163,13 @@ class TierStore:
             give_up: a caller that is cancelled needs it no more: what nobody else waits for ends,
                 and its room is free at once.
             sink: takes the chunks of a read that begins for this promotion further up.
+            identity: what the source must be; empty: whatever it is.
 
         Raises:
             InvalidSource: the source cannot be read, or is not a model.
             InvalidArgument: the dtype or the tier is not one to ask for.
             SourceNotFound: the source is not there, and no tier holds what it was.
+            SourceChanged: it is not what it must be.
             SourceForbidden, SourceUnavailable: it cannot be had, and no tier holds what it was.
             CheckpointCorrupt: bytes are not what they should be; names the file and offset.
             ModelTooLarge: a tier could not hold it even if it were empty.
@@ -177,7 +180,9 @@ class TierStore:
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
         place, wish = parse_source(source), Wish(tier, priority, pack, sink)
         return await self._promotions.run(
-            lambda tell: self._promote(place, dtype, wish, tell), on_progress, give_up=give_up
+            lambda tell: self._promote(place, dtype, wish, identity, tell),
+            on_progress,
+            give_up=give_up,
         )
 
     async def pass_through(
@@ -199,27 +204,34 @@ class TierStore:
             raise corrupt(lease.directory, "was set aside while it was leased; try again")
         return await self._reads.pass_through(copy, priority, sink)
 
-    async def _promote(self, place: Place, dtype: str | None, wish: Wish, tell: Tell) -> Lease:
+    async def _promote(
+        self, place: Place, dtype: str | None, wish: Wish, identity: str, tell: Tell
+    ) -> Lease:
         source = await self._look(place, dtype, fresh=False)
+        source.check(identity)
         return await self._promoter.bring_up(source, wish, tell)
 
     async def _look(self, place: Place, dtype: str | None, *, fresh: bool) -> FoundSource:
         known = self._ssd.last_known(place.url, dtype)
         return await self._sources.look(place, dtype, known, fresh=fresh)
 
-    async def inspect(self, source: str, dtype: str | None, *, fresh: bool = True) -> Found:
+    async def inspect(
+        self, source: str, dtype: str | None, *, fresh: bool = True, identity: str = ""
+    ) -> Found:
         """What is known of a source's checkpoint without importing it.
 
         Args:
             source: URL or path.
             dtype: as in `promote`.
             fresh: whether a remote source is asked anew, even if it was a moment ago.
+            identity: what the source must be; empty: whatever it is.
 
         Raises:
-            InvalidSource, InvalidArgument, SourceNotFound, SourceForbidden, SourceUnavailable,
-                CheckpointCorrupt: as `promote`.
+            InvalidSource, InvalidArgument, SourceNotFound, SourceChanged, SourceForbidden,
+                SourceUnavailable, CheckpointCorrupt: as `promote`.
         """
         found = await self._look(parse_source(source), dtype, fresh=fresh)
+        found.check(identity)
         held = self._find(found.record)
         if held is not None:
             size = _tensor_bytes(held.manifest.tensors)

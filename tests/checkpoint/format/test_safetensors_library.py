@@ -211,7 +211,7 @@ def accepted_here(directory: Path, content: bytes) -> bool:
 
 def accepted_there(content: bytes) -> bool:
     try:
-        safetensors.deserialize(content)
+        safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError:
         return False
     return True

@@ -61,13 +61,25 @@ def test_a_bare_path_is_a_file() -> None:
 def test_a_revision_keeps_what_is_known() -> None:
     present = deployment()
     policy = replace(present.spec, scaling=ScalingPolicy(max_replicas=7))
-    revised = revise(present, policy)
+    revised = revise(present, policy, present.model)
     assert revised == replace(present, spec=policy)
+
+
+def test_a_revision_is_what_its_source_is_now() -> None:
+    present = deployment()
+    present = replace(present, model=replace(present.model, identity="a", digest="d"))
+    found = replace(present.model, digest="")
+    assert revise(present, present.spec, found) == present
+    other = replace(found, identity="b")
+    assert revise(present, present.spec, other) == replace(present, model=other)
+    unknown = replace(found, identity="")
+    assert revise(present, present.spec, unknown) == present
 
 
 def test_a_revision_is_of_the_same_checkpoint() -> None:
     present = deployment()
     with pytest.raises(errors.DeploymentExists):
-        revise(present, replace(present.spec, source="file:///other"))
+        revise(present, replace(present.spec, source="file:///other"), present.model)
     with pytest.raises(errors.DeploymentExists):
-        revise(present, replace(present.spec, engine=EngineConfig(dtype="float32")))
+        spec = replace(present.spec, engine=EngineConfig(dtype="float32"))
+        revise(present, spec, present.model)
