@@ -13,7 +13,7 @@ from sllm import config, errors
 from sllm.cli.servers import MetricsPort, Migrate
 from sllm.cli.sizes import GIB, size_option
 from sllm.cli.supervisor import LISTENING, Command, Server
-from sllm.process import until_terminated
+from sllm.process import keep_private, until_terminated
 
 REPORT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.1
@@ -105,6 +105,7 @@ def up(
 
 async def _until_asked(plan: Plan) -> None:
     """Runs the cluster until SIGTERM or SIGINT, or until it cannot be brought up."""
+    keep_private()
     asked = asyncio.create_task(until_terminated())
     running = asyncio.create_task(run(plan, typer.echo))
     await asyncio.wait((asked, running), return_when=asyncio.FIRST_COMPLETED)

@@ -34,7 +34,7 @@ from sllm.node.instances.zygote_client import Zygote
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
-from sllm.process import until_terminated
+from sllm.process import keep_private, make_private, until_terminated
 
 log = structlog.get_logger()
 
@@ -48,6 +48,9 @@ async def serve(config: NodeConfig) -> None:
     Raises:
         errors.SllmError: It cannot run so, or not here.
     """
+    keep_private()
+    for directory in (config.checkpoint_dir, config.socket_dir):
+        make_private(directory)
     config.check(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     node_id = config.node_id or _kept_node_id(config.directory)
     terminated = asyncio.create_task(until_terminated())  # now: it may be asked to end at any time

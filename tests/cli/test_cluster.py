@@ -1,5 +1,6 @@
 """`sllm up`, with real servers."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from make_models import make_model
 
 import sllm
 from sllm.cli.supervisor import (
@@ -80,6 +82,38 @@ def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
     assert len(up.servers) == 3
     assert up.end(signal.SIGINT) == 0
     assert up.all_gone()
+
+
+def test_what_it_keeps_is_its_users_alone(tmp_path: Path) -> None:
+    """Weights, state, logs, sockets: whatever the mask that it is started with."""
+    model = make_model("tiny-llama", tmp_path / "model")
+    mask = os.umask(0o022)
+    try:
+        up = Up(tmp_path / "data")
+    finally:
+        os.umask(mask)
+    with sllm.Client(up.address) as client:
+        for pack in (True, False):
+            name = f"packed-{pack}".lower()
+            client.deploy(name, f"file://{model}", pack=pack, kv_cache_tokens=64)
+            client.complete(name, "a", max_tokens=1)
+            open_to_others = [path for path in _walk(tmp_path / "data") if _mode(path) & 0o077]
+            assert not open_to_others
+    names = {path.name for path in _walk(tmp_path / "data")}
+    assert {"state.db", "partition-00000.bin", ".in-place.json"} <= names
+    assert any(name.endswith(".log") for name in names)
+    up.end(signal.SIGINT)
+
+
+def _walk(directory: Path) -> list[Path]:
+    return [directory, *directory.rglob("*")]
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return 0  # it went meanwhile
 
 
 def test_nothing_outlives_it_when_it_is_killed(up: Up) -> None:

@@ -12,6 +12,7 @@ import xxhash
 
 from sllm.checkpoint.format.manifest import FileEntry, Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, parse_manifest, wrong_sizes
+from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.format.safetensors_header import read_header
 from sllm.checkpoint.reading.chunk_reader import ChunkRead, open_file, read_chunk, reads_of
 from sllm.checkpoint.reading.weights import find_weights
@@ -156,7 +157,7 @@ def _never() -> bool:
 def _wrong_content(path: Path, file: FileEntry) -> Iterator[CheckpointCorrupt]:
     """An error if a small file of the right size is not what was written."""
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except FileNotFoundError:
         return  # its absence has been told
     except OSError as error:

@@ -13,6 +13,7 @@ import xxhash
 from sllm.checkpoint.format.manifest import Manifest, TensorEntry
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
 from sllm.checkpoint.format.safetensors_header import TensorHeader
+from sllm.checkpoint.sources.directory import check_files, list_files
 from sllm.checkpoint.sources.file_names import CONFIG, is_carried, matters
 from sllm.checkpoint.sources.local_reader import LocalReader
 from sllm.checkpoint.sources.remote_urls import (
@@ -23,7 +24,7 @@ from sllm.checkpoint.sources.remote_urls import (
 )
 from sllm.checkpoint.sources.shards import read_shards
 from sllm.checkpoint.sources.weight_reader import WeightReader
-from sllm.errors import InvalidSource, SourceNotFound
+from sllm.errors import InvalidSource
 
 
 class Origin(Protocol):
@@ -122,7 +123,7 @@ def fingerprint(source: LocalSource) -> str:
     """
     described = [
         (path.name, status.st_size, status.st_mtime_ns)
-        for path in _list(source)
+        for path in list_files(source.directory)
         if matters(path.name) or path.name == MANIFEST_FILE
         for status in [path.stat()]
     ]
@@ -147,13 +148,14 @@ def inspect(source: LocalSource) -> SourceFiles:
 
 def _is_packed(source: LocalSource) -> bool:
     """Other programs have files of the manifest's name, too."""
-    names = {path.name for path in _list(source)}
+    names = {path.name for path in list_files(source.directory)}
     return MANIFEST_FILE in names and any(name.startswith("partition-") for name in names)
 
 
 def _packed_files(source: LocalSource) -> SourceFiles:
     found = fingerprint(source)
     directory, manifest = source.directory, read_manifest(source.directory)
+    check_files(directory, [file.name for file in manifest.files])
     weights = tuple(directory / entry.file for entry in manifest.partitions)
     return SourceFiles(
         origin=source,
@@ -174,7 +176,7 @@ def _stored(entry: TensorEntry, file: Path) -> TensorHeader:
 def find_files(source: LocalSource) -> SourceFiles:
     """As `inspect`, of a directory of safetensors files that need not be a model."""
     found = fingerprint(source)
-    paths = _list(source)
+    paths = list_files(source.directory)
     tensors = read_shards(source.directory, paths)
     return SourceFiles(
         origin=source,
@@ -193,14 +195,4 @@ def read_tensors(directory: Path) -> tuple[TensorHeader, ...]:
     Raises:
         SourceNotFound, InvalidSource, CheckpointCorrupt: as `inspect`.
     """
-    return read_shards(directory, _list(LocalSource(directory)))
-
-
-def _list(source: LocalSource) -> list[Path]:
-    """The plain files of the directory, by name."""
-    try:
-        return sorted(path for path in source.directory.iterdir() if path.is_file())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceNotFound(f"there is no directory {source.directory}") from error
-    except PermissionError as error:
-        raise InvalidSource(f"{source.directory} cannot be read: {error.strerror}") from error
+    return read_shards(directory, list_files(directory))

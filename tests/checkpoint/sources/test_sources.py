@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,3 +243,84 @@ def test_any_truncation_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(content[:size])
         with pytest.raises(CheckpointCorrupt):
             read_header(path)
+
+
+def _outside(model: Path, name: str) -> Path:
+    secret = model.parent / "secret"
+    secret.write_text("{}")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(secret)
+    return model
+
+
+def _chain(model: Path, name: str) -> Path:
+    _outside(model, "first.txt")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("first.txt")
+    return model
+
+
+def _fifo(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    return model
+
+
+def _socket(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(model / name))
+    return model
+
+
+def _device(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("/dev/zero")
+    return model
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("place", [_outside, _chain, _fifo, _socket, _device])
+def test_what_leads_out_or_is_no_file_is_refused(
+    tmp_path: Path, place: Callable[[Path, str], Path], name: str
+) -> None:
+    source = LocalSource(place(write_model(tmp_path / "m"), name))
+    for look in (fingerprint, inspect):
+        with pytest.raises(InvalidSource, match=r"link|plain file"):
+            look(source)
+
+
+def test_a_packed_one_may_name_no_link_either(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m")
+    (model / "notes.txt").write_text("{}")
+    checkpoint.pack(model, tmp_path / "packed")
+    for name in ("notes.txt", "partition-00000.bin"):
+        (tmp_path / "packed" / name).rename(tmp_path / name)
+        (tmp_path / "packed" / name).symlink_to(tmp_path / name)
+        with pytest.raises(InvalidSource, match="link"):
+            inspect(LocalSource(tmp_path / "packed"))
+        (tmp_path / "packed" / name).unlink()
+        (tmp_path / name).rename(tmp_path / "packed" / name)
+    assert inspect(LocalSource(tmp_path / "packed")).packed
+
+
+def test_links_within_and_to_the_caches_blobs_are_followed(tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--tiny"
+    snapshot = write_model(repository / "snapshots" / "abc")
+    (repository / "blobs").mkdir()
+    for path in list(snapshot.iterdir()):
+        path.rename(repository / "blobs" / path.name)
+        path.symlink_to(Path("../../blobs") / path.name)
+    (snapshot / "vocab.json").symlink_to("tokenizer.json")
+    assert inspect(LocalSource(snapshot)).tensors
+    (tmp_path / "shortcut").symlink_to(snapshot)
+    assert inspect(LocalSource(tmp_path / "shortcut")).tensors
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "loop"])
+def test_a_path_that_can_lead_nowhere_is_not_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for look in (fingerprint, inspect):
+        with pytest.raises(SourceNotFound) as caught:
+            look(LocalSource(tmp_path / name))
+        assert len(str(caught.value)) < 1000

@@ -80,6 +80,6 @@ def test_a_revision_is_of_the_same_checkpoint() -> None:
     present = deployment()
     with pytest.raises(errors.DeploymentExists):
         revise(present, replace(present.spec, source="file:///other"), present.model)
+    spec = replace(present.spec, engine=EngineConfig(dtype="float32"))
     with pytest.raises(errors.DeploymentExists):
-        spec = replace(present.spec, engine=EngineConfig(dtype="float32"))
         revise(present, spec, present.model)
