@@ -5,7 +5,9 @@ import inspect
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import grpc
 import structlog
@@ -48,6 +50,11 @@ SERVER_OPTIONS: Final = (
     ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+
+def unix_address(socket: Path) -> str:
+    """The address of a Unix socket: a URI, to which `#`, `?` and `%` mean something."""
+    return f"unix:{quote(str(socket))}"
 
 
 def channel(target: str) -> grpc.aio.Channel:

@@ -12,7 +12,7 @@ import structlog
 from sllm import errors
 from sllm.broadcast import Broadcast
 from sllm.clock import Clock
-from sllm.node.config import NodeConfig
+from sllm.node.config import SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
@@ -27,9 +27,6 @@ from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.work import Priority, Progress
 
 log = structlog.get_logger()
-
-MAX_SOCKET_PATH = 107
-"""sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +280,7 @@ class Agent:
         return Worker(forked, socket)
 
     def _socket(self, instance_id: str) -> Path:
-        socket = self.config.socket_dir / f"{instance_id[-12:]}.sock"
-        if len(str(socket)) > MAX_SOCKET_PATH:
-            raise errors.InvalidArgument(
-                f"the socket path {socket} is longer than {MAX_SOCKET_PATH} bytes; give the node "
-                "a directory with a shorter path"
-            )
-        return socket
+        return self.config.socket_dir / f"{instance_id[-SOCKET_NAME:]}.sock"
 
     def _instance_changed(self, instance: Instance) -> None:
         if instance.state is InstanceState.READY:

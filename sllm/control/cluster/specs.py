@@ -14,6 +14,8 @@ DTYPES: Final = ("", "float32", "bfloat16", "float16")
 DEFAULT_KV_TOKENS: Final = 8192
 """Tokens of KV cache that an instance gets if its deployment does not say."""
 
+_QUOTED: Final = str.maketrans({"%": "%25", "#": "%23", "?": "%3F"})
+"""What means something in a URL and nothing in a path."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -108,7 +110,7 @@ def normalize_source(source: str) -> str:
     Raises:
         errors.InvalidSource: It is neither.
     """
-    url = f"file://{source}" if source.startswith("/") else source
+    url = f"file://{source.translate(_QUOTED)}" if source.startswith("/") else source
     if not urlsplit(url).scheme:
         raise errors.InvalidSource(
             f"source {source!r} is no URL; give one such as file:///models/tiny, or an absolute "

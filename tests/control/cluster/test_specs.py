@@ -52,6 +52,7 @@ def test_bad_policies(spec: DeploymentSpec) -> None:
 
 def test_a_bare_path_is_a_file() -> None:
     assert normalize_source("/models/tiny") == "file:///models/tiny"
+    assert normalize_source("/models/a#b?c%41") == "file:///models/a%23b%3Fc%2541"
     assert normalize_source("hf://org/model") == "hf://org/model"
     for source in ("", "models/tiny", "./tiny"):
         with pytest.raises(errors.InvalidSource):

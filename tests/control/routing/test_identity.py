@@ -1,5 +1,7 @@
 """A deployment is one checkpoint until it is deployed anew, and so is every generation."""
 
+from typing import Any
+
 import pytest
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -112,7 +114,7 @@ async def test_failover_to_another_checkpoint_is_refused(
 async def test_resumption_carries_it(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     rest = inference_pb.Continuation(token_ids=range(AMID), identity="other")
-    asked = {"max_tokens": TOKENS, "request_id": "r", "resume_from_sequence": AMID}
+    asked: dict[str, Any] = {"max_tokens": TOKENS, "request_id": "r", "resume_from_sequence": AMID}
     with pytest.raises(errors.SourceChanged):
         await cluster.caller.complete(continuation=rest, **asked)
     rest.identity = "A"
