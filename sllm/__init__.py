@@ -1,60 +1,59 @@
 """Serverless serving of large language models: many models, few accelerators.
 
-The clients are imported when they are first used: a server or a worker, which needs neither them
-nor, before it forks, gRPC, does not pay for them.
+Every name is imported when it is first used: a server, a worker before it forks, or a command pays
+for what it needs and no more.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from sllm import errors
-from sllm.client.types.deployments import Deployment, Instance, Model
-from sllm.client.types.enums import (
-    DeploymentState,
-    FinishReason,
-    InstanceState,
-    LoadPhase,
-    MigrationOutcome,
-    MigrationReason,
-    PhaseKind,
-    PlacementAction,
-    Tier,
-)
-from sllm.client.types.events import (
-    ChatMessage,
-    Event,
-    Finished,
-    Loading,
-    Migrated,
-    Phase,
-    Progress,
-    Queued,
-    Receipt,
-    Result,
-    Started,
-    TokenLogprob,
-    Tokens,
-    TopLogprob,
-    Usage,
-)
-from sllm.client.types.migrations import Migration, RequestMigration
-from sllm.client.types.nodes import CheckpointCopy, Device, Link, Node, TierUsage
-from sllm.client.types.operations import (
-    Cluster,
-    DeploymentLoad,
-    DrainProgress,
-    InstanceLoad,
-    Pin,
-    Placement,
-    PlacementCandidate,
-    Prefetched,
-    StartEstimate,
-)
-
 if TYPE_CHECKING:
+    from sllm import errors
     from sllm.client.aio import AsyncClient
     from sllm.client.stream import AsyncStream
     from sllm.client.sync import Client, Stream
+    from sllm.client.types.deployments import Deployment, Instance, Model
+    from sllm.client.types.enums import (
+        DeploymentState,
+        FinishReason,
+        InstanceState,
+        LoadPhase,
+        MigrationOutcome,
+        MigrationReason,
+        PhaseKind,
+        PlacementAction,
+        Tier,
+    )
+    from sllm.client.types.events import (
+        ChatMessage,
+        Event,
+        Finished,
+        Loading,
+        Migrated,
+        Phase,
+        Progress,
+        Queued,
+        Receipt,
+        Result,
+        Started,
+        TokenLogprob,
+        Tokens,
+        TopLogprob,
+        Usage,
+    )
+    from sllm.client.types.migrations import Migration, RequestMigration
+    from sllm.client.types.nodes import CheckpointCopy, Device, Link, Node, TierUsage
+    from sllm.client.types.operations import (
+        Cluster,
+        DeploymentLoad,
+        DrainProgress,
+        InstanceLoad,
+        Pin,
+        Placement,
+        PlacementCandidate,
+        Prefetched,
+        StartEstimate,
+    )
 
 _WHEN_USED = {
     "AsyncClient": "sllm.client.aio",
@@ -62,6 +61,11 @@ _WHEN_USED = {
     "Client": "sllm.client.sync",
     "Stream": "sllm.client.sync",
 }
+_TYPES = tuple(
+    f"sllm.client.types.{name}"
+    for name in ("deployments", "enums", "events", "migrations", "nodes", "operations")
+)
+"""What all other names are of."""
 
 __all__ = [
     "AsyncClient",
@@ -116,9 +120,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _WHEN_USED:
+    if name not in __all__:
         raise AttributeError(f"module 'sllm' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHEN_USED[name]), name)
+    if name == "errors":
+        return importlib.import_module("sllm.errors")
+    places = (_WHEN_USED[name],) if name in _WHEN_USED else _TYPES
+    modules = map(importlib.import_module, places)
+    return next(vars(module)[name] for module in modules if name in vars(module))
 
 
 def __dir__() -> list[str]:

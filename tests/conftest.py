@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.processes import let_children_be_interrupted
+
 # OpenMP's threads wait without spinning: several processes of torch share few processors here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+let_children_be_interrupted()
 
 # How long an example takes tells of who else uses the machine.
 settings.register_profile(

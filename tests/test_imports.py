@@ -21,7 +21,7 @@ FLOORS = {
         "checkpoint",
         "rpc",
         "telemetry | process | config | sampling",
-        "broadcast | clock | decay | errors | libc",
+        "broadcast | clock | decay | durations | errors | libc",
     ),
     "sllm.control": (
         "server",
@@ -61,6 +61,7 @@ FLOORS = {
         "generations",
         "outbox",
         "generation",
+        "trial",
         "engine | model",
         "messages",
     ),

@@ -1,16 +1,12 @@
 """The node agent: what this node holds, what it runs, and what it may still take on."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import structlog
-
 from sllm import errors
-from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node.config import SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
@@ -20,13 +16,12 @@ from sllm.node.instances.start import InstanceSpec
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.store.holds import Holds, HoldSpec
-from sllm.node.store.lease import Lease
+from sllm.node.store.promotions import Promotions
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
 from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,7 @@ class Agent:
         self._belated: set[str] = set()
         """Instances whose start has had to wait for the zygote's own."""
         self._watchers: list[Callable[[], None]] = []
-        self._promotions: set[asyncio.Task[None]] = set()
+        self._promotions = Promotions()
         self.leaving = False
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""
         self._closing = False
@@ -144,7 +139,7 @@ class Agent:
             identity=found.record.identity,
         )
 
-    async def promote(
+    def promote(
         self,
         source: str,
         dtype: str | None,
@@ -157,32 +152,32 @@ class Agent:
     ) -> AsyncGenerator[Progress]:
         """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
-        A caller that leaves does not end the work, unless it says that it would `give_up`.
+        A caller that leaves does not end the work, unless it says that it would `give_up`; a hold
+        is made in any case.
+
+        Raises:
+            errors.SllmError: As `TierStore.promote`.
+            errors.ShuttingDown: The node is going down.
         """
-        progress: Broadcast[Progress] = Broadcast()
-        promote = partial(
-            self.store.promote,
-            source,
-            dtype,
-            tier,
-            progress.publish,
-            priority=Priority.PREFETCH,
-            pack=pack,
-            give_up=give_up,
-            identity=identity,
-        )
-        work = asyncio.create_task(self._promote(promote, tier, hold))
-        self._promotions.add(work)
-        work.add_done_callback(self._promotion_ended)
-        work.add_done_callback(lambda _: progress.close())
-        try:
-            async with aclosing(progress.follow()) as steps:
-                async for step in steps:
-                    yield step
-            await asyncio.shield(work)
-        finally:
-            if give_up and not hold:
-                work.cancel()
+        self._check_staying()
+
+        async def promote(tell: Tell) -> None:
+            reach = partial(
+                self.store.promote,
+                source,
+                dtype,
+                tier,
+                tell,
+                priority=Priority.PREFETCH,
+                pack=pack,
+                identity=identity,
+            )
+            if hold:
+                await self.holds.bring_up(hold, tier, reach)
+            else:
+                (await reach()).release()
+
+        return self._promotions.follow(promote, give_up=give_up and not hold)
 
     def start_instance(self, spec: InstanceSpec) -> Instance:
         """Begins an instance, or finds the one that has this id.
@@ -235,21 +230,9 @@ class Agent:
         """Stops all instances and takes no new ones."""
         self._closing = True
         self.holds.close()
+        await self._promotions.close()
         stops = [instance.stop(grace) for instance in list(self.instances.values())]
         await asyncio.gather(*stops)
-
-    async def _promote(
-        self, promote: Callable[[], Awaitable[Lease]], tier: Tier, hold: HoldSpec | None
-    ) -> None:
-        if hold:
-            await self.holds.bring_up(hold, tier, promote)
-        else:
-            (await promote()).release()
-
-    def _promotion_ended(self, work: asyncio.Task[None]) -> None:
-        self._promotions.discard(work)
-        if not work.cancelled() and (error := work.exception()):
-            log.warning("node.promotion_failed", problem=str(error))  # its caller may have left
 
     def _used_bytes(self) -> dict[str, int]:
         tiers = {usage.tier.name: usage.used_bytes for usage in self.usage()}
@@ -259,9 +242,12 @@ class Agent:
         tiers = {usage.tier.name: usage.capacity_bytes for usage in self.usage()}
         return {**tiers, "KV": self.devices.kv_capacity_bytes}
 
-    def _check_room(self, spec: InstanceSpec) -> None:
+    def _check_staying(self) -> None:
         if self._closing:
             raise errors.ShuttingDown("this node is going down and starts nothing new")
+
+    def _check_room(self, spec: InstanceSpec) -> None:
+        self._check_staying()
         capacity = self.devices.kv_capacity_bytes
         free = capacity - self.kv_used_bytes
         if spec.kv_bytes > free:

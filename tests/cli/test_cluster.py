@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,7 @@ from sllm.cli.supervisor import (
     next_backoff,
 )
 from tests.disks import small_disk
+from tests.processes import started
 from tests.support import wait_until
 
 START_TIMEOUT = 60.0
@@ -32,11 +35,8 @@ SMALL = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB")
 class Up:
     """A running `sllm up`."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
-        self.process = subprocess.Popen(
-            [*command, *SMALL, *arguments], stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
         self.address = self.read_line().removeprefix("listening on ")
         self.servers = psutil.Process(self.process.pid).children()
         self.processes = psutil.Process(self.process.pid).children(recursive=True)
@@ -53,10 +53,7 @@ class Up:
     def end(self, number: signal.Signals) -> int:
         """Sends a signal; returns the exit status."""
         self.process.send_signal(number)
-        status = self.process.wait(STOP_TIMEOUT)
-        assert self.process.stdout
-        self.process.stdout.close()
-        return status
+        return self.process.wait(STOP_TIMEOUT)
 
     def all_gone(self) -> bool:
         """Whether none of the processes that it had started is left."""
@@ -67,12 +64,15 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+def _up(directory: Path, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
+    return started([*command, *SMALL, *arguments])
+
+
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    running = Up(tmp_path, "--nodes=2")
-    yield running
-    if running.process.poll() is None:
-        running.end(signal.SIGKILL)
+    with _up(tmp_path, "--nodes=2") as process:
+        yield Up(process)
 
 
 def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
@@ -84,25 +84,28 @@ def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
     assert up.all_gone()
 
 
-def test_what_it_keeps_is_its_users_alone(tmp_path: Path) -> None:
+@pytest.fixture(params=["s#?%41", "d" * 90])
+def any_directory(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """One whose name means something in URLs, or is too long for the paths of sockets."""
+    with tempfile.TemporaryDirectory(prefix=request.param) as directory:
+        yield Path(directory)
+
+
+def test_what_it_keeps_is_its_users_alone(any_directory: Path, tmp_path: Path) -> None:
     """Weights, state, logs, sockets: whatever the mask that it is started with."""
-    model = make_model("tiny-llama", tmp_path / "model")
-    mask = os.umask(0o022)
-    try:
-        up = Up(tmp_path / "data")
-    finally:
-        os.umask(mask)
-    with sllm.Client(up.address) as client:
-        for pack in (True, False):
-            name = f"packed-{pack}".lower()
-            client.deploy(name, f"file://{model}", pack=pack, kv_cache_tokens=64)
+    model = make_model("tiny-llama", tmp_path / "model#1")
+    with ExitStack() as stack:
+        stack.callback(os.umask, os.umask(0o022))
+        running = Up(stack.enter_context(_up(any_directory)))
+        client = stack.enter_context(sllm.Client(running.address))
+        for name, pack in (("packed", True), ("in-place", False)):
+            client.deploy(name, str(model), pack=pack, kv_cache_tokens=64)
             client.complete(name, "a", max_tokens=1)
-            open_to_others = [path for path in _walk(tmp_path / "data") if _mode(path) & 0o077]
-            assert not open_to_others
-    names = {path.name for path in _walk(tmp_path / "data")}
-    assert {"state.db", "partition-00000.bin", ".in-place.json"} <= names
-    assert any(name.endswith(".log") for name in names)
-    up.end(signal.SIGINT)
+            assert not [path for path in _walk(any_directory) if _mode(path) & 0o077]
+        names = {path.name for path in _walk(any_directory)}
+        assert {"state.db", "partition-00000.bin", ".sources.json"} <= names
+        assert any(name.endswith(".log") for name in names)
+        assert running.end(signal.SIGINT) == 0
 
 
 def _walk(directory: Path) -> list[Path]:
@@ -114,6 +117,32 @@ def _mode(path: Path) -> int:
         return path.lstat().st_mode
     except FileNotFoundError:
         return 0  # it went meanwhile
+
+
+@contextmanager
+def _sigint_is_ignored() -> Iterator[None]:
+    """As in a command that a shell has put into the background, and in all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_one_that_was_started_in_the_background_ends_as_well(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        with _sigint_is_ignored():
+            process = stack.enter_context(_up(tmp_path))
+        up = Up(process)
+        assert not any(_ignores(one, signal.SIGINT) for one in up.processes)
+        assert up.end(signal.SIGINT) == 0
+        assert up.all_gone()
+
+
+def _ignores(process: psutil.Process, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
 
 def test_nothing_outlives_it_when_it_is_killed(up: Up) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.client.fake_control import FakeControl, Silence
 from tests.client.messages import generation
+from tests.processes import started
 from tests.support import wait_until
 
 TIMEOUT = 60
@@ -108,16 +109,15 @@ def test_a_metrics_port_in_use_is_told(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_the_generation(control: FakeControl) -> None:
     control.reply("Generate", *generation()[:4], Silence())
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-m", "sllm.cli.main", "generate", "tiny", "Once"],
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "SLLM_CONTROL": control.address},
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.read(5) == b"Once "
+        assert process.stdout.read(5) == "Once "
         process.send_signal(signal.SIGINT)
-        assert process.wait(TIMEOUT) != 0
-        assert process.stderr is not None
-        assert b"Traceback" not in process.stderr.read()
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in err
     wait_until(lambda: control.abandoned == ["Generate"])

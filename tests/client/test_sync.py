@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import pytest
 from opentelemetry import context, propagate
@@ -19,6 +20,7 @@ from sllm import errors
 from sllm.client.sync import BackgroundLoop
 from tests.client.fake_control import FakeControl, Silence
 from tests.client.messages import QUEUED, generation
+from tests.processes import started
 from tests.support import wait_until
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -167,30 +169,26 @@ print("reading", flush=True)
 """
 
 
-def _program(control: FakeControl, then: str) -> subprocess.Popen[str]:
+def _program(control: FakeControl, then: str) -> AbstractContextManager[subprocess.Popen[str]]:
     control.reply("Generate", QUEUED, Silence())
-    return subprocess.Popen(
-        [sys.executable, "-c", LEFT_OPEN.format(then=then), control.address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    script = LEFT_OPEN.format(then=then)
+    return started([sys.executable, "-c", script, control.address], stderr=subprocess.PIPE)
 
 
 def test_a_program_that_ends_with_a_stream_open_ends_quietly(control: FakeControl) -> None:
-    program = _program(control, then="")
-    out, err = program.communicate(timeout=60)
+    with _program(control, then="") as program:
+        out, err = program.communicate(timeout=60)
 
     assert (program.returncode, out, err) == (0, "reading\n", "")
     wait_until(lambda: control.abandoned == ["Generate"])
 
 
 def test_an_interrupt_ends_the_wait(control: FakeControl) -> None:
-    program = _program(control, then="next(stream)")
-    assert program.stdout
-    assert program.stdout.readline() == "reading\n"
-    program.send_signal(signal.SIGINT)
-    _, err = program.communicate(timeout=60)
+    with _program(control, then="next(stream)") as program:
+        assert program.stdout
+        assert program.stdout.readline() == "reading\n"
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
 
     assert err.rstrip().endswith("KeyboardInterrupt")
     wait_until(lambda: control.abandoned == ["Generate"])

@@ -12,6 +12,7 @@ from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.cluster.tiers import Copies, Copy, Link, Tier, TierUsage
 from sllm.control.cluster.usage import Use
 from sllm.control.state.observations import typical_of
+from sllm.control.types.calls import AnswerFormat, Call
 
 SLOW, FAST = 100.0, 1000.0
 """Bytes per second from the source to SSD, and from SSD to the pool."""
@@ -112,3 +113,8 @@ def snapshot(
 def deployment(name: str = "tiny", **model: Any) -> Deployment:
     info = ModelInfo("Fake", size_bytes=100, context_tokens=1024, kv_bytes_per_token=2)
     return Deployment(DeploymentSpec(name, "file:///m"), replace(info, **model), 1.0)
+
+
+def call(request_id: str, content: str = "content") -> Call[bytes]:
+    """A call whose answer is kept as it is."""
+    return Call(request_id, content, AnswerFormat(bytes, bytes))

@@ -253,16 +253,20 @@ async def _is_a_process(
     asked = (web.control.address, "0", str(TOKENS), step)
     command = (sys.executable, "-m", "tests.e2e.caller", *asked)
     caller = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    assert caller.stdout
-    source = await asyncio.wait_for(caller.stdout.readline(), SECONDS)
-    scene = await beside(web, source.decode().strip())
-    trap, moving = await scene.move(step, step)
-    caller.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
-    trap.let_go()
-    if fault == "stopped":
-        await moving
-        caller.send_signal(signal.SIGCONT)
-        told = json.loads(await asyncio.wait_for(caller.stdout.readline(), SECONDS))
-        assert (told["token_ids"], told["text"]) == (list(expected.token_ids), expected.text)
-    await asyncio.wait_for(caller.wait(), SECONDS)
+    try:
+        assert caller.stdout
+        source = await asyncio.wait_for(caller.stdout.readline(), SECONDS)
+        scene = await beside(web, source.decode().strip())
+        trap, moving = await scene.move(step, step)
+        caller.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+        trap.let_go()
+        if fault == "stopped":
+            await moving
+            caller.send_signal(signal.SIGCONT)
+            told = json.loads(await asyncio.wait_for(caller.stdout.readline(), SECONDS))
+            assert (told["token_ids"], told["text"]) == (list(expected.token_ids), expected.text)
+        await asyncio.wait_for(caller.wait(), SECONDS)
+    finally:
+        if caller.returncode is None:
+            caller.kill()
     return scene, moving

@@ -73,7 +73,7 @@ class Bench:
             write_model(directory, seed=seed)
         return str(directory)
 
-    async def promote(self, seed: int, tier: Tier, tell: Tell | None = None) -> Lease:
+    async def promote(self, seed: int, tier: Tier, tell: Tell = lambda _: None) -> Lease:
         """Promotes a model, and checks the store's books and the model's bytes."""
         lease = await self.store.promote(self.model(seed), None, tier, tell, pack=True)
         self.store.check_integrity()

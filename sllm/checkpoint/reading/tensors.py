@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from sllm.checkpoint.format.manifest import TensorEntry
+from sllm.checkpoint.format.safetensors_header import TensorHeader
 from sllm.errors import UnsupportedModel
 
 _TORCH = {
@@ -77,7 +78,7 @@ def _without_elements(
         ) from error
 
 
-def torch_form(entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...]]:
+def torch_form(entry: TensorEntry | TensorHeader) -> tuple[torch.dtype, tuple[int, ...]]:
     """The dtype and shape that torch has for a tensor: two F4 of the last dimension are one.
 
     Raises:

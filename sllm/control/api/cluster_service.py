@@ -11,6 +11,7 @@ from sllm import errors
 from sllm.control.api.pagination import page_of
 from sllm.control.control_plane import ControlPlane
 from sllm.control.routing.migrator import Migrator
+from sllm.control.types.calls import DONE_ALONE
 from sllm.control.types.migrations import MigrationAsk
 from sllm.control.wire import common, fleet, migrations, operations, watch
 
@@ -59,27 +60,28 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.ExplainPlacementRequest, context: Any
     ) -> pb.ExplainPlacementResponse:
         """Tells what placement would decide now, and why."""
-        return operations.explain_response(self._plane.explain(request.deployment))
+        return operations.explain_response(self._plane.explaining.explain(request.deployment))
 
     async def Prefetch(
         self, request: pb.PrefetchRequest, context: Any
     ) -> AsyncIterator[pb.PrefetchResponse]:
         """Brings a checkpoint up, and keeps it there for a while."""
-        ask = operations.prefetch_ask(request)
-        async with aclosing(self._plane.prefetching.prefetch(ask, common.call(request))) as steps:
+        ask, call = operations.prefetch_ask(request), common.call(request, operations.PREFETCHED)
+        async with aclosing(self._plane.prefetching.prefetch(ask, call)) as steps:
             async for step in steps:
                 yield operations.prefetch_response(step)
 
     async def Pin(self, request: pb.PinRequest, context: Any) -> AsyncIterator[pb.PinResponse]:
         """Keeps a checkpoint on a tier of a node."""
         place, ttl = operations.pin_place(request), operations.ttl_of(request)
-        async with aclosing(self._plane.pinning.pin(place, ttl, common.call(request))) as steps:
+        call = common.call(request, operations.PINNED)
+        async with aclosing(self._plane.pinning.pin(place, ttl, call)) as steps:
             async for step in steps:
                 yield operations.pin_response(step)
 
     async def Unpin(self, request: pb.UnpinRequest, context: Any) -> pb.UnpinResponse:
         """Ends pins."""
-        tier, call = operations.unpin_tier(request), common.call(request)
+        tier, call = operations.unpin_tier(request), common.call(request, operations.UNPINNED)
         pinning = self._plane.pinning
         unpinned = await pinning.unpin(request.deployment, tier, request.node_id, call)
         return operations.unpin_response(unpinned)
@@ -95,7 +97,7 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.DrainNodeRequest, context: Any
     ) -> AsyncIterator[pb.DrainNodeResponse]:
         """Gives a node no new work, and follows what it runs to its end."""
-        grace, call = operations.grace_of(request), common.call(request)
+        grace, call = operations.grace_of(request), common.call(request, DONE_ALONE)
         drains = self._plane.drains
         async with aclosing(drains.drain(request.node_id, grace, request.force, call)) as steps:
             async for progress in steps:
@@ -106,14 +108,14 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.UndrainNodeRequest, context: Any
     ) -> pb.UndrainNodeResponse:
         """Gives a node new work again."""
-        await self._plane.drains.undrain(request.node_id, common.call(request))
+        await self._plane.drains.undrain(request.node_id, common.call(request, DONE_ALONE))
         return pb.UndrainNodeResponse()
 
     async def WatchCluster(
         self, request: pb.WatchClusterRequest, context: Any
     ) -> AsyncIterator[pb.WatchClusterResponse]:
         """Tells all of it, then what changes."""
-        async with aclosing(self._plane.cluster.follow()) as revisions:
+        async with aclosing(self._plane.cluster_watch.follow()) as revisions:
             async for revision in revisions:
                 yield watch.response(revision)
 

@@ -9,6 +9,7 @@ from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceServic
 
 from sllm.control.api.pagination import page_of
 from sllm.control.control_plane import ControlPlane
+from sllm.control.types.calls import DONE_ALONE
 from sllm.control.wire import common, deployments
 
 
@@ -20,8 +21,9 @@ class DeploymentServicer(DeploymentServiceServicer):
 
     async def Deploy(self, request: pb.DeployRequest, context: Any) -> pb.DeployResponse:
         """Creates a deployment, or changes its policy."""
-        answer = await self._plane.deploy(deployments.spec(request), common.call(request))
-        return pb.DeployResponse.FromString(answer)
+        call = common.call(request, deployments.DEPLOYED)
+        status = await self._plane.deploy(deployments.spec(request), call)
+        return pb.DeployResponse(deployment=deployments.message(status))
 
     async def GetDeployment(
         self, request: pb.GetDeploymentRequest, context: Any
@@ -43,14 +45,14 @@ class DeploymentServicer(DeploymentServiceServicer):
         self, request: pb.DeleteDeploymentRequest, context: Any
     ) -> pb.DeleteDeploymentResponse:
         """Ends one."""
-        await self._plane.delete(request.name, common.call(request))
+        await self._plane.delete(request.name, common.call(request, DONE_ALONE))
         return pb.DeleteDeploymentResponse()
 
     async def WatchDeployment(
         self, request: pb.WatchDeploymentRequest, context: Any
     ) -> AsyncIterator[pb.WatchDeploymentResponse]:
         """Tells how one is doing, again and again."""
-        async with aclosing(self._plane.watch(request.name)) as statuses:
+        async with aclosing(self._plane.deployment_watch.follow(request.name)) as statuses:
             async for status in statuses:
                 message = deployments.message(status)
                 yield pb.WatchDeploymentResponse(deployment=message)

@@ -17,9 +17,10 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The sums that a line of least squares needs; every observation gives another one."""
+    """The weighted sums that a line of least squares needs; every observation gives another one."""
 
-    count: int = 0
+    weight: float = 0.0
+    """Of all observations together; each weighs 1 when it comes."""
     x: float = 0.0
     y: float = 0.0
     xx: float = 0.0
@@ -27,7 +28,20 @@ class Fit:
 
     def observed(self, x: float, y: float) -> "Fit":
         """With one observation more."""
-        return Fit(self.count + 1, self.x + x, self.y + y, self.xx + x * x, self.xy + x * y)
+        return Fit(self.weight + 1, self.x + x, self.y + y, self.xx + x * x, self.xy + x * y)
+
+    def faded(self, kept: float) -> "Fit":
+        """With all observations so far weighing `kept` times as much."""
+        return Fit(kept * self.weight, kept * self.x, kept * self.y, kept * self.xx, kept * self.xy)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the observations are at more than one x, so that they tell what y grows with."""
+        return self._spread > 1e-6 * self.weight * self.xx
+
+    @property
+    def _spread(self) -> float:
+        return self.weight * self.xx - self.x * self.x
 
     @property
     def line(self) -> Line | None:
@@ -35,14 +49,18 @@ class Fit:
 
         Through observations at a single x goes the constant: what it grows with is not known.
         """
-        if not self.count:
+        if not self.weight:
             return None
-        spread = self.count * self.xx - self.x * self.x
-        constant = Line(self.y / self.count, 0.0)
-        if spread <= 1e-9 * self.count * self.xx:
+        constant = Line(self.y / self.weight, 0.0)
+        if not self.spreads:
             return constant
-        slope = (self.count * self.xy - self.x * self.y) / spread
-        base = (self.y - slope * self.x) / self.count
+        slope = (self.weight * self.xy - self.x * self.y) / self._spread
+        base = (self.y - slope * self.x) / self.weight
         if slope <= 0:
             return constant
-        return Line(base, slope) if base >= 0 else Line(0.0, self.xy / self.xx)
+        return Line(base, slope) if base >= 0 else self.proportional
+
+    @property
+    def proportional(self) -> Line | None:
+        """The best line through the origin. None: nothing was observed, but perhaps at x = 0."""
+        return Line(0.0, self.xy / self.xx) if self.xx else None

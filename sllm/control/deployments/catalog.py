@@ -12,9 +12,8 @@ from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.placement import placement
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
-from sllm.control.wire import deployments
 from sllm.control.wire.node_client import Nodes
 
 _INSPECTED_NODES: Final = 4
@@ -25,53 +24,51 @@ class Catalog:
     """The deployments, in memory and in the store, which are changed together."""
 
     def __init__(self, durable: Durable, state: State, nodes: Nodes) -> None:
-        self._store = durable.store
-        self._off_loop = durable.run
+        self._durable = durable
         self._state = state
         self._nodes = nodes
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
         """Takes in what was stored before a restart."""
-        for deployment in await self._off_loop(self._store.deployments):
+        for deployment in await self._durable.run(self._durable.store.deployments):
             self._state.set_deployment(deployment)
 
-    async def deploy(self, spec: DeploymentSpec, call: Call) -> bytes:
+    async def deploy(self, spec: DeploymentSpec, call: Call[DeploymentStatus]) -> DeploymentStatus:
         """Creates a deployment, or changes the policy of one that is there.
 
         Returns:
-            The answer; to a repeated call the first answer.
+            How it is doing; for a repeated call, how it was doing at first.
 
         Raises:
             errors.SllmError: Why not; then nothing has changed.
         """
         specs.validate(spec)
-        if (answer := await self._off_loop(self._store.recall, call)) is not None:
-            return answer
+        if (first := await self._durable.recall(call)) is not None:
+            return first
         present = self._state.deployments.get(spec.name)
         model = await self._look(spec, present)
         async with self._changing:
             deployment = self._revised(spec, model)
             placement.check_fits(self._state.snapshot(), need_of(deployment))
-            answer = deployments.deploy_answer(self._status_of(deployment))
-            first = await self._off_loop(self._store.put, deployment, call, answer, time.time())
-            if first is answer:
+            status = self._status_of(deployment)
+            put = self._durable.store.put
+            answer = await self._durable.run(put, deployment, call, status, time.time())
+            if answer is status:
                 self._state.set_deployment(deployment)
-        return first
+        return answer
 
-    async def delete(self, name: str, call: Call) -> bool:
+    async def delete(self, name: str, call: Call[Done]) -> bool:
         """Removes a deployment; says whether it did, rather than this being a repeated call.
 
         Raises:
             errors.DeploymentNotFound: There is none of this name.
         """
         async with self._changing:
-            if await self._off_loop(self._store.recall, call) is not None:
+            if await self._durable.recall(call) is not None:
                 return False
             self._state.deployment(name)
-            await self._off_loop(
-                self._store.delete, name, call, deployments.DELETE_ANSWER, time.time()
-            )
+            await self._durable.run(self._durable.store.delete, name, call, time.time())
             self._state.drop_deployment(name)
         return True
 
@@ -79,7 +76,7 @@ class Catalog:
         """Takes in, for good, what a node has found out about a deployment's model."""
         async with self._changing:
             if self._state.learn_model(name, model):
-                await self._off_loop(self._store.set_model, name, model)
+                await self._durable.run(self._durable.store.set_model, name, model)
 
     def _revised(self, spec: DeploymentSpec, model: ModelInfo) -> Deployment:
         present = self._state.deployments.get(spec.name)

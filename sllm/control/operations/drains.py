@@ -12,17 +12,16 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
+from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.placement.placement import too_small
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import Call, Done
 from sllm.control.types.operations import DrainProgress
 
 _LOOK_SECONDS: Final = 0.1
 """Between two looks at what a node still runs: the events are many, a look costs little."""
-_ANSWER: Final = b""
-"""There is nothing to tell a caller that repeats its call, but that it is done."""
 
 
 def stranded(
@@ -45,11 +44,17 @@ class Drains:
     """The drained nodes, in memory and in the store, and what becomes of their instances."""
 
     def __init__(
-        self, durable: Durable, state: State, orchestrator: Orchestrator, clock: Clock
+        self,
+        durable: Durable,
+        state: State,
+        orchestrator: Orchestrator,
+        agenda: Agenda,
+        clock: Clock,
     ) -> None:
         self._durable = durable
         self._state = state
         self._orchestrator = orchestrator
+        self._agenda = agenda
         self._clock = clock
         self._graces: dict[str, float] = {}
         """Seconds that requests have, by node; as long as they take where it is infinite."""
@@ -65,7 +70,7 @@ class Drains:
         self._closing = True
 
     async def drain(
-        self, node_id: str, grace: float, force: bool, call: Call
+        self, node_id: str, grace: float, force: bool, call: Call[Done]
     ) -> AsyncGenerator[DrainProgress]:
         """Drains a node: what it still runs, now and whenever that changes, until it is nothing.
 
@@ -82,8 +87,7 @@ class Drains:
             errors.Cancelled: It was undrained meanwhile.
             errors.ShuttingDown: The control plane is going down.
         """
-        first = await self._durable.run(self._durable.store.recall, call)
-        if first is None:
+        if await self._durable.recall(call) is None:
             async with self._changing:  # two at once may each count on the other's node
                 await self._begin(node_id, grace, force, call)
         elif node_id not in self._state.draining:
@@ -92,33 +96,33 @@ class Drains:
             async for progress in steps:
                 yield progress
 
-    async def undrain(self, node_id: str, call: Call) -> None:
+    async def undrain(self, node_id: str, call: Call[Done]) -> None:
         """Gives a node new work again; one that is not being drained is left as it is.
 
         Raises:
             errors.NodeNotFound: There is no such node.
         """
         store = self._durable.store
-        if await self._durable.run(store.recall, call) is not None:
+        if await self._durable.recall(call) is not None:
             return
         if node_id not in self._state.draining:
             self._state.node(node_id)
-        await self._durable.run(store.set_drained, node_id, False, call, _ANSWER, time.time())
+        await self._durable.run(store.set_drained, node_id, False, call, time.time())
         self._state.draining.discard(node_id)
         self._graces.pop(node_id, None)
-        self._orchestrator.wake_for_room()
+        self._agenda.wake_for_room()
 
     def node_joined(self, view: NodeView) -> None:
         """Goes on draining a node that has come back."""
         if view.node_id in self._state.draining:
             self._vacate(view)
 
-    async def _begin(self, node_id: str, grace: float, force: bool, call: Call) -> None:
+    async def _begin(self, node_id: str, grace: float, force: bool, call: Call[Done]) -> None:
         self._state.node(node_id)
         if not force and node_id not in self._state.draining:
             self._check_not_needed(node_id)
         store = self._durable.store
-        await self._durable.run(store.set_drained, node_id, True, call, _ANSWER, time.time())
+        await self._durable.run(store.set_drained, node_id, True, call, time.time())
         self._state.draining.add(node_id)
         self._graces[node_id] = min(grace, self._graces.get(node_id, math.inf))
         if view := self._state.fleet.nodes.get(node_id):

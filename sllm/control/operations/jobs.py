@@ -35,10 +35,10 @@ class Job(Generic[Step, Result]):
         """
         try:
             return await asyncio.shield(self.task)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if not self.task.cancelled():
                 raise
-            raise errors.ShuttingDown("the control plane is going down; try again") from None
+            raise errors.ShuttingDown("the control plane is going down; try again") from error
 
     def _ended(self, task: asyncio.Task[Result]) -> None:
         self._progress.close()

@@ -18,17 +18,15 @@ from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
 from sllm.control.types import pins
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import UNASKED, Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
 from sllm.control.types.status import Loading
-from sllm.control.wire import operations
 from sllm.control.wire.node_client import HoldSpec, Nodes
 
 log = structlog.get_logger()
 
 _RETRY_SECONDS = 10.0
 """Until a pin is applied again that its node had no room for when it came back."""
-_UNASKED = Call("", "")
 
 
 class Pinning:
@@ -63,7 +61,7 @@ class Pinning:
         await self._tasks.close()
 
     async def pin(
-        self, place: Place, ttl: float | None, call: Call
+        self, place: Place, ttl: float | None, call: Call[Pin]
     ) -> AsyncGenerator[Loading | Pin]:
         """Pins a checkpoint: progress, and the pin once it is in force.
 
@@ -75,22 +73,17 @@ class Pinning:
         Raises:
             errors.SllmError: Why not; then nothing is pinned there.
         """
-        async with self._changing:
-            first = await self._durable.run(self._durable.store.recall, call)
-            if first is not None:
-                job = self._jobs.get(place)
-            else:
-                job = await self._begin(place, ttl, call)
-        if job is None:
-            yield operations.pin_of(first or b"")
+        begun = await self._begun(place, ttl, call)
+        if isinstance(begun, Pin):
+            yield begun
             return
-        async with aclosing(job.follow()) as steps:
+        async with aclosing(begun.follow()) as steps:
             async for step in steps:
                 yield step
-        yield await job.result()
+        yield await begun.result()
 
     async def unpin(
-        self, deployment: str, tier: Tier | None, node_id: str, call: Call
+        self, deployment: str, tier: Tier | None, node_id: str, call: Call[Sequence[Pin]]
     ) -> Sequence[Pin]:
         """Ends the pins of a deployment: those on one tier or all, on one node or everywhere.
 
@@ -99,12 +92,12 @@ class Pinning:
             errors.PinNotFound: Nothing of it is pinned there.
         """
         async with self._changing:
-            first = await self._durable.run(self._durable.store.recall, call)
+            first = await self._durable.recall(call)
             if first is not None:
-                return operations.unpinned_of(first)
+                return first
             await self._drop_expired()
             found = self._found(deployment, tier, node_id)
-            await self._delete(found, call, operations.unpin_answer(found))
+            await self._delete(found, call, found)
         releases = [self._release_later(pin.place) for pin in found]
         if releases:
             await asyncio.wait(releases)  # they go on if the caller leaves meanwhile
@@ -149,13 +142,21 @@ class Pinning:
 
     # --- a pin comes --------------------------------------------------------------------------
 
-    async def _begin(self, place: Place, ttl: float | None, call: Call) -> Job[Loading, Pin]:
+    async def _begun(
+        self, place: Place, ttl: float | None, call: Call[Pin]
+    ) -> Job[Loading, Pin] | Pin:
+        """What a call has begun, now or when it was first made; or the pin that came of it."""
+        async with self._changing:
+            if first := await self._durable.recall(call):
+                return self._jobs.get(place) or first
+            return await self._begin(place, ttl, call)
+
+    async def _begin(self, place: Place, ttl: float | None, call: Call[Pin]) -> Job[Loading, Pin]:
         await self._drop_expired()
         self._check(place)
         now = time.time()
         pin = Pin(place, None if ttl is None else now + ttl)
-        answer = operations.pin_answer(pin)
-        await self._durable.run(self._durable.store.put_pin, pin, call, answer, now)
+        await self._durable.run(self._durable.store.put_pin, pin, call, now)
         self._pins[place] = pin
         return self._jobs.begin(place, lambda tell: self._apply(pin, tell))
 
@@ -176,7 +177,7 @@ class Pinning:
             await self._hold(pin, tell)
         except errors.SllmError:
             if self._pins.get(pin.place) is pin:
-                await self._delete([pin], _UNASKED, b"")
+                await self._delete([pin], UNASKED, Done.DONE)
                 await self._release(pin.place)
             raise
         if self._pins.get(pin.place) is not pin:
@@ -236,9 +237,9 @@ class Pinning:
     async def _drop_expired(self) -> None:
         now = time.time()
         if over := [pin for pin in self._pins.values() if pin.is_over(now)]:
-            await self._delete(over, _UNASKED, b"")
+            await self._delete(over, UNASKED, Done.DONE)
 
-    async def _delete(self, gone: Sequence[Pin], call: Call, answer: bytes) -> None:
+    async def _delete(self, gone: Sequence[Pin], call: Call[Answer], answer: Answer) -> None:
         places = [pin.place for pin in gone]
         await self._durable.run(self._durable.store.delete_pins, places, call, answer, time.time())
         for place in places:

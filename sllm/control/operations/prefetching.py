@@ -25,7 +25,6 @@ from sllm.control.types import pins
 from sllm.control.types.calls import Call
 from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
 from sllm.control.types.status import Loading
-from sllm.control.wire import operations
 from sllm.control.wire.node_client import HoldSpec, Nodes
 
 _PREFIX: Final = "prefetch/"
@@ -45,7 +44,7 @@ class _Wanted:
 class _UnderWay:
     """A prefetch that is not done."""
 
-    call: Call
+    call: Call[Prefetched]
     node_id: str
     job: Job[Loading, Prefetched]
 
@@ -70,16 +69,15 @@ class Prefetching:
             one.job.task.cancel()
 
     async def prefetch(
-        self, ask: PrefetchAsk, call: Call
+        self, ask: PrefetchAsk, call: Call[Prefetched]
     ) -> AsyncGenerator[Placed | Loading | Prefetched]:
         """Brings a checkpoint up: where, progress, and the end.
 
         Raises:
             errors.SllmError: Why not.
         """
-        first = await self._durable.run(self._durable.store.recall, call)
-        if first is not None:
-            yield operations.prefetched_of(first)
+        if (first := await self._durable.recall(call)) is not None:
+            yield first
             return
         under_way = self._joined(call) or await self._begin(ask, call)
         yield Placed(under_way.node_id)
@@ -88,16 +86,14 @@ class Prefetching:
                 yield step
         yield await under_way.job.result()
 
-    def _joined(self, call: Call) -> _UnderWay | None:
+    def _joined(self, call: Call[Prefetched]) -> _UnderWay | None:
         """The same call, if it is under way."""
         found = self._under_way.get(call.request_id)
-        if found and found.call != call:
-            raise errors.RequestIdInUse(
-                f"request id {call.request_id!r} was used for another call; choose a new one"
-            )
+        if found:
+            call.check_repeats(found.call.fingerprint)
         return found
 
-    async def _begin(self, ask: PrefetchAsk, call: Call) -> _UnderWay:
+    async def _begin(self, ask: PrefetchAsk, call: Call[Prefetched]) -> _UnderWay:
         checkpoint = await self._checkpoint(ask)
         if joined := self._joined(call):  # it may have come meanwhile
             return joined
@@ -162,7 +158,7 @@ class Prefetching:
         wanted: _Wanted,
         node_id: str,
         hold: HoldSpec,
-        call: Call,
+        call: Call[Prefetched],
         tell: Callable[[Loading], None],
     ) -> Prefetched:
         digest = ""
@@ -181,6 +177,5 @@ class Prefetching:
                 else:
                     tell(step)
         done = Prefetched(node_id, ask.tier, digest, time.time() + ask.ttl)
-        answer = operations.prefetch_answer(done)
-        await self._durable.run(self._durable.store.remember, call, answer, time.time())
+        await self._durable.run(self._durable.store.remember, call, done, time.time())
         return done

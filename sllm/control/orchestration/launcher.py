@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -16,6 +16,8 @@ from sllm.control import metrics
 from sllm.control.cluster.instances import Instance, Planned
 from sllm.control.cluster.specs import Deployment
 from sllm.control.config import ControlConfig
+from sllm.control.orchestration.agenda import Agenda
+from sllm.control.orchestration.outcomes import Outcomes
 from sllm.control.placement import room
 from sllm.control.state.state import StartUnderWay, State
 from sllm.control.tasks import Tasks
@@ -27,13 +29,12 @@ log = structlog.get_logger()
 tracer = trace.get_tracer("sllm")
 
 _FAILED_KEPT = 256
+_LOOK_SECONDS = 0.02
+"""Between two looks at how far a start is."""
 _STOP_TRIES = 3
 _RETRY_SECONDS = 0.5
 _LATER_SECONDS = 2.0
 """Between later tries to stop an instance: its node is there, and cannot be reached."""
-
-Ended = Callable[[StartUnderWay, errors.SllmError | None], None]
-"""Told of the end of every start, with what went wrong if it failed."""
 
 
 class Launcher:
@@ -43,17 +44,17 @@ class Launcher:
         self,
         state: State,
         nodes: Nodes,
+        outcomes: Outcomes,
+        agenda: Agenda,
         clock: Clock,
         config: ControlConfig,
-        on_start_ended: Ended,
-        on_stop_failed: Callable[[str], None],
     ) -> None:
         self._state = state
         self._nodes = nodes
+        self._outcomes = outcomes
+        self._agenda = agenda
         self._clock = clock
         self._config = config
-        self._on_start_ended = on_start_ended
-        self._on_stop_failed = on_stop_failed
         self._tasks = Tasks()
         self._failed: deque[str] = deque(maxlen=_FAILED_KEPT)
         """Instances whose start has failed, the latest."""
@@ -94,6 +95,12 @@ class Launcher:
         stops = self._stops.setdefault(instance.node_id, {})
         stops[instance.instance_id] = self._stop_later(instance, grace=0.0)
 
+    def dismiss(self, instance_id: str) -> None:
+        """Stops an instance, if it is there, that nobody needs or that has failed."""
+        if instance := self._state.fleet.instance(instance_id):
+            self.end(instance)
+            self._agenda.wake(instance.deployment)
+
     def drain(self, instance: Instance, grace: float | None = None) -> None:
         """Stops an instance once its requests have ended; it gets no more.
 
@@ -109,6 +116,22 @@ class Launcher:
         for instance_id in instance_ids:
             self._state.slots.forget(instance_id)
             self._state.records.pop(instance_id, None)
+
+    async def follow(self, instance: Instance) -> AsyncGenerator[Loading]:
+        """How far the start of an instance is, until it is ready.
+
+        Raises:
+            errors.SllmError: It has failed.
+        """
+        start = self._state.starts.get(instance.instance_id)
+        told: Loading | None = None
+        while start and instance.instance_id in self._state.starts:
+            if start.loading and start.loading != told:
+                told = start.loading
+                yield told
+            await self._clock.sleep(_LOOK_SECONDS)
+        if start and start.error:
+            raise start.error
 
     async def close(self) -> None:
         """Leaves all work to the nodes, which go on with it."""
@@ -134,7 +157,12 @@ class Launcher:
         metrics.instance_starts.add(
             1, {"deployment": name, "outcome": error.reason if error else "ok"}
         )
-        self._on_start_ended(start, error)
+        if error:
+            self._outcomes.failed(start, error)
+        else:
+            self._outcomes.succeeded(start)
+        self._agenda.wake(name)
+        self._agenda.wake_for_room()
 
     def _cause(self, name: str) -> Context | None:
         """The trace of the request that waits longest, of which the start is a part."""
@@ -214,7 +242,8 @@ class Launcher:
         finally:
             self._stop_ended(instance)
         self._state.fleet.stay(instance.node_id, instance.instance_id)
-        self._on_stop_failed(instance.deployment)
+        self._agenda.wake(instance.deployment)
+        self._agenda.wake_for_room()
         while not await self._try_stop(instance, grace):
             await self._clock.sleep(_LATER_SECONDS)
 

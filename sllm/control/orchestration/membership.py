@@ -2,17 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from sllm import errors
+from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.config import ControlConfig
-from sllm.control.deployments.preparation import Preparation
-from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
 from sllm.control.types.reports import Full, Report
@@ -72,26 +71,27 @@ class ReportStream:
         raise errors.NodeLost(f"nothing was reported for {self._lease} s; connect again")
 
 
+class NodeListener(Protocol):
+    """Whoever acts on what becomes of nodes: told once the fleet shows it, and not to wait."""
+
+    def node_reported(self, before: NodeView | None, view: NodeView) -> None:
+        """A node has changed. `before` is None: it has become a member."""
+        ...
+
+    def node_lost(self, node_id: str, instances: Sequence[Instance]) -> None:
+        """A node is a member no more; `instances` went with it."""
+        ...
+
+
 class Membership:
     """Follows the Report streams of all nodes."""
 
     def __init__(
-        self,
-        state: State,
-        nodes: Nodes,
-        orchestrator: Orchestrator,
-        preparation: Preparation,
-        joined: Callable[[NodeView], None],
-        reported: Callable[[NodeView], None],
-        config: ControlConfig,
+        self, state: State, nodes: Nodes, listener: NodeListener, config: ControlConfig
     ) -> None:
-        """`joined` is told of nodes that have become members, `reported` of changes of members."""
         self._state = state
         self._nodes = nodes
-        self._orchestrator = orchestrator
-        self._preparation = preparation
-        self._joined = joined
-        self._reported = reported
+        self._listener = listener
         self._lease = config.lease_seconds
         self._streams: dict[str, ReportStream] = {}
         self._tasks = Tasks()
@@ -129,10 +129,7 @@ class Membership:
         del self._streams[node_id]
         lost = self._state.fleet.remove(node_id)
         self._close_later(self._nodes.drop(node_id))
-        self._orchestrator.node_lost(node_id, lost)
-        for name in self._state.deployments:
-            self._state.changes.notify(name)
-        self._preparation.consider_all()
+        self._listener.node_lost(node_id, lost)
 
     def end_streams(self) -> None:
         """Ends all streams, and takes no new ones."""
@@ -154,11 +151,7 @@ class Membership:
             return Answer.NOTHING if asked else Answer.RESYNC
         if report.body is not None:
             stream.resyncing = stream.resyncing and not isinstance(report.body, Full)
-            self._orchestrator.node_reported(before, self._state.fleet.nodes[report.node_id])
-            self._notify(report)
-            self._reported(self._state.fleet.nodes[report.node_id])
-        if before is None:
-            self._joined(self._state.fleet.nodes[report.node_id])
+            self._listener.node_reported(before, self._state.fleet.nodes[report.node_id])
         return Answer.ACK
 
     def _join(self, stream: ReportStream, node_id: str, full: Full) -> None:
@@ -168,14 +161,6 @@ class Membership:
             former.end(errors.RequestIdInUse(f"node {node_id} reports on a newer stream"))
         self._streams[node_id] = stream
         self._close_later(self._nodes.join(full.facts))
-
-    def _notify(self, report: Report) -> None:
-        """Tells the watchers of deployments whose checkpoint is among what has changed."""
-        copies = report.body.copies if report.body else ()
-        digests = {copy.digest for copy in copies}
-        for name, deployment in self._state.deployments.items():
-            if deployment.model.digest in digests:
-                self._state.changes.notify(name)
 
     def _close_later(self, node: Node | None) -> None:
         if node:

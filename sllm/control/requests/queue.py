@@ -80,10 +80,13 @@ class RequestQueue(Generic[Request]):
         line = self._lines.get(deployment)
         return line[0] if line else None
 
-    def waiting_since(self, deployment: str) -> float | None:
-        """Since when the one that waits longest does; it need not be the next one."""
+    def waited(self, deployment: str, now: float) -> float:
+        """Seconds that the one that waits longest has waited; it need not be the next one.
+
+        0 if there is none.
+        """
         line = self._lines.get(deployment, ())
-        return min((request.enqueued_at for request in line), default=None)
+        return now - min((request.enqueued_at for request in line), default=now)
 
     def count(self, deployment: str) -> int:
         """How many wait for a deployment."""

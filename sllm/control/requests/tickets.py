@@ -128,7 +128,9 @@ class Ticket:
 
     def fail(self, error: errors.SllmError) -> None:
         """Ends it, wherever it is, with `error`, which may end others as well."""
-        self.error = self.error or copy.copy(error)  # each is raised with a traceback of its own
+        if self.error is None:
+            self.error = copy.copy(error)  # each is raised with a traceback of its own
+            self.error.__cause__ = error
         self._changed.set()
         if self._call:
             self._call.cancel()
@@ -156,10 +158,10 @@ class Ticket:
                 while not (self.error or self.assignment or self._loading):
                     self._changed.clear()
                     await self._changed.wait()
-        except TimeoutError:
+        except TimeoutError as error:
             raise errors.DeadlineExceeded(
                 f"no instance of {self.deployment} was ready before the call's deadline"
-            ) from None
+            ) from error
         if self.error:
             raise self.error
         loading, self._loading = self._loading, None
@@ -182,7 +184,7 @@ class Ticket:
             task = asyncio.current_task()
             if self.error is None or (task and task.cancelling()):
                 raise
-            raise self.error from None
+            raise self.error from self.error.__cause__  # that its call was cancelled is no cause
 
     def hang_up(self) -> None:
         """Ends the call of the node, which stops the generation; one that has ended is no error."""

@@ -10,7 +10,7 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.cluster.instances import Instance
-from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.orchestration.placer import Placer
 from sllm.control.placement.decisions import Move
 from sllm.control.routing.migrator import Migrator
 from sllm.control.state.state import State
@@ -25,14 +25,12 @@ _LOOK_SECONDS: Final = 0.02
 
 
 class Evacuation:
-    """See `orchestrator.Evacuator`. An instance is moved once at a time."""
+    """An `Evacuator`. An instance is moved once at a time."""
 
-    def __init__(
-        self, state: State, migrator: Migrator, orchestrator: Orchestrator, clock: Clock
-    ) -> None:
+    def __init__(self, state: State, migrator: Migrator, placer: Placer, clock: Clock) -> None:
         self._state = state
         self._migrator = migrator
-        self._orchestrator = orchestrator
+        self._placer = placer
         self._clock = clock
         self._tasks = Tasks()
         self._under_way: set[str] = set()
@@ -55,7 +53,7 @@ class Evacuation:
         try:
             await asyncio.gather(*(self._carry_out(move) for move in moves))
         finally:
-            self._orchestrator.way_made(name)
+            self._placer.way_made(name)
 
     async def _carry_out(self, move: Move) -> None:
         instance = self._state.fleet.instance(move.instance_id)

@@ -11,7 +11,9 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.cluster.instances import Instance, InstanceState
-from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.orchestration.agenda import Agenda
+from sllm.control.orchestration.launcher import Launcher
+from sllm.control.orchestration.placer import Placer
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import Start
 from sllm.control.placement.relocation import transfer_seconds
@@ -30,11 +32,19 @@ class Migrator:
     """Carries migrations out, whoever asks for them."""
 
     def __init__(
-        self, state: State, nodes: Nodes, orchestrator: Orchestrator, clock: Clock
+        self,
+        state: State,
+        nodes: Nodes,
+        placer: Placer,
+        launcher: Launcher,
+        agenda: Agenda,
+        clock: Clock,
     ) -> None:
         self._state = state
         self._nodes = nodes
-        self._orchestrator = orchestrator
+        self._placer = placer
+        self._launcher = launcher
+        self._agenda = agenda
         self._clock = clock
 
     def of_request(self, request_id: str, to_node: str | None) -> MigrationAsk:
@@ -81,7 +91,7 @@ class Migrator:
         claim = self._state.slots.claim(destination.instance_id)
         try:
             if started:
-                async with aclosing(self._orchestrator.follow_start(destination)) as progress:
+                async with aclosing(self._launcher.follow(destination)) as progress:
                     async for loading in progress:
                         yield loading
             claim.grow_to(len(self._tickets(ask)))
@@ -94,7 +104,7 @@ class Migrator:
             self._learn(ask, destination, moved, estimate)
         finally:
             claim.release(self._clock.now())
-            self._orchestrator.wake(destination.deployment)
+            self._agenda.wake(destination.deployment)
 
     # --- where to -----------------------------------------------------------------------------
 
@@ -146,11 +156,11 @@ class Migrator:
         """
         nodes = self._state.fleet.nodes
         closed = {key: "it is not asked for" for key in nodes if not self._is_open(ask, key)}
-        demand = self._orchestrator.placer.demand(ask.source.deployment, closed)
+        demand = self._placer.demand(ask.source.deployment, closed)
         demand = replace(demand, waiting=0, impatient=False, may_migrate=False)
         decision = placement.place(self._state.snapshot(), demand)
         if isinstance(decision.action, Start):
-            return self._orchestrator.start(ask.source.deployment, decision.action)
+            return self._placer.start(ask.source.deployment, decision.action, for_move=True)
         reasons = [
             f"{one.node_id}: {one.rejected}"
             for one in decision.candidates
@@ -181,7 +191,8 @@ class Migrator:
             raise errors.NodeLost(f"node {gone} is gone")
         here = self._state.fleet.instance(ask.source.instance_id)
         if ask.request_id is None and here and here.state is InstanceState.READY:
-            self._orchestrator.leave(here)
+            self._launcher.drain(here)  # it gets no more, and ends with those that it has
+            self._agenda.wake(here.deployment)
         moving = self._tickets(ask)
         if ask.request_id and not moving:
             raise errors.RequestNotFound(f"request {ask.request_id!r} has finished or moved")

@@ -12,7 +12,7 @@ from opentelemetry import trace
 from sllm import errors, rpc
 from sllm.clock import Clock
 from sllm.control import metrics
-from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.orchestration.dispatcher import Dispatcher
 from sllm.control.requests.service_times import Served
 from sllm.control.requests.tickets import Assignment, Ticket
 from sllm.control.state.state import State
@@ -35,9 +35,9 @@ _ELSEWHERE = (
 class Relay:
     """What happens to a request between its being queued and its end."""
 
-    def __init__(self, state: State, orchestrator: Orchestrator, clock: Clock) -> None:
+    def __init__(self, state: State, dispatcher: Dispatcher, clock: Clock) -> None:
         self._state = state
-        self._orchestrator = orchestrator
+        self._dispatcher = dispatcher
         self._clock = clock
         self._tasks = Tasks()
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -63,7 +63,7 @@ class Relay:
         """Gives its slot back, if it has one."""
         assignment, ticket.assignment = ticket.assignment, None
         if assignment:
-            self._orchestrator.released(ticket, assignment)
+            self._dispatcher.released(ticket, assignment)
 
     def end(self, ticket: Ticket) -> None:
         """Has the node end what it still does for a request: hanging up alone lets it linger."""
@@ -185,17 +185,13 @@ class Relay:
         if moved.tokens != len(ticket.progress.token_ids):
             raise errors.WorkerDied(f"{moved.tokens} tokens have moved, not all have come")
         ticket.departure = Departure(assignment.instance, MigrationReason(moved.reason))
-        arrived = self._orchestrator.arrive(ticket, moved.instance_id)
+        arrived = self._dispatcher.arrive(ticket, moved.instance_id)
         self.release(ticket)
         ticket.move_on()
         if arrived:
             ticket.assignment = arrived
         else:
-            self._requeue(ticket)
-
-    def _requeue(self, ticket: Ticket) -> None:
-        self._state.queue.add(ticket)
-        self._orchestrator.wake(ticket.deployment)
+            self._dispatcher.requeue(ticket)
 
     def _learn(self, ticket: Ticket, finished: generations.Finished) -> None:
         """Takes in what a request took that was served in one place."""
@@ -217,14 +213,14 @@ class Relay:
         """
         assignment = ticket.assignment
         if assignment:
-            self._orchestrator.instance_failed(assignment.instance)
+            self._dispatcher.instance_failed(assignment.instance)
         if ticket.error or ticket.request.no_failover or not ticket.progress.fail():
             raise error
         if assignment and ticket.progress.token_ids and ticket.departure is None:
             ticket.departure = Departure(assignment.instance, MigrationReason.FAILOVER)
         self.release(ticket)
         ticket.put_back()
-        self._requeue(ticket)
+        self._dispatcher.requeue(ticket)
 
 
 def _metadata(ticket: Ticket) -> generations.Metadata:

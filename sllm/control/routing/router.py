@@ -9,7 +9,7 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.config import ControlConfig
-from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.orchestration.dispatcher import Dispatcher
 from sllm.control.requests import spans
 from sllm.control.requests.tickets import Ticket
 from sllm.control.routing import admission
@@ -28,14 +28,19 @@ class Router:
     """The streams between callers and nodes."""
 
     def __init__(
-        self, state: State, orchestrator: Orchestrator, clock: Clock, config: ControlConfig
+        self,
+        state: State,
+        dispatcher: Dispatcher,
+        wait_estimates: WaitEstimates,
+        clock: Clock,
+        config: ControlConfig,
     ) -> None:
         self._state = state
-        self._orchestrator = orchestrator
+        self._dispatcher = dispatcher
+        self._wait_estimates = wait_estimates
         self._clock = clock
         self._config = config
-        self._wait_estimates = WaitEstimates(state, orchestrator, clock)
-        self._relay = Relay(state, orchestrator, clock)
+        self._relay = Relay(state, dispatcher, clock)
         self._closing = False
         self._began = clock.now()
 
@@ -61,7 +66,7 @@ class Router:
         ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
         self._state.tickets[ticket.request_id] = ticket
         if ticket.resumes_from is None:
-            self._enqueue(ticket)
+            self._dispatcher.enqueue(ticket)
         return ticket
 
     async def vacant(self, request_id: str) -> None:
@@ -104,7 +109,7 @@ class Router:
         """
         told_by = self._clock.now() + _LEAVING_SECONDS  # nodes tell of what nobody reads
         while (ticket := self._state.tickets.get(request_id)) is None:
-            if node := self._orchestrator.unread_on(request_id):
+            if node := self._dispatcher.unread_on(request_id):
                 return await node.cancel(request_id)
             if self._clock.now() >= told_by:
                 raise errors.RequestNotFound(f"no request {request_id!r} is under way")
@@ -161,18 +166,9 @@ class Router:
         """
         settled_at = self._began + self._config.lease_seconds
         while not ticket.error:
-            if self._orchestrator.reattach(ticket):
+            if self._dispatcher.reattach(ticket):
                 return
             if self._clock.now() >= settled_at:
-                self._enqueue(ticket)
+                self._dispatcher.enqueue(ticket)
                 return
             await self._clock.sleep(_LOOK_SECONDS)
-
-    def _enqueue(self, ticket: Ticket) -> None:
-        self._state.queue.add(ticket)
-        self._orchestrator.dispatch(ticket.deployment)
-        if ticket.assignment is None:
-            self._orchestrator.wake(ticket.deployment)
-            start = self._state.first_start(ticket.deployment)
-            if start and start.loading:
-                ticket.show(start.loading)

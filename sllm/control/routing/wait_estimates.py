@@ -1,7 +1,7 @@
 """What a request has to expect when it comes."""
 
 from sllm.clock import Clock
-from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.orchestration.placer import Placer
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import MigrateThenStart, Start, Wait
 from sllm.control.placement.placement import Decision
@@ -14,9 +14,9 @@ from sllm.control.state.state import State
 class WaitEstimates:
     """Looks at what there is and at what is on its way."""
 
-    def __init__(self, state: State, orchestrator: Orchestrator, clock: Clock) -> None:
+    def __init__(self, state: State, placer: Placer, clock: Clock) -> None:
         self._state = state
-        self._orchestrator = orchestrator
+        self._placer = placer
         self._clock = clock
 
     def of(self, ticket: Ticket) -> WaitEstimate:
@@ -58,8 +58,7 @@ class WaitEstimates:
 
     def _new_wait(self, ticket: Ticket) -> float | None:
         """Until an instance is ready that is started now, or once there is room."""
-        placer = self._orchestrator.placer
-        decision = placer.decide(placer.demand(ticket.deployment))
+        decision = self._placer.decide(self._placer.demand(ticket.deployment))
         match decision.action:
             case Start(estimate=estimate) | MigrateThenStart(estimate=estimate):
                 return estimate
@@ -87,5 +86,5 @@ class WaitEstimates:
 
     def _deployments_ahead(self, ticket: Ticket) -> int:
         """Deployments that have found no room and whose turn comes before a request's."""
-        heads = map(self._state.queue.head, self._orchestrator.placer.unmet - {ticket.deployment})
+        heads = map(self._state.queue.head, self._state.unmet - {ticket.deployment})
         return sum(head is not None and head.turn <= ticket.turn for head in heads)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from sllm.control.state.store import Store
+from sllm.control.types.calls import Answer, Call
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -29,6 +30,14 @@ class Durable:
         """
         loop = asyncio.get_running_loop()
         return await _whole(loop.run_in_executor(self._thread, lambda: work(*args, **kwargs)))
+
+    async def recall(self, call: Call[Answer]) -> Answer | None:
+        """The first answer to a call that is repeated, or None if it is new.
+
+        Raises:
+            errors.RequestIdInUse: Its id was used for a call of other content.
+        """
+        return await self.run(self.store.recall, call)
 
     async def close(self) -> None:
         """Ends the use of the store, once what is under way is done."""

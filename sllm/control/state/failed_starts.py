@@ -54,8 +54,10 @@ def start_error(deployment: str, node_id: str, error: errors.SllmError) -> error
     """What callers are told of a start that failed: the node's own reason, where it has one."""
     unclear = isinstance(error, errors.Internal | errors.Cancelled | errors.DeadlineExceeded)
     cls = errors.StartFailed if unclear else type(error)
-    return cls(
+    told = cls(
         f"{deployment} could not be started on {node_id}: {error}",
         metadata={**error.metadata, "node_id": node_id},
         retry_after=error.retry_after,
     )
+    told.__cause__ = error
+    return told

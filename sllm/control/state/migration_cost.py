@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from sllm.control.cluster.linear_fit import Fit
 from sllm.control.cluster.usage import MigrationCost
 
 _KEPT: Final = 0.95
@@ -17,8 +18,8 @@ class MigrationCosts:
 
     def __init__(self) -> None:
         self._moved = False
-        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
-        """Of weights, tokens, seconds, tokens squared, tokens times seconds."""
+        self._fit = Fit()
+        """Of seconds by tokens."""
 
     def observe_prefill(self, tokens: int, seconds: float) -> None:
         """Takes in how long the engine of a ready instance has taken for a prompt."""
@@ -28,25 +29,16 @@ class MigrationCosts:
     def observe_move(self, tokens: int, seconds: float) -> None:
         """Takes in how long generations of so many tokens altogether have taken to move."""
         if not self._moved:
-            self._moved = True
-            self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+            self._moved, self._fit = True, Fit()
         self._add(tokens, seconds)
 
     @property
     def cost(self) -> MigrationCost | None:
         """A and b. None: nothing was observed yet."""
-        weight, tokens, seconds, squares, products = self._sums
-        if not weight or not tokens:
-            return None
-        spread = weight * squares - tokens * tokens
-        # Where all had as many tokens, a line through the origin is all that can be told.
-        known = spread > 1e-6 * weight * squares
-        slope = (weight * products - tokens * seconds) / spread if known else seconds / tokens
-        slope = max(0.0, slope)
-        return MigrationCost(slope, max(0.0, (seconds - slope * tokens) / weight))
+        # Where all had as many tokens, the line is constant: many more would be expected to take no
+        # longer. Seconds per token are the safer guess.
+        line = self._fit.line if self._fit.spreads else self._fit.proportional
+        return MigrationCost(per_token=line.slope, base=line.base) if line else None
 
     def _add(self, tokens: int, seconds: float) -> None:
-        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
-        self._sums = tuple(  # type: ignore[assignment]  # as many as before
-            _KEPT * before + more for before, more in zip(self._sums, new, strict=True)
-        )
+        self._fit = self._fit.faded(_KEPT).observed(tokens, seconds)

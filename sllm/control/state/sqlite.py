@@ -17,7 +17,7 @@ from sllm.control.cluster.specs import (
     ScalingPolicy,
 )
 from sllm.control.cluster.tiers import Tier
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
 
 ANSWER_SECONDS = 7 * 24 * 3600.0
@@ -77,7 +77,7 @@ class SqliteStore:
         rows = self._db.execute("SELECT spec, model, created_at FROM deployments ORDER BY name")
         return [_deployment(*row) for row in rows]
 
-    def recall(self, call: Call) -> bytes | None:
+    def recall(self, call: Call[Answer]) -> Answer | None:
         """See Store."""
         row = self._db.execute(
             "SELECT fingerprint, answer FROM answers WHERE request_id = ?", (call.request_id,)
@@ -85,26 +85,23 @@ class SqliteStore:
         if row is None or not call.request_id:
             return None
         fingerprint, answer = row
-        if fingerprint != call.fingerprint:
-            raise errors.RequestIdInUse(
-                f"request id {call.request_id!r} was used for another call; choose a new one"
-            )
-        return bytes(answer)
+        call.check_repeats(fingerprint)
+        return call.answers.decode(answer)
 
-    def put(self, deployment: Deployment, call: Call, answer: bytes, now: float) -> bytes:
+    def put(self, deployment: Deployment, call: Call[Answer], answer: Answer, now: float) -> Answer:
         """See Store."""
         spec, model = _to_json(deployment.spec), _to_json(deployment.model)
         row = (deployment.name, spec, model, deployment.created_at)
         change = "INSERT OR REPLACE INTO deployments VALUES (?, ?, ?, ?)"
         return self._once(call, answer, now, [(change, row)])
 
-    def delete(self, name: str, call: Call, answer: bytes, now: float) -> bytes:
+    def delete(self, name: str, call: Call[Done], now: float) -> None:
         """See Store."""
         changes = [
             ("DELETE FROM deployments WHERE name = ?", (name,)),
             ("DELETE FROM pins WHERE deployment = ?", (name,)),
         ]
-        return self._once(call, answer, now, changes)
+        self._once(call, Done.DONE, now, changes)
 
     def set_model(self, name: str, model: ModelInfo) -> None:
         """See Store."""
@@ -115,13 +112,15 @@ class SqliteStore:
         rows = self._db.execute("SELECT deployment, tier, node_id, expires_at FROM pins")
         return [Pin(Place(name, Tier(tier), node_id), end) for name, tier, node_id, end in rows]
 
-    def put_pin(self, pin: Pin, call: Call, answer: bytes, now: float) -> bytes:
+    def put_pin(self, pin: Pin, call: Call[Pin], now: float) -> None:
         """See Store."""
         row = (*_place(pin.place), pin.expires_at)
         change = "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?)"
-        return self._once(call, answer, now, [(change, row)])
+        self._once(call, pin, now, [(change, row)])
 
-    def delete_pins(self, places: Sequence[Place], call: Call, answer: bytes, now: float) -> bytes:
+    def delete_pins(
+        self, places: Sequence[Place], call: Call[Answer], answer: Answer, now: float
+    ) -> Answer:
         """See Store."""
         change = "DELETE FROM pins WHERE deployment = ? AND tier = ? AND node_id = ?"
         return self._once(call, answer, now, [(change, _place(place)) for place in places])
@@ -130,17 +129,15 @@ class SqliteStore:
         """See Store."""
         return [node_id for (node_id,) in self._db.execute("SELECT node_id FROM drained_nodes")]
 
-    def set_drained(
-        self, node_id: str, drained: bool, call: Call, answer: bytes, now: float
-    ) -> bytes:
+    def set_drained(self, node_id: str, drained: bool, call: Call[Done], now: float) -> None:
         """See Store."""
         add, remove = (
             "INSERT OR REPLACE INTO drained_nodes VALUES (?)",
             "DELETE FROM drained_nodes WHERE node_id = ?",
         )
-        return self._once(call, answer, now, [(add if drained else remove, (node_id,))])
+        self._once(call, Done.DONE, now, [(add if drained else remove, (node_id,))])
 
-    def remember(self, call: Call, answer: bytes, now: float) -> bytes:
+    def remember(self, call: Call[Answer], answer: Answer, now: float) -> Answer:
         """See Store."""
         return self._once(call, answer, now, [])
 
@@ -149,8 +146,12 @@ class SqliteStore:
         self._db.close()
 
     def _once(
-        self, call: Call, answer: bytes, now: float, changes: Iterable[tuple[str, Sequence[Any]]]
-    ) -> bytes:
+        self,
+        call: Call[Answer],
+        answer: Answer,
+        now: float,
+        changes: Iterable[tuple[str, Sequence[Any]]],
+    ) -> Answer:
         """Carries `changes` out and keeps the answer; a repeated call gets its first answer."""
         with self._transaction():
             if (first := self.recall(call)) is not None:
@@ -160,12 +161,12 @@ class SqliteStore:
             self._record(call, answer, now)
         return answer
 
-    def _record(self, call: Call, answer: bytes, now: float) -> None:
+    def _record(self, call: Call[Answer], answer: Answer, now: float) -> None:
         self._db.execute("DELETE FROM answers WHERE answered_at < ?", (now - ANSWER_SECONDS,))
         if call.request_id:
             self._db.execute(
                 "INSERT INTO answers VALUES (?, ?, ?, ?)",
-                (call.request_id, call.fingerprint, answer, now),
+                (call.request_id, call.fingerprint, call.answers.encode(answer), now),
             )
 
     @contextmanager

@@ -8,6 +8,7 @@ from sllm.control.cluster.needs import Need, need_of
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.specs import Deployment, DeploymentState, ModelInfo
+from sllm.control.cluster.tiers import Copies
 from sllm.control.cluster.usage import Running
 from sllm.control.requests.queue import RequestQueue
 from sllm.control.requests.service_times import ServiceTimes
@@ -64,6 +65,10 @@ class State:
     """Of instances that this control plane has started."""
     failed_starts: dict[str, FailedStarts] = field(default_factory=dict)
     """Starts that have failed, by deployment."""
+    unmet: set[str] = field(default_factory=set)
+    """Deployments that wanted room and found none."""
+    making_way: dict[str, list[str]] = field(default_factory=dict)
+    """For each deployment, the instances that are being migrated away to make room for it."""
     preparing: dict[str, Loading | None] = field(default_factory=dict)
     """Deployments whose checkpoint is on its way to a node, and how far it is."""
     unprepared: dict[str, str] = field(default_factory=dict)
@@ -81,12 +86,12 @@ class State:
         Raises:
             errors.DeploymentNotFound: There is none.
         """
-        try:
-            return self.deployments[name]
-        except KeyError:
+        deployment = self.deployments.get(name)
+        if deployment is None:
             raise errors.DeploymentNotFound(
                 f"no deployment is named {name!r}; ListDeployments tells which there are"
-            ) from None
+            )
+        return deployment
 
     def node(self, node_id: str) -> NodeView:
         """The node of this id.
@@ -94,12 +99,12 @@ class State:
         Raises:
             errors.NodeNotFound: There is none.
         """
-        try:
-            return self.fleet.nodes[node_id]
-        except KeyError:
+        view = self.fleet.nodes.get(node_id)
+        if view is None:
             raise errors.NodeNotFound(
                 f"no node is named {node_id!r}; ListNodes tells which there are"
-            ) from None
+            )
+        return view
 
     def working_node(self, node_id: str) -> NodeView:
         """The node of this id, if it takes new work.
@@ -169,6 +174,17 @@ class State:
             return DeploymentState.FAILED
         return DeploymentState.PREPARING
 
+    def tell_of_copies(self, before: NodeView | None, view: NodeView) -> None:
+        """Tells the watchers of deployments whose checkpoint has come to a node, grown or gone."""
+        had = before.copies if before else Copies()
+        if had is view.copies:
+            return
+        keys = {key for key in had.keys() | view.copies if had.get(key) != view.copies.get(key)}
+        digests = {digest for digest, _ in keys}
+        for name, deployment in self.deployments.items():
+            if deployment.model.digest in digests:
+                self.changes.notify(name)
+
     def first_start(self, name: str) -> StartUnderWay | None:
         """Of a deployment's starts that are under way, the one decided on first."""
         starts = (one for one in self.starts.values() if one.deployment.name == name)
@@ -178,6 +194,15 @@ class State:
         """A deployment's instances that take requests."""
         instances = self.fleet.instances_of(name)
         return [one for one in instances if one.state is InstanceState.READY]
+
+    def fail_waiting(self, name: str, error: errors.SllmError) -> None:
+        """Ends all requests that wait for a deployment; those that come later may try again."""
+        for ticket in self.queue.of(name):
+            self.queue.remove(ticket)
+            ticket.fail(error)
+        if failed := self.failed_starts.get(name):
+            self.failed_starts[name] = failed.forgiven()
+        self.changes.notify(name)
 
     def snapshot(self) -> Snapshot:
         """What placement may look at now."""

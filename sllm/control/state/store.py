@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sllm.control.cluster.specs import Deployment, ModelInfo
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
 
 
@@ -19,7 +19,7 @@ class Store(Protocol):
         """All of them, in order of their names."""
         ...
 
-    def recall(self, call: Call) -> bytes | None:
+    def recall(self, call: Call[Answer]) -> Answer | None:
         """The first answer to a call that is repeated, or None if it is new.
 
         Raises:
@@ -27,16 +27,17 @@ class Store(Protocol):
         """
         ...
 
-    def put(self, deployment: Deployment, call: Call, answer: bytes, now: float) -> bytes:
+    def put(self, deployment: Deployment, call: Call[Answer], answer: Answer, now: float) -> Answer:
         """Stores a deployment together with the answer to its call; seconds since the epoch.
 
         Returns:
-            The first answer, if the call turns out to be repeated; then nothing is stored.
+            `answer` itself; or the first answer, if the call turns out to be repeated: then nothing
+            is stored.
         """
         ...
 
-    def delete(self, name: str, call: Call, answer: bytes, now: float) -> bytes:
-        """Removes a deployment with its pins, as `put` stores it."""
+    def delete(self, name: str, call: Call[Done], now: float) -> None:
+        """Removes a deployment with its pins, unless the call is repeated."""
         ...
 
     def set_model(self, name: str, model: ModelInfo) -> None:
@@ -47,11 +48,13 @@ class Store(Protocol):
         """All of them, those included whose time is up."""
         ...
 
-    def put_pin(self, pin: Pin, call: Call, answer: bytes, now: float) -> bytes:
-        """Stores a pin, or changes it, as `put` stores a deployment."""
+    def put_pin(self, pin: Pin, call: Call[Pin], now: float) -> None:
+        """Stores a pin, or changes it, and the pin as the answer, unless the call is repeated."""
         ...
 
-    def delete_pins(self, places: Sequence[Place], call: Call, answer: bytes, now: float) -> bytes:
+    def delete_pins(
+        self, places: Sequence[Place], call: Call[Answer], answer: Answer, now: float
+    ) -> Answer:
         """Removes pins, as `put` stores a deployment."""
         ...
 
@@ -59,13 +62,11 @@ class Store(Protocol):
         """The nodes that are being drained."""
         ...
 
-    def set_drained(
-        self, node_id: str, drained: bool, call: Call, answer: bytes, now: float
-    ) -> bytes:
-        """Notes that a node is being drained, or no more, as `put` stores a deployment."""
+    def set_drained(self, node_id: str, drained: bool, call: Call[Done], now: float) -> None:
+        """Notes that a node is being drained, or no more, unless the call is repeated."""
         ...
 
-    def remember(self, call: Call, answer: bytes, now: float) -> bytes:
+    def remember(self, call: Call[Answer], answer: Answer, now: float) -> Answer:
         """Stores nothing but the answer to a call, as `put` does."""
         ...
 

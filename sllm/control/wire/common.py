@@ -10,7 +10,7 @@ from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.control.cluster.tiers import Tier
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import Answer, AnswerFormat, Call
 from sllm.control.types.status import Loading, LoadPhase
 
 Mutating: TypeAlias = (
@@ -28,12 +28,12 @@ Mutating: TypeAlias = (
 def duration(seconds: float) -> duration_pb2.Duration:
     """A Duration of `seconds`."""
     result = duration_pb2.Duration()
-    result.FromNanoseconds(round(seconds * 1e9))
+    result.FromNanoseconds(_nanoseconds(seconds))
     return result
 
 
-def seconds(value: duration_pb2.Duration) -> float:
-    """Seconds of a Duration."""
+def seconds(value: duration_pb2.Duration | timestamp_pb2.Timestamp) -> float:
+    """Seconds of a Duration, or since the epoch of a Timestamp."""
     return value.seconds + value.nanos / 1e9
 
 
@@ -45,13 +45,20 @@ def optional_duration(seconds: float | None) -> duration_pb2.Duration | None:
 def timestamp(epoch_seconds: float) -> timestamp_pb2.Timestamp:
     """A Timestamp of `epoch_seconds`."""
     result = timestamp_pb2.Timestamp()
-    result.FromNanoseconds(round(epoch_seconds * 1e9))
+    result.FromNanoseconds(_nanoseconds(epoch_seconds))
     return result
 
 
 def optional_timestamp(epoch_seconds: float | None) -> timestamp_pb2.Timestamp | None:
     """A Timestamp, or none."""
     return None if epoch_seconds is None else timestamp(epoch_seconds)
+
+
+def _nanoseconds(seconds: float) -> int:
+    # `seconds * 1e9` cannot hold a moment of today in nanoseconds: what is read from it would
+    # be another moment, and a repeated call would be told so.
+    whole, rest = divmod(seconds, 1.0)
+    return int(whole) * 10**9 + round(rest * 1e9)
 
 
 def tier(value: pb.Tier.ValueType) -> Tier | None:
@@ -82,10 +89,10 @@ def loading_message(progress: Loading) -> pb.Loading:
     )
 
 
-def call(request: Mutating) -> Call:
-    """The id of a mutating call, and a digest of all the rest."""
+def call(request: Mutating, answers: AnswerFormat[Answer]) -> Call[Answer]:
+    """The id of a mutating call, a digest of all the rest, and how its answer is kept."""
     content = copy.copy(request)
     content.ClearField("request_id")
     name = content.DESCRIPTOR.full_name.encode()
     digest = hashlib.sha256(name + b"\0" + content.SerializeToString(deterministic=True))
-    return Call(request.request_id, digest.hexdigest())
+    return Call(request.request_id, digest.hexdigest(), answers)

@@ -6,11 +6,9 @@ from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.control.cluster import specs
+from sllm.control.types.calls import AnswerFormat
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire import common
-
-DELETE_ANSWER: Final = deployment_pb.DeleteDeploymentResponse().SerializeToString()
-"""The answer to DeleteDeployment."""
 
 
 def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
@@ -110,6 +108,26 @@ def message(status: DeploymentStatus) -> deployment_pb.Deployment:
     )
 
 
-def deploy_answer(status: DeploymentStatus) -> bytes:
-    """The answer to Deploy, as it is kept for a repeated call."""
+def _status(one: deployment_pb.Deployment) -> DeploymentStatus:
+    spec = specs.DeploymentSpec(one.name, one.source, _engine(one.engine), _scaling(one.scaling))
+    created_at = common.seconds(one.created_at)
+    return DeploymentStatus(
+        deployment=specs.Deployment(spec, model_info(one.model), created_at),
+        state=specs.DeploymentState(one.state),
+        message=one.message,
+        ready_instances=one.ready_instances,
+        queued_requests=one.queued_requests,
+        loading=common.loading(one.loading) if one.HasField("loading") else None,
+    )
+
+
+def _encode(status: DeploymentStatus) -> bytes:
     return deployment_pb.DeployResponse(deployment=message(status)).SerializeToString()
+
+
+def _decode(kept: bytes) -> DeploymentStatus:
+    return _status(deployment_pb.DeployResponse.FromString(kept).deployment)
+
+
+DEPLOYED: Final = AnswerFormat(_encode, _decode)
+"""How the answer to Deploy is kept."""

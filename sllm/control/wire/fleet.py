@@ -98,7 +98,7 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[Copy, ...]:
 
 
 def _hold(one: pb.Hold) -> Hold:
-    expires_at = one.expires_at.ToNanoseconds() / 1e9 if one.HasField("expires_at") else None
+    expires_at = common.seconds(one.expires_at) if one.HasField("expires_at") else None
     return Hold(one.hold_id, expires_at)
 
 
@@ -116,7 +116,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         kv_bytes=one.kv_bytes,
         digest=one.digest,
         running=one.running_requests,
-        started_at=one.started_at.ToNanoseconds() / 1e9,
+        started_at=common.seconds(one.started_at),
         worker_pid=one.worker_pid,
         unread=tuple(one.unread_request_ids),
         device=one.device_index if one.HasField("device_index") else None,

@@ -28,12 +28,11 @@ def migrate_response(news: News) -> pb.MigrateResponse:
 
 
 def _chosen(news: Chosen) -> pb.MigrateChosen:
-    estimate = None if news.estimate is None else common.duration(news.estimate)
     return pb.MigrateChosen(
         node_id=news.node_id,
         instance_id=news.instance_id,
         started=news.started,
-        estimate=estimate,
+        estimate=common.optional_duration(news.estimate),
     )
 
 

@@ -72,12 +72,12 @@ class Node:
             with rpc.typed_errors():
                 yield
         except errors.Unreachable as error:
-            raise self._gone(str(error)) from None
-        except asyncio.CancelledError:
+            raise self._gone(str(error)) from error
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if not self._lost or (task and task.cancelling()):
                 raise
-            raise self._gone("it has stopped reporting") from None
+            raise self._gone("it has stopped reporting") from error
 
     async def inspect(self, source: str, dtype: str) -> ModelInfo:
         """What the model at `source` needs, or why it cannot be served."""
@@ -221,12 +221,12 @@ class Nodes:
         Raises:
             errors.NodeNotFound: It is no member, or no longer.
         """
-        try:
-            return self._nodes[node_id]
-        except KeyError:
+        node = self._nodes.get(node_id)
+        if node is None:
             raise errors.NodeNotFound(
                 f"node {node_id!r} is not there; ListNodes tells which nodes are"
-            ) from None
+            )
+        return node
 
     def join(self, facts: NodeFacts) -> Node | None:
         """Makes the client of a node; returns one of another address, which is to be closed."""

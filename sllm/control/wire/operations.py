@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
@@ -9,6 +10,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 from sllm import errors
 from sllm.control.cluster import specs
 from sllm.control.cluster.tiers import Tier
+from sllm.control.types.calls import AnswerFormat
 from sllm.control.types.operations import (
     DEFAULT_TTL,
     DrainProgress,
@@ -111,38 +113,6 @@ def grace_of(request: pb.DrainNodeRequest) -> float:
 # --- what is answered -------------------------------------------------------------------------
 
 
-def pin_answer(pin: Pin) -> bytes:
-    """The end of Pin, as it is kept for a repeated call."""
-    return _pinned(pin).SerializeToString()
-
-
-def pin_of(answer: bytes) -> Pin:
-    """What `pin_answer` has kept."""
-    return _pin(pb.PinnedCheckpoint.FromString(answer))
-
-
-def unpin_answer(pins: Sequence[Pin]) -> bytes:
-    """The answer to Unpin, as it is kept for a repeated call."""
-    return unpin_response(pins).SerializeToString()
-
-
-def unpinned_of(answer: bytes) -> list[Pin]:
-    """What `unpin_answer` has kept."""
-    return [_pin(one) for one in pb.UnpinResponse.FromString(answer).unpinned]
-
-
-def prefetch_answer(done: Prefetched) -> bytes:
-    """The end of Prefetch, as it is kept for a repeated call."""
-    return _done(done).SerializeToString()
-
-
-def prefetched_of(answer: bytes) -> Prefetched:
-    """What `prefetch_answer` has kept."""
-    done = pb.PrefetchDone.FromString(answer)
-    expires_at = done.expires_at.ToNanoseconds() / 1e9
-    return Prefetched(done.node_id, Tier(done.tier), done.digest, expires_at)
-
-
 def pin_response(step: Loading | Pin) -> pb.PinResponse:
     """A step of Pin, or its end."""
     if isinstance(step, Pin):
@@ -226,7 +196,7 @@ def _pinned(pin: Pin) -> pb.PinnedCheckpoint:
 def _pin(message: pb.PinnedCheckpoint) -> Pin:
     place = Place(message.deployment, Tier(message.tier), message.node_id)
     ends = message.HasField("expires_at")
-    return Pin(place, message.expires_at.ToNanoseconds() / 1e9 if ends else None)
+    return Pin(place, common.seconds(message.expires_at) if ends else None)
 
 
 def _done(done: Prefetched) -> pb.PrefetchDone:
@@ -236,3 +206,24 @@ def _done(done: Prefetched) -> pb.PrefetchDone:
         digest=done.digest,
         expires_at=common.optional_timestamp(done.expires_at),
     )
+
+
+def _prefetched(done: pb.PrefetchDone) -> Prefetched:
+    expires_at = common.seconds(done.expires_at)
+    return Prefetched(done.node_id, Tier(done.tier), done.digest, expires_at)
+
+
+# --- how answers are kept ---------------------------------------------------------------------
+
+PINNED: Final[AnswerFormat[Pin]] = AnswerFormat(
+    encode=lambda pin: _pinned(pin).SerializeToString(),
+    decode=lambda kept: _pin(pb.PinnedCheckpoint.FromString(kept)),
+)
+UNPINNED: Final[AnswerFormat[Sequence[Pin]]] = AnswerFormat(
+    encode=lambda pins: unpin_response(pins).SerializeToString(),
+    decode=lambda kept: [_pin(one) for one in pb.UnpinResponse.FromString(kept).unpinned],
+)
+PREFETCHED: Final[AnswerFormat[Prefetched]] = AnswerFormat(
+    encode=lambda done: _done(done).SerializeToString(),
+    decode=lambda kept: _prefetched(pb.PrefetchDone.FromString(kept)),
+)

@@ -8,6 +8,7 @@ from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceServicer
 
 from sllm.clock import Clock
+from sllm.durations import to_seconds
 from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.generations.generations import Generations
@@ -73,7 +74,7 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.StopInstanceRequest, context: Any
     ) -> pb.StopInstanceResponse:
         """Ends an instance."""
-        await self._agent.stop_instance(request.instance_id, request.grace.ToNanoseconds() / 1e9)
+        await self._agent.stop_instance(request.instance_id, to_seconds(request.grace))
         return pb.StopInstanceResponse()
 
     async def StartMigration(

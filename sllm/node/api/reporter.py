@@ -12,6 +12,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
 
 from sllm.clock import Clock
+from sllm.durations import to_seconds
 from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.instances.init_times import InitKey
@@ -93,7 +94,7 @@ class Reporter:
                 self._resync = True
                 self._changed.set()
             else:
-                self._lease = response.ack.lease.ToNanoseconds() / 1e9
+                self._lease = to_seconds(response.ack.lease)
 
     async def _messages(self) -> AsyncGenerator[pb.ReportRequest]:
         sent = _Sent()

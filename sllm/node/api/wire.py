@@ -7,9 +7,10 @@ from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
+from sllm.durations import to_duration, to_seconds
 from sllm.node.agent import Agent, ModelInfo
 from sllm.node.device.interface import DeviceInfo
-from sllm.node.generations.wire import duration, phase_message
+from sllm.node.generations.wire import phase_message
 from sllm.node.instances.init_times import InitKey, InitTime
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.start import InstanceSpec, Running
@@ -70,7 +71,7 @@ def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
     """
     if not request.hold_id:
         return None
-    ttl = request.hold_ttl.ToNanoseconds() / 1e9 if request.HasField("hold_ttl") else None
+    ttl = to_seconds(request.hold_ttl) if request.HasField("hold_ttl") else None
     if ttl is not None and ttl <= 0:
         raise errors.InvalidArgument(f"hold_ttl must be above zero, not {ttl} s")
     return HoldSpec(request.hold_id, ttl)
@@ -171,7 +172,7 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         kv_used_bytes=agent.kv_used_bytes,
         leaving=agent.leaving,
         devices=[_device(device) for device in agent.devices.infos()],
-        init_time=None if agent.init_times.mean is None else duration(agent.init_times.mean),
+        init_time=None if agent.init_times.mean is None else to_duration(agent.init_times.mean),
     )
 
 
@@ -186,8 +187,8 @@ def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
         digest=digest,
         engine=engine,
         size_bytes=time.size_bytes,
-        prepare=duration(time.prepare),
-        attach=duration(time.attach),
+        prepare=to_duration(time.prepare),
+        attach=to_duration(time.attach),
     )
 
 

@@ -1,25 +1,20 @@
 """One checkpoint's load onto a device, from whichever tier below has it."""
 
 from contextlib import ExitStack
+from functools import partial
 
 import structlog
 
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.clock import Clock
-from sllm.errors import (
-    CheckpointCorrupt,
-    ModelTooLarge,
-    NoCapacity,
-    SourceForbidden,
-    SourceNotFound,
-    SourceUnavailable,
-)
+from sllm.errors import ModelTooLarge, NoCapacity
 from sllm.node.device.copies import Copies, DeviceCopy
 from sllm.node.device.copy_thread import CopyJob
 from sllm.node.device.interface import WeightsWish
 from sllm.node.device.layout import Layout, lay_out
 from sllm.node.device.memory import Allocation
 from sllm.node.device.upload import Upload
+from sllm.node.store.healing import healed
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
@@ -66,17 +61,17 @@ class Loader:
         Raises:
             SllmError: as `Seat.bring_up`.
         """
-        try:
-            return await self._bring(wish, digest, load)
-        except CheckpointCorrupt as error:
-            if self._store.holds(digest):
-                raise  # there is no other copy
-            _log.warning("device.checkpoint_corrupt", problem=error.message)
+
+        async def again() -> DeviceCopy:
             load.report(0, load.progress.total_bytes)
-            try:
-                return await self._bring(wish, digest, load)
-            except (SourceNotFound, SourceForbidden, SourceUnavailable):
-                raise error from None
+            return await self._bring(wish, digest, load)
+
+        return await healed(
+            partial(self._bring, wish, digest, load),
+            again,
+            # A copy that was not set aside is not the store's own: there is no other.
+            is_replaceable=lambda: not self._store.holds(digest),
+        )
 
     def _is_on_ssd(self, digest: str | None) -> bool:
         copies = self._store.copies()
@@ -86,7 +81,7 @@ class Loader:
         self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Upload | None = None
     ) -> Lease:
         return await self._store.promote(
-            wish.source, wish.dtype, tier, tell, pack=wish.pack, give_up=True, sink=sink
+            wish.source, wish.dtype, tier, tell, pack=wish.pack, sink=sink
         )
 
     async def _bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:

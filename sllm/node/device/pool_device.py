@@ -85,8 +85,6 @@ class _PoolSeat:
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""
-        lease = await self._store.promote(
-            wish.source, wish.dtype, Tier.DRAM, tell, pack=wish.pack, give_up=True
-        )
+        lease = await self._store.promote(wish.source, wish.dtype, Tier.DRAM, tell, pack=wish.pack)
         place = InPool(lease.chunks, self._store.chunk_bytes)
         return Placed(lease.manifest, lease.record, place, lease.from_tier, lease.steps, lease.held)

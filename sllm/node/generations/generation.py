@@ -11,6 +11,7 @@ from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.durations import to_seconds
 from sllm.node.generations import wire
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import PhaseKind, Timeline
@@ -179,7 +180,7 @@ class Generation:
         )
 
     def _finished(self, completed: worker_pb.Completed) -> pb.Finished:
-        prefill = completed.first_token.ToNanoseconds() / 1e9
+        prefill = to_seconds(completed.first_token)
         self._timeline.add(PhaseKind.PREFILL, self._submitted_at, prefill)
         receipt = types_pb.Receipt(
             phases=[wire.phase_message(phase) for phase in self._timeline.phases],

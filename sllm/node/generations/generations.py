@@ -8,6 +8,7 @@ from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.durations import to_seconds
 from sllm.node.agent import Agent
 from sllm.node.generations.generation import Generation
 from sllm.node.instances.worker_client import Worker
@@ -166,4 +167,4 @@ def _goes_on(generation: Generation, request: pb.GenerateRequest) -> bool:
 
 def _linger(request: pb.GenerateRequest) -> float:
     """Seconds for which a request goes on without a reader."""
-    return request.linger.ToNanoseconds() / 1e9
+    return to_seconds(request.linger)

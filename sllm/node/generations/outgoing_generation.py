@@ -10,6 +10,7 @@ from serverlessllm.v1 import node_service_pb2 as node_pb
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.durations import to_duration
 from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation, until_grown
 from sllm.node.generations.migration_stream import MigrationStream
@@ -190,8 +191,8 @@ class OutgoingGeneration:
         return node_pb.MigrationDone(
             rounds=self._rounds,
             tokens=len(outputs.prompt) + len(outputs.token_ids),
-            duration=wire.duration(now - self._began),
-            cutover=wire.duration(now - stopped),
+            duration=to_duration(now - self._began),
+            cutover=to_duration(now - stopped),
             gap_tokens=self.gap,
         )
 

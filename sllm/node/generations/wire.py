@@ -5,29 +5,22 @@ from array import array
 from collections.abc import Sequence
 
 import xxhash
-from google.protobuf import duration_pb2
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import types_pb2 as pb
 from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
+from sllm.durations import to_duration
 from sllm.node.instances.phases import Phase
-
-
-def duration(seconds: float) -> duration_pb2.Duration:
-    """A Duration of `seconds`."""
-    message = duration_pb2.Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message
 
 
 def phase_message(phase: Phase) -> pb.Phase:
     """A phase of a receipt."""
     return pb.Phase(
         kind=pb.PhaseKind.ValueType(phase.kind),
-        start=duration(phase.start),
-        duration=duration(phase.duration),
+        start=to_duration(phase.start),
+        duration=to_duration(phase.duration),
         size_bytes=phase.size_bytes,
     )
 

@@ -18,6 +18,7 @@ from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import errors, rpc
 from sllm.checkpoint.format.manifest import Manifest
+from sllm.durations import to_seconds
 from sllm.node.device.interface import InPool, Place
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.zygote_client import ForkedWorker
@@ -138,8 +139,8 @@ class Worker:
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
         return Attached(
-            attach_seconds=reply.attach.ToNanoseconds() / 1e9,
-            engine_init_seconds=reply.engine_init.ToNanoseconds() / 1e9,
+            attach_seconds=to_seconds(reply.attach),
+            engine_init_seconds=to_seconds(reply.engine_init),
             context_tokens=reply.context_tokens,
         )
 
@@ -261,8 +262,8 @@ def prepared(reply: pb.PrepareResponse) -> Prepared:
         kv_bytes_per_token=reply.kv_bytes_per_token,
         dtype=reply.dtype,
     )
-    warm_up = reply.warm_up.ToNanoseconds() / 1e9 if reply.HasField("warm_up") else None
-    return Prepared(model, reply.duration.ToNanoseconds() / 1e9, warm_up)
+    warm_up = to_seconds(reply.warm_up) if reply.HasField("warm_up") else None
+    return Prepared(model, to_seconds(reply.duration), warm_up)
 
 
 def attach_request(manifest: Manifest, place: Place, kv_bytes: int) -> pb.AttachRequest:

@@ -41,6 +41,10 @@ T = TypeVar("T")
 
 CALL_TIMEOUT = 60.0
 """Seconds for a fork or a description, a zygote's whole start included."""
+TRIALS = 2
+"""Models that are tried at once; each takes a processor for a second or so."""
+COMPARED = 500
+"""Kinds of models that are remembered as found right; they fit one packet."""
 END_TIMEOUT = 5.0
 """Seconds that a zygote has to end by itself before it is killed."""
 
@@ -94,7 +98,7 @@ class ForkedWorker:
     """As the kernel knows it."""
 
 
-Answer = ForkedWorker | ModelDescription | str
+Answer = ForkedWorker | Described | str
 
 
 class Zygote:
@@ -108,6 +112,9 @@ class Zygote:
         self._pool_fd = -1
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
+        self._trials = asyncio.Semaphore(TRIALS)
+        self._compared: dict[str, None] = {}
+        """The features of models for which the engine was found right, the latest last."""
 
     async def start(self, pool_fd: int) -> None:
         """Starts the process and returns; calls wait until it is ready.
@@ -139,19 +146,22 @@ class Zygote:
         return answer
 
     async def describe(self, directory: Path, dtype: str | None) -> ModelDescription:
-        """What the configuration in `directory` says of its model.
+        """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
         Args:
-            directory: has `config.json`; weights are not looked at.
+            directory: has its small files, and its weights or their headers.
             dtype: name of a torch dtype that weights are converted to. None: as stored.
 
         Raises:
-            errors.UnsupportedModel: The engine cannot run it; says why.
+            errors.UnsupportedModel: The engine cannot run it, or not right; says why.
             errors.StartFailed: The zygote ended or did not answer.
         """
-        answer = await self._call(lambda call: Describe(call, str(directory), dtype))
-        assert isinstance(answer, ModelDescription)
-        return answer
+        async with self._trials:
+            compared = list(self._compared)
+            answer = await self._call(lambda call: Describe(call, str(directory), dtype, compared))
+        assert isinstance(answer, Described)
+        self._remember(answer.features)
+        return answer.model
 
     async def probe(self, environment: Mapping[str, str]) -> str:
         """Why the engine could not use a device in a worker with these variables; empty: it could.
@@ -168,6 +178,12 @@ class Zygote:
         """Ends the zygote and all its workers."""
         if self._connection:
             await self._connection.close()
+
+    def _remember(self, features: str) -> None:
+        self._compared.pop(features, None)
+        self._compared[features] = None
+        while len(self._compared) > COMPARED:
+            del self._compared[next(iter(self._compared))]
 
     async def _call(self, make: Callable[[int], Message]) -> Answer:
         connection = await self._connected()
@@ -291,8 +307,8 @@ class _Connection:
 
     def _take_answer(self, message: Message) -> None:
         match message:
-            case Described(call, model):
-                self._answer(call, model)
+            case Described(call):
+                self._answer(call, message)
             case Probed(call, problem):
                 self._answer(call, problem)
             case Failed(call, code, reason, text, metadata):

@@ -5,16 +5,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-import structlog
-
-from sllm.errors import (
-    CheckpointCorrupt,
-    ModelTooLarge,
-    NoCapacity,
-    SourceForbidden,
-    SourceNotFound,
-    SourceUnavailable,
-)
+from sllm.errors import ModelTooLarge, NoCapacity
+from sllm.node.store.healing import healed
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
@@ -26,8 +18,6 @@ from sllm.node.transfers.loads import Load, Result, Tell
 from sllm.node.transfers.reads import Reads
 from sllm.node.transfers.sources import FoundSource
 from sllm.node.transfers.work import Step, Wish
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,31 +104,28 @@ class Promoter:
         return imported.copy
 
     async def _reach_dram(self, trip: _Trip, copy: SsdCopy) -> tuple[Checkpoint, Chunks]:
-        """A copy on SSD that turns out to be corrupt is replaced, once, by importing it again."""
-        try:
-            return copy, await self._chunks(trip, copy)
-        except CheckpointCorrupt as error:
-            _log.warning("node.checkpoint_corrupt", problem=error.message)
-            if not copy.replaceable:
-                raise  # there is no other copy
-            try:
-                anew = await self._reach_ssd(trip)
-            except (SourceNotFound, SourceForbidden, SourceUnavailable):
-                raise error from None
-            if isinstance(anew, DramCopy):
-                return anew.checkpoint, anew.chunks
-            return anew, await self._chunks(trip, anew)
+        return await healed(
+            partial(self._read, trip, copy),
+            again=partial(self._reach_anew, trip),
+            is_replaceable=lambda: copy.replaceable,
+        )
 
-    async def _chunks(self, trip: _Trip, copy: SsdCopy) -> Chunks:
+    async def _reach_anew(self, trip: _Trip) -> tuple[Checkpoint, Chunks]:
+        copy = await self._reach_ssd(trip)
+        if isinstance(copy, DramCopy):
+            return copy.checkpoint, copy.chunks
+        return await self._read(trip, copy)
+
+    async def _read(self, trip: _Trip, copy: SsdCopy) -> tuple[Checkpoint, Chunks]:
         dram = self._dram.copies.get(copy.manifest.digest)
         if dram is not None:
-            return self._take(trip, dram)
+            return copy, self._take(trip, dram)
         read = await self._join(
             lambda: self._reads.load(copy, trip.wish.priority, trip.wish.sink), trip
         )
         trip.steps.append(read.step)
         self._hold(read.copy.holding, trip)
-        return read.copy.chunks
+        return copy, read.copy.chunks
 
     async def _join(self, find: Callable[[], Load[Result]], trip: _Trip) -> Result:
         """The result of a load; one that others have given up ends before it begins anew."""

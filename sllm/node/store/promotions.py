@@ -1,12 +1,14 @@
-"""Promotions under way, and what becomes of them when their callers leave."""
+"""Promotions that go on when their callers have left."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any
 
 import structlog
 
-from sllm.node.store.lease import Lease
+from sllm.broadcast import Broadcast
+from sllm.errors import ShuttingDown
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Progress
 
@@ -17,64 +19,45 @@ class Promotions:
     """Each is a task of its own, so that it can outlive its caller. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._under_way: set[asyncio.Task[Lease]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
 
-    async def run(
-        self,
-        promote: Callable[[Tell], Coroutine[Any, Any, Lease]],
-        on_progress: Tell | None,
-        *,
-        give_up: bool,
-    ) -> Lease:
-        """The lease that a promotion ends with.
+    async def follow(
+        self, promote: Callable[[Tell], Coroutine[Any, Any, None]], *, give_up: bool
+    ) -> AsyncGenerator[Progress]:
+        """Begins a promotion, and gives its progress until it has ended.
 
         Args:
-            promote: begins it, with what it is to tell its progress to.
-            on_progress: told how far it is, for as long as the caller waits.
-            give_up: end it when the caller is cancelled. Otherwise it goes on then, and its lease
-                is released at its end.
+            promote: does it, and tells its progress to what it is given.
+            give_up: end it when the caller leaves. Otherwise it goes on then.
 
         Raises:
             SllmError: what the promotion failed with.
+            ShuttingDown: `close` has ended it.
         """
-        listener = _Listener(on_progress)
-        promotion = asyncio.create_task(promote(listener.tell))
-        self._under_way.add(promotion)
-        promotion.add_done_callback(self._under_way.discard)
+        progress: Broadcast[Progress] = Broadcast()
+        work = asyncio.create_task(promote(progress.publish))
+        self._under_way.add(work)
+        work.add_done_callback(self._ended)
+        work.add_done_callback(lambda _: progress.close())
         try:
-            return await asyncio.shield(promotion)
-        except asyncio.CancelledError:
-            listener.leave()
-            promotion.add_done_callback(_release)
+            async with aclosing(progress.follow()) as steps:
+                async for step in steps:
+                    yield step
+        finally:
             if give_up:
-                promotion.cancel()
-            raise
+                work.cancel()
+        if work.cancelled():
+            raise ShuttingDown("the node is going down")
+        work.result()  # it is done, as its progress has ended; this raises what it failed with
 
-    async def ended(self) -> None:
-        """Returns when all that are under way have ended, however they have."""
+    async def close(self) -> None:
+        """Ends all that are under way, and returns when they have."""
+        for work in self._under_way:
+            work.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
-
-class _Listener:
-    """Passes progress on to a caller, until it leaves."""
-
-    def __init__(self, on_progress: Tell | None) -> None:
-        self._on_progress = on_progress
-
-    def tell(self, progress: Progress) -> None:
-        if self._on_progress is not None:
-            self._on_progress(progress)
-
-    def leave(self) -> None:
-        self._on_progress = None
-
-
-def _release(promotion: asyncio.Task[Lease]) -> None:
-    """Ends a promotion that nobody waits for any more."""
-    if promotion.cancelled():
-        return
-    error = promotion.exception()
-    if error is None:
-        promotion.result().release()
-    else:
-        _log.warning("node.promotion_failed", problem=str(error))
+    def _ended(self, work: asyncio.Task[None]) -> None:
+        self._under_way.discard(work)
+        if not work.cancelled() and (error := work.exception()):
+            # Logged although a caller is told as well: the caller may have left.
+            _log.warning("node.promotion_failed", problem=str(error))

@@ -17,7 +17,6 @@ from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument
 from sllm.node.store import contents
 from sllm.node.store.lease import Lease
 from sllm.node.store.promoter import Promoter
-from sllm.node.store.promotions import Promotions
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.dram import DramTier
 from sllm.node.tiers.ledger import Holding
@@ -77,7 +76,6 @@ class TierStore:
             ssd, dram, self._threads, speeds.ssd_to_dram, clock, read_threads, self._changed
         )
         self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
-        self._promotions = Promotions()
         self._watchers: list[Callable[[], None]] = []
 
     @classmethod
@@ -139,19 +137,19 @@ class TierStore:
         source: str,
         dtype: str | None,
         tier: Tier,
-        on_progress: Tell | None = None,
+        on_progress: Tell = lambda _: None,
         *,
         priority: Priority = Priority.DEMAND,
         pack: bool = False,
-        give_up: bool = False,
         sink: Sink | None = None,
         identity: str = "",
     ) -> Lease:
         """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
 
-        What is under way for the same checkpoint is joined. A caller that is cancelled does not
-        end the work: the tiers keep what was loaded. A source that is gone is still served from
-        the tiers. Local safetensors are served from where they lie.
+        The call joins what is under way for the same checkpoint. A caller that is cancelled needs
+        the checkpoint no more: loads that nobody else waits for end, and their room is free at
+        once. A source that is gone is still served from the tiers. Local safetensors are served
+        from where they lie.
 
         Args:
             source: URL or path.
@@ -160,8 +158,6 @@ class TierStore:
             on_progress: told how far the load is.
             priority: whose chunks go first; joining a load of a lower one raises it.
             pack: convert local safetensors although they could stay where they are.
-            give_up: a caller that is cancelled needs it no more: what nobody else waits for ends,
-                and its room is free at once.
             sink: takes the chunks of a read that begins for this promotion further up.
             identity: what the source must be; empty: whatever it is.
 
@@ -178,12 +174,9 @@ class TierStore:
         """
         if tier not in (Tier.SSD, Tier.DRAM):
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
-        place, wish = parse_source(source), Wish(tier, priority, pack, sink)
-        return await self._promotions.run(
-            lambda tell: self._promote(place, dtype, wish, identity, tell),
-            on_progress,
-            give_up=give_up,
-        )
+        found = await self._look(parse_source(source), dtype, fresh=False)
+        found.check(identity)
+        return await self._promoter.bring_up(found, Wish(tier, priority, pack, sink), on_progress)
 
     async def pass_through(
         self, lease: Lease, sink: Sink, *, priority: Priority = Priority.DEMAND
@@ -203,13 +196,6 @@ class TierStore:
         if copy is None:
             raise corrupt(lease.directory, "was set aside while it was leased; try again")
         return await self._reads.pass_through(copy, priority, sink)
-
-    async def _promote(
-        self, place: Place, dtype: str | None, wish: Wish, identity: str, tell: Tell
-    ) -> Lease:
-        source = await self._look(place, dtype, fresh=False)
-        source.check(identity)
-        return await self._promoter.bring_up(source, wish, tell)
 
     async def _look(self, place: Place, dtype: str | None, *, fresh: bool) -> FoundSource:
         known = self._ssd.last_known(place.url, dtype)
@@ -314,13 +300,19 @@ class TierStore:
         """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""
         self._threads.stop()
         self._import_threads.stop()
-        await self._promotions.ended()
+        await self._loads_ended()
         await asyncio.to_thread(self._threads.close)
         await asyncio.to_thread(self._import_threads.close)
         await self._sources.close()
         await asyncio.to_thread(self._imports.close)
         await asyncio.to_thread(self._reads.close)
         self._ssd.close()
+
+    async def _loads_ended(self) -> None:
+        # Again, until there are none: whoever waits for one may begin another, which is refused.
+        while self._imports.loads or self._reads.loads:
+            await asyncio.gather(*(load.ended() for load in self._imports.loads.values()))
+            await asyncio.gather(*(load.ended() for load in self._reads.loads.values()))
 
 
 def _check_idle(digest: str, holding: Holding) -> None:

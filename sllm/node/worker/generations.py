@@ -11,7 +11,13 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
-from sllm.errors import Internal, InvalidArgument, RequestIdInUse, SllmError
+from sllm.errors import (
+    Internal,
+    InvalidArgument,
+    RequestIdInUse,
+    SllmError,
+    UnsupportedModel,
+)
 from sllm.node.worker.engine.interface import Engine, EngineRequest, FinishReason, NewToken, Step
 from sllm.node.worker.generation import (
     Accepted,
@@ -24,6 +30,14 @@ from sllm.node.worker.generation import (
 )
 from sllm.node.worker.model import prompts
 from sllm.node.worker.model.module import ModelFiles
+from sllm.node.worker.model.prompts import (
+    Conversation,
+    Prompt,
+    RenderedPrompt,
+    TextPrompt,
+    TokenPrompt,
+)
+from sllm.node.worker.model.templates import render
 from sllm.node.worker.outbox import Outbox
 from sllm.sampling import MAX_SEED
 
@@ -63,6 +77,8 @@ class Generations:
         self._by_key: dict[str, _UnderWay] = {}
         # One thread: a tokenizer may not be used by two at once.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+        # Another for chat templates: one that takes long keeps nobody else's prompt waiting.
+        self._rendering = ThreadPoolExecutor(1, "render")
 
     def submit(self, request: GenerationRequest) -> None:
         """Takes a request; whatever comes of it comes through the outbox."""
@@ -85,6 +101,7 @@ class Generations:
     def take_step(self, step: Step) -> None:
         """Turns a step's tokens into events."""
         outputs = [output for token in step.tokens if (output := self._push(token))]
+        outputs += [output for key in step.broken if (output := self._break(key))]
         self._outbox.put(outputs, step.counters)
 
     def fail_all(self, error: SllmError) -> None:
@@ -101,12 +118,14 @@ class Generations:
     def close(self) -> None:
         """Cancels all requests; takes no more."""
         self.cancel_all()
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._tokenizing, self._rendering):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
         ended: Completed | None = None
         try:
-            prompt = await self._off_loop(self._encode, request)
+            rendered = await self._rendered(request.prompt)
+            prompt = await self._off_loop(self._encode, request, rendered)
             engine_request = self._engine_request(request, prompt, under_way.key)
             finish = _finish_before(engine_request)
             under_way.generation, ended = await self._off_loop(
@@ -128,10 +147,18 @@ class Generations:
         finally:
             under_way.beginning = None
 
-    def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
+    async def _rendered(self, prompt: Prompt) -> TextPrompt | TokenPrompt | RenderedPrompt:
+        if not isinstance(prompt, Conversation):
+            return prompt
+        loop, tokenizer = asyncio.get_running_loop(), self._files.tokenizer
+        return await loop.run_in_executor(self._rendering, render, prompt, tokenizer)
+
+    def _encode(
+        self, request: GenerationRequest, prompt: TextPrompt | TokenPrompt | RenderedPrompt
+    ) -> tuple[int, ...]:
         files = self._files
         prompts.check_known(request.generated, files.vocabulary_size)
-        return prompts.encode(request.prompt, files.tokenizer, files.vocabulary_size)
+        return prompts.encode(prompt, files.tokenizer, files.vocabulary_size)
 
     def _follow(
         self,
@@ -181,6 +208,17 @@ class Generations:
             if not token.finish:
                 self._engine.finish(token.request_id)  # a stop string, which engines do not see
         return Output(under_way.request_id, event)
+
+    def _break(self, key: str) -> Output | None:
+        under_way = self._by_key.get(key)
+        if under_way is None:
+            return None
+        self._forget(under_way)
+        error = UnsupportedModel(
+            "the model gives no numbers for the next token (NaN or infinite logits): its weights "
+            "are damaged, or too large for the dtype in which they are served"
+        )
+        return Output(under_way.request_id, Failed(error))
 
     def _refuse(self, under_way: _UnderWay, error: SllmError) -> None:
         self._forget(under_way)

@@ -64,13 +64,15 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """Agent -> zygote: describe a model."""
+    """Agent -> zygote: try whether a model could be served, and describe it."""
 
     call: int
     directory: str
-    """Has the model's `config.json`."""
+    """Has the model's small files, and its weights or their headers."""
     dtype: str | None
     """Name of a torch dtype that weights are converted to. None: as stored."""
+    compared: list[str]
+    """The `Described.features` of models for which the engine need not be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Described:
 
     call: int
     model: ModelDescription
+    features: str
+    """The same for models that the engine treats alike, with the same libraries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from google.protobuf import duration_pb2
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from serverlessllm.v1 import worker_service_pb2 as pb
 
 from sllm.checkpoint.format.manifest import TensorEntry
+from sllm.durations import to_duration
 from sllm.errors import InvalidPrompt, SllmError
 from sllm.node.worker.engine.interface import Counters, TokenLogprob
 from sllm.node.worker.generation import (
@@ -85,20 +85,20 @@ def prepare_response(prepared: Prepared) -> pb.PrepareResponse:
     """How long preparing took, and what the model needs."""
     model = prepared.model
     return pb.PrepareResponse(
-        duration=_duration(prepared.seconds),
+        duration=to_duration(prepared.seconds),
         architecture=model.architecture,
         context_tokens=model.context_tokens,
         kv_bytes_per_token=model.kv_bytes_per_token,
         dtype=model.dtype,
-        warm_up=None if prepared.warm_up is None else _duration(prepared.warm_up),
+        warm_up=None if prepared.warm_up is None else to_duration(prepared.warm_up),
     )
 
 
 def attach_response(attached: Attached) -> pb.AttachResponse:
     """How bringing the model up went."""
     return pb.AttachResponse(
-        attach=_duration(attached.attach_seconds),
-        engine_init=_duration(attached.engine_seconds),
+        attach=to_duration(attached.attach_seconds),
+        engine_init=to_duration(attached.engine_seconds),
         context_tokens=attached.context_tokens,
     )
 
@@ -170,7 +170,7 @@ def _completed(completed: Completed) -> pb.Completed:
             cached_prompt_tokens=usage.cached_prompt_tokens,
         ),
         stop=completed.stop,
-        first_token=_duration(completed.first_token_seconds),
+        first_token=to_duration(completed.first_token_seconds),
     )
 
 
@@ -206,9 +206,3 @@ def _counters(counters: Counters) -> pb.WorkerCounters:
         waiting_requests=counters.waiting_requests,
         cancelled_requests=counters.cancelled_requests,
     )
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    message = duration_pb2.Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message

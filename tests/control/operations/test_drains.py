@@ -12,15 +12,12 @@ from serverlessllm.v1 import inference_service_pb2 as pb
 from sllm import errors
 from sllm.clock import MonotonicClock
 from sllm.control.config import ControlConfig
-from sllm.control.operations.drains import Drains, stranded
-from sllm.control.orchestration.orchestrator import Orchestrator
+from sllm.control.control_plane import ControlPlane
+from sllm.control.operations.drains import stranded
 from sllm.control.requests.tickets import Ticket
-from sllm.control.state.durable import Durable
 from sllm.control.state.sqlite import SqliteStore
-from sllm.control.state.state import State
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import DONE_ALONE, Call
 from sllm.control.types.reports import Full, Report
-from sllm.control.wire.node_client import Nodes
 from tests.control import shapes
 from tests.control.clusters import SECONDS, Cluster
 from tests.control.fake_node import FakeNode
@@ -122,22 +119,22 @@ async def test_the_last_node_with_work_is_not_drained_unless_forced(
 
 
 async def test_of_two_drains_at_once_one_finds_its_node_needed(tmp_path: Path) -> None:
-    state, config, clock = State(), ControlConfig(tmp_path), MonotonicClock()
+    config, clock = ControlConfig(tmp_path), MonotonicClock()
+    plane = ControlPlane(config, SqliteStore(config.state_path), clock)
+    state, drains = plane.state, plane.drains
     state.set_deployment(shapes.deployment("tiny"))
     for node_id in ("n1", "n2"):
         state.fleet.apply(Report(node_id, 1, Full(shapes.facts(node_id, kv=2000))), 1.0)
     request = pb.GenerateRequest(deployment="tiny", request_id="r")
     state.tickets["r"] = Ticket(request, None, clock, step_seconds=1.0)
-    durable = Durable(SqliteStore(tmp_path / "state.db"))
-    drains = Drains(durable, state, Orchestrator(state, Nodes(), clock, config), clock)
 
     async def drain(node_id: str) -> None:
-        async for progress in drains.drain(node_id, 0.0, False, Call(node_id, node_id)):
+        async for progress in drains.drain(node_id, 0.0, False, Call(node_id, node_id, DONE_ALONE)):
             assert progress.done
 
     outcomes = await asyncio.gather(drain("n1"), drain("n2"), return_exceptions=True)
     assert [type(one) for one in outcomes] == [type(None), errors.NodeNeeded]
-    await durable.close()
+    await plane.close()
 
 
 async def test_the_last_node_without_work_is_drained(cluster: Cluster, node: FakeNode) -> None:

@@ -72,8 +72,8 @@ def test_who_has_waited_for_longer_than_the_difference_is_worth_is_passed_over_n
 
 def test_the_longest_wait_need_not_be_that_of_the_next_one() -> None:
     queue = _queue(A1, Request("a", 4.0, priority=1))
-    assert queue.waiting_since("a") == 1.0
-    assert queue.waiting_since("c") is None
+    assert queue.waited("a", 10.0) == 9.0
+    assert queue.waited("c", 10.0) == 0.0
 
 
 requests = st.builds(

@@ -9,11 +9,11 @@ import pytest
 from sllm import errors
 from sllm.control.state.durable import Durable
 from sllm.control.state.sqlite import SqliteStore
-from sllm.control.types.calls import Call
-from tests.control.shapes import deployment
+from sllm.control.types.calls import Answer, Call
+from tests.control.shapes import call, deployment
 from tests.support import assert_eventually
 
-CALL = Call("r", "content")
+CALL = call("r")
 
 
 class SlowStore(SqliteStore):
@@ -24,7 +24,7 @@ class SlowStore(SqliteStore):
         self.asked = threading.Event()
         self.goes_on = threading.Event()
 
-    def remember(self, call: Call, answer: bytes, now: float) -> bytes:
+    def remember(self, call: Call[Answer], answer: Answer, now: float) -> Answer:
         self.asked.set()
         self.goes_on.wait(20.0)
         return super().remember(call, answer, now)
@@ -49,7 +49,7 @@ async def test_what_is_stored_comes_into_force_although_its_caller_has_left(tmp_
     store.goes_on.set()
     with pytest.raises(asyncio.CancelledError):
         await changing
-    assert await durable.run(store.recall, CALL) == b"answer"
+    assert await durable.recall(CALL) == b"answer"
     assert in_force == [b"answer"]
     assert reached == []
     await durable.close()
@@ -75,5 +75,5 @@ async def test_what_the_store_refuses_is_raised(tmp_path: Path) -> None:
     durable = Durable(store)
     await durable.run(store.put, deployment(), CALL, b"answer", 1.0)
     with pytest.raises(errors.RequestIdInUse):
-        await durable.run(store.recall, Call("r", "other content"))
+        await durable.recall(call("r", "other content"))
     await durable.close()

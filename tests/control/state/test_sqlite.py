@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 from sllm import errors
 from sllm.control.cluster.specs import ModelInfo
 from sllm.control.state.sqlite import ANSWER_SECONDS, SqliteStore
-from sllm.control.types.calls import Call
-from tests.control.shapes import deployment
+from sllm.control.types.calls import DONE_ALONE, UNASKED, Call, Done
+from tests.control.shapes import call, deployment
+from tests.processes import started
 
 ONE = deployment("one")
 
@@ -27,8 +27,8 @@ def test_deployments_come_back_as_they_were(path: Path) -> None:
     store = SqliteStore(path)
     engine = replace(ONE.spec.engine, kv_cache_tokens=5)
     full = replace(ONE, spec=replace(ONE.spec, engine=engine))
-    store.put(full, Call("", "f"), b"answer", 1.0)
-    store.put(deployment("another"), Call("", "f"), b"answer", 1.0)
+    store.put(full, call(""), b"answer", 1.0)
+    store.put(deployment("another"), call(""), b"answer", 1.0)
     store.close()
     again = SqliteStore(path)
     assert again.deployments() == [deployment("another"), full]
@@ -37,49 +37,62 @@ def test_deployments_come_back_as_they_were(path: Path) -> None:
 
 def test_a_repeated_call_gets_the_first_answer_and_changes_nothing(path: Path) -> None:
     store = SqliteStore(path)
-    call = Call("id", "content")
-    assert store.recall(call) is None
-    assert store.put(ONE, call, b"first", 1.0) == b"first"
-    assert store.put(deployment("one", size_bytes=7), call, b"second", 2.0) == b"first"
-    assert store.delete("one", call, b"third", 2.0) == b"first"
-    assert store.recall(call) == b"first"
+    first = call("id")
+    assert store.recall(first) is None
+    assert store.put(ONE, first, b"first", 1.0) == b"first"
+    assert store.put(deployment("one", size_bytes=7), first, b"second", 2.0) == b"first"
+    assert store.remember(first, b"third", 2.0) == b"first"
+    assert store.recall(first) == b"first"
+    assert store.deployments() == [ONE]
+    store.close()
+
+
+def test_what_is_deleted_again_by_the_same_call_stays(path: Path) -> None:
+    store = SqliteStore(path)
+    deletion = Call("id", "content", DONE_ALONE)
+    store.put(ONE, call(""), b"", 1.0)
+    store.delete("one", deletion, 2.0)
+    assert store.deployments() == []
+    store.put(ONE, call(""), b"", 3.0)
+    store.delete("one", deletion, 4.0)
+    assert store.recall(deletion) is Done.DONE
     assert store.deployments() == [ONE]
     store.close()
 
 
 def test_an_id_is_for_one_content(path: Path) -> None:
     store = SqliteStore(path)
-    store.put(ONE, Call("id", "content"), b"first", 1.0)
+    store.put(ONE, call("id"), b"first", 1.0)
     with pytest.raises(errors.RequestIdInUse):
-        store.put(deployment("two"), Call("id", "other"), b"second", 1.0)
+        store.put(deployment("two"), call("id", "other"), b"second", 1.0)
     assert store.deployments() == [ONE]
     store.close()
 
 
 def test_calls_without_an_id_are_not_remembered(path: Path) -> None:
     store = SqliteStore(path)
-    store.put(ONE, Call("", "content"), b"first", 1.0)
-    assert store.put(ONE, Call("", "other"), b"second", 1.0) == b"second"
-    assert store.recall(Call("", "content")) is None
+    store.put(ONE, call(""), b"first", 1.0)
+    assert store.put(ONE, call("", "other"), b"second", 1.0) == b"second"
+    assert store.recall(call("")) is None
     store.close()
 
 
 def test_answers_are_forgotten_after_a_week(path: Path) -> None:
     store = SqliteStore(path)
-    store.put(ONE, Call("old", "content"), b"first", 1.0)
-    store.put(ONE, Call("new", "content"), b"second", 2.0 + ANSWER_SECONDS)
-    assert store.recall(Call("old", "whatever")) is None
+    store.put(ONE, call("old"), b"first", 1.0)
+    store.put(ONE, call("new"), b"second", 2.0 + ANSWER_SECONDS)
+    assert store.recall(call("old", "whatever")) is None
     store.close()
 
 
 def test_what_becomes_known_of_a_model_is_kept(path: Path) -> None:
     store = SqliteStore(path)
-    store.put(ONE, Call("", ""), b"", 1.0)
+    store.put(ONE, call(""), b"", 1.0)
     model = ModelInfo("Fake", 1, 2, 3, "digest")
     store.set_model("one", model)
     store.set_model("nobody", model)
     assert [one.model for one in store.deployments()] == [model]
-    store.delete("one", Call("", ""), b"", 1.0)
+    store.delete("one", UNASKED, 1.0)
     assert store.deployments() == []
     store.close()
 
@@ -88,32 +101,27 @@ WRITER = """
 import itertools, sys
 from pathlib import Path
 from sllm.control.state.sqlite import SqliteStore
-from sllm.control.types.calls import Call
-from tests.control.shapes import deployment
+from tests.control.shapes import call, deployment
 store = SqliteStore(Path(sys.argv[1]))
 for index in itertools.count():
-    store.put(deployment(f"d{index}"), Call(f"r{index}", "f"), b"answer", 1.0)
+    store.put(deployment(f"d{index}"), call(f"r{index}"), b"answer", 1.0)
     print(index, flush=True)
 """
 
 
 def test_what_was_answered_survives_sigkill(path: Path) -> None:
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout
-    for _ in range(20):
-        answered = int(writer.stdout.readline())
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.wait()
-    answered = max([answered, *map(int, writer.stdout.read().split())])
-    writer.stdout.close()
+    with started([sys.executable, "-c", WRITER, str(path)]) as writer:
+        assert writer.stdout
+        for _ in range(20):
+            answered = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+        answered = max([answered, *map(int, writer.stdout.read().split())])
 
     store = SqliteStore(path)
     names = {one.name for one in store.deployments()}
     for index in range(answered + 1):
         assert f"d{index}" in names
-        assert store.recall(Call(f"r{index}", "f")) == b"answer"
+        assert store.recall(call(f"r{index}")) == b"answer"
     assert len(names) in (answered + 1, answered + 2), "half a transaction"
     store.close()
 

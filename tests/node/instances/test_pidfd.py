@@ -18,18 +18,18 @@ from sllm.node.instances.start import InstanceSpec, Start
 from sllm.node.instances.worker_client import EngineSpec, Worker
 from sllm.node.instances.zygote_client import ForkedWorker
 from tests.node.device.machine import KV_BYTES, Machine
+from tests.processes import started
 from tests.support import assert_eventually
 
 
 @pytest.fixture
-def process() -> Iterator[subprocess.Popen[bytes]]:
+def process() -> Iterator[subprocess.Popen[str]]:
     """One that minds no SIGTERM, in the place of a worker."""
-    with subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]) as found:
+    with started(["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]) as found:
         yield found
-        found.kill()
 
 
-def forked(process: subprocess.Popen[bytes]) -> ForkedWorker:
+def forked(process: subprocess.Popen[str]) -> ForkedWorker:
     """A process in the place of a worker."""
     loop = asyncio.get_running_loop()
     serving, exited = loop.create_future(), loop.create_future()
@@ -37,7 +37,7 @@ def forked(process: subprocess.Popen[bytes]) -> ForkedWorker:
 
 
 async def test_a_worker_has_stopped_when_its_process_is_gone_whatever_is_told(
-    process: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    process: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_client, "STOP_TIMEOUT", 0.2)
     found = forked(process)
@@ -49,7 +49,7 @@ async def test_a_worker_has_stopped_when_its_process_is_gone_whatever_is_told(
 
 
 async def test_a_process_that_has_gone_long_ago_has_ended(
-    process: subprocess.Popen[bytes],
+    process: subprocess.Popen[str],
 ) -> None:
     process.kill()
     process.wait()
@@ -59,7 +59,7 @@ async def test_a_process_that_has_gone_long_ago_has_ended(
 
 
 async def test_what_a_process_reads_stays_until_it_is_gone(
-    process: subprocess.Popen[bytes],
+    process: subprocess.Popen[str],
     machine: Machine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

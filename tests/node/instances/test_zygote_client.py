@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import psutil
 import pytest
 import pytest_asyncio
 import torch
+from make_models import make_model
 from serverlessllm.v1.inference_service_pb2 import GenerateRequest
 
 from sllm import errors
@@ -73,16 +75,27 @@ async def test_a_fork_that_nobody_waits_for_any_more_is_ended(
 async def test_models_are_described_in_a_process_of_their_own(
     zygote: Zygote, tmp_path: Path, children: Children
 ) -> None:
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": 64,'
-        ' "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}'
-    )
+    make_model("tiny-opt", tmp_path)
     model = await zygote.describe(tmp_path, "float16")
     assert model.architecture == "OPTForCausalLM"
-    assert model.context_tokens == 256
-    assert model.kv_bytes_per_token == 2 * 2 * 64 * 2
+    assert model.context_tokens == 512
+    assert model.kv_bytes_per_token == 2 * 3 * 128 * 2
+    assert await zygote.describe(tmp_path, "float16") == model
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(errors.UnsupportedModel, match=r"mamba|Mamba"):
+        await zygote.describe(tmp_path, None)
+    await assert_eventually(lambda: not children())
+
+
+async def test_a_model_that_cannot_be_tried_in_time_or_memory_is_refused(
+    zygote: Zygote, tmp_path: Path, children: Children
+) -> None:
+    """Of a million layers not even the names can be made."""
+    make_model("tiny-opt", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_hidden_layers"] = 100_000_000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(errors.UnsupportedModel, match=r"could not be tried|no model can be built"):
         await zygote.describe(tmp_path, None)
     await assert_eventually(lambda: not children())
 

@@ -26,7 +26,9 @@ from tests.node.stores import Bench, gate_on, settle
 from tests.support import assert_eventually
 
 
-async def test_a_caller_that_leaves_does_not_end_the_work(bench: Bench) -> None:
+async def test_a_caller_that_leaves_is_told_no_more_and_ends_nothing_of_others(
+    bench: Bench,
+) -> None:
     seen: list[Progress] = []
     with gate_on("imports") as gate:
         leaving = asyncio.create_task(bench.promote(0, Tier.DRAM, seen.append))
@@ -42,19 +44,6 @@ async def test_a_caller_that_leaves_does_not_end_the_work(bench: Bench) -> None:
     assert len(seen) == told
     lease.release()
     await bench.store.evict(lease.digest, Tier.SSD)
-
-
-async def test_the_work_goes_on_when_every_caller_has_left(bench: Bench) -> None:
-    with gate_on("imports") as gate:
-        caller = asyncio.create_task(bench.promote(0, Tier.DRAM))
-        await assert_eventually(lambda: gate.begun)
-        caller.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await caller
-        gate.open()
-        await assert_eventually(lambda: bench.on(Tier.DRAM))
-    await assert_eventually(lambda: not any(copy.leased for copy in bench.store.copies()))
-    bench.store.check_integrity()
 
 
 async def test_the_next_process_finds_what_was_imported(bench: Bench) -> None:
@@ -262,7 +251,7 @@ async def test_a_load_that_is_given_up_frees_its_room_and_can_begin_anew(
     if kind == "reads":
         await bench.leave(0, Tier.SSD)
     with gate_on(kind) as gate:
-        given_up = asyncio.create_task(give_up_later(bench))
+        given_up = asyncio.create_task(bench.promote(0, Tier.DRAM))
         await assert_eventually(lambda: gate.begun)
         assert bench.pool.used_bytes > 0
         given_up.cancel()
@@ -284,7 +273,7 @@ async def test_a_load_that_all_have_given_up_ends(bench: Bench, kind: str) -> No
         await bench.leave(0, Tier.SSD)
     before = bench.on(Tier.SSD)
     with gate_on(kind) as gate:
-        both = [asyncio.create_task(give_up_later(bench)) for _ in range(2)]
+        both = [asyncio.create_task(bench.promote(0, Tier.DRAM)) for _ in range(2)]
         await assert_eventually(lambda: gate.begun)
         for one in both:
             one.cancel()
@@ -302,7 +291,7 @@ async def test_a_load_that_one_has_given_up_goes_on_for_the_others(bench: Bench,
     if kind == "reads":
         await bench.leave(0, Tier.SSD)
     with gate_on(kind) as gate:
-        leaving = asyncio.create_task(give_up_later(bench))
+        leaving = asyncio.create_task(bench.promote(0, Tier.DRAM))
         staying = asyncio.create_task(bench.promote(0, Tier.DRAM))
         await assert_eventually(lambda: gate.begun)
         await settle()
@@ -314,8 +303,3 @@ async def test_a_load_that_one_has_given_up_goes_on_for_the_others(bench: Bench,
         assert gate.begun == 1
     lease.release()
     assert not any(copy.leased for copy in bench.store.copies())
-
-
-async def give_up_later(bench: Bench) -> None:
-    """As a start does: whoever cancels it has no use for the checkpoint any more."""
-    await bench.store.promote(bench.model(0), None, Tier.DRAM, pack=True, give_up=True)

@@ -31,6 +31,7 @@ from tests.checkpoint.checkpoints import (
 from tests.checkpoint.remote.sources import HASTY
 from tests.checkpoint.remote.web import Hit, WebServer
 from tests.node.stores import Bench, settle
+from tests.processes import started
 from tests.support import assert_eventually, wait_until
 
 WEIGHTS = "model.safetensors"
@@ -236,7 +237,7 @@ def test_a_fetch_that_is_killed_goes_on_and_fetches_nothing_twice(
     command = [sys.executable, "-c", FETCH, web_server.url, str(tmp_path / "tier")]
     kills = 4
     for share in sorted(random.Random(seed).uniform(0.05, 0.9) for _ in range(kills)):
-        with subprocess.Popen(command) as process:
+        with started(command) as process:
             await_bytes(web_server, share * size, more_than=len(gets(web_server)) + 3)
             process.send_signal(signal.SIGKILL)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=100, check=True)

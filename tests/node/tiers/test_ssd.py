@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.checkpoint.checkpoints import (
     tensors_on_disk,
     write_model,
 )
+from tests.processes import started
 from tests.support import wait_until
 
 BUDGET = 1 << 20
@@ -231,7 +231,7 @@ while True:
 def test_a_kill_at_any_moment_leaves_whole_copies_or_none(tiers: Tiers, tmp_path: Path) -> None:
     source = write_model(tmp_path / "source")
     command = [sys.executable, "-c", IMPORT_FOREVER, str(source), str(tiers.directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         wait_until(lambda: len(list(tiers.directory.iterdir())) > 10)

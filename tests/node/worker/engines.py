@@ -20,6 +20,7 @@ class Results:
 
     tokens: dict[str, list[NewToken]] = field(default_factory=lambda: defaultdict(list))
     finished: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
 
     def take(self, step: Step) -> None:
@@ -29,6 +30,7 @@ class Results:
             self.tokens[token.request_id].append(token)
             if token.finish:
                 self.finished.add(token.request_id)
+        self.broken.update(step.broken)
 
     def ids(self, request_id: str) -> list[int]:
         """Token ids of a request."""
@@ -50,7 +52,7 @@ class Harness:
         for request in requests:
             self.engine.submit(request)
         results = Results()
-        while waiting - results.finished:
+        while waiting - results.finished - results.broken:
             results.take(self.steps.get(timeout=TIMEOUT))
         return results
 

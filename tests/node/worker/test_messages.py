@@ -24,8 +24,10 @@ from sllm.node.worker.messages import (
         Forked(1, 42),
         Serving(42),
         Exited(42, 9),
-        Describe(2, "/models/m", None),
-        Described(2, ModelDescription("LlamaForCausalLM", 512, 1536, "float32")),
+        Describe(2, "/models/m", None, ["0123456789abcdef"]),
+        Described(
+            2, ModelDescription("LlamaForCausalLM", 512, 1536, "float32"), "0123456789abcdef"
+        ),
         Failed(3, 9, "UNSUPPORTED_MODEL", "no", {"architecture": "X"}),
     ],
 )

@@ -1,10 +1,15 @@
-"""Attention of continuous batching, one sequence at a time, for devices where each row is paid for.
+"""Attention of continuous batching, one sequence at a time.
 
 transformers puts all sequences of a step one after the other, copies the keys and values of all for
 each head that shares them, and has every query meet the keys of every sequence under a mask: with n
 requests, n times what is needed. On a GPU that is one launch instead of n. On a CPU it is time.
+
+Models that torch's attention does not suit, such as those that cap its scores, bring a function of
+their own. On a paged cache transformers would put one in its place that leaves out what is special
+about it; here each sequence goes through the model's own, on every device.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from itertools import pairwise
@@ -15,14 +20,25 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-_NAMES = ("sdpa", "paged|sdpa")
-"""What transformers calls it; the second one before 5.18."""
+_TORCH = ("sdpa", "paged|sdpa")
+"""What transformers calls torch's attention; the second one before 5.18."""
+_OWN = "paged|eager"
+"""What it calls that of models with one of their own."""
+
+
+@cache
+def attend_as_models_do() -> None:
+    """Has models of this process that bring their own attention use it from now on."""
+    ALL_ATTENTION_FUNCTIONS[_OWN] = attend_own
 
 
 @cache
 def attend_by_sequence() -> None:
-    """Has all models of this process attend so from now on, wherever sequences are packed."""
-    for name in _NAMES:
+    """Has all models of this process attend so from now on, wherever sequences are packed.
+
+    For devices where each row is paid for.
+    """
+    for name in _TORCH:
         if name in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS[name] = by_sequence(ALL_ATTENTION_FUNCTIONS[name])
 
@@ -36,7 +52,7 @@ def by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def attend(module: Any, *args: Any, **kwargs: Any) -> Any:
-        borders = _borders(kwargs)
+        borders = _borders(module, kwargs)
         if borders is None:
             return forward(module, *args, **kwargs)
         with BySequence(*borders):
@@ -45,14 +61,61 @@ def by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
     return attend
 
 
-def _borders(kwargs: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
+def attend_own(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of transformers: each packed sequence by the model's own.
+
+    Args:
+        module: the layer that attends.
+        query: [1, heads, tokens, size].
+        key: [1, key heads, tokens, size], of the tokens that are not in the cache yet.
+        value: the same of the values.
+        attention_mask: [1, 1, queries, keys], over all sequences. None: each is causal.
+        **kwargs: what the layer gives its own function, and what continuous batching adds.
+
+    Returns:
+        [1, tokens, heads, size]; rows that only fill the batch up are zero.
+    """
+    own = sys.modules[module.__module__].eager_attention_forward
+    cache = kwargs.pop("cache")
+    key, value = cache.update(
+        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
+    )
+    queries, keys = kwargs.pop("cu_seq_lens_q").tolist(), kwargs.pop("cu_seq_lens_k").tolist()
+    found = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
+    for (begin, end), (first, last) in zip(pairwise(queries), pairwise(keys), strict=True):
+        mask = None if attention_mask is None else attention_mask[..., begin:end, first:last]
+        found[:, begin:end], _ = own(
+            module,
+            query[:, :, begin:end],
+            key[:, :, first:last],
+            value[:, :, first:last],
+            mask,
+            **kwargs,
+        )
+    return found, None
+
+
+def _borders(layer: Any, kwargs: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
     """Where sequences begin and end among queries and keys; None: nothing to take apart."""
     queries, keys = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
     if isinstance(keys, Mapping):  # by the kind of layer; which one this is the cache knows
-        keys = next(iter(keys.values())) if len(keys) == 1 else None
+        keys = next(iter(keys.values())) if len(keys) == 1 else _of_its_kind(layer, keys, kwargs)
     if queries is None or keys is None:
         return None
     return queries.tolist(), keys.tolist()
+
+
+def _of_its_kind(layer: Any, keys: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
+    allocators = getattr(kwargs.get("cache"), "layer_to_allocator", {})
+    allocator = allocators.get(getattr(layer, "layer_idx", None))
+    return None if allocator is None else keys.get(allocator.layer_type)
 
 
 class _Unrepeated:

@@ -46,6 +46,8 @@ class _Running:
     """None: not yet scheduled."""
     logprob: TokenLogprob | None = None
     """Of the token of this step."""
+    broken: bool = False
+    """Whether this step's logits are no numbers."""
 
     @property
     def position(self) -> int:
@@ -114,8 +116,19 @@ class Batch:
     def end_step(self, outputs: Sequence[GenerationOutput]) -> None:
         """Counts the tokens of a step and hands them on."""
         self._generated += len(outputs)
+        broken = tuple(output.request_id for output in outputs if self._break(output))
         tokens = [self._take(output) for output in outputs]
-        self._report(tuple(token for token in tokens if token))
+        self._report(tuple(token for token in tokens if token), broken)
+
+    def _break(self, output: GenerationOutput) -> bool:
+        """Ends a request whose logits were no numbers."""
+        running = self._requests.get(output.request_id)
+        if running is None or not running.broken:
+            return False
+        del self._requests[output.request_id]
+        if not output.is_finished():
+            self._leave_cache(output.request_id)
+        return True
 
     def _take(self, output: GenerationOutput) -> NewToken | None:
         running = self._requests.get(output.request_id)
@@ -146,7 +159,7 @@ class Batch:
             self._scheduler.set_request_cancellation(request_id)
         return FinishReason.LENGTH
 
-    def _report(self, tokens: tuple[NewToken, ...]) -> None:
+    def _report(self, tokens: tuple[NewToken, ...], broken: tuple[str, ...] = ()) -> None:
         scheduler = self._scheduler
         self.counters = Counters(
             steps=self._steps,
@@ -155,7 +168,7 @@ class Batch:
             waiting_requests=len(scheduler.waiting_requests) if scheduler else 0,
             cancelled_requests=self._cancelled,
         )
-        self._on_step(Step(tokens, self.counters))
+        self._on_step(Step(tokens, self.counters, broken))
 
 
 def _finish_reason(request: EngineRequest, token_id: int) -> FinishReason:
@@ -276,6 +289,11 @@ class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]  # u
     ) -> torch.Tensor:
         """Chooses tokens by logits, float32 [rows, vocabulary]; computes their logprobs."""
         rows = [(row, running) for row, running in enumerate(self._rows) if running]
+        # The largest is no number if any is none; tokens that are ruled out are at minus infinity.
+        sound = scores.amax(-1).isfinite().tolist()
+        for row, running in rows:
+            running.broken = not sound[row]
+        rows = [(row, running) for row, running in rows if sound[row]]
         drawing = [(row, r) for row, r in rows if not r.request.sampling.greedy]
         asking = [(row, r) for row, r in rows if r.request.logprobs is not None]
         if not drawing and not asking:

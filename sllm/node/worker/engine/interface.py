@@ -93,6 +93,8 @@ class Step:
     tokens: tuple[NewToken, ...]
     """In no particular order, at most one for each request. Empty: only counters changed."""
     counters: Counters
+    broken: tuple[str, ...] = ()
+    """Requests that have ended because the model gave no numbers to draw a token by."""
 
 
 @dataclass(frozen=True, slots=True)

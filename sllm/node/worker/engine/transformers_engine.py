@@ -18,7 +18,7 @@ from transformers.generation.continuous_batching.continuous_api import Backgroun
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 
 from sllm.errors import NoCapacity
-from sllm.node.worker.engine.attention import attend_by_sequence
+from sllm.node.worker.engine.attention import attend_as_models_do, attend_by_sequence
 from sllm.node.worker.engine.batch import Batch, Router, Sampler, Scheduler
 from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, Step
 
@@ -55,6 +55,7 @@ class TransformersEngine:
         self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
     ) -> None:
         """See `Engine.start`."""
+        attend_as_models_do()
         if self._model.device.type == "cpu":
             attend_by_sequence()
         batch = self._batch = Batch(on_step)

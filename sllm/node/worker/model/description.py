@@ -9,9 +9,22 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.model.refusing import refusing
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 """Those that transformers' paged cache knows."""
+_COUNTS = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""Fields that hold a positive number, where they hold anything."""
+_MOST = 2**31 - 1
+_UNUSABLE = "the model's config.json cannot be used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,47 +41,55 @@ def load_architecture(directory: Path) -> Architecture:
     Raises:
         UnsupportedModel: The engine cannot run this architecture; names it.
     """
-    try:
+    with refusing(_UNUSABLE):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModel(f"the model's config.json cannot be used: {error}") from error
-    name = _name(config)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _unsupported(name, "is not a causal language model that transformers knows")
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if name != model_class.__name__:
-        raise _unsupported(name, f"is not {model_class.__name__}, which is what generates text")
-    _check(name, config, model_class)
-    return Architecture(config, model_class)
-
-
-def describe(directory: Path, dtype: str | None) -> ModelDescription:
-    """What the model in `directory` needs.
-
-    Args:
-        directory: has `config.json`; weights are not looked at.
-        dtype: name of a torch dtype that the weights are converted to. None: as stored.
-
-    Raises:
-        UnsupportedModel: The engine cannot run it.
-    """
-    return describe_config(load_architecture(directory).config, dtype)
+        return _architecture(config)
 
 
 def describe_config(config: Any, dtype: str | None) -> ModelDescription:
-    """The same, of a configuration that has been loaded."""
-    resolved = _dtype(dtype) if dtype else config.dtype or torch.float32
-    return ModelDescription(
-        architecture=_name(config),
-        context_tokens=context_tokens(config),
-        kv_bytes_per_token=kv_bytes_per_token(config, resolved),
-        dtype=str(resolved).removeprefix("torch."),
-    )
+    """What the model of a configuration needs.
+
+    Args:
+        config: as `load_architecture` gives it.
+        dtype: name of a torch dtype that the weights are converted to. None: as stored.
+
+    Raises:
+        UnsupportedModel: The configuration says nothing that can be used.
+    """
+    with refusing(_UNUSABLE):
+        resolved = _dtype(dtype) if dtype else config.dtype or torch.float32
+        return ModelDescription(
+            architecture=_name(config),
+            context_tokens=context_tokens(config),
+            kv_bytes_per_token=kv_bytes_per_token(config, resolved),
+            dtype=str(resolved).removeprefix("torch."),
+        )
 
 
 def context_tokens(config: Any) -> int:
-    """Tokens that the model's positions allow."""
-    return int(config.get_text_config().max_position_embeddings)
+    """Tokens that one request may have.
+
+    As many as the model's positions allow. Where their rotation changes for the whole sequence once
+    it has outgrown the context that the model was trained on ("longrope"), that context: keys in
+    the cache were rotated the old way, and others in the batch would be rotated the new way.
+    """
+    text = config.get_text_config()
+    whole = int(text.max_position_embeddings)
+    original = [
+        scaling.get("original_max_position_embeddings")
+        or getattr(text, "original_max_position_embeddings", None)
+        for scaling in rope_scalings(text)
+        if scaling.get("rope_type") == "longrope"
+    ]
+    return min([whole, *(int(tokens) for tokens in original if tokens)])
+
+
+def rope_scalings(text: Any) -> list[dict[str, Any]]:
+    """How positions are rotated: one record, or one for each kind of layer."""
+    found = getattr(text, "rope_parameters", None)
+    if not isinstance(found, dict):
+        return []
+    return [found, *(scaling for scaling in found.values() if isinstance(scaling, dict))]
 
 
 def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
@@ -79,7 +100,23 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     return int(2 * text.num_hidden_layers * heads * head_dim * dtype.itemsize)
 
 
-def _check(name: str, config: Any, model_class: Any) -> None:
+def _architecture(config: Any) -> Architecture:
+    name = _name(config)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _unsupported(name, "is not a causal language model that transformers knows")
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if name != model_class.__name__:
+        raise _unsupported(name, f"is not {model_class.__name__}, which is what generates text")
+    check_config(name, config, model_class)
+    return Architecture(config, model_class)
+
+
+def check_config(name: str, config: Any, model_class: Any) -> None:
+    """Refuses what the engine is known not to run, and numbers that cannot be.
+
+    Raises:
+        UnsupportedModel: Names the architecture and the field.
+    """
     text = config.get_text_config()
     foreign = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
     if foreign:
@@ -89,6 +126,31 @@ def _check(name: str, config: Any, model_class: Any) -> None:
         raise _unsupported(name, "does not take a paged attention cache")
     if getattr(text, "max_position_embeddings", None) is None:
         raise _unsupported(name, "does not say how many positions it has")
+    _check_not_quantized(name, config)
+    _check_counts(text)
+
+
+def _check_not_quantized(name: str, config: Any) -> None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return
+    if not isinstance(settings, dict):
+        settings = settings.to_dict() if hasattr(settings, "to_dict") else {}
+    method = settings.get("quant_method") or "a method that it does not name"
+    raise UnsupportedModel(
+        f"{name} is quantised ({method!s:.40}, by quantization_config in its config.json), which "
+        "is not supported; deploy a copy whose weights are plain floating point numbers",
+        metadata={"architecture": name},
+    )
+
+
+def _check_counts(text: Any) -> None:
+    for field in _COUNTS:
+        value = getattr(text, field, None)
+        if value is not None and not (isinstance(value, int) and 1 <= value <= _MOST):
+            raise UnsupportedModel(
+                f"{_UNUSABLE}: {field} is {value!r:.40}, and must be a number from 1 to {_MOST}"
+            )
 
 
 def _unsupported(name: str, why: str) -> UnsupportedModel:
@@ -101,7 +163,8 @@ def _unsupported(name: str, why: str) -> UnsupportedModel:
 
 def _name(config: Any) -> str:
     names = getattr(config, "architectures", None)
-    return str(names[0]) if names else f"a model without `architectures` ({config.model_type})"
+    name = str(names[0]) if names else f"a model without `architectures` ({config.model_type})"
+    return name[:200]
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -11,10 +11,12 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.model.description import Architecture, load_architecture
+from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.model.stand_ins import StandIns
 from sllm.node.worker.model.text import Vocabulary
 
 _NAMES_SHOWN = 3
+_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def load_files(directory: Path) -> ModelFiles:
         architecture=architecture,
         tokenizer=tokenizer,
         vocabulary=make_vocabulary(tokenizer),
-        stop_token_ids=_stop_token_ids(directory, architecture.config),
+        stop_token_ids=_stop_token_ids(directory, architecture.config, tokenizer),
     )
 
 
@@ -60,7 +62,9 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
             for byte in range(256)
             if (token_id := backend.token_to_id(f"<0x{byte:02X}>")) is not None
         ),
-        skipped_token_ids=frozenset(token_id for token_id, token in added.items() if token.special),
+        special_tokens={
+            token_id: token.content for token_id, token in added.items() if token.special
+        },
     )
 
 
@@ -70,7 +74,7 @@ def build_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]
     Raises:
         UnsupportedModel: The weights are not those that the architecture needs.
     """
-    try:
+    with refusing("the weights do not fit the model's config.json"):
         module, found = architecture.model_class.from_pretrained(
             None,
             config=architecture.config,
@@ -79,10 +83,6 @@ def build_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]
             ignore_mismatched_sizes=True,  # they are named below, like the rest
             output_loading_info=True,
         )
-    except RuntimeError as error:
-        raise UnsupportedModel(
-            f"the weights do not fit the model's config.json: {error}"
-        ) from error
     _check("lacks", found["missing_keys"])
     _check("has, beside what the model needs,", found["unexpected_keys"])
     _check("has in another shape", {name for name, *_ in found["mismatched_keys"]})
@@ -124,10 +124,8 @@ def prevailing_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
 
 
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    try:
+    with refusing("the model's tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # whatever a broken file leads to, in many formats
-        raise UnsupportedModel(f"the model's tokenizer cannot be loaded: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UnsupportedModel(
             f"the tokenizer {type(tokenizer).__name__} is not one of the tokenizers library; "
@@ -136,12 +134,29 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _stop_token_ids(directory: Path, config: Any) -> frozenset[int]:
-    """As `generate` has it: the generation's configuration goes before the model's."""
-    source = config
-    if (directory / "generation_config.json").exists():
-        source = GenerationConfig.from_pretrained(directory)
-    ids = source.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list) else [ids])
+def _stop_token_ids(
+    directory: Path, config: Any, tokenizer: PreTrainedTokenizerFast
+) -> frozenset[int]:
+    """Every token that any of the model's files calls the end of a text.
+
+    Files disagree often, as when a model was tuned for conversation: each names one that ends text.
+    """
+    named = {
+        "config.json": (config.eos_token_id, config.get_text_config().eos_token_id),
+        "the tokenizer": (tokenizer.eos_token_id,),
+    }
+    if (directory / _GENERATION).exists():
+        with refusing(f"the model's {_GENERATION} cannot be used"):
+            named[_GENERATION] = (GenerationConfig.from_pretrained(directory).eos_token_id,)
+    return frozenset(
+        token for file, values in named.items() for value in values for token in _ids(file, value)
+    )
+
+
+def _ids(file: str, value: Any) -> list[int]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in ids):
+        raise UnsupportedModel(
+            f"eos_token_id in {file} is {value!r:.80}, and must be a token id or a list of them"
+        )
+    return ids

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
-from sllm.errors import ContextExceeded, InvalidPrompt, NoChatTemplate
+from sllm.errors import ContextExceeded, InvalidPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +36,28 @@ class Conversation:
     messages: tuple[ChatMessage, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A conversation as the model's chat template writes it, special tokens included."""
+
+    text: str
+
+
 Prompt = TextPrompt | TokenPrompt | Conversation
 
 
-def encode(prompt: Prompt, tokenizer: Any, vocabulary_size: int) -> tuple[int, ...]:
+def encode(
+    prompt: TextPrompt | TokenPrompt | RenderedPrompt, tokenizer: Any, vocabulary_size: int
+) -> tuple[int, ...]:
     """The prompt's token ids. Takes a while for long ones.
 
     Args:
-        prompt: what the caller sent.
+        prompt: what the caller sent; a conversation has been rendered.
         tokenizer: the model's, from transformers.
         vocabulary_size: token ids that the model knows are less than this.
 
     Raises:
-        InvalidPrompt: It has no tokens, or one that the model does not know, or is a
-            conversation that the chat template refuses.
-        NoChatTemplate: It is a conversation, and the model has no chat template.
+        InvalidPrompt: It has no tokens, or one that the model does not know.
     """
     tokens = _tokens(prompt, tokenizer)
     if not tokens:
@@ -94,26 +99,12 @@ def token_allowance(prompt_tokens: int, max_tokens: int | None, context_tokens: 
     return max_tokens if max_tokens is not None else context_tokens - prompt_tokens
 
 
-def _tokens(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
+def _tokens(prompt: TextPrompt | TokenPrompt | RenderedPrompt, tokenizer: Any) -> tuple[int, ...]:
     match prompt:
         case TokenPrompt(token_ids):
             return token_ids
         case TextPrompt(text):
             return tuple(tokenizer(text)["input_ids"])
-        case Conversation(messages):
+        case RenderedPrompt(text):
             # The template writes the special tokens itself.
-            return tuple(
-                tokenizer(_render(messages, tokenizer), add_special_tokens=False)["input_ids"]
-            )
-
-
-def _render(messages: Sequence[ChatMessage], tokenizer: Any) -> str:
-    if not tokenizer.chat_template:
-        raise NoChatTemplate("this model has no chat template; send text or token ids instead")
-    conversation = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        return str(
-            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise InvalidPrompt(f"the chat template refuses these messages: {error}") from error
+            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,6 +1,6 @@
 """From tokens to text, as they come: never half a character, never a part of a stop string."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Decode = Callable[[Sequence[int]], str]
@@ -18,8 +18,8 @@ class Vocabulary:
     byte_token_ids: frozenset[int]
     """Tokens that are single bytes, such as <0xE6>. Their text depends on the whole run of them:
     a byte that does not fit makes every character of the run unreadable."""
-    skipped_token_ids: frozenset[int]
-    """Special tokens, for which `decode` gives nothing."""
+    special_tokens: Mapping[int, str]
+    """Special tokens and how they are written; `decode` gives nothing for them."""
 
 
 class Detokenizer:
@@ -36,7 +36,7 @@ class Detokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._decode = vocabulary.decode
         self._byte_token_ids = vocabulary.byte_token_ids
-        self._skipped_token_ids = vocabulary.skipped_token_ids
+        self._special_tokens = vocabulary.special_tokens
         self._tokens: list[int] = []
         """From the anchor on."""
         self._given = 0
@@ -44,7 +44,7 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """What the text has grown by with this token; often nothing."""
-        if token_id in self._skipped_token_ids:
+        if token_id in self._special_tokens:
             return ""
         self._tokens.append(token_id)
         if token_id in self._byte_token_ids:
@@ -70,46 +70,76 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a text that grows before the first of some strings to appear."""
+    """Cuts a text that grows before the first of some strings to appear.
 
-    def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = tuple(strings)
+    Special tokens are no part of the text. A string that has one in it is looked for in the text
+    with its special tokens, any other in the text without them.
+    """
+
+    def __init__(self, strings: Sequence[str], special: Sequence[str] = ()) -> None:
+        """`special` is how special tokens are written."""
+        marked = {string for string in strings if any(one in string for one in special if one)}
+        self._marked = tuple(marked)
+        self._plain = tuple(set(strings) - marked)
         self._held = ""
-        """The end of the text so far, which may be the beginning of a stop string."""
+        """The end of all there is so far, which may be the beginning of a stop string."""
+        self._shown: list[int] = []
+        """Which of its letters are not those of special tokens: their places in it."""
 
-    def push(self, grown: str) -> tuple[str, str | None]:
-        """What may be given out of the text so far, and the stop string that it has met."""
-        if not self._strings:
+    def push(self, grown: str, special: str = "") -> tuple[str, str | None]:
+        """What may be given out of the text so far, and the stop string that it has met.
+
+        Args:
+            grown: what the text has grown by.
+            special: the special token that has come after it.
+        """
+        if not (self._marked or self._plain):
             return grown, None
-        text = self._held + grown
-        met = self._first_in(text)
+        begin = len(self._held)
+        self._shown.extend(range(begin, begin + len(grown)))
+        self._held += grown + special
+        met = self._first_met()
         if met is not None:
-            self._held = ""
-            return text[: text.index(met)], met
-        start = len(text) - self._ambiguous(text)
-        self._held = text[start:]
-        return text[:start], None
+            start, string = met
+            return self._give(start, forget=True), string
+        return self._give(self._ambiguous()), None
 
     def flush(self) -> str:
         """What was held back, now that no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        return self._give(len(self._held))
 
-    def _first_in(self, text: str) -> str | None:
-        """The stop string that is complete first; of two that end together, the longer.
+    def _give(self, end: int, *, forget: bool = False) -> str:
+        """The text before a place, which is not held any longer."""
+        given = "".join(self._held[place] for place in self._shown if place < end)
+        self._held = "" if forget else self._held[end:]
+        self._shown = [] if forget else [place - end for place in self._shown if place >= end]
+        return given
 
-        So it does not matter in which pieces the text has come.
+    def _first_met(self) -> tuple[int, str] | None:
+        """Where the stop string begins that is complete first, and which it is.
+
+        Of two that end together, the longer. So it does not matter in which pieces the text comes.
         """
-        found = [string for string in self._strings if string in text]
-        return min(
-            found,
-            key=lambda string: (text.index(string) + len(string), -len(string)),
-            default=None,
-        )
+        text = self._text()
+        marked = [(self._held.find(string), string) for string in self._marked]
+        spans = [(at, at + len(string), string) for at, string in marked if at >= 0]
+        for string in self._plain:
+            if (at := text.find(string)) >= 0:
+                last = self._shown[at + len(string) - 1]
+                spans.append((self._shown[at], last + 1, string))
+        start, _, met = min(spans, key=lambda span: (span[1], span[0]), default=(0, 0, None))
+        return None if met is None else (start, met)
 
-    def _ambiguous(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop string."""
-        return max(_overlap(text, string) for string in self._strings)
+    def _ambiguous(self) -> int:
+        """Where the longest end begins that may become a stop string."""
+        text, whole = self._text(), len(self._held)
+        marked = [whole - _overlap(self._held, string) for string in self._marked]
+        overlaps = [_overlap(text, string) for string in self._plain]
+        plain = [self._shown[len(text) - overlap] for overlap in overlaps if overlap]
+        return min([*marked, *plain], default=whole)
+
+    def _text(self) -> str:
+        return "".join(self._held[place] for place in self._shown)
 
 
 def _overlap(text: str, string: str) -> int:
@@ -132,11 +162,13 @@ class TextStream:
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = ()) -> None:
         self._detokenizer = Detokenizer(vocabulary)
-        self._stops = StopStrings(stop)
+        self._special_tokens = vocabulary.special_tokens
+        self._stops = StopStrings(stop, tuple(self._special_tokens.values()) if stop else ())
 
     def push(self, token_id: int) -> TextDelta:
         """Takes the next token; nothing is pushed after a stop string was met."""
-        return TextDelta(*self._stops.push(self._detokenizer.push(token_id)))
+        grown = self._detokenizer.push(token_id)
+        return TextDelta(*self._stops.push(grown, self._special_tokens.get(token_id, "")))
 
     def finish(self) -> TextDelta:
         """What was held back, now that no more tokens come."""

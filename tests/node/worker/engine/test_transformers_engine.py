@@ -127,6 +127,45 @@ def test_no_logprobs_unless_asked_for(harness: Harness) -> None:
     assert all(token.logprob is None for token in results.tokens[plain.request_id])
 
 
+def poison(model: Any, poisonous: int, value: float) -> None:
+    """Makes one token mean no number, and with it all that follows that token."""
+
+    def spoil(_: Any, asked: tuple[torch.Tensor], embedded: torch.Tensor) -> torch.Tensor:
+        return embedded.masked_fill((asked[0] == poisonous).unsqueeze(-1), value)
+
+    model.get_input_embeddings().register_forward_hook(spoil)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("family", ["tiny-llama", "tiny-gpt2"])
+def test_logits_that_are_no_numbers_end_their_request_and_no_other(
+    models: Path, family: str, value: float
+) -> None:
+    model = load(models / family)
+    expected = (
+        load(models / family)
+        .generate(torch.tensor([PROMPTS[1]]), max_new_tokens=6, do_sample=False, eos_token_id=-1)[
+            0, len(PROMPTS[1]) :
+        ]
+        .tolist()
+    )
+    poison(model, 999, value)
+    bad = [
+        request((3, 999, 5), max_tokens=6),
+        request((4, 999, 5), max_tokens=1, logprobs=2),
+        request((5, 999, 5), max_tokens=6, sampling=Sampling(seed=1), logprobs=0),
+    ]
+    good = request(PROMPTS[1], max_tokens=6)
+    with running(model) as harness:
+        results = harness.generate([*bad, good])
+        assert results.broken == {r.request_id for r in bad}
+        assert not any(results.tokens[r.request_id] for r in bad)
+        assert results.ids(good.request_id) == expected
+        again = request(PROMPTS[1], max_tokens=6)
+        assert harness.generate([again]).ids(again.request_id) == expected
+        wait_until(lambda: not harness.engine.counters.running_requests)
+
+
 def test_a_stop_token_is_the_last(harness: Harness) -> None:
     free = request(sampling=Sampling(temperature=2, seed=3))
     tokens = harness.generate([free]).ids(free.request_id)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from sllm.errors import UnsupportedModel
-from sllm.node.worker.model.description import describe, load_architecture
+from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.model.description import describe_config, load_architecture
 from sllm.node.worker.model.module import build_module, load_files
 from tests.node.worker.conftest import FAMILIES
 
@@ -78,6 +79,10 @@ def test_weights_that_are_not_the_models_are_refused_by_name(
         build_module(load_architecture(models / "tiny-llama"), weights)
 
 
+def describe(directory: Path, dtype: str | None) -> ModelDescription:
+    return describe_config(load_architecture(directory).config, dtype)
+
+
 def test_a_model_is_described_by_its_configuration(models: Path) -> None:
     description = describe(models / "tiny-llama", None)
     assert description.architecture == "LlamaForCausalLM"
@@ -120,18 +125,47 @@ def test_an_unknown_dtype_is_refused(directory: Path) -> None:
         describe(directory, "float17")
 
 
+def named_by_the_others(directory: Path) -> set[int]:
+    files = load_files(directory)
+    return {files.architecture.config.eos_token_id, files.tokenizer.eos_token_id} - {None}
+
+
 @pytest.mark.parametrize(("ids", "expected"), [(7, {7}), ([7, 9], {7, 9}), (None, set())])
 def test_the_generation_configuration_says_what_ends_a_text(
     directory: Path, ids: Any, expected: set[int]
 ) -> None:
     rewrite(directory / "generation_config.json", eos_token_id=ids)
-    assert load_files(directory).stop_token_ids == expected
+    assert load_files(directory).stop_token_ids == expected | named_by_the_others(directory)
 
 
-def test_without_one_the_models_configuration_does(directory: Path) -> None:
-    (directory / "generation_config.json").unlink()
+def test_so_do_the_models_configuration_and_the_tokenizer(directory: Path) -> None:
     rewrite(directory / "config.json", eos_token_id=11)
-    assert load_files(directory).stop_token_ids == {11}
+    rewrite(directory / "generation_config.json", eos_token_id=12)
+    tokenizer = load_files(directory).tokenizer
+    other = tokenizer.convert_ids_to_tokens(13)
+    rewrite(directory / "tokenizer_config.json", eos_token=other)
+    assert load_files(directory).stop_token_ids == {11, 12, 13}
+    (directory / "generation_config.json").unlink()
+    assert load_files(directory).stop_token_ids == {11, 13}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[1, 2]", "generation_config.json"),
+        ("{", "generation_config.json"),
+        ('{"max_new_tokens": 0}', "max_new_tokens"),
+        ('{"eos_token_id": [[2]]}', "eos_token_id"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id"),
+        ("[" * 100_000, "generation_config.json"),
+    ],
+)
+def test_generation_settings_that_cannot_be_used_are_refused(
+    directory: Path, content: str, match: str
+) -> None:
+    (directory / "generation_config.json").write_text(content)
+    with pytest.raises(UnsupportedModel, match=match):
+        load_files(directory)
 
 
 def test_a_broken_tokenizer_is_refused(directory: Path) -> None:

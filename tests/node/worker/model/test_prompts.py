@@ -5,17 +5,19 @@ import pytest
 from transformers import AutoTokenizer
 
 from sllm.errors import ContextExceeded, InvalidPrompt, NoChatTemplate
+from sllm.node.worker.model import templates
 from sllm.node.worker.model.prompts import (
     ChatMessage,
     Conversation,
-    Prompt,
     TextPrompt,
     TokenPrompt,
     encode,
     token_allowance,
 )
+from sllm.node.worker.model.templates import render
 
 VOCABULARY = 1024
+HELLO = Conversation((ChatMessage("user", "Hello"),))
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_tokens_are_taken_as_they_are(tokenizer: Any) -> None:
 
 
 def test_a_conversation_is_rendered_with_the_template(tokenizer: Any) -> None:
-    tokens = encode(Conversation((ChatMessage("user", "Hello"),)), tokenizer, VOCABULARY)
+    tokens = encode(render(HELLO, tokenizer), tokenizer, VOCABULARY)
     messages = [{"role": "user", "content": "Hello"}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     assert list(tokens) == expected["input_ids"]
@@ -48,8 +50,7 @@ def test_a_token_that_the_model_does_not_know_is_named(tokenizer: Any, token: in
 
 def test_a_prompt_without_tokens_is_refused(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.post_processor = None  # a tokenizer that adds nothing
-    prompts: list[Prompt] = [TextPrompt(""), TokenPrompt(())]
-    for prompt in prompts:
+    for prompt in (TextPrompt(""), TokenPrompt(())):
         with pytest.raises(InvalidPrompt, match="empty"):
             encode(prompt, tokenizer, VOCABULARY)
 
@@ -57,7 +58,7 @@ def test_a_prompt_without_tokens_is_refused(tokenizer: Any) -> None:
 def test_a_conversation_needs_a_template(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(NoChatTemplate):
-        encode(Conversation((ChatMessage("user", "Hello"),)), tokenizer, VOCABULARY)
+        encode(render(HELLO, tokenizer), tokenizer, VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +68,43 @@ def test_a_conversation_needs_a_template(tokenizer: Any) -> None:
         "{{ messages[9].content }}",
         "{% if %}",
         "{{ messages | length + 'a' }}",
+        "{% for _ in range(10000000) %}{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ {}['role'].x }}",
+        "{{ messages[0].nothing.more }}",
+        "{{ [][3] + 1 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ (10 ** 10000) ** 10000 }}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ ['x'] * 10 ** 10 }}",
     ],
 )
 def test_a_template_that_fails_blames_the_prompt(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(InvalidPrompt, match="chat template"):
-        encode(Conversation((ChatMessage("user", "Hello"),)), tokenizer, VOCABULARY)
+        encode(render(HELLO, tokenizer), tokenizer, VOCABULARY)
+
+
+@pytest.mark.parametrize("body", ["", "{{ 'x' * 100 }}"], ids=["silent", "writing"])
+def test_a_template_that_loops_for_ever_is_given_up(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.setattr(templates, "RENDER_SECONDS", 0.2)
+    nested = "{% for _ in range(90000) %}" * 4 + body + "{% endfor %}" * 4
+    tokenizer.chat_template = nested
+    with pytest.raises(InvalidPrompt, match="takes more than"):
+        render(HELLO, tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert render(HELLO, tokenizer).text == "Hello"
+
+
+def test_what_a_template_adds_is_bounded(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "ADDED_LETTERS", 1000)
+    tokenizer.chat_template = "{{ 'x' * 503 }}{{ 'x' * 503 }}"
+    with pytest.raises(InvalidPrompt, match="1006 letters"):
+        render(HELLO, tokenizer)
+    tokenizer.chat_template = "{{ 'x' * 502 }}{{ 'x' * 503 }}"
+    assert len(render(HELLO, tokenizer).text) == 1005
 
 
 def test_the_allowance_is_what_was_asked_for_or_what_is_left() -> None:

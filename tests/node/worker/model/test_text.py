@@ -1,5 +1,6 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
@@ -53,7 +54,7 @@ VOCABULARIES = {
 SINGLE_LETTERS = Vocabulary(
     decode=lambda tokens: "".join(map(chr, tokens)),
     byte_token_ids=frozenset(),
-    skipped_token_ids=frozenset(),
+    special_tokens={},
 )
 
 names = pytest.mark.parametrize("name", TOKENIZERS)
@@ -156,6 +157,63 @@ def test_a_stop_string_may_be_met_by_what_was_held_back() -> None:
     assert stop == "\ufffd"
 
 
+@given(
+    pieces=st.lists(st.one_of(st.text("ab<", max_size=3), st.sampled_from(["<a>", "<b>"]))),
+    stops=st.lists(
+        st.sampled_from(["<a>", "a<a>", "<a><b>", "b<b>a", "ab", "a<", "<b>b"]), max_size=4
+    ),
+)
+def test_a_stop_string_with_a_special_token_is_looked_for_in_the_text_with_them(
+    pieces: list[str], stops: list[str]
+) -> None:
+    """Compared with one look at the whole, letter by letter."""
+    special = ("<a>", "<b>")
+    stream, given_out, met = StopStrings(stops, special), "", None
+    for piece in pieces:
+        grown, met = stream.push(
+            "" if piece in special else piece, piece if piece in special else ""
+        )
+        given_out += grown
+        if met:
+            break
+    given_out += "" if met else stream.flush()
+    assert (given_out, bool(met)) == cut_whole(pieces, stops, special)
+
+
+def cut_whole(pieces: list[str], stops: list[str], special: tuple[str, ...]) -> tuple[str, bool]:
+    whole = [(letter, piece not in special) for piece in pieces for letter in piece]
+    ends = list(accumulate(map(len, pieces)))
+    for end in ends:
+        spans = []
+        marked = "".join(letter for letter, _ in whole[:end])
+        places = [place for place, (_, shown) in enumerate(whole[:end]) if shown]
+        text = "".join(marked[place] for place in places)
+        for stop in stops:
+            if any(one in stop for one in special):
+                if (at := marked.find(stop)) >= 0:
+                    spans.append((at + len(stop), at))
+            elif (at := text.find(stop)) >= 0:
+                spans.append((places[at + len(stop) - 1] + 1, places[at]))
+        if spans:
+            _, start = min(spans)
+            return "".join(letter for letter, shown in whole[:start] if shown), True
+    return "".join(letter for letter, shown in whole if shown), False
+
+
+def test_a_special_token_is_met_as_a_stop_string() -> None:
+    vocabulary = Vocabulary(
+        decode=lambda tokens: "".join(chr(token) for token in tokens if token),
+        byte_token_ids=frozenset(),
+        special_tokens={0: "<|end|>"},
+    )
+    parts, stop = deltas(TextStream(vocabulary, ["<|end|>"]), [*map(ord, "so"), 0, ord("x")])
+    assert ("".join(parts), stop) == ("so", "<|end|>")
+    parts, stop = deltas(TextStream(vocabulary, ["o<|end|>x"]), [*map(ord, "so"), 0, ord("x")])
+    assert ("".join(parts), stop) == ("s", "o<|end|>x")
+    parts, stop = deltas(TextStream(vocabulary, ["ox"]), [*map(ord, "so"), 0, ord("x")])
+    assert ("".join(parts), stop) == ("s", "ox")
+
+
 def test_special_tokens_without_end_cost_nothing() -> None:
     decoded: list[int] = []
 
@@ -163,7 +221,7 @@ def test_special_tokens_without_end_cost_nothing() -> None:
         decoded.append(len(tokens))
         return "x" * len(tokens)
 
-    vocabulary = Vocabulary(decode, frozenset(), skipped_token_ids=frozenset({0}))
+    vocabulary = Vocabulary(decode, frozenset(), special_tokens={0: "<s>"})
     parts, _ = deltas(TextStream(vocabulary), [1, *[0] * 1000, 1])
     assert "".join(parts) == "xx"
     assert max(decoded) <= 2

@@ -8,7 +8,7 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.clock import ManualClock
-from sllm.control.operations.watch import _KEPT, Watch
+from sllm.control.operations.cluster_watch import _KEPT, ClusterWatch
 from sllm.control.state.state import State
 from sllm.control.types.reports import Full, Report
 from sllm.control.types.views import ClusterDelta, ClusterState
@@ -110,7 +110,7 @@ async def _change(state: State, clock: ManualClock, revision: int) -> None:
 
 async def test_a_reader_that_cannot_follow_gets_all_of_it_again() -> None:
     state, clock = State(), ManualClock()
-    watch = Watch(state, clock)
+    watch = ClusterWatch(state, clock)
     reader = watch.follow()
     assert isinstance((await anext(reader)).body, ClusterState)
     await asyncio.sleep(0)
@@ -131,7 +131,7 @@ async def test_a_reader_that_cannot_follow_gets_all_of_it_again() -> None:
 
 async def test_nobody_looks_when_nobody_watches() -> None:
     state, clock = State(), ManualClock()
-    watch = Watch(state, clock)
+    watch = ClusterWatch(state, clock)
     reader = watch.follow()
     await anext(reader)
     await reader.aclose()

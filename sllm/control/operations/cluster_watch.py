@@ -74,7 +74,7 @@ def _part(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> Part[Entry
     )
 
 
-class Watch:
+class ClusterWatch:
     """Follows the state while anybody watches it. What is kept for readers is bounded.
 
     It looks every so often rather than being told: a change is made of many events in many

@@ -1,0 +1,101 @@
+"""Gives requests to instances: those that wait, those that have moved, those that are read on."""
+
+from sllm.clock import Clock
+from sllm.control.cluster.instances import Instance
+from sllm.control.orchestration.agenda import Agenda
+from sllm.control.orchestration.launcher import Launcher
+from sllm.control.placement import placement
+from sllm.control.requests.tickets import Assignment, Ticket
+from sllm.control.state.state import State
+from sllm.control.wire.node_client import Node, Nodes
+
+
+class Dispatcher:
+    """The only one that takes slots of instances for requests, and gives them back."""
+
+    def __init__(
+        self, state: State, nodes: Nodes, launcher: Launcher, agenda: Agenda, clock: Clock
+    ) -> None:
+        self._state = state
+        self._nodes = nodes
+        self._launcher = launcher
+        self._agenda = agenda
+        self._clock = clock
+
+    # --- requests that wait -------------------------------------------------------------------
+
+    def enqueue(self, ticket: Ticket) -> None:
+        """Puts a request into its line; it has an instance at once if one has a free slot."""
+        self._state.queue.add(ticket)
+        self.dispatch(ticket.deployment)
+        if ticket.assignment is None:
+            self._agenda.wake(ticket.deployment)
+            start = self._state.first_start(ticket.deployment)
+            if start and start.loading:
+                ticket.show(start.loading)
+
+    def requeue(self, ticket: Ticket) -> None:
+        """Puts a request back into its line: its instance is gone."""
+        self._state.queue.add(ticket)
+        self._agenda.wake(ticket.deployment)
+
+    def dispatch(self, name: str) -> None:
+        """Gives waiting requests to instances with free slots, oldest first."""
+        state, need = self._state, self._state.needs.get(name)
+        while need and state.queue.head(name):
+            picked_at = self._clock.now()
+            instances = state.fleet.instances_of(name)
+            instance = placement.free_instance(instances, state.slots.uses, need.max_concurrency)
+            if instance is None:
+                return
+            assignment = self._take(instance, name, picked_at)
+            state.queue.pop(name).assign(assignment)
+            self._agenda.wake(name)  # one that is as busy as it should be may want another beside
+
+    # --- requests that go on ------------------------------------------------------------------
+
+    def arrive(self, ticket: Ticket, instance_id: str) -> Assignment | None:
+        """Where a request that has moved is now; None if that is gone already."""
+        instance = self._state.fleet.instance(instance_id)
+        if instance is None or instance_id not in self._state.slots.uses:
+            return None
+        return self._take(instance, ticket.deployment, self._clock.now())
+
+    def reattach(self, ticket: Ticket) -> bool:
+        """Gives a request whose caller reads on to the instance that goes on with it, if any."""
+        for instance in self._state.fleet.instances_of(ticket.deployment):
+            if ticket.request_id in instance.unread:
+                assignment = self.arrive(ticket, instance.instance_id)
+                if assignment:
+                    ticket.assign(assignment)
+                    return True
+        return False
+
+    def unread_on(self, request_id: str) -> Node | None:
+        """The node that goes on with a request although nobody reads it. None: none does."""
+        for instance in self._state.fleet.known_instances():
+            if request_id in instance.unread:
+                return self._nodes.by_id.get(instance.node_id)
+        return None
+
+    def _take(self, instance: Instance, deployment: str, now: float) -> Assignment:
+        """Takes a slot of an instance."""
+        self._state.slots.take(instance.instance_id, deployment, now)
+        node = self._nodes.by_id[instance.node_id]
+        return Assignment(instance, node, self._state.records.get(instance.instance_id), now)
+
+    # --- requests that leave ------------------------------------------------------------------
+
+    def released(self, ticket: Ticket, assignment: Assignment) -> None:
+        """A request has left its instance."""
+        instance_id, now = assignment.instance.instance_id, self._clock.now()
+        idle = self._state.slots.release(instance_id, now, ticket.keep_alive)
+        if idle:
+            self._agenda.wake(ticket.deployment)
+            self._agenda.wake_for_room()
+        else:
+            self.dispatch(ticket.deployment)
+
+    def instance_failed(self, instance: Instance) -> None:
+        """An instance has failed a request: it gets no more, and ends if it has not yet."""
+        self._launcher.dismiss(instance.instance_id)

@@ -1,0 +1,136 @@
+"""What a start will need, tried beforehand: each step refuses a model with a reason of its own."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
+from sllm.checkpoint.sources.sources import LocalSource, inspect
+from sllm.errors import UnsupportedModel
+from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.model.description import Architecture, context_tokens, describe_config
+from sllm.node.worker.model.module import ModelFiles, load_files
+from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.trial.comparison import compare, randomise
+from sllm.node.worker.trial.fitting import check_fit
+from sllm.node.worker.trial.shrinking import tiny
+from sllm.node.worker.trial.suspects import without_suspects
+
+_TEXT = "The quick brown fox jumps over 13 lazy dogs."
+_TELLS_NOTHING = {"_name_or_path", "transformers_version", "dtype"}
+"""Fields of a configuration that are of no matter to the engine."""
+_VERSIONS = (torch.__version__, transformers.__version__, tokenizers.__version__)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A model that could be served."""
+
+    model: ModelDescription
+    features: str
+    """A digest of the small copy's configuration and the libraries' versions: what has been
+    compared once need not be again."""
+
+
+def try_model(directory: Path, dtype: str | None, compared: Collection[str]) -> Verdict:
+    """Tries what a worker will do with a model, as far as that takes neither weights nor time.
+
+    Args:
+        directory: has the small files, and weights or their headers.
+        dtype: name of a torch dtype that weights are converted to. None: as stored.
+        compared: `Verdict.features` for which a small copy need not be tried again.
+
+    Raises:
+        UnsupportedModel: A start would fail, or the tokens be wrong; says why.
+    """
+    files = load_files(directory)
+    model = describe_config(files.architecture.config, dtype)
+    _try_tokenizer(files)
+    _try_weights(directory, files.architecture)
+    config = small_copy(files.architecture)
+    features = _digest(config)
+    if features not in compared:
+        try_engine(files.architecture, config)
+    return Verdict(model, features)
+
+
+def small_copy(architecture: Architecture) -> Any:
+    """The configuration of a small copy of the model.
+
+    Raises:
+        UnsupportedModel: Its class takes none.
+    """
+    with refusing(f"{_name(architecture)} could not be tried on a small copy of its config.json"):
+        return tiny(architecture.config)
+
+
+def try_engine(architecture: Architecture, config: Any) -> None:
+    """Compares what the engine gives on a small copy with transformers' own `generate`.
+
+    Args:
+        architecture: of the model.
+        config: of its small copy.
+
+    Raises:
+        UnsupportedModel: They differ, or either fails; names the feature if one is to blame.
+    """
+    try:
+        _compare(architecture.model_class, config)
+    except UnsupportedModel as error:
+        name = _name(architecture)
+        blamed = without_suspects(config, lambda other: _works(architecture.model_class, other))
+        why = f" because of {blamed}" if blamed else ""
+        raise UnsupportedModel(
+            f"{name} is not supported{why}: {error.message}", metadata={"architecture": name}
+        ) from error
+
+
+def _compare(model_class: Any, config: Any) -> None:
+    with refusing("a small copy of it cannot be built"):
+        model = model_class(config).eval()
+        randomise(model)
+    vocabulary = config.get_text_config().vocab_size
+    with refusing("a small copy of it does not run on a paged cache"):
+        compare(model, vocabulary, context_tokens(config))
+
+
+def _works(model_class: Any, config: Any) -> bool:
+    try:
+        _compare(model_class, config)
+    except UnsupportedModel:
+        return False
+    return True
+
+
+def _try_tokenizer(files: ModelFiles) -> None:
+    with refusing("the model's tokenizer does not work"):
+        ids = files.tokenizer(_TEXT)["input_ids"]
+        files.vocabulary.decode(ids)
+    if not ids:
+        raise UnsupportedModel("the model's tokenizer makes no tokens of a text")
+
+
+def _try_weights(directory: Path, architecture: Architecture) -> None:
+    """Of a checkpoint that is held in memory alone there is only what goes with the weights."""
+    if not any(directory.glob("*.safetensors")) and not (directory / MANIFEST_FILE).exists():
+        return
+    found = inspect(LocalSource(directory))
+    check_fit(architecture, {header.name: header for header in found.tensors})
+
+
+def _digest(config: Any) -> str:
+    fields = {name: value for name, value in config.to_dict().items() if name not in _TELLS_NOTHING}
+    text = json.dumps([fields, _VERSIONS], sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _name(architecture: Architecture) -> str:
+    name: str = architecture.model_class.__name__
+    return name
