@@ -30,7 +30,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def source(pair: Cluster, models: Path, tmp_path: Path) -> Iterator[Path]:
     """A deployed directory of its own."""
     directory = shutil.copytree(models / "tiny-llama", tmp_path / "model")
-    pair.client.deploy("changing", f"file://{directory}", keep_alive=600.0)
+    # The first one waits for nodes that are still importing what they fork workers from.
+    pair.client.deploy("changing", f"file://{directory}", keep_alive=600.0, timeout=120.0)
     yield directory
     pair.client.delete("changing")
     pair.wait_for_instances(0)
