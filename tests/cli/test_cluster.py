@@ -99,7 +99,7 @@ def test_what_it_keeps_is_its_users_alone(any_directory: Path, tmp_path: Path) -
         running = Up(stack.enter_context(_up(any_directory)))
         client = stack.enter_context(sllm.Client(running.address))
         for name, pack in (("packed", True), ("in-place", False)):
-            client.deploy(name, str(model), pack=pack, kv_cache_tokens=64)
+            client.deploy(name, str(model), pack=pack, kv_cache_tokens=64, timeout=120.0)
             client.complete(name, "a", max_tokens=1)
             assert not [path for path in _walk(any_directory) if _mode(path) & 0o077]
         names = {path.name for path in _walk(any_directory)}
