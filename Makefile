@@ -8,8 +8,9 @@ TESTS ?= tests
 # Processes that run tests; see tests/conftest.py.
 WORKERS ?= 2
 BENCH ?=
+FUZZ ?=
 
-.PHONY: setup demo test check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
+.PHONY: setup demo test fuzz architectures check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
 
 setup: $(STAMP)
 
@@ -24,6 +25,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(TESTS)
+
+architectures: setup
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=examples $(BIN)/python -m tests.node.worker.trial.outcomes docs/architectures.md
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 check: setup
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -12,21 +12,27 @@ from urllib.parse import quote
 import grpc
 import structlog
 from google.protobuf import any_pb2, descriptor, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import DESCRIPTOR as HEALTH_DESCRIPTOR
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2 import (
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+    HealthListResponse,
+)
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
-from sllm import errors
+from sllm import config, errors
 
 log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-_ADDRESS: Final = re.compile(r"unix:.+|.+:\d+")
+_ADDRESS: Final = re.compile(r"unix:.+|.+:(?P<port>\d{1,5})")
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -49,6 +55,10 @@ SERVER_OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share its callers by chance
     ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Calls that come while the event loop is busy: of more than 1,000 gRPC would cancel some, and
+    # not say why. How many may wait is for those to say who know what they wait for.
+    ("grpc.server.max_pending_requests", 1_000_000),
+    ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
 )
 
 
@@ -89,6 +99,8 @@ def to_status(error: errors.SllmError) -> status_pb2.Status:
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.InternalError):
+        return  # a message was written that had nowhere to go: its caller has just left
     if not isinstance(error, errors.SllmError):
         log.error("rpc.unexpected_error", method=method, exc_info=error)
         error = errors.Internal(f"{method} failed unexpectedly; the server's log tells more")
@@ -109,9 +121,9 @@ class ErrorsAndTraces(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
-        behaviour = _wrapped(getattr(handler, kind), method)
+        behaviour = _reading(getattr(handler, kind), handler, method)
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return make(behaviour, None, handler.response_serializer)
 
 
 def _arity(streaming: bool) -> str:
@@ -124,18 +136,50 @@ def _enter_trace(context: Any) -> None:
     otel_context.attach(propagate.extract(metadata))
 
 
-def _wrapped(behaviour: Any, method: str) -> Any:
-    """A handler that gives its responses, or writes them itself, as that of health's Watch does."""
+def _reading(behaviour: Any, handler: Any, method: str) -> Any:
+    """A handler of bytes: what is no message is the caller's error, which gRPC calls UNKNOWN.
+
+    It gives its responses, or writes them itself, as that of health's Watch does.
+    """
+    read: Callable[[Any], Any] = functools.partial(_message, handler.request_deserializer)
+    if handler.request_streaming:
+        read = functools.partial(_Messages, read=read)
     gives = inspect.isasyncgenfunction(behaviour)
-    return _wrap_stream(behaviour, method) if gives else _wrap_unary(behaviour, method)
+    wrap = _wrap_stream if gives else _wrap_unary
+    return wrap(behaviour, read, method)
 
 
-def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Any:
+def _message(deserialize: Callable[[bytes], Any], encoded: bytes) -> Any:
+    try:
+        return deserialize(encoded)
+    except DecodeError as error:
+        raise errors.InvalidArgument(
+            f"the request is not a message of this call: {error}"
+        ) from error
+
+
+class _Messages:
+    """The messages of a caller's stream."""
+
+    def __init__(self, encoded: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> None:
+        self._encoded = encoded
+        self._read = read
+
+    def __aiter__(self) -> "_Messages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._read(await anext(self._encoded))
+
+
+def _wrap_unary(
+    behaviour: Callable[..., Awaitable[Any]], read: Callable[[Any], Any], method: str
+) -> Any:
     @functools.wraps(behaviour)
     async def wrapped(request: Any, context: Any) -> Any:
         _enter_trace(context)
         try:
-            return await behaviour(request, context)
+            return await behaviour(read(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -144,7 +188,9 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Any:
     return wrapped
 
 
-def _wrap_stream(behaviour: Callable[..., AsyncGenerator[Any]], method: str) -> Any:
+def _wrap_stream(
+    behaviour: Callable[..., AsyncGenerator[Any]], read: Callable[[Any], Any], method: str
+) -> Any:
     """A handler that writes what `behaviour` gives, and closes it in the call's own task.
 
     gRPC leaves a generator to the garbage collector when its caller has gone.
@@ -154,7 +200,7 @@ def _wrap_stream(behaviour: Callable[..., AsyncGenerator[Any]], method: str) -> 
     async def wrapped(request: Any, context: Any) -> None:
         _enter_trace(context)
         try:
-            async with aclosing(behaviour(request, context)) as responses:
+            async with aclosing(behaviour(read(request), context)) as responses:
                 async for response in responses:
                     await context.write(response)
         except grpc.aio.AbortError:
@@ -197,12 +243,33 @@ def typed_errors() -> Iterator[None]:
 # --- servers ----------------------------------------------------------------------------------
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # untyped library
+    """The health service, with the one call that grpc_health's own lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listed: set[str] = {""}
+
+    async def set(self, service: str, status: HealthCheckResponse.ServingStatus) -> None:
+        """See HealthServicer."""
+        self._listed.add(service)
+        await super().set(service, status)
+
+    async def List(self, request: HealthListRequest, context: Any) -> HealthListResponse:
+        """How every service does."""
+        statuses = {
+            name: await self.Check(HealthCheckRequest(service=name), context)
+            for name in sorted(self._listed)
+        }
+        return HealthListResponse(statuses=statuses)
+
+
 class Server:
     """A gRPC server with health and reflection, on a port that it may choose itself."""
 
     def __init__(self) -> None:
         self.grpc = grpc.aio.server(interceptors=[ErrorsAndTraces()], options=list(SERVER_OPTIONS))
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._names: list[str] = []
 
     async def start(self, address: str, services: Sequence[descriptor.ServiceDescriptor]) -> int:
@@ -214,8 +281,7 @@ class Server:
             errors.InvalidArgument: It is no such address.
             errors.Unavailable: The address cannot be bound.
         """
-        if not _ADDRESS.fullmatch(address):  # without a port gRPC would take that of HTTPS
-            raise errors.InvalidArgument(f"cannot listen on {address!r}: write host:port")
+        _check_listen_address(address)
         self._names = [service.full_name for service in services]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         health_name = HEALTH_DESCRIPTOR.services_by_name["Health"].full_name
@@ -239,3 +305,12 @@ class Server:
         """Takes no new calls, waits up to `grace` seconds for those under way, then ends them."""
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(grace)
+
+
+def _check_listen_address(address: str) -> None:
+    """Of gRPC alone it would have a port modulo 65536, and that of HTTPS where none is given."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found["port"] or 0) > config.MAX_PORT:
+        raise errors.InvalidArgument(
+            f"cannot listen on {address!r}: write host:port, the port up to {config.MAX_PORT}"
+        )

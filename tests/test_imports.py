@@ -20,7 +20,7 @@ FLOORS = {
         "control | node | client",
         "checkpoint",
         "rpc",
-        "telemetry | process | config | sampling",
+        "telemetry | process | config | sampling | bounds",
         "broadcast | clock | decay | durations | errors | libc",
     ),
     "sllm.control": (

@@ -3,18 +3,19 @@
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from sllm.checkpoint.reading.inspection import Inspection
-from sllm.checkpoint.reading.inspection import inspect as read_inspection
-from sllm.checkpoint.reading.verification import find_damage
 from sllm.cli.common import Json, output, print_json
 from sllm.cli.progress import BytesBar
+from sllm.cli.tables import Listing
 from sllm.config import format_bytes
 from sllm.errors import CheckpointCorrupt
+
+if TYPE_CHECKING:
+    from sllm.checkpoint import Inspection
 
 Place = Annotated[
     Path,
@@ -35,34 +36,59 @@ def pack(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16: convert the weights to it.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Make a checkpoint for loading of a safetensors directory."""
-    from sllm.checkpoint.importing.packing import pack as write_packed
+    from sllm import checkpoint  # brings numpy along, which other commands can do without
 
     began = time.perf_counter()
     with BytesBar("packing") as bar:
-        digest = write_packed(source, destination, dtype=dtype, progress=bar.show)
+        digest = checkpoint.pack(source, destination, dtype=dtype, progress=bar.show)
     seconds = time.perf_counter() - began
-    size = read_inspection(destination).size_bytes
-    typer.echo(f"{destination}: {digest}, {_speed(size, seconds)}")
+    size = checkpoint.inspect(destination).size_bytes
+    if as_json:
+        print_json(_done(destination, digest, size, seconds))
+    else:
+        typer.echo(f"{destination}: {digest}, {_speed(size, seconds)}")
 
 
-def verify(path: Place) -> None:
+def verify(path: Place, as_json: Json = False) -> None:
     """Read all of a checkpoint, and name every place that is not what was written."""
+    from sllm import checkpoint
+    from sllm.checkpoint.reading.verification import find_damage
+
     began = time.perf_counter()
     with BytesBar("verifying") as bar:
         damage = find_damage(path, bar.show)
     if damage:
-        output().print(damage_table(damage))
+        _show_damage(path, damage, as_json)
         raise CheckpointCorrupt(f"{path} is wrong in {len(damage)} place(s), listed above")
-    found, seconds = read_inspection(path), time.perf_counter() - began
+    found, seconds = checkpoint.inspect(path), time.perf_counter() - began
     checked = "digests are right" if found.digest else "headers are right, there are no digests"
-    typer.echo(f"{path}: {checked}, {_speed(found.size_bytes, seconds)}")
+    if as_json:
+        print_json({**_done(path, found.digest, found.size_bytes, seconds), "damage": []})
+    else:
+        typer.echo(f"{path}: {checked}, {_speed(found.size_bytes, seconds)}")
+
+
+def _done(path: Path, digest: str | None, size: int, seconds: float) -> dict[str, object]:
+    """A checkpoint that was written or read, for programs."""
+    return {"path": str(path), "digest": digest, "size_bytes": size, "seconds": seconds}
+
+
+def _show_damage(path: Path, damage: tuple[CheckpointCorrupt, ...], as_json: bool) -> None:
+    if as_json:
+        places = [{**error.metadata, "message": error.message} for error in damage]
+        print_json({"path": str(path), "damage": places})
+    else:
+        output().print(damage_table(damage))
 
 
 def inspect(path: Place, as_json: Json = False) -> None:
     """Show what lies where in a checkpoint."""
-    found = read_inspection(path)
+    from sllm import checkpoint
+
+    found = checkpoint.inspect(path)
     if as_json:
         print_json(found)
     else:
@@ -74,9 +100,9 @@ def _speed(size: int, seconds: float) -> str:
     return f"{format_bytes(size)} in {seconds:.1f} s, {size / seconds / 1e9:.2f} GB/s"
 
 
-def damage_table(damage: tuple[CheckpointCorrupt, ...]) -> Table:
+def damage_table(damage: tuple[CheckpointCorrupt, ...]) -> Listing:
     """One row for each wrong place."""
-    table = _table("FILE", "OFFSET", "PROBLEM")
+    table = Listing("FILE", "OFFSET", "PROBLEM", folded=("PROBLEM",))
     for error in damage:
         file, offset = error.metadata["file"], error.metadata.get("offset", "-")
         problem = error.message.removeprefix(file).partition(": ")[2]
@@ -84,7 +110,7 @@ def damage_table(damage: tuple[CheckpointCorrupt, ...]) -> Table:
     return table
 
 
-def summary_table(found: Inspection) -> Table:
+def summary_table(found: "Inspection") -> Table:
     """What the checkpoint is as a whole."""
     table = Table(box=None, pad_edge=False, show_header=False)
     version = "" if found.version is None else f", version {found.version}"
@@ -96,16 +122,16 @@ def summary_table(found: Inspection) -> Table:
     return table
 
 
-def _dtypes(found: Inspection) -> str:
+def _dtypes(found: "Inspection") -> str:
     sizes: Counter[str] = Counter()
     for entry in found.tensors:
         sizes[entry.dtype] += entry.size
     return ", ".join(f"{dtype} {format_bytes(size)}" for dtype, size in sizes.most_common())
 
 
-def tensors_table(found: Inspection) -> Table:
+def tensors_table(found: "Inspection") -> Listing:
     """One row for each tensor, in the order in which they lie."""
-    table = _table("TENSOR", "DTYPE", "SHAPE", "SIZE", "FILE", "OFFSET")
+    table = Listing("TENSOR", "DTYPE", "SHAPE", "SIZE", "FILE", "OFFSET")
     for entry in found.tensors:
         table.add_row(
             entry.name,
@@ -115,11 +141,4 @@ def tensors_table(found: Inspection) -> Table:
             found.partitions[entry.partition].file,
             str(entry.offset),
         )
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
     return table

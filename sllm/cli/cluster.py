@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from sllm import config, errors
+from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.servers import MetricsPort, Migrate
 from sllm.cli.sizes import GIB, size_option
 from sllm.cli.supervisor import LISTENING, Command, Server
@@ -85,7 +86,10 @@ def up(
     kv: Annotated[
         int | None, size_option("For KV caches at most.", "2GiB; what weights leave of devices")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port of the control plane; 0 takes any.")] = 50051,
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=config.MAX_PORT, help="Port of the control plane; 0 takes any."),
+    ] = 50051,
     metrics_port: MetricsPort = None,
     migrate: Migrate = True,
 ) -> None:
@@ -100,19 +104,31 @@ def up(
         metrics_port=metrics_port,
         migrate=migrate,
     )
-    asyncio.run(_until_asked(plan))
+    try:
+        with interrupts_end_it():  # until there is something to take down
+            asyncio.run(_until_asked(plan))
+    except OSError as error:
+        raise errors.StartFailed(
+            f"the cluster cannot keep its files in {plan.directory}: {error}; --dir says where else"
+        ) from error
 
 
 async def _until_asked(plan: Plan) -> None:
     """Runs the cluster until SIGTERM or SIGINT, or until it cannot be brought up."""
     keep_private()
     asked = asyncio.create_task(until_terminated())
-    running = asyncio.create_task(run(plan, typer.echo))
+    running = asyncio.create_task(run(plan, _say))
     await asyncio.wait((asked, running), return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+def _say(line: str) -> None:
+    """Tells whoever reads; the cluster goes on when nobody does any more."""
+    with suppress(OSError):
+        typer.echo(line)
 
 
 async def run(plan: Plan, say: Callable[[str], None]) -> None:

@@ -1,19 +1,19 @@
-"""What the commands share: options, output, and how errors are shown."""
+"""What the commands share: options, and output."""
 
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
-from sllm import config, errors
+from sllm import config
+from sllm.cli.interrupts import interrupts_end_it
 
 if TYPE_CHECKING:
-    from sllm import Client
+    from sllm import AsyncClient, Client
 
 Control = Annotated[
     str,
@@ -23,33 +23,35 @@ Control = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-WIDE = 200
-"""Columns of a table that no terminal shows: nothing is cut off for what reads it."""
-
-
-class TypedErrors(TyperGroup):
-    """Commands that end with one line on stderr, and status 1, when they fail."""
-
-    def invoke(self, ctx: Any) -> Any:  # its class differs between versions of typer
-        """Runs the command."""
-        try:
-            return super().invoke(ctx)
-        except errors.SllmError as error:
-            message = " ".join(error.message.split())
-            typer.echo(f"error: {error.reason}: {message}", err=True)
-            raise typer.Exit(1) from None
+WIDE = 10_000
+"""Columns of output that no terminal shows: a row is a line for what reads it, however long."""
 
 
 def connect(control: str) -> "Client":
     """A client of the control plane at `control`."""
-    from sllm.client.sync import Client  # brings gRPC along, which --help can do without
+    with interrupts_end_it():
+        from sllm.client.sync import Client  # brings gRPC along, which --help can do without
 
     return Client(control)
 
 
+def connect_here(control: str) -> "AsyncClient":
+    """The same for a command that has an event loop of its own."""
+    with interrupts_end_it():
+        from sllm.client.aio import AsyncClient
+
+    return AsyncClient(control)
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves the error to the command; rich would end the program in its own way."""
+        raise  # it is called where the error is handled
+
+
 def output() -> Console:
     """Standard output, which shows text as it is: names and paths may have brackets."""
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False)
+    return _Output(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False)
 
 
 def diagnostics() -> Console:
@@ -58,9 +60,11 @@ def diagnostics() -> Console:
 
 
 def print_json(found: Any) -> None:
-    """A record, a list of them, or nothing, as JSON."""
+    """A record, a list of them, a mapping, or nothing, as JSON."""
     plain: Any = None
-    if isinstance(found, Sequence):
+    if isinstance(found, Mapping):
+        plain = dict(found)
+    elif isinstance(found, Sequence):
         plain = [*map(dataclasses.asdict, found)]
     elif found is not None:
         plain = dataclasses.asdict(found)

@@ -72,7 +72,9 @@ def deploy(
         typer.echo(f"{name}: {deployment.model.architecture}, {size}, {deployment.state}")
 
 
-def rm(name: Name, control: Control = DEFAULT_CONTROL) -> None:
+def rm(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
     """End a deployment. Its weights stay until something else needs the room."""
     with connect(control) as client:
         client.delete(name)
+    if as_json:
+        print_json({"name": name, "deleted": True})

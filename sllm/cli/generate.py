@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sllm import errors
 from sllm.cli.common import Control, Json, connect, diagnostics, print_json
 from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option
@@ -29,7 +30,14 @@ Seed = Annotated[int | None, typer.Option(help="Makes the draws repeatable.")]
 
 def generate(
     name: Name,
-    prompt: Annotated[str, typer.Argument(help="Text to continue.", show_default=False)],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="Text to continue; - or nothing takes it from standard input, less the end of "
+            "its last line.",
+            show_default=False,
+        ),
+    ] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
     top_p: TopP = None,
@@ -56,11 +64,12 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a text. --json prints the whole result when it is there."""
+    text = _said(prompt)
     with (
         connect(control) as client,
         client.generate(
             name,
-            prompt,
+            text,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -78,6 +87,24 @@ def generate(
         print_json(result)
     if receipt:
         diagnostics().print(receipts_table({name: result.receipt}))
+
+
+def _said(prompt: str | None) -> str:
+    """The prompt as it was given, or as it comes from standard input."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    text = "" if prompt is None and sys.stdin.isatty() else _read_all()
+    if prompt is None and not text:
+        raise typer.BadParameter("give a text, or write one to standard input", param_hint="PROMPT")
+    return text
+
+
+def _read_all() -> str:
+    """Standard input, less the end of its last line, which `echo` adds."""
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise errors.InvalidPrompt(f"standard input is not UTF-8: {error}") from error
 
 
 def chat(

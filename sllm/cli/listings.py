@@ -3,9 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from sllm.cli.common import Control, Json, connect, output, print_json
+from sllm.cli.tables import Listing
 from sllm.client.types.deployments import Deployment, Instance
 from sllm.client.types.enums import Tier
 from sllm.client.types.nodes import Link, Node
@@ -46,9 +45,12 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
             output().print(problem)
 
 
-def deployments_table(deployments: Sequence[Deployment]) -> Table:
+def deployments_table(deployments: Sequence[Deployment]) -> Listing:
     """One row for each deployment."""
-    table = plain_table("NAME", "STATE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE")
+    table = Listing(
+        *("NAME", "STATE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
+        folded=("STATE", "SOURCE"),
+    )
     for one in deployments:
         table.add_row(
             one.name,
@@ -69,11 +71,9 @@ def _state(deployment: Deployment) -> str:
     return f"{deployment.state}: {deployment.message}" if deployment.message else deployment.state
 
 
-def instances_table(instances: Sequence[Instance], now: float) -> Table:
+def instances_table(instances: Sequence[Instance], now: float) -> Listing:
     """One row for each instance; `now` is the moment to which ages are counted."""
-    table = plain_table(
-        "INSTANCE", "DEPLOYMENT", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE"
-    )
+    table = Listing("INSTANCE", "DEPLOYMENT", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE")
     for one in instances:
         table.add_row(
             one.instance_id,
@@ -88,11 +88,11 @@ def instances_table(instances: Sequence[Instance], now: float) -> Table:
     return table
 
 
-def nodes_table(nodes: Sequence[Node]) -> Table:
+def nodes_table(nodes: Sequence[Node]) -> Listing:
     """One row for each node."""
     tiers = (Tier.SSD, Tier.DRAM)
     columns = [f"{name} {what}" for name in (*tiers, "KV") for what in ("USED", "FREE")]
-    table = plain_table("NODE", "ADDRESS", *columns, "CHECKPOINTS", "DISK")
+    table = Listing("NODE", "ADDRESS", *columns, "CHECKPOINTS", "DISK")
     for one in nodes:
         cells = [cell for tier in tiers for cell in _usage(one, tier)]
         kv_free = one.kv_capacity_bytes - one.kv_used_bytes
@@ -102,10 +102,11 @@ def nodes_table(nodes: Sequence[Node]) -> Table:
     return table
 
 
-def devices_table(nodes: Sequence[Node]) -> Table:
+def devices_table(nodes: Sequence[Node]) -> Listing:
     """One row for each accelerator: its memory as measured, and what of it is for what."""
-    table = plain_table(
-        "NODE", "DEVICE", "MODEL", "FREE", "TOTAL", "WEIGHTS", "IDLE", "RESERVED", "KV CACHE"
+    table = Listing(
+        *("NODE", "DEVICE", "MODEL", "FREE", "TOTAL", "WEIGHTS", "IDLE", "RESERVED", "KV CACHE"),
+        folded=("MODEL",),
     )
     for node in nodes:
         for one in node.devices:
@@ -160,11 +161,3 @@ def _usage(node: Node, tier: Tier) -> tuple[str, str]:
         if usage.tier is tier:
             return format_bytes(usage.used_bytes), format_bytes(usage.free_bytes)
     return "-", "-"
-
-
-def plain_table(*columns: str) -> Table:
-    """A table without lines, of columns with these headings."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

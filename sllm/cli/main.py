@@ -1,73 +1,49 @@
-"""`sllm`: the command line."""
+"""The process of a command: its signals and standard streams, before the command and after it.
 
-from importlib.metadata import version
-from typing import Annotated
+What weighs is imported when the command runs: until then Ctrl-C ends the process at once.
+"""
 
-import typer
+import os
+import sys
 
-from sllm.cli import (
-    checkpoints,
-    cluster,
-    deployments,
-    generate,
-    listings,
-    migrations,
-    operations,
-    servers,
-    top,
-)
-from sllm.cli.common import TypedErrors
-
-app = typer.Typer(
-    cls=TypedErrors,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Serverless serving of large language models.",
-)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(version("sllm"))
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    _: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None: ...
-
-
-app.command(rich_help_panel="Run it")(cluster.up)
-app.command(rich_help_panel="Run it")(servers.control)
-app.command(rich_help_panel="Run it")(servers.node)
-app.command(rich_help_panel="Use it")(deployments.deploy)
-app.command(rich_help_panel="Use it")(generate.generate)
-app.command(rich_help_panel="Use it")(generate.chat)
-app.command(rich_help_panel="Use it")(deployments.rm)
-app.command(rich_help_panel="Look at it")(listings.ls)
-app.command(rich_help_panel="Look at it")(listings.ps)
-app.command(rich_help_panel="Look at it")(listings.nodes)
-app.command(rich_help_panel="Look at it")(top.top)
-app.command(rich_help_panel="Look at it")(operations.explain)
-app.command(rich_help_panel="Operate it")(operations.prefetch)
-app.command(rich_help_panel="Operate it")(operations.pin)
-app.command(rich_help_panel="Operate it")(operations.unpin)
-app.command(rich_help_panel="Operate it")(operations.pins)
-app.command(rich_help_panel="Operate it")(operations.drain)
-app.command(rich_help_panel="Operate it")(migrations.migrate)
-app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
-app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
-app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)
+from sllm.cli.interrupts import interrupts_end_it, let_interrupts_end_it
 
 
 def main() -> None:
-    """Runs the command that the arguments name."""
-    app()
+    """Runs the command that the arguments name, and ends the process."""
+    _open_closed_streams()
+    with interrupts_end_it():
+        from sllm.cli.app import app
+    try:
+        app()
+    finally:
+        let_interrupts_end_it()
+        _give_up_unwritten_output()
+
+
+def _open_closed_streams() -> None:
+    """Has a standard stream that is closed lead to /dev/null.
+
+    Otherwise the next file or socket would get its number, and a child that reads or writes the
+    stream would find that.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, os.fdopen(number, mode))
+    # Names that the terminal's encoding lacks are shown in another way, and stop nothing.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
+
+
+def _give_up_unwritten_output() -> None:
+    """Drops what could not be written, which the command has told of.
+
+    Python would try again at its end, and complain in its own words.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from sllm.cli.common import Control, Json, connect, output, print_json
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
+from sllm.cli.tables import Listing
 from sllm.client.types.migrations import Migration
 from sllm.config import DEFAULT_CONTROL
 
@@ -38,20 +38,25 @@ def migrate(
     if as_json:
         print_json(migration)
     else:
-        output().print(_table(migration))
+        output().print(_requests_table(migration))
+        output().print(_summary(migration))
 
 
-def _table(migration: Migration) -> Table:
-    table = Table("request", "outcome", "rounds", "tokens", "cutover", "total", box=None)
+def _requests_table(migration: Migration) -> Listing:
+    headings = ("REQUEST", "OUTCOME", "ROUNDS", "TOKENS", "CUTOVER", "TOTAL")
+    table = Listing(*headings, folded=("OUTCOME",))
     for one in migration.requests:
         times = (_milliseconds(value) for value in (one.cutover, one.duration))
         outcome = f"{one.outcome} {one.message}".strip()
         table.add_row(one.request_id, outcome, str(one.rounds), str(one.tokens), *times)
+    return table
+
+
+def _summary(migration: Migration) -> str:
     estimate = migration.estimate
     expected = "not known before" if estimate is None else f"expected {_milliseconds(estimate)}"
     took = f"{_milliseconds(migration.duration)}, {expected}"
-    table.caption = f"to {migration.instance_id} on {migration.node_id} in {took}"
-    return table
+    return f"to {migration.instance_id} on {migration.node_id} in {took}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from sllm.cli.common import Control, Json, connect, diagnostics, output, print_json
 from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option, format_seconds
-from sllm.cli.listings import plain_table
 from sllm.cli.progress import LoadingBar
+from sllm.cli.tables import Listing
 from sllm.client.types.operations import DrainProgress, Pin, Placement, PlacementCandidate
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
@@ -123,9 +122,9 @@ def pins(
         output().print(pins_table(found))
 
 
-def pins_table(pins: Sequence[Pin]) -> Table:
+def pins_table(pins: Sequence[Pin]) -> Listing:
     """One row for each pin."""
-    table = plain_table("DEPLOYMENT", "TIER", "NODE", "HELD", "UNTIL")
+    table = Listing("DEPLOYMENT", "TIER", "NODE", "HELD", "UNTIL")
     for one in pins:
         until = "-" if one.pinned_until is None else _moment(one.pinned_until)
         table.add_row(one.deployment, one.tier, one.node_id, "yes" if one.held else "no", until)
@@ -171,10 +170,11 @@ def _drain(client: "Client", node: str, grace: float | None, force: bool) -> Non
         client.drain(node, grace=grace, force=force, on_progress=show)
 
 
-def candidates_table(placement: Placement) -> Table:
+def candidates_table(placement: Placement) -> Listing:
     """One row for each node, the chosen one first."""
-    table = plain_table(
-        "NODE", "FROM", "READY IN", "ROOM", "QUEUE", "TRANSFER", "INIT", "FIRST", "WHY"
+    table = Listing(
+        *("NODE", "FROM", "READY IN", "ROOM", "QUEUE", "TRANSFER", "INIT", "FIRST", "WHY"),
+        folded=("FIRST", "WHY"),
     )
     for one in placement.candidates:
         parts = one.parts

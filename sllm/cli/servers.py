@@ -8,12 +8,16 @@ import typer
 
 from sllm import config, errors
 from sllm.cli.common import Control
+from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.sizes import GIB, size_option
 from sllm.process import die_with_parent
 
 Listen = Annotated[str, typer.Option(help="host:port to serve on; port 0 takes any.")]
 Directory = Annotated[Path | None, typer.Option("--dir", help="Where the server keeps its files.")]
-MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus here; 0 takes any port.")]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=config.MAX_PORT, help="Serve Prometheus here; 0 takes any port."),
+]
 Migrate = Annotated[
     bool, typer.Option(help="Migrate running instances away where that makes room sooner.")
 ]
@@ -39,8 +43,9 @@ def control(
     """Run the control plane."""
     if parent is not None:
         die_with_parent(parent)
-    from sllm.control.config import ControlConfig
-    from sllm.control.server import serve
+    with interrupts_end_it():
+        from sllm.control.config import ControlConfig
+        from sllm.control.server import serve
 
     _run(
         serve(
@@ -91,13 +96,14 @@ def node(
     """Run the agent of one node."""
     if parent is not None:
         die_with_parent(parent)
-    from sllm.node.config import NodeConfig
-    from sllm.node.server import serve
+    with interrupts_end_it():
+        from sllm.node.config import NodeConfig
+        from sllm.node.server import serve
 
     _run(
         serve(
             NodeConfig(
-                control_address=control,
+                control_address=config.check_address(control),
                 directory=directory or config.data_directory() / "node",
                 listen_address=listen,
                 advertise_host=advertise,
@@ -124,7 +130,8 @@ def _run(server: Coroutine[Any, Any, None]) -> None:
     import uvloop
 
     try:
-        uvloop.run(server)
+        with interrupts_end_it():  # until the server has handlers of its own
+            uvloop.run(server)
     except OSError as error:
         raise errors.StartFailed(
             f"the server cannot run: {error}; --dir says where it keeps its files, --metrics-port "

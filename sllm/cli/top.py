@@ -2,23 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, suppress
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from sllm.cli.common import Control, Json, output, print_json
+from sllm.cli.common import Control, Json, connect_here, output, print_json
 from sllm.cli.durations import duration_option
-from sllm.cli.listings import link_speed, plain_table
+from sllm.cli.listings import link_speed
+from sllm.cli.tables import Listing
 from sllm.client.types.enums import Tier
 from sllm.client.types.nodes import Link, Node
 from sllm.client.types.operations import Cluster, DeploymentLoad, InstanceLoad
 from sllm.config import DEFAULT_CONTROL, format_bytes
+
+if TYPE_CHECKING:
+    from sllm import AsyncClient
 
 _BAR = 10
 """Characters."""
@@ -49,17 +52,16 @@ def top(
     control: Control = DEFAULT_CONTROL,
     as_json: Json = False,
 ) -> None:
-    """Watch nodes, tiers, links, instances and queues."""
+    """Watch nodes, tiers, links, instances and queues; in a pipe, one frame after another."""
     if interval <= 0:
         raise typer.BadParameter("must be above zero", param_hint="--interval")
+    client = connect_here(control)
     with suppress(KeyboardInterrupt):
-        asyncio.run(_top(control, once or as_json, interval, as_json))
+        asyncio.run(_top(client, once or as_json, interval, as_json))
 
 
-async def _top(control: str, once: bool, interval: float, as_json: bool) -> None:
-    from sllm.client.aio import AsyncClient  # brings gRPC along, which --help can do without
-
-    async with AsyncClient(control) as client, aclosing(client.watch()) as states:
+async def _top(client: "AsyncClient", once: bool, interval: float, as_json: bool) -> None:
+    async with client, aclosing(client.watch()) as states:
         cluster = await anext(states)
         if as_json:
             print_json(cluster)
@@ -97,12 +99,23 @@ async def _live(latest: _Latest, states: AsyncIterator[Cluster], interval: float
 
 async def _draw(latest: _Latest, interval: float, following: asyncio.Task[None]) -> None:
     rates = Rates()
-    with Live(console=output(), screen=True, auto_refresh=False) as live:
+    with _screen() as show:
         while not following.done():
             cluster = latest.cluster
             tokens = rates.take(cluster.instances, time.monotonic())
-            live.update(frame(cluster, tokens), refresh=True)
+            show(frame(cluster, tokens))
             await asyncio.wait([following], timeout=interval)
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[RenderableType], None]]:
+    """Shows a frame in place of the last on a terminal, and behind it elsewhere."""
+    console = output()
+    if not console.is_terminal:
+        yield lambda frame: console.print(frame, Text())
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        yield lambda frame: live.update(frame, refresh=True)
 
 
 def frame(cluster: Cluster, rates: dict[str, float]) -> RenderableType:
@@ -133,7 +146,7 @@ def nodes_part(nodes: Sequence[Node]) -> RenderableType:
     """Nodes with their tiers and links, each on a few lines."""
     accelerated = any(node.devices for node in nodes)
     tiers = (Tier.SSD, Tier.DRAM, Tier.DEVICE) if accelerated else (Tier.SSD, Tier.DRAM)
-    table = plain_table("NODE", *tiers, "KV CACHE", "LINKS")
+    table = Listing("NODE", *tiers, "KV CACHE", "LINKS")
     for node in nodes:
         kv = _bar(node.kv_used_bytes, node.kv_capacity_bytes)
         name = Text(node.node_id)
@@ -167,9 +180,7 @@ def _link(link: Link) -> str:
 
 def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -> RenderableType:
     """Instances with what they do, the busiest first."""
-    table = plain_table(
-        "INSTANCE", "DEPLOYMENT", "NODE", "STATE", "REQUESTS", "TOKENS/S", "KV CACHE"
-    )
+    table = Listing("INSTANCE", "DEPLOYMENT", "NODE", "STATE", "REQUESTS", "TOKENS/S", "KV CACHE")
     for load in sorted(instances, key=lambda load: -load.in_flight)[:_SHOWN]:
         one = load.instance
         rate = rates.get(one.instance_id)
@@ -187,7 +198,7 @@ def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -
 
 def deployments_part(deployments: Sequence[DeploymentLoad]) -> RenderableType:
     """Deployments with their queues; those with work first."""
-    table = plain_table("DEPLOYMENT", "QUEUED", "READY", "STARTING")
+    table = Listing("DEPLOYMENT", "QUEUED", "READY", "STARTING")
     busiest = sorted(deployments, key=lambda one: (-one.queued_requests, one.deployment))
     for one in busiest[:_SHOWN]:
         counts = (one.queued_requests, one.ready_instances, one.starting_instances)
@@ -195,6 +206,6 @@ def deployments_part(deployments: Sequence[DeploymentLoad]) -> RenderableType:
     return _with_rest(table, len(deployments))
 
 
-def _with_rest(table: Table, count: int) -> RenderableType:
+def _with_rest(table: Listing, count: int) -> RenderableType:
     """A table, and how many rows of it are not shown."""
     return Group(table, Text(f"and {count - _SHOWN} more")) if count > _SHOWN else table

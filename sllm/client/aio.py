@@ -146,7 +146,8 @@ class AsyncClient(Operator):
         Raises:
             errors.DeploymentNotFound: There is none of this name.
         """
-        request = deployment_pb.GetDeploymentRequest(name=name)
+        with requests.fitting():
+            request = deployment_pb.GetDeploymentRequest(name=name)
         response = await self._connection.call(self._connection.deployments.GetDeployment, request)
         return listings.deployment(response.deployment)
 
@@ -162,9 +163,10 @@ class AsyncClient(Operator):
         Raises:
             errors.DeploymentNotFound: There is none of this name.
         """
-        request = deployment_pb.DeleteDeploymentRequest(
-            request_id=requests.new_request_id(), name=name
-        )
+        with requests.fitting():
+            request = deployment_pb.DeleteDeploymentRequest(
+                request_id=requests.new_request_id(), name=name
+            )
         await self._connection.call(self._connection.deployments.DeleteDeployment, request)
 
     # --- generations --------------------------------------------------------------------------
@@ -262,5 +264,6 @@ class AsyncClient(Operator):
         Raises:
             errors.RequestNotFound: No request under way has this id.
         """
-        request = inference_pb.CancelRequest(request_id=request_id)
+        with requests.fitting():
+            request = inference_pb.CancelRequest(request_id=request_id)
         await self._connection.call(self._connection.inference.Cancel, request)

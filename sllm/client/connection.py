@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
@@ -13,6 +14,8 @@ from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from sllm import errors, rpc
+
+_LONGEST_TIMEOUT: Final = 10 * 365 * 86400.0
 
 _SERVICE_CONFIG: Final = json.dumps(
     {
@@ -82,7 +85,7 @@ class Connection:
         Raises:
             errors.SllmError: As the server said, or because it could not be reached.
         """
-        seconds = self._call_timeout if timeout is None else timeout
+        seconds = bounded(self._call_timeout if timeout is None else timeout)
         with self.typed_errors():
             return await method(request, timeout=seconds, metadata=rpc.trace_metadata())
 
@@ -113,7 +116,7 @@ class Connection:
         Raises:
             errors.SllmError: As the server said, or because it could not be reached.
         """
-        call = method(request, timeout=timeout, metadata=rpc.trace_metadata())
+        call = method(request, timeout=bounded(timeout), metadata=rpc.trace_metadata())
         try:
             with self.typed_errors():
                 async for message in call:
@@ -152,6 +155,19 @@ class Connection:
                 f"no answer from the control plane at {self.address} before the deadline"
             )
         return rpc.from_rpc_error(error)
+
+
+def bounded(timeout: float | None) -> float | None:
+    """A timeout that gRPC can reckon with: one beyond its clock would pass at once. In seconds.
+
+    Raises:
+        errors.InvalidArgument: It is no number.
+    """
+    if timeout is None:
+        return None
+    if math.isnan(timeout):
+        raise errors.InvalidArgument("a timeout is a number of seconds, not NaN")
+    return min(timeout, _LONGEST_TIMEOUT)
 
 
 def task_is_cancelled() -> bool:

@@ -34,8 +34,11 @@ class Operator:
             address: host:port of the control plane. None: `SLLM_CONTROL`, or localhost:50051.
             call_timeout: seconds that a call may take which is not given a timeout of its own;
                 a generation may take any time.
+
+        Raises:
+            errors.InvalidArgument: The address is none.
         """
-        self.address = address or config.control_address()
+        self.address = config.check_address(address or config.control_address())
         self._call_timeout = call_timeout
 
     @functools.cached_property
@@ -62,7 +65,10 @@ class Operator:
 
     async def instances(self, deployment: str | None = None) -> list[Instance]:
         """All instances, or those of one deployment, in order of their ids."""
-        request = cluster_pb.ListInstancesRequest(deployment=deployment or "", page_size=PAGE_SIZE)
+        with requests.fitting():
+            request = cluster_pb.ListInstancesRequest(
+                deployment=deployment or "", page_size=PAGE_SIZE
+            )
         pages = self._connection.pages(self._connection.cluster.ListInstances, request)
         return [listings.instance(one) async for page in pages for one in page.instances]
 
@@ -88,7 +94,8 @@ class Operator:
         Raises:
             errors.DeploymentNotFound: There is none of this name.
         """
-        request = cluster_pb.ExplainPlacementRequest(deployment=deployment)
+        with requests.fitting():
+            request = cluster_pb.ExplainPlacementRequest(deployment=deployment)
         response = await self._connection.call(self._connection.cluster.ExplainPlacement, request)
         return messages.placement(response)
 
@@ -136,10 +143,10 @@ class Operator:
                 node_id=node or "",
                 ttl=messages.duration(ttl),
             )
-        if deployment is not None:
-            request.deployment = deployment
-        if source is not None:
-            request.source = source
+            if deployment is not None:
+                request.deployment = deployment
+            if source is not None:
+                request.source = source
         prefetch = self._connection.stream(self._connection.cluster.Prefetch, request, timeout)
         async with aclosing(prefetch) as steps:
             async for step in steps:
@@ -210,12 +217,13 @@ class Operator:
             errors.DeploymentNotFound: There is no such deployment.
             errors.PinNotFound: Nothing of it is pinned there.
         """
-        request = cluster_pb.UnpinRequest(
-            request_id=requests.new_request_id(),
-            deployment=deployment,
-            tier=messages.tier_value(tier) if tier else 0,  # type: ignore[arg-type]  # unset
-            node_id=node or "",
-        )
+        with requests.fitting():
+            request = cluster_pb.UnpinRequest(
+                request_id=requests.new_request_id(),
+                deployment=deployment,
+                tier=messages.tier_value(tier) if tier else 0,  # type: ignore[arg-type]  # unset
+                node_id=node or "",
+            )
         response = await self._connection.call(self._connection.cluster.Unpin, request)
         return [messages.pin(one) for one in response.unpinned]
 
@@ -225,7 +233,8 @@ class Operator:
         Raises:
             errors.DeploymentNotFound: There is no such deployment.
         """
-        request = cluster_pb.ListPinsRequest(deployment=deployment or "", page_size=PAGE_SIZE)
+        with requests.fitting():
+            request = cluster_pb.ListPinsRequest(deployment=deployment or "", page_size=PAGE_SIZE)
         pages = self._connection.pages(self._connection.cluster.ListPins, request)
         return [messages.listed_pin(one) async for page in pages for one in page.pins]
 
@@ -276,7 +285,10 @@ class Operator:
         Raises:
             errors.NodeNotFound: There is no such node.
         """
-        request = cluster_pb.UndrainNodeRequest(request_id=requests.new_request_id(), node_id=node)
+        with requests.fitting():
+            request = cluster_pb.UndrainNodeRequest(
+                request_id=requests.new_request_id(), node_id=node
+            )
         await self._connection.call(self._connection.cluster.UndrainNode, request)
 
     async def migrate(

@@ -10,7 +10,7 @@ import grpc
 from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import errors, rpc
-from sllm.client.connection import Connection, task_is_cancelled
+from sllm.client.connection import Connection, bounded, task_is_cancelled
 from sllm.client.transcript import Transcript
 from sllm.client.types.events import Event, Result
 from sllm.client.wire import events, requests
@@ -30,7 +30,8 @@ class Line:
     ) -> None:
         self.request = request
         self.connection = connection
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = bounded(timeout)
+        self._deadline = None if seconds is None else time.monotonic() + seconds
         self.call = self._open()
 
     def reopen(self, transcript: Transcript) -> None:

@@ -42,7 +42,7 @@ from sllm.control.wire.node_client import Nodes
 
 @dataclass(frozen=True)
 class Reactions:
-    """What follows from what becomes of nodes: a `NodeListener` that tells all the others."""
+    """Tells all parts what becomes of nodes, each when its turn is: the `NodeListener` here."""
 
     state: State
     orchestrator: Orchestrator
@@ -70,7 +70,21 @@ class Reactions:
 
 
 class ControlPlane:
-    """Deployments, nodes and requests, and the loop that brings them together."""
+    """Deployments, nodes and requests, and the loop that brings them together.
+
+    `server.running` puts one behind gRPC. By itself it is used like this:
+
+        plane = ControlPlane(config, SqliteStore(config.state_path), MonotonicClock())
+        await plane.load()
+        loop = asyncio.create_task(plane.run())
+        stream = plane.membership.open()
+        async for answer, revision in plane.membership.follow(stream, reports_of_a_node):
+            ...  # meanwhile callers deploy, and give their requests to `plane.router`
+        plane.membership.leave(stream)
+        plane.end_streams()
+        loop.cancel()
+        await plane.close()
+    """
 
     def __init__(self, config: ControlConfig, store: Store, clock: Clock) -> None:
         self.config = config

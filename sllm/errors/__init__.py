@@ -45,6 +45,7 @@ SllmError
 │   ├── DeploymentFailed    DEPLOYMENT_FAILED
 │   ├── DeviceFailed        DEVICE_FAILED
 │   ├── ShuttingDown        SHUTTING_DOWN
+│   ├── StateUnavailable    STATE_UNAVAILABLE
 │   └── Unreachable         UNREACHABLE
 ├── DeadlineExceeded        DEADLINE_EXCEEDED
 ├── Cancelled               CANCELLED
@@ -72,6 +73,7 @@ from sllm.errors.failures import (
     SourceForbidden,
     SourceUnavailable,
     StartFailed,
+    StateUnavailable,
     Unavailable,
     Unreachable,
     WorkerDied,
@@ -155,6 +157,7 @@ __all__ = [
     "SourceNotFound",
     "SourceUnavailable",
     "StartFailed",
+    "StateUnavailable",
     "Unavailable",
     "Unreachable",
     "Unsupported",

@@ -1,11 +1,18 @@
 """What all errors have in common: a canonical code, a reason, and what to do about it."""
 
+import re
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 DOMAIN = "serverlessllm"
 """`ErrorInfo.domain` of every error here."""
+
+_MESSAGE_BYTES: Final = 1_200
+_VALUE_BYTES: Final = 300
+"""A status travels in HTTP/2 headers, its message twice, and most clients refuse more than 8 KiB of
+them: then the caller would read RESOURCE_EXHAUSTED instead of what was wrong."""
+_LONG_WORD: Final = re.compile(rf"\S{{{_VALUE_BYTES + 1},}}")
 
 
 class Code(IntEnum):
@@ -37,9 +44,28 @@ class SllmError(Exception):
         metadata: Mapping[str, str] | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.metadata = dict(metadata or {})
+        self.message = _bounded(message)
+        """What a caller gave is in it only as far as it can be read: the middle of what is long is
+        left out, in words and in the whole."""
+        super().__init__(self.message)
+        self.metadata = {key: _cut(value, _VALUE_BYTES) for key, value in (metadata or {}).items()}
         """Facts for programs: `ErrorInfo.metadata`."""
         self.retry_after = retry_after
         """Seconds after which another try may help, if waiting helps: `RetryInfo`."""
+
+
+def _bounded(message: str) -> str:
+    words = _LONG_WORD.sub(lambda word: _cut(word[0], _VALUE_BYTES), message)
+    return _cut(words, _MESSAGE_BYTES)
+
+
+def _cut(text: str, size: int) -> str:
+    """`text` in at most `size` bytes of UTF-8: its beginning and its end.
+
+    What UTF-8 cannot say, as in names of files that are none, is written as escapes.
+    """
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) <= size:
+        return encoded.decode()
+    half = (size - len("…".encode())) // 2
+    return f"{encoded[:half].decode(errors='ignore')}…{encoded[-half:].decode(errors='ignore')}"

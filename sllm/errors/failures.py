@@ -91,6 +91,12 @@ class ShuttingDown(Unavailable):
     reason = "SHUTTING_DOWN"
 
 
+class StateUnavailable(Unavailable):
+    """What has to be stored cannot be now: the control plane's disk is full, or its file locked."""
+
+    reason = "STATE_UNAVAILABLE"
+
+
 class Unreachable(Unavailable):
     """No connection to the server."""
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2s
 from pathlib import Path
 
 from sllm import errors
@@ -266,7 +267,8 @@ class Agent:
         return Worker(forked, socket)
 
     def _socket(self, instance_id: str) -> Path:
-        return self.config.socket_dir / f"{instance_id[-SOCKET_NAME:]}.sock"
+        name = blake2s(instance_id.encode(), digest_size=SOCKET_NAME // 2).hexdigest()
+        return self.config.socket_dir / f"{name}.sock"  # whatever the id is made of
 
     def _instance_changed(self, instance: Instance) -> None:
         if instance.state is InstanceState.READY:

@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 MAX_SOCKET_PATH = 107
 """Bytes. sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
 SOCKET_NAME = 12
-"""Letters at the end of an instance's id that name its socket."""
+"""Letters of a socket's name, which follow from its instance's id."""
 _EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from typer.testing import CliRunner
 
-from sllm.cli.main import app
+from sllm.cli.app import app
 from tests.client.fake_control import FakeControl
 
 

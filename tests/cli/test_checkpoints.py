@@ -46,6 +46,29 @@ def test_verify(run: Run, packed: Path, source: Path) -> None:
     assert "there are no digests" in done.out
 
 
+def test_pack_and_verify_as_json(run: Run, source: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    packed = json.loads(run("pack", str(source), out, "--json").out)
+    verified = json.loads(run("verify", out, "--json").out)
+
+    digest = checkpoint.inspect(out).digest
+    for found in (packed, verified):
+        assert (found["path"], found["digest"], found["size_bytes"]) == (out, digest, 49152)
+        assert found["seconds"] > 0
+    assert verified["damage"] == []
+
+
+def test_damage_as_json(run: Run, packed: Path) -> None:
+    flip_bit(packed / "partition-00000.bin", 9)
+
+    done = run("verify", str(packed), "--json")
+
+    assert done.code == 1
+    (place,) = json.loads(done.out)["damage"]
+    assert (place["file"], place["offset"]) == (str(packed / "partition-00000.bin"), "0")
+    assert json.loads(done.err)["error"]["reason"] == "CHECKPOINT_CORRUPT"
+
+
 def test_verify_names_every_wrong_place(run: Run, packed: Path) -> None:
     flip_bit(packed / "partition-00000.bin", 9)
     os.truncate(packed / "config.json", 3)

@@ -1,15 +1,18 @@
 """What the commands print, and how they end."""
 
 import json
+import os
 from importlib.metadata import version
 
 import pytest
+import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types
 
 from sllm import errors
+from sllm.cli.app import app
 from tests.cli.conftest import Run
 from tests.client.fake_control import FakeControl
 from tests.client.messages import QUEUED, deployment, generation
@@ -42,6 +45,11 @@ NODE = types.Node(
     kv_used_bytes=4,
     copies=[types.CheckpointCopy(digest="abc", tier=tier) for tier in (1, 2)],  # type: ignore[arg-type]  # ints
 )
+
+
+def _commands(app: typer.Typer) -> list[str]:
+    """The names of all commands."""
+    return [one.callback.__name__ for one in app.registered_commands if one.callback]
 
 
 @pytest.fixture
@@ -161,6 +169,9 @@ def test_rm(run: Run, control: FakeControl) -> None:
     assert run("rm", "tiny").code == 0
     assert control.requests["DeleteDeployment"][0].name == "tiny"
 
+    control.reply("DeleteDeployment", pb.DeleteDeploymentResponse())
+    assert json.loads(run("rm", "tiny", "--json").out) == {"name": "tiny", "deleted": True}
+
 
 def test_generate_writes_the_text_and_nothing_else(run: Run, control: FakeControl) -> None:
     control.reply("Generate", *generation())
@@ -170,6 +181,18 @@ def test_generate_writes_the_text_and_nothing_else(run: Run, control: FakeContro
     assert (outcome.code, outcome.out, outcome.err) == (0, "Once upon\n", "")
     (request,) = control.requests["Generate"]
     assert (request.text, request.max_tokens, request.sampling.temperature) == ("Once", 3, 0.0)
+
+
+@pytest.mark.parametrize("arguments", [["-"], []])
+def test_generate_takes_the_prompt_from_its_input(
+    run: Run, control: FakeControl, arguments: list[str]
+) -> None:
+    control.reply("Generate", *generation())
+
+    outcome = run("generate", "tiny", *arguments, stdin="Once\nupon\n")
+
+    assert (outcome.code, outcome.out) == (0, "Once upon\n")
+    assert control.requests["Generate"][0].text == "Once\nupon"
 
 
 def test_generate_shows_the_receipt_beside_the_text(run: Run, control: FakeControl) -> None:
@@ -228,6 +251,62 @@ def test_an_error_is_one_line(run: Run, control: FakeControl) -> None:
     assert outcome.err == "error: DEPLOYMENT_NOT_FOUND: no deployment is named 'x'\n"
 
 
+def test_an_error_of_a_command_that_prints_json_is_json(run: Run, control: FakeControl) -> None:
+    error = errors.QueueFull("wait\na moment", metadata={"waiting": "3"}, retry_after=1.5)
+    control.reply("Generate", error)
+
+    outcome = run("generate", "tiny", "Once", "--json")
+
+    assert (outcome.code, outcome.out) == (1, "")
+    assert json.loads(outcome.err) == {
+        "error": {
+            "reason": "QUEUE_FULL",
+            "message": "wait a moment",
+            "metadata": {"waiting": "3"},
+            "retry_after": 1.5,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rm", "--json"],
+        ["ls", "--json", "--spam"],
+        ["migrate", "--json"],
+        ["generate", "x", "--json"],
+    ],
+)
+def test_so_is_a_wrong_use(run: Run, arguments: list[str]) -> None:
+    outcome = run(*arguments)
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert json.loads(outcome.err)["error"]["reason"] == "USAGE"
+
+
+def test_what_only_reads_like_an_option_is_none(run: Run, control: FakeControl) -> None:
+    control.reply("Generate", errors.WorkerDied("the worker died"))
+
+    outcome = run("generate", "tiny", "--", "--json")
+
+    assert outcome.err == "error: WORKER_DIED: the worker died\n"
+
+
+def test_bytes_that_are_no_text_are_refused(run: Run) -> None:
+    outcome = run("rm", os.fsdecode(b"\xff"))
+
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("error: INVALID_ARGUMENT: ")
+
+
+@pytest.mark.parametrize("command", sorted(_commands(app)))
+def test_help_is_asked_for_in_short_as_well(run: Run, command: str) -> None:
+    outcome = run(command, "-h")
+
+    assert outcome.code == 0
+    assert "Usage" in outcome.out
+
+
 def test_an_error_within_a_stream_is_one_line(run: Run, control: FakeControl) -> None:
     control.reply("Generate", QUEUED, errors.WorkerDied("the worker died"))
 
@@ -245,6 +324,10 @@ def test_an_error_within_a_stream_is_one_line(run: Run, control: FakeControl) ->
         ["node", "--dram", "much"],
         ["node", "--kv", "-1"],
         ["up", "--nodes", "0"],
+        ["up", "--port", "70000"],
+        ["up", "--port", "-1"],
+        ["node", "--metrics-port", "65536"],
+        ["control", "--metrics-port", "65536"],
     ],
 )
 def test_a_wrong_use_ends_with_2(run: Run, arguments: list[str]) -> None:

@@ -19,7 +19,7 @@ TIMEOUT = 60
 LIGHT = """
 import sys
 from typer.testing import CliRunner
-from sllm.cli.main import app
+from sllm.cli.app import app
 CliRunner().invoke(app, {arguments})
 sys.exit(", ".join({heavy} & set(sys.modules)))
 """

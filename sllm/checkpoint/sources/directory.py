@@ -10,16 +10,17 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.checkpoint.sources.file_names import matters
-from sllm.errors import InvalidSource, SllmError, SourceNotFound
+from sllm.errors import InvalidSource, SllmError, SourceNotFound, SourceUnavailable
 
 _PARTITION = re.compile(r"partition-.*")
 _SHOWN = 300
 """Letters of a path in a message."""
-_NO_SUCH = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_NO_SUCH = {errno.ENOENT, errno.ENOTDIR}
 """Of a path that leads to no directory."""
+_WRONG_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""What trying again does not mend."""
 
 
 def list_files(directory: Path) -> list[Path]:
@@ -28,7 +29,7 @@ def list_files(directory: Path) -> list[Path]:
     Raises:
         SourceNotFound: the directory is not there.
         InvalidSource: it cannot be read, or one of them is no plain file, or leads elsewhere.
-        CheckpointUnreadable: it cannot be read now.
+        SourceUnavailable: it cannot be read now.
     """
     try:
         found = sorted(path for path in directory.iterdir() if _belongs(path.name))
@@ -43,7 +44,7 @@ def check_files(directory: Path, names: Iterable[str]) -> None:
     """Makes sure that files which a manifest names are plain ones of the directory.
 
     Raises:
-        InvalidSource, CheckpointUnreadable: as `list_files`.
+        InvalidSource, SourceUnavailable: as `list_files`.
     """
     try:
         _check(directory, [directory / name for name in names])
@@ -78,6 +79,5 @@ def _rooms(directory: Path) -> tuple[Path, ...]:
 def _unlisted(directory: Path, error: OSError) -> SllmError:
     if error.errno in _NO_SUCH:
         return SourceNotFound(f"there is no directory {str(directory)[:_SHOWN]}: {error.strerror}")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return InvalidSource(f"{directory} cannot be read: {error.strerror}")
-    return cannot_open(directory, error)
+    cls = InvalidSource if error.errno in _WRONG_PATH else SourceUnavailable
+    return cls(f"{str(directory)[:_SHOWN]} cannot be read: {error.strerror}")

@@ -101,7 +101,10 @@ def parse_source(text: str) -> LocalSource | RemoteDirectory | HubRepository:
     Raises:
         InvalidSource: it is of a kind that cannot be read.
     """
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise InvalidSource(f"source {text!r} is no URL: {error}") from error
     if parts.scheme in SCHEMES:
         return parse_remote(text)
     local = parts.scheme in ("", "file") and parts.netloc in ("", "localhost")

@@ -139,11 +139,12 @@ def migrate(
     """
     if (request_id is None) == (instance_id is None):
         raise errors.InvalidArgument("name one of request_id and instance_id")
-    request = cluster_pb.MigrateRequest(to_node_id=to_node or "")
-    if request_id is not None:
-        request.request_id = request_id
-    if instance_id is not None:
-        request.instance_id = instance_id
+    with fitting():
+        request = cluster_pb.MigrateRequest(to_node_id=to_node or "")
+        if request_id is not None:
+            request.request_id = request_id
+        if instance_id is not None:
+            request.instance_id = instance_id
     return request
 
 
@@ -188,9 +189,11 @@ def fitting() -> Iterator[None]:
     """What protobuf refuses to hold was no sensible value.
 
     Raises:
-        errors.InvalidArgument: A value inside is out of the bounds of its field.
+        errors.InvalidArgument: A value inside is out of the bounds of its field, or no text.
     """
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise errors.InvalidArgument(f"{error.object!r} cannot be written as UTF-8") from error
     except (ValueError, OverflowError) as error:
         raise errors.InvalidArgument(f"a value is out of its bounds: {error}") from error

@@ -114,7 +114,7 @@ class ClusterServicer(ClusterServiceServicer):
     async def WatchCluster(
         self, request: pb.WatchClusterRequest, context: Any
     ) -> AsyncIterator[pb.WatchClusterResponse]:
-        """Tells all of it, then what changes."""
+        """Tells the whole state of the cluster, then what changes of it."""
         async with aclosing(self._plane.cluster_watch.follow()) as revisions:
             async for revision in revisions:
                 yield watch.response(revision)

@@ -28,14 +28,14 @@ class DeploymentServicer(DeploymentServiceServicer):
     async def GetDeployment(
         self, request: pb.GetDeploymentRequest, context: Any
     ) -> pb.GetDeploymentResponse:
-        """Tells how one is doing."""
+        """Tells how a deployment is doing."""
         status = self._plane.state.status(request.name)
         return pb.GetDeploymentResponse(deployment=deployments.message(status))
 
     async def ListDeployments(
         self, request: pb.ListDeploymentsRequest, context: Any
     ) -> pb.ListDeploymentsResponse:
-        """Tells how all are doing, page by page."""
+        """Tells how all deployments are doing, page by page."""
         state = self._plane.state
         page = page_of(state.deployments, request.page_size, request.page_token)
         messages = [deployments.message(state.status(name)) for name in page.keys]
@@ -44,14 +44,14 @@ class DeploymentServicer(DeploymentServiceServicer):
     async def DeleteDeployment(
         self, request: pb.DeleteDeploymentRequest, context: Any
     ) -> pb.DeleteDeploymentResponse:
-        """Ends one."""
+        """Ends a deployment with its requests and instances."""
         await self._plane.delete(request.name, common.call(request, DONE_ALONE))
         return pb.DeleteDeploymentResponse()
 
     async def WatchDeployment(
         self, request: pb.WatchDeploymentRequest, context: Any
     ) -> AsyncIterator[pb.WatchDeploymentResponse]:
-        """Tells how one is doing, again and again."""
+        """Tells how a deployment is doing, and again whenever that changes."""
         async with aclosing(self._plane.deployment_watch.follow(request.name)) as statuses:
             async for status in statuses:
                 message = deployments.message(status)

@@ -1,4 +1,4 @@
-"""Lists in pages: in the order of a key, each page from after the last key of the one before."""
+"""Lists in pages: sorted by a key, each page begins after the last key of the page before."""
 
 import heapq
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ MAX_SIZE: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of the keys."""
+    """The keys of one page."""
 
     keys: tuple[str, ...]
     next_token: str

@@ -1,4 +1,4 @@
-"""What it takes to bring an instance up beside and after its weights, as nodes observed it."""
+"""How long starts take beside and after the load of their weights, as nodes observed it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ InitKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class InitTime:
-    """What starts of one checkpoint with one engine took of late."""
+    """How long the latest starts of one checkpoint with one engine took."""
 
     size_bytes: int
     """Of the checkpoint."""
@@ -24,12 +24,12 @@ class InitTime:
 
 @dataclass(frozen=True)
 class InitTimes:
-    """All that one node has observed, and what follows for checkpoints that it has not."""
+    """All that one node has observed, and what that lets expect of other checkpoints."""
 
     by_model: Mapping[InitKey, InitTime] = field(default_factory=dict)
 
     def updated(self, newer: Mapping[InitKey, InitTime]) -> "InitTimes":
-        """With newer observations."""
+        """These, with newer observations in the place of older ones."""
         return InitTimes({**self.by_model, **newer}) if newer else self
 
     @cached_property

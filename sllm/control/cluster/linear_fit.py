@@ -27,11 +27,11 @@ class Fit:
     xy: float = 0.0
 
     def observed(self, x: float, y: float) -> "Fit":
-        """With one observation more."""
+        """The fit with one more observation."""
         return Fit(self.weight + 1, self.x + x, self.y + y, self.xx + x * x, self.xy + x * y)
 
     def faded(self, kept: float) -> "Fit":
-        """With all observations so far weighing `kept` times as much."""
+        """The fit with all observations so far weighing `kept` times as much."""
         return Fit(kept * self.weight, kept * self.x, kept * self.y, kept * self.xx, kept * self.xy)
 
     @property
@@ -47,7 +47,7 @@ class Fit:
     def line(self) -> Line | None:
         """The best line of those that neither fall nor begin below zero. None: nothing observed.
 
-        Through observations at a single x goes the constant: what it grows with is not known.
+        Observations at a single x give the constant: they do not tell what y grows with.
         """
         if not self.weight:
             return None
@@ -62,5 +62,5 @@ class Fit:
 
     @property
     def proportional(self) -> Line | None:
-        """The best line through the origin. None: nothing was observed, but perhaps at x = 0."""
+        """The best line through the origin. None: nothing was observed, or only x = 0."""
         return Line(0.0, self.xy / self.xx) if self.xx else None

@@ -78,7 +78,7 @@ class NodeView:
     def present(self) -> tuple[Instance, ...]:
         """Instances that hold room: reported or planned, and not leaving.
 
-        One that is planned counts as STARTING until its start has ended, whatever is reported.
+        A planned one counts as STARTING until its start has ended, whatever is reported.
         """
         planned = {key: plan.instance for key, plan in self.planned.items()}
         both = {**self.instances, **planned}
@@ -160,11 +160,11 @@ class NodeView:
         return held
 
     def key_here(self, checkpoint: str) -> str:
-        """The digest under which a checkpoint is here, if so far only its source was known."""
+        """The key of a checkpoint here: its digest, if the node knows where its source leads."""
         return self.copies.digests.get(checkpoint, checkpoint)
 
 
 def keys_of(node: NodeView) -> set[str]:
-    """The digests and sources of checkpoints of which any part is there, or was started there."""
+    """Digests and sources of the checkpoints that a node holds some of, or has started."""
     held = {key for copy in node.copies.values() for key in (copy.digest, *copy.sources)}
     return held | {digest for digest, _ in node.facts.init_times.by_model}

@@ -53,7 +53,7 @@ class Snapshot:
     stop_seconds: float = 0.0
     """What ending an idle instance takes, as observed."""
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What was worked out about this snapshot, or about the one before and still holds."""
+    """What was worked out about this snapshot, or about an earlier one and still holds."""
 
     @cached_property
     def idle_nodes(self) -> frozenset[str]:

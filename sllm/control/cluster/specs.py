@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Final
 from urllib.parse import urlsplit
 
-from sllm import errors
+from sllm import bounds, errors
 
 ENGINES: Final = ("transformers",)
 DTYPES: Final = ("", "float32", "bfloat16", "float16")
@@ -111,7 +111,11 @@ def normalize_source(source: str) -> str:
         errors.InvalidSource: It is neither.
     """
     url = f"file://{source.translate(_QUOTED)}" if source.startswith("/") else source
-    if not urlsplit(url).scheme:
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise errors.InvalidSource(f"source {source!r} is no URL: {error}") from error
+    if not scheme:
         raise errors.InvalidSource(
             f"source {source!r} is no URL; give one such as file:///models/tiny, or an absolute "
             "path"
@@ -141,9 +145,10 @@ def _validate_engine(engine: EngineConfig) -> None:
     _require(engine.dtype in DTYPES, f"dtype {engine.dtype!r} is unknown; known: {DTYPES[1:]}")
     tokens = engine.kv_cache_tokens
     _require(tokens is None or tokens > 0, f"kv_cache_tokens must be positive, not {tokens}")
+    most = engine.max_concurrency
     _require(
-        engine.max_concurrency > 0,
-        f"max_concurrency must be positive, not {engine.max_concurrency}",
+        0 < most <= bounds.MAX_CONCURRENCY,
+        f"max_concurrency must be from 1 to {bounds.MAX_CONCURRENCY}, not {most}",
     )
 
 

@@ -51,17 +51,17 @@ class Copies(dict[tuple[str, Tier], Copy]):
 
     @classmethod
     def of(cls, copies: Iterable[Copy]) -> "Copies":
-        """Those that have any bytes."""
+        """The copies that have any bytes."""
         return cls({(one.digest, one.tier): one for one in copies if one.resident_bytes})
 
     @cached_property
     def leased(self) -> tuple[Copy, ...]:
-        """Those that are held in place."""
+        """The copies that something holds in place."""
         return tuple(copy for copy in self.values() if copy.leased)
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
-        """The digest to which each source leads here."""
+        """The digest to which each source leads on this node."""
         return {source: copy.digest for copy in self.values() for source in copy.sources}
 
 

@@ -16,8 +16,8 @@ class Use:
     kept_until: float = 0.0
     """Clock's seconds until which a request has wished it to stay."""
     demand: float = -math.inf
-    """How much its deployment was asked for of late: the binary logarithm of the requests, those
-    long ago counting less, against a fixed moment. Doubled demand is one more."""
+    """How much its deployment was asked for of late, as a binary logarithm: 1 more is twice the
+    requests. They fade with time; all levels refer to one moment, so that they can be compared."""
 
 
 @dataclass(frozen=True, slots=True)

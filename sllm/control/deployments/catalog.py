@@ -5,6 +5,8 @@ import dataclasses
 import time
 from typing import Final
 
+import structlog
+
 from sllm import errors
 from sllm.control.cluster import specs
 from sllm.control.cluster.needs import need_of
@@ -16,8 +18,10 @@ from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.node_client import Nodes
 
+log = structlog.get_logger()
+
 _INSPECTED_NODES: Final = 4
-"""Nodes that are asked for a source which those before them do not see."""
+"""How many nodes are asked, one after the other, until one of them sees the source."""
 
 
 class Catalog:
@@ -46,6 +50,8 @@ class Catalog:
         specs.validate(spec)
         if (first := await self._durable.recall(call)) is not None:
             return first
+        # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
+        # at again afterwards.
         present = self._state.deployments.get(spec.name)
         model = await self._look(spec, present)
         async with self._changing:
@@ -54,7 +60,7 @@ class Catalog:
             status = self._status_of(deployment)
             put = self._durable.store.put
             answer = await self._durable.run(put, deployment, call, status, time.time())
-            if answer is status:
+            if answer is status:  # else the same call has come twice at once, and is in force
                 self._state.set_deployment(deployment)
         return answer
 
@@ -73,10 +79,14 @@ class Catalog:
         return True
 
     async def learn_model(self, name: str, model: ModelInfo) -> None:
-        """Takes in, for good, what a node has found out about a deployment's model."""
+        """Takes in what a node has found out about a deployment's model, for good if it can."""
         async with self._changing:
-            if self._state.learn_model(name, model):
+            if not self._state.learn_model(name, model):
+                return
+            try:
                 await self._durable.run(self._durable.store.set_model, name, model)
+            except errors.StateUnavailable as error:  # it is found out again after a restart
+                log.warning("control.model_not_stored", deployment=name, problem=error.message)
 
     def _revised(self, spec: DeploymentSpec, model: ModelInfo) -> Deployment:
         present = self._state.deployments.get(spec.name)
@@ -85,7 +95,7 @@ class Catalog:
         return Deployment(spec, model, created_at=time.time())
 
     def _status_of(self, deployment: Deployment) -> DeploymentStatus:
-        """As it will be told, once it is stored."""
+        """How a deployment is doing, as it is told once it is stored."""
         if deployment.name in self._state.deployments:
             present = self._state.status(deployment.name)
             return dataclasses.replace(present, deployment=deployment)

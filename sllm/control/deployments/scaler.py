@@ -66,7 +66,7 @@ class Scaler:
         )
 
     def _unasked(self, name: str, count: int, now: float) -> int:
-        """Starts that no request waits for: after one has failed, not at once again."""
+        """How many starts that no request waits for to make now; after a failure they pause."""
         failed = self._state.failed_starts.get(name)
         if not count or failed is None:
             return count

@@ -123,7 +123,7 @@ class ClusterWatch:
         await self._tasks.close()
 
     def _begin(self) -> Revision:
-        """The state as it is now; looks from now on, if nobody does yet."""
+        """Begins to look, if nobody does yet; returns the state as it is now."""
         if self._looking is None or self._looking.done():
             self._looking = self._tasks.spawn(self._keep_looking(), name="watch the cluster")
         self._look()

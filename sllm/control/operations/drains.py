@@ -72,7 +72,7 @@ class Drains:
     async def drain(
         self, node_id: str, grace: float, force: bool, call: Call[Done]
     ) -> AsyncGenerator[DrainProgress]:
-        """Drains a node: what it still runs, now and whenever that changes, until it is nothing.
+        """Drains a node; yields what it still runs, now and at every change, until that is nothing.
 
         Args:
             node_id: Which.

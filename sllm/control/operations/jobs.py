@@ -11,7 +11,7 @@ Step = TypeVar("Step")
 Result = TypeVar("Result")
 
 Work = Callable[[Callable[[Step], None]], Coroutine[Any, Any, Result]]
-"""Told how to tell how far it is."""
+"""The work itself. It is given a function that it tells its progress with."""
 
 
 class Job(Generic[Step, Result]):
@@ -23,11 +23,11 @@ class Job(Generic[Step, Result]):
         self.task.add_done_callback(self._ended)
 
     def follow(self) -> AsyncGenerator[Step]:
-        """How far it is, until it has ended."""
+        """The progress, until the work has ended."""
         return self._progress.follow()
 
     async def result(self) -> Result:
-        """What it has come to.
+        """The result, once it is there.
 
         Raises:
             errors.SllmError: What it has failed with.
@@ -50,7 +50,7 @@ Key = TypeVar("Key")
 
 
 class Jobs(Generic[Key, Step, Result]):
-    """Jobs under way, by what tells them apart."""
+    """Jobs under way, by key."""
 
     def __init__(self) -> None:
         self._jobs: dict[Key, Job[Step, Result]] = {}
@@ -60,7 +60,7 @@ class Jobs(Generic[Key, Step, Result]):
         return self._jobs.get(key)
 
     def begin(self, key: Key, work: Work[Step, Result]) -> Job[Step, Result]:
-        """Begins a job; one of the same key goes on, but is found no more."""
+        """Begins a job. An earlier one of its key goes on, but `get` no longer finds it."""
         job = self._jobs[key] = Job(work)
         job.task.add_done_callback(lambda _: self._forget(key, job))
         return job

@@ -26,7 +26,7 @@ from sllm.control.wire.node_client import HoldSpec, Nodes
 log = structlog.get_logger()
 
 _RETRY_SECONDS = 10.0
-"""Until a pin is applied again that its node had no room for when it came back."""
+"""Between two tries to apply a pin for which its node, back again, has no room."""
 
 
 class Pinning:
@@ -63,7 +63,7 @@ class Pinning:
     async def pin(
         self, place: Place, ttl: float | None, call: Call[Pin]
     ) -> AsyncGenerator[Loading | Pin]:
-        """Pins a checkpoint: progress, and the pin once it is in force.
+        """Pins a checkpoint; yields progress, and the pin once it is in force.
 
         Args:
             place: Where.
@@ -104,7 +104,7 @@ class Pinning:
         return found
 
     def pins(self, deployment: str) -> dict[str, tuple[Pin, bool]]:
-        """The pins by the key of their order, and whether their nodes say that they hold them.
+        """The pins, each with whether its node says that it holds it, by the key that orders them.
 
         Args:
             deployment: Only those of this one. Empty: all.
@@ -126,7 +126,7 @@ class Pinning:
         return view is not None and place.hold_id in _held(view)
 
     def node_joined(self, view: NodeView) -> None:
-        """Applies the pins of a node that has come, and ends those there that are none."""
+        """Applies the pins of a node that has come, and releases what is pinned there no more."""
         here = {place.hold_id: pin for place, pin in self._pins.items() if _is_on(view, place)}
         for pin in here.values():
             self._tasks.spawn(self._restore(pin), name=f"pin {pin.place.hold_id}")
@@ -146,7 +146,7 @@ class Pinning:
         self, place: Place, ttl: float | None, call: Call[Pin]
     ) -> Job[Loading, Pin] | Pin:
         """What a call has begun, now or when it was first made; or the pin that came of it."""
-        async with self._changing:
+        async with self._changing:  # of two same calls at once, the second is a repetition
             if first := await self._durable.recall(call):
                 return self._jobs.get(place) or first
             return await self._begin(place, ttl, call)
@@ -172,7 +172,7 @@ class Pinning:
         pins.check_room(view, place.tier, size, [one.size_bytes for one in neighbours])
 
     async def _apply(self, pin: Pin, tell: Callable[[Loading], None]) -> Pin:
-        """Has the node hold the checkpoint. A pin that its node does not take is none."""
+        """Has the node hold the checkpoint. If the node refuses, the pin is deleted."""
         try:
             await self._hold(pin, tell)
         except errors.SllmError:
@@ -252,7 +252,7 @@ class Pinning:
         await self._release_hold(place.node_id, place.hold_id)
 
     async def _release_hold(self, node_id: str, hold_id: str) -> None:
-        """A node that cannot be told now is told when it comes back."""
+        """Has a node release a hold. A node that cannot be told now is told when it comes back."""
         node = self._nodes.by_id.get(node_id)
         if node is None:
             return

@@ -71,7 +71,7 @@ class Prefetching:
     async def prefetch(
         self, ask: PrefetchAsk, call: Call[Prefetched]
     ) -> AsyncGenerator[Placed | Loading | Prefetched]:
-        """Brings a checkpoint up: where, progress, and the end.
+        """Brings a checkpoint up; yields where, then progress, then the end.
 
         Raises:
             errors.SllmError: Why not.

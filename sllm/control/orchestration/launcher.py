@@ -81,7 +81,7 @@ class Launcher:
     def join(self, deployment: Deployment, instance: Instance) -> None:
         """Follows a start that a node has begun for an earlier control plane.
 
-        Not one that has failed: a report from before its end may come after it.
+        A start that has failed is not followed: a report from before its end may be late.
         """
         if instance.instance_id not in (*self._state.starts, *self._failed):
             self.begin(deployment, instance)
@@ -96,7 +96,7 @@ class Launcher:
         stops[instance.instance_id] = self._stop_later(instance, grace=0.0)
 
     def dismiss(self, instance_id: str) -> None:
-        """Stops an instance, if it is there, that nobody needs or that has failed."""
+        """Stops an instance that nobody needs, or that has failed a request, unless it is gone."""
         if instance := self._state.fleet.instance(instance_id):
             self.end(instance)
             self._agenda.wake(instance.deployment)
@@ -170,12 +170,13 @@ class Launcher:
         return trace.set_span_in_context(first.span) if first else None
 
     async def _room_made(self, start: StartUnderWay) -> None:
-        """Returns once the instances whose room was counted as free are gone, if it is needed."""
+        """Returns once the room of a start is free; it counts so since others were told to end."""
         need = self._state.needs.get(start.deployment.name)
         if need is None:
             return  # the deployment was deleted: its start is withdrawn
         stops = self._stops.get(start.instance.node_id)
         view = self._state.fleet.nodes.get(start.instance.node_id)
+        # Where the weights fit beside those that end, the load goes ahead meanwhile.
         if stops and view and not room.shortage(view.with_leaving, need.checkpoint, 0).none:
             await asyncio.wait(list(stops.values()))
 
@@ -194,7 +195,7 @@ class Launcher:
         raise errors.StartFailed(f"node {instance.node_id} left the start without an answer")
 
     def _show(self, start: StartUnderWay, loading: Loading) -> None:
-        """Tells those who wait how far it is; of several starts, the first one speaks."""
+        """Tells those who wait how far a start is; of several starts, how far the first is."""
         if loading.remaining is None and start.estimate is not None:
             remaining = start.decided_at + start.estimate - self._clock.now()
             loading = replace(loading, remaining=max(0.0, remaining))
@@ -207,6 +208,7 @@ class Launcher:
     def _ready(self, start: StartUnderWay, ready: Ready) -> None:
         instance = ready.instance
         now = self._clock.now()
+        # The report that tells of it comes later; those who wait need not wait for that.
         self._state.fleet.settle(start.instance.node_id, instance.instance_id, instance)
         self._state.slots.add(instance.instance_id, start.instance.node_id, now)
         record = StartRecord(
@@ -230,7 +232,7 @@ class Launcher:
         return self._tasks.spawn(stop, name=f"stop {instance.instance_id}")
 
     async def _stop(self, instance: Instance, grace: float) -> None:
-        """Tries until it has ended or its node has gone; after some tries its room counts again."""
+        """Tries until it has ended or its node is gone."""
         began = self._clock.now()
         try:
             for _ in range(_STOP_TRIES):
@@ -241,6 +243,7 @@ class Launcher:
                 await self._clock.sleep(_RETRY_SECONDS)
         finally:
             self._stop_ended(instance)
+        # Nobody knows when it will end: what counted on its room is to look elsewhere meanwhile.
         self._state.fleet.stay(instance.node_id, instance.instance_id)
         self._agenda.wake(instance.deployment)
         self._agenda.wake_for_room()

@@ -21,8 +21,8 @@ log = structlog.get_logger()
 
 
 _STEPS = 4
-"""A lease is waited for in so many parts. Whoever has been held up himself finds one of them over,
-and has the others to read what has come meanwhile: a pause of this process loses no node."""
+"""The parts in which a lease is waited for. If this process was held up, one part is over when it
+goes on, and the others are left to read what nodes have sent: its own pause loses no node."""
 
 
 class Answer(Enum):
@@ -72,7 +72,7 @@ class ReportStream:
 
 
 class NodeListener(Protocol):
-    """Whoever acts on what becomes of nodes: told once the fleet shows it, and not to wait."""
+    """Whoever acts on what becomes of nodes. It is told once the fleet shows it."""
 
     def node_reported(self, before: NodeView | None, view: NodeView) -> None:
         """A node has changed. `before` is None: it has become a member."""
@@ -98,7 +98,7 @@ class Membership:
         self._closing = False
 
     def open(self) -> ReportStream:
-        """A new stream, which `leave` has to be told the end of.
+        """A new stream; `leave` has to be told of its end.
 
         Raises:
             errors.ShuttingDown: The control plane is going down.
@@ -110,7 +110,7 @@ class Membership:
     async def follow(
         self, stream: ReportStream, reports: AsyncIterator[Report]
     ) -> AsyncGenerator[tuple[Answer, int]]:
-        """Takes in a node's reports and gives the answers, with the revisions they are to.
+        """Takes in a node's reports; yields an answer to each, with the revision that it answers.
 
         Raises:
             errors.NodeLost: Nothing has come within the lease.
@@ -147,6 +147,7 @@ class Membership:
         before = self._state.fleet.nodes.get(report.node_id)
         known = stream.node_id == report.node_id
         if not known or not self._state.fleet.apply(report, time.time()):
+            # A node that is asked once sends all of it; what it has sent before that is skipped.
             asked, stream.resyncing = stream.resyncing, True
             return Answer.NOTHING if asked else Answer.RESYNC
         if report.body is not None:

@@ -67,7 +67,7 @@ class Placer:
         )
 
     def _slot_wait(self, name: str) -> float:
-        """See `Demand.slot_wait`: as long as requests take, and slots there are."""
+        """`Demand.slot_wait`, from how long requests take and how many slots there are."""
         state, scaling = self._state, self._state.deployments[name].spec.scaling
         instances, most = state.fleet.instances_of(name), state.needs[name].max_concurrency
         expected = state.service_times.expectation(name)
@@ -130,7 +130,7 @@ class Placer:
             self._state.changes.notify(instance.deployment)
 
     def way_made(self, name: str) -> None:
-        """What was to make room for a deployment has gone, or stays.
+        """Takes in that what was to make room for a deployment has gone, or stays.
 
         If any of it stays, nothing is asked to go again for a while: it would most likely stay as
         well.

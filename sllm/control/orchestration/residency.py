@@ -1,20 +1,21 @@
-"""Who has just taken a turn, and keeps its room for a while: what ends thrashing.
+"""Instances that come back keep their room for a while, so that models do not thrash.
 
 Where more models are asked for than fit, each start would end the model whose requests come next.
-So an instance that comes back after its deployment had to make room stays for some times as long
-as its start has taken. Meanwhile those who wait for its room gather, and are served together when
-their turn comes; the time that goes into taking turns is bounded, and so is the wait.
+So an instance that comes back after its deployment had to make room stays for a multiple of the
+time that its start has taken. Meanwhile the requests for other models gather, and are served
+together when their turn comes: the share of the time that starts take is bounded, and so is the
+wait.
 """
 
 import math
 from collections.abc import Mapping
 
 COMES_BACK_SECONDS = 60.0
-"""Who comes back within this time had its room taken from it while it was in use."""
+"""A deployment that comes back within this time was in use when it had to make room."""
 
 
 class Residency:
-    """Turns that instances have, by the clock's seconds that are given as `now`."""
+    """The turns that instances have. Every `now` is in the clock's seconds."""
 
     def __init__(self, factor: float, longest: float) -> None:
         """An instance's turn lasts `factor` times as long as its start, `longest` at most."""

@@ -38,7 +38,7 @@ class Scheduler:
     def schedule(self, wanted: Mapping[str, int]) -> None:
         """Finds nodes for as many more instances of each deployment, the longest wait first.
 
-        Those that were unmet have to be among them.
+        Deployments that are unmet have to be among them: who is unmet is found anew.
         """
         self._state.unmet.clear()
         closed: dict[str, str] = {}

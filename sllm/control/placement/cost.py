@@ -91,7 +91,7 @@ def approach(node: NodeView, typical: Typical) -> Approach:
 
 
 def _init_lines(node: NodeView, typical: Typical) -> tuple[Line, Line]:
-    """Of the first who has observed anything: the node for each model or for all, the fleet."""
+    """Prepare and attach: the node's own, by model or over all, or else the fleet's."""
     for init_times, init_time in (
         (node.facts.init_times, node.facts.init_time),
         (typical.init_times, typical.init_time),
@@ -153,6 +153,7 @@ def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[floa
     on_its_way = _is_planned(node, checkpoint)
     for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, found.imported)):
         copy = copy_on(node, checkpoint, key[1])
+        # What a tier holds, this link and those below it need not carry.
         above = max(above, copy.resident_bytes if copy else 0)
         missing = checkpoint.size_bytes - above
         if missing <= 0:
@@ -161,6 +162,7 @@ def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[floa
         # A load that is under way is already among the queued bytes.
         counted = on_its_way or (copy is not None and copy.leased)
         wait = max(pace.wait - crossing, 0.0) if counted else pace.wait
+        # All links carry at once, so that the slowest decides.
         if wait + crossing > queue + transfer:
             queue, transfer = wait, crossing
     return queue, transfer

@@ -27,7 +27,7 @@ class DeviceRoom:
     """Keys of checkpoints."""
 
     def lacking(self, wanted: "Wanted") -> int:
-        """Bytes that a start lacks; none, if that is not positive."""
+        """Bytes that a start lacks. Not positive: there is room."""
         return max(self._to_take(wanted) - self.free, wanted.kv_bytes - self.kv_free)
 
     def take(self, wanted: "Wanted") -> None:
@@ -59,6 +59,7 @@ def rooms(node: NodeView, stopped: frozenset[str] = frozenset()) -> list[DeviceR
     found = [_room(node, device, staying, ending) for device in node.facts.devices]
     for key, plan in node.planned.items():
         reported = node.instances.get(key)
+        # Once its device is reported, its room is among what that device reports as given out.
         if key not in gone and (reported is None or reported.device is None):
             checkpoint = node.key_here(plan.checkpoint)
             _give(found, Wanted(checkpoint, plan.size_bytes, plan.instance.kv_bytes))
@@ -66,7 +67,7 @@ def rooms(node: NodeView, stopped: frozenset[str] = frozenset()) -> list[DeviceR
 
 
 def _give(found: Sequence[DeviceRoom], wanted: Wanted) -> None:
-    """As the node will: where the weights are, or else where the most is free."""
+    """Chooses a device as the node will: where the weights are, or else where most is free."""
     fitting = [one for one in found if one.lacking(wanted) <= 0] or found
     max(fitting, key=lambda one: (wanted.key in one.held, one.free)).take(wanted)
 
@@ -77,9 +78,9 @@ def in_pages(size_bytes: int) -> int:
 
 
 def lacking(node: NodeView, wanted: Wanted, stopped: frozenset[str]) -> int:
-    """Bytes that a start lacks on the device that lacks the least; none, if not positive.
+    """Bytes that a start lacks on the device that lacks the least. Not positive: there is room.
 
-    If starts before it have been promised more than there is, that is lacking too.
+    What earlier starts were promised beyond what there is counts as lacking, too.
     """
     found = rooms(node, stopped)
     overdrawn = max(-room.free for room in found)
@@ -94,6 +95,8 @@ def _room(
     released = {_key(node, one) for one in here} - held
     kv_bytes = sum(one.kv_bytes for one in here)
     weights = sum(_size(node, key) for key in released)
+    # Idle weights go when a start asks for their room; what is reserved belongs to starts whose
+    # weights are not there yet.
     taken = device.weights_used_bytes - device.idle_bytes + device.reserved_bytes
     free = device.weights_capacity_bytes - taken - device.kv_used_bytes
     return DeviceRoom(
@@ -104,7 +107,7 @@ def _room(
 
 
 def _key(node: NodeView, instance: Instance) -> str:
-    """Of the checkpoint of an instance; one that starts tells none, but its plan does."""
+    """Key of the checkpoint of an instance; one that starts tells none, but its plan does."""
     plan = node.planned.get(instance.instance_id)
     return instance.digest or (node.key_here(plan.checkpoint) if plan else "")
 

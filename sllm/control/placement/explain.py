@@ -174,7 +174,7 @@ def _of_chosen(choice: _Choice, one: ExplainedNode) -> str:
 
 
 def _first(one: ExplainedNode) -> str:
-    """What has to happen there before."""
+    """What has to happen on a node first."""
     parts = [
         _counted(one.victims, "an idle instance ends", "idle instances end"),
         _counted(one.migrated, "a running instance moves", "running instances move"),

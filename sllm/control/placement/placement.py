@@ -136,12 +136,15 @@ def _start(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Start | Migr
     best: Start | MigrateThenStart | None = None
     reliefs = 0
     for rank in ranking.best_first():
+        # A rank's estimate leaves making room aside: none of the others can be sooner.
         if best and _seconds(best) <= rank.seconds:
             break
         if barred(demand, rank.node_id) or not _may_have_room(snapshot, demand, rank):
             continue
         node = snapshot.nodes[rank.node_id]
         found: Start | MigrateThenStart | None = _here(snapshot, demand, node, rank.seconds)
+        # Where something has to end, moving busy instances may be sooner. Working that out is dear
+        # (every set of instances, and a place for each of them), hence the bound.
         if demand.may_migrate and reliefs < _RELIEFS_COMPARED and not _is_free(found):
             reliefs += 1
             relief = Relocations(snapshot, demand).relieve(node)
@@ -211,6 +214,7 @@ def _known(seconds: float) -> float | None:
 def _wait(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait:
     if demand.waiting and demand.slot_wait < math.inf:
         return Wait(f"a slot is expected in {demand.slot_wait:.1f} s, sooner than from a start")
+    # What waiting alone does not help with comes first, each only if nothing before it holds.
     if not ranking.node_ids:
         blocked = Blocked.TOO_SMALL if snapshot.nodes else Blocked.NO_NODES
         return Wait(blocked.value, blocked=blocked)
@@ -256,10 +260,11 @@ class _Drain:
 
 
 def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
-    """What drains there already is waited for before anything else is drained.
+    """What has to end on a node: what drains there already, and only then busy instances.
 
     None: not even all that may be drained would make room.
     """
+    # What drains already is counted on first; its requests have to end as well, and so they count.
     draining = [one for one in node.present if one.state is InstanceState.DRAINING]
     first = {one.instance_id for one in draining}
     busy = sorted(yielding(snapshot, demand, node), key=lambda one: _requests(snapshot, one))
@@ -281,7 +286,7 @@ def _requests(snapshot: Snapshot, instance: Instance) -> tuple[int, float, str]:
 
 
 def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
-    """What those are told who have waited in vain."""
+    """What requests are told that have waited in vain."""
     name = decision.demand.need.deployment
     if blocked is Blocked.NO_NODES:
         return errors.NoNodes("no node is connected; start one and try again", retry_after=1.0)

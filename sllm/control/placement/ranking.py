@@ -54,7 +54,7 @@ class Table:
     ) -> "Table":
         """The table of the same nodes, once some have changed.
 
-        Those that lean on `typical` are looked at again if it is another.
+        Columns that lean on `typical` are worked out anew if that is another one.
         """
         stale = set(changed)
         if typical is not self._typical:
@@ -139,7 +139,7 @@ class Ranking:
         return [self._node_ids[index] for index in np.flatnonzero(self._large)]
 
     def best_first(self) -> Iterator[Rank]:
-        """The lowest estimate first.
+        """Yields the nodes, the lowest estimate first.
 
         Among equals the one where the fewest bytes are still to cross a link, then one that has
         room, then the one with the most free KV budget, then by id.
@@ -150,6 +150,7 @@ class Ranking:
         first = self._best(indices)
         yield self._rank(first)
         rest = indices[indices != first]
+        # lexsort takes the last key as the first one to compare by.
         keys = (-self._kv_free[rest], self._lacks_room[rest], self._to_cross[rest])
         for index in rest[np.lexsort((*keys, self._seconds[rest]))]:
             yield self._rank(int(index))
@@ -202,7 +203,7 @@ def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
 
 
 def _near(node: NodeView, need: Need, typical: Typical) -> tuple[float, int, bool]:
-    """A node that holds some of the checkpoint, or has started it before.
+    """Works a node out by itself: it holds some of the checkpoint, or has started it before.
 
     Returns:
         Seconds, bytes still to cross links, and whether something has to end first.

@@ -71,7 +71,7 @@ class Relocations:
         victims = idle_victims(self._snapshot, self._demand, node, gone)
         if victims is None:
             return None
-        taken = {node.node_id}
+        taken = {node.node_id}  # no two go to one node: they would share its links
         moves = []
         for instance in group:
             move = self._move(instance, taken, cost)
@@ -83,7 +83,7 @@ class Relocations:
         return Relief(max(ending, *(move.seconds for move in moves)), tuple(moves), victims)
 
     def _move(self, instance: Instance, taken: set[str], cost: MigrationCost) -> Move | None:
-        """To where it can go on soonest, `taken` nodes aside."""
+        """The move to where an instance can go on soonest, `taken` nodes left out."""
         requests = self._snapshot.running[instance.instance_id]
         found = self._beside(instance, len(requests), taken) or self._elsewhere(instance, taken)
         if found is None:
@@ -151,9 +151,9 @@ def transfer_seconds(requests: Iterable[Running], cost: MigrationCost) -> float:
 
 
 def _groups(instances: Sequence[Instance]) -> Iterator[tuple[Instance, ...]]:
-    """Every set of them but the empty one, small ones first, in every order of choosing.
+    """Yields every set of instances but the empty one, small ones first, in every order.
 
-    Who chooses first gets the better node: some order leads to the best destinations in all.
+    The first of a set chooses its destination first: some order leads to the best ones in all.
     """
     ordered = sorted(instances, key=lambda one: one.instance_id)
     for size in range(1, len(ordered) + 1):

@@ -21,7 +21,7 @@ class Bounds(NamedTuple):
 
 
 def capacity(node: NodeView) -> Bounds:
-    """Of the empty node: of that of its devices which has the most, if it has any."""
+    """What the empty node has; if it has devices, what the largest of them has."""
     devices = node.facts.devices
     if not devices:
         return Bounds(node.weights_capacity, node.facts.kv_capacity, _UNBOUNDED)
@@ -30,7 +30,7 @@ def capacity(node: NodeView) -> Bounds:
 
 
 def free(node: NodeView) -> Bounds:
-    """What no present instance has; what is idle counts as free. Of several devices, the most."""
+    """What no present instance holds, on the device with most of that; idle copies are free."""
     if not node.facts.devices:
         return Bounds(node.weights_free, node.kv_free, _UNBOUNDED)
     found = device_room.rooms(node)
@@ -39,7 +39,7 @@ def free(node: NodeView) -> Bounds:
 
 
 def kv_grant(node: NodeView, need: Need) -> int:
-    """Bytes of KV cache that an instance gets on a node: what it should have, if there is that."""
+    """Bytes of KV cache that an instance gets on a node: what it should have, or what there is."""
     size = need.checkpoint.size_bytes
     bounds = [
         min(one.kv_capacity_bytes, one.weights_capacity_bytes - device_room.in_pages(size))
@@ -110,6 +110,7 @@ def make(
     chosen = [one.instance_id for one in instances]
     if not shortage(node, checkpoint, kv_bytes, gone.union(chosen)).none:
         return None
+    # All of them would do. Each is spared if the others do, the last first: none ends in vain.
     for spared in reversed(instances):
         fewer = [key for key in chosen if key != spared.instance_id]
         if shortage(node, checkpoint, kv_bytes, gone.union(fewer)).none:

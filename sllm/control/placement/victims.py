@@ -12,7 +12,7 @@ from sllm.control.placement.decisions import Demand
 
 _LEAST: Final = 0.001
 _MOST: Final = 1e6
-"""Seconds within which every start is counted, also one of which nobody knows what it takes."""
+"""Bounds in seconds for what a start is taken to take, also where nobody knows."""
 
 
 def barred(demand: Demand, node_id: str) -> str | None:
@@ -27,7 +27,7 @@ def barred(demand: Demand, node_id: str) -> str | None:
 def idle_victims(
     snapshot: Snapshot, demand: Demand, node: NodeView, gone: frozenset[str] = frozenset()
 ) -> tuple[str, ...] | None:
-    """Idle instances to end so that there is room once `gone` have gone; the worst to lose stay.
+    """The idle instances to end so that there is room once `gone` have gone, least missed first.
 
     None: not even all of them would do.
     """

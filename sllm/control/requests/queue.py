@@ -2,8 +2,9 @@
 
 A step of priority is worth some seconds of waiting. So each request has a turn, the moment at
 which it came less what its priority is worth, and the least turn is served first: the order of
-two requests never changes, those of one priority are served in the order of their coming, and
-one of a low priority is passed over only by those that come within what the difference is worth.
+two requests never changes, those of one priority are served in the order of their coming, and a
+request of a low priority is passed over only by those that come soon after it: within the seconds
+that the difference of their priorities is worth.
 """
 
 from bisect import bisect_right, insort

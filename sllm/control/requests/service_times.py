@@ -33,7 +33,7 @@ class Expectation:
         return self.seconds * waiting / slots if slots else math.inf
 
     def updated(self, served: Served) -> "Expectation":
-        """With one request more."""
+        """The expectation after one more request."""
         return Expectation(
             _mean(self.first_token_seconds, served.first_token_seconds),
             _mean(self.seconds, served.seconds),

@@ -11,7 +11,7 @@ HALF_LIFE_SECONDS = 600.0
 
 
 class Slots:
-    """Requests in flight by instance. The router is the only one that gives instances requests."""
+    """Requests in flight by instance. Instances get requests from this control plane alone."""
 
     def __init__(self) -> None:
         self._uses: dict[str, Use] = {}
@@ -27,8 +27,8 @@ class Slots:
         return self._uses
 
     def add(self, instance_id: str, node_id: str, now: float) -> None:
-        """Makes an instance that is ready known; idle from now on."""
-        claimed = self._claimed.get(instance_id, 0)
+        """Takes in an instance that is ready; it is idle from now on."""
+        claimed = self._claimed.get(instance_id, 0)  # for requests that are to move here
         self._uses.setdefault(instance_id, Use(node_id, claimed, now))
 
     def take(self, instance_id: str, deployment: str, now: float) -> None:
@@ -61,7 +61,7 @@ class Slots:
         return use.in_flight == 1
 
     def claim(self, instance_id: str) -> "Claim":
-        """Holds a slot for requests that are on their way; of an instance that may still start."""
+        """Holds a slot of an instance, which may still start, for requests on their way to it."""
         return Claim(self, instance_id)
 
     def hold(self, instance_id: str, change: int, now: float | None = None) -> None:
@@ -102,7 +102,7 @@ class Claim:
         self.grow_to(1)
 
     def grow_to(self, count: int) -> None:
-        """Holds as many, if it has held fewer."""
+        """Holds `count` slots at least."""
         more = max(0, count - self._count)
         self._slots.hold(self._instance_id, more)
         self._count += more

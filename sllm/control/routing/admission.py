@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
-from sllm import errors
+from sllm import bounds, errors
 from sllm.control.config import ControlConfig
 from sllm.control.types.calls import GenerationAsk, Prompt
 
-MAX_STOPS: Final = 16
-MAX_LOGPROBS: Final = 20
 MAX_PRIORITY: Final = 100
 
 
@@ -23,19 +21,10 @@ def check(ask: GenerationAsk) -> None:
     if ask.prompt is not Prompt.PRESENT:
         raise errors.InvalidPrompt(f"the request {ask.prompt.value}")
     ask.sampling.validate()
-    if ask.max_tokens is not None and ask.max_tokens < 1:
-        raise errors.InvalidArgument(f"max_tokens must be at least 1, not {ask.max_tokens}")
-    if ask.logprobs is not None and not 0 <= ask.logprobs <= MAX_LOGPROBS:
-        raise errors.InvalidArgument(f"logprobs must be 0-{MAX_LOGPROBS}, not {ask.logprobs}")
+    bounds.check_output(ask.max_tokens, ask.logprobs, ask.stop)
     if not -MAX_PRIORITY <= ask.priority <= MAX_PRIORITY:
         raise errors.InvalidArgument(
             f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, not {ask.priority}"
-        )
-    if ask.keep_alive is not None and ask.keep_alive < 0:
-        raise errors.InvalidArgument(f"keep_alive must not be negative, it is {ask.keep_alive} s")
-    if len(ask.stop) > MAX_STOPS or not all(ask.stop):
-        raise errors.InvalidArgument(
-            f"stop must be at most {MAX_STOPS} strings, none of them empty"
         )
 
 

@@ -88,6 +88,7 @@ class Migrator:
         destination, started = self._choose(ask)
         estimate = self._estimate(ask)
         yield Chosen(destination.node_id, destination.instance_id, started, estimate)
+        # Requests that come meanwhile must not take the slots of those that are on their way.
         claim = self._state.slots.claim(destination.instance_id)
         try:
             if started:

@@ -103,7 +103,7 @@ class Relay:
                 for seen in self._seen(ticket, assignment, event):
                     yield seen
                 if ticket.assignment is not assignment:
-                    return
+                    return  # it has moved: what follows comes from elsewhere
         if not ticket.outcome:
             raise errors.WorkerDied(
                 f"instance {assignment.instance.instance_id} left its stream without an end"
@@ -120,7 +120,7 @@ class Relay:
             case "started":
                 ticket.progress.prompt = event.started.prompt_token_ids or ticket.progress.prompt
                 ticket.progress.identity = event.started.identity
-                return [] if ticket.departure else [event]
+                return [] if ticket.departure else [event]  # its caller has had one, from before
             case "tokens":
                 arrival = self._arrive(ticket, assignment)
                 self._count(ticket, assignment, event.tokens)
@@ -182,6 +182,7 @@ class Relay:
 
     def _follow(self, ticket: Ticket, assignment: Assignment, moved: generations.Moved) -> None:
         """Goes where the generation has gone. Its new place is taken before the old one is left."""
+        # Not all tokens that moved have come: it is begun again from those that have.
         if moved.tokens != len(ticket.progress.token_ids):
             raise errors.WorkerDied(f"{moved.tokens} tokens have moved, not all have come")
         ticket.departure = Departure(assignment.instance, MigrationReason(moved.reason))
@@ -194,7 +195,7 @@ class Relay:
             self._dispatcher.requeue(ticket)
 
     def _learn(self, ticket: Ticket, finished: generations.Finished) -> None:
-        """Takes in what a request took that was served in one place."""
+        """Takes in how long a request took. It was served in one place."""
         first_token_at = ticket.progress.first_token_at
         if first_token_at is None:
             return
@@ -216,6 +217,7 @@ class Relay:
             self._dispatcher.instance_failed(assignment.instance)
         if ticket.error or ticket.request.no_failover or not ticket.progress.fail():
             raise error
+        # A caller without a token need not know. Of several failures the first place counts.
         if assignment and ticket.progress.token_ids and ticket.departure is None:
             ticket.departure = Departure(assignment.instance, MigrationReason.FAILOVER)
         self.release(ticket)

@@ -70,10 +70,10 @@ class Router:
         return ticket
 
     async def vacant(self, request_id: str) -> None:
-        """Returns once a request of this id whose caller has left has ended, also where it was.
+        """Returns once an id may be used again: its former caller has left, and its node is told.
 
-        A caller's leaving may be known a moment after its next call has come. One that has not left
-        by then is still under way.
+        That a caller has left may be known only a moment after its next call has come. If it has
+        not left by then, its request is still under way.
         """
         settled_at = self._clock.now() + _LEAVING_SECONDS
         while request_id in self._state.tickets and self._clock.now() < settled_at:
@@ -135,6 +135,8 @@ class Router:
         del self._state.tickets[ticket.request_id]
         self._state.queue.remove(ticket)
         ticket.abandon()
+        # After hanging up alone, a generation lingers on its node: as its caller wishes, or because
+        # this control plane goes down, and callers read on after its restart.
         if not (self._closing or ticket.linger or ticket.outcome == "OK"):
             self._relay.end(ticket)
         self._relay.release(ticket)
@@ -151,6 +153,7 @@ class Router:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
         self._state.deployment(request.deployment)
         admission.check(generations.generation_ask(request))
+        # Last of these checks, as reading on ends the former stream.
         former = self._state.tickets.get(request.request_id)
         if former and generations.resumes_from(request) is not None:
             former.fail(errors.Cancelled(f"request {request.request_id} is read on elsewhere"))

@@ -40,24 +40,25 @@ class WaitEstimates:
         uses, most = self._state.slots.uses, need.max_concurrency
         if placement.free_instance(instances, uses, most) and not self._state.queue.count(name):
             return 0.0
+        # Whatever is first serves it: a start under way, a slot of a busy instance, or a new start.
         ways = [self._start_wait(name), self._turn_wait(name, ahead, expected)]
         if not instances:
             ways.append(self._new_wait(ticket))
         return min((way for way in ways if way is not None), default=None)
 
     def _start_wait(self, name: str) -> float | None:
-        """Until the first of the starts that are under way has ended."""
+        """Seconds until the first of the starts that are under way has ended."""
         starts = [one for one in self._state.starts.values() if one.deployment.name == name]
         known = [one.decided_at + one.estimate for one in starts if one.estimate is not None]
         return max(0.0, min(known) - self._clock.now()) if known else None
 
     def _turn_wait(self, name: str, ahead: int, expected: Expectation | None) -> float | None:
-        """Until the ready instances, all of them busy, have served those ahead."""
+        """Seconds until the ready instances, all of them busy, have served those ahead."""
         slots = len(self._state.ready_replicas(name)) * self._state.needs[name].max_concurrency
         return expected.slot_wait(ahead + 1, slots) if slots and expected else None
 
     def _new_wait(self, ticket: Ticket) -> float | None:
-        """Until an instance is ready that is started now, or once there is room."""
+        """Seconds until an instance is ready that starts now, or once there is room."""
         decision = self._placer.decide(self._placer.demand(ticket.deployment))
         match decision.action:
             case Start(estimate=estimate) | MigrateThenStart(estimate=estimate):
@@ -67,7 +68,7 @@ class WaitEstimates:
         return None
 
     def _room_wait(self, ticket: Ticket, decision: Decision) -> float | None:
-        """Until busy instances have ended, one for each deployment whose turn comes before."""
+        """Seconds until there is room: for each deployment ahead a busy instance has to end."""
         starts = [one.estimate for one in decision.candidates if one.estimate is not None]
         ends = sorted(filter(None, map(self._busy_seconds, self._state.slots.uses)))
         if not starts or not ends:

@@ -25,8 +25,8 @@ class Durable:
     ) -> Result:
         """The result of a method of the store, called after all those before.
 
-        Who is cancelled meanwhile gets it all the same, and is cancelled where he waits next: what
-        is stored has to come into force as well.
+        A task that is cancelled meanwhile gets it all the same, and is cancelled where it waits
+        next: what is stored has to come into force as well.
         """
         loop = asyncio.get_running_loop()
         return await _whole(loop.run_in_executor(self._thread, lambda: work(*args, **kwargs)))
@@ -53,6 +53,8 @@ async def _whole(work: asyncio.Future[Result]) -> Result:
         except asyncio.CancelledError:
             cancelled = True
     if task and cancelled:
-        task.uncancel()  # it counts once
+        # The cancellation that was held back comes at the next await. It has to count once:
+        # asyncio.timeout tells its own from others by the number.
+        task.uncancel()
         task.cancel()
     return work.result()

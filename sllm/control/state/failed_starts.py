@@ -29,7 +29,7 @@ class FailedStarts:
         return self.attempts >= MAX_ATTEMPTS
 
     def forgiven(self) -> "FailedStarts":
-        """For requests that come later: every node may be tried again."""
+        """The same for requests that come later, which may try every node again."""
         return replace(self, nodes=frozenset(), attempts=0)
 
 

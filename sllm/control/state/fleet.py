@@ -53,7 +53,7 @@ class Fleet:
         return next((one for one in node.present if one.instance_id == instance_id), None)
 
     def known_instances(self) -> Iterator[Instance]:
-        """Those that are leaving as well, as DRAINING."""
+        """All instances; those that are leaving count as DRAINING."""
         for view in self._nodes.values():
             yield from view.present
             leaving = (view.instances[key] for key in view.leaving if key in view.instances)
@@ -127,6 +127,7 @@ class Fleet:
             facts=full.facts,
             copies=Copies.of(full.copies),
             instances=instances,
+            # What was decided goes on over a new stream of a node: only what it tells is new.
             planned=before.planned if before else {},
             leaving=before.leaving & instances.keys() if before else frozenset(),
             connected_at=before.connected_at if before else now,

@@ -1,4 +1,4 @@
-"""A mapping that changes, and of which copies that do not change are cheap."""
+"""A mapping that changes, with cheap copies that do not."""
 
 from collections.abc import Iterator, Mapping
 from typing import TypeVar

@@ -11,8 +11,8 @@ from sllm.control.cluster.snapshot import Typical
 from sllm.control.cluster.tiers import LinkKey
 
 _STARTS = 9
-"""The latest starts, of whose ratios the median is `Typical.slowness`: one that was held up by
-something of its own says nothing of the others."""
+"""How many of the latest starts count. `Typical.slowness` is the median of their ratios: a start
+that was held up by something of its own says nothing of the others."""
 _MOST_OFF = 2.0
 """The largest factor, either way, that is taken for how things are."""
 
@@ -42,7 +42,7 @@ class Observations:
         self._typical = None
 
     def replace(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
-        """A node that told `before` tells `after`. None: it is not there."""
+        """Takes in what a node tells, `after` in the place of `before`. None: it is not there."""
         if _told(before) == _told(after):
             return
         self._typical = None

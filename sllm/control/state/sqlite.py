@@ -23,6 +23,10 @@ from sllm.control.types.pins import Pin, Place
 ANSWER_SECONDS = 7 * 24 * 3600.0
 """How long an answer is kept for callers that repeat their call."""
 
+_LOCK_SECONDS = 0.1
+"""How long to wait for another program's lock; callers are told to try again, not kept waiting."""
+_RETRY_SECONDS = 1.0
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployments (
     name TEXT PRIMARY KEY,
@@ -62,20 +66,27 @@ class SqliteStore:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                path,
+                timeout=_LOCK_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_Connection,
+            )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # what is said must survive a power cut
             self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, errors.StateUnavailable) as error:
             raise errors.StartFailed(
-                f"{path} cannot be used: {error}; restore it, or move it away to begin without "
-                "deployments"
+                f"{path} cannot be used: {error.__cause__ or error}; end what else uses it, restore it, or move it "
+                "away to begin without deployments"
             ) from error
 
     def deployments(self) -> list[Deployment]:
         """See Store."""
         rows = self._db.execute("SELECT spec, model, created_at FROM deployments ORDER BY name")
-        return [_deployment(*row) for row in rows]
+        with _readable("deployments"):
+            return [_deployment(*row) for row in rows]
 
     def recall(self, call: Call[Answer]) -> Answer | None:
         """See Store."""
@@ -110,7 +121,8 @@ class SqliteStore:
     def pins(self) -> list[Pin]:
         """See Store."""
         rows = self._db.execute("SELECT deployment, tier, node_id, expires_at FROM pins")
-        return [Pin(Place(name, Tier(tier), node_id), end) for name, tier, node_id, end in rows]
+        with _readable("pins"):
+            return [Pin(Place(name, Tier(tier), node_id), end) for name, tier, node_id, end in rows]
 
     def put_pin(self, pin: Pin, call: Call[Pin], now: float) -> None:
         """See Store."""
@@ -171,13 +183,46 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        # Whoever else has the file open is met here, and not at the commit.
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite has rolled back itself if the disk is full
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+
+
+class _Connection(sqlite3.Connection):
+    """A connection whose failures are those that callers know."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """As sqlite3.Connection.
+
+        Raises:
+            errors.StateUnavailable: The disk is full, or another program has locked the file.
+        """
+        try:
+            return super().execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise errors.StateUnavailable(
+                f"the control plane cannot store or read its state now: {error}; make room on its "
+                "disk, or end what has locked its state.db, and try again",
+                retry_after=_RETRY_SECONDS,
+            ) from error
+
+
+@contextmanager
+def _readable(table: str) -> Iterator[None]:
+    """Raises StartFailed for a row that makes no sense: to leave it out would end what it names."""
+    try:
+        yield
+    except (sqlite3.Error, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise errors.StartFailed(
+            f"a row of {table} in state.db cannot be read: {type(error).__name__}: {error}; "
+            "restore the file, or delete the row"
+        ) from error
 
 
 def _place(place: Place) -> tuple[str, int, str]:

@@ -186,7 +186,7 @@ class State:
                 self.changes.notify(name)
 
     def first_start(self, name: str) -> StartUnderWay | None:
-        """Of a deployment's starts that are under way, the one decided on first."""
+        """The start of a deployment that was decided on first, of those under way."""
         starts = (one for one in self.starts.values() if one.deployment.name == name)
         return next(starts, None)
 

@@ -72,3 +72,5 @@ class GenerationAsk:
     priority: int = 0
     keep_alive: float | None = None
     """Seconds."""
+    linger: float = 0.0
+    """Seconds."""

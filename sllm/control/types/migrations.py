@@ -19,7 +19,7 @@ class MigrationReason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A generation's leaving an instance; its caller is told when it has gone on elsewhere."""
+    """A generation has left an instance; its caller is told once it has gone on elsewhere."""
 
     instance: Instance
     reason: MigrationReason

@@ -103,7 +103,7 @@ def assemble(
         start: How the instance came to be, if that is known.
         served: The node's phases of the request, counted from its taking the call.
         node_id: Where it was served.
-        instance_id: By what it was served.
+        instance_id: The instance that served it.
     """
     cold = start is not None and start.ready_at > timing.taken_at
     begun = _cold_phases(timing, start) if start and cold else _warm_phases(timing)
@@ -122,10 +122,10 @@ def assemble(
 
 
 def prefill_of(timing: Timing) -> tuple[Phase, ...]:
-    """The node's phases of a request that has not ended where its first token came from.
+    """The phases of a request that has ended elsewhere than where its first token came from.
 
-    Nobody there is left to tell them: the time from the node's being called to the first token
-    stands in for the prefill, the way there and back included.
+    No node tells them: the time from the call of that node to the first token stands in for the
+    prefill, the way there and back included.
     """
     if timing.first_token_at is None:
         return ()

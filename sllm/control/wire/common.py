@@ -1,4 +1,4 @@
-"""What all of the control plane's translations share: times, tiers, loads and ids of calls."""
+"""What all translations share: times, tiers, loads, and the ids of calls."""
 
 import copy
 import hashlib
@@ -9,6 +9,7 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import types_pb2 as pb
 
+from sllm import bounds
 from sllm.control.cluster.tiers import Tier
 from sllm.control.types.calls import Answer, AnswerFormat, Call
 from sllm.control.types.status import Loading, LoadPhase
@@ -90,9 +91,13 @@ def loading_message(progress: Loading) -> pb.Loading:
 
 
 def call(request: Mutating, answers: AnswerFormat[Answer]) -> Call[Answer]:
-    """The id of a mutating call, a digest of all the rest, and how its answer is kept."""
+    """The id of a mutating call, a digest of all the rest, and how its answer is kept.
+
+    Raises:
+        errors.InvalidArgument: The id is too long.
+    """
     content = copy.copy(request)
     content.ClearField("request_id")
     name = content.DESCRIPTOR.full_name.encode()
     digest = hashlib.sha256(name + b"\0" + content.SerializeToString(deterministic=True))
-    return Call(request.request_id, digest.hexdigest(), answers)
+    return Call(bounds.name(request.request_id, "request_id"), digest.hexdigest(), answers)

@@ -1,10 +1,11 @@
-"""Between deployments and the protocol's messages."""
+"""Deployments, from and to the protocol's messages."""
 
 from typing import Final
 
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import types_pb2 as pb
 
+from sllm import bounds
 from sllm.control.cluster import specs
 from sllm.control.types.calls import AnswerFormat
 from sllm.control.types.status import DeploymentStatus
@@ -16,6 +17,7 @@ def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
 
     Raises:
         errors.InvalidSource: Its source is no URL.
+        errors.InvalidArgument: A duration is out of its bounds.
     """
     return specs.DeploymentSpec(
         name=request.name,
@@ -45,7 +47,9 @@ def _scaling(policy: pb.ScalingPolicy) -> specs.ScalingPolicy:
     least = policy.min_replicas if policy.HasField("min_replicas") else default.min_replicas
     most = policy.max_replicas if policy.HasField("max_replicas") else default.max_replicas
     keep = (
-        common.seconds(policy.keep_alive) if policy.HasField("keep_alive") else default.keep_alive
+        bounds.duration(policy.keep_alive, "keep_alive")
+        if policy.HasField("keep_alive")
+        else default.keep_alive
     )
     target = policy.target_concurrency if policy.HasField("target_concurrency") else None
     return specs.ScalingPolicy(least, most, keep, target)

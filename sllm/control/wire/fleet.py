@@ -1,10 +1,12 @@
-"""Between the fleet as the control plane sees it and the protocol's messages."""
+"""Nodes and instances, from and to the protocol's messages."""
 
 from collections.abc import Iterable
 
+from google.protobuf.duration_pb2 import Duration
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import types_pb2 as pb
 
+from sllm import bounds, errors
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
@@ -16,7 +18,13 @@ from sllm.control.wire import common
 
 
 def report(request: fleet_pb.ReportRequest) -> Report:
-    """A node's message."""
+    """A node's message.
+
+    Raises:
+        errors.InvalidArgument: Something in it is out of its bounds, or unknown here.
+    """
+    if not bounds.name(request.node_id, "node_id"):
+        raise errors.InvalidArgument("node_id is empty; a node reports under its id")
     body: Full | Delta | None = None
     if request.HasField("full"):
         node, instances = request.full.node, request.full.instances
@@ -37,46 +45,48 @@ def report(request: fleet_pb.ReportRequest) -> Report:
 def _facts(node: pb.Node, node_id: str) -> NodeFacts:
     return NodeFacts(
         node_id=node_id,
-        address=node.address,
+        address=bounds.address(node.address, "a node's address"),
         host=node.host,
         leaving=node.leaving,
         tiers={
-            Tier(usage.tier): TierUsage(usage.capacity_bytes, usage.used_bytes, usage.problem)
+            _tier(usage.tier): TierUsage(
+                _bytes(usage.capacity_bytes), _bytes(usage.used_bytes), usage.problem
+            )
             for usage in node.tiers
         },
-        links={
-            (Tier(link.from_tier), Tier(link.to_tier)): Link(
-                link.bytes_per_second, link.queued_bytes, link.in_flight_bytes
-            )
-            for link in node.links
-        },
-        kv_capacity=node.kv_capacity_bytes,
-        init_time=common.seconds(node.init_time) if node.HasField("init_time") else None,
+        links={(_tier(link.from_tier), _tier(link.to_tier)): _link(link) for link in node.links},
+        kv_capacity=_bytes(node.kv_capacity_bytes),
+        init_time=_duration(node.init_time) if node.HasField("init_time") else None,
         init_times=InitTimes(_init_times(node.init_observations)),
         devices=tuple(map(_device, node.devices)),
     )
 
 
+def _link(link: pb.LinkObservation) -> Link:
+    speed = bounds.rate(link.bytes_per_second, "a link's speed")
+    return Link(speed, _bytes(link.queued_bytes), _bytes(link.in_flight_bytes))
+
+
 def _device(one: pb.Device) -> Device:
     return Device(
-        one.index,
+        bounds.count(one.index, "a device's index"),
         one.name,
         one.uuid,
-        one.total_bytes,
-        one.free_bytes,
-        one.weights_capacity_bytes,
-        one.weights_used_bytes,
-        one.kv_capacity_bytes,
-        one.kv_used_bytes,
-        one.reserved_bytes,
-        one.idle_bytes,
+        _bytes(one.total_bytes),
+        _bytes(one.free_bytes),
+        _bytes(one.weights_capacity_bytes),
+        _bytes(one.weights_used_bytes),
+        _bytes(one.kv_capacity_bytes),
+        _bytes(one.kv_used_bytes),
+        _bytes(one.reserved_bytes),
+        _bytes(one.idle_bytes),
     )
 
 
 def _init_times(observations: Iterable[pb.InitObservation]) -> dict[InitKey, InitTime]:
     return {
         (one.digest, one.engine): InitTime(
-            one.size_bytes, common.seconds(one.prepare), common.seconds(one.attach)
+            _bytes(one.size_bytes), _duration(one.prepare), _duration(one.attach)
         )
         for one in observations
     }
@@ -86,9 +96,9 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[Copy, ...]:
     return tuple(
         Copy(
             digest=one.digest,
-            tier=Tier(one.tier),
-            size_bytes=one.size_bytes,
-            resident_bytes=one.resident_bytes,
+            tier=_tier(one.tier),
+            size_bytes=_bytes(one.size_bytes),
+            resident_bytes=_bytes(one.resident_bytes),
             sources=tuple(one.sources),
             leased=one.leased,
             holds=tuple(map(_hold, one.holds)),
@@ -98,7 +108,8 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[Copy, ...]:
 
 
 def _hold(one: pb.Hold) -> Hold:
-    expires_at = common.seconds(one.expires_at) if one.HasField("expires_at") else None
+    ends = one.HasField("expires_at")
+    expires_at = bounds.moment(one.expires_at, "a hold's end") if ends else None
     return Hold(one.hold_id, expires_at)
 
 
@@ -108,20 +119,33 @@ def _instances(instances: Iterable[pb.Instance], node_id: str) -> tuple[Instance
 
 def instance(one: pb.Instance, node_id: str) -> Instance:
     """An instance as the node `node_id` reports it."""
+    device = bounds.count(one.device_index, "a device's index")
     return Instance(
-        instance_id=one.instance_id,
+        instance_id=bounds.name(one.instance_id, "instance_id"),
         deployment=one.deployment,
         node_id=node_id,
-        state=InstanceState(one.state),
-        kv_bytes=one.kv_bytes,
+        state=bounds.member(one.state, InstanceState, "an instance's state"),
+        kv_bytes=_bytes(one.kv_bytes),
         digest=one.digest,
-        running=one.running_requests,
-        started_at=common.seconds(one.started_at),
+        running=bounds.count(one.running_requests, "running_requests"),
+        started_at=bounds.moment(one.started_at, "started_at"),
         worker_pid=one.worker_pid,
         unread=tuple(one.unread_request_ids),
-        device=one.device_index if one.HasField("device_index") else None,
+        device=device if one.HasField("device_index") else None,
         identity=one.identity,
     )
+
+
+def _tier(value: int) -> Tier:
+    return bounds.member(value, Tier, "tier")
+
+
+def _bytes(value: int) -> int:
+    return bounds.count(value, "a number of bytes")
+
+
+def _duration(value: Duration) -> float:
+    return bounds.duration(value, "a duration")
 
 
 # --- what operators see -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Between requests, as the router serves them, and the protocol's messages."""
+"""Requests as the router serves them, from and to the protocol's messages."""
 
 import secrets
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
+from sllm import bounds
 from sllm.control.cluster.instances import Instance
 from sllm.control.types.calls import GenerationAsk, Prompt
 from sllm.control.types.migrations import Departure
@@ -29,7 +30,12 @@ Metadata: TypeAlias = grpc.aio.Metadata
 
 
 def generation_ask(request: GenerateRequest) -> GenerationAsk:
-    """The parts of a request that have bounds."""
+    """The parts of a request that have bounds.
+
+    Raises:
+        errors.InvalidArgument: A duration or the id is out of its bounds.
+    """
+    bounds.name(request.request_id, "request_id")
     return GenerationAsk(
         prompt=_prompt(request),
         sampling=_sampling(request.sampling),
@@ -38,6 +44,7 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
         logprobs=request.logprobs if request.HasField("logprobs") else None,
         priority=request.priority,
         keep_alive=keep_alive(request),
+        linger=linger(request),
     )
 
 
@@ -56,17 +63,21 @@ def _sampling(params: pb.SamplingParams) -> Sampling:
 
 def keep_alive(request: GenerateRequest) -> float | None:
     """Seconds that the request's instance stays at least. None: as its policy says."""
-    return common.seconds(request.keep_alive) if request.HasField("keep_alive") else None
+    if not request.HasField("keep_alive"):
+        return None
+    return bounds.duration(request.keep_alive, "keep_alive")
 
 
 def resumes_from(request: GenerateRequest) -> int | None:
     """The number of the first message that the caller of an earlier stream lacks."""
-    return request.resume_from_sequence if request.HasField("resume_from_sequence") else None
+    if not request.HasField("resume_from_sequence"):
+        return None
+    return bounds.count(request.resume_from_sequence, "resume_from_sequence")
 
 
 def linger(request: GenerateRequest) -> float:
     """Seconds for which the caller wants a generation to go on without a reader."""
-    return common.seconds(request.linger)
+    return bounds.duration(request.linger, "linger", most=bounds.MAX_LINGER)
 
 
 def set_linger(request: GenerateRequest, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Between what is told of migrations and the protocol's messages."""
+"""What is told of migrations, as the protocol's messages."""
 
 from serverlessllm.v1 import cluster_service_pb2 as pb
 

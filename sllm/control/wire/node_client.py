@@ -35,7 +35,7 @@ _STOP_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class HoldSpec:
-    """A hold that a promotion ends with."""
+    """The hold that a promotion leaves behind."""
 
     hold_id: str
     """Unique on the node; a hold of the same id is replaced."""
@@ -73,6 +73,8 @@ class Node:
                 yield
         except errors.Unreachable as error:
             raise self._gone(str(error)) from error
+        except grpc.aio.UsageError as error:  # its channel was closed before the call began
+            raise self._gone("it has stopped reporting") from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if not self._lost or (task and task.cancelling()):
@@ -98,7 +100,7 @@ class Node:
         give_up: bool = False,
         identity: str = "",
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
-        """Brings a checkpoint to a tier, and holds it there: progress, and the model at the end."""
+        """Brings a checkpoint to a tier and holds it there; yields progress, then the model."""
         request = pb.PromoteRequest(
             source=source,
             dtype=dtype,
@@ -133,7 +135,7 @@ class Node:
     async def start_instance(
         self, deployment: Deployment, instance: Instance, timeout: float
     ) -> AsyncGenerator[Loading | Ready, None]:
-        """Starts an instance or joins its start: progress, and what is ready at the end."""
+        """Starts an instance or joins its start; yields progress, then what is ready."""
         request = _start_request(deployment, instance)
         metadata = rpc.trace_metadata()
         call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)

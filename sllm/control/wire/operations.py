@@ -1,4 +1,4 @@
-"""Between what operators ask of the cluster and the protocol's messages."""
+"""What operators ask for and are told, from and to the protocol's messages."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Final
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
-from sllm import errors
+from sllm import bounds, errors
 from sllm.control.cluster import specs
 from sllm.control.cluster.tiers import Tier
 from sllm.control.types.calls import AnswerFormat
@@ -40,7 +40,8 @@ def pin_place(request: pb.PinRequest) -> Place:
     """
     if not request.node_id:
         raise errors.InvalidArgument("node_id is empty; name the node to pin on")
-    return Place(request.deployment, storage_tier(request.tier), request.node_id)
+    node_id = bounds.name(request.node_id, "node_id")
+    return Place(request.deployment, storage_tier(request.tier), node_id)
 
 
 def prefetch_ask(request: pb.PrefetchRequest) -> PrefetchAsk:
@@ -88,26 +89,18 @@ def ttl_of(request: pb.PinRequest | pb.PrefetchRequest) -> float | None:
     """Seconds; None where none are given.
 
     Raises:
-        errors.InvalidArgument: They are not above zero.
+        errors.InvalidArgument: They are not above zero, or too many.
     """
-    if not request.HasField("ttl"):
-        return None
-    ttl = common.seconds(request.ttl)
-    if ttl <= 0:
-        raise errors.InvalidArgument(f"ttl must be above zero, not {ttl:g} s")
-    return ttl
+    return bounds.positive_duration(request.ttl, "ttl") if request.HasField("ttl") else None
 
 
 def grace_of(request: pb.DrainNodeRequest) -> float:
     """Seconds that running requests have; infinite where none are given.
 
     Raises:
-        errors.InvalidArgument: They are negative.
+        errors.InvalidArgument: They are negative, or too many.
     """
-    grace = common.seconds(request.grace) if request.HasField("grace") else math.inf
-    if grace < 0:
-        raise errors.InvalidArgument(f"grace must not be negative, it is {grace:g} s")
-    return grace
+    return bounds.duration(request.grace, "grace") if request.HasField("grace") else math.inf
 
 
 # --- what is answered -------------------------------------------------------------------------

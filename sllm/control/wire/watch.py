@@ -1,4 +1,4 @@
-"""Between what those who watch the cluster see and the protocol's messages."""
+"""What those who watch the cluster see, as the protocol's messages."""
 
 from collections.abc import Iterable, Mapping
 

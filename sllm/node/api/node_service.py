@@ -7,12 +7,11 @@ from typing import Any
 from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceServicer
 
+from sllm import bounds
 from sllm.clock import Clock
-from sllm.durations import to_seconds
 from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.generations.generations import Generations
-from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.generations.outgoing_migration import OutgoingMigration
 
 
@@ -74,7 +73,8 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.StopInstanceRequest, context: Any
     ) -> pb.StopInstanceResponse:
         """Ends an instance."""
-        await self._agent.stop_instance(request.instance_id, to_seconds(request.grace))
+        grace = bounds.duration(request.grace, "grace")
+        await self._agent.stop_instance(request.instance_id, grace)
         return pb.StopInstanceResponse()
 
     async def StartMigration(
@@ -84,9 +84,8 @@ class NodeServicer(NodeServiceServicer):
         instance = self._agent.instance(request.instance_id)
         running = instance.running
         chosen = self._generations.chosen(request.instance_id, request.request_ids)
-        to = Destination(request.to_node_id, request.to_address, request.to_instance_id)
         context_tokens = running.context_tokens if running else 0
-        terms = Terms(to, request.reason, context_tokens, instance.identity)
+        terms = wire.migration_terms(request, context_tokens, instance.identity)
         migration = OutgoingMigration(terms, self._node_id, self._clock)
         async with aclosing(migration.run(chosen)) as told:
             async for news in told:

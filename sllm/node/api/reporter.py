@@ -1,9 +1,10 @@
 """Tells the control plane what this node holds and does: all of it once, then what changes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import grpc
 import structlog
@@ -21,10 +22,15 @@ log = structlog.get_logger()
 
 ReportCall = grpc.aio.StreamStreamCall[pb.ReportRequest, pb.ReportResponse]
 
+Part = TypeVar("Part")
+Written = TypeVar("Written")
+
 RECONNECT_SECONDS = 0.5
 _GATHER_SECONDS = 0.02
 """Changes that come within this time travel in one report."""
 _HEARTBEATS_PER_LEASE = 3
+_SHOWN = 200
+"""Characters of what could not be reported, in the log."""
 
 
 @dataclass(slots=True)
@@ -137,14 +143,14 @@ class Reporter:
 
     def _now(self) -> _Sent:
         holds = self._agent.holds
-        copies = [
-            wire.copy_message(copy, holds.on(copy.digest, copy.tier))
-            for copy in self._agent.copies()
-        ]
-        instances = [
-            wire.instance_message(instance, self._node_id)
-            for instance in self._agent.instances.values()
-        ]
+        copies = _written(
+            self._agent.copies(),
+            lambda copy: wire.copy_message(copy, holds.on(copy.digest, copy.tier)),
+        )
+        instances = _written(
+            self._agent.instances.values(),
+            lambda instance: wire.instance_message(instance, self._node_id),
+        )
         return _Sent(
             node=wire.node_message(self._agent, self._node_id, self._address),
             copies={(copy.digest, copy.tier): copy for copy in copies},
@@ -171,6 +177,17 @@ class Reporter:
         return pb.DeltaReport(
             node=now.node, copies=copies, instances=instances, init_observations=init_times
         )
+
+
+def _written(parts: Iterable[Part], write: Callable[[Part], Written]) -> list[Written]:
+    """The messages of what can be written: one part that cannot must not silence the node."""
+    written = []
+    for part in parts:
+        try:
+            written.append(write(part))
+        except (ValueError, OverflowError, TypeError) as error:
+            log.error("node.part_not_reported", part=repr(part)[:_SHOWN], problem=str(error))
+    return written
 
 
 def _emptied(copies: Iterable[types_pb.CheckpointCopy]) -> list[types_pb.CheckpointCopy]:

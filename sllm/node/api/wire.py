@@ -3,13 +3,15 @@
 import socket
 from collections.abc import Sequence
 
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm import errors
-from sllm.durations import to_duration, to_seconds
+from sllm import bounds, errors
+from sllm.durations import to_duration
 from sllm.node.agent import Agent, ModelInfo
 from sllm.node.device.interface import DeviceInfo
+from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.generations.wire import phase_message
 from sllm.node.instances.init_times import InitKey, InitTime
 from sllm.node.instances.instance import Instance
@@ -21,26 +23,46 @@ from sllm.node.transfers.work import Progress
 
 
 def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
-    """What a StartInstance call asks for."""
+    """What a StartInstance call asks for.
+
+    Raises:
+        errors.InvalidArgument: A name or a number is out of its bounds.
+    """
+    if not request.instance_id:
+        raise errors.InvalidArgument("instance_id is empty; an instance has an id of its own")
     return InstanceSpec(
-        instance_id=request.instance_id,
-        deployment=request.deployment,
+        instance_id=bounds.name(request.instance_id, "instance_id"),
+        deployment=bounds.name(request.deployment, "deployment"),
         source=request.source,
         engine=engine_spec(request.engine),
-        kv_bytes=request.kv_bytes,
+        kv_bytes=bounds.count(request.kv_bytes, "kv_bytes"),
         identity=request.identity,
     )
 
 
 def engine_spec(config: pb.EngineConfig) -> EngineSpec:
-    """How a model is to be run."""
+    """How a model is to be run.
+
+    Raises:
+        errors.InvalidArgument: A number is out of its bounds.
+    """
     return EngineSpec(
         engine=config.engine,
         dtype=config.dtype or None,
-        kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
-        max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
+        kv_cache_tokens=(
+            bounds.count(config.kv_cache_tokens, "kv_cache_tokens", least=1)
+            if config.HasField("kv_cache_tokens")
+            else None
+        ),
+        max_concurrency=(
+            _concurrency(config.max_concurrency) if config.HasField("max_concurrency") else None
+        ),
         pack=config.pack,
     )
+
+
+def _concurrency(value: int) -> int:
+    return bounds.count(value, "max_concurrency", least=1, most=bounds.MAX_CONCURRENCY)
 
 
 def storage_tier(tier: int) -> Tier:
@@ -67,14 +89,31 @@ def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
     """The hold that a Promote call asks for, if it does.
 
     Raises:
-        errors.InvalidArgument: It would last no time.
+        errors.InvalidArgument: It would last no time, or for ages.
     """
     if not request.hold_id:
         return None
-    ttl = to_seconds(request.hold_ttl) if request.HasField("hold_ttl") else None
-    if ttl is not None and ttl <= 0:
-        raise errors.InvalidArgument(f"hold_ttl must be above zero, not {ttl} s")
-    return HoldSpec(request.hold_id, ttl)
+    hold_id = bounds.name(request.hold_id, "hold_id")
+    if not request.HasField("hold_ttl"):
+        return HoldSpec(hold_id, None)
+    return HoldSpec(hold_id, bounds.positive_duration(request.hold_ttl, "hold_ttl"))
+
+
+def migration_terms(
+    request: node_pb.StartMigrationRequest, context_tokens: int, identity: str
+) -> Terms:
+    """Where a StartMigration call wants generations to go, of what their instance serves.
+
+    Raises:
+        errors.InvalidArgument: It names no address, node or instance, or an unknown reason.
+    """
+    if not request.to_node_id or not request.to_instance_id:
+        raise errors.InvalidArgument("name the node and the instance to migrate to")
+    if request.reason not in inference_pb.MigrationReason.values():
+        raise errors.InvalidArgument(f"the reason {request.reason} of the migration is unknown")
+    address = bounds.address(request.to_address, "to_address")
+    to = Destination(request.to_node_id, address, request.to_instance_id)
+    return Terms(to, request.reason, context_tokens, identity)
 
 
 def loading(progress: Progress) -> pb.Loading:

@@ -6,9 +6,8 @@ from contextlib import aclosing
 
 from serverlessllm.v1 import inference_service_pb2 as pb
 
-from sllm import errors
+from sllm import bounds, errors
 from sllm.clock import Clock
-from sllm.durations import to_seconds
 from sllm.node.agent import Agent
 from sllm.node.generations.generation import Generation
 from sllm.node.instances.worker_client import Worker
@@ -110,6 +109,8 @@ class Generations:
 
     def _reading(self, request: pb.GenerateRequest) -> Generation:
         """The generation that a call of Generate is about."""
+        if not bounds.name(request.request_id, "request_id"):
+            raise errors.InvalidArgument("request_id is empty; a request has an id of its own")
         known = self._by_id.get(request.request_id)
         if known and not request.HasField("continuation"):
             raise errors.RequestIdInUse(f"request {request.request_id} is already under way")
@@ -119,8 +120,8 @@ class Generations:
         instance = self._agent.instance(request.instance_id)
         worker = instance.ready_worker()
         instance.check_identity(request.continuation.identity)
-        self._replace(request.request_id)
         keep = _linger(request) > 0
+        self._replace(request.request_id)
         generation = Generation(request, worker, self._node_id, self._clock, keep=keep)
         generation.identity = instance.identity
         self._by_id[request.request_id] = generation
@@ -166,5 +167,9 @@ def _goes_on(generation: Generation, request: pb.GenerateRequest) -> bool:
 
 
 def _linger(request: pb.GenerateRequest) -> float:
-    """Seconds for which a request goes on without a reader."""
-    return to_seconds(request.linger)
+    """Seconds for which a request goes on without a reader.
+
+    Raises:
+        errors.InvalidArgument: They are negative, or too many.
+    """
+    return bounds.duration(request.linger, "linger", most=bounds.MAX_LINGER)

@@ -231,6 +231,8 @@ class _Connection:
         self._numbers = itertools.count()
         self._calls: dict[int, asyncio.Future[Answer]] = {}
         self._workers: dict[int, ForkedWorker] = {}
+        self._sockets: dict[int, Path] = {}
+        """Of the workers that were asked for, by the number of the call."""
         asyncio.get_running_loop().add_reader(end, self._receive)
 
     @classmethod
@@ -255,7 +257,10 @@ class _Connection:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
         try:
-            self._socket.send(to_packet(make(number)))
+            message = make(number)
+            if isinstance(message, Fork):
+                self._sockets[number] = Path(message.socket)
+            self._socket.send(to_packet(message))
             return await answer
         except OSError as error:
             raise errors.StartFailed(f"the zygote cannot be reached: {error}") from error
@@ -315,19 +320,22 @@ class _Connection:
                 self._fail(call, errors.make_error(code, reason, text, metadata=metadata))
 
     def _take_worker(self, call: int, pid: int) -> None:
-        loop = asyncio.get_running_loop()
+        loop, path = asyncio.get_running_loop(), self._sockets.pop(call)
         try:
             process = ForeignProcess(pid)
         except OSError as error:
             os.kill(pid, signal.SIGKILL)
             self._fail(call, errors.StartFailed(f"a worker cannot be watched: {error}"))
             return
+        # Whoever waited for the worker may have left: its socket goes with the process.
+        process.ended.add_done_callback(lambda _: path.unlink(missing_ok=True))
         worker = ForkedWorker(pid, loop.create_future(), loop.create_future(), process)
         self._workers[pid] = worker
         if not self._answer(call, worker):
             os.kill(pid, signal.SIGKILL)  # nobody waits for it any more
 
     def _fail(self, call: int, error: errors.SllmError) -> None:
+        self._sockets.pop(call, None)
         pending = self._calls.get(call)
         if pending and not pending.done():
             pending.set_exception(error)

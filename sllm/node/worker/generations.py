@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from sllm import bounds
 from sllm.errors import (
     Internal,
     InvalidArgument,
@@ -174,8 +175,7 @@ class Generations:
         self, request: GenerationRequest, prompt: tuple[int, ...], key: str
     ) -> EngineRequest:
         request.sampling.validate()
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise InvalidArgument(f"max_tokens must be at least 1, not {request.max_tokens}")
+        bounds.check_output(request.max_tokens, request.logprobs, request.stop)
         allowance = prompts.token_allowance(len(prompt), request.max_tokens, self._context_tokens)
         generated = len(request.generated)
         if generated > allowance:

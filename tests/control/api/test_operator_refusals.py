@@ -13,6 +13,8 @@ from tests.control.fake_node import MIB, FakeNode
 from tests.support import assert_eventually
 
 NEGATIVE, ZERO = Duration(seconds=-1), Duration()
+AGES = Duration(seconds=70_000_000 * 3600)
+"""An end after the year 9999, which no Timestamp can say."""
 DRAM, SSD = pb.TIER_DRAM, pb.TIER_SSD
 STREAMS = {"Pin", "Prefetch", "DrainNode"}
 
@@ -40,6 +42,8 @@ ROWS: dict[str, tuple[str, Fields, type[errors.SllmError]]] = {
     "pin on a tier that there is not": ("Pin", {"tier": 99}, errors.InvalidArgument),
     "pin for no time": ("Pin", {"ttl": ZERO}, errors.InvalidArgument),
     "pin for a negative time": ("Pin", {"ttl": NEGATIVE}, errors.InvalidArgument),
+    "pin for ages": ("Pin", {"ttl": AGES}, errors.InvalidArgument),
+    "pin by an endless id": ("Pin", {"request_id": "x" * 257}, errors.InvalidArgument),
     "pin what is larger than the tier": ("Pin", {"deployment": "large"}, errors.ModelTooLarge),
     "prefetch an unknown deployment": (
         "Prefetch",
@@ -58,6 +62,7 @@ ROWS: dict[str, tuple[str, Fields, type[errors.SllmError]]] = {
     "prefetch to a device": ("Prefetch", {"tier": pb.TIER_DEVICE}, errors.InvalidArgument),
     "prefetch for no time": ("Prefetch", {"ttl": ZERO}, errors.InvalidArgument),
     "prefetch for a negative time": ("Prefetch", {"ttl": NEGATIVE}, errors.InvalidArgument),
+    "prefetch for ages": ("Prefetch", {"ttl": AGES}, errors.InvalidArgument),
     "prefetch what is larger than the node's tier": (
         "Prefetch",
         {"deployment": "large", "node_id": "n1"},
@@ -74,6 +79,7 @@ ROWS: dict[str, tuple[str, Fields, type[errors.SllmError]]] = {
     "drain an unknown node": ("DrainNode", {"node_id": "n9"}, errors.NodeNotFound),
     "drain no node": ("DrainNode", {"node_id": ""}, errors.NodeNotFound),
     "drain with a negative grace": ("DrainNode", {"grace": NEGATIVE}, errors.InvalidArgument),
+    "drain with a grace of ages": ("DrainNode", {"grace": AGES}, errors.InvalidArgument),
     "drain the last node with work": ("DrainNode", {}, errors.NodeNeeded),
     "undrain an unknown node": ("UndrainNode", {"node_id": "n9"}, errors.NodeNotFound),
 }

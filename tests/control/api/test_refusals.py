@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
@@ -28,6 +29,18 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "logprobs above 20": ({"text": "a", "logprobs": 21}, errors.InvalidArgument),
     "negative logprobs": ({"text": "a", "logprobs": -1}, errors.InvalidArgument),
     "an empty stop": ({"text": "a", "stop": [""]}, errors.InvalidArgument),
+    "a negative keep_alive": (
+        {"text": "a", "keep_alive": Duration(seconds=-1)},
+        errors.InvalidArgument,
+    ),
+    "a keep_alive of ages": (
+        {"text": "a", "keep_alive": Duration(seconds=10**9)},
+        errors.InvalidArgument,
+    ),
+    "a linger of hours": ({"text": "a", "linger": Duration(seconds=3601)}, errors.InvalidArgument),
+    "a negative linger": ({"text": "a", "linger": Duration(nanos=-1)}, errors.InvalidArgument),
+    "an id of 257 letters": ({"text": "a", "request_id": "x" * 257}, errors.InvalidArgument),
+    "before the beginning": ({"text": "a", "resume_from_sequence": -1}, errors.InvalidArgument),
     "17 stops": ({"text": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
 }
 
@@ -59,6 +72,8 @@ DEPLOY: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "no replicas": ({"max_replicas": 0}, errors.InvalidArgument),
     "min above max": ({"min_replicas": 3, "max_replicas": 2}, errors.InvalidArgument),
     "a negative keep-alive": ({"keep_alive": -1.0}, errors.InvalidArgument),
+    "a keep-alive of ages": ({"keep_alive": 1e9}, errors.InvalidArgument),
+    "too much concurrency": ({"max_concurrency": 4097}, errors.InvalidArgument),
 }
 
 

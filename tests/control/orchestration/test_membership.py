@@ -107,7 +107,7 @@ async def test_a_delta_that_comes_first_is_answered_with_resync(cluster: Cluster
     async with rpc.channel(cluster.address) as channel:
         stub: Any = FleetServiceStub(channel)
         call = stub.Report()
-        delta = fleet_pb.DeltaReport(node=pb.Node(node_id="n9"))
+        delta = fleet_pb.DeltaReport(node=pb.Node(node_id="n9", address="127.0.0.1:1"))
         await call.write(fleet_pb.ReportRequest(node_id="n9", revision=1, delta=delta))
         assert (await call.read()).HasField("resync")
         assert not await cluster.caller.nodes()

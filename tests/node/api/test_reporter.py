@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sllm.node.api.reporter import Reporter
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.instances.init_times import InitTime, InitTimes
+from sllm.node.store.holds import Hold
 from sllm.node.tiers.tier import Copy, Tier
 from tests.support import assert_eventually
 
@@ -65,11 +66,14 @@ class Devices:
         return self.infos_now
 
 
-class NoHolds:
-    """Nothing is pinned."""
+@dataclass
+class Holds:
+    """What is pinned, by digest."""
 
-    def on(self, digest: str, tier: Tier) -> tuple[()]:
-        return ()
+    by_digest: dict[str, Hold] = field(default_factory=dict)
+
+    def on(self, digest: str, tier: Tier) -> tuple[Hold, ...]:
+        return tuple(hold for key, hold in self.by_digest.items() if key == digest)
 
 
 class Node:
@@ -77,7 +81,7 @@ class Node:
 
     def __init__(self) -> None:
         self.devices = Devices()
-        self.holds = NoHolds()
+        self.holds = Holds()
         self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
         self.instances: dict[str, Any] = {}
         self.init_times = InitTimes()
@@ -139,6 +143,20 @@ async def test_everything_first_and_then_what_changes() -> None:
     changed = {copy.digest: copy.resident_bytes for copy in deltas[0].delta.copies}
     assert changed == {"c": 8, "a": 0}
     assert [deltas[0].revision, fleet.messages[0].revision] == [2, 1]
+
+
+async def test_one_part_that_cannot_be_written_silences_nothing_else() -> None:
+    fleet, node = Fleet(), Node()
+    node.hold("a", "b", "c")
+    node.holds = Holds({"b": Hold("h", "b", Tier.SSD, expires_at=3e11)})
+    with structlog.testing.capture_logs() as logs:
+        async with reporting(fleet, node):
+            await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+            await assert_eventually(lambda: "heartbeat" in fleet.kinds())
+    assert [copy.digest for copy in fleet.messages[0].full.node.copies] == ["a", "c"]
+    assert fleet.streams == 1
+    told = [entry for entry in logs if entry["event"] == "node.part_not_reported"]
+    assert "'b'" in told[0]["part"]
 
 
 async def test_every_device_is_told_of_and_what_of_it_is_free() -> None:

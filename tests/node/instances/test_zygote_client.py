@@ -70,6 +70,22 @@ async def test_a_fork_that_nobody_waits_for_any_more_is_ended(
     await asyncio.wait([forking])
     last = await zygote.fork(WorkerSpec("last", tmp_path / "last.sock"))
     await assert_eventually(lambda: children() == {last.pid})
+    await assert_eventually(lambda: list(tmp_path.iterdir()) == [tmp_path / "last.sock"])
+
+
+async def test_the_socket_of_a_worker_that_nobody_waits_for_goes_with_it(
+    zygote: Zygote, tmp_path: Path, children: Children
+) -> None:
+    """Wherever in its start it was given up."""
+    for number in range(8):
+        forking = asyncio.create_task(zygote.fork(WorkerSpec("i", tmp_path / f"{number}.sock")))
+        await asyncio.wait([forking], timeout=0.01 * number)
+        forking.cancel()
+        await asyncio.wait([forking])
+        if not forking.cancelled():
+            os.kill(forking.result().pid, signal.SIGKILL)
+    await assert_eventually(lambda: not children())
+    await assert_eventually(lambda: not list(tmp_path.iterdir()))
 
 
 async def test_models_are_described_in_a_process_of_their_own(

@@ -245,6 +245,10 @@ async def test_a_cancelled_request_ends_without_a_word(worker: WorkerClient) -> 
         ({"token_ids": types_pb2.TokenIds(ids=[5] * 512), "max_tokens": 1}, "CONTEXT_EXCEEDED"),
         ({"text": TEXT, "max_tokens": 512}, "CONTEXT_EXCEEDED"),
         ({"text": TEXT, "max_tokens": 0}, "INVALID_ARGUMENT"),
+        ({"text": TEXT, "logprobs": -1}, "INVALID_ARGUMENT"),
+        ({"text": TEXT, "logprobs": 21}, "INVALID_ARGUMENT"),
+        ({"text": TEXT, "stop": [""]}, "INVALID_ARGUMENT"),
+        ({"text": TEXT, "stop": ["x"] * 17}, "INVALID_ARGUMENT"),
         (
             {"text": TEXT, "sampling": types_pb2.SamplingParams(temperature=float("nan"))},
             "INVALID_SAMPLING",

@@ -1,5 +1,6 @@
 """Whether a checkpoint's tensors are those of its model, known from headers alone."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ def _load_without_memory(architecture: Architecture, headers: Mapping[str, Tenso
     It knows old names, and those of checkpoints in which parts are stored one by one, and says what
     is missing or too much in the end.
     """
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # such tensors are known to one thread alone
     with FakeTensorMode(allow_non_fake_inputs=True):
         build_module(architecture, {name: _empty(header) for name, header in headers.items()})
 

@@ -4,21 +4,37 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 _PLAIN_ROTATION = {"rope_type": "default"}
 _OFF = ("sliding_window", "attention_chunk_size", "use_sliding_window", "attention_bias")
 
 
-def without_suspects(config: Any, works: Callable[[Any], bool]) -> str:
-    """The first feature without which a configuration works, as users know it; empty: none.
+def to_blame(model_class: Any, config: Any, works: Callable[[Any], bool]) -> str:
+    """What about a model keeps it from being served, as users know it.
+
+    The first feature without which it works; or else how it attends, by its settings and class.
 
     Args:
+        model_class: of the model.
         config: does not work.
         works: whether another one does.
     """
     for feature, other in _without_one(config):
         if works(other):
             return feature
-    return ""
+    latent = "latent attention (kv_lora_rank), " if hasattr(config, "kv_lora_rank") else ""
+    return latent + (_attention(model_class, config) or "the architecture itself")
+
+
+def _attention(model_class: Any, config: Any) -> str:
+    try:
+        with torch.device("meta"):
+            modules = model_class(config).modules()
+    except Exception:
+        return ""
+    names = {type(module).__name__ for module in modules}
+    return ", ".join(sorted(name for name in names if name.endswith("Attention")))
 
 
 def _without_one(config: Any) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.trial.comparison import compare, randomise
 from sllm.node.worker.trial.fitting import check_fit
 from sllm.node.worker.trial.shrinking import tiny
-from sllm.node.worker.trial.suspects import without_suspects
+from sllm.node.worker.trial.suspects import to_blame
 
 _TEXT = "The quick brown fox jumps over 13 lazy dogs."
 _TELLS_NOTHING = {"_name_or_path", "transformers_version", "dtype"}
@@ -84,11 +84,11 @@ def try_engine(architecture: Architecture, config: Any) -> None:
     try:
         _compare(architecture.model_class, config)
     except UnsupportedModel as error:
-        name = _name(architecture)
-        blamed = without_suspects(config, lambda other: _works(architecture.model_class, other))
-        why = f" because of {blamed}" if blamed else ""
+        name, model_class = _name(architecture), architecture.model_class
+        blamed = to_blame(model_class, config, lambda other: _works(model_class, other))
         raise UnsupportedModel(
-            f"{name} is not supported{why}: {error.message}", metadata={"architecture": name}
+            f"{name} is not supported because of {blamed}: {error.message}",
+            metadata={"architecture": name},
         ) from error
 
 

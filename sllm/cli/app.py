@@ -1,0 +1,67 @@
+"""`sllm`: all commands, by what they are for."""
+
+from typing import Annotated
+
+import typer
+
+from sllm.cli import (
+    checkpoints,
+    cluster,
+    deployments,
+    generate,
+    listings,
+    migrations,
+    operations,
+    servers,
+    top,
+)
+from sllm.cli.failures import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serverless serving of large language models.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # takes longer than all the rest
+
+        typer.echo(version("sllm"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None: ...
+
+
+app.command(rich_help_panel="Run it")(cluster.up)
+app.command(rich_help_panel="Run it")(servers.control)
+app.command(rich_help_panel="Run it")(servers.node)
+app.command(rich_help_panel="Use it")(deployments.deploy)
+app.command(rich_help_panel="Use it")(generate.generate)
+app.command(rich_help_panel="Use it")(generate.chat)
+app.command(rich_help_panel="Use it")(deployments.rm)
+app.command(rich_help_panel="Look at it")(listings.ls)
+app.command(rich_help_panel="Look at it")(listings.ps)
+app.command(rich_help_panel="Look at it")(listings.nodes)
+app.command(rich_help_panel="Look at it")(top.top)
+app.command(rich_help_panel="Look at it")(operations.explain)
+app.command(rich_help_panel="Operate it")(operations.prefetch)
+app.command(rich_help_panel="Operate it")(operations.pin)
+app.command(rich_help_panel="Operate it")(operations.unpin)
+app.command(rich_help_panel="Operate it")(operations.pins)
+app.command(rich_help_panel="Operate it")(operations.drain)
+app.command(rich_help_panel="Operate it")(migrations.migrate)
+app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
+app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
+app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)

@@ -1,0 +1,305 @@
+"""For every RPC a request that is, or may well be, valid: what the fuzz begins with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from serverlessllm.v1 import cluster_service_pb2 as cluster
+from serverlessllm.v1 import deployment_service_pb2 as deployment
+from serverlessllm.v1 import inference_service_pb2 as inference
+from serverlessllm.v1 import migration_service_pb2 as migration
+from serverlessllm.v1 import node_service_pb2 as node
+from serverlessllm.v1 import types_pb2 as types
+
+from tests.fuzz.ghosts import NOWHERE, reports
+
+_KV_BYTES: Final = 16 * 1024 * 1024
+_SERVICES: Final = (
+    "",
+    "serverlessllm.v1.NodeService",
+    "serverlessllm.v1.ClusterService",
+    "serverlessllm.v1.InferenceService",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What there is in the cluster now, for requests to name."""
+
+    source: str
+    """URL of a model that can be served."""
+    deployment: str
+    """Name of a deployment of it."""
+    node_id: str
+    instance_id: str
+    """Of a ready instance; empty if there is none."""
+    digest: str
+    """Of a checkpoint that the node holds; empty if it holds none."""
+
+    def names(self) -> tuple[str, ...]:
+        """All of them, for fields that want another one."""
+        return (self.source, self.deployment, self.node_id, self.instance_id, self.digest)
+
+
+Maker = Callable[[Facts, Random], list[Message]]
+"""Makes the messages of one call: one, unless the caller sends a stream."""
+
+
+def _id(rng: Random, kind: str = "request") -> str:
+    """One of few ids, so that calls meet those of others."""
+    return f"fuzz-{kind}-{rng.randrange(32)}"
+
+
+def _name(facts: Facts, rng: Random) -> str:
+    return rng.choice((facts.deployment, facts.deployment, f"fuzz-{rng.randrange(4)}"))
+
+
+def _tier(rng: Random) -> types.Tier.ValueType:
+    return rng.choice((types.TIER_SSD, types.TIER_DRAM))
+
+
+def _engine() -> types.EngineConfig:
+    return types.EngineConfig(engine="transformers", kv_cache_tokens=1024, max_concurrency=8)
+
+
+# --- deployments and the cluster --------------------------------------------------------------
+
+
+def _deploy(facts: Facts, rng: Random) -> list[Message]:
+    scaling = types.ScalingPolicy(
+        min_replicas=0, max_replicas=1, keep_alive=Duration(seconds=2), target_concurrency=4
+    )
+    name = f"fuzz-{rng.randrange(4)}"
+    return [
+        deployment.DeployRequest(
+            request_id=f"{name}-{rng.randrange(1000)}",
+            name=name,
+            source=facts.source,
+            engine=_engine(),
+            scaling=scaling,
+        )
+    ]
+
+
+def _list_instances(facts: Facts, rng: Random) -> list[Message]:
+    return [cluster.ListInstancesRequest(deployment=_name(facts, rng), page_size=rng.randrange(3))]
+
+
+def _prefetch(facts: Facts, rng: Random) -> list[Message]:
+    what = rng.choice(({"deployment": facts.deployment}, {"source": facts.source}))
+    ttl, tier = Duration(seconds=rng.randrange(1, 9)), _tier(rng)
+    return [cluster.PrefetchRequest(node_id=facts.node_id, tier=tier, ttl=ttl, **what)]
+
+
+def _pin(facts: Facts, rng: Random) -> list[Message]:
+    return [
+        cluster.PinRequest(
+            deployment=_name(facts, rng),
+            tier=_tier(rng),
+            node_id=facts.node_id,
+            ttl=Duration(seconds=5) if rng.random() < 0.5 else None,
+        )
+    ]
+
+
+def _drain(facts: Facts, rng: Random) -> list[Message]:
+    grace = Duration(seconds=rng.randrange(3))
+    return [cluster.DrainNodeRequest(node_id=facts.node_id, grace=grace)]
+
+
+def _migrate(facts: Facts, rng: Random) -> list[Message]:
+    what = rng.choice(({"request_id": _id(rng)}, {"instance_id": facts.instance_id}))
+    return [cluster.MigrateRequest(to_node_id=facts.node_id, **what)]
+
+
+# --- generations ------------------------------------------------------------------------------
+
+
+def _generate(facts: Facts, rng: Random) -> list[Message]:
+    return [_generation(facts, rng, _name(facts, rng))]
+
+
+def _generate_at_node(facts: Facts, rng: Random) -> list[Message]:
+    return [_generation(facts, rng, facts.deployment)]
+
+
+def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateRequest:
+    message = types.ChatMessage(role="user", content="Hello")
+    prompt = rng.choice(
+        (
+            {"text": "The for statement"},
+            {"token_ids": types.TokenIds(ids=[1, 5, 9])},
+            {"messages": types.ChatMessages(messages=[message])},
+        )
+    )
+    sampling = types.SamplingParams(temperature=0.8, top_p=0.9, top_k=40, min_p=0.01, seed=7)
+    return inference.GenerateRequest(
+        deployment=name,
+        request_id=_id(rng),
+        sampling=sampling,
+        stop=["\n\n"],
+        stop_token_ids=[3],
+        max_tokens=rng.randrange(1, 16),
+        logprobs=rng.choice((None, 0, 2)),
+        instance_id=facts.instance_id,
+        continuation=inference.Continuation(token_ids=[7, 8]) if rng.random() < 0.2 else None,
+        priority=rng.randrange(-3, 3),
+        keep_alive=Duration(seconds=1),
+        resume_from_sequence=rng.choice((None, None, None, 0, 2)),
+        linger=Duration(seconds=rng.randrange(2)),
+        **prompt,
+    )
+
+
+def _migration(facts: Facts, rng: Random) -> list[Message]:
+    request_id = _id(rng, "migrated")
+    request = inference.GenerateRequest(
+        deployment=facts.deployment,
+        request_id=request_id,
+        token_ids=types.TokenIds(ids=[1, 5, 9]),
+        sampling=types.SamplingParams(temperature=0),
+        max_tokens=8,
+        instance_id=facts.instance_id,
+    )
+    opened = migration.MigrationOpen(instance_id=facts.instance_id, from_node_id="ghost-0")
+    first = migration.MigrationRound(request_id=request_id, request=request, token_ids=[4, 5])
+    cutover = migration.MigrationCutover(
+        request_id=request_id, token_ids=[6], total_tokens=3, digest=b"\0" * 16
+    )
+    message = migration.MigrationServiceMigrateRequest
+    return [
+        message(open=opened),
+        message(round=first),
+        message(cutover=cutover),
+        message(drop=migration.MigrationDrop(request_id=request_id)),
+    ]
+
+
+# --- the node ---------------------------------------------------------------------------------
+
+
+def _promote(facts: Facts, rng: Random) -> list[Message]:
+    return [
+        node.PromoteRequest(
+            source=facts.source,
+            tier=_tier(rng),
+            hold_id=rng.choice(("", _id(rng, "hold"))),
+            hold_ttl=Duration(seconds=2),
+            pack=rng.random() < 0.1,
+            give_up=rng.random() < 0.5,
+        )
+    ]
+
+
+def _start_instance(facts: Facts, rng: Random) -> list[Message]:
+    return [
+        node.StartInstanceRequest(
+            instance_id=_id(rng, "instance"),
+            deployment="fuzz-own",
+            source=facts.source,
+            engine=_engine(),
+            kv_bytes=_KV_BYTES,
+        )
+    ]
+
+
+def _stop_instance(facts: Facts, rng: Random) -> list[Message]:
+    instance_id = rng.choice((facts.instance_id, _id(rng, "instance")))
+    return [node.StopInstanceRequest(instance_id=instance_id, grace=Duration(nanos=10**8))]
+
+
+def _start_migration(facts: Facts, rng: Random) -> list[Message]:
+    return [
+        node.StartMigrationRequest(
+            instance_id=facts.instance_id,
+            request_ids=[_id(rng)] if rng.random() < 0.5 else [],
+            to_node_id="ghost-0",
+            to_address=NOWHERE,
+            to_instance_id="ghost-0-instance",
+            reason=inference.MIGRATION_REASON_OPERATOR,
+        )
+    ]
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+_CONTROL: Mapping[str, Maker] = {
+    "DeploymentService.Deploy": _deploy,
+    "DeploymentService.GetDeployment": lambda facts, rng: [
+        deployment.GetDeploymentRequest(name=_name(facts, rng))
+    ],
+    "DeploymentService.ListDeployments": lambda facts, rng: [
+        deployment.ListDeploymentsRequest(page_size=rng.randrange(3), page_token="f")
+    ],
+    "DeploymentService.DeleteDeployment": lambda facts, rng: [
+        deployment.DeleteDeploymentRequest(name=f"fuzz-{rng.randrange(4)}")
+    ],
+    "DeploymentService.WatchDeployment": lambda facts, rng: [
+        deployment.WatchDeploymentRequest(name=_name(facts, rng))
+    ],
+    "InferenceService.Generate": _generate,
+    "InferenceService.Cancel": lambda facts, rng: [inference.CancelRequest(request_id=_id(rng))],
+    "ClusterService.ListNodes": lambda facts, rng: [
+        cluster.ListNodesRequest(page_size=rng.randrange(3), page_token="f")
+    ],
+    "ClusterService.ListInstances": _list_instances,
+    "ClusterService.ExplainPlacement": lambda facts, rng: [
+        cluster.ExplainPlacementRequest(deployment=_name(facts, rng))
+    ],
+    "ClusterService.Prefetch": _prefetch,
+    "ClusterService.Pin": _pin,
+    "ClusterService.Unpin": lambda facts, rng: [
+        cluster.UnpinRequest(deployment=_name(facts, rng), node_id=facts.node_id)
+    ],
+    "ClusterService.ListPins": lambda facts, rng: [
+        cluster.ListPinsRequest(deployment=_name(facts, rng), page_size=rng.randrange(3))
+    ],
+    "ClusterService.DrainNode": _drain,
+    "ClusterService.UndrainNode": lambda facts, rng: [
+        cluster.UndrainNodeRequest(node_id=facts.node_id)
+    ],
+    "ClusterService.WatchCluster": lambda facts, rng: [cluster.WatchClusterRequest()],
+    "ClusterService.Migrate": _migrate,
+    "FleetService.Report": lambda facts, rng: reports(f"ghost-{rng.randrange(4)}", facts.source),
+}
+_NODE: Mapping[str, Maker] = {
+    "NodeService.InspectSource": lambda facts, rng: [
+        node.InspectSourceRequest(source=facts.source, dtype=rng.choice(("", "float32")))
+    ],
+    "NodeService.Promote": _promote,
+    "NodeService.ReleaseHold": lambda facts, rng: [
+        node.ReleaseHoldRequest(hold_id=_id(rng, "hold"))
+    ],
+    "NodeService.StartInstance": _start_instance,
+    "NodeService.StopInstance": _stop_instance,
+    "NodeService.StartMigration": _start_migration,
+    "NodeService.Evict": lambda facts, rng: [
+        node.EvictRequest(digest=facts.digest, tier=_tier(rng))
+    ],
+    "InferenceService.Generate": _generate_at_node,
+    "InferenceService.Cancel": lambda facts, rng: [inference.CancelRequest(request_id=_id(rng))],
+    "MigrationService.Migrate": _migration,
+}
+_COMMON: Mapping[str, Maker] = {
+    "Health.Check": lambda facts, rng: [
+        health_pb2.HealthCheckRequest(service=rng.choice(_SERVICES))
+    ],
+    "Health.List": lambda facts, rng: [health_pb2.HealthListRequest()],
+    "Health.Watch": lambda facts, rng: [
+        health_pb2.HealthCheckRequest(service=rng.choice(_SERVICES))
+    ],
+    "ServerReflection.ServerReflectionInfo": lambda facts, rng: [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=rng.choice(_SERVICES)),
+    ],
+}
+VALID: Mapping[str, Mapping[str, Maker]] = {
+    "control": {**_CONTROL, **_COMMON},
+    "node": {**_NODE, **_COMMON},
+}
+"""By server and `Method.key`."""

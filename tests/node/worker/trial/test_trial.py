@@ -1,0 +1,166 @@
+"""What Deploy refuses: whatever a model's files can hold, as a typed refusal that names the file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sllm.errors import UnsupportedModel
+from sllm.node.worker.engine import transformers_engine
+from sllm.node.worker.trial import trial
+from sllm.node.worker.trial.trial import try_model
+from tests.node.worker.trial.architectures import CASES, make
+
+
+@pytest.fixture
+def directory(models: Path, tmp_path: Path) -> Path:
+    """A copy of tiny-llama to be spoiled."""
+    return copytree(models / "tiny-llama", tmp_path / "model")
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+VALUES: tuple[dict[str, Any], ...] = (
+    *(
+        {field: value}
+        for field in ("num_attention_heads", "num_hidden_layers", "hidden_size", "vocab_size")
+        for value in (0, -1, "128", None, 1.5, [1], {}, True, 2**40)
+    ),
+    {"num_key_value_heads": 0},
+    {"num_key_value_heads": 3},
+    {"head_dim": 0},
+    {"head_dim": 10**9},
+    {"intermediate_size": 0},
+    {"intermediate_size": "x"},
+    {"max_position_embeddings": 0},
+    {"max_position_embeddings": "long"},
+    {"max_position_embeddings": None},
+    {"rms_norm_eps": "small"},
+    {"rms_norm_eps": float("nan")},
+    {"hidden_act": "no_such_activation"},
+    {"hidden_act": 7},
+    {"rope_parameters": {"rope_type": "no_such_rotation", "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+    {"rope_parameters": "none"},
+    {"rope_parameters": [1]},
+    {"layer_types": ["full_attention"]},
+    {"layer_types": ["other_attention"] * 3},
+    {"architectures": "LlamaForCausalLM"},
+    {"architectures": [7]},
+    {"architectures": []},
+    {"model_type": 5},
+    {"model_type": ""},
+    {"dtype": "no_such_dtype"},
+    {"dtype": 5},
+    {"eos_token_id": "</s>"},
+    {"eos_token_id": [[2]]},
+    {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    {"quantization_config": {"quant_method": "no_such_method"}},
+    {"quantization_config": {}},
+    {"quantization_config": 5},
+)
+
+
+@pytest.mark.parametrize("changes", VALUES, ids=lambda changes: json.dumps(changes)[:60])
+def test_whatever_a_configuration_holds_is_served_or_refused(
+    directory: Path, changes: dict[str, Any]
+) -> None:
+    rewrite(directory / "config.json", **changes)
+    with pytest.raises(UnsupportedModel) as refusal:
+        try_model(directory, None, ())
+    assert 10 < len(refusal.value.message) < 1000
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "7", "null", '"text"', "{}", "[" * 100_000, '{"a":' * 100_000, "\x00", "﻿{}"],
+    ids=range,
+)
+def test_a_configuration_that_is_none_is_refused(directory: Path, content: str) -> None:
+    (directory / "config.json").write_text(content)
+    with pytest.raises(UnsupportedModel):
+        try_model(directory, None, ())
+
+
+def test_the_field_that_is_wrong_is_named(directory: Path) -> None:
+    rewrite(directory / "config.json", num_attention_heads=0)
+    with pytest.raises(UnsupportedModel, match="num_attention_heads"):
+        try_model(directory, None, ())
+
+
+Weights = dict[str, torch.Tensor]
+
+
+def without_one(weights: Weights) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def with_one_more(weights: Weights) -> None:
+    weights["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2, 2)
+
+
+def with_another_shape(weights: Weights) -> None:
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 5)
+
+
+@pytest.mark.parametrize("spoil", [without_one, with_one_more, with_another_shape])
+def test_tensors_that_are_not_those_of_the_model_are_named(
+    directory: Path, spoil: Callable[[Weights], None]
+) -> None:
+    weights = load_file(directory / "model.safetensors")
+    spoil(weights)
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModel, match=r"layers\.[19]\.mlp\.up_proj\.weight"):
+        try_model(directory, None, ())
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_refused(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text(
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'
+    )
+    with pytest.raises(UnsupportedModel, match="tokenizer"):
+        try_model(directory, None, ())
+
+
+def test_attention_that_leaves_something_out_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers' own attention on a paged cache leaves out the cap of scores."""
+    from transformers.integrations.eager_paged import eager_paged_attention_forward
+
+    (gemma,) = [case for case in CASES if case.name == "Gemma 2"]
+    make(gemma, tmp_path)
+    monkeypatch.setattr(transformers_engine, "attend_as_models_do", lambda: None)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "paged|eager", eager_paged_attention_forward)
+    with pytest.raises(UnsupportedModel, match="because of attn_logit_softcapping"):
+        try_model(tmp_path, None, ())
+
+
+def test_a_rotation_that_depends_on_others_in_the_batch_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is why a context is as long as the one that the model was trained on."""
+    (phi,) = [case for case in CASES if case.name == "Phi 3, 128k"]
+    make(phi, tmp_path)
+    assert try_model(tmp_path, None, ()).model.context_tokens == 64
+    monkeypatch.setattr(trial, "context_tokens", lambda config: config.max_position_embeddings)
+    with pytest.raises(UnsupportedModel, match="because of rope_type 'longrope'"):
+        try_model(tmp_path, None, ())
+
+
+def test_what_was_compared_once_is_not_compared_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = try_model(directory, None, ())
+    monkeypatch.setattr(trial, "compare", lambda *_: pytest.fail("compared again"))
+    rewrite(directory / "config.json", bos_token_id=3)
+    assert try_model(directory, None, (verdict.features,)) == verdict
