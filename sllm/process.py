@@ -5,8 +5,11 @@ import ctypes
 import os
 import signal
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 _NICENESS = 10
+_PRIVATE = 0o077
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -17,6 +20,24 @@ async def until_terminated() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
     await asked.wait()
+
+
+def keep_private() -> None:
+    """Has all files and directories that this process and its children make be its user's alone.
+
+    Weights, prompts in logs and the state of a cluster are nobody else's business, whatever mask
+    the process was started with.
+    """
+    os.umask(_PRIVATE)
+
+
+def make_private(path: Path) -> None:
+    """Takes a file or directory that an earlier version has made from everybody else.
+
+    One that is not there, belongs to somebody else or lies on a disk that takes nothing stays.
+    """
+    with suppress(OSError):
+        path.chmod(path.stat().st_mode & ~_PRIVATE)
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -6,7 +6,9 @@ import inspect
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import grpc
 import structlog
@@ -59,6 +61,11 @@ SERVER_OPTIONS: Final = (
     ("grpc.server.max_pending_requests", 1_000_000),
     ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
 )
+
+
+def unix_address(socket: Path) -> str:
+    """The address of a Unix socket: a URI, to which `#`, `?` and `%` mean something."""
+    return f"unix:{quote(str(socket))}"
 
 
 def channel(target: str) -> grpc.aio.Channel:

@@ -14,7 +14,7 @@ from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.servers import MetricsPort, Migrate
 from sllm.cli.sizes import GIB, size_option
 from sllm.cli.supervisor import LISTENING, Command, Server
-from sllm.process import until_terminated
+from sllm.process import keep_private, until_terminated
 
 REPORT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.1
@@ -115,6 +115,7 @@ def up(
 
 async def _until_asked(plan: Plan) -> None:
     """Runs the cluster until SIGTERM or SIGINT, or until it cannot be brought up."""
+    keep_private()
     asked = asyncio.create_task(until_terminated())
     running = asyncio.create_task(run(plan, _say))
     await asyncio.wait((asked, running), return_when=asyncio.FIRST_COMPLETED)

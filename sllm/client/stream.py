@@ -98,7 +98,7 @@ class AsyncStream:
             self._transcript.expect(message.sequence)
             event = events.event(message)
             if message.HasField("started"):
-                requests.settle_prompt(self._line.request, message.started.prompt_token_ids)
+                requests.settle(self._line.request, message.started)
             if event is not None:
                 self._transcript.add(event)
                 return event

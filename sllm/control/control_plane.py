@@ -186,8 +186,13 @@ class ControlPlane:
 
     async def deploy(self, spec: DeploymentSpec, call: Call[DeploymentStatus]) -> DeploymentStatus:
         """Creates or changes a deployment, and begins to prepare it; see Catalog."""
+        before = self.state.deployments.get(spec.name)
         status = await self._catalog.deploy(spec, call)
-        if spec.name in self.state.deployments:
+        now = self.state.deployments.get(spec.name)
+        if before and now and before.model.identity not in ("", now.model.identity):
+            self._orchestrator.rolled_over(spec.name)
+            self._preparation.begin_anew(spec.name)
+        elif now:
             self._preparation.consider(spec.name)
             self._orchestrator.deployment_made(spec.name)
         return status

@@ -28,6 +28,7 @@ SllmError
 │   ├── ModelTooLarge       MODEL_TOO_LARGE
 │   ├── CheckpointLeased    CHECKPOINT_LEASED
 │   ├── DeviceUnavailable   DEVICE_UNAVAILABLE
+│   ├── SourceChanged       SOURCE_CHANGED
 │   ├── NodeDraining        NODE_DRAINING
 │   └── NodeNeeded          NODE_NEEDED
 ├── SourceForbidden         SOURCE_FORBIDDEN
@@ -105,6 +106,7 @@ from sllm.errors.refusals import (
     PinNotFound,
     RequestIdInUse,
     RequestNotFound,
+    SourceChanged,
     SourceNotFound,
     Unsupported,
     UnsupportedModel,
@@ -150,6 +152,7 @@ __all__ = [
     "RequestNotFound",
     "ShuttingDown",
     "SllmError",
+    "SourceChanged",
     "SourceForbidden",
     "SourceNotFound",
     "SourceUnavailable",

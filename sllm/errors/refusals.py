@@ -147,6 +147,12 @@ class DeviceUnavailable(Unsupported):
     reason = "DEVICE_UNAVAILABLE"
 
 
+class SourceChanged(Unsupported):
+    """A source is not what it was: its weights, or the files that shape what is made of them."""
+
+    reason = "SOURCE_CHANGED"
+
+
 class NodeDraining(Unsupported):
     """The node is being drained and takes nothing new."""
 

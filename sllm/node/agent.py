@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.node.config import NodeConfig
+from sllm.node.config import SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
@@ -24,9 +24,6 @@ from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
 
-MAX_SOCKET_PATH = 107
-"""sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -39,6 +36,8 @@ class ModelInfo:
     kv_bytes_per_token: int
     digest: str
     """Empty until the checkpoint has been imported."""
+    identity: str
+    """Of the source, as it is now."""
 
 
 class Agent:
@@ -116,21 +115,29 @@ class Agent:
         """Calls `watcher` after every change of contents or instances."""
         self._watchers.append(watcher)
 
-    async def inspect(self, source: str, dtype: str | None) -> ModelInfo:
-        """What the model at `source` needs.
+    async def inspect(self, source: str, dtype: str | None, identity: str = "") -> ModelInfo:
+        """What the model at `source` needs, which must be of this identity unless that is empty.
 
         Raises:
             errors.SllmError: Why it cannot be served here.
         """
-        found = await self.store.inspect(source, dtype)
+        found = await self.store.inspect(source, dtype, identity=identity)
         self.devices.check_fits(found.size_bytes)
-        model = await self._zygote.describe(found.directory, dtype)
+        try:
+            model = await self._zygote.describe(found.directory, dtype)
+        except errors.SllmError:
+            if await asyncio.to_thread(found.directory.is_dir):
+                raise
+            # A copy that was found to be bad has been set aside while it was read.
+            found = await self.store.inspect(source, dtype, identity=identity)
+            model = await self._zygote.describe(found.directory, dtype)
         return ModelInfo(
             architecture=model.architecture,
             size_bytes=found.size_bytes,
             context_tokens=model.context_tokens,
             kv_bytes_per_token=model.kv_bytes_per_token,
             digest=found.digest or "",
+            identity=found.record.identity,
         )
 
     def promote(
@@ -142,6 +149,7 @@ class Agent:
         *,
         pack: bool = False,
         give_up: bool = False,
+        identity: str = "",
     ) -> AsyncGenerator[Progress]:
         """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
@@ -156,7 +164,14 @@ class Agent:
 
         async def promote(tell: Tell) -> None:
             reach = partial(
-                self.store.promote, source, dtype, tier, tell, priority=Priority.PREFETCH, pack=pack
+                self.store.promote,
+                source,
+                dtype,
+                tier,
+                tell,
+                priority=Priority.PREFETCH,
+                pack=pack,
+                identity=identity,
             )
             if hold:
                 await self.holds.bring_up(hold, tier, reach)
@@ -251,14 +266,8 @@ class Agent:
         return Worker(forked, socket)
 
     def _socket(self, instance_id: str) -> Path:
-        name = blake2s(instance_id.encode(), digest_size=6).hexdigest()  # whatever it is made of
-        socket = self.config.socket_dir / f"{name}.sock"
-        if len(str(socket)) > MAX_SOCKET_PATH:
-            raise errors.InvalidArgument(
-                f"the socket path {socket} is longer than {MAX_SOCKET_PATH} bytes; give the node "
-                "a directory with a shorter path"
-            )
-        return socket
+        name = blake2s(instance_id.encode(), digest_size=SOCKET_NAME // 2).hexdigest()
+        return self.config.socket_dir / f"{name}.sock"  # whatever the id is made of
 
     def _instance_changed(self, instance: Instance) -> None:
         if instance.state is InstanceState.READY:
@@ -282,8 +291,12 @@ class Agent:
 
 
 def _check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
-    if (known.deployment, known.source) != (asked.deployment, asked.source):
+    if _what(known) != _what(asked):
         raise errors.InvalidArgument(
             f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
             "instance needs an id of its own"
         )
+
+
+def _what(spec: InstanceSpec) -> tuple[str, str, str]:
+    return spec.deployment, spec.source, spec.identity

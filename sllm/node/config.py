@@ -1,5 +1,6 @@
 """How a node agent is set up."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,6 +8,10 @@ from sllm.errors import InvalidArgument
 from sllm.node.instances.watchdog import Patience
 
 MIB = 1024 * 1024
+MAX_SOCKET_PATH = 107
+"""Bytes. sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
+SOCKET_NAME = 12
+"""Letters of a socket's name, which follow from its instance's id."""
 _EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 
@@ -83,3 +88,9 @@ class NodeConfig:
     def socket_dir(self) -> Path:
         """The workers' sockets."""
         return self.run_directory or self.directory / "run"
+
+    @property
+    def sockets_fit(self) -> bool:
+        """Whether the paths of workers' sockets are short enough for the kernel."""
+        longest = self.socket_dir.absolute() / f"{'x' * SOCKET_NAME}.sock"
+        return len(os.fsencode(longest)) <= MAX_SOCKET_PATH

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from serverlessllm.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_se
 
 from sllm import rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
-from sllm.errors import DeviceUnavailable
+from sllm.errors import DeviceUnavailable, InvalidArgument
 from sllm.node.agent import Agent
 from sllm.node.api.inference_service import InferenceServicer
 from sllm.node.api.migration_service import MigrationServicer
 from sllm.node.api.node_service import NodeServicer
 from sllm.node.api.reporter import Reporter
-from sllm.node.config import NodeConfig
+from sllm.node.config import MAX_SOCKET_PATH, NodeConfig
 from sllm.node.device.cuda_devices import Budget, CudaDevices, Probe
 from sllm.node.device.interface import Devices
 from sllm.node.device.pool_device import PoolDevice
@@ -34,7 +34,7 @@ from sllm.node.instances.zygote_client import Zygote
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
-from sllm.process import until_terminated
+from sllm.process import keep_private, make_private, until_terminated
 
 log = structlog.get_logger()
 
@@ -48,6 +48,9 @@ async def serve(config: NodeConfig) -> None:
     Raises:
         errors.SllmError: It cannot run so, or not here.
     """
+    keep_private()
+    for directory in (config.checkpoint_dir, config.socket_dir):
+        make_private(directory)
     config.check(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     node_id = config.node_id or _kept_node_id(config.directory)
     terminated = asyncio.create_task(until_terminated())  # now: it may be asked to end at any time
@@ -81,7 +84,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
         fetch_threads=config.fetch_threads,
     )
     stack.push_async_callback(store.close)
-    config = _with_sockets(config, stack)
+    config = with_sockets(config, stack)
     devices = await open_devices(config, selected, store, pool, clock, zygote.probe, stack)
     agent = Agent(config, clock, store, devices, zygote)
     generations = Generations(agent, node_id, clock)
@@ -166,17 +169,30 @@ def _host(config: NodeConfig) -> str:
     return config.listen_address.rpartition(":")[0]
 
 
-def _with_sockets(config: NodeConfig, stack: AsyncExitStack) -> NodeConfig:
-    """With a directory for sockets: beside the temporary files, if the node's disk takes none."""
+def with_sockets(config: NodeConfig, stack: ExitStack | AsyncExitStack) -> NodeConfig:
+    """With a directory for sockets: beside the temporary files, if the node's own cannot be.
+
+    That is, if its path is too long for sockets, or its disk takes none.
+
+    Raises:
+        InvalidArgument: The path of the directory for temporary files is too long as well.
+    """
     try:
-        _clear_sockets(config.socket_dir)
+        if config.sockets_fit:
+            _clear_sockets(config.socket_dir)
+            return config
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        elsewhere = tempfile.mkdtemp(prefix="sllm-run-")
-        stack.callback(shutil.rmtree, elsewhere, ignore_errors=True)
-        return replace(config, run_directory=Path(elsewhere))
-    return config
+    elsewhere = Path(tempfile.mkdtemp(prefix="sllm-run-"))
+    stack.callback(shutil.rmtree, elsewhere, ignore_errors=True)
+    moved = replace(config, run_directory=elsewhere)
+    if not moved.sockets_fit:
+        raise InvalidArgument(
+            f"{config.socket_dir} and {elsewhere} are too long for the paths of sockets, of "
+            f"{MAX_SOCKET_PATH} bytes at most: give a shorter --dir, or a shorter TMPDIR"
+        )
+    return moved
 
 
 def _clear_sockets(directory: Path) -> None:

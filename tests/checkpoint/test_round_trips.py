@@ -69,9 +69,9 @@ def strided(draw: st.DrawFn) -> torch.Tensor:
 @st.composite
 def state_dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     """Tensors by name, some of them tied to others, in the same shape or flat."""
-    tensors = draw(st.lists(strided(), max_size=5))
+    tensors = draw(st.lists(strided(), min_size=1, max_size=5))
     weights = {f"layers.{index}.w": tensor for index, tensor in enumerate(tensors)}
-    for name in draw(st.sets(st.sampled_from(sorted(weights)))) if weights else ():
+    for name in draw(st.sets(st.sampled_from(sorted(weights)))):
         tied = weights[name]
         flat = tied.is_contiguous() and draw(st.booleans())
         weights[f"tied.to.{name}"] = tied.view(-1) if flat else tied

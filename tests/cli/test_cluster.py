@@ -1,15 +1,18 @@
 """`sllm up`, with real servers."""
 
+import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from make_models import make_model
 
 import sllm
 from sllm.cli.supervisor import (
@@ -79,6 +82,41 @@ def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
     assert len(up.servers) == 3
     assert up.end(signal.SIGINT) == 0
     assert up.all_gone()
+
+
+@pytest.fixture(params=["s#?%41", "d" * 90])
+def any_directory(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """One whose name means something in URLs, or is too long for the paths of sockets."""
+    with tempfile.TemporaryDirectory(prefix=request.param) as directory:
+        yield Path(directory)
+
+
+def test_what_it_keeps_is_its_users_alone(any_directory: Path, tmp_path: Path) -> None:
+    """Weights, state, logs, sockets: whatever the mask that it is started with."""
+    model = make_model("tiny-llama", tmp_path / "model#1")
+    with ExitStack() as stack:
+        stack.callback(os.umask, os.umask(0o022))
+        running = Up(stack.enter_context(_up(any_directory)))
+        client = stack.enter_context(sllm.Client(running.address))
+        for name, pack in (("packed", True), ("in-place", False)):
+            client.deploy(name, str(model), pack=pack, kv_cache_tokens=64, timeout=120.0)
+            client.complete(name, "a", max_tokens=1)
+            assert not [path for path in _walk(any_directory) if _mode(path) & 0o077]
+        names = {path.name for path in _walk(any_directory)}
+        assert {"state.db", "partition-00000.bin", ".sources.json"} <= names
+        assert any(name.endswith(".log") for name in names)
+        assert running.end(signal.SIGINT) == 0
+
+
+def _walk(directory: Path) -> list[Path]:
+    return [directory, *directory.rglob("*")]
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return 0  # it went meanwhile
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         self, request: node_pb.PromoteRequest, context: Any
     ) -> AsyncIterator[node_pb.PromoteResponse]:
         self.calls.append(request)
+        self._check_identity(request.identity)
         yield node_pb.PromoteResponse(loading=self._loading(pb.LOAD_PHASE_IMPORT))
         await self.script.before_promoted.passed()
         if self.script.promote_error:
@@ -101,6 +102,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         self, request: node_pb.StartInstanceRequest, context: Any
     ) -> AsyncIterator[node_pb.StartInstanceResponse]:
         self.calls.append(request)
+        self._check_identity(request.identity)
         instance = self.instances.get(request.instance_id)
         if instance is None:
             instance = self._admit(request)
@@ -113,6 +115,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         if instance.state == pb.INSTANCE_STATE_GONE:
             raise errors.Cancelled("the instance was stopped")
         instance.digest = self.add_copy(request.source, pb.TIER_DRAM)
+        instance.identity = self.script.model.identity
         self.set_state(instance, pb.INSTANCE_STATE_READY)
         phase = pb.Phase(kind=pb.PHASE_KIND_READ_SSD, size_bytes=10)
         phase.duration.FromMilliseconds(1)
@@ -123,6 +126,10 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
             model=self._model(instance.digest),
         )
         yield node_pb.StartInstanceResponse(ready=ready)
+
+    def _check_identity(self, identity: str) -> None:
+        if identity != self.script.model.identity:
+            raise errors.SourceChanged(f"{self.script.model.identity} is there, not {identity}")
 
     def _admit(self, request: node_pb.StartInstanceRequest) -> pb.Instance:
         used = sum(one.kv_bytes for one in self.instances.values()) + request.kv_bytes
@@ -199,6 +206,8 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         instance = self.instances.get(request.instance_id)
         if instance is None or instance.state != pb.INSTANCE_STATE_READY:
             raise errors.InstanceNotFound(f"no ready instance {request.instance_id}")
+        if request.continuation.identity not in ("", instance.identity):
+            raise errors.SourceChanged(f"{instance.identity} is served, not what was begun")
         instance.running_requests += 1
         self.running.add(request.request_id)
         finished = False
@@ -216,6 +225,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         self, request: inference_pb.GenerateRequest
     ) -> AsyncIterator[inference_pb.GenerateResponse]:
         Response = inference_pb.GenerateResponse
+        serving = self.instances[request.instance_id]
         yield Response(
             started=inference_pb.Started(
                 instance_id=request.instance_id,
@@ -223,6 +233,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
                 prompt_tokens=2,
                 request_id=request.request_id,
                 prompt_token_ids=() if request.HasField("token_ids") else (7, 8),
+                identity=serving.identity,
             )
         )
         await self.script.before_tokens.passed()

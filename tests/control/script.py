@@ -42,6 +42,7 @@ class Script:
             size_bytes=10 * MIB,
             context_tokens=1024,
             kv_bytes_per_token=1024,
+            identity="A",
         )
     )
     inspect_error: errors.SllmError | None = None

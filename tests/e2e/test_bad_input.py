@@ -99,6 +99,16 @@ def _corrupt_header(directory: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def _no_tensors(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+
+
+def _deep_header(directory: Path) -> None:
+    header = b"[" * 100_000
+    content = len(header).to_bytes(8, "little") + header
+    (directory / "model.safetensors").write_bytes(content)
+
+
 def _no_config(directory: Path) -> None:
     (directory / "config.json").unlink()
 
@@ -128,6 +138,8 @@ SOURCES: dict[str, tuple[Broken, type[errors.SllmError]]] = {
     "truncated safetensors": (_truncated, errors.CheckpointCorrupt),
     "a truncated header": (_truncated_header, errors.CheckpointCorrupt),
     "a corrupt header": (_corrupt_header, errors.CheckpointCorrupt),
+    "a header of brackets": (_deep_header, errors.CheckpointCorrupt),
+    "a file without tensors": (_no_tensors, errors.InvalidSource),
     "an unknown architecture": (_unknown_architecture, errors.UnsupportedModel),
     "a model that does not generate": (_encoder, errors.UnsupportedModel),
 }

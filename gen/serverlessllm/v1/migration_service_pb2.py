@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from serverlessllm.v1 import inference_service_pb2 as serverlessllm_dot_v1_dot_inference__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serverlessllm/v1/migration_service.proto\x12\x10serverlessllm.v1\x1a(serverlessllm/v1/inference_service.proto\"\xf4\x01\n\x1eMigrationServiceMigrateRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationOpenH\x00\x12\x31\n\x05round\x18\x02 \x01(\x0b\x32 .serverlessllm.v1.MigrationRoundH\x00\x12\x35\n\x07\x63utover\x18\x03 \x01(\x0b\x32\".serverlessllm.v1.MigrationCutoverH\x00\x12/\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDropH\x00\x42\x06\n\x04step\"\x81\x02\n\x1fMigrationServiceMigrateResponse\x12\x33\n\x06opened\x18\x01 \x01(\x0b\x32!.serverlessllm.v1.MigrationOpenedH\x00\x12\x37\n\x08\x63omputed\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationComputedH\x00\x12\x31\n\x05taken\x18\x03 \x01(\x0b\x32 .serverlessllm.v1.MigrationTakenH\x00\x12\x35\n\x07refused\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationRefusedH\x00\x42\x06\n\x04step\":\n\rMigrationOpen\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_node_id\x18\x02 \x01(\t\")\n\x0fMigrationOpened\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x01(\x05\"k\n\x0eMigrationRound\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequest\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\"\'\n\x11MigrationComputed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"_\n\x10MigrationCutover\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"$\n\x0eMigrationTaken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"[\n\x10MigrationRefused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailure\"#\n\rMigrationDrop\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"A\n\x10MigrationFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\x86\x01\n\x10MigrationService\x12r\n\x07Migrate\x12\x30.serverlessllm.v1.MigrationServiceMigrateRequest\x1a\x31.serverlessllm.v1.MigrationServiceMigrateResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serverlessllm/v1/migration_service.proto\x12\x10serverlessllm.v1\x1a(serverlessllm/v1/inference_service.proto\"\xf4\x01\n\x1eMigrationServiceMigrateRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationOpenH\x00\x12\x31\n\x05round\x18\x02 \x01(\x0b\x32 .serverlessllm.v1.MigrationRoundH\x00\x12\x35\n\x07\x63utover\x18\x03 \x01(\x0b\x32\".serverlessllm.v1.MigrationCutoverH\x00\x12/\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDropH\x00\x42\x06\n\x04step\"\x81\x02\n\x1fMigrationServiceMigrateResponse\x12\x33\n\x06opened\x18\x01 \x01(\x0b\x32!.serverlessllm.v1.MigrationOpenedH\x00\x12\x37\n\x08\x63omputed\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationComputedH\x00\x12\x31\n\x05taken\x18\x03 \x01(\x0b\x32 .serverlessllm.v1.MigrationTakenH\x00\x12\x35\n\x07refused\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationRefusedH\x00\x42\x06\n\x04step\"L\n\rMigrationOpen\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_node_id\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\")\n\x0fMigrationOpened\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x01(\x05\"k\n\x0eMigrationRound\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequest\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\"\'\n\x11MigrationComputed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"_\n\x10MigrationCutover\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"$\n\x0eMigrationTaken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"[\n\x10MigrationRefused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailure\"#\n\rMigrationDrop\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"A\n\x10MigrationFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\x86\x01\n\x10MigrationService\x12r\n\x07Migrate\x12\x30.serverlessllm.v1.MigrationServiceMigrateRequest\x1a\x31.serverlessllm.v1.MigrationServiceMigrateResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MIGRATIONSERVICEMIGRATERESPONSE']._serialized_start=352
   _globals['_MIGRATIONSERVICEMIGRATERESPONSE']._serialized_end=609
   _globals['_MIGRATIONOPEN']._serialized_start=611
-  _globals['_MIGRATIONOPEN']._serialized_end=669
-  _globals['_MIGRATIONOPENED']._serialized_start=671
-  _globals['_MIGRATIONOPENED']._serialized_end=712
-  _globals['_MIGRATIONROUND']._serialized_start=714
-  _globals['_MIGRATIONROUND']._serialized_end=821
-  _globals['_MIGRATIONCOMPUTED']._serialized_start=823
-  _globals['_MIGRATIONCOMPUTED']._serialized_end=862
-  _globals['_MIGRATIONCUTOVER']._serialized_start=864
-  _globals['_MIGRATIONCUTOVER']._serialized_end=959
-  _globals['_MIGRATIONTAKEN']._serialized_start=961
-  _globals['_MIGRATIONTAKEN']._serialized_end=997
-  _globals['_MIGRATIONREFUSED']._serialized_start=999
-  _globals['_MIGRATIONREFUSED']._serialized_end=1090
-  _globals['_MIGRATIONDROP']._serialized_start=1092
-  _globals['_MIGRATIONDROP']._serialized_end=1127
-  _globals['_MIGRATIONFAILURE']._serialized_start=1129
-  _globals['_MIGRATIONFAILURE']._serialized_end=1194
-  _globals['_MIGRATIONSERVICE']._serialized_start=1197
-  _globals['_MIGRATIONSERVICE']._serialized_end=1331
+  _globals['_MIGRATIONOPEN']._serialized_end=687
+  _globals['_MIGRATIONOPENED']._serialized_start=689
+  _globals['_MIGRATIONOPENED']._serialized_end=730
+  _globals['_MIGRATIONROUND']._serialized_start=732
+  _globals['_MIGRATIONROUND']._serialized_end=839
+  _globals['_MIGRATIONCOMPUTED']._serialized_start=841
+  _globals['_MIGRATIONCOMPUTED']._serialized_end=880
+  _globals['_MIGRATIONCUTOVER']._serialized_start=882
+  _globals['_MIGRATIONCUTOVER']._serialized_end=977
+  _globals['_MIGRATIONTAKEN']._serialized_start=979
+  _globals['_MIGRATIONTAKEN']._serialized_end=1015
+  _globals['_MIGRATIONREFUSED']._serialized_start=1017
+  _globals['_MIGRATIONREFUSED']._serialized_end=1108
+  _globals['_MIGRATIONDROP']._serialized_start=1110
+  _globals['_MIGRATIONDROP']._serialized_end=1145
+  _globals['_MIGRATIONFAILURE']._serialized_start=1147
+  _globals['_MIGRATIONFAILURE']._serialized_end=1212
+  _globals['_MIGRATIONSERVICE']._serialized_start=1215
+  _globals['_MIGRATIONSERVICE']._serialized_end=1349
 # @@protoc_insertion_point(module_scope)

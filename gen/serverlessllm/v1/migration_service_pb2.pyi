@@ -93,18 +93,24 @@ class MigrationOpen(_message.Message):
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     FROM_NODE_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Of the destination. READY."""
     from_node_id: _builtins.str
+    identity: _builtins.str
+    """Of what the source's instance serves, as in ModelInfo. The destination refuses with
+    SOURCE_CHANGED if it serves something else. Empty: not known.
+    """
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         from_node_id: _builtins.str = ...,
+        identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node_id", b"from_node_id", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node_id", b"from_node_id", "identity", b"identity", "instance_id", b"instance_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,6 +76,7 @@ class PromoteRequest(_message.Message):
     HOLD_TTL_FIELD_NUMBER: _builtins.int
     PACK_FIELD_NUMBER: _builtins.int
     GIVE_UP_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -92,6 +93,8 @@ class PromoteRequest(_message.Message):
     """Whether a call that is cancelled takes the wish back: what nobody else waits for ends then, and
     its room is free. Unset: the work goes on. Ignored for a hold.
     """
+    identity: _builtins.str
+    """As in StartInstanceRequest."""
     @_builtins.property
     def hold_ttl(self) -> _duration_pb2.Duration:
         """How long it is held, from when it is there. Above zero. Unset: until it is released."""
@@ -106,10 +109,11 @@ class PromoteRequest(_message.Message):
         hold_ttl: _duration_pb2.Duration | None = ...,
         pack: _builtins.bool = ...,
         give_up: _builtins.bool = ...,
+        identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold_ttl", b"hold_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "identity", b"identity", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,11 +208,16 @@ class StartInstanceRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     source: _builtins.str
     kv_bytes: _builtins.int
     """Of the node's KV budget."""
+    identity: _builtins.str
+    """What the source must be, as in ModelInfo: otherwise the start fails with SOURCE_CHANGED. Empty:
+    whatever it is.
+    """
     @_builtins.property
     def engine(self) -> _types_pb2.EngineConfig: ...
     def __init__(
@@ -219,10 +228,11 @@ class StartInstanceRequest(_message.Message):
         source: _builtins.str = ...,
         engine: _types_pb2.EngineConfig | None = ...,
         kv_bytes: _builtins.int = ...,
+        identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "engine", b"engine", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -632,6 +632,7 @@ class ModelInfo(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """The first entry of the configuration's `architectures`."""
     size_bytes: _builtins.int
@@ -641,6 +642,11 @@ class ModelInfo(_message.Message):
     kv_bytes_per_token: _builtins.int
     digest: _builtins.str
     """The checkpoint's content digest, once it has been imported somewhere. Empty before."""
+    identity: _builtins.str
+    """Names what its source is: the weights, and the files that shape what is made of them
+    (configuration, tokenizer, chat template, generation settings). The same wherever the source
+    lies; another one once any of them has changed. Empty: not known.
+    """
     def __init__(
         self,
         *,
@@ -649,10 +655,11 @@ class ModelInfo(_message.Message):
         context_tokens: _builtins.int = ...,
         kv_bytes_per_token: _builtins.int = ...,
         digest: _builtins.str = ...,
+        identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "kv_bytes_per_token", b"kv_bytes_per_token", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -676,6 +683,7 @@ class Instance(_message.Message):
     UNREAD_REQUEST_IDS_FIELD_NUMBER: _builtins.int
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     ORPHAN_UNTIL_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -690,6 +698,8 @@ class Instance(_message.Message):
     """Process id of the worker on its node, for operators. 0 while there is none."""
     device_index: _builtins.int
     """Index of the device that it runs on. Unset: not yet chosen, or the pool is the device."""
+    identity: _builtins.str
+    """Of what it serves, as in ModelInfo. Empty while it is not known."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -717,10 +727,11 @@ class Instance(_message.Message):
         unread_request_ids: _abc.Iterable[_builtins.str] | None = ...,
         device_index: _builtins.int | None = ...,
         orphan_until: _timestamp_pb2.Timestamp | None = ...,
+        identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "device_index", b"device_index", "orphan_until", b"orphan_until", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015

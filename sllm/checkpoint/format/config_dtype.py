@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sllm.checkpoint.format import strict_json
 from sllm.checkpoint.format.manifest import corrupt
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -16,7 +17,7 @@ def with_dtype(config: bytes, dtype: str, path: Path) -> bytes:
         CheckpointCorrupt: the configuration is not a JSON object; names `path`.
     """
     try:
-        parsed = json.loads(config)
+        parsed = strict_json.parse(config)
     except ValueError as error:
         raise corrupt(path, f"cannot be parsed: {error}") from error
     if not isinstance(parsed, dict):

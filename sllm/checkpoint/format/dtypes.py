@@ -4,7 +4,6 @@ Source: https://github.com/huggingface/safetensors, `safetensors/src/tensor.rs`,
 """
 
 from collections.abc import Sequence
-from math import prod
 
 BITS = {
     "BOOL": 8,
@@ -39,15 +38,24 @@ BY_TORCH_NAME = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """What a deployment may ask its weights to be converted to, by the names of torch."""
 
 
+_MAX_BITS = (1 << 64) - 1
+
+
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Bytes that a contiguous tensor takes.
 
     Raises:
-        ValueError: the dtype is unknown, or the elements do not fill whole bytes.
+        ValueError: the dtype is unknown, the elements do not fill whole bytes, or their number
+            has no 64 bits.
     """
     if dtype not in BITS:
         raise ValueError(f"unknown dtype {dtype!r}; known are {', '.join(BITS)}")
-    bits = BITS[dtype] * prod(shape)
+    bits = 1
+    for factor in (*shape, BITS[dtype]):
+        bits *= factor
+        # Step by step, as the safetensors library does: [2**60, 2**60, 0] is refused, too.
+        if bits > _MAX_BITS:
+            raise ValueError(f"{dtype} of shape {list(shape)} is larger than any memory")
     if bits % 8:
         raise ValueError(f"{dtype} of shape {list(shape)} does not fill whole bytes")
     return bits // 8

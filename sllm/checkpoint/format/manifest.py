@@ -26,6 +26,8 @@ BLOCK_BYTES = 4096
 CHUNK_BYTES = 16 << 20
 """The default size of a chunk."""
 
+_MAX_PROBLEM = 1000
+"""Letters."""
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
@@ -135,4 +137,5 @@ def corrupt(path: Path | str, problem: str, offset: int | None = None) -> Checkp
     if offset is not None:
         metadata["offset"] = str(offset)
         place += f" at offset {offset}"
-    return CheckpointCorrupt(f"{place}: {problem}", metadata=metadata)
+    # What is quoted of the file is cut: it may be most of the file.
+    return CheckpointCorrupt(f"{place}: {problem[:_MAX_PROBLEM]}", metadata=metadata)

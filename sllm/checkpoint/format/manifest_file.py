@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sllm.checkpoint.format import strict_json
 from sllm.checkpoint.format.dtypes import tensor_bytes
 from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.format.manifest import (
@@ -24,12 +25,16 @@ from sllm.checkpoint.format.manifest import (
     corrupt,
     is_digest,
 )
+from sllm.checkpoint.format.plain_files import read_plain
 from sllm.errors import CheckpointCorrupt, InvalidSource
 
 FORMAT = "sllm-checkpoint"
 MANIFEST_FILE = "manifest.json"
 
 _Item = TypeVar("_Item")
+_LARGEST = (1 << 63) - 1
+"""What files, tensors and their dimensions can be as large as."""
+_FILE = re.compile(r"[^/\0]{1,255}")
 _PARTITION_FILE = re.compile(r"partition-\d{5}\.bin")
 
 
@@ -50,7 +55,7 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         CheckpointCorrupt: a file is missing, or is not what it should be; names the file.
         CheckpointUnreadable: the manifest cannot be read now.
-        InvalidSource: the checkpoint's format is newer than what is known here.
+        InvalidSource: the checkpoint has no tensors, or its format is newer than what is known.
     """
     manifest = parse_manifest(directory)
     for error in wrong_sizes(directory, manifest):
@@ -64,14 +69,16 @@ def parse_manifest(directory: Path) -> Manifest:
     Raises:
         CheckpointCorrupt: it is missing, or contradicts itself; names the file.
         CheckpointUnreadable: it cannot be read now.
-        InvalidSource: its format's major version is newer than what is known here.
+        InvalidSource: it has no tensors, or its format's major version is newer than what is known.
     """
     path = directory / MANIFEST_FILE
     try:
-        content = json.loads(path.read_bytes())
+        content = strict_json.parse(read_plain(path))
         _check_version(content, path)
         manifest = _parse(content)
         _check(manifest)
+        if not manifest.tensors:
+            raise InvalidSource(f"{path} names no tensors: there is nothing to serve or to load")
     except FileNotFoundError as error:
         raise corrupt(path, "missing; this is not a complete checkpoint") from error
     except OSError as error:
@@ -132,7 +139,7 @@ def _check(manifest: Manifest) -> None:
     for repeated in _repeated(names) + _repeated(files):
         raise ValueError(f"{repeated!r} is listed twice")
     for file in manifest.files:
-        if file.name in {"", ".", "..", MANIFEST_FILE} or "/" in file.name:
+        if not _FILE.fullmatch(file.name) or file.name in {".", "..", MANIFEST_FILE}:
             raise ValueError(f"{file.name!r} is not a name for a file of a checkpoint")
     found = content_digest(manifest.tensors, manifest.partitions, manifest.files)
     if found != manifest.digest:
@@ -142,7 +149,7 @@ def _check(manifest: Manifest) -> None:
 def _check_partition(entry: PartitionEntry) -> None:
     if not _PARTITION_FILE.fullmatch(entry.file):
         raise ValueError(f"{entry.file!r} is not a name for a partition")
-    if entry.size % BLOCK_BYTES or entry.chunk_size % BLOCK_BYTES or not entry.chunk_size:
+    if not all(size and size % BLOCK_BYTES == 0 for size in (entry.size, entry.chunk_size)):
         raise ValueError(f"{entry.file}: size and chunk size are not multiples of {BLOCK_BYTES}")
     expected = -(-entry.size // entry.chunk_size)
     if len(entry.digests) != expected:
@@ -217,8 +224,8 @@ def _text(value: Any) -> str:
 
 
 def _natural(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"expected a number >= 0, found {value!r}")
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise TypeError(f"expected a number from 0 to {_LARGEST}, found {value!r}")
     return value
 
 

@@ -3,15 +3,23 @@
 The safetensors library gives no byte offsets, so the header is read here. Source:
 https://github.com/huggingface/safetensors#format. The file starts with the header's length as
 eight little-endian bytes; the header is JSON; the tensors' bytes follow, without gaps.
+
+The library's reader is the measure: what it refuses is refused. It takes three things that the
+format does not allow, and that are refused here: keys that occur twice, of which the last counts
+there and perhaps the first elsewhere; a tensor written as an array instead of an object; and a
+dtype written as an object.
 """
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sllm.checkpoint.format import strict_json
 from sllm.checkpoint.format.dtypes import tensor_bytes
+from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.format.plain_files import open_plain
 
 HEADER_LENGTH_BYTES = 8
 """Of the number that a file begins with."""
@@ -39,9 +47,14 @@ def read_header(path: Path) -> tuple[TensorHeader, ...]:
     Raises:
         CheckpointCorrupt: the file is cut short, or its header is not one; names the file, and
             the offset where something is wrong.
+        CheckpointUnreadable: it cannot be opened now.
     """
-    file_size = path.stat().st_size
-    with path.open("rb") as file:
+    try:
+        file = open_plain(path)
+    except OSError as error:
+        raise cannot_open(path, error) from error
+    with file:
+        file_size = os.fstat(file.fileno()).st_size
         prefix = file.read(HEADER_LENGTH_BYTES)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < HEADER_LENGTH_BYTES or HEADER_LENGTH_BYTES + length > file_size:
@@ -58,26 +71,29 @@ def read_header(path: Path) -> tuple[TensorHeader, ...]:
 
 def _parse(path: Path, header: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(header, object_pairs_hook=_without_repeats)
+        parsed = strict_json.parse(header)
     except ValueError as error:
         raise corrupt(path, f"its header cannot be parsed: {error}", HEADER_LENGTH_BYTES) from error
     if not isinstance(parsed, dict):
         raise corrupt(path, "its header is not a JSON object", HEADER_LENGTH_BYTES)
-    parsed.pop("__metadata__", None)
+    _check_metadata(path, parsed.pop("__metadata__", None))
     return parsed
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
+def _check_metadata(path: Path, metadata: Any) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        problem = "its __metadata__ does not lead from texts to texts"
+        raise corrupt(path, problem, HEADER_LENGTH_BYTES)
 
 
 def _tensor(path: Path, name: str, raw: Any, data_start: int) -> TensorHeader:
     try:
-        dtype, shape = raw["dtype"], tuple(raw["shape"])
+        dtype, shape = raw["dtype"], raw["shape"]
         begin, end = raw["data_offsets"]
+        if not isinstance(shape, list) or not isinstance(dtype, str):
+            raise ValueError("shape must be an array, and dtype a text")
         if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
             raise ValueError("shape and data_offsets must be numbers >= 0")
         size = tensor_bytes(dtype, shape)
@@ -85,9 +101,9 @@ def _tensor(path: Path, name: str, raw: Any, data_start: int) -> TensorHeader:
             raise ValueError(
                 f"{dtype} of shape {list(shape)} takes {size} bytes, not {end - begin}"
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise corrupt(path, f"header of tensor {name!r}: {error!r}", HEADER_LENGTH_BYTES) from error
-    return TensorHeader(name, dtype, shape, path, data_start + begin, size)
+    return TensorHeader(name, dtype, tuple(shape), path, data_start + begin, size)
 
 
 def _check_contiguous(

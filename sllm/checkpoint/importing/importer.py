@@ -21,6 +21,7 @@ from sllm.checkpoint.format.manifest import (
     make_manifest,
 )
 from sllm.checkpoint.format.manifest_file import write_manifest
+from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.importing.chunk_filler import ChunkFiller, Tally
 from sllm.checkpoint.importing.chunk_plan import ChunkPlan, plan_chunks
 from sllm.checkpoint.importing.chunk_workers import ChunkWorkers, Urgency
@@ -165,7 +166,7 @@ class _Import:
         return xxhash.xxh3_128_hexdigest(described.encode())
 
     def _copy(self, path: Path) -> FileEntry:
-        content = path.read_bytes()
+        content = read_plain(path)
         if path.name == _CONFIG and self._plan.dtype:
             content = with_dtype(content, self._plan.dtype, path)
         with (self._destination / path.name).open("wb") as file:

@@ -179,7 +179,8 @@ def open_file(path: Path) -> DirectFile:
         CheckpointUnreadable: it cannot be opened now.
     """
     try:
-        return DirectFile(path, os.O_RDONLY)
+        # O_NONBLOCK: a FIFO may have taken the file's place.
+        return DirectFile(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise cannot_open(path, error) from error
 

@@ -56,15 +56,26 @@ def tensor_over(entry: TensorEntry, buffer: memoryview) -> torch.Tensor:
     """One tensor over the bytes of its partition; one that begins between elements is copied.
 
     Raises:
-        UnsupportedModel: torch has no dtype for it.
+        UnsupportedModel: torch has no dtype or no such shape for it.
     """
     dtype, shape = torch_form(entry)
     if not entry.size:
-        return torch.empty(shape, dtype=dtype)
+        return _without_elements(entry, dtype, shape)
     raw = torch.frombuffer(buffer, dtype=torch.uint8, count=entry.size, offset=entry.offset)
     if raw.data_ptr() % dtype.itemsize:
         raw = raw.clone()
     return raw.view(dtype).reshape(shape)
+
+
+def _without_elements(
+    entry: TensorEntry, dtype: torch.dtype, shape: tuple[int, ...]
+) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except (RuntimeError, TypeError) as error:  # it multiplies the other dimensions all the same
+        raise UnsupportedModel(
+            f"tensor {entry.name!r} has the shape {list(shape)}, which torch cannot hold"
+        ) from error
 
 
 def torch_form(entry: TensorEntry | TensorHeader) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -12,6 +12,7 @@ import xxhash
 
 from sllm.checkpoint.format.manifest import FileEntry, Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, parse_manifest, wrong_sizes
+from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.format.safetensors_header import read_header
 from sllm.checkpoint.reading.chunk_reader import ChunkRead, open_file, read_chunk, reads_of
 from sllm.checkpoint.reading.weights import find_weights
@@ -98,7 +99,7 @@ def _unreadable(
     directory: Path, manifest: Manifest, progress: Progress
 ) -> Iterator[CheckpointCorrupt]:
     """Errors of chunks that cannot be read, or are not what was written."""
-    buffers = _Buffers(max((entry.chunk_size for entry in manifest.partitions), default=0))
+    buffers = _Buffers(max(min(entry.chunk_size, entry.size) for entry in manifest.partitions))
     done = 0
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(READ_THREADS, "chunk-read"))
@@ -156,7 +157,7 @@ def _never() -> bool:
 def _wrong_content(path: Path, file: FileEntry) -> Iterator[CheckpointCorrupt]:
     """An error if a small file of the right size is not what was written."""
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except FileNotFoundError:
         return  # its absence has been told
     except OSError as error:

@@ -15,7 +15,7 @@ from sllm.checkpoint.format.manifest import (
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
 from sllm.checkpoint.format.safetensors_header import TensorHeader, read_header
 from sllm.checkpoint.sources.sources import read_tensors
-from sllm.errors import SourceNotFound
+from sllm.errors import InvalidSource, SourceNotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,10 @@ def find_weights(path: str | os.PathLike[str]) -> Weights:
     """
     place = Path(path)
     if place.is_file():
-        return Weights(place.parent, in_place(read_header(place), CHUNK_BYTES), packed=False)
+        tensors = read_header(place)
+        if not tensors:
+            raise InvalidSource(f"{place} holds no tensors: there is nothing to load")
+        return Weights(place.parent, in_place(tensors, CHUNK_BYTES), packed=False)
     if (place / MANIFEST_FILE).is_file():
         return Weights(place, read_manifest(place), packed=True)
     if not place.is_dir():

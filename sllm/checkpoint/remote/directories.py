@@ -1,9 +1,9 @@
 """What directories of object stores and web servers hold."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from sllm.checkpoint.format import strict_json
 from sllm.checkpoint.format.manifest_file import FORMAT, MANIFEST_FILE
 from sllm.checkpoint.remote.listing import Listing, make_listing
 from sllm.checkpoint.remote.objects import Objects
@@ -83,7 +83,7 @@ async def _json(objects: Objects, found: Listing, name: str) -> dict[str, Any]:
     if name not in found.names:
         return {}
     try:
-        content = json.loads(await objects.content(found[name]))
+        content = strict_json.parse(await objects.content(found[name]))
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -47,9 +47,11 @@ def save(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -
         The checkpoint's digest: it names the content, wherever it lies.
 
     Raises:
-        InvalidArgument: something is not such a tensor, or `path` cannot be written.
+        InvalidArgument: there are no tensors, something is none, or `path` cannot be written.
         NoCapacity: the disk is full.
     """
+    if not state_dict:
+        raise InvalidArgument("there are no tensors to save")
     for name, tensor in state_dict.items():
         _check(name, tensor)
     with atomic_directory(Path(path)) as directory:

@@ -37,7 +37,7 @@ class LocalReader:
 
     def __enter__(self) -> Self:
         for path in self._paths:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._stack.callback(os.close, fd)
             # Read once: what was read may leave the page cache again.
             self._stack.callback(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED)

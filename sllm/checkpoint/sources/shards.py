@@ -1,11 +1,13 @@
 """The tensors of a directory's safetensors files: of one file, or of several shards."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sllm.checkpoint.format import strict_json
+from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.format.safetensors_header import TensorHeader, read_header
 from sllm.checkpoint.sources.file_names import INDEX, WEIGHTS
 from sllm.checkpoint.sources.other_forms import refuse_other_forms, refuse_pointers
@@ -20,9 +22,18 @@ def read_shards(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, .
         paths: the files that are there.
 
     Raises:
-        InvalidSource: there are no safetensors, or two shards claim the same tensor.
+        InvalidSource: there are no safetensors or tensors, or two shards claim the same tensor.
         CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
     """
+    tensors = _tensors(directory, paths)
+    if not tensors:
+        raise InvalidSource(
+            f"the safetensors in {directory} hold no tensors: there is nothing to serve or to load"
+        )
+    return tensors
+
+
+def _tensors(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, ...]:
     names = {path.name for path in paths}
     refuse_other_forms(directory, names)
     refuse_pointers(paths)
@@ -60,10 +71,12 @@ def _indexed_tensors(directory: Path, names: set[str]) -> tuple[TensorHeader, ..
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        index: Any = json.loads(path.read_bytes())
-        shard_of = dict(index["weight_map"])
+        index: Any = strict_json.parse(read_plain(path))
+        shard_of = index["weight_map"]
+    except OSError as error:
+        raise cannot_open(path, error) from error
     except (ValueError, TypeError, KeyError) as error:
         raise corrupt(path, f"not an index of shards: {error!r}") from error
-    if not all(isinstance(shard, str) for shard in shard_of.values()):
+    if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
         raise corrupt(path, "weight_map must lead from names to file names")
     return shard_of

@@ -1,12 +1,11 @@
 """Where checkpoints come from, and what is found there: safetensors, or a packed checkpoint."""
 
-import errno
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import xxhash
@@ -14,6 +13,7 @@ import xxhash
 from sllm.checkpoint.format.manifest import Manifest, TensorEntry
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
 from sllm.checkpoint.format.safetensors_header import TensorHeader
+from sllm.checkpoint.sources.directory import check_files, list_files
 from sllm.checkpoint.sources.file_names import CONFIG, is_carried, matters
 from sllm.checkpoint.sources.local_reader import LocalReader
 from sllm.checkpoint.sources.remote_urls import (
@@ -24,10 +24,7 @@ from sllm.checkpoint.sources.remote_urls import (
 )
 from sllm.checkpoint.sources.shards import read_shards
 from sllm.checkpoint.sources.weight_reader import WeightReader
-from sllm.errors import InvalidSource, SourceNotFound, SourceUnavailable
-
-_WRONG_PATH: Final = {errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-"""What trying again does not mend."""
+from sllm.errors import InvalidSource
 
 
 class Origin(Protocol):
@@ -129,7 +126,7 @@ def fingerprint(source: LocalSource) -> str:
     """
     described = [
         (path.name, status.st_size, status.st_mtime_ns)
-        for path in _list(source)
+        for path in list_files(source.directory)
         if matters(path.name) or path.name == MANIFEST_FILE
         for status in [path.stat()]
     ]
@@ -154,13 +151,14 @@ def inspect(source: LocalSource) -> SourceFiles:
 
 def _is_packed(source: LocalSource) -> bool:
     """Other programs have files of the manifest's name, too."""
-    names = {path.name for path in _list(source)}
+    names = {path.name for path in list_files(source.directory)}
     return MANIFEST_FILE in names and any(name.startswith("partition-") for name in names)
 
 
 def _packed_files(source: LocalSource) -> SourceFiles:
     found = fingerprint(source)
     directory, manifest = source.directory, read_manifest(source.directory)
+    check_files(directory, [file.name for file in manifest.files])
     weights = tuple(directory / entry.file for entry in manifest.partitions)
     return SourceFiles(
         origin=source,
@@ -181,7 +179,7 @@ def _stored(entry: TensorEntry, file: Path) -> TensorHeader:
 def find_files(source: LocalSource) -> SourceFiles:
     """As `inspect`, of a directory of safetensors files that need not be a model."""
     found = fingerprint(source)
-    paths = _list(source)
+    paths = list_files(source.directory)
     tensors = read_shards(source.directory, paths)
     return SourceFiles(
         origin=source,
@@ -200,15 +198,4 @@ def read_tensors(directory: Path) -> tuple[TensorHeader, ...]:
     Raises:
         SourceNotFound, InvalidSource, CheckpointCorrupt: as `inspect`.
     """
-    return read_shards(directory, _list(LocalSource(directory)))
-
-
-def _list(source: LocalSource) -> list[Path]:
-    """The plain files of the directory, by name."""
-    try:
-        return sorted(path for path in source.directory.iterdir() if path.is_file())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceNotFound(f"there is no directory {source.directory}") from error
-    except OSError as error:
-        cls = InvalidSource if error.errno in _WRONG_PATH else SourceUnavailable
-        raise cls(f"{source.directory} cannot be read: {error.strerror}") from error
+    return read_shards(directory, list_files(directory))

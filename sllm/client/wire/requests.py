@@ -111,13 +111,15 @@ def generate(
 def resume(request: inference_pb.GenerateRequest, sequence: int, token_ids: Sequence[int]) -> None:
     """Makes a request ask for what comes after the messages and tokens that there are."""
     request.resume_from_sequence = sequence
-    request.continuation.CopyFrom(inference_pb.Continuation(token_ids=token_ids))
+    request.continuation.token_ids[:] = token_ids
+    request.continuation.SetInParent()  # also without any tokens
 
 
-def settle_prompt(request: inference_pb.GenerateRequest, token_ids: Sequence[int]) -> None:
-    """Puts the prompt's tokens, once they are known, in place of what they were made of."""
-    if token_ids:
-        request.token_ids.CopyFrom(pb.TokenIds(ids=token_ids))
+def settle(request: inference_pb.GenerateRequest, started: inference_pb.Started) -> None:
+    """Keeps what it takes to read on: the prompt's tokens, and what generates from them."""
+    if started.prompt_token_ids:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=started.prompt_token_ids))
+    request.continuation.identity = started.identity
 
 
 def _settle_seed(sampling: pb.SamplingParams) -> None:

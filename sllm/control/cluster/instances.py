@@ -34,6 +34,12 @@ class Instance:
     """Ids of requests that go on although nobody reads them."""
     device: int | None = None
     """Index of the device that it runs on. None: not yet chosen, or the pool is the device."""
+    identity: str = ""
+    """Of what it serves, as in ModelInfo. Empty: not yet known."""
+
+    def serves(self, identity: str) -> bool:
+        """Whether it may serve what has this identity: unknown ones are taken for the same."""
+        return not identity or not self.identity or self.identity == identity
 
 
 @dataclass(frozen=True, slots=True)

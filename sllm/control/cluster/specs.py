@@ -14,6 +14,8 @@ DTYPES: Final = ("", "float32", "bfloat16", "float16")
 DEFAULT_KV_TOKENS: Final = 8192
 """Tokens of KV cache that an instance gets if its deployment does not say."""
 
+_QUOTED: Final = str.maketrans({"%": "%25", "#": "%23", "?": "%3F"})
+"""What means something in a URL and nothing in a path."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -68,6 +70,8 @@ class ModelInfo:
     kv_bytes_per_token: int
     digest: str = ""
     """The checkpoint's. Empty until it has been imported somewhere."""
+    identity: str = ""
+    """Of its source: weights, and the files that shape what is made of them. Empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def normalize_source(source: str) -> str:
     Raises:
         errors.InvalidSource: It is neither.
     """
-    url = f"file://{source}" if source.startswith("/") else source
+    url = f"file://{source.translate(_QUOTED)}" if source.startswith("/") else source
     try:
         scheme = urlsplit(url).scheme
     except ValueError as error:
@@ -178,11 +182,28 @@ def _require(holds: bool, message: str) -> None:
         raise errors.InvalidArgument(message)
 
 
-def revise(present: Deployment, spec: DeploymentSpec) -> Deployment:
-    """`present` with the policy of `spec`, which must name the same checkpoint.
+def revise(present: Deployment, spec: DeploymentSpec, found: ModelInfo) -> Deployment:
+    """`present` with the policy of `spec`, which must name the same source.
+
+    Args:
+        present: as it is.
+        spec: as it is to be.
+        found: what the source is now. If that is another checkpoint, the deployment serves it from
+            now on.
 
     Raises:
-        errors.DeploymentExists: `spec` names another checkpoint.
+        errors.DeploymentExists: `spec` names another source.
+    """
+    check_source(present, spec)
+    changed = found.identity not in ("", present.model.identity)
+    return replace(present, spec=spec, model=found if changed else present.model)
+
+
+def check_source(present: Deployment, spec: DeploymentSpec) -> None:
+    """Makes sure that `spec` names the source that `present` does.
+
+    Raises:
+        errors.DeploymentExists: It names another one.
     """
     here, there = present.spec, spec
     if (here.source, here.engine.dtype) != (there.source, there.engine.dtype):
@@ -191,7 +212,6 @@ def revise(present: Deployment, spec: DeploymentSpec) -> Deployment:
             "delete it first, or choose another name",
             metadata={"source": here.source},
         )
-    return replace(present, spec=spec)
 
 
 def _checkpoint(spec: DeploymentSpec) -> str:

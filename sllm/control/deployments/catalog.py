@@ -53,7 +53,7 @@ class Catalog:
         # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
         # at again afterwards.
         present = self._state.deployments.get(spec.name)
-        model = present.model if present else await self.inspect(spec.source, spec.engine.dtype)
+        model = await self._look(spec, present)
         async with self._changing:
             deployment = self._revised(spec, model)
             placement.check_fits(self._state.snapshot(), need_of(deployment))
@@ -91,7 +91,7 @@ class Catalog:
     def _revised(self, spec: DeploymentSpec, model: ModelInfo) -> Deployment:
         present = self._state.deployments.get(spec.name)
         if present:
-            return specs.revise(present, spec)
+            return specs.revise(present, spec, model)
         return Deployment(spec, model, created_at=time.time())
 
     def _status_of(self, deployment: Deployment) -> DeploymentStatus:
@@ -100,6 +100,17 @@ class Catalog:
             present = self._state.status(deployment.name)
             return dataclasses.replace(present, deployment=deployment)
         return DeploymentStatus(deployment, self._state.prepared(deployment))
+
+    async def _look(self, spec: DeploymentSpec, present: Deployment | None) -> ModelInfo:
+        """What the source is now. A deployment that is there is what it was if nobody can tell."""
+        if present:
+            specs.check_source(present, spec)
+        try:
+            return await self.inspect(spec.source, spec.engine.dtype)
+        except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
+            if present is None:
+                raise
+            return present.model
 
     async def inspect(self, source: str, dtype: str) -> ModelInfo:
         """Has a node read a source; a directory need not be on every one.

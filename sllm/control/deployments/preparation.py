@@ -58,6 +58,13 @@ class Preparation:
         work = self._tasks.spawn(self._prepare(deployment), name=f"prepare {name}")
         self._under_way[name] = work
 
+    def begin_anew(self, name: str) -> None:
+        """Drops what is under way, or has failed, for what a deployment was before."""
+        self.deployment_deleted(name)
+        self._state.preparing.pop(name, None)
+        self._state.unprepared.pop(name, None)
+        self.consider(name)
+
     def deployment_deleted(self, name: str) -> None:
         """Ends its preparation, on the node as well: a fetch from afar would go on for long."""
         if work := self._under_way.pop(name, None):
@@ -126,6 +133,7 @@ class Preparation:
             timeout,
             pack=spec.engine.pack,
             give_up=True,
+            identity=deployment.model.identity,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

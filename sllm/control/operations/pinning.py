@@ -185,7 +185,8 @@ class Pinning:
         return pin
 
     async def _hold(self, pin: Pin, tell: Callable[[Loading], None]) -> None:
-        spec = self._state.deployment(pin.place.deployment).spec
+        deployment = self._state.deployment(pin.place.deployment)
+        spec = deployment.spec
         node = self._nodes.member(pin.place.node_id)
         hold = HoldSpec(pin.place.hold_id, pin.remaining(time.time()))
         promotion = node.promote(
@@ -195,6 +196,7 @@ class Pinning:
             self._timeout,
             hold,
             pack=spec.engine.pack,
+            identity=deployment.model.identity,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

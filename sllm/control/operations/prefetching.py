@@ -36,6 +36,8 @@ class _Wanted:
 
     checkpoint: Checkpoint
     dtype: str
+    identity: str
+    """Of its source, as in ModelInfo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,12 @@ class Prefetching:
     async def _checkpoint(self, ask: PrefetchAsk) -> _Wanted:
         """What is to be brought up, as a deployment or a node's look at the source tells it."""
         if ask.deployment:
-            spec = self._state.deployment(ask.deployment).spec
-            return _Wanted(self._state.needs[ask.deployment].checkpoint, spec.engine.dtype)
+            deployment = self._state.deployment(ask.deployment)
+            dtype, identity = deployment.spec.engine.dtype, deployment.model.identity
+            return _Wanted(self._state.needs[ask.deployment].checkpoint, dtype, identity)
         model = await self._catalog.inspect(ask.source, ask.dtype)
-        return _Wanted(Checkpoint(ask.source, model.size_bytes, model.digest), ask.dtype)
+        checkpoint = Checkpoint(ask.source, model.size_bytes, model.digest)
+        return _Wanted(checkpoint, ask.dtype, model.identity)
 
     def _choose(self, ask: PrefetchAsk, wanted: _Wanted) -> str:
         """The node that was asked for, or else the one where an instance would start soonest."""
@@ -159,7 +163,12 @@ class Prefetching:
     ) -> Prefetched:
         digest = ""
         promotion = self._nodes.member(node_id).promote(
-            wanted.checkpoint.source, wanted.dtype, ask.tier, self._timeout, hold
+            wanted.checkpoint.source,
+            wanted.dtype,
+            ask.tier,
+            self._timeout,
+            hold,
+            identity=wanted.identity,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

@@ -128,6 +128,8 @@ class Orchestrator:
             self._launcher.end(instance)
         elif instance.state is InstanceState.READY:
             self._state.slots.add(instance.instance_id, instance.node_id, self._clock.now())
+            if deployment and not instance.serves(deployment.model.identity):
+                self._retire(instance)  # it was rolled over while this control plane was away
         elif deployment and instance.state is InstanceState.STARTING:
             self._launcher.join(deployment, instance)
         self._agenda.wake(instance.deployment)
@@ -136,8 +138,28 @@ class Orchestrator:
 
     def deployment_made(self, name: str) -> None:
         """A deployment is there or has changed: it adopts what is found of it, if it may."""
-        self._adoption.adopt(self._state.deployments[name])
+        deployment = self._state.deployments[name]
+        self._adoption.adopt(deployment)
+        for instance in self._state.fleet.instances_of(name):
+            if not instance.serves(deployment.model.identity):
+                self._retire(instance)  # an orphan of what had the name before
         self._agenda.wake(name)
+
+    def rolled_over(self, name: str) -> None:
+        """A deployment is another checkpoint from now on: what serves the former one leaves.
+
+        Requests that it has end there; those that wait go to instances of the new one.
+        """
+        self._state.failed_starts.pop(name, None)
+        for instance in self._state.fleet.instances_of(name):
+            self._retire(instance)
+        self._agenda.wake(name)
+
+    def _retire(self, instance: Instance) -> None:
+        if instance.state is InstanceState.STARTING:
+            self._launcher.end(instance)
+        elif instance.state is InstanceState.READY:
+            self._launcher.drain(instance, _LONGEST_GRACE)
 
     def deployment_deleted(self, name: str) -> None:
         """A deployment is to exist no more: its requests fail, its instances end."""

@@ -13,7 +13,9 @@ TRIES_IN_ALL: Final = 12
 class Progress:
     """The tokens of one request that its caller has, and how often it has failed."""
 
-    def __init__(self, generated: Sequence[int] = ()) -> None:
+    def __init__(self, generated: Sequence[int] = (), identity: str = "") -> None:
+        self.identity = identity
+        """Of what generates it, once an instance has told it. Empty: not known."""
         self.prompt: Sequence[int] = ()
         """Token ids, once an instance has told them. Empty: they are in the request."""
         self.token_ids = list(generated)

@@ -62,7 +62,7 @@ class Ticket:
         """Clock's seconds. None: the caller waits for as long as it takes."""
         self.assignment: Assignment | None = None
         self.dispatched_at = self.taken_at
-        self.progress = Progress(request.continuation.token_ids)
+        self.progress = Progress(request.continuation.token_ids, request.continuation.identity)
         self.departure: Departure | None = None
         """Where it has left, until its caller has been told where it has gone on."""
         self.first: tuple[Assignment, float] | None = None
@@ -209,4 +209,5 @@ class Ticket:
         self._loading = None
         self.enqueued_at = self._clock.now()
         if self._known_to_nodes:
-            generations.go_on(self.request, self.progress.prompt, self.progress.token_ids)
+            done = self.progress
+            generations.go_on(self.request, done.prompt, done.token_ids, done.identity)

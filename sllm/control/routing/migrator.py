@@ -118,6 +118,11 @@ class Migrator:
         return self._start(ask), True
 
     def _check(self, ask: MigrationAsk) -> None:
+        if not ask.source.serves(self._state.deployment(ask.source.deployment).model.identity):
+            raise errors.SourceChanged(
+                f"{ask.source.deployment} was deployed anew with another checkpoint: what "
+                f"{ask.source.instance_id} has under way can end there alone"
+            )
         if ask.to_node is None:
             return
         self._state.working_node(ask.to_node)

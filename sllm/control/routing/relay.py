@@ -119,6 +119,7 @@ class Relay:
                 return []  # the caller has had the router's own
             case "started":
                 ticket.progress.prompt = event.started.prompt_token_ids or ticket.progress.prompt
+                ticket.progress.identity = event.started.identity
                 return [] if ticket.departure else [event]  # its caller has had one, from before
             case "tokens":
                 arrival = self._arrive(ticket, assignment)

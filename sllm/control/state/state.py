@@ -136,6 +136,8 @@ class State:
         known = self.deployments.get(name)
         if known is None or not model.digest or known.model == model:
             return False
+        if known.model.identity not in ("", model.identity):
+            return False  # of a start from before the deployment was rolled over
         self.set_deployment(replace(known, model=model))
         return True
 

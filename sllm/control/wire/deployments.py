@@ -74,6 +74,7 @@ def model_info(info: pb.ModelInfo) -> specs.ModelInfo:
         context_tokens=info.context_tokens,
         kv_bytes_per_token=info.kv_bytes_per_token,
         digest=info.digest,
+        identity=info.identity,
     )
 
 
@@ -84,6 +85,7 @@ def _model_message(info: specs.ModelInfo) -> pb.ModelInfo:
         context_tokens=info.context_tokens,
         kv_bytes_per_token=info.kv_bytes_per_token,
         digest=info.digest,
+        identity=info.identity,
     )
 
 

@@ -132,6 +132,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         worker_pid=one.worker_pid,
         unread=tuple(one.unread_request_ids),
         device=device if one.HasField("device_index") else None,
+        identity=one.identity,
     )
 
 
@@ -246,4 +247,5 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         worker_pid=one.worker_pid,
         unread_request_ids=one.unread,
         orphan_until=common.optional_timestamp(orphan_until),
+        identity=one.identity,
     )

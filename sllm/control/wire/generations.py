@@ -105,15 +105,17 @@ def settle_seed(request: GenerateRequest) -> None:
         sampling.seed = secrets.randbelow(MAX_SEED + 1)
 
 
-def go_on(request: GenerateRequest, prompt: Sequence[int], generated: Sequence[int]) -> None:
-    """Makes `request` go on after the tokens that were generated.
+def go_on(
+    request: GenerateRequest, prompt: Sequence[int], generated: Sequence[int], identity: str
+) -> None:
+    """Makes `request` go on after the tokens that were generated, with the same checkpoint.
 
     The prompt's tokens, where they are known, take the place of what they were made of: a chat
     template may give others tomorrow, since some of them tell the date.
     """
     if prompt:
         request.token_ids.CopyFrom(pb.TokenIds(ids=prompt))
-    request.continuation.CopyFrom(inference_pb.Continuation(token_ids=generated))
+    request.continuation.CopyFrom(inference_pb.Continuation(token_ids=generated, identity=identity))
 
 
 # --- events -----------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ class Node:
         *,
         pack: bool = False,
         give_up: bool = False,
+        identity: str = "",
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
         """Brings a checkpoint to a tier and holds it there; yields progress, then the model."""
         request = pb.PromoteRequest(
@@ -106,6 +107,7 @@ class Node:
             tier=types_pb.Tier.ValueType(tier),
             pack=pack,
             give_up=give_up,
+            identity=identity,
         )
         if hold:
             request.hold_id = hold.hold_id
@@ -254,6 +256,7 @@ def _start_request(deployment: Deployment, one: Instance) -> pb.StartInstanceReq
         source=deployment.spec.source,
         engine=deployments.engine_message(deployment.spec.engine),
         kv_bytes=one.kv_bytes,
+        identity=deployment.model.identity,
     )
 
 

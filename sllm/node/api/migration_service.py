@@ -31,8 +31,10 @@ class MigrationServicer(MigrationServiceServicer):
         context: Any,
     ) -> AsyncIterator[pb.MigrationServiceMigrateResponse]:
         """Computes what comes, and goes on with it."""
-        instance = self._agent.instance(await _migrated_to(request_iterator))
+        opening = await _opening(request_iterator)
+        instance = self._agent.instance(opening.instance_id)
         worker = instance.ready_worker()
+        instance.check_identity(opening.identity)
         context_tokens = instance.running.context_tokens if instance.running else 0
         opened = pb.MigrationOpened(context_tokens=context_tokens)
         yield pb.MigrationServiceMigrateResponse(opened=opened)
@@ -42,10 +44,10 @@ class MigrationServicer(MigrationServiceServicer):
                 yield answer
 
 
-async def _migrated_to(
+async def _opening(
     steps: AsyncIterator[pb.MigrationServiceMigrateRequest],
-) -> str:
-    """The instance that a migration's first message names.
+) -> pb.MigrationOpen:
+    """A migration's first message, which names the instance.
 
     Raises:
         errors.InvalidArgument: It names none, or there is no message.
@@ -57,4 +59,4 @@ async def _migrated_to(
         raise errors.DeadlineExceeded(f"no message has come within {OPEN_SECONDS:g} s") from None
     if first is None or not first.HasField("open"):
         raise errors.InvalidArgument("a migration begins with `open`, which names the instance")
-    return first.open.instance_id
+    return first.open

@@ -38,12 +38,18 @@ class NodeServicer(NodeServiceServicer):
         tier, dtype = wire.storage_tier(request.tier), request.dtype or None
         hold = wire.hold_spec(request)
         promotion = self._agent.promote(
-            request.source, dtype, tier, hold, pack=request.pack, give_up=request.give_up
+            request.source,
+            dtype,
+            tier,
+            hold,
+            pack=request.pack,
+            give_up=request.give_up,
+            identity=request.identity,
         )
         async with aclosing(promotion) as steps:
             async for progress in steps:
                 yield pb.PromoteResponse(loading=wire.loading(progress))
-        model = await self._agent.inspect(request.source, dtype)
+        model = await self._agent.inspect(request.source, dtype, request.identity)
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.model_info(model)))
 
     async def ReleaseHold(
@@ -75,9 +81,11 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.StartMigrationRequest, context: Any
     ) -> AsyncIterator[pb.StartMigrationResponse]:
         """Moves generations to another node."""
-        running = self._agent.instance(request.instance_id).running
+        instance = self._agent.instance(request.instance_id)
+        running = instance.running
         chosen = self._generations.chosen(request.instance_id, request.request_ids)
-        terms = wire.migration_terms(request, running.context_tokens if running else 0)
+        context_tokens = running.context_tokens if running else 0
+        terms = wire.migration_terms(request, context_tokens, instance.identity)
         migration = OutgoingMigration(terms, self._node_id, self._clock)
         async with aclosing(migration.run(chosen)) as told:
             async for news in told:

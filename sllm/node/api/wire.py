@@ -36,6 +36,7 @@ def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
         source=request.source,
         engine=engine_spec(request.engine),
         kv_bytes=bounds.count(request.kv_bytes, "kv_bytes"),
+        identity=request.identity,
     )
 
 
@@ -98,8 +99,10 @@ def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
     return HoldSpec(hold_id, bounds.positive_duration(request.hold_ttl, "hold_ttl"))
 
 
-def migration_terms(request: node_pb.StartMigrationRequest, context_tokens: int) -> Terms:
-    """Where a StartMigration call wants generations to go.
+def migration_terms(
+    request: node_pb.StartMigrationRequest, context_tokens: int, identity: str
+) -> Terms:
+    """Where a StartMigration call wants generations to go, of what their instance serves.
 
     Raises:
         errors.InvalidArgument: It names no address, node or instance, or an unknown reason.
@@ -110,7 +113,7 @@ def migration_terms(request: node_pb.StartMigrationRequest, context_tokens: int)
         raise errors.InvalidArgument(f"the reason {request.reason} of the migration is unknown")
     address = bounds.address(request.to_address, "to_address")
     to = Destination(request.to_node_id, address, request.to_instance_id)
-    return Terms(to, request.reason, context_tokens)
+    return Terms(to, request.reason, context_tokens, identity)
 
 
 def loading(progress: Progress) -> pb.Loading:
@@ -131,6 +134,7 @@ def model_info(model: ModelInfo) -> pb.ModelInfo:
         context_tokens=model.context_tokens,
         kv_bytes_per_token=model.kv_bytes_per_token,
         digest=model.digest,
+        identity=model.identity,
     )
 
 
@@ -147,6 +151,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         worker_pid=instance.worker_pid,
         unread_request_ids=sorted(instance.unread),
         device_index=instance.device,
+        identity=instance.identity,
     )
     message.started_at.FromDatetime(instance.started_at)
     return message
@@ -170,6 +175,7 @@ def _running_model(running: Running) -> pb.ModelInfo:
         context_tokens=running.model.context_tokens,
         kv_bytes_per_token=running.model.kv_bytes_per_token,
         digest=running.digest,
+        identity=running.identity,
     )
 
 

@@ -53,6 +53,8 @@ class Generation:
         """Whoever reads it now."""
         self.closed = False
         """Whether nobody wants it any more."""
+        self.identity = ""
+        """Of what its instance serves."""
         self.given_out = False
         """Whether its last event has been given out."""
         self.outputs = OutputStream(request, keep=keep)
@@ -174,6 +176,7 @@ class Generation:
             prompt_tokens=accepted.prompt_tokens,
             request_id=self.request_id,
             prompt_token_ids=() if known else accepted.prompt_token_ids,
+            identity=self.identity,
         )
 
     def _finished(self, completed: worker_pb.Completed) -> pb.Finished:

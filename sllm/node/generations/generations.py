@@ -54,6 +54,7 @@ class Generations:
         """
         self._replace(request.request_id)
         generation = Generation(request, worker, self._node_id, self._clock, keep=True)
+        generation.identity = self._agent.instance(request.instance_id).identity
         self._by_id[request.request_id] = generation
         self._wait(generation, UNREAD_SECONDS)
         return generation
@@ -119,11 +120,14 @@ class Generations:
         if known and _goes_on(known, request):
             self._wait_no_more(known)
             return known
-        worker = self._agent.instance(request.instance_id).ready_worker()
+        instance = self._agent.instance(request.instance_id)
+        worker = instance.ready_worker()
         self._check_size(request)
+        instance.check_identity(request.continuation.identity)
         keep = _linger(request) > 0
         self._replace(request.request_id)
         generation = Generation(request, worker, self._node_id, self._clock, keep=keep)
+        generation.identity = instance.identity
         self._by_id[request.request_id] = generation
         return generation
 

@@ -47,6 +47,8 @@ class Terms:
     reason: inference_pb.MigrationReason.ValueType
     context_tokens: int
     """What one request may have at the source, which it keeps wherever it goes."""
+    identity: str
+    """Of what the source's instance serves."""
 
 
 class OutgoingGeneration:

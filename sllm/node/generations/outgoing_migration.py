@@ -52,7 +52,11 @@ class OutgoingMigration:
             errors.SllmError: The destination takes none of them.
         """
         to, tell = self._terms.destination, self._news.put_nowait
-        opening = pb.MigrationOpen(instance_id=to.instance_id, from_node_id=self._node_id)
+        opening = pb.MigrationOpen(
+            instance_id=to.instance_id,
+            from_node_id=self._node_id,
+            identity=self._terms.identity,
+        )
         async with migration_to(to.node_id, to.address, opening) as stream:
             outgoing = [
                 OutgoingGeneration(one, self._terms, stream, self._clock, tell)

@@ -69,6 +69,23 @@ class Instance:
         self._life: asyncio.Task[None] | None = None
 
     @property
+    def identity(self) -> str:
+        """Of what it serves. Empty while it is not known."""
+        return self.running.identity if self.running else ""
+
+    def check_identity(self, identity: str) -> None:
+        """Makes sure that what was begun with one checkpoint does not go on with another.
+
+        Raises:
+            errors.SourceChanged: It does not serve the checkpoint of this identity.
+        """
+        if identity and self.identity and identity != self.identity:
+            raise errors.SourceChanged(
+                f"the generation was begun with another checkpoint than the one that instance "
+                f"{self.spec.instance_id} of {self.spec.deployment} serves; send the request anew"
+            )
+
+    @property
     def running_requests(self) -> int:
         """Requests that the worker has taken and not finished."""
         return self.running.worker.running if self.running else 0

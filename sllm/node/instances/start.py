@@ -10,11 +10,13 @@ import structlog
 
 from sllm import errors
 from sllm.checkpoint.format.manifest import corrupt
+from sllm.errors import SllmError
 from sllm.node.device.interface import Devices, Placed, Seat, WeightsWish
 from sllm.node.instances.phases import PhaseKind, Timeline
 from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
 from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.tier import Tier
 from sllm.node.transfers.work import Found, LoadPhase, Progress, Step
 from sllm.node.worker.messages import ModelDescription
@@ -44,6 +46,8 @@ class InstanceSpec:
     engine: EngineSpec
     kv_bytes: int
     """Share of the node's KV budget."""
+    identity: str = ""
+    """What the source must be. Empty: whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Running:
     """What its configuration says of it."""
     tensor_bytes: int
     """Of the weights, without what lies between them."""
+    identity: str
+    """Of what it serves; see `sllm.checkpoint.sources.identity`."""
 
 
 class Start:
@@ -102,7 +108,7 @@ class Start:
         taken = AsyncExitStack()
         held.push_async_callback(self._give_back, taken)
         taken.callback(self._release)
-        found = await self._store.inspect(self._spec.source, self._spec.engine.dtype, fresh=False)
+        found = await self._look()
         seat = await taken.enter_async_context(self._devices.seat(found, self._spec.kv_bytes))
         self.device = seat.index
         weights = asyncio.create_task(self._bring_up(seat))
@@ -126,9 +132,13 @@ class Start:
     async def _bring_up_worker(
         self, found: Found, seat: Seat, weights: asyncio.Task[Placed], held: AsyncExitStack
     ) -> Running:
-        worker, model = await self._launch_worker(found.directory, seat, held)
+        worker = await self._launch_worker(seat, held)
+        model = await self._prepare(worker, found, weights)
         placed = await weights
-        _check_same(found, placed)
+        _check_same(found, placed.record)
+        if found.digest is None:
+            # The worker has read the small files at the source itself, at another moment.
+            _check_same(found, (await self._look()).record)
         size = placed.manifest.size_bytes
         self._publish(Progress(LoadPhase.INIT, Tier.DRAM, size, size))
         attached = await worker.attach(placed.manifest, placed.place, self._spec.kv_bytes)
@@ -141,6 +151,13 @@ class Start:
             attached.context_tokens,
             model,
             found.size_bytes,
+            found.record.identity,
+        )
+
+    async def _look(self) -> Found:
+        spec = self._spec
+        return await self._store.inspect(
+            spec.source, spec.engine.dtype, fresh=False, identity=spec.identity
         )
 
     async def _bring_up(self, seat: Seat) -> Placed:
@@ -152,20 +169,42 @@ class Start:
             self._record_step(step)
         return placed
 
-    async def _launch_worker(
-        self, directory: Path, seat: Seat, held: AsyncExitStack
-    ) -> tuple[Worker, ModelDescription]:
+    async def _launch_worker(self, seat: Seat, held: AsyncExitStack) -> Worker:
         with self._timeline.phase(PhaseKind.WORKER_START):
             worker = await self._launch(self._spec.instance_id, seat.environment)
             self._workers.append(worker)
             held.push_async_callback(worker.stop)
             await worker.wait_until_serving()
+        return worker
+
+    async def _prepare(
+        self, worker: Worker, found: Found, weights: "asyncio.Task[Placed]"
+    ) -> ModelDescription:
+        """Has the worker read the small files.
+
+        A copy whose weights turn out to be bad is set aside meanwhile. What was read of it may lack
+        any of its files, so that those of the copy that takes its place are read.
+        """
+        failure: SllmError | None = None
+        try:
+            model = await self._prepare_from(found.directory, worker)
+        except SllmError as error:
+            failure = error
+        if await asyncio.to_thread(found.directory.is_dir):
+            if failure:
+                raise failure
+            return model
+        await asyncio.wait([weights])
+        weights.result()
+        return await self._prepare_from((await self._look()).directory, worker)
+
+    async def _prepare_from(self, directory: Path, worker: Worker) -> ModelDescription:
         with self._timeline.phase(PhaseKind.PREPARE):
             prepared = await worker.prepare(directory, self._spec.engine)
         if prepared.warm_up is not None:
             after = prepared.seconds - prepared.warm_up
             self._timeline.add_ending_now(PhaseKind.WARM_UP, prepared.warm_up, before=after)
-        return worker, prepared.model
+        return prepared.model
 
     def _record_step(self, step: Step) -> None:
         self._timeline.add(_STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)
@@ -196,9 +235,9 @@ class Start:
             placed.release()
 
 
-def _check_same(found: Found, placed: Placed) -> None:
+def _check_same(found: Found, record: SourceRecord) -> None:
     """The worker has read the small files of the source that was found."""
-    if found.record != placed.record:
+    if found.record != record:
         raise corrupt(found.directory, "was changed while an instance of it started; try again")
 
 

@@ -96,7 +96,9 @@ class Worker:
         """Once it is `gone`: whether that is the end of its zygote, and nothing of its own."""
         self.counters = pb.WorkerCounters()
         self._socket = socket
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=list(_CHANNEL_OPTIONS))
+        self._channel = grpc.aio.insecure_channel(
+            rpc.unix_address(socket), options=list(_CHANNEL_OPTIONS)
+        )
         self._stub = WorkerServiceStub(self._channel)
         self._streams: dict[str, OutputStream] = {}
         self._idle = asyncio.Event()

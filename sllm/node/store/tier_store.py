@@ -142,6 +142,7 @@ class TierStore:
         priority: Priority = Priority.DEMAND,
         pack: bool = False,
         sink: Sink | None = None,
+        identity: str = "",
     ) -> Lease:
         """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
 
@@ -158,11 +159,13 @@ class TierStore:
             priority: whose chunks go first; joining a load of a lower one raises it.
             pack: convert local safetensors although they could stay where they are.
             sink: takes the chunks of a read that begins for this promotion further up.
+            identity: what the source must be; empty: whatever it is.
 
         Raises:
             InvalidSource: the source cannot be read, or is not a model.
             InvalidArgument: the dtype or the tier is not one to ask for.
             SourceNotFound: the source is not there, and no tier holds what it was.
+            SourceChanged: it is not what it must be.
             SourceForbidden, SourceUnavailable: it cannot be had, and no tier holds what it was.
             CheckpointCorrupt: bytes are not what they should be; names the file and offset.
             ModelTooLarge: a tier could not hold it even if it were empty.
@@ -172,6 +175,7 @@ class TierStore:
         if tier not in (Tier.SSD, Tier.DRAM):
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
         found = await self._look(parse_source(source), dtype, fresh=False)
+        found.check(identity)
         return await self._promoter.bring_up(found, Wish(tier, priority, pack, sink), on_progress)
 
     async def pass_through(
@@ -197,19 +201,23 @@ class TierStore:
         known = self._ssd.last_known(place.url, dtype)
         return await self._sources.look(place, dtype, known, fresh=fresh)
 
-    async def inspect(self, source: str, dtype: str | None, *, fresh: bool = True) -> Found:
+    async def inspect(
+        self, source: str, dtype: str | None, *, fresh: bool = True, identity: str = ""
+    ) -> Found:
         """What is known of a source's checkpoint without importing it.
 
         Args:
             source: URL or path.
             dtype: as in `promote`.
             fresh: whether a remote source is asked anew, even if it was a moment ago.
+            identity: what the source must be; empty: whatever it is.
 
         Raises:
-            InvalidSource, InvalidArgument, SourceNotFound, SourceForbidden, SourceUnavailable,
-                CheckpointCorrupt: as `promote`.
+            InvalidSource, InvalidArgument, SourceNotFound, SourceChanged, SourceForbidden,
+                SourceUnavailable, CheckpointCorrupt: as `promote`.
         """
         found = await self._look(parse_source(source), dtype, fresh=fresh)
+        found.check(identity)
         held = self._find(found.record)
         if held is not None:
             size = _tensor_bytes(held.manifest.tensors)

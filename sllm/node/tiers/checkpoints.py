@@ -15,6 +15,8 @@ class SourceRecord:
     """Of the source's files when they were read."""
     dtype: str | None
     """Torch's name for what weights were converted to; None: they were not."""
+    identity: str = field(default="", compare=False)
+    """Of what was found there, wherever it lies. Empty: nobody has looked."""
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,6 @@ Checkpoints that were packed have digests of their own, and an identity that fol
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import xxhash
 
 from sllm.checkpoint.format.manifest import Manifest, PartitionEntry, corrupt
+from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.reading.weights import in_place
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
 from sllm.node.tiers.checkpoints import SourceRecord
@@ -77,7 +77,7 @@ def keep(files: SourceFiles, manifest: Manifest, directory: Path) -> None:
     """
     directory.mkdir()
     for path in files.files:
-        shutil.copyfile(path, directory / path.name)
+        (directory / path.name).write_bytes(read_plain(path))
     _write(directory, files.directory, manifest)
 
 

@@ -125,8 +125,8 @@ class SsdTier:
     def _take_in(self, path: Path, chunk_bytes: int) -> None:
         try:
             copy = self._restored(path, chunk_bytes)
-        except CheckpointUnreadable as error:
-            _log.warning("node.checkpoint_unreadable", path=str(path), problem=error.message)
+        except (CheckpointUnreadable, OSError) as error:
+            _log.warning("node.checkpoint_unreadable", path=str(path), problem=str(error))
             self._strays.add(path.name)
             return
         except SllmError as error:

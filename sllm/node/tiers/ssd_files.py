@@ -113,8 +113,8 @@ def delete_all(directories: Sequence[Path]) -> None:
 
 
 def disk_bytes(directory: Path) -> int:
-    """What the files in a directory take."""
-    return sum(file.stat().st_blocks * 512 for file in directory.iterdir())
+    """What the files in a directory take, as far as it can be read."""
+    return sum(file.stat().st_blocks * 512 for file in _entries(directory))
 
 
 def touch(directory: Path) -> None:
@@ -149,12 +149,16 @@ def read_sources(directory: Path) -> Iterator[SourceRecord]:
 
 
 def _entries(directory: Path) -> Iterator[Path]:
-    return directory.iterdir() if directory.is_dir() else iter(())
+    try:
+        return iter(list(directory.iterdir()))
+    except OSError as error:
+        _log.warning("node.not_listed", directory=str(directory), problem=str(error))
+        return iter(())
 
 
 def _last_written(directory: Path) -> float:
-    """By the wall clock; 0 if nothing was."""
-    return max((file.stat().st_mtime for file in directory.iterdir()), default=0.0)
+    """By the wall clock; 0 if nothing was, or nobody may know."""
+    return max((file.stat().st_mtime for file in _entries(directory)), default=0.0)
 
 
 def _age(directory: Path) -> int:

@@ -13,10 +13,11 @@ import structlog
 
 from sllm.checkpoint.remote.remotes import Remotes, Sighting
 from sllm.checkpoint.remote.snapshot import Snapshot
+from sllm.checkpoint.sources.identity import identify
 from sllm.checkpoint.sources.remote_urls import HubRepository, RemoteDirectory
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
 from sllm.clock import Clock
-from sllm.errors import SllmError, SourceForbidden, SourceNotFound, SourceUnavailable
+from sllm.errors import SllmError, SourceChanged, SourceForbidden, SourceNotFound, SourceUnavailable
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.ssd_files import STAGED
 from sllm.node.transfers.loads import Threads
@@ -27,6 +28,9 @@ PATIENCE_SECONDS = 5.0
 """As long a remote source is waited for if this node holds what it was."""
 _STAGED_SOURCES = 16
 """Remote sources whose small files are kept, in case they are imported next."""
+
+_IDENTITIES = 1024
+"""States of local sources whose identity is kept."""
 
 _GONE = (SourceNotFound, SourceForbidden, SourceUnavailable, TimeoutError)
 
@@ -44,6 +48,21 @@ class FoundSource:
     record: SourceRecord
     contents: LocalSource | Snapshot | None
     """Where to read it; None: it is gone, or cannot be had now, and was imported before."""
+
+    def check(self, identity: str) -> None:
+        """Makes sure that it is what is expected there, unless that is empty.
+
+        Raises:
+            SourceChanged: it is something else.
+        """
+        found = self.record.identity
+        if identity and found and found != identity:
+            raise SourceChanged(
+                f"{self.record.url} is not what was deployed: its weights, configuration, "
+                "tokenizer or templates have changed since. Deploy it again to serve what is there "
+                "now, or bring back what was there",
+                metadata={"source": self.record.url, "expected": identity, "found": found},
+            )
 
 
 class Sources:
@@ -64,6 +83,8 @@ class Sources:
         self._clock = clock
         self._seen: dict[str, tuple[float, Sighting]] = {}
         """Of remote sources, by URL: those that are fresh, when the last was added."""
+        self._identities: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """Of local sources, by URL and fingerprint: those looked at last."""
         self._staged: OrderedDict[tuple[str, str], asyncio.Task[SourceFiles]] = OrderedDict()
 
     async def look(
@@ -81,6 +102,7 @@ class Sources:
             SourceNotFound, SourceForbidden, SourceUnavailable: it cannot be had, and was never
                 imported.
             InvalidSource: it is of a kind that cannot be read.
+            CheckpointCorrupt: it contradicts itself, or is being written to.
         """
         try:
             sighting = await self._sight(place, fresh, PATIENCE_SECONDS if known else None)
@@ -89,8 +111,21 @@ class Sources:
                 raise
             _log.warning("node.source_gone", url=place.url, problem=str(error) or "no answer")
             return FoundSource(place, known, None)
-        record = SourceRecord(place.url, sighting.fingerprint, dtype)
+        identity = await self._identity(place, sighting)
+        record = SourceRecord(place.url, sighting.fingerprint, dtype, identity)
         return FoundSource(place, record, sighting.contents)
+
+    async def _identity(self, place: Place, sighting: Sighting) -> str:
+        """Of a remote source its state as its server names it, which is the same for every node."""
+        if not isinstance(place, LocalSource):
+            return sighting.fingerprint
+        key = place.url, sighting.fingerprint
+        if key not in self._identities:
+            work = partial(identify, place, sighting.fingerprint)
+            self._identities[key] = await self._threads.run(work)
+            if len(self._identities) > _IDENTITIES:
+                self._identities.popitem(last=False)
+        return self._identities[key]
 
     async def _sight(self, place: Place, fresh: bool, patience: float | None) -> Sighting:
         if isinstance(place, LocalSource):

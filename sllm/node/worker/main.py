@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -48,7 +49,7 @@ async def _serve(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> 
     host = ModelHost(pool_fd)
     server = rpc.Server()
     add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
-    await server.start(f"unix:{worker.socket}", _SERVICES)
+    await server.start(rpc.unix_address(Path(worker.socket)), _SERVICES)
     on_serving()
     terminated = asyncio.create_task(until_terminated())
     await asyncio.wait([terminated, host.failed], return_when=asyncio.FIRST_COMPLETED)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -5,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sllm.checkpoint.format.manifest import (
     FileEntry,
@@ -15,7 +19,8 @@ from sllm.checkpoint.format.manifest import (
     make_manifest,
 )
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest, write_manifest
-from sllm.errors import CheckpointCorrupt
+from sllm.checkpoint.reading.tensors import tensors_over
+from sllm.errors import CheckpointCorrupt, InvalidSource, UnsupportedModel
 
 DIGEST = "0123456789abcdef" * 2
 
@@ -130,3 +135,71 @@ def test_a_file_cut_short_is_named_with_the_offset(directory: Path) -> None:
         read_manifest(directory)
     path = str(directory / "partition-00000.bin")
     assert caught.value.metadata == {"file": path, "offset": "5000"}
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, -1, 1, 4096, 2**31, 2**62, 2**63, 2**64, 10**30, 0.5, 1e300]),
+    st.text(max_size=3),
+    st.sampled_from(["a" * 300, "a\0b", "\ud800", "..", "config.json", "partition-00000.bin"]),
+    st.lists(st.sampled_from([0, 2**62, 4, "x", None]), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_whatever_a_manifest_says_it_is_read_or_refused(
+    directory: Path, data: st.DataObject
+) -> None:
+    """The digest is made to fit, so that what comes behind its check is reached as well."""
+    write_manifest(directory, example())
+    content = json.loads((directory / MANIFEST_FILE).read_bytes())
+    place: Any = content[data.draw(st.sampled_from(["tensors", "partitions", "files"]))]
+    entry = data.draw(st.sampled_from(place))
+    if data.draw(st.booleans()):
+        entry[data.draw(st.sampled_from(list(entry)))] = data.draw(ODD)
+    else:
+        place[data.draw(st.integers(0, len(place) - 1))] = data.draw(ODD)
+    _sign(content)
+    (directory / MANIFEST_FILE).write_text(json.dumps(content))
+    buffers = [memoryview(bytearray(12288)), memoryview(bytearray(4096))]
+    try:
+        tensors_over(read_manifest(directory).tensors, buffers)
+    except (CheckpointCorrupt, InvalidSource, UnsupportedModel) as error:
+        str(error).encode("utf-8")
+
+
+def _sign(content: dict[str, Any]) -> None:
+    parts = {key: content[key] for key in ("tensors", "partitions", "files")}
+    with contextlib.suppress(TypeError, KeyError):  # files that have no names are in no order
+        parts["files"] = sorted(parts["files"], key=lambda file: file["name"])
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    content["digest"] = xxhash.xxh3_128_hexdigest(canonical.encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"format":"sllm-checkpoint","version":1,"x":%s%s}' % (b"[" * 500, b"]" * 500),
+        "{}".encode("utf-16"),
+        b"\xef\xbb\xbf{}",
+        b'{"format":"sllm-checkpoint","version":' + b"9" * 5000 + b"}",
+    ],
+    ids=["nothing but brackets", "deep", "UTF-16", "a byte order mark", "many digits"],
+)
+def test_what_python_would_read_or_stumble_over_is_corrupt(directory: Path, content: bytes) -> None:
+    (directory / MANIFEST_FILE).write_bytes(content)
+    with pytest.raises(CheckpointCorrupt, match=MANIFEST_FILE):
+        read_manifest(directory)
+
+
+def test_a_manifest_without_tensors_is_refused(directory: Path) -> None:
+    manifest = example()
+    write_manifest(directory, make_manifest([], manifest.partitions, manifest.files))
+    with pytest.raises(InvalidSource, match="no tensors"):
+        read_manifest(directory)

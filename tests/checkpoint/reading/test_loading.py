@@ -69,11 +69,6 @@ def test_safetensors_files_may_end_anywhere_in_a_chunk(
     assert_same(load(tmp_path / "x.safetensors"), weights)
 
 
-def test_a_file_without_tensors(tmp_path: Path) -> None:
-    save_file({}, tmp_path / "x.safetensors")
-    assert load(tmp_path) == {}
-
-
 def test_a_tensor_that_begins_between_elements_is_copied_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     raw = torch.arange(19, dtype=torch.uint8)

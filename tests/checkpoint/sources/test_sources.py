@@ -1,13 +1,17 @@
 import json
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sllm import checkpoint
 from sllm.checkpoint.format.safetensors_header import read_header
 from sllm.checkpoint.sources.sources import LocalSource, fingerprint, inspect, parse_source
-from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
+from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource, SourceNotFound
 from tests.checkpoint.checkpoints import random_weights, write_model
 
 
@@ -91,7 +95,7 @@ def test_shards_that_both_hold_a_tensor_need_an_index(tmp_path: Path) -> None:
         ({"a": "model-1.safetensors", "b": "model-9.safetensors"}, r"model-9\.safetensors: named"),
         ({"a": "model-2.safetensors"}, r"model-2\.safetensors: has no tensor 'a'"),
         ({"a": 5}, "weight_map"),
-        ([1], "not an index"),
+        ([1], "weight_map"),
     ],
 )
 def test_an_index_that_lies_is_corrupt(tmp_path: Path, shard_of: object, named: str) -> None:
@@ -123,6 +127,74 @@ def test_the_fingerprint_follows_changes(tmp_path: Path) -> None:
     assert len(seen) == 3
     (tmp_path / "README.md").write_text("of no interest")
     assert fingerprint(source) in seen
+
+
+INDEXES: dict[str, bytes] = {
+    "nothing": b"",
+    "a list": b"[]",
+    "no map": b"{}",
+    "a map that is null": b'{"weight_map":null}',
+    "a map that is a list of pairs": b'{"weight_map":[["a","b"]]}',
+    "a map to numbers": b'{"weight_map":{"a":1}}',
+    "a name twice": b'{"weight_map":{"a":"x","a":"y"}}',
+    "UTF-16": '{"weight_map":{}}'.encode("utf-16"),
+    "half of a pair": b'{"weight_map":{"a":"\\ud800"}}',
+    "deep": b'{"weight_map":' + b"[" * 100_000,
+    "a shard that is missing": b'{"weight_map":{"a":"none.safetensors"}}',
+    "a shard elsewhere": b'{"weight_map":{"a":"../model.safetensors"}}',
+    "a shard with a long name": b'{"weight_map":{"a":"' + b"x" * 300 + b'"}}',
+    "a shard with a null in its name": b'{"weight_map":{"a":"a\\u0000"}}',
+}
+
+
+@pytest.mark.parametrize("content", INDEXES.values(), ids=INDEXES)
+def test_an_index_that_is_none_is_corrupt(tmp_path: Path, content: bytes) -> None:
+    write_model(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(CheckpointCorrupt) as caught:
+        inspect(LocalSource(tmp_path))
+    str(caught.value).encode("utf-8")
+
+
+EMPTY: dict[str, dict[str, bytes]] = {
+    "an empty header": {"model.safetensors": b"\2\0\0\0\0\0\0\0{}"},
+    "metadata alone": {
+        "model.safetensors": b'\x24\0\0\0\0\0\0\0{"__metadata__":{"format":"pt"}}    '
+    },
+    "an empty map": {
+        "model.safetensors.index.json": b'{"weight_map":{}}',
+        "one.safetensors": b"\2\0\0\0\0\0\0\0{}",
+    },
+    "empty shards": {"one.safetensors": b"\2\0\0\0\0\0\0\0{}"},
+}
+
+
+@pytest.mark.parametrize("files", EMPTY.values(), ids=EMPTY)
+def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    write_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    for name, content in files.items():
+        (tmp_path / "model" / name).write_bytes(content)
+    uses: list[Callable[[], object]] = [
+        lambda: inspect(LocalSource(tmp_path / "model")),
+        lambda: checkpoint.load(tmp_path / "model"),
+        lambda: checkpoint.open(tmp_path / "model"),
+        lambda: checkpoint.inspect(tmp_path / "model"),
+        lambda: checkpoint.verify(tmp_path / "model"),
+        lambda: checkpoint.pack(tmp_path / "model", tmp_path / "packed"),
+    ]
+    if "model.safetensors" in files:
+        uses.append(lambda: checkpoint.load(tmp_path / "model" / "model.safetensors"))
+    for use in uses:
+        with pytest.raises(InvalidSource, match="no tensors"):
+            use()
+
+
+def test_nothing_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="no tensors"):
+        checkpoint.save({}, tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
 
 
 def header(**tensors: object) -> bytes:
@@ -171,3 +243,84 @@ def test_any_truncation_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(content[:size])
         with pytest.raises(CheckpointCorrupt):
             read_header(path)
+
+
+def _outside(model: Path, name: str) -> Path:
+    secret = model.parent / "secret"
+    secret.write_text("{}")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(secret)
+    return model
+
+
+def _chain(model: Path, name: str) -> Path:
+    _outside(model, "first.txt")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("first.txt")
+    return model
+
+
+def _fifo(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    return model
+
+
+def _socket(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(model / name))
+    return model
+
+
+def _device(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("/dev/zero")
+    return model
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("place", [_outside, _chain, _fifo, _socket, _device])
+def test_what_leads_out_or_is_no_file_is_refused(
+    tmp_path: Path, place: Callable[[Path, str], Path], name: str
+) -> None:
+    source = LocalSource(place(write_model(tmp_path / "m"), name))
+    for look in (fingerprint, inspect):
+        with pytest.raises(InvalidSource, match=r"link|plain file"):
+            look(source)
+
+
+def test_a_packed_one_may_name_no_link_either(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m")
+    (model / "notes.txt").write_text("{}")
+    checkpoint.pack(model, tmp_path / "packed")
+    for name in ("notes.txt", "partition-00000.bin"):
+        (tmp_path / "packed" / name).rename(tmp_path / name)
+        (tmp_path / "packed" / name).symlink_to(tmp_path / name)
+        with pytest.raises(InvalidSource, match="link"):
+            inspect(LocalSource(tmp_path / "packed"))
+        (tmp_path / "packed" / name).unlink()
+        (tmp_path / name).rename(tmp_path / "packed" / name)
+    assert inspect(LocalSource(tmp_path / "packed")).packed
+
+
+def test_links_within_and_to_the_caches_blobs_are_followed(tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--tiny"
+    snapshot = write_model(repository / "snapshots" / "abc")
+    (repository / "blobs").mkdir()
+    for path in list(snapshot.iterdir()):
+        path.rename(repository / "blobs" / path.name)
+        path.symlink_to(Path("../../blobs") / path.name)
+    (snapshot / "vocab.json").symlink_to("tokenizer.json")
+    assert inspect(LocalSource(snapshot)).tensors
+    (tmp_path / "shortcut").symlink_to(snapshot)
+    assert inspect(LocalSource(tmp_path / "shortcut")).tensors
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "loop"])
+def test_a_path_that_can_lead_nowhere_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for look in (fingerprint, inspect):
+        with pytest.raises(InvalidSource, match="cannot be read") as caught:
+            look(LocalSource(tmp_path / name))
+        assert len(str(caught.value)) < 1000

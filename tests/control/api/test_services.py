@@ -101,7 +101,7 @@ async def test_deploying_again_changes_the_policy_only(cluster: Cluster, node: F
     second = await cluster.caller.deploy(keep_alive=2.0)
     assert second.scaling.keep_alive.seconds == 2
     assert second.created_at == first.created_at
-    assert node.count("InspectSource") == 1
+    assert node.count("InspectSource") == 2, "its source may be another one by now"
 
 
 async def test_a_repeated_deploy_gets_the_first_answer(cluster: Cluster, node: FakeNode) -> None:

@@ -52,6 +52,7 @@ def test_bad_policies(spec: DeploymentSpec) -> None:
 
 def test_a_bare_path_is_a_file() -> None:
     assert normalize_source("/models/tiny") == "file:///models/tiny"
+    assert normalize_source("/models/a#b?c%41") == "file:///models/a%23b%3Fc%2541"
     assert normalize_source("hf://org/model") == "hf://org/model"
     for source in ("", "models/tiny", "./tiny"):
         with pytest.raises(errors.InvalidSource):
@@ -61,13 +62,25 @@ def test_a_bare_path_is_a_file() -> None:
 def test_a_revision_keeps_what_is_known() -> None:
     present = deployment()
     policy = replace(present.spec, scaling=ScalingPolicy(max_replicas=7))
-    revised = revise(present, policy)
+    revised = revise(present, policy, present.model)
     assert revised == replace(present, spec=policy)
+
+
+def test_a_revision_is_what_its_source_is_now() -> None:
+    present = deployment()
+    present = replace(present, model=replace(present.model, identity="a", digest="d"))
+    found = replace(present.model, digest="")
+    assert revise(present, present.spec, found) == present
+    other = replace(found, identity="b")
+    assert revise(present, present.spec, other) == replace(present, model=other)
+    unknown = replace(found, identity="")
+    assert revise(present, present.spec, unknown) == present
 
 
 def test_a_revision_is_of_the_same_checkpoint() -> None:
     present = deployment()
     with pytest.raises(errors.DeploymentExists):
-        revise(present, replace(present.spec, source="file:///other"))
+        revise(present, replace(present.spec, source="file:///other"), present.model)
+    spec = replace(present.spec, engine=EngineConfig(dtype="float32"))
     with pytest.raises(errors.DeploymentExists):
-        revise(present, replace(present.spec, engine=EngineConfig(dtype="float32")))
+        revise(present, spec, present.model)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from sllm.checkpoint.files.direct_io import DirectFile
+from sllm.checkpoint.format import manifest_file, plain_files
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.errors import CheckpointCorrupt, CheckpointUnreadable
 from sllm.node.store.lease import Lease
@@ -142,15 +143,15 @@ async def test_a_shortage_when_the_tier_is_opened_costs_no_copy(
 ) -> None:
     digest = await bench.leave(0, Tier.SSD)
     await bench.close()
-    read_bytes = Path.read_bytes
+    read = plain_files.read_plain
 
     def fail(path: Path) -> bytes:
         if path.name == MANIFEST_FILE:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        return read_bytes(path)
+        return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", fail)
+        patch.setattr(manifest_file, "read_plain", fail)
         await bench.open()
     assert bench.on(Tier.SSD) == set()
     bench.store.check_integrity()

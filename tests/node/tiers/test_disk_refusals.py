@@ -172,6 +172,6 @@ async def test_a_node_has_an_id_and_sockets_without_a_disk(tmp_path: Path) -> No
         config = NodeConfig(control_address="", directory=disk.path)
         assert server._kept_node_id(disk.path)
         async with AsyncExitStack() as stack:
-            sockets = server._with_sockets(config, stack).socket_dir
+            sockets = server.with_sockets(config, stack).socket_dir
             (sockets / "a.sock").touch()
         assert not sockets.exists()

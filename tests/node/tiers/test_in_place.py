@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sllm.checkpoint.format.manifest_file import read_manifest
-from sllm.errors import CheckpointCorrupt
+from sllm.errors import CheckpointCorrupt, SourceChanged
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.tier import Tier
 from tests.checkpoint.checkpoints import (
@@ -252,3 +252,44 @@ async def test_a_packed_checkpoint_that_goes_bad_comes_from_another_source(bench
     (packed(bench) / "partition-00000.bin").unlink()
     from_elsewhere = await bench.promote(0, Tier.DRAM)
     assert from_elsewhere.digest == lease.digest
+
+
+async def test_what_is_there_must_be_what_was_deployed(bench: Bench) -> None:
+    deployed = (await bench.store.inspect(bench.model(0), None)).record.identity
+    lease = await bench.store.promote(bench.model(0), None, Tier.DRAM, identity=deployed)
+    weights_of(bench).touch()
+    again = await bench.store.promote(bench.model(0), None, Tier.DRAM, identity=deployed)
+    assert again.digest != lease.digest, "it was written to, and so it is read again"
+    write_model(bench.directory / "model0", seed=1)
+    for work in (
+        bench.store.inspect(bench.model(0), None, identity=deployed),
+        bench.store.promote(bench.model(0), None, Tier.DRAM, identity=deployed),
+    ):
+        with pytest.raises(SourceChanged, match="model0"):
+            await work
+    found = await bench.store.promote(bench.model(0), None, Tier.DRAM)
+    assert found.record.identity != deployed
+
+
+async def test_another_tokenizer_is_another_checkpoint(bench: Bench) -> None:
+    deployed = (await bench.store.inspect(bench.model(0), None)).record.identity
+    (bench.directory / "model0" / "tokenizer.json").write_text('{"version": "1.1"}')
+    with pytest.raises(SourceChanged):
+        await bench.store.promote(bench.model(0), None, Tier.SSD, identity=deployed)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+async def test_the_next_process_knows_what_a_source_was_that_is_gone(
+    bench: Bench, pack: bool
+) -> None:
+    lease = await bench.store.promote(bench.model(0), None, Tier.SSD, pack=pack)
+    identity = lease.record.identity
+    await bench.reopen()
+    if not pack:  # in place: what is gone is no checkpoint any more
+        assert (await bench.store.inspect(bench.model(0), None)).record.identity == identity
+        return
+    shutil.rmtree(bench.directory / "model0")
+    found = await bench.store.inspect(str(bench.directory / "model0"), None)
+    assert found.record.identity == identity
+    with pytest.raises(SourceChanged):
+        await bench.store.inspect(str(bench.directory / "model0"), None, identity="other")

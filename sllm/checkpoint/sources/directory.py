@@ -1,0 +1,83 @@
+"""The files of a model's directory, none of which leads out of it or is anything but a file.
+
+Whoever can write into such a directory could otherwise have the node read what only the node may
+read, or wait for ever for the other end of a FIFO.
+"""
+
+import errno
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
+from sllm.checkpoint.sources.file_names import matters
+from sllm.errors import InvalidSource, SllmError, SourceNotFound, SourceUnavailable
+
+_PARTITION = re.compile(r"partition-.*")
+_SHOWN = 300
+"""Letters of a path in a message."""
+_NO_SUCH = {errno.ENOENT, errno.ENOTDIR}
+"""Of a path that leads to no directory."""
+_WRONG_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""What trying again does not mend."""
+
+
+def list_files(directory: Path) -> list[Path]:
+    """The files in a directory that belong to a checkpoint, by name.
+
+    Raises:
+        SourceNotFound: the directory is not there.
+        InvalidSource: it cannot be read, or one of them is no plain file, or leads elsewhere.
+        SourceUnavailable: it cannot be read now.
+    """
+    try:
+        found = sorted(path for path in directory.iterdir() if _belongs(path.name))
+        files = [path for path in found if not path.is_dir()]
+        _check(directory, files)
+        return files
+    except OSError as error:
+        raise _unlisted(directory, error) from error
+
+
+def check_files(directory: Path, names: Iterable[str]) -> None:
+    """Makes sure that files which a manifest names are plain ones of the directory.
+
+    Raises:
+        InvalidSource, SourceUnavailable: as `list_files`.
+    """
+    try:
+        _check(directory, [directory / name for name in names])
+    except OSError as error:
+        raise _unlisted(directory, error) from error
+
+
+def _belongs(name: str) -> bool:
+    return matters(name) or name == MANIFEST_FILE or _PARTITION.fullmatch(name) is not None
+
+
+def _check(directory: Path, paths: Iterable[Path]) -> None:
+    rooms = _rooms(directory.resolve())
+    for path in paths:
+        if path.is_symlink():
+            target = path.resolve()
+            if not any(target.is_relative_to(room) for room in rooms):
+                raise InvalidSource(
+                    f"{path} is a link out of its directory: put the file itself there"
+                )
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidSource(f"{path} is no plain file, but a FIFO, a device or a socket")
+
+
+def _rooms(directory: Path) -> tuple[Path, ...]:
+    """Where links may lead: into the directory, and in the hub's cache to the blobs beside it."""
+    repository = directory.parent.parent
+    cached = directory.parent.name == "snapshots" and repository.name.startswith("models--")
+    return (directory, repository / "blobs") if cached else (directory,)
+
+
+def _unlisted(directory: Path, error: OSError) -> SllmError:
+    if error.errno in _NO_SUCH:
+        return SourceNotFound(f"there is no directory {str(directory)[:_SHOWN]}: {error.strerror}")
+    cls = InvalidSource if error.errno in _WRONG_PATH else SourceUnavailable
+    return cls(f"{str(directory)[:_SHOWN]} cannot be read: {error.strerror}")
