@@ -4,7 +4,15 @@ import asyncio
 import functools
 import inspect
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +41,7 @@ from sllm import config, errors
 log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_HEALTH_SECONDS: Final = 5.0
 _ADDRESS: Final = re.compile(r"unix:.+|.+:(?P<port>\d{1,5})")
 
 _OPTIONS: Final = (
@@ -268,6 +277,19 @@ async def _send(call: Any, requests: "asyncio.Queue[Any]") -> None:
         call.cancel()
 
 
+async def is_serving(address: str, name: str) -> bool:
+    """Whether the server at `address` answers, and its health service calls `name` serving."""
+    async with channel(address) as to_server:
+        asked = HealthCheckRequest(service=name)
+        try:
+            answer = await health_pb2_grpc.HealthStub(to_server).Check(
+                asked, timeout=_HEALTH_SECONDS
+            )
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(answer.status == HealthCheckResponse.SERVING)
+
+
 # --- servers ----------------------------------------------------------------------------------
 
 
@@ -300,10 +322,21 @@ class Server:
         self._health = _Health()
         self._names: list[str] = []
 
-    async def start(self, address: str, services: Sequence[descriptor.ServiceDescriptor]) -> int:
-        """Serves on `address` (host:port, 0 for any port; unix:PATH) and returns the port.
+    async def start(
+        self,
+        address: str,
+        services: Sequence[descriptor.ServiceDescriptor],
+        *,
+        not_yet: Collection[str] = (),
+    ) -> int:
+        """Serves on an address and returns the port.
 
         The services' handlers must have been added to `grpc` before.
+
+        Args:
+            address: host:port, port 0 for any that is free; or unix:PATH.
+            services: What it serves.
+            not_yet: Full names of those that the health service calls not serving at first.
 
         Raises:
             errors.InvalidArgument: It is no such address.
@@ -321,7 +354,7 @@ class Server:
             raise errors.Unreachable(f"cannot listen on {address}: {error}") from error
         await self.grpc.start()
         for name in ("", *self._names):
-            await self.set_serving(name, True)
+            await self.set_serving(name, name not in not_yet)
         return port
 
     async def set_serving(self, name: str, serving: bool) -> None:

@@ -1,8 +1,8 @@
 """`sllm up`: a whole cluster on this machine, each server a process of its own."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from sllm import config, errors
+from sllm.cli.common import connect_here
 from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.servers import MetricsPort, Migrate
 from sllm.cli.sizes import GIB, size_option
@@ -17,6 +18,9 @@ from sllm.cli.supervisor import LISTENING, Command, Server
 from sllm.process import keep_private, until_terminated
 
 REPORT_SECONDS: Final = 60.0
+READY_SECONDS: Final = 300.0
+NODE_SERVICE: Final = "serverlessllm.v1.NodeService"
+"""What a node calls serving on its health service once it can look at models."""
 POLL_SECONDS: Final = 0.1
 
 
@@ -104,13 +108,8 @@ def up(
         metrics_port=metrics_port,
         migrate=migrate,
     )
-    try:
-        with interrupts_end_it():  # until there is something to take down
-            asyncio.run(_until_asked(plan))
-    except OSError as error:
-        raise errors.StartFailed(
-            f"the cluster cannot keep its files in {plan.directory}: {error}; --dir says where else"
-        ) from error
+    with interrupts_end_it():  # until there is something to take down
+        asyncio.run(_until_asked(plan))
 
 
 async def _until_asked(plan: Plan) -> None:
@@ -135,7 +134,7 @@ async def run(plan: Plan, say: Callable[[str], None]) -> None:
     """Brings the cluster up and keeps it up until this is cancelled; then takes it down.
 
     Raises:
-        errors.StartFailed: A server does not start.
+        errors.StartFailed: A server does not start, or not as a whole.
     """
     async with AsyncExitStack() as stack:
         control = Server(plan.control(), say)
@@ -144,13 +143,25 @@ async def run(plan: Plan, say: Callable[[str], None]) -> None:
         nodes = [Server(plan.node(i + 1, control.address), say) for i in range(plan.nodes)]
         stack.push_async_callback(_together, [node.stop for node in nodes])
         await _together([node.start for node in nodes])
+        keeping = await stack.enter_async_context(_kept([control, *nodes]))
         await _until_reported(control.address, plan.nodes)
         say(f"{LISTENING}{control.address}")
+        await _until_ready(nodes)
         ready = "1 node is" if plan.nodes == 1 else f"{plan.nodes} nodes are"
         say(f"{ready} ready; files and logs are in {plan.directory}")
-        async with asyncio.TaskGroup() as group:
-            for server in (control, *nodes):
-                group.create_task(server.keep())
+        await keeping
+
+
+@asynccontextmanager
+async def _kept(servers: list[Server]) -> AsyncIterator[asyncio.Future[list[None]]]:
+    """Starts servers again that end; the future fails if that does."""
+    keeping = asyncio.gather(*(server.keep() for server in servers))
+    try:
+        yield keeping
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
 
 
 async def _together(actions: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:
@@ -159,13 +170,27 @@ async def _together(actions: list[Callable[[], Coroutine[Any, Any, None]]]) -> N
 
 async def _until_reported(address: str, nodes: int) -> None:
     """Waits until the control plane knows all nodes."""
-    from sllm.client.aio import AsyncClient
-
     try:
-        async with asyncio.timeout(REPORT_SECONDS), AsyncClient(address) as client:
+        async with asyncio.timeout(REPORT_SECONDS), connect_here(address) as client:
             while len(await client.nodes()) < nodes:  # noqa: ASYNC110 - the event is in another process
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError as error:
         raise errors.StartFailed(
             f"not all nodes reported to {address} within {REPORT_SECONDS:g} s"
         ) from error
+
+
+async def _until_ready(nodes: list[Server]) -> None:
+    """Waits until a deployment would be answered: until every node can look at a model."""
+    from sllm import rpc
+
+    for node in nodes:
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                # Its address each time anew: a node that is started again has another.
+                while not await rpc.is_serving(node.address, NODE_SERVICE):  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError as error:
+            raise errors.StartFailed(
+                f"{node.name} cannot look at models within {READY_SECONDS:g} s; its log tells why"
+            ) from error

@@ -64,19 +64,23 @@ class Server:
         """Starts a process and waits until it listens.
 
         Raises:
-            errors.StartFailed: It ended before, or took too long.
+            errors.StartFailed: It ended before, took too long, or cannot have its log.
         """
         self._started_at = time.monotonic()
-        with _file_in_memory(self.name) as said:
-            self._process = await self._spawn(said)
-            try:
+        try:
+            with _file_in_memory(self.name) as said:
+                self._process = await self._spawn(said)
                 async with asyncio.timeout(START_SECONDS):
                     self.address = await _said_address(self._process, said)
-            except (TimeoutError, EOFError) as error:
-                await self.stop()
-                raise errors.StartFailed(
-                    f"{self.name} did not start: {self._last_words()} ({self._command.log})"
-                ) from error
+        except (TimeoutError, EOFError) as error:
+            await self.stop()
+            raise errors.StartFailed(
+                f"{self.name} did not start: {self._last_words()} ({self._command.log})"
+            ) from error
+        except OSError as error:
+            raise errors.StartFailed(
+                f"{self.name} cannot be started: {error}; --dir says where its files and log are"
+            ) from error
 
     async def keep(self) -> None:
         """Starts another process whenever one ends, until this is cancelled."""
@@ -121,7 +125,10 @@ class Server:
             )
 
     def _last_words(self) -> str:
-        lines = self._command.log.read_text(errors="replace").splitlines()
+        try:
+            lines = self._command.log.read_text(errors="replace").splitlines()
+        except OSError as error:
+            return f"its log cannot be read: {error}"
         return lines[-1] if lines else "it wrote no log"
 
 

@@ -88,7 +88,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     devices = await open_devices(config, selected, store, pool, clock, zygote.probe, stack)
     agent = Agent(config, clock, store, devices, zygote)
     generations = Generations(agent, node_id, clock)
-    port = await _listen(config, agent, generations, node_id, stack)
+    port = await _listen(config, agent, generations, node_id, zygote, stack)
     await stack.enter_async_context(_reporting(config, agent, node_id, port, clock))
     stack.push_async_callback(agent.close, STOP_GRACE)
     stack.push_async_callback(generations.hand_over, config.leave_seconds)
@@ -130,6 +130,7 @@ async def _listen(
     agent: Agent,
     generations: Generations,
     node_id: str,
+    zygote: Zygote,
     stack: AsyncExitStack,
 ) -> int:
     server = rpc.Server()
@@ -137,13 +138,27 @@ async def _listen(
     add_NodeServiceServicer_to_server(NodeServicer(*about), server.grpc)
     add_InferenceServiceServicer_to_server(InferenceServicer(generations), server.grpc)
     add_MigrationServiceServicer_to_server(MigrationServicer(*about), server.grpc)
-    port = await server.start(config.listen_address, _SERVICES)
+    port = await server.start(config.listen_address, _SERVICES, not_yet=[_NODE_SERVICE.full_name])
     stack.push_async_callback(server.stop, STOP_GRACE)
+    telling = asyncio.create_task(_tell_that_it_is_ready(server, zygote), name="telling-ready")
+    stack.callback(telling.cancel)
     return port
 
 
+async def _tell_that_it_is_ready(server: rpc.Server, zygote: Zygote) -> None:
+    """Calls the node's service serving once models can be looked at, which takes the zygote.
+
+    That is still importing for some seconds when the node listens, and has calls wait.
+    """
+    while not zygote.is_ready:  # noqa: ASYNC110 - the event is in another process
+        await asyncio.sleep(_READY_POLL_SECONDS)
+    await server.set_serving(_NODE_SERVICE.full_name, True)
+
+
+_READY_POLL_SECONDS = 0.1
+_NODE_SERVICE = node_service_pb2.DESCRIPTOR.services_by_name["NodeService"]
 _SERVICES = (
-    node_service_pb2.DESCRIPTOR.services_by_name["NodeService"],
+    _NODE_SERVICE,
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     migration_service_pb2.DESCRIPTOR.services_by_name["MigrationService"],
 )

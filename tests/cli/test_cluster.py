@@ -1,5 +1,6 @@
 """`sllm up`, with real servers."""
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -64,9 +66,11 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def _up(directory: Path, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+def _up(
+    directory: Path, *arguments: str, **options: Any
+) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
-    return started([*command, *SMALL, *arguments])
+    return started([*command, *SMALL, *arguments], **options)
 
 
 @pytest.fixture
@@ -151,6 +155,19 @@ def test_nothing_outlives_it_when_it_is_killed(up: Up) -> None:
     wait_until(up.all_gone, STOP_TIMEOUT)
 
 
+def test_it_is_ready_once_its_nodes_can_look_at_models(up: Up, tmp_path: Path) -> None:
+    assert up.read_line() == f"2 nodes are ready; files and logs are in {tmp_path}"
+    for name in ("node-1", "node-2"):
+        log = (tmp_path / "logs" / f"{name}.log").read_text()
+        assert "zygote.ready" in [json.loads(line)["event"] for line in log.splitlines()]
+
+
+def test_a_server_that_dies_before_it_is_ready_is_started_again(up: Up) -> None:
+    up.server("node", "node-1").kill()
+    assert up.read_line().startswith("node-1 ended with status -9")
+    assert up.read_line().startswith("2 nodes are ready; ")
+
+
 def test_a_server_that_dies_is_started_again(up: Up) -> None:
     up.read_line()  # that the nodes are ready
     with sllm.Client(up.address) as client:
@@ -185,6 +202,31 @@ def test_a_cluster_that_cannot_come_up_says_why(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr.startswith("error: START_FAILED: control did not start: error: UNREACHABLE")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/sllm"])
+def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={tmp_path / place}"],
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: START_FAILED: control cannot be started: [Errno ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_disk_that_is_read_only_is_told(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        disk.make_read_only()
+        with _up(disk.path, stderr=subprocess.PIPE) as process:
+            out, err = process.communicate(timeout=START_TIMEOUT)
+        disk.make_writable()
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("error: START_FAILED: control cannot be started: [Errno 30] Read-only")
 
 
 async def test_a_server_starts_although_its_log_is_on_a_full_disk(tmp_path: Path) -> None:
