@@ -1,4 +1,4 @@
-"""What every gRPC server and client here shares: errors as statuses and back, traces, options."""
+"""What every gRPC server and client here shares: typed errors, traces, options."""
 
 import asyncio
 import functools
@@ -20,9 +20,8 @@ from urllib.parse import quote
 
 import grpc
 import structlog
-from google.protobuf import any_pb2, descriptor, duration_pb2
+from google.protobuf import descriptor
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import DESCRIPTOR as HEALTH_DESCRIPTOR
 from grpc_health.v1.health_pb2 import (
@@ -36,7 +35,7 @@ from grpc_status import rpc_status
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
-from sllm import config, errors
+from sllm import config, errors, statuses
 
 log = structlog.get_logger()
 
@@ -56,6 +55,8 @@ _OPTIONS: Final = (
 )
 CHANNEL_OPTIONS: Final = (
     *_OPTIONS,
+    # http_proxy and its like are meant for sources: a cluster does not lie behind a proxy.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -63,7 +64,9 @@ CHANNEL_OPTIONS: Final = (
 SERVER_OPTIONS: Final = (
     *_OPTIONS,
     ("grpc.so_reuseport", 0),  # two servers on one port would share its callers by chance
-    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+    # A client that looks after its quiet stream is not cut off for it (GOAWAY, too_many_pings),
+    # unless it pings without a pause: ours do so every 5 s, others as their users have set them.
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),
     ("grpc.keepalive_permit_without_calls", 1),
     # Calls that come while the event loop is busy: of more than 1,000 gRPC would cancel some, and
     # not say why. How many may wait is for those to say who know what they wait for.
@@ -89,23 +92,7 @@ def trace_metadata() -> grpc.aio.Metadata:
     return grpc.aio.Metadata(*carrier.items())
 
 
-# --- errors -> statuses -----------------------------------------------------------------------
-
-
-def to_status(error: errors.SllmError) -> status_pb2.Status:
-    """The google.rpc.Status of an error: its code, message, ErrorInfo and RetryInfo."""
-    info = error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=errors.DOMAIN, metadata=error.metadata
-    )
-    details = [info]
-    if error.retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = [any_pb2.Any() for _ in details]
-    for target, detail in zip(packed, details, strict=True):
-        target.Pack(detail)
-    return status_pb2.Status(code=error.code, message=error.message, details=packed)
+# --- handlers -----------------------------------------------------------------------------------
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:
@@ -114,7 +101,7 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     if not isinstance(error, errors.SllmError):
         log.error("rpc.unexpected_error", method=method, exc_info=error)
         error = errors.Internal(f"{method} failed unexpectedly; the server's log tells more")
-    await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    await context.abort_with_status(rpc_status.to_status(statuses.to_status(error)))
 
 
 class ErrorsAndTraces(grpc.aio.ServerInterceptor):
@@ -221,21 +208,7 @@ def _wrap_stream(
     return wrapped
 
 
-# --- statuses -> errors -----------------------------------------------------------------------
-
-
-def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.SllmError:
-    """The typed error of a failed call."""
-    code: int = error.code().value[0]
-    message = error.details() or error.code().name
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        detail.Unpack(info)
-        detail.Unpack(retry)
-    delay = retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
-    reason = info.reason if info.domain == errors.DOMAIN else ""
-    return errors.make_error(code, reason, message, metadata=dict(info.metadata), retry_after=delay)
+# --- calls --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -247,7 +220,7 @@ def typed_errors() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+        raise statuses.from_rpc_error(error) from error
 
 
 @asynccontextmanager

@@ -11,8 +11,10 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from serverlessllm.v1 import inference_service_pb2 as pb
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 
-from sllm import errors, rpc
-from tests.client.fake_control import FakeControl
+import sllm
+from sllm import errors, rpc, statuses
+from tests.client.fake_control import FakeControl, Silence
+from tests.client.messages import QUEUED
 
 SERVICE = "tests.Echo"
 Served = tuple["Echo", Any]
@@ -137,7 +139,7 @@ async def test_what_was_given_does_not_hide_the_error(what: str) -> None:
             await InferenceServiceStub(channel).Cancel(pb.CancelRequest())
     server.stop()
 
-    error = rpc.from_rpc_error(caught.value)
+    error = statuses.from_rpc_error(caught.value)
     assert type(error) is errors.DeploymentNotFound
     assert error.message.startswith("no deployment '")
     assert error.message.endswith("; list them")
@@ -150,3 +152,88 @@ async def test_many_calls_at_once_are_all_served(echo: Served) -> None:
     _, channel = echo
     calls = [channel.unary_unary(f"/{SERVICE}/Unary")(b"") for _ in range(5_000)]
     assert await asyncio.gather(*calls) == [b""] * 5_000
+
+
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+async def test_calls_within_a_cluster_go_by_no_proxy(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in (*PROXIES, "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(one, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    server = FakeControl()
+    server.reply("Cancel", pb.CancelResponse())
+    server.reply("Cancel", pb.CancelResponse())
+
+    async with rpc.channel(server.address) as channel:
+        await InferenceServiceStub(channel).Cancel(pb.CancelRequest())
+    async with sllm.AsyncClient(server.address) as client:
+        await client.cancel("r-1")
+    server.stop()
+
+
+async def test_a_quiet_stream_outlives_the_pings_of_its_client() -> None:
+    """gRPC's own servers end it at the third: GOAWAY, too_many_pings."""
+    server = FakeControl()
+    server.reply("Generate", QUEUED, Silence())
+    pinging = [("grpc.keepalive_time_ms", 1_000), ("grpc.http2.max_pings_without_data", 0)]
+    async with grpc.aio.insecure_channel(server.address, options=pinging) as channel:
+        call = InferenceServiceStub(channel).Generate(pb.GenerateRequest())
+        assert await call.read() == QUEUED
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(call.read(), 5.0)
+    server.stop()
+
+
+class Transport(grpc.GenericRpcHandler):
+    """Answers every call with a status that is not ours, as a proxy does or gRPC itself."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+        self.server = grpc.aio.server()
+        self.server.add_generic_rpc_handlers((self,))
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """See grpc.GenericRpcHandler."""
+        streams = details.method.endswith("Generate")
+        return (
+            grpc.unary_stream_rpc_method_handler(self._refuse)
+            if streams
+            else grpc.unary_unary_rpc_method_handler(self._refuse)
+        )
+
+    async def _refuse(self, request: bytes, context: Any) -> None:
+        await context.abort(self._code, "said between")
+
+
+TAKEN_FOR = {
+    grpc.StatusCode.CANCELLED: errors.Unreachable,
+    grpc.StatusCode.UNAVAILABLE: errors.Unreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+}
+"""Codes that mean the same whoever says them; the others are nobody's of ours."""
+
+
+@pytest.mark.parametrize("code", [one for one in grpc.StatusCode if one.name != "OK"], ids=str)
+async def test_a_status_of_the_transport_is_not_taken_for_ours(code: grpc.StatusCode) -> None:
+    transport = Transport(code)
+    port = transport.server.add_insecure_port("127.0.0.1:0")
+    await transport.server.start()
+    expected = TAKEN_FOR.get(code, errors.Internal)
+    async with sllm.AsyncClient(f"127.0.0.1:{port}") as client:
+        for call in (client.cancel("r-1"), client.complete("tiny", "Once")):
+            with pytest.raises(expected, match=r"said between|before the deadline") as caught:
+                await call
+            assert type(caught.value) is expected
+    await transport.server.stop(0)
+
+
+async def test_a_request_that_is_too_large_is_the_callers_error() -> None:
+    server = FakeControl()
+    async with sllm.AsyncClient(server.address) as client:
+        with pytest.raises(errors.InvalidArgument, match="larger than a message may be"):
+            await client.complete("tiny", "x" * (rpc.MAX_MESSAGE_BYTES + 1))
+    server.stop()

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
 import grpc
-from grpc_status import rpc_status
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 
-from sllm import errors, rpc
+from sllm import errors, rpc, statuses
 
 _LONGEST_TIMEOUT: Final = 10 * 365 * 86400.0
 
@@ -143,18 +142,19 @@ class Connection:
             raise errors.Cancelled(message) from error
 
     def _typed(self, error: grpc.aio.AioRpcError) -> errors.SllmError:
-        if rpc_status.from_call(error) is not None:
-            return rpc.from_rpc_error(error)
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+        typed = statuses.from_rpc_error(error)
+        if not statuses.is_of_transport(error):
+            return typed
+        if isinstance(typed, errors.Unreachable):
             return errors.Unreachable(
-                f"no connection to the control plane at {self.address}: {error.details()}. "
+                f"no connection to the control plane at {self.address}: {typed}. "
                 "Is it running? `sllm up` starts one; SLLM_CONTROL names another"
             )
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if isinstance(typed, errors.DeadlineExceeded):
             return errors.DeadlineExceeded(
                 f"no answer from the control plane at {self.address} before the deadline"
             )
-        return rpc.from_rpc_error(error)
+        return typed
 
 
 def bounded(timeout: float | None) -> float | None:

@@ -44,6 +44,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 50),
     ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
 )
 
 
