@@ -20,6 +20,7 @@ FLOORS = {
         "control | node | client",
         "checkpoint",
         "rpc",
+        "handlers",
         "statuses",
         "telemetry | process | config | prompt_size | sampling | bounds",
         "broadcast | clock | decay | durations | errors | libc",

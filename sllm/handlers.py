@@ -1,0 +1,131 @@
+"""What every handler of a server here is wrapped in: typed errors, and the trace of its caller."""
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+
+from sllm import errors, statuses
+
+log = structlog.get_logger()
+
+
+async def _abort(context: Any, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.InternalError):
+        return  # a message was written that had nowhere to go: its caller has just left
+    if not isinstance(error, errors.SllmError):
+        log.error("rpc.unexpected_error", method=method, exc_info=error)
+        error = errors.Internal(f"{method} failed unexpectedly; the server's log tells more")
+    await context.abort_with_status(rpc_status.to_status(statuses.to_status(error)))
+
+
+class ErrorsAndTraces(grpc.aio.ServerInterceptor):
+    """Turns exceptions into statuses, and runs each handler within its caller's trace."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wraps the handler of one method; see grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
+        behaviour = _reading(getattr(handler, kind), handler, method)
+        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(behaviour, None, handler.response_serializer)
+
+
+def _arity(streaming: bool) -> str:
+    return "stream" if streaming else "unary"
+
+
+def _enter_trace(context: Any) -> None:
+    metadata = dict(context.invocation_metadata() or ())
+    # Never detached: gRPC runs every call in a task, and so in a context, of its own.
+    otel_context.attach(propagate.extract(metadata))
+
+
+def _reading(behaviour: Any, handler: Any, method: str) -> Any:
+    """A handler of bytes: what is no message is the caller's error, which gRPC calls UNKNOWN.
+
+    It gives its responses, or writes them itself, as that of health's Watch does.
+    """
+    read: Callable[[Any], Any] = functools.partial(_message, handler.request_deserializer)
+    if handler.request_streaming:
+        read = functools.partial(_Messages, read=read)
+    gives = inspect.isasyncgenfunction(behaviour)
+    wrap = _wrap_stream if gives else _wrap_unary
+    return wrap(behaviour, read, method)
+
+
+def _message(deserialize: Callable[[bytes], Any], encoded: bytes) -> Any:
+    try:
+        return deserialize(encoded)
+    except DecodeError as error:
+        raise errors.InvalidArgument(
+            f"the request is not a message of this call: {error}"
+        ) from error
+
+
+class _Messages:
+    """The messages of a caller's stream."""
+
+    def __init__(self, encoded: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> None:
+        self._encoded = encoded
+        self._read = read
+
+    def __aiter__(self) -> "_Messages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._read(await anext(self._encoded))
+
+
+def _wrap_unary(
+    behaviour: Callable[..., Awaitable[Any]], read: Callable[[Any], Any], method: str
+) -> Any:
+    @functools.wraps(behaviour)
+    async def wrapped(request: Any, context: Any) -> Any:
+        _enter_trace(context)
+        try:
+            return await behaviour(read(request), context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            return await _abort(context, error, method)
+
+    return wrapped
+
+
+def _wrap_stream(
+    behaviour: Callable[..., AsyncGenerator[Any]], read: Callable[[Any], Any], method: str
+) -> Any:
+    """A handler that writes what `behaviour` gives, and closes it in the call's own task.
+
+    gRPC leaves a generator to the garbage collector when its caller has gone.
+    """
+
+    @functools.wraps(behaviour)
+    async def wrapped(request: Any, context: Any) -> None:
+        _enter_trace(context)
+        try:
+            async with aclosing(behaviour(read(request), context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return wrapped
