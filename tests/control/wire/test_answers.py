@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sllm.bounds import LONGEST
 from sllm.control.cluster.specs import (
     DTYPES,
     Deployment,
@@ -26,6 +27,8 @@ from sllm.control.wire.operations import PINNED, PREFETCHED, UNPINNED
 COUNTS = st.integers(0, 2**31 - 1)
 MOMENTS = st.integers(0, 2**40).map(lambda count: count / 512)
 """Seconds that are the same as nanoseconds in whole numbers, and back."""
+DURATIONS = st.integers(0, int(LONGEST) * 512).map(lambda count: count / 512)
+"""The same, as long as any may be."""
 NAMES = st.text("abcdefg-0123", max_size=8)
 
 ENGINES = st.builds(
@@ -36,7 +39,7 @@ ENGINES = st.builds(
     max_concurrency=COUNTS,
     pack=st.booleans(),
 )
-SCALINGS = st.builds(ScalingPolicy, COUNTS, COUNTS, MOMENTS, st.none() | COUNTS)
+SCALINGS = st.builds(ScalingPolicy, COUNTS, COUNTS, DURATIONS, st.none() | COUNTS)
 SPECS = st.builds(DeploymentSpec, NAMES, NAMES.map("file:///{}".format), ENGINES, SCALINGS)
 MODELS = st.builds(ModelInfo, NAMES, COUNTS, COUNTS, COUNTS, NAMES)
 LOADINGS = st.builds(
@@ -45,7 +48,7 @@ LOADINGS = st.builds(
     st.none() | st.sampled_from(Tier),
     COUNTS,
     COUNTS,
-    st.none() | MOMENTS,
+    st.none() | DURATIONS,
 )
 STATUSES = st.builds(
     DeploymentStatus,
