@@ -17,6 +17,7 @@ from tests.support import LEFT_BEHIND, wait_until
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
+ZYGOTE_TIMEOUT = 300.0
 
 
 class Part:
@@ -132,6 +133,7 @@ def running(
         client = stack.enter_context(sllm.Client(control.address))
         cluster = Cluster(directory, control, parts, client)
         cluster.wait_for_nodes(nodes)
+        cluster.wait_for_zygotes()
         yield cluster
         cluster.stop()
 
@@ -160,6 +162,12 @@ class Cluster:
     def wait_for_nodes(self, count: int) -> None:
         """Returns once the control plane knows `count` nodes."""
         wait_until(lambda: len(self.client.nodes()) == count, START_TIMEOUT)
+
+    def wait_for_zygotes(self) -> None:
+        """Returns once starts take no longer than they will: zygotes import a lot at first."""
+        wait_until(
+            lambda: all("zygote.ready" in node.log_text() for node in self.nodes), ZYGOTE_TIMEOUT
+        )
 
     def wait_for_instances(self, count: int, deployment: str | None = None) -> None:
         """Returns once there are `count` ready instances, and no others."""
