@@ -23,6 +23,8 @@ LONG: dict[str, Any] = {"max_tokens": 400, "temperature": 0.0, "ignore_eos": Tru
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running(tmp_path_factory.mktemp("changed")) as cluster:
+        # Until then they import what they fork workers from, and answer no Deploy.
+        wait_until(lambda: all("zygote.ready" in one.log_text() for one in cluster.nodes), 150.0)
         yield cluster
 
 
@@ -30,8 +32,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def source(pair: Cluster, models: Path, tmp_path: Path) -> Iterator[Path]:
     """A deployed directory of its own."""
     directory = shutil.copytree(models / "tiny-llama", tmp_path / "model")
-    # The first one waits for nodes that are still importing what they fork workers from.
-    pair.client.deploy("changing", f"file://{directory}", keep_alive=600.0, timeout=120.0)
+    pair.client.deploy("changing", f"file://{directory}", keep_alive=600.0)
     yield directory
     pair.client.delete("changing")
     pair.wait_for_instances(0)
