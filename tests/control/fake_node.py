@@ -161,6 +161,8 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         await self.script.before_migration.passed()
         if self.script.migration_errors:
             raise self.script.migration_errors.pop(0)
+        if self.script.migration_says_nothing:
+            return
         for request_id in request.request_ids or list(self.running):
             if self.script.stays:
                 failure = migration_pb.MigrationFailure(code=14, reason="UNREACHABLE", message="no")

@@ -66,6 +66,8 @@ class Script:
     """One for each of the next migrations."""
     stays: bool = False
     """Whether every request that is to move stays."""
+    migration_says_nothing: bool = False
+    """Whether migrations end without a word of what has come of each request."""
     tokens_unsent: int = 0
     """Tokens that have moved without having been given out."""
     before_stop: Gate = field(default_factory=Gate)
