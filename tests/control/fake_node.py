@@ -75,7 +75,10 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         await self.script.before_promoted.passed()
         if self.script.promote_error:
             raise self.script.promote_error
-        digest = self.add_copy(request.source, pb.TIER_SSD)
+        if self.script.disk_error and request.tier == pb.TIER_SSD:
+            raise self.script.disk_error
+        taken = pb.TIER_DRAM if self.script.disk_error else pb.TIER_SSD
+        digest = self.add_copy(request.source, taken)
         if request.tier == pb.TIER_DRAM:
             self.add_copy(request.source, pb.TIER_DRAM)
         if request.hold_id:

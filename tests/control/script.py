@@ -46,6 +46,8 @@ class Script:
     )
     inspect_error: errors.SllmError | None = None
     promote_error: errors.SllmError | None = None
+    disk_error: errors.SllmError | None = None
+    """Of a promotion to SSD alone."""
     start_errors: list[errors.SllmError] = field(default_factory=list)
     """One for each of the next starts."""
     generate_errors: list[errors.SllmError] = field(default_factory=list)
