@@ -76,7 +76,10 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         await self.script.before_promoted.passed()
         if self.script.promote_error:
             raise self.script.promote_error
-        digest = self.add_copy(request.source, pb.TIER_SSD)
+        if self.script.disk_error and request.tier == pb.TIER_SSD:
+            raise self.script.disk_error
+        taken = pb.TIER_DRAM if self.script.disk_error else pb.TIER_SSD
+        digest = self.add_copy(request.source, taken)
         if request.tier == pb.TIER_DRAM:
             self.add_copy(request.source, pb.TIER_DRAM)
         if request.hold_id:
@@ -168,6 +171,8 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         await self.script.before_migration.passed()
         if self.script.migration_errors:
             raise self.script.migration_errors.pop(0)
+        if self.script.migration_says_nothing:
+            return
         for request_id in request.request_ids or list(self.running):
             if self.script.stays:
                 failure = migration_pb.MigrationFailure(code=14, reason="UNREACHABLE", message="no")

@@ -47,6 +47,8 @@ class Script:
     )
     inspect_error: errors.SllmError | None = None
     promote_error: errors.SllmError | None = None
+    disk_error: errors.SllmError | None = None
+    """Of a promotion to SSD alone."""
     start_errors: list[errors.SllmError] = field(default_factory=list)
     """One for each of the next starts."""
     generate_errors: list[errors.SllmError] = field(default_factory=list)
@@ -67,6 +69,8 @@ class Script:
     """One for each of the next migrations."""
     stays: bool = False
     """Whether every request that is to move stays."""
+    migration_says_nothing: bool = False
+    """Whether migrations end without a word of what has come of each request."""
     tokens_unsent: int = 0
     """Tokens that have moved without having been given out."""
     before_stop: Gate = field(default_factory=Gate)

@@ -165,6 +165,10 @@ def _validate_scaling(scaling: ScalingPolicy) -> None:
         f"max_replicas must be at least 1 and at least min_replicas ({least}), it is {most}",
     )
     _require(
+        most <= bounds.MAX_REPLICAS,
+        f"max_replicas must be at most {bounds.MAX_REPLICAS}, it is {most}",
+    )
+    _require(
         math.isfinite(keep) and keep >= 0,
         f"keep_alive must be finite and not negative, it is {keep} s",
     )

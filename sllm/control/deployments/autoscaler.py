@@ -3,8 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sllm.control.cluster.specs import ScalingPolicy
+
+RAMP: Final = 8
+"""Instances of one deployment that may start at once, or as many as are ready, if that is more. A
+start takes a processor, a disk and memory, and a few of them tell how the others would fare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class Plan:
 def plan(load: Load, policy: ScalingPolicy, now: float) -> Plan:
     """Starts what the queue needs, and stops what has been idle for too long."""
     present = len(load.ready) + load.starting
-    start = max(0, _wanted(load, policy, present) - present)
+    ramp = max(RAMP, len(load.ready)) - load.starting
+    start = max(0, min(ramp, _wanted(load, policy, present) - present))
     if load.waiting:
         return Plan(start=start)
 

@@ -80,7 +80,7 @@ class Preparation:
     async def _prepare(self, deployment: Deployment) -> None:
         error: errors.SllmError | None = None
         try:
-            error = await self._try_nodes(deployment)
+            error = await self._try_tiers(deployment)
         except Exception as fault:
             log.exception("control.preparation_broken", deployment=deployment.name)
             error = errors.Internal(f"{deployment.name} could not be prepared: {fault!r}")
@@ -88,7 +88,16 @@ class Preparation:
             await self._clock.sleep(_RETRY_SECONDS)  # the fleet may not have noticed yet
         self._ended(deployment, error)
 
-    async def _try_nodes(self, deployment: Deployment) -> errors.SllmError | None:
+    async def _try_tiers(self, deployment: Deployment) -> errors.SllmError | None:
+        """Tries the disks of nodes; what none of them takes is served from memory all the same."""
+        error: errors.SllmError | None = None
+        for tier in (Tier.SSD, Tier.DRAM):
+            error = await self._try_nodes(deployment, tier)
+            if not isinstance(error, errors.NoCapacity | errors.ModelTooLarge):
+                break
+        return error
+
+    async def _try_nodes(self, deployment: Deployment, tier: Tier) -> errors.SllmError | None:
         """Tries nodes in the order in which a start would, a second one if the first fails.
 
         Returns:
@@ -99,7 +108,7 @@ class Preparation:
         while len(tried) < 2 and (node := self._best_node(deployment, tried)):
             tried.add(node.node_id)
             try:
-                await self._promote(deployment, node)
+                await self._promote(deployment, node, tier)
                 return None
             except errors.SllmError as failure:
                 error = failure
@@ -124,12 +133,12 @@ class Preparation:
         )
         return self._nodes.by_id.get(ranked[0][1]) if ranked else None
 
-    async def _promote(self, deployment: Deployment, node: Node) -> None:
+    async def _promote(self, deployment: Deployment, node: Node, tier: Tier) -> None:
         spec, timeout = deployment.spec, self._config.start_timeout_seconds
         promotion = node.promote(
             spec.source,
             spec.engine.dtype,
-            Tier.SSD,
+            tier,
             timeout,
             pack=spec.engine.pack,
             give_up=True,

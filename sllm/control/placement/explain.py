@@ -17,6 +17,7 @@ from sllm.control.types.operations import ActionKind, EstimateParts, ExplainedNo
 
 _SAME_SECONDS: Final = 0.0005
 """Estimates that differ by less are called the same."""
+_APART: Final = "has fewer instances of it"
 _HOLDING: Final = {
     Tier.DEVICE: "its device holds the weights",
     Tier.DRAM: "its DRAM holds the weights",
@@ -191,6 +192,9 @@ def _counted(things: Sequence[str], one: str, many: str) -> str:
 
 
 def _later(decision: Decision, chosen: ExplainedNode, one: ExplainedNode, estimate: float) -> str:
+    apart = _is_apart(decision, chosen, one)
+    if apart and estimate < (math.inf if chosen.estimate is None else chosen.estimate):
+        return f"sooner, but {chosen.node_id} {_APART}"
     if chosen.estimate is None or estimate - chosen.estimate < _SAME_SECONDS:
         return f"no sooner than {chosen.node_id}, which {_preferred(decision, chosen, one)}"
     longer = _longer(chosen.parts, one.parts)
@@ -200,6 +204,8 @@ def _later(decision: Decision, chosen: ExplainedNode, one: ExplainedNode, estima
 
 def _preferred(decision: Decision, chosen: ExplainedNode, one: ExplainedNode) -> str:
     """What decides between estimates that are the same; see `ranking.Rank`."""
+    if _is_apart(decision, chosen, one):
+        return _APART
     if chosen.from_tier > one.from_tier:
         return "holds more of the weights"
     if len(chosen.victims) < len(one.victims):
@@ -208,6 +214,13 @@ def _preferred(decision: Decision, chosen: ExplainedNode, one: ExplainedNode) ->
     if nodes[chosen.node_id].kv_free > nodes[one.node_id].kv_free:
         return "has more memory free for KV cache"
     return "comes first by its name"
+
+
+def _is_apart(decision: Decision, chosen: ExplainedNode, one: ExplainedNode) -> bool:
+    """Whether the chosen node has fewer instances of the deployment; see `placement`."""
+    present = decision.snapshot.instances.get(decision.demand.need.deployment, ())
+    nodes = [instance.node_id for instance in present]
+    return nodes.count(chosen.node_id) < nodes.count(one.node_id)
 
 
 def _longer(chosen: EstimateParts | None, other: EstimateParts | None) -> str:
@@ -246,8 +259,13 @@ def _why(
     if choice.estimate is None:
         first = f"{chosen.node_id} is tried first, as nobody knows yet how long a start takes"
     else:
-        first = f"{chosen.node_id} is ready soonest, in {_seconds(choice.estimate)}"
+        first = f"{chosen.node_id} {_lead(decision, chosen, nodes)} {_seconds(choice.estimate)}"
     return f"{first}: {_HOLDING[chosen.from_tier]}{_rest(nodes)}"
+
+
+def _lead(decision: Decision, chosen: ExplainedNode, nodes: Sequence[ExplainedNode]) -> str:
+    others = (one for one in nodes if not one.rejected and _is_apart(decision, chosen, one))
+    return f"{_APART}, and is ready in" if any(others) else "is ready soonest, in"
 
 
 def _rest(nodes: Sequence[ExplainedNode]) -> str:

@@ -4,11 +4,12 @@ The nearest weights win: of all nodes that are large enough and have room, or ca
 ending idle instances, the one with the lowest estimate is taken; or one where running instances
 are migrated away first, if the start is ready sooner all the same. A demand that finds no room
 waits; once its patience has ended, busy instances of other deployments are named to be drained,
-so that first come, first served holds over all models.
+so that first come, first served holds over all models. Instances of one deployment are spread.
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ from sllm.control.placement.ranking import Rank, Ranking
 from sllm.control.placement.relocation import Relief, Relocations
 from sllm.control.placement.victims import barred, idle_victims, yielding
 
+SPREAD_SECONDS = 5.0
+"""A start that requests wait for may take so much longer, to be on a node of its own."""
 _SHOWN = 8
 """Nodes that an error names at most."""
 _RELIEFS_COMPARED = 16
@@ -63,7 +66,7 @@ def place(snapshot: Snapshot, demand: Demand) -> Decision:
     action: Action | None = _reuse(snapshot, demand)
     if action is None:
         ranking = Ranking(snapshot, demand.need)
-        action = _start(snapshot, demand, ranking)
+        action = _spread(snapshot, demand, ranking, _start(snapshot, demand, ranking))
         if action is None or _is_slower(action, demand):
             action = _wait(snapshot, demand, ranking)
     return Decision(action, snapshot, demand)
@@ -150,6 +153,31 @@ def _start(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Start | Migr
             relief = Relocations(snapshot, demand).relieve(node)
             found = _sooner(found, _migration(relief, rank.seconds, node, demand.need))
         best = _sooner(best, found)
+    return best
+
+
+def _spread(
+    snapshot: Snapshot,
+    demand: Demand,
+    ranking: Ranking,
+    soonest: Start | MigrateThenStart | None,
+) -> Start | MigrateThenStart | None:
+    """A node with fewer instances of the deployment, if that costs others nothing.
+
+    Two on one node share its processors, and are lost together. Those who wait come first.
+    """
+    crowd = Counter(one.node_id for one in snapshot.instances.get(demand.need.deployment, ()))
+    if soonest is None or not crowd[soonest.node_id]:
+        return soonest
+    latest = _seconds(soonest) + SPREAD_SECONDS if demand.waiting else math.inf
+    best = soonest
+    for rank in ranking.best_first():
+        if rank.lacks_room or rank.seconds > latest or barred(demand, rank.node_id):
+            continue
+        if crowd[rank.node_id] < crowd[best.node_id]:
+            here = _here(snapshot, demand, snapshot.nodes[rank.node_id], rank.seconds)
+            if here and not here.victims and not _is_slower(here, demand):
+                best = here
     return best
 
 

@@ -19,7 +19,15 @@ from sllm.control.placement.decisions import Start
 from sllm.control.placement.relocation import transfer_seconds
 from sllm.control.requests.tickets import Ticket
 from sllm.control.state.state import State
-from sllm.control.types.migrations import Chosen, MigrationAsk, MigrationReason, Moved, News, Stayed
+from sllm.control.types.migrations import (
+    Chosen,
+    Ended,
+    MigrationAsk,
+    MigrationReason,
+    Moved,
+    News,
+    Stayed,
+)
 from sllm.control.wire.node_client import Nodes
 
 log = structlog.get_logger()
@@ -201,11 +209,15 @@ class Migrator:
             return
         ids = [ask.request_id] if ask.request_id else []
         moves = source.migrate(ask.source.instance_id, ids, destination, to, ask.reason)
+        outcomes = 0
         async with aclosing(moves) as told:
             async for news in told:
+                outcomes += isinstance(news, Moved | Stayed | Ended)
                 if isinstance(news, Stayed):
                     log.warning("control.stayed", request=news.request_id, error=str(news.error))
                 yield news
+        if ask.request_id and not outcomes:
+            raise errors.RequestNotFound(f"request {ask.request_id!r} has finished or moved")
         await self._spliced(ask, moving)
 
     def _estimate(self, ask: MigrationAsk) -> float | None:

@@ -51,6 +51,8 @@ class Generation:
         self.request = request
         self.reader: object | None = None
         """Whoever reads it now."""
+        self.cutting_over = asyncio.Lock()
+        """Held by the migration that stops it here, until it is known where it goes on."""
         self.closed = False
         """Whether nobody wants it any more."""
         self.identity = ""

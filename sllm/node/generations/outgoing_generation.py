@@ -67,6 +67,7 @@ class OutgoingGeneration:
         self._rounds = 0
         self._sent = 0
         """Tokens of the generation that the destination has computed."""
+        self._moved_there = False
 
     @property
     def gap(self) -> int:
@@ -81,7 +82,12 @@ class OutgoingGeneration:
     @property
     def moved(self) -> bool:
         """Whether it goes on at the destination."""
-        return self._one.outputs.moved is not None
+        return self._moved_there
+
+    @property
+    def moved_by_another(self) -> inference_pb.Moved | None:
+        """Where another migration has taken it meanwhile. None: none has."""
+        return None if self._moved_there else self._one.outputs.moved
 
     async def begin(self) -> None:
         """Returns once the prompt's tokens are known.
@@ -131,12 +137,15 @@ class OutgoingGeneration:
         Raises:
             errors.SllmError: It goes on here.
         """
-        one = self._one
-        if one.outputs.token_ids:
-            await until_grown(one, BOUNDARY_SECONDS)
-        if one.over:
-            return
-        stopped = self._clock.now()
+        # Two migrations of one generation would have it go on in two places.
+        async with self._one.cutting_over:
+            if self._one.outputs.token_ids:
+                await until_grown(self._one, BOUNDARY_SECONDS)
+            if not self._one.over:
+                await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        one, stopped = self._one, self._clock.now()
         one.halt()
         try:
             self._stream.send(cutover=self._cutover())
@@ -147,6 +156,7 @@ class OutgoingGeneration:
             _resume(one)
             raise
         one.outputs.move(self._moved())
+        self._moved_there = True
         done = self._done(stopped)
         self._tell(node_pb.StartMigrationResponse(request_id=one.request_id, done=done))
 

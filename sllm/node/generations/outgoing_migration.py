@@ -106,5 +106,14 @@ async def _goes_on(step: Step, one: OutgoingGeneration) -> bool:
         one.stay(error)
         return False
     if one.over and not one.moved:
-        one.stay(None)
+        one.stay(_meanwhile(one))
     return not one.over
+
+
+def _meanwhile(one: OutgoingGeneration) -> errors.SllmError | None:
+    """Why one that is over has not moved. None: it has come to its end."""
+    if place := one.moved_by_another:
+        return errors.RequestNotFound(
+            f"it has moved to {place.instance_id} on {place.node_id} meanwhile"
+        )
+    return None

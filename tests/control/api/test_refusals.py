@@ -88,6 +88,11 @@ DEPLOY: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "no concurrency": ({"max_concurrency": 0}, errors.InvalidArgument),
     "negative replicas": ({"min_replicas": -1}, errors.InvalidArgument),
     "no replicas": ({"max_replicas": 0}, errors.InvalidArgument),
+    "more replicas than there may be": ({"max_replicas": 1025}, errors.InvalidArgument),
+    "as many replicas as a number holds": (
+        {"min_replicas": 2**31 - 1, "max_replicas": 2**31 - 1},
+        errors.InvalidArgument,
+    ),
     "min above max": ({"min_replicas": 3, "max_replicas": 2}, errors.InvalidArgument),
     "a negative keep-alive": ({"keep_alive": -1.0}, errors.InvalidArgument),
     "a keep-alive of ages": ({"keep_alive": 1e9}, errors.InvalidArgument),

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm.control.cluster.specs import ScalingPolicy
-from sllm.control.deployments.autoscaler import Load, Plan, Replica, plan
+from sllm.control.deployments.autoscaler import RAMP, Load, Plan, Replica, plan
 
 NOW = 100.0
 
@@ -63,6 +63,16 @@ def test_the_minimum_is_started_and_kept() -> None:
 def test_what_a_new_policy_has_no_place_for_ends_when_it_is_idle() -> None:
     load = _load(idle("a", 1.0), idle("b", 2.0), busy("c"))
     assert plan(load, ScalingPolicy(max_replicas=2, keep_alive=1000.0), NOW).stop == ("a",)
+
+
+def test_starts_are_ramped_up() -> None:
+    policy = ScalingPolicy(min_replicas=100, max_replicas=100)
+    assert plan(_load(), policy, NOW).start == RAMP
+    assert plan(_load(starting=RAMP - 1), policy, NOW).start == 1
+    assert plan(_load(starting=RAMP), policy, NOW).start == 0
+    many = [busy(f"i{index}") for index in range(3 * RAMP)]
+    assert plan(_load(*many, waiting=900), policy, NOW).start == 3 * RAMP
+    assert plan(_load(*many, waiting=900, starting=RAMP), policy, NOW).start == 2 * RAMP
 
 
 def test_a_target_below_the_maximum_starts_more_before_anything_has_to_wait() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
 from sllm.control.deployments.catalog import Catalog
@@ -63,3 +64,21 @@ async def test_a_failure_of_any_kind_ends_it_and_it_can_be_tried_again(
     node.send_full()
     await cluster.caller.deploy()
     await is_in(cluster, AVAILABLE)
+
+
+@pytest.mark.parametrize("fault", [errors.NoCapacity, errors.ModelTooLarge])
+async def test_what_no_disk_takes_is_available_from_memory(
+    cluster: Cluster, node: FakeNode, fault: type[errors.SllmError]
+) -> None:
+    node.script.disk_error = fault("the disk is full")
+    await cluster.caller.deploy()
+    await is_in(cluster, AVAILABLE)
+    assert {tier for _, tier in node.copies} == {pb.TIER_DRAM}
+    await cluster.caller.complete()
+
+
+async def test_what_no_tier_takes_has_failed(cluster: Cluster, node: FakeNode) -> None:
+    node.script.promote_error = errors.NoCapacity("neither disk nor memory")
+    await cluster.caller.deploy()
+    await is_in(cluster, FAILED)
+    assert node.count("Promote") == 2

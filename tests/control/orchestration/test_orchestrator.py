@@ -6,12 +6,32 @@ import pytest
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
+from sllm.control.deployments.autoscaler import RAMP
 from tests.control.clusters import Cluster
 from tests.control.fake_node import FakeNode
 from tests.support import assert_eventually
 
 HALF = 40 * 1024
 """Tokens whose KV cache takes more than half of a fake node's budget."""
+
+
+# --- replicas -----------------------------------------------------------------------------------
+
+
+async def test_replicas_are_spread_over_nodes_before_two_share_one(cluster: Cluster) -> None:
+    nodes = [await cluster.add_node(f"n{index}") for index in range(3)]
+    await cluster.caller.deploy(min_replicas=5, max_replicas=5, kv_cache_tokens=64)
+    await cluster.wait_for_instances(5)
+    assert sorted(len(one.instances) for one in nodes) == [1, 2, 2]
+
+
+async def test_of_many_replicas_a_few_start_at_a_time(cluster: Cluster, node: FakeNode) -> None:
+    node.script.before_ready.shut()
+    await cluster.caller.deploy(min_replicas=3 * RAMP, max_replicas=3 * RAMP, kv_cache_tokens=64)
+    await assert_eventually(lambda: node.script.before_ready.waiting == RAMP)
+    node.script.before_ready.open()
+    await cluster.wait_for_instances(3 * RAMP)
+    assert node.count("StartInstance") == 3 * RAMP
 
 
 # --- room ---------------------------------------------------------------------------------------

@@ -20,6 +20,41 @@ from tests.control.shapes import copy, deployment, facts, instance, need, snapsh
 NEED = need()
 
 
+# --- spreading --------------------------------------------------------------------------------
+
+
+def crowded(*counts: int, copies: bool = True) -> Snapshot:
+    """Nodes with so many instances of the deployment, the first of which has the weights."""
+    views = []
+    for index, count in enumerate(counts):
+        key = f"n{index}"
+        ours = [instance(f"{key}-{one}", "m", node_id=key, kv=10) for one in range(count)]
+        held = [copy(tier=Tier.DRAM)] if index == 0 and copies else []
+        views.append(view(facts(key), instances=ours, copies=held))
+    return snapshot(*views)
+
+
+@pytest.mark.parametrize(
+    ("counts", "chosen"),
+    [((0, 0), "n0"), ((1, 0), "n1"), ((1, 1), "n0"), ((2, 1, 1), "n1"), ((1, 2, 0), "n2")],
+)
+def test_the_nearest_of_the_nodes_with_the_fewest_instances(
+    counts: tuple[int, ...], chosen: str
+) -> None:
+    action = place(crowded(*counts), Demand(NEED, waiting=0)).action
+    assert isinstance(action, Start)
+    assert action.node_id == chosen
+
+
+def test_nobody_ends_so_that_instances_are_spread() -> None:
+    """The other node would have to end an idle instance of another deployment."""
+    near = view(facts("n1"), instances=[instance("i1", "m", kv=10)], copies=[copy(tier=Tier.DRAM)])
+    full = view(facts("n2", kv=100), instances=[instance("i2", node_id="n2", kv=100)])
+    action = place(snapshot(near, full), Demand(NEED, waiting=0)).action
+    assert isinstance(action, Start)
+    assert (action.node_id, action.victims) == ("n1", ())
+
+
 # --- reuse ------------------------------------------------------------------------------------
 
 

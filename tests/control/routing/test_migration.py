@@ -296,3 +296,16 @@ async def test_a_node_that_is_about_to_go_down_is_emptied(
     assert (await cluster.caller.complete()).receipt.node_id == "n2"
     await cluster.lose_node("n1")
     assert not any(one.draining for one in await cluster.caller.nodes())
+
+
+async def test_a_migration_without_an_outcome_is_an_error(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    stream = await running(cluster)
+    await cluster.add_node("n2")
+    halfway.script.migration_says_nothing = True
+    with pytest.raises(errors.RequestNotFound, match="has finished or moved"):
+        await migrate(cluster, request_id="mine", to_node_id="n2")
+    halfway.script.amid_tokens.open()
+    await stream.end()
+    assert_whole(stream)
