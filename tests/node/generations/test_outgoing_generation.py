@@ -45,7 +45,7 @@ class Way:
         self.stream = WrittenStream()
         self.told: list[node_pb.StartMigrationResponse] = []
         to = Destination(node_id, "host:1", f"on-{node_id}")
-        terms = Terms(to, inference_pb.MIGRATION_REASON_OPERATOR, 100)
+        terms = Terms(to, inference_pb.MIGRATION_REASON_OPERATOR, 100, identity="one")
         stream = cast(MigrationStream, self.stream)
         self.outgoing = OutgoingGeneration(one, terms, stream, MonotonicClock(), self.told.append)
         self.cutting = asyncio.create_task(self.outgoing.cut_over())
