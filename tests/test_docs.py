@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 ROWS = dict(re.findall(r"^\| `(sllm/[^`]+)/` \| (.+) \|$", PAGE, re.M))
@@ -22,6 +24,10 @@ def _sentence(path: Path) -> str:
     return " ".join(said.partition("\n\n")[0].split())
 
 
-def test_every_file_on_the_page_is_there() -> None:
-    for name in re.findall(r"`((?:sllm|tests|docs|protos)/[^`\s]+\.\w+)`", PAGE):
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "decisions.md", "failures.md"])
+def test_every_file_on_the_page_is_there(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    for name in re.findall(r"`((?:sllm|tests|docs|protos)/[^`\s]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+    for name in re.findall(r"\]\(([\w./-]+\.md)\)", text):
+        assert (ROOT / "docs" / name).exists(), name
