@@ -1,5 +1,6 @@
 """The tensors of a directory's safetensors files: of one file, or of several shards."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def read_shards(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, .
 
 def _tensors(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, ...]:
     names = {path.name for path in paths}
-    refuse_other_forms(directory, names)
+    # What is no part of a model in safetensors was not listed, and is named here all the same.
+    refuse_other_forms(directory, {*names, *os.listdir(directory)})
     refuse_pointers(paths)
     if WEIGHTS in names:
         return read_header(directory / WEIGHTS)

@@ -85,7 +85,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidArgument, match=r"file/out cannot be written: .*exists"):
-        checkpoint.save({}, tmp_path / "file" / "out")
+        checkpoint.save({"x": torch.ones(1)}, tmp_path / "file" / "out")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
