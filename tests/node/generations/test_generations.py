@@ -47,6 +47,11 @@ class OneInstance:
         self._worker = worker
         self.running = SimpleNamespace(context_tokens=CONTEXT)
         self.unread: frozenset[str] = frozenset()
+        self.identity = "one"
+
+    def check_identity(self, identity: str) -> None:
+        """It serves what every generation here was begun with."""
+        assert identity in ("", self.identity)
 
     def instance(self, instance_id: str) -> "OneInstance":
         return self
