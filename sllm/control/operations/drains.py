@@ -128,6 +128,7 @@ class Drains:
         store = self._durable.store
         await self._durable.run(store.set_drained, node_id, True, call, time.time())
         self._state.draining.add(node_id)
+        self._state.leaving.discard(node_id)  # if it goes down it is drained still when it is back
         self._graces[node_id] = min(grace, self._graces.get(node_id, math.inf))
         if view := self._state.fleet.nodes.get(node_id):
             self._vacate(view)

@@ -41,6 +41,8 @@ class Pinning:
         self._clock = clock
         self._timeout = config.start_timeout_seconds
         self._pins: dict[Place, Pin] = {}
+        self._restoring: set[Pin] = set()
+        """Those that are being applied again, and tried until they are."""
         self._jobs: Jobs[Place, Loading, Pin] = Jobs()
         self._tasks = Tasks()
         self._changing = asyncio.Lock()
@@ -128,7 +130,8 @@ class Pinning:
     def node_joined(self, view: NodeView) -> None:
         """Applies the pins of a node that has come, and releases what is pinned there no more."""
         here = {place.hold_id: pin for place, pin in self._pins.items() if _is_on(view, place)}
-        for pin in here.values():
+        for pin in set(here.values()) - self._restoring:  # a loop outlives a short absence
+            self._restoring.add(pin)
             self._tasks.spawn(self._restore(pin), name=f"pin {pin.place.hold_id}")
         for stale in _held(view) - here.keys():
             if stale.startswith(pins.PREFIX):
@@ -205,6 +208,12 @@ class Pinning:
 
     async def _restore(self, pin: Pin) -> None:
         """Applies a pin for as long as its node is there and has not done so."""
+        try:
+            await self._until_held(pin)
+        finally:
+            self._restoring.discard(pin)
+
+    async def _until_held(self, pin: Pin) -> None:
         while self._pins.get(pin.place) is pin and not pin.is_over(time.time()):
             try:
                 return await self._hold(pin, lambda _: None)

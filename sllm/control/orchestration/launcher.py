@@ -210,6 +210,8 @@ class Launcher:
         now = self._clock.now()
         # The report that tells of it comes later; those who wait need not wait for that.
         self._state.fleet.settle(start.instance.node_id, instance.instance_id, instance)
+        if start.withdrawn:
+            return  # it is being stopped already: nobody would drop what is kept of it
         self._state.slots.add(instance.instance_id, start.instance.node_id, now)
         record = StartRecord(
             decided_at=start.decided_at,

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 COMES_BACK_SECONDS = 60.0
 """A deployment that comes back within this time was in use when it had to make room."""
+_KEPT_SECONDS = 3600.0
+"""No start that would still come back in time takes longer; most that are displaced never do."""
 
 
 class Residency:
@@ -28,7 +30,8 @@ class Residency:
 
     def displaced(self, deployment: str, now: float) -> None:
         """An instance of a deployment had to make room for others."""
-        self._displaced[deployment] = now
+        recent = {key: at for key, at in self._displaced.items() if now - at < _KEPT_SECONDS}
+        self._displaced = {**recent, deployment: now}
 
     def ready(self, instance_id: str, deployment: str, start_seconds: float, now: float) -> None:
         """An instance is ready; if it comes back, its turn begins."""

@@ -95,10 +95,12 @@ class Migrator:
         """
         destination, started = self._choose(ask)
         estimate = self._estimate(ask)
-        yield Chosen(destination.node_id, destination.instance_id, started, estimate)
-        # Requests that come meanwhile must not take the slots of those that are on their way.
+        # Requests that come meanwhile must not take the slots of those that are on their way, and
+        # whoever is told of the choice may send one.
         claim = self._state.slots.claim(destination.instance_id)
+        claim.grow_to(len(self._tickets(ask)))
         try:
+            yield Chosen(destination.node_id, destination.instance_id, started, estimate)
             if started:
                 async with aclosing(self._launcher.follow(destination)) as progress:
                     async for loading in progress:

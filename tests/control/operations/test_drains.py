@@ -224,3 +224,24 @@ def test_a_deployment_is_stranded_when_no_other_node_is_large_enough() -> None:
 def test_one_that_no_node_could_serve_anyway_is_not_stranded() -> None:
     small = shapes.view(shapes.facts("small", dram=50))
     assert stranded({"small": small}, {"small"}, [shapes.need("m", size=100)]) == []
+
+
+async def test_a_node_that_is_drained_while_it_goes_down_is_drained_when_it_is_back(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    node.leaving = True
+    node.send_full()
+
+    async def draining() -> bool:
+        return bool((await cluster.caller.node("n1")).draining)
+
+    await assert_eventually(draining)
+    await drain(cluster)
+    await node.leave()
+    await cluster.wait_for_nodes(0)
+    node.leaving = False
+    node.begin_reports(cluster.address)
+    await cluster.wait_for_nodes(1)
+    assert await draining()
+    await undrain(cluster)
+    assert not await draining()

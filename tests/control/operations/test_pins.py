@@ -14,6 +14,7 @@ from tests.control.fake_node import MIB, FakeNode
 from tests.support import assert_eventually
 
 TINY = "digest-of-file:///models/tiny"
+LOOP = "pin pin/tiny/DRAM"
 
 
 def pin_of(**fields: Any) -> cluster_pb.PinRequest:
@@ -320,3 +321,24 @@ async def test_a_prefetch_fails_with_the_nodes_reason(cluster: Cluster, node: Fa
     node.script.promote_error = errors.CheckpointCorrupt("chunk 3 is not as written")
     with pytest.raises(errors.CheckpointCorrupt, match="chunk 3"):
         await prefetch(cluster)
+
+
+async def test_a_node_that_comes_and_goes_has_one_loop_for_each_pin(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    await pin(cluster)
+    node.drop_hold(next(iter(node.holds())))
+    node.script.promote_error = errors.NoCapacity("full")
+
+    def loops() -> list[str]:
+        return [one.get_name() for one in asyncio.all_tasks() if one.get_name() == LOOP]
+
+    for _ in range(3):
+        await node.leave()
+        await cluster.wait_for_nodes(0)
+        asked = node.count("Promote")
+        node.begin_reports(cluster.address)
+        await cluster.wait_for_nodes(1)
+        await assert_eventually(lambda: loops() or node.count("Promote") > asked)  # noqa: B023
+        assert len(loops()) <= 1

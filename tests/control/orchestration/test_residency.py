@@ -42,3 +42,10 @@ def test_no_turn_is_longer_than_the_longest() -> None:
     residency.displaced("m", 10.0)
     residency.ready("i", "m", 20.0, 31.0)
     assert residency.resident(31.0) == {"i": 61.0}
+
+
+def test_only_those_that_may_still_come_back_are_remembered() -> None:
+    residency = _residency()
+    for number in range(1000):
+        residency.displaced(f"m{number}", 100.0 * number)
+    assert len(residency._displaced) <= 36  # an hour of them
