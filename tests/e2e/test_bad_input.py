@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sllm import errors
 from tests.e2e.cluster import Cluster
@@ -213,10 +214,21 @@ def test_a_model_larger_than_every_node_is_refused(
 
 
 def _grow(directory: Path, size: int) -> None:
-    """Adds a shard with one tensor of `size` bytes to a model: a hole in the file."""
-    (directory / "model.safetensors").rename(directory / "model-00001-of-00002.safetensors")
-    header = {"ballast": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    """Makes a model's feed-forward layers so wide that they have `size` bytes: a hole in a file."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    wide = [(name, tensors.pop(name).shape) for name in list(tensors) if ".mlp." in name]
+    save_file(tensors, directory / "model-00001-of-00002.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    hidden, former = config["hidden_size"], config["intermediate_size"]
+    width = size // (hidden * 4 * len(wide)) + 1
+    (directory / "config.json").write_text(json.dumps({**config, "intermediate_size": width}))
+    header, end = {}, 0
+    for name, shape in wide:
+        begin, end = end, end + width * hidden * 4
+        grown = [width if one == former else one for one in shape]
+        header[name] = {"dtype": "F32", "shape": grown, "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
     with (directory / "model-00002-of-00002.safetensors").open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(file.tell() + size)
+        file.truncate(file.tell() + end)
