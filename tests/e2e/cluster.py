@@ -36,6 +36,10 @@ class Part:
         """Returns once it listens; several parts may come up side by side."""
         self.address = self._read_address()
 
+    def wait_for_zygote(self) -> None:
+        """Returns once a node's starts take no longer than they will: it imports a lot at first."""
+        wait_until(lambda: "zygote.ready" in self.log_text(), ZYGOTE_TIMEOUT)
+
     def _spawn(self) -> subprocess.Popen[str]:
         command = [
             sys.executable,
@@ -57,6 +61,11 @@ class Part:
     def log_text(self) -> str:
         """What the server has logged."""
         return self._log.read_text()
+
+    def check_log(self) -> None:
+        """Fails if the log tells of tasks that nobody waits for."""
+        lines = [line for line in self.log_text().splitlines() if LEFT_BEHIND.search(line)]
+        assert not lines, f"{self.name}: " + "\n".join(lines)
 
     def metrics_port(self) -> int:
         """The port of its Prometheus endpoint, as its log has it."""
@@ -133,7 +142,8 @@ def running(
         client = stack.enter_context(sllm.Client(control.address))
         cluster = Cluster(directory, control, parts, client)
         cluster.wait_for_nodes(nodes)
-        cluster.wait_for_zygotes()
+        for part in parts:
+            part.wait_for_zygote()
         yield cluster
         cluster.stop()
 
@@ -163,12 +173,6 @@ class Cluster:
         """Returns once the control plane knows `count` nodes."""
         wait_until(lambda: len(self.client.nodes()) == count, START_TIMEOUT)
 
-    def wait_for_zygotes(self) -> None:
-        """Returns once starts take no longer than they will: zygotes import a lot at first."""
-        wait_until(
-            lambda: all("zygote.ready" in node.log_text() for node in self.nodes), ZYGOTE_TIMEOUT
-        )
-
     def wait_for_instances(self, count: int, deployment: str | None = None) -> None:
         """Returns once there are `count` ready instances, and no others."""
 
@@ -190,16 +194,8 @@ class Cluster:
         assert not any(statuses.values()), statuses
         wait_until(lambda: not any(_alive(process) for process in left), STOP_TIMEOUT)
         assert not list(self.directory.glob("node-*/run/*")), "sockets are left"
-        assert not self.lost_tasks(), "\n".join(self.lost_tasks())
-
-    def lost_tasks(self) -> list[str]:
-        """Lines in the servers' logs that tell of tasks that nobody waits for."""
-        return [
-            f"{part.name}: {line}"
-            for part in self.parts
-            for line in part.log_text().splitlines()
-            if LEFT_BEHIND.search(line)
-        ]
+        for part in self.parts:
+            part.check_log()
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -167,6 +167,8 @@ async def web_of(directory: Path, nodes: int) -> AsyncIterator[Web]:
             stack.push_async_callback(to_node[name].stop)
         client = await stack.enter_async_context(sllm.AsyncClient(control.address))
         caller = await stack.enter_async_context(sllm.AsyncClient(addresses[CALLER]))
+        for part in parts.values():
+            await asyncio.to_thread(part.wait_for_zygote)
         web = Web(control, parts, to_node, to_control, client, caller)
         stack.push_async_callback(_stop, web)
         yield web
@@ -187,4 +189,5 @@ async def _stop(web: Web) -> None:
     left = [child for node in web.nodes.values() for child in node.descendants()]
     for part in (*web.nodes.values(), web.control):
         assert await asyncio.to_thread(part.stop) == 0, part.log_text()[-2000:]
+        part.check_log()
     assert not psutil.wait_procs(left, timeout=START_TIMEOUT)[1]
