@@ -1,6 +1,7 @@
 """The node agent: what this node holds, what it runs, and what it may still take on."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,9 @@ from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
 
+_STOPPED_IDS = 1024
+"""Instances of which it is known that they were stopped, the last ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -41,7 +45,20 @@ class ModelInfo:
 
 
 class Agent:
-    """Ties the tier store, the zygote and the instances of one node together."""
+    """Ties the tier store, the zygote and the instances of one node together.
+
+        agent = Agent(config, clock, store, PoolDevice(store, config.pool_kv_bytes), zygote)
+        engine = EngineSpec("transformers", dtype=None, kv_cache_tokens=None, max_concurrency=None)
+        instance = agent.start_instance(
+            InstanceSpec("i-1", "llama", "/models/llama", engine, kv_bytes=1 << 30)
+        )
+        async for progress in instance.follow_start():
+            print(progress.loaded_bytes, "of", progress.total_bytes)
+        instance.ready_worker()  # takes requests
+        await agent.stop_instance("i-1", grace=5.0)
+
+    Belongs to the event loop.
+    """
 
     def __init__(
         self,
@@ -59,6 +76,8 @@ class Agent:
         self.init_times = InitTimes()
         self._clock = clock
         self._zygote = zygote
+        self._stopped: deque[str] = deque(maxlen=_STOPPED_IDS)
+        """Ids of instances that were asked to stop, whether they were there or not."""
         self._belated: set[str] = set()
         """Instances whose start has had to wait for the zygote's own."""
         self._watchers: list[Callable[[], None]] = []
@@ -185,12 +204,16 @@ class Agent:
 
         Raises:
             errors.InvalidArgument: The instance of this id is a different one.
+            errors.Cancelled: It was asked to stop before.
             errors.NoCapacity: The KV budget has no room for it.
             errors.ShuttingDown: The node is going down.
         """
         if known := self.instances.get(spec.instance_id):
             _check_same(known.spec, spec)
             return known
+        # Two calls have no order: what ends an instance may overtake what begins it.
+        if spec.instance_id in self._stopped:
+            raise errors.Cancelled(f"instance {spec.instance_id} was stopped before it began")
         self._check_room(spec)
         instance = Instance(spec, self._clock, self._instance_changed, self.config.patience)
         self.instances[spec.instance_id] = instance
@@ -217,7 +240,8 @@ class Agent:
             self._changed()
 
     async def stop_instance(self, instance_id: str, grace: float) -> None:
-        """Ends an instance; one that is not there has ended."""
+        """Ends an instance; one that is not there has ended, and never begins."""
+        self._stopped.append(instance_id)
         instance = self.instances.get(instance_id)
         if instance:
             await instance.stop(grace)

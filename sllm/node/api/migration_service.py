@@ -55,8 +55,8 @@ async def _opening(
     """
     try:
         first = await asyncio.wait_for(anext(steps, None), OPEN_SECONDS)
-    except TimeoutError:
-        raise errors.DeadlineExceeded(f"no message has come within {OPEN_SECONDS:g} s") from None
+    except TimeoutError as error:
+        raise errors.DeadlineExceeded(f"no message has come within {OPEN_SECONDS:g} s") from error
     if first is None or not first.HasField("open"):
         raise errors.InvalidArgument("a migration begins with `open`, which names the instance")
     return first.open

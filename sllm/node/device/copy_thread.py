@@ -243,6 +243,7 @@ class CopyThread:
                 self._driver.copy_to_device(copy.target, copy.source, copy.size, self._stream)
                 self._driver.record(event, self._stream)
             except CudaError as error:
+                # It stays among the flights, which give its event and its place back.
                 self.stop(job, _failed(error))
 
     def _next(self) -> tuple[CopyJob, ChunkCopy] | None:

@@ -50,8 +50,8 @@ class Loader:
         except (NoCapacity, ModelTooLarge) as error:
             try:
                 return await self._promote(wish, then, tell)
-            except (NoCapacity, ModelTooLarge):
-                raise error from None
+            except (NoCapacity, ModelTooLarge) as other:
+                raise error from other  # the first choice says best what is lacking
 
     async def bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:
         """The copy, once it is here whole.

@@ -103,13 +103,13 @@ class DeviceMemory:
     async def _allocate(self, size: int) -> Allocation:
         try:
             allocation = await self._run(lambda: self._take(size))
-        except _OutOfMemory:
+        except _OutOfMemory as error:
             await self.measure()
             raise NoCapacity(
                 f"the weights take {size} bytes of the device's memory, of whose "
                 f"{self.total_bytes} only {self.free_bytes} are free, as measured; other processes "
                 "on the device may have taken some"
-            ) from None
+            ) from error
         self.allocations.add(allocation.address)
         await self.measure()
         return allocation
@@ -119,7 +119,7 @@ class DeviceMemory:
             address = self._driver.allocate(size)
         except CudaError as error:
             if error.code == OUT_OF_MEMORY:
-                raise _OutOfMemory from None
+                raise _OutOfMemory from error
             raise
         try:
             return Allocation(address, size, self._driver.export(address))

@@ -116,12 +116,10 @@ class CudaTier:
 
     def _load_changed(self, digest: str) -> None:
         """Ends a load that nobody waits for any more."""
-        load, task = self.loads.get(digest), self._tasks.pop(digest, None)
-        if load is not None and task is not None:
-            if load.abandoned:
-                task.cancel()
-            else:
-                self._tasks[digest] = task
+        load, task = self.loads.get(digest), self._tasks.get(digest)
+        if load is not None and load.abandoned and task is not None:
+            del self._tasks[digest]  # once: what is being undone must not be cancelled as well
+            task.cancel()
         self._changed()
 
     async def _run(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:

@@ -73,8 +73,8 @@ class MigrationStream:
         try:
             with rpc.typed_errors():
                 first = await asyncio.wait_for(self._call.read(), OPEN_SECONDS)
-        except TimeoutError:
-            raise self._no_answer(OPEN_SECONDS) from None
+        except TimeoutError as error:
+            raise self._no_answer(OPEN_SECONDS) from error
         if first is grpc.aio.EOF or not first.HasField("opened"):
             raise errors.NodeLost(f"node {self._node_id} left the migration without a word")
 

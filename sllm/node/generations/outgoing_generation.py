@@ -140,6 +140,7 @@ class OutgoingGeneration:
         # Two migrations of one generation would have it go on in two places.
         async with self._one.cutting_over:
             if self._one.outputs.token_ids:
+                # Right after a token: the engine's step would otherwise be computed in vain.
                 await until_grown(self._one, BOUNDARY_SECONDS)
             if not self._one.over:
                 await self._hand_over()
@@ -152,7 +153,7 @@ class OutgoingGeneration:
             await self._stream.answer(one.request_id, "taken", CUTOVER_SECONDS)
             if one.closed:
                 raise errors.Cancelled(f"request {one.request_id} was cancelled")
-        except BaseException:
+        except BaseException:  # also a caller that leaves: the generation is not its own
             _resume(one)
             raise
         one.outputs.move(self._moved())

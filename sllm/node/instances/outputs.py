@@ -74,6 +74,7 @@ class OutputStream:
 
         Who has no token may lack the acceptance before it as well, and takes that again.
         """
+        # The place behind the last output counts as well, unless nothing comes there any more.
         for place in range(len(self._outputs) + (not self.ended)):
             first = self._first_index(place)
             if first is not None and first >= count:

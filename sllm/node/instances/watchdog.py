@@ -48,6 +48,7 @@ async def watch(worker: Watched, patience: Patience, clock: Clock) -> None:
     unanswered, unmoved, last = 0, 0, -1
     while unanswered < patience.looks_unanswered and unmoved < patience.looks_unmoved:
         await clock.sleep(patience.look_seconds)
+        # An idle worker is not asked: it may be silent, as nobody waits for it.
         steps = await worker.steps(patience.look_seconds) if worker.running else last
         unanswered = unanswered + 1 if steps is None else 0
         if steps is not None:

@@ -53,7 +53,7 @@ class Holds:
         self._changed = changed
         self._kept: dict[str, _Kept] = {}
         self._wishes: dict[str, object] = {}
-        """For each hold that is on its way, what the newest call for it is known by."""
+        """The newest call for each hold that is on its way."""
 
     async def bring_up(
         self, spec: HoldSpec, tier: Tier, promote: Callable[[], Awaitable[Lease]]
@@ -74,6 +74,7 @@ class Holds:
         try:
             lease = await promote()
         finally:
+            # It may have been released meanwhile, or a later call may be on its way.
             wanted = self._wishes.get(spec.hold_id) is wish
             if wanted:
                 del self._wishes[spec.hold_id]

@@ -82,7 +82,7 @@ class Promoter:
         """A copy on SSD; of what its disk refused, the one in the pool, if that is wanted."""
         known = self._ssd.find(trip.source.record, packed=trip.wish.pack)
         copy = known or await self._import(trip)
-        if known is not None:
+        if known is not None:  # an import has leased its copy for all who have joined it
             known.holding.leases += 1
             self._ssd.touch(known)
         self._hold(copy.holding, trip)

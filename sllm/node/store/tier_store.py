@@ -38,6 +38,12 @@ _SOURCE_THREADS = 32
 class TierStore:
     """Owns a directory and a pool, and moves checkpoints between them and their sources.
 
+        store = await TierStore.open(directory, 64 << 30, pool, clock=MonotonicClock())
+        lease = await store.promote("hf://Qwen/Qwen2.5-0.5B", "bfloat16", Tier.DRAM)
+        lease.chunks  # where the weights are in the pool, for as long as the lease lasts
+        lease.release()
+        await store.close()
+
     Belongs to one event loop. Disk and digests are left to threads; the store's own state
     changes only in the loop, and never across an await, so it needs no locks.
     """
@@ -241,10 +247,11 @@ class TierStore:
         dram = self._dram.copies.get(digest)
         if tier is Tier.SSD and copy is not None:
             _check_idle(digest, copy.holding)
+            # What the pool has of it reads its small files in the directory that goes.
             self._dram.evict(digest)
             self._ssd.ledger.remove(digest)
             self._ssd.detach(digest)
-            self._changed()
+            self._changed()  # before the disk is done: nobody finds it from now on
             await self._threads.run(partial(delete_all, self._ssd.take_removed()))
         elif tier is Tier.DRAM and dram is not None:
             _check_idle(digest, dram.holding)

@@ -19,8 +19,9 @@ def problem_of(directory: Path, error: OSError) -> str:
 
 
 def has_room(directory: Path, size: int) -> bool:
-    """Whether a disk that has refused may take so many bytes now. It is asked by trying."""
+    """Whether a disk that has refused may take so many bytes now."""
     try:
+        # Free blocks alone tell nothing: it may be read-only, or out of quota.
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(bytes(1))
         return shutil.disk_usage(directory).free > size

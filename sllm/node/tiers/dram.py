@@ -54,6 +54,7 @@ class DramTier:
             yield chunks
         finally:
             self.ledger.unreserve(size)
+            # By identity: a copy that has landed owns these very chunks.
             if not any(copy.chunks is chunks for copy in self.copies.values()):
                 self._free(chunks)
 

@@ -1,8 +1,8 @@
 """Local checkpoints that are served where they lie, and what a node keeps of them.
 
-That is, in a directory of its own: the model's small files, and the digests of the chunks of
-safetensors as they were when they were first read. A copy in the pool stays whole whatever becomes
-of the source, and bytes that change on the disk although nobody wrote to the file are noticed.
+A node keeps, in a directory of its own, the model's small files, and the digests that the chunks of
+safetensors had when they were first read. A copy in the pool stays whole whatever becomes of the
+source, and the node notices bytes that change on the disk although nobody wrote to the file.
 Checkpoints that were packed have digests of their own, and an identity that follows from these.
 """
 
@@ -54,8 +54,8 @@ def can_stay(files: SourceFiles, record: SourceRecord, chunk_bytes: int) -> bool
 def describe(files: SourceFiles, chunk_bytes: int) -> Manifest:
     """A checkpoint's own manifest; safetensors files as partitions, under an identity of their own.
 
-    That follows from the headers, and from the place, names, sizes and times of change of all
-    files: a file that is written to makes another checkpoint.
+    The identity follows from the headers, and from the place, names, sizes and times of change of
+    all files: a file that is written to makes another checkpoint.
     """
     if files.packed is not None:
         return files.packed

@@ -97,6 +97,7 @@ class Ledger:
                 break
             chosen.append(digest)
             lacking -= self._holdings[digest].size
+        # One that was chosen late may free so much that some before it can stay.
         for digest in reversed(chosen):
             if lacking + self._holdings[digest].size <= 0:
                 chosen.remove(digest)

@@ -161,7 +161,7 @@ class Pool:
         if self._populating is not None:
             self._populating.join()
         self._memory.release()
-        with suppress(BufferError):
+        with suppress(BufferError):  # somebody still has a view; it ends with that
             self._mmap.close()
         os.close(self.fd)
 

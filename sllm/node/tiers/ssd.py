@@ -101,6 +101,7 @@ class SsdTier:
             tier._keep(path)
         for path in ssd_files.checkpoints(directory):
             tier._take_in(path, chunk_bytes)
+        # The budget may be smaller than when they were written.
         for digest in tier.ledger.shrink_to_capacity():
             tier.detach(digest)
         for path in tier.take_removed():
@@ -202,16 +203,16 @@ class SsdTier:
                 self._keep(path)
 
     def _keep(self, path: Path) -> None:
-        """Whatever is whole is missed more than this."""
+        """Enters a half-written checkpoint, as what is missed least."""
         self._partials.add(path.name)
         self._entered(path).uses = Decaying()
 
     def temporary(self) -> Path:
-        """A name for a directory of which a kill leaves nothing that is of use."""
+        """A name for a directory that the next start removes if a kill leaves it behind."""
         return ssd_files.new_removed(self.directory)
 
     def land(self, written: Path, manifest: Manifest, place: InPlace | None = None) -> SsdCopy:
-        """Makes a checkpoint known that was written, or what is kept of one in place.
+        """Adds a checkpoint that was written, or what is kept of one in place.
 
         If the same content is here already, `take_removed` gives what was written.
         """
@@ -239,10 +240,7 @@ class SsdTier:
         return copy
 
     def quarantine(self, copy: SsdCopy, error: CheckpointCorrupt) -> None:
-        """Sets a copy aside that is not what it should be, leased or not.
-
-        Nothing of it is to be believed. It goes when room is needed, or at the next start.
-        """
+        """Sets a corrupt copy aside, leased or not. It goes when room is needed, or at a start."""
         digest, size = copy.manifest.digest, copy.holding.size
         self.ledger.remove(digest)
         del self.copies[digest]
@@ -263,6 +261,7 @@ class SsdTier:
 
     def record_source(self, copy: SsdCopy, record: SourceRecord) -> None:
         """Notes that a source leads to a copy now, and to no other."""
+        # The source may have led to another checkpoint before it was changed.
         for other in self.copies.values():
             kept = [r for r in other.sources if (r.url, r.dtype) != (record.url, record.dtype)]
             if len(kept) < len(other.sources):
@@ -272,7 +271,7 @@ class SsdTier:
         ssd_files.write_sources(copy.directory, copy.sources)
 
     def detach(self, name: str) -> None:
-        """Forgets a copy that the ledger has struck out, a half-written or a bad one as well.
+        """Forgets a copy, whole, half-written or quarantined, that the ledger has struck out.
 
         `take_removed` gives what is to be deleted.
         """
@@ -284,6 +283,7 @@ class SsdTier:
     def _set_aside(self, path: Path) -> None:
         """Has a directory deleted, or lets it stay where it is if it cannot be moved."""
         self._strays.discard(path.name)
+        # One rename has it vanish at once; deleting it takes a while, and a thread.
         removed = ssd_files.move(path, self.temporary())
         if removed is None:
             self._strays.add(path.name)

@@ -25,16 +25,16 @@ _PARTIAL = ".partial-"
 _REMOVED = ".removed-"
 _QUARANTINED = ".quarantined-"
 STAGED = ".staged-"
-"""Begins the names of directories of small files that were fetched from remote sources."""
+"""Prefix of the directories that hold small files of remote sources."""
 
 PARTIAL_SECONDS = 24 * 3600.0
-"""As long a half-written checkpoint is kept that nobody asks for."""
+"""How long a half-written checkpoint is kept if nobody asks for it."""
 
 _log = structlog.get_logger()
 
 
 def lock(directory: Path) -> int:
-    """Held by the open file, and so given up however the process ends.
+    """Takes the directory for this process. The open file holds the lock, and ends with it.
 
     Raises:
         InvalidArgument: another process uses the directory.
@@ -43,9 +43,9 @@ def lock(directory: Path) -> int:
     fd = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError as error:
         os.close(fd)
-        raise InvalidArgument(f"another node agent uses {directory}; give each its own") from None
+        raise InvalidArgument(f"another node agent uses {directory}; give each its own") from error
     return fd
 
 
@@ -65,7 +65,7 @@ def partials(directory: Path) -> list[Path]:
 
 
 def partial_name(record: SourceRecord) -> str:
-    """The same for the same state of a source, in every process."""
+    """The name of a source's half-written checkpoint: by it, another process finds it again."""
     return _PARTIAL + xxhash.xxh3_128_hexdigest(json.dumps(asdict(record)).encode())
 
 
@@ -99,7 +99,7 @@ def move(path: Path, to: Path) -> Path | None:
 
 
 def delete(directory: Path) -> None:
-    """Removes a directory. What cannot be removed now is when the tier is next opened."""
+    """Removes a directory. If that fails now, it is tried again when the tier is next opened."""
     try:
         shutil.rmtree(directory)
     except OSError as error:
@@ -127,7 +127,7 @@ def touch(directory: Path) -> None:
 
 
 def write_sources(directory: Path, records: Sequence[SourceRecord]) -> None:
-    """Replaces the file by renaming. If it is lost, the source is imported once more."""
+    """Writes which sources lead to a checkpoint. If that is lost, they are imported once more."""
     path = directory / _SOURCES_FILE
     temporary = path.with_suffix(".new")
     try:

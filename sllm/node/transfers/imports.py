@@ -43,7 +43,7 @@ class Imported:
     copy: SsdCopy | DramCopy
     """On SSD; in the pool if the disk could not take it. Leased once for everybody who joined."""
     steps: tuple[Step, ...]
-    """None if nothing had to move."""
+    """Empty if nothing had to move."""
 
 
 class Imports:
@@ -120,7 +120,7 @@ class Imports:
         plan = await self._threads.run(partial(plan_import, files, source.record.dtype))
         load.report(0, plan.files.size_bytes)
         known = self._ssd.copies.get(plan.packed.digest) if plan.packed else None
-        if known and not (pack and known.in_place):
+        if known and not (pack and known.in_place):  # another source has led to it before
             return Imported(known, (Step(LoadPhase.IMPORT, self._clock.now(), 0.0, 0),))
         with ExitStack() as room:
             chunks = self._reserve_chunks(plan, tier, room)

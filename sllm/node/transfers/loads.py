@@ -137,10 +137,10 @@ class Threads:
             raise ShuttingDown("the node is going down")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-        except Cancelled:
+        except Cancelled as error:
             if not self.closing.is_set():
                 raise
-            raise ShuttingDown("the node went down during the load") from None
+            raise ShuttingDown("the node went down during the load") from error
 
     def stop(self) -> None:
         """Ends work that is under way, and refuses more."""
@@ -157,6 +157,6 @@ def _share(progress: Progress) -> int:
 
 
 def _note_error(task: "asyncio.Task[Any]") -> None:
-    """Looks at an error once: that nobody waits for a load any more is no reason to warn of it."""
+    """Looks at an error, so that asyncio does not warn of it when nobody waits for the load."""
     if not task.cancelled():
         task.exception()

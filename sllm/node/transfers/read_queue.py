@@ -177,7 +177,7 @@ class ReadQueue:
             job.digests[index] = self._read(read)
             job.landed(index)
             job.arrived(read.size)
-        except BaseException as caught:
+        except BaseException as caught:  # whoever waits must hear of it, whatever it is
             error = caught
         with self._changed:
             job.running -= 1

@@ -94,9 +94,9 @@ class Reads:
             if copy.replaceable and known is copy:  # others may have found it out before
                 self._ssd.quarantine(copy, error)
             raise
-        except Cancelled:
+        except Cancelled as error:
             if self._threads.closing.is_set():
-                raise ShuttingDown("the node went down during the load") from None
+                raise ShuttingDown("the node went down during the load") from error
             raise
 
     async def _read(self, copy: SsdCopy, load: Load[ReadIn], sink: Sink | None) -> ReadIn:
@@ -117,6 +117,7 @@ class Reads:
             try:
                 await self._queue.read(job)
             finally:
+                # However the read ends, its chunks are free only when nobody copies from them.
                 if sink:
                     await sink.settle()
             await self._check(copy, job)

@@ -23,9 +23,9 @@ from sllm.node.tiers.ssd_files import STAGED
 from sllm.node.transfers.loads import Threads
 
 FRESH_SECONDS = 30.0
-"""As long a remote source counts as what it was when it was looked at."""
+"""How long a look at a remote source holds good."""
 PATIENCE_SECONDS = 5.0
-"""As long a remote source is waited for if this node holds what it was."""
+"""How long a remote source is waited for if this node holds what it was before."""
 _STAGED_SOURCES = 16
 """Remote sources whose small files are kept, in case they are imported next."""
 
@@ -136,6 +136,7 @@ class Sources:
         async with asyncio.timeout(patience):
             look = partial(self._remotes.look, place, self._threads.closing.is_set)
             sighting = await self._threads.run(look)
+        # What is stale is forgotten here, or sources that nobody asks for again would add up.
         self._seen = {url: one for url, one in self._seen.items() if self._is_fresh(one[0])}
         self._seen[place.url] = self._clock.now(), sighting
         return sighting
@@ -169,7 +170,7 @@ class Sources:
         try:
             return await asyncio.shield(task)
         except SllmError:
-            self._staged.pop(key, None)
+            self._staged.pop(key, None)  # whoever asks next tries again
             raise
 
     async def _drop_oldest(self) -> None:
