@@ -1,4 +1,4 @@
-"""One generation's way to another node, as its source sees it: rounds, and the cutover."""
+"""One generation's migration to another node, as its source sees it: rounds, and the cutover."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""The source's end of a migration: rounds while the engine goes on decoding, and the cutover.
+"""The source's end of a migration: whose turn it is for a round, and for the cutover.
+
+Each generation's own rounds and cutover are in `outgoing_generation`.
 
 A round sends the tokens that the destination lacks, which computes their KV cache. Meanwhile the
 engine has put out more: the gap. Once it is a few tokens, or does not shrink any more, the
