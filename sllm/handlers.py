@@ -24,6 +24,8 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     if not isinstance(error, errors.SllmError):
         log.error("rpc.unexpected_error", method=method, exc_info=error)
         error = errors.Internal(f"{method} failed unexpectedly; the server's log tells more")
+    # Its frames hold the request, and wait in a cycle for the garbage collector.
+    error.__traceback__ = None
     await context.abort_with_status(rpc_status.to_status(statuses.to_status(error)))
 
 
@@ -99,7 +101,9 @@ def _wrap_unary(
     async def wrapped(request: Any, context: Any) -> Any:
         _enter_trace(context)
         try:
-            return await behaviour(read(request), context)
+            answering = behaviour(read(request), context)
+            del request  # this frame outlives the call, in the traceback of its end
+            return await answering
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -120,7 +124,9 @@ def _wrap_stream(
     async def wrapped(request: Any, context: Any) -> None:
         _enter_trace(context)
         try:
-            async with aclosing(behaviour(read(request), context)) as responses:
+            answering = behaviour(read(request), context)
+            del request  # this frame outlives the call, in the traceback of its end
+            async with aclosing(answering) as responses:
                 async for response in responses:
                     await context.write(response)
         except grpc.aio.AbortError:

@@ -11,6 +11,8 @@ from pathlib import Path
 _NICENESS = 10
 _PRIVATE = 0o077
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE_BYTES = 1 << 20
 
 
 async def until_terminated() -> None:
@@ -53,6 +55,15 @@ def die_with_parent(parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def return_large_memory() -> None:
+    """Has large blocks go back to the system when they are freed; see mallopt(3).
+
+    By itself glibc keeps those of a size that it has seen freed, and servers that take large
+    messages grow with each.
+    """
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def give_way() -> None:

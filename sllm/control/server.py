@@ -27,7 +27,7 @@ from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
 from sllm.control.state.sqlite import SqliteStore
-from sllm.process import keep_private, make_private, until_terminated
+from sllm.process import keep_private, make_private, return_large_memory, until_terminated
 
 log = structlog.get_logger()
 
@@ -48,6 +48,7 @@ async def serve(config: ControlConfig) -> None:
     Raises:
         errors.SllmError: The address cannot be bound, or what was stored cannot be read.
     """
+    return_large_memory()
     keep_private()
     for path in config.directory.glob(f"{config.state_path.name}*"):
         make_private(path)

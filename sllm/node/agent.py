@@ -285,6 +285,7 @@ class Agent:
         if not self._zygote.is_ready:
             self._belated.add(instance_id)
         socket = self._socket(instance_id)
+        _see_to(socket.parent)
         spec = WorkerSpec(instance_id, socket, dict(environment))
         forked = await self._zygote.fork(spec)
         return Worker(forked, socket)
@@ -312,6 +313,21 @@ class Agent:
     def _changed(self) -> None:
         for watcher in self._watchers:
             watcher()
+
+
+def _see_to(directory: Path) -> None:
+    """Sees to it that workers can make their sockets, also where the node's directory was deleted.
+
+    Raises:
+        errors.StartFailed: They cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.StartFailed(
+            f"no worker can make its socket in {directory}: {error.strerror}; mend the node's "
+            "directory, or restart it with another"
+        ) from error
 
 
 def _check_same(known: InstanceSpec, asked: InstanceSpec) -> None:

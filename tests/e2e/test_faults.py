@@ -15,13 +15,17 @@ from tests.support import assert_eventually
 
 CALLERS = 8
 ANSWER_SECONDS = 60.0
+SETUP_SECONDS = 150.0
+"""A node tries the model once its zygote has imported what it needs."""
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Cluster]:
     """Two nodes and a deployment."""
     with running(tmp_path_factory.mktemp("pair")) as cluster:
-        cluster.client.deploy("busy", f"file://{models / 'tiny-llama'}", keep_alive=600.0)
+        cluster.client.deploy(
+            "busy", f"file://{models / 'tiny-llama'}", keep_alive=600.0, timeout=SETUP_SECONDS
+        )
         yield cluster
 
 
@@ -72,6 +76,17 @@ async def _all_whole(
     return undisturbed
 
 
+async def _worker_pid(client: sllm.AsyncClient) -> int:
+    """Of the only instance, once its node has told."""
+
+    async def told() -> bool:
+        return all(one.worker_pid for one in await client.instances())
+
+    await assert_eventually(told)
+    (instance,) = await client.instances()
+    return instance.worker_pid
+
+
 async def _works_again(client: sllm.AsyncClient) -> None:
     async def answered() -> bool:
         try:
@@ -98,8 +113,8 @@ async def test_a_killed_worker(loaded: Cluster) -> None:
 async def test_a_worker_killed_before_any_token(loaded: Cluster) -> None:
     async with sllm.AsyncClient(loaded.control.address) as client:
         expected = await client.complete("busy", "First", max_tokens=5, temperature=0.0)
-        (instance,) = await client.instances()
-        os.kill(instance.worker_pid, signal.SIGSTOP)
+        pid = await _worker_pid(client)
+        os.kill(pid, signal.SIGSTOP)
         streams = [
             client.generate("busy", "First", max_tokens=5, temperature=0.0) for _ in range(CALLERS)
         ]
@@ -110,7 +125,7 @@ async def test_a_worker_killed_before_any_token(loaded: Cluster) -> None:
             return sum(one.running_requests for one in found) == CALLERS
 
         await assert_eventually(all_there)
-        os.kill(instance.worker_pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         outcomes = await _all_answered(tasks)
         assert [getattr(one, "text", one) for one in outcomes] == [expected.text] * CALLERS
 

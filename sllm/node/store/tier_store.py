@@ -1,6 +1,7 @@
 """The tier store: every byte of weights on a node, on SSD and in memory."""
 
 import asyncio
+import errno
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -13,7 +14,12 @@ from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.sources.sources import parse_source
 from sllm.clock import Clock
-from sllm.errors import CheckpointLeased, CheckpointNotFound, InvalidArgument
+from sllm.errors import (
+    CheckpointLeased,
+    CheckpointNotFound,
+    CheckpointUnreadable,
+    InvalidArgument,
+)
 from sllm.node.store import contents
 from sllm.node.store.lease import Lease
 from sllm.node.store.promoter import Promoter
@@ -226,11 +232,28 @@ class TierStore:
         found.check(identity)
         held = self._find(found.record)
         if held is not None:
+            await self._check_there(held)
             size = _tensor_bytes(held.manifest.tensors)
             return Found(held.directory, size, held.manifest.digest, found.record)
         files = await self._sources.files(found)
         plan = await self._threads.run(lambda: plan_import(files, dtype))
         return Found(files.directory, plan.tensor_bytes, None, found.record)
+
+    async def _check_there(self, held: Checkpoint) -> None:
+        """Looks whether a copy's small files are where they were: a start reads them.
+
+        Raises:
+            CheckpointUnreadable: somebody has deleted their directory.
+        """
+        if await self._threads.run(held.directory.is_dir):
+            return
+        if not await self._threads.run(self._ssd.directory.is_dir):
+            self._ssd.refused(FileNotFoundError(errno.ENOENT, "gone"))
+            self._changed()
+        raise CheckpointUnreadable(
+            f"{held.directory} is gone, and with it the files of a model that is in use: restart "
+            "the node, which then fetches what it lacks"
+        )
 
     def _find(self, record: SourceRecord) -> Checkpoint | None:
         dram = self._dram.find(record)

@@ -13,9 +13,16 @@ REFUSALS = frozenset(
 
 def problem_of(directory: Path, error: OSError) -> str:
     """What operators are told of a disk that has refused."""
+    if error.errno == errno.ENOENT:
+        return f"the directory {directory} is gone, and all that was in it: restart the node"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {directory} is full, though the tier's budget is not: free some of it"
     return f"the disk of {directory} cannot be written: {error.strerror}"
+
+
+def is_refusal(error: OSError, directory: Path) -> bool:
+    """Whether a disk takes nothing more in `directory`, which may have been deleted."""
+    return error.errno in REFUSALS or (error.errno == errno.ENOENT and not directory.is_dir())
 
 
 def has_room(directory: Path, size: int) -> bool:

@@ -22,7 +22,7 @@ from sllm.clock import Clock
 from sllm.errors import ModelTooLarge, NoCapacity
 from sllm.node.tiers import metrics
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
-from sllm.node.tiers.disk_refusals import REFUSALS, SmallFiles, has_room
+from sllm.node.tiers.disk_refusals import SmallFiles, has_room, is_refusal
 from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.in_place import InPlace, can_stay, describe, keep
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
@@ -153,7 +153,7 @@ class Imports:
         try:
             copy = await work()
         except OSError as error:
-            if error.errno not in REFUSALS:
+            if not await self._threads.run(partial(is_refusal, error, self._ssd.directory)):
                 raise
             self._ssd.refused(error)
             return None

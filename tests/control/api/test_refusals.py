@@ -1,5 +1,6 @@
 """Every way to be refused, by type and before anything happens."""
 
+import gc
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from sllm import errors, rpc
 from sllm.prompt_size import BYTES_BESIDE, MAX_BYTES_PER_TOKEN
 from tests.control.clusters import SECONDS, Cluster
 from tests.control.fake_node import FakeNode
+from tests.support import assert_eventually
 
 Sampling = pb.SamplingParams
 CONTEXT = 1024
@@ -130,3 +132,28 @@ async def test_pages_have_bounds(cluster: Cluster, size: int) -> None:
     request = cluster_pb.ListNodesRequest(page_size=size)
     with pytest.raises(errors.InvalidArgument), rpc.typed_errors():
         await cluster.caller.cluster.ListNodes(request)
+
+
+async def _refused(cluster: Cluster) -> None:
+    request = inference_pb.GenerateRequest(deployment="tiny", text=LONG)
+    with pytest.raises(errors.ContextExceeded), rpc.typed_errors():
+        await cluster.caller.inference.Generate(request, timeout=SECONDS).read()
+
+
+async def test_nothing_of_a_refused_prompt_is_kept(cluster: Cluster, node: FakeNode) -> None:
+    """Not even until the garbage collector comes by, for which there may be no reason for long."""
+
+    def kept() -> list[object]:
+        Request = inference_pb.GenerateRequest
+        # By its type alone: others' objects do things when they are asked what they are.
+        found = [one for one in gc.get_objects() if type(one) is Request]
+        return [one for one in found if one.text == LONG]
+
+    await cluster.caller.deploy()
+    gc.collect()
+    gc.disable()
+    try:
+        await _refused(cluster)
+        await assert_eventually(lambda: not kept())
+    finally:
+        gc.enable()

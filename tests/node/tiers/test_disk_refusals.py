@@ -1,13 +1,14 @@
 """Disks that are full or read-only for real, when a node starts and while it runs."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from sllm.errors import NoCapacity
+from sllm.errors import CheckpointUnreadable, NoCapacity
 from sllm.node import server
 from sllm.node.config import NodeConfig
 from sllm.node.tiers.tier import Tier
@@ -122,6 +123,38 @@ async def test_a_disk_that_is_full_is_used_again_when_it_has_room(
     digest = await bench.leave(1, Tier.DRAM)
     assert bench.on(Tier.SSD) == {digest}
     assert not problem(bench)
+
+
+async def test_a_directory_that_is_gone_is_told_and_new_models_come_into_the_pool(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.open()
+    await bench.leave(0, Tier.DRAM)
+    tier, away = bench.directory / "tier", bench.directory / "away"
+    tier.rename(away)
+    with pytest.raises(CheckpointUnreadable, match="is gone, and with it the files"):
+        await bench.store.inspect(bench.model(0), None)
+    assert "is gone" in problem(bench)
+    new = await bench.store.promote(bench.model(1), None, Tier.DRAM, pack=True)
+    assert new.digest in bench.on(Tier.DRAM)
+    new.release()
+    with pytest.raises(NoCapacity, match="is gone"):
+        await bench.promote(2, Tier.SSD)
+    away.rename(tier)
+    await bench.leave(2, Tier.SSD)
+    assert not problem(bench)
+    await bench.close()
+
+
+async def test_a_directory_that_is_gone_is_told_by_the_first_who_writes(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.open()
+    await asyncio.to_thread(shutil.rmtree, bench.directory / "tier")
+    with pytest.raises(NoCapacity, match="is gone"):
+        await bench.promote(0, Tier.SSD)
+    assert "is gone" in problem(bench)
+    await bench.close()
 
 
 async def test_a_store_opens_on_a_full_disk(bench: Bench, disk: SmallDisk) -> None:
