@@ -182,6 +182,19 @@ class Cluster:
 
         wait_until(settled, START_TIMEOUT)
 
+    def signal_worker(self, instance_id: str, number: int) -> None:
+        """Sends a signal to an instance's worker, once its node has told which process that is.
+
+        Until then it is told as 0, which to the system is whoever sends the signal.
+        """
+
+        def told() -> list[int]:
+            found = self.client.instances()
+            return [one.worker_pid for one in found if one.instance_id == instance_id]
+
+        wait_until(lambda: any(told()), START_TIMEOUT)
+        os.kill(told()[0], number)
+
     def node_of(self, node_id: str) -> Part:
         """The node agent of this id."""
         return next(node for node in self.nodes if node.name == node_id)

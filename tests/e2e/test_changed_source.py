@@ -80,7 +80,7 @@ def test_a_generation_that_is_lost_does_not_go_on_with_others(
     stream = begin(pair)
     replace_weights(source, tmp_path)
     (instance,) = pair.client.instances()
-    os.kill(instance.worker_pid, signal.SIGKILL)
+    pair.signal_worker(instance.instance_id, signal.SIGKILL)
     with pytest.raises(errors.SourceChanged, match="model"):
         stream.result()
 
@@ -90,7 +90,7 @@ def test_another_tokenizer_is_another_checkpoint(pair: Cluster, source: Path) ->
     path = source / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 77}))
     (instance,) = pair.client.instances()
-    os.kill(instance.worker_pid, signal.SIGKILL)
+    pair.signal_worker(instance.instance_id, signal.SIGKILL)
     wait_until(lambda: not pair.client.instances())
     with pytest.raises(errors.SourceChanged):
         pair.client.complete("changing", "a", max_tokens=1)

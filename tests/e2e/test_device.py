@@ -5,7 +5,6 @@ shared memory of the host, and for the kernels, which are the processors'.
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -156,7 +155,7 @@ def test_a_killed_worker_leaves_the_weights_to_the_next(served: OnDevice, models
     before = served.client.complete("tiny-llama", "Hello", temperature=0, max_tokens=8)
     used, free = served.device.weights_used_bytes, served.device.free_bytes
     (instance,) = served.client.instances()
-    os.kill(instance.worker_pid, signal.SIGKILL)
+    served.cluster.signal_worker(instance.instance_id, signal.SIGKILL)
     wait_until(lambda: _replaced(served, instance.instance_id), 60)
     after = served.client.complete("tiny-llama", "Hello", temperature=0, max_tokens=8)
     assert after.token_ids == before.token_ids

@@ -1,7 +1,6 @@
 """Parts killed or stopped under load: callers get what they asked for; all works again."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,15 +75,8 @@ async def _all_whole(
     return undisturbed
 
 
-async def _worker_pid(client: sllm.AsyncClient) -> int:
-    """Of the only instance, once its node has told."""
-
-    async def told() -> bool:
-        return all(one.worker_pid for one in await client.instances())
-
-    await assert_eventually(told)
-    (instance,) = await client.instances()
-    return instance.worker_pid
+async def _signal(cluster: Cluster, instance: sllm.Instance, number: int) -> None:
+    await asyncio.to_thread(cluster.signal_worker, instance.instance_id, number)
 
 
 async def _works_again(client: sllm.AsyncClient) -> None:
@@ -102,7 +94,7 @@ async def test_a_killed_worker(loaded: Cluster) -> None:
     async with sllm.AsyncClient(loaded.control.address) as client:
         tasks = await _callers(client)
         (instance,) = await client.instances()
-        os.kill(instance.worker_pid, signal.SIGKILL)
+        await _signal(loaded, instance, signal.SIGKILL)
         await _all_whole(client, tasks)
         (after,) = await client.instances()
         assert after.instance_id != instance.instance_id
@@ -113,8 +105,8 @@ async def test_a_killed_worker(loaded: Cluster) -> None:
 async def test_a_worker_killed_before_any_token(loaded: Cluster) -> None:
     async with sllm.AsyncClient(loaded.control.address) as client:
         expected = await client.complete("busy", "First", max_tokens=5, temperature=0.0)
-        pid = await _worker_pid(client)
-        os.kill(pid, signal.SIGSTOP)
+        (instance,) = await client.instances()
+        await _signal(loaded, instance, signal.SIGSTOP)
         streams = [
             client.generate("busy", "First", max_tokens=5, temperature=0.0) for _ in range(CALLERS)
         ]
@@ -125,7 +117,7 @@ async def test_a_worker_killed_before_any_token(loaded: Cluster) -> None:
             return sum(one.running_requests for one in found) == CALLERS
 
         await assert_eventually(all_there)
-        os.kill(pid, signal.SIGKILL)
+        await _signal(loaded, instance, signal.SIGKILL)
         outcomes = await _all_answered(tasks)
         assert [getattr(one, "text", one) for one in outcomes] == [expected.text] * CALLERS
 
@@ -133,7 +125,7 @@ async def test_a_worker_killed_before_any_token(loaded: Cluster) -> None:
 async def test_the_weights_outlive_a_killed_worker(loaded: Cluster) -> None:
     async with sllm.AsyncClient(loaded.control.address) as client:
         (instance,) = await client.instances()
-        os.kill(instance.worker_pid, signal.SIGKILL)
+        await _signal(loaded, instance, signal.SIGKILL)
 
         async def gone() -> bool:
             return not await client.instances()
