@@ -11,7 +11,6 @@ import tokenizers
 import torch
 import transformers
 
-from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import ModelDescription
@@ -26,6 +25,7 @@ from sllm.node.worker.trial.suspects import to_blame
 _TEXT = "The quick brown fox jumps over 13 lazy dogs."
 _TELLS_NOTHING = {"_name_or_path", "transformers_version", "dtype"}
 """Fields of a configuration that are of no matter to the engine."""
+_WEIGHTS = ("*.safetensors", "partition-*")
 _VERSIONS = (torch.__version__, transformers.__version__, tokenizers.__version__)
 
 
@@ -118,8 +118,12 @@ def _try_tokenizer(files: ModelFiles) -> None:
 
 
 def _try_weights(directory: Path, architecture: Architecture) -> None:
-    """Of a checkpoint that is held in memory alone there is only what goes with the weights."""
-    if not any(directory.glob("*.safetensors")) and not (directory / MANIFEST_FILE).exists():
+    """Compares the tensors with the model's, where there are weights, or holes in their place.
+
+    Of a checkpoint that is held in memory alone there are only the small files and the manifest;
+    its weights were tried when it was looked at first, at its source.
+    """
+    if not any(next(directory.glob(form), None) for form in _WEIGHTS):
         return
     found = inspect(LocalSource(directory))
     check_fit(architecture, {header.name: header for header in found.tensors})

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sllm import checkpoint
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.engine import transformers_engine
 from sllm.node.worker.trial import trial
@@ -122,6 +123,16 @@ def test_tensors_that_are_not_those_of_the_model_are_named(
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
     with pytest.raises(UnsupportedModel, match=r"layers\.[19]\.mlp\.up_proj\.weight"):
         try_model(directory, None, ())
+
+
+def test_what_is_held_in_memory_alone_is_tried_without_its_weights(
+    directory: Path, tmp_path: Path
+) -> None:
+    """As where the disk is full: the small files are there, and the manifest."""
+    checkpoint.pack(directory, tmp_path / "packed")
+    for partition in (tmp_path / "packed").glob("partition-*"):
+        partition.unlink()
+    assert try_model(tmp_path / "packed", None, ()) == try_model(directory, None, ())
 
 
 def test_a_tokenizer_that_makes_no_tokens_is_refused(directory: Path) -> None:
