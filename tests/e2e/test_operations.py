@@ -80,10 +80,14 @@ def test_a_prefetched_checkpoint_is_there_before_it_is_asked_for(
     assert {one.tier for one in held if one.resident_bytes == one.size_bytes} >= {sllm.Tier.DRAM}
 
     four.client.deploy("opt", source)
-    result = four.client.complete("opt", "a", max_tokens=1)
-    assert result.receipt.from_tier is sllm.Tier.DRAM
-    assert result.receipt.node_id == "node-2"
-    four.client.delete("opt")
+    try:
+        # So small a model starts as soon from anywhere: what decides may be another node's pace.
+        told = {one.node_id: one for one in four.client.explain("opt").candidates}
+        assert told["node-2"].from_tier is sllm.Tier.DRAM
+        receipt = four.client.complete("opt", "a", max_tokens=1).receipt
+        assert receipt.from_tier is told[receipt.node_id].from_tier
+    finally:
+        four.client.delete("opt")
 
 
 def test_a_pin_survives_the_death_of_its_node_and_of_the_control_plane(

@@ -1,5 +1,6 @@
 """Decisions: by hand where they can be read, and by random clusters for what must always hold."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -373,10 +374,16 @@ def test_one_snapshot_gives_one_decision(cluster: Snapshot, wanted: Need, impati
 
 @given(clusters(), st.sampled_from(MODELS))
 def test_a_start_is_the_best_candidate(cluster: Snapshot, wanted: Need) -> None:
+    """Or one that doubles up on fewer of its deployment's instances, and ends nothing for it."""
     decision = place(cluster, Demand(wanted, waiting=0))
     open_to_it = [one for one in decision.candidates if one.rejected is None]
     if isinstance(decision.action, Start):
         best = min(one.estimate for one in open_to_it if one.estimate is not None)
-        assert decision.action.estimate == best
+        soonest = {one.node_id for one in open_to_it if one.estimate == best}
+        chosen = decision.action.node_id
+        crowd = Counter(one.node_id for one in cluster.instances.get(wanted.deployment, ()))
+        if chosen not in soonest:
+            assert crowd[chosen] < max(crowd[one] for one in soonest)
+            assert not decision.action.victims
     else:
         assert not open_to_it
