@@ -30,7 +30,9 @@ MAX_REPLICAS: Final = 1024
 MAX_NAME: Final = 256
 """Characters of what names a request, a node, an instance or a hold."""
 
-_ADDRESS: Final = re.compile(r"unix:\S+|[^\s/\0]+:\d{1,5}")
+MAX_PORT: Final = 65_535
+
+_ADDRESS: Final = re.compile(r"unix:.+|(?:dns:///)?[^\s/\0]+:(?P<port>\d{1,5})")
 
 Member = TypeVar("Member", bound=IntEnum)
 
@@ -120,10 +122,13 @@ def member(value: int, kind: type[Member], what: str) -> Member:
 def address(value: str, what: str) -> str:
     """Where a gRPC server is: host:port, or unix:PATH.
 
+    gRPC itself would take a port modulo 65536, and that of HTTPS where none is given.
+
     Raises:
         errors.InvalidArgument: It is no such address.
     """
-    if not _ADDRESS.fullmatch(value):
+    found = _ADDRESS.fullmatch(value)
+    if found is None or not 0 < int(found["port"] or 1) <= MAX_PORT:
         raise InvalidArgument(f"{what} must be host:port, it is {value!r}")
     return value
 

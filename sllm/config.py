@@ -1,7 +1,6 @@
 """Settings that clients, servers and the command line have in common, and how they are written."""
 
 import os
-import re
 from pathlib import Path
 from typing import Final
 
@@ -11,31 +10,13 @@ CONTROL_VARIABLE: Final = "SLLM_CONTROL"
 """The environment variable that names the control plane."""
 DEFAULT_CONTROL: Final = "localhost:50051"
 """host:port of the control plane where nothing else is said."""
-MAX_PORT: Final = 65535
 
-_ADDRESS: Final = re.compile(r"unix:.+|(?!https?:)\S+:(?P<port>\d{1,5})")
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def control_address() -> str:
     """host:port of the control plane: `SLLM_CONTROL`, or the default."""
     return os.environ.get(CONTROL_VARIABLE) or DEFAULT_CONTROL
-
-
-def check_address(address: str) -> str:
-    """The address of a server that is to be called, as it was given: host:port, or unix:PATH.
-
-    gRPC would take a port modulo 65536, and that of HTTPS where none is given.
-
-    Raises:
-        errors.InvalidArgument: It is no such address.
-    """
-    found = _ADDRESS.fullmatch(address)
-    if found is None or not 0 < int(found["port"] or 1) <= MAX_PORT:
-        raise errors.InvalidArgument(
-            f"{address!r} is no address of a server: write host:port, such as {DEFAULT_CONTROL}"
-        )
-    return address
 
 
 def data_directory() -> Path:

@@ -22,7 +22,7 @@ from grpc_health.v1.health_pb2 import (
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import propagate
 
-from sllm import config, errors, handlers, statuses
+from sllm import bounds, errors, handlers, statuses
 
 log = structlog.get_logger()
 
@@ -217,7 +217,7 @@ class Server:
 def _check_listen_address(address: str) -> None:
     """Of gRPC alone it would have a port modulo 65536, and that of HTTPS where none is given."""
     found = _ADDRESS.fullmatch(address)
-    if found is None or int(found["port"] or 0) > config.MAX_PORT:
+    if found is None or int(found["port"] or 0) > bounds.MAX_PORT:
         raise errors.InvalidArgument(
-            f"cannot listen on {address!r}: write host:port, the port up to {config.MAX_PORT}"
+            f"cannot listen on {address!r}: write host:port, the port up to {bounds.MAX_PORT}"
         )

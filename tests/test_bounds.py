@@ -71,7 +71,7 @@ def test_a_member_is_one_of_those_that_are_known() -> None:
             bounds.member(value, _Color, "color")
 
 
-@pytest.mark.parametrize("value", ["", "host", ":1", "a b:1", "host:123456", "http://a:1", "\0:1"])
+@pytest.mark.parametrize("value", ["", "host", ":1", "a b:1", "h:70000", "http://a:1", "\0:1"])
 def test_an_address_has_a_host_and_a_port(value: str) -> None:
     assert bounds.address("[::1]:50051", "address") == "[::1]:50051"
     with pytest.raises(errors.InvalidArgument, match="host:port"):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from sllm import config, errors
@@ -17,6 +19,15 @@ MIB = 1024 * 1024
 )
 def test_sizes_are_read(text: str, size: int) -> None:
     assert config.parse_bytes(text) == size
+
+
+def test_without_a_home_directory_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")  # as pathlib does
+
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(errors.InvalidArgument, match="--dir"):
+        config.data_directory()
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1", "0", "0MiB", "4 spams", "GiB"])

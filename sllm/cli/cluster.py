@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from sllm import config, errors
+from sllm import bounds, config, errors
 from sllm.cli.common import connect_here
 from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.servers import MetricsPort, Migrate
@@ -92,7 +92,7 @@ def up(
     ] = None,
     port: Annotated[
         int,
-        typer.Option(min=0, max=config.MAX_PORT, help="Port of the control plane; 0 takes any."),
+        typer.Option(min=0, max=bounds.MAX_PORT, help="Port of the control plane; 0 takes any."),
     ] = 50051,
     metrics_port: MetricsPort = None,
     migrate: Migrate = True,

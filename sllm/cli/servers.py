@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sllm import config, errors
+from sllm import bounds, config, errors
 from sllm.cli.common import Control
 from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.sizes import GIB, size_option
@@ -16,7 +16,7 @@ Listen = Annotated[str, typer.Option(help="host:port to serve on; port 0 takes a
 Directory = Annotated[Path | None, typer.Option("--dir", help="Where the server keeps its files.")]
 MetricsPort = Annotated[
     int | None,
-    typer.Option(min=0, max=config.MAX_PORT, help="Serve Prometheus here; 0 takes any port."),
+    typer.Option(min=0, max=bounds.MAX_PORT, help="Serve Prometheus here; 0 takes any port."),
 ]
 Migrate = Annotated[
     bool, typer.Option(help="Migrate running instances away where that makes room sooner.")
@@ -103,7 +103,7 @@ def node(
     _run(
         serve(
             NodeConfig(
-                control_address=config.check_address(control),
+                control_address=bounds.address(control, "--control"),
                 directory=directory or config.data_directory() / "node",
                 listen_address=listen,
                 advertise_host=advertise,

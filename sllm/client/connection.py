@@ -12,9 +12,7 @@ from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 
-from sllm import errors, rpc, statuses
-
-_LONGEST_TIMEOUT: Final = 10 * 365 * 86400.0
+from sllm import bounds, errors, rpc, statuses
 
 _SERVICE_CONFIG: Final = json.dumps(
     {
@@ -167,7 +165,7 @@ def bounded(timeout: float | None) -> float | None:
         return None
     if math.isnan(timeout):
         raise errors.InvalidArgument("a timeout is a number of seconds, not NaN")
-    return min(timeout, _LONGEST_TIMEOUT)
+    return min(timeout, bounds.LONGEST)
 
 
 def task_is_cancelled() -> bool:

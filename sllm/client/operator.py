@@ -8,7 +8,7 @@ from typing import Self
 
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
-from sllm import config, errors
+from sllm import bounds, config, errors
 from sllm.client.connection import Connection
 from sllm.client.types import operations
 from sllm.client.types.deployments import Instance
@@ -38,7 +38,9 @@ class Operator:
         Raises:
             errors.InvalidArgument: The address is none.
         """
-        self.address = config.check_address(address or config.control_address())
+        self.address = bounds.address(
+            address or config.control_address(), "the address of the control plane"
+        )
         self._call_timeout = call_timeout
 
     @functools.cached_property

@@ -1,5 +1,8 @@
 """What the methods ask of the control plane, and what they make of its answers."""
 
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import sllm
 from sllm import errors
 from tests.client.conftest import Call
 from tests.client.fake_control import FakeControl, Silence, Step
-from tests.client.messages import deployment
+from tests.client.messages import deployment, generation
 
 PREPARING = deployment(
     state=pb.DEPLOYMENT_STATE_PREPARING,
@@ -293,6 +296,63 @@ def test_an_unreachable_control_plane_fails_streams_too() -> None:
         pytest.raises(errors.Unreachable, match="localhost:1"),
     ):
         client.complete("tiny", "Once")
+
+
+TEXTS: dict[str, Callable[[Call, str], object]] = {
+    "deploy": lambda call, text: call("deploy", text, "/models/tiny"),
+    "source": lambda call, text: call("deploy", "tiny", text),
+    "deployment": lambda call, text: call("deployment", text),
+    "delete": lambda call, text: call("delete", text),
+    "instances": lambda call, text: call("instances", text),
+    "generate": lambda call, text: call("complete", text, "Once"),
+    "prompt": lambda call, text: call("complete", "tiny", text),
+    "stop": lambda call, text: call("complete", "tiny", "Once", stop=text),
+    "cancel": lambda call, text: call("cancel", text),
+    "explain": lambda call, text: call("explain", text),
+    "prefetch": lambda call, text: call("prefetch", text),
+    "prefetched source": lambda call, text: call("prefetch", source=text),
+    "pin": lambda call, text: call("pin", text, node="n-1"),
+    "unpin": lambda call, text: call("unpin", text),
+    "pins": lambda call, text: call("pins", text),
+    "drain": lambda call, text: call("drain", text),
+    "undrain": lambda call, text: call("undrain", text),
+    "migrate": lambda call, text: call("migrate", request_id=text),
+    "to": lambda call, text: call("migrate", request_id="r-1", to_node=text),
+}
+"""A call for each text that a caller gives."""
+
+
+@pytest.mark.parametrize("what", TEXTS)
+def test_a_text_that_is_not_utf_8_is_refused(control: FakeControl, call: Call, what: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match="cannot be written as UTF-8"):
+        TEXTS[what](call, os.fsdecode(b"tiny \xff"))
+    assert not control.requests
+
+
+@pytest.mark.parametrize("timeout", [1e10, 1e30, math.inf])
+def test_any_timeout_is_one(control: FakeControl, call: Call, timeout: float) -> None:
+    """gRPC lets those pass at once that its clock does not reach."""
+    control.reply("Generate", *generation())
+    control.reply("Deploy", pb.DeployResponse(deployment=deployment()))
+
+    assert call("complete", "tiny", "Once", timeout=timeout).text == "Once upon"
+    assert call("deploy", "tiny", "/models/tiny", timeout=timeout).name == "tiny"
+
+
+def test_but_one_that_is_no_number(control: FakeControl, call: Call) -> None:
+    for method, arguments in (("complete", ("tiny", "Once")), ("deploy", ("tiny", "/models/tiny"))):
+        with pytest.raises(errors.InvalidArgument, match="a number of seconds"):
+            call(method, *arguments, timeout=math.nan)
+    assert not control.requests
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:70000", "localhost:0", "http://h:1"])
+@pytest.mark.parametrize("client", [sllm.Client, sllm.AsyncClient])
+def test_what_is_no_address_is_refused(
+    client: type[sllm.Client] | type[sllm.AsyncClient], address: str
+) -> None:
+    with pytest.raises(errors.InvalidArgument, match="must be host:port"):
+        client(address)
 
 
 def test_a_control_plane_that_does_not_answer_is_given_up(control: FakeControl) -> None:
