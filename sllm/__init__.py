@@ -4,8 +4,7 @@ Every name is imported when it is first used: a server, a worker before it forks
 for what it needs and no more.
 """
 
-import importlib
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as type checkers know it: importing typing takes longer than all the rest
 
 if TYPE_CHECKING:
     from sllm import errors
@@ -122,6 +121,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'sllm' has no attribute {name!r}")
+    import importlib
+
     if name == "errors":
         return importlib.import_module("sllm.errors")
     places = (_WHEN_USED[name],) if name in _WHEN_USED else _TYPES
