@@ -303,7 +303,7 @@ class Agent:
         self._changed()
 
     def _observe_init(self, instance: Instance) -> None:
-        """Learns from a start, unless it has had to wait for the zygote, as no other will."""
+        """Learns from a start, unless it had to wait for the zygote: later ones will not."""
         running, timeline = instance.running, instance.timeline
         if running and instance.spec.instance_id not in self._belated:
             prepare, attach = timeline.prepare_seconds, timeline.attach_seconds

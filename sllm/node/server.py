@@ -106,7 +106,7 @@ async def open_devices(
 ) -> Devices:
     """What kernels run on: the devices that were selected, or else the processors.
 
-    Devices that nobody has asked for may be unfit: then the node serves without them.
+    If devices were not asked for by name and cannot be used, the node serves without them.
     """
     if selected is None:
         return PoolDevice(store, config.pool_kv_bytes)

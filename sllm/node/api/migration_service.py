@@ -17,7 +17,7 @@ from sllm.node.generations.migration_stream import OPEN_SECONDS
 
 
 class MigrationServicer(MigrationServiceServicer):
-    """What the nodes ask that generations come from; see migration_service.proto."""
+    """What the source of a migration asks of this node; see migration_service.proto."""
 
     def __init__(self, agent: Agent, generations: Generations, node_id: str, clock: Clock) -> None:
         self._agent = agent

@@ -55,7 +55,7 @@ class NodeServicer(NodeServiceServicer):
     async def ReleaseHold(
         self, request: pb.ReleaseHoldRequest, context: Any
     ) -> pb.ReleaseHoldResponse:
-        """Lets a checkpoint be evicted that was held."""
+        """Ends a hold: the checkpoint may be evicted again."""
         self._agent.holds.release(request.hold_id)
         return pb.ReleaseHoldResponse()
 

@@ -103,7 +103,7 @@ class Copies:
     async def allocated(self, record: SourceRecord, size: int) -> AsyncIterator[Allocation]:
         """Memory for a source's weights, free again afterwards, unless a copy has come to own it.
 
-        What was kept for them becomes its room.
+        It uses the room that was kept for these weights.
 
         Raises:
             ModelTooLarge: the device could not hold it even if it were empty.
@@ -124,7 +124,7 @@ class Copies:
             self.ledger.unreserve(size)
 
     async def _allocate(self, size: int) -> Allocation:
-        """Others may have taken memory: then idle copies go, the one that is missed least first."""
+        """Takes memory; if others have it, idle copies go, the one that is missed least first."""
         while True:
             try:
                 return await self.memory.allocate(size)
@@ -142,7 +142,7 @@ class Copies:
         return gone
 
     async def free(self, copies: Sequence[DeviceCopy]) -> None:
-        """Gives the memory of copies back that are struck out, even if it is cancelled meanwhile.
+        """Frees the memory of copies that are struck out, to the end even if it is cancelled.
 
         Raises:
             DeviceFailed: CUDA has failed.

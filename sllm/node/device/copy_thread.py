@@ -133,7 +133,7 @@ class CopyThread:
     async def run(self, command: Callable[[], Result]) -> Result:
         """The result of `command`, which may call CUDA, done in the thread.
 
-        Once it was asked for it is done, even if whoever waits for it is cancelled.
+        The thread carries it out even if the caller is cancelled meanwhile.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
@@ -166,7 +166,7 @@ class CopyThread:
             copy.done()
 
     def stop(self, job: CopyJob, error: BaseException | None = None) -> None:
-        """Lets no more copies of a job have their turn; those in the stream come to their end."""
+        """Drops the copies of a job that wait; those in the stream come to their end."""
         with self._changed:
             dropped = self._drop(job, error or Cancelled("the load was cancelled"))
         for copy in dropped:

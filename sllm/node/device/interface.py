@@ -117,7 +117,8 @@ class Seat(Protocol):
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """Weights where the device's kernels can read them.
 
-        Who is cancelled needs them no more: what nobody else waits for ends, and its room is free.
+        A caller that is cancelled needs them no more: loads that nobody else waits for end, and
+        their room is free.
 
         Raises:
             SllmError: as `TierStore.promote`; also that the device has no room for them.

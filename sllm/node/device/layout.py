@@ -55,7 +55,7 @@ def lay_out(manifest: Manifest) -> Layout:
 
 
 def on_device_bytes(tensor_bytes: int) -> int:
-    """What the allocation of a checkpoint takes of which no more is known than its tensors."""
+    """What the allocation of a checkpoint takes, as far as the size of its tensors tells."""
     return _aligned(max(tensor_bytes, 1), GRANULE)
 
 

@@ -39,7 +39,7 @@ class Loader:
     async def reach(self, wish: WeightsWish, digest: str | None, tell: Tell) -> Lease:
         """A lease below, on SSD, or in the pool for what is not there.
 
-        What is imported now comes into the pool in the same pass, if it has room there.
+        An import that this takes brings it into the pool in the same pass, if it has room there.
 
         Raises:
             SllmError: as `TierStore.promote`.
@@ -56,7 +56,7 @@ class Loader:
     async def bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:
         """The copy, once it is here whole.
 
-        A copy below that turns out to be corrupt is replaced, once, by importing it again.
+        If a copy below turns out to be corrupt, it is imported again, once.
 
         Raises:
             SllmError: as `Seat.bring_up`.

@@ -68,7 +68,7 @@ class DeviceMemory:
             await uninterrupted(self.free(probe))
 
     async def allocate(self, size: int) -> Allocation:
-        """Takes memory. Who is cancelled meanwhile has none.
+        """Takes memory; a caller that is cancelled meanwhile has none.
 
         Raises:
             NoCapacity: there is not so much; says how much there is.
@@ -138,9 +138,9 @@ class DeviceMemory:
 
 
 async def uninterrupted(work: Coroutine[Any, Any, Result] | asyncio.Future[Result]) -> Result:
-    """The result of work that comes to its end even if whoever waits for it is cancelled.
+    """The result of work that goes on to its end even if the caller is cancelled meanwhile.
 
-    Who is cancelled goes on only then.
+    The caller's cancellation takes effect only then.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -1,4 +1,4 @@
-"""What starts have been given of a device's memory before anything of theirs is there."""
+"""Room on a device that starts have been promised, before their weights are there."""
 
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class Reservations:
         return gone
 
     def redeem(self, record: SourceRecord) -> None:
-        """Gives up what is kept for weights: they are there, or reserve their room themselves."""
+        """Ends what is kept for weights: they are there, or their load reserves its own room."""
         wanted = self._wanted.get(record)
         if wanted is not None:
             self._ledger.unreserve(wanted.size)

@@ -67,9 +67,9 @@ class Seats:
         return max(self._to_come(found) + kv_bytes - free, over)
 
     def rank(self, found: Found, kv_bytes: int) -> tuple[bool, bool, int]:
-        """Where the weights are comes first, then where there is room as measured, then the most.
+        """Sorts devices for a start: those with its weights, then those with room, the most first.
 
-        Others may use the device as well: what is measured to be free counts beside the books.
+        Other programs may use the device, so that room as measured counts beside the books.
         """
         to_come, idle = self._to_come(found), self._ledger.idle
         measured = self.tier.memory.free_bytes + idle >= to_come + kv_bytes
@@ -82,7 +82,7 @@ class Seats:
 
     @asynccontextmanager
     async def seat(self, found: Found, kv_bytes: int) -> AsyncIterator[Seat]:
-        """Room for one instance. What has to go for it is gone when this is entered.
+        """Room for one instance, kept while the block lasts; on entry, what had to go is gone.
 
         Raises:
             NoCapacity, ModelTooLarge: there is not so much room.

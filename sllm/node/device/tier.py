@@ -77,7 +77,7 @@ class CudaTier:
     ) -> Placed:
         """A copy for one who uses it; `record` is the source that led to it.
 
-        What is used stays below as well, where its small files are.
+        A copy that is used stays on the tier below as well, which has its small files.
         """
         self.copies.reservations.redeem(record)
         held = ExitStack()
@@ -162,7 +162,7 @@ class CudaTier:
         self._tell_changed()
 
     def _drop_the_lost(self) -> None:
-        """Frees what is idle here and not on any tier below any more."""
+        """Frees idle copies that no tier below has any more."""
         idle = [copy for copy in self.copies.by_digest.values() if not copy.holding.leases]
         lost = [copy.digest for copy in idle if not self._store.holds(copy.digest)]
         if lost:

@@ -41,7 +41,7 @@ class Upload:
         self._copies.add(self._job, [copy])
 
     def feed(self, chunks: Chunks) -> None:
-        """Takes what lies whole in the pool, less what has been taken before."""
+        """Copies a checkpoint that is whole in the pool, but for chunks that have landed before."""
         places = [chunk for partition in chunks for chunk in partition]
         for index, chunk in enumerate(places):
             if index not in self._taken:

@@ -1,8 +1,8 @@
 """The destination's end of a migration: computes what comes in rounds, and goes on at the cutover.
 
-The KV cache is computed by a request that asks for a token. What it leaves in the engine's cache,
-the next round and the generation itself find there: prefix sharing makes them cost their new tokens
-only. It gives way to all that the engine generates already.
+A request for one token has the engine compute the KV cache. The next round and the generation
+itself find it in the engine's cache: prefix sharing makes each cost its new tokens only. The
+request gives way to all that the engine generates already.
 """
 
 import asyncio
@@ -153,7 +153,7 @@ class IncomingMigration:
         self._outbox.put_nowait(pb.MigrationServiceMigrateResponse(refused=refused))
 
     def _give_up(self) -> None:
-        """The source goes on with what it has not been told to be taken, or is gone."""
+        """Drops what nobody reads: the source goes on with it, or is gone."""
         for request_id in list(self._adopted):
             self._drop(request_id)
 

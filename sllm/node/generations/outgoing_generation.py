@@ -172,7 +172,7 @@ class OutgoingGeneration:
         )
 
     def _request(self) -> inference_pb.GenerateRequest:
-        """The request as the destination is to have it: its limit is that of its beginning."""
+        """The request for the destination, with the limit that it had when it began."""
         request = self._one.portable()
         request.instance_id = self._terms.destination.instance_id
         if not request.HasField("max_tokens"):

@@ -8,8 +8,8 @@ generation is stopped right after a token, and the rest is sent with the cutover
 
 Generations that move together take their rounds together, so that none is stopped while the
 destination computes the whole cache of another. They are cut over one after the other, each after
-a round of its own: what the destination has to compute while one stands still is its own alone. Of
-many, a few at a time, so that it does not take too long altogether.
+a round of its own: while one stands still, the destination computes nothing but its gap. If there
+are many, a few are cut over at a time, so that it does not take too long altogether.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What bringing instances up took on this node, by checkpoint and engine.
 
-Checkpoints of exactly the same size are taken for variants of one model, whose starts take the
-same: a single start may have been held up by anything, and of most variants there are few.
+Checkpoints of exactly the same size count as variants of one model, whose starts take the same.
+Most variants start rarely, and anything may hold a single start up; together they give a median.
 """
 
 import statistics

@@ -70,7 +70,7 @@ class OutputStream:
         return self._grown
 
     def rewind(self, count: int) -> bool:
-        """Has the outputs after the first `count` tokens taken again, if they are still there.
+        """Gives the outputs after the first `count` tokens out again, if they are still there.
 
         Who has no token may lack the acceptance before it as well, and takes that again.
         """

@@ -71,7 +71,7 @@ class Running:
 
 
 class Start:
-    """One start. What it takes, it leaves in an exit stack that ends with the instance."""
+    """One start. An exit stack that ends with the instance gives back what it takes."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class Start:
         self._timeline.add(_STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)
 
     def _record(self, attached: Attached) -> None:
-        """Files the parts of an attachment that has just ended, by the worker's own clock."""
+        """Records the parts of an attachment that has just ended, by the worker's own clock."""
         self._timeline.add_ending_now(PhaseKind.ENGINE_INIT, attached.engine_init_seconds)
         self._timeline.add_ending_now(
             PhaseKind.ATTACH, attached.attach_seconds, before=attached.engine_init_seconds
@@ -236,7 +236,7 @@ class Start:
 
 
 def _check_same(found: Found, record: SourceRecord) -> None:
-    """The worker has read the small files of the source that was found."""
+    """Refuses weights of another state of the source than that whose small files were read."""
     if found.record != record:
         raise corrupt(found.directory, "was changed while an instance of it started; try again")
 

@@ -63,7 +63,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a worker says that is ready for its weights."""
+    """What a worker says once it is ready for its weights."""
 
     model: ModelDescription
     seconds: float

@@ -51,7 +51,7 @@ class Promoter:
     async def bring_up(self, source: FoundSource, wish: Wish, tell: Tell) -> Lease:
         """A lease on the checkpoint, once it is where it is wished for.
 
-        A caller that is cancelled gives its wish up: what nobody else wishes for ends at once.
+        A caller that is cancelled gives its wish up: loads that nobody else waits for end at once.
 
         Raises:
             SllmError: as `TierStore.promote` says.
@@ -69,7 +69,7 @@ class Promoter:
         return Tier.REMOTE if self._ssd.find(record) is None else Tier.SSD
 
     async def _reach(self, trip: _Trip) -> tuple[Checkpoint, Chunks]:
-        """What is in the pool alone is taken from there; all else has a copy on SSD."""
+        """Takes what is in the pool alone from there; brings all else to SSD first."""
         dram = self._dram.find(trip.source.record) if trip.wish.tier is Tier.DRAM else None
         if dram is not None and dram.checkpoint.manifest.digest not in self._ssd.copies:
             return dram.checkpoint, self._take(trip, dram)
@@ -140,7 +140,7 @@ class Promoter:
         return dram.chunks
 
     def _hold(self, holding: Holding, trip: _Trip) -> None:
-        """Has the trip end a lease on `holding` that was begun for it."""
+        """Notes that the trip has a lease on `holding`, which ends with it."""
         trip.held.callback(self._let_go, holding)
         self._changed()
 

@@ -195,8 +195,8 @@ class TierStore:
     ) -> Step:
         """Brings the chunks of a checkpoint that is leased on SSD to `sink`, whatever its size.
 
-        They pass through a few chunks of the pool, where nothing of it stays. Who is cancelled
-        ends it.
+        They pass through a few chunks of the pool, where none of them stays. A caller that is
+        cancelled ends it.
 
         Raises:
             NoCapacity: the pool has not even room for a few chunks.
@@ -260,7 +260,7 @@ class TierStore:
         return dram.checkpoint if dram is not None else self._ssd.find(record)
 
     async def evict(self, digest: str, tier: Tier) -> None:
-        """Frees a checkpoint's room on a tier; on SSD, what the pool holds of it goes too.
+        """Frees a checkpoint's room on a tier; the pool's copy goes with the one on SSD.
 
         Raises:
             CheckpointNotFound: the tier does not hold it.
@@ -290,7 +290,7 @@ class TierStore:
         return digest in self._ssd.copies or digest in self._dram.copies
 
     def keep(self, digest: str, held: ExitStack) -> None:
-        """Leases what SSD, or else the pool, has of a checkpoint, until `held` is closed."""
+        """Leases the copy on SSD, or else that in the pool, until `held` is closed."""
         copy = self._ssd.copies.get(digest) or self._dram.copies.get(digest)
         if copy is not None:
             copy.holding.leases += 1

@@ -74,9 +74,9 @@ class DramTier:
         return next(found, None)
 
     def land(self, checkpoint: Checkpoint, chunks: Chunks) -> DramCopy:
-        """Makes a checkpoint known that was loaded into reserved chunks.
+        """Adds a checkpoint that was loaded into reserved chunks.
 
-        If the same content is here already, it stays as it is, and the chunks are not needed.
+        If the same content is here already, that copy stays, and the chunks are not needed.
         """
         digest = checkpoint.manifest.digest
         known = self.copies.get(digest)

@@ -26,7 +26,7 @@ KEPT_FILE = ".in-place.json"
 
 @dataclass(frozen=True, slots=True)
 class InPlace:
-    """Where a checkpoint lies that is read there."""
+    """The place of a checkpoint that is read where it lies."""
 
     directory: Path
     fingerprint: str
@@ -35,7 +35,7 @@ class InPlace:
     """Whether it was packed: then a copy from elsewhere would be the same checkpoint."""
 
     def check_unchanged(self) -> None:
-        """Makes sure that what was read meanwhile belongs together.
+        """Makes sure that nothing has changed while it was read.
 
         Raises:
             CheckpointCorrupt: a file was written to, added or removed.

@@ -1,7 +1,7 @@
 """Who holds how much of a tier, what is leased, and what is evicted first when room is needed.
 
-What goes is what is missed least: of all that is idle, the checkpoint for which the time to bring
-it back, times how often it was used of late, is smallest for each byte that it frees.
+The idle checkpoint that is missed least goes first: the one for which the time to bring it back,
+times how often it was used of late, is smallest for each byte that it frees.
 """
 
 from collections.abc import Callable, Iterable

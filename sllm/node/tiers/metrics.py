@@ -47,7 +47,7 @@ def observe(
     instances: Callable[[], int],
     links: Callable[[], Iterable[Link]],
 ) -> None:
-    """Has these asked whenever metrics are read: bytes by tier, instances, and links."""
+    """Registers what is asked whenever metrics are read: bytes by tier, instances, and links."""
 
     def by_tier(ask: Callable[[], Mapping[str, int]]) -> Callable[..., Iterable[Observation]]:
         return lambda _: [Observation(size, {"tier": tier}) for tier, size in ask().items()]

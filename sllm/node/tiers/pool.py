@@ -106,7 +106,7 @@ class Pool:
         return self._memory[start : start + self.chunk_bytes]
 
     def touch(self, chunk: int) -> None:
-        """Has the kernel back a chunk with memory, unless that was done before.
+        """Makes the kernel give a chunk its memory, unless it has some.
 
         Direct I/O into memory that was never touched is many times slower than touching it in
         one call and reading then.
@@ -152,7 +152,7 @@ class Pool:
         assert os.fstat(self.fd).st_size == self.capacity_bytes, "the memfd changed its size"
 
     def close(self) -> None:
-        """Gives the memory back to the system, but for what workers still map.
+        """Gives the memory back to the system, except what workers still map.
 
         A view that is still referred to keeps all of it until it is gone.
         """

@@ -1,9 +1,9 @@
 """The SSD tier: a directory of checkpoints, each named by its digest, within a byte budget.
 
-What a kill leaves behind can be told by its name. Half-written checkpoints are kept for a day, as
-long as there is room, since whoever asks for one again goes on with it; the rest is removed when
-the tier is opened. Which sources lead to a checkpoint is kept in a small file inside its directory,
-so that one rename makes both appear, or vanish.
+Names tell what a kill has left behind. Half-written checkpoints stay for a day, as long as there is
+room, since the next import of one goes on with it; the rest is removed when the tier is opened. A
+small file inside a checkpoint's directory says which sources lead to it, so that one rename makes
+both appear, or vanish.
 """
 
 import os
@@ -187,10 +187,10 @@ class SsdTier:
 
     @contextmanager
     def half_written(self, record: SourceRecord) -> Iterator[Path]:
-        """Where the checkpoint of a source is written, to be made known by `land` in the block.
+        """The directory to write a source's checkpoint to; `land` adds it, within the block.
 
-        The directory may be there already: an earlier import has broken off. What this one
-        leaves there if the block fails is kept for the next.
+        It may be there already, from an import that broke off. If the block fails, what it has
+        written stays for the next one.
         """
         path = self.directory / ssd_files.partial_name(record)
         if path.name in self._partials:
@@ -232,7 +232,7 @@ class SsdTier:
         return copy
 
     def _move_in(self, copy: SsdCopy, written: Path, manifest: Manifest) -> SsdCopy:
-        """Has a checkpoint that was read in place be read here from now on."""
+        """Replaces a copy that was read in place by one that is read here."""
         self._set_aside(copy.directory)
         written.rename(copy.directory)
         copy.in_place = None
@@ -281,7 +281,7 @@ class SsdTier:
         self._set_aside(self.directory / name)
 
     def _set_aside(self, path: Path) -> None:
-        """Has a directory deleted, or lets it stay where it is if it cannot be moved."""
+        """Marks a directory to be deleted; if it cannot be moved, it stays where it is."""
         self._strays.discard(path.name)
         # One rename has it vanish at once; deleting it takes a while, and a thread.
         removed = ssd_files.move(path, self.temporary())

@@ -70,7 +70,7 @@ def partial_name(record: SourceRecord) -> str:
 
 
 def leftovers(directory: Path) -> Iterator[Path]:
-    """What a kill left behind, and nobody will go on with."""
+    """What a kill has left behind, but for half-written checkpoints that are young enough."""
     oldest = time.time() - PARTIAL_SECONDS
     yield from (path for path in partials(directory) if _last_written(path) < oldest)
     prefixes = (_REMOVED, _QUARANTINED, STAGED)
@@ -107,7 +107,7 @@ def delete(directory: Path) -> None:
 
 
 def delete_all(directories: Sequence[Path]) -> None:
-    """`delete`, of each."""
+    """Deletes each of them."""
     for directory in directories:
         delete(directory)
 

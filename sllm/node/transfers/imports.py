@@ -1,6 +1,6 @@
 """From a source to SSD; into the pool in the same pass, if the checkpoint is wanted there.
 
-In one pass means: each chunk is filled where it will stay in the pool, and goes to SSD from there.
+In one pass: each chunk is filled at its place in the pool, and written to SSD from there.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -145,7 +145,7 @@ class Imports:
     ) -> SsdCopy | None:
         """What `work` leaves on SSD; None if the disk does not take its `size` bytes.
 
-        Nor need the tier's budget have room for them, unless that is `required`.
+        Without room in the tier's budget it is None as well, unless the copy is `required`.
         """
         check = partial(has_room, self._ssd.directory, size)
         if self._ssd.problem and not await self._threads.run(check):

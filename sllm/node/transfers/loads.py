@@ -27,8 +27,7 @@ _REPORTED_STEPS = 20
 class Load(Generic[Result]):
     """Work that several may join. Belongs to the event loop.
 
-    It ends early only when all who have joined were cancelled: whoever merely does not listen any
-    more must go on waiting.
+    It ends early only when all who have joined it were cancelled.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Load(Generic[Result]):
     async def join(self, tell: Tell, priority: Priority) -> Result:
         """Waits for the result, and is told of the progress until then.
 
-        What the work leaves is leased for the caller then, unless it is cancelled.
+        The caller then has a lease on what the work has left, unless it was cancelled.
 
         Raises:
             SllmError: what the work failed with.

@@ -78,7 +78,7 @@ class ReadJob:
         return not self.waiting and not self.running
 
     def stop(self, error: BaseException) -> None:
-        """Lets no more chunks have their turn."""
+        """Drops the chunks that wait for their turn."""
         self.error = self.error or error
         self.waiting.clear()
 
@@ -93,7 +93,7 @@ class ReadQueue:
     Loads take turns at the disk; see `next_in_line`.
 
     A thread that has its chunk gives its place at the disk to another before it computes the
-    digest: the disk has as much to do at every moment as it is meant to.
+    digest, so that the disk never waits for processors.
     """
 
     def __init__(self, reads: int, clock: Clock) -> None:

@@ -86,7 +86,7 @@ class Reads:
 
     @contextmanager
     def _accounted(self, copy: SsdCopy) -> Iterator[None]:
-        """Sets a copy aside that turns out to be corrupt; tells the node's end from a caller's."""
+        """Sets a corrupt copy aside; tells the node's end from that of a caller."""
         try:
             yield
         except CheckpointCorrupt as error:
@@ -128,7 +128,7 @@ class Reads:
     async def pass_through(self, copy: SsdCopy, priority: Priority, sink: Sink) -> Step:
         """Reads a leased copy into a few chunks of the pool, each free again behind the sink.
 
-        Who is cancelled ends it.
+        A caller that is cancelled ends it.
 
         Raises:
             NoCapacity: not even a few chunks are free, or can be made so.
@@ -160,7 +160,7 @@ class Reads:
         return self._step(job, copy)
 
     async def _read_or_leave(self, job: ReadJob, left: asyncio.Event) -> None:
-        """Has a job read; who is cancelled meanwhile leaves once no chunk is being written."""
+        """Has a job read; a caller that is cancelled leaves once no chunk is being written."""
         reading = asyncio.ensure_future(self._queue.read(job))
         try:
             await asyncio.shield(reading)
