@@ -14,9 +14,10 @@ FUZZ ?=
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tools/install-vllm
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	./tools/install-vllm $(BIN)/python
 	# Compiles what is used of torch, not all of it; also where the environment says not to.
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import sllm.node.worker.zygote'
 	touch $@
