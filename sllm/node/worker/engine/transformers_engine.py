@@ -1,6 +1,5 @@
 """The engine on transformers' continuous batching: paged cache, prefix sharing, one thread."""
 
-import mmap
 import os
 import threading
 import time
@@ -11,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
@@ -21,6 +19,7 @@ from sllm.errors import NoCapacity
 from sllm.node.worker.engine.attention import attend_as_models_do, attend_by_sequence
 from sllm.node.worker.engine.batch import Batch, Router, Sampler, Scheduler
 from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, Step
+from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 
 PAGE_TOKENS = 16
 """Tokens in a block of the KV cache: what is allocated, and shared between prompts, at once."""
@@ -68,7 +67,7 @@ class TransformersEngine:
         self._manager.output_router = Router(batch, fail)
         SCHEDULER_MAPPING[_SCHEDULER] = partial(Scheduler, batch)
         try:
-            with _UntouchedZeros():
+            with UntouchedZeros():
                 self._manager.warmup()  # makes the cache, here and not in the engine's thread
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise NoCapacity(f"no memory for the KV cache: {error}") from error
@@ -148,25 +147,3 @@ def _config(capacity: Capacity, device: str) -> ContinuousBatchingConfig:
         **page,
         **attention,
     )
-
-
-class _UntouchedZeros(TorchFunctionMode):
-    """Has torch.zeros on the CPU leave it to the kernel to fill pages when they are first used.
-
-    The KV cache is allocated whole at the start. Filling it then would take a second for every
-    few hundred megabytes, most of which a worker never uses.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.zeros and _is_bytes_on_cpu(args, kwargs):
-            pages = mmap.mmap(-1, args[0], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            return torch.frombuffer(pages, dtype=torch.uint8)
-        return func(*args, **kwargs)
-
-
-def _is_bytes_on_cpu(args: Any, kwargs: dict[str, Any]) -> bool:
-    on_cpu = torch.device(kwargs.get("device") or "cpu").type == "cpu"
-    return on_cpu and kwargs.get("dtype") is torch.uint8 and len(args) == 1
