@@ -1,17 +1,39 @@
-"""A real engine for tests, and what comes out of it."""
+"""Real engines for tests, and what comes out of them."""
 
 import queue
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, NewToken, Step
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sllm.node.worker.engine.interface import (
+    Capacity,
+    Counters,
+    Engine,
+    EngineRequest,
+    NewToken,
+    Step,
+)
 from sllm.node.worker.engine.transformers_engine import TransformersEngine
+from sllm.node.worker.model.description import (
+    context_tokens,
+    kv_bytes_per_token,
+    load_architecture,
+)
 
 TIMEOUT = 60.0
 CAPACITY = Capacity(kv_tokens=2048, max_requests=64)
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="there is no vLLM")
+Weights = dict[str, torch.Tensor]
+ENGINES = ("transformers", pytest.param("vllm", marks=needs_vllm))
 
 
 @dataclass
@@ -40,8 +62,8 @@ class Results:
 class Harness:
     """An engine that runs, and its steps in a queue."""
 
-    def __init__(self, model: Any, capacity: Capacity) -> None:
-        self.engine = TransformersEngine(model, capacity)
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.steps: queue.Queue[Step] = queue.Queue()
         self.failures: queue.Queue[Exception] = queue.Queue()
         self.engine.start(self.steps.put, self.failures.put)
@@ -57,10 +79,49 @@ class Harness:
         return results
 
 
+def load(directory: Path, dtype: torch.dtype | None = None) -> Any:
+    """A model as transformers has it."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+
+
+def make_engine(
+    kind: str,
+    directory: Path,
+    capacity: Capacity = CAPACITY,
+    dtype: torch.dtype | None = None,
+    change: Callable[[Weights], None] = lambda weights: None,
+) -> Engine:
+    """One of `ENGINES` over a model's weights, which has not been started.
+
+    Args:
+        kind: which.
+        directory: the model, in Hugging Face format.
+        capacity: what it may take on.
+        dtype: in which it is run; None: as it is stored.
+        change: done to the weights before, where they are vLLM's.
+    """
+    if kind == "transformers":
+        return TransformersEngine(load(directory, dtype), capacity)
+    from sllm.node.worker.engine.vllm.config import VllmModel
+    from sllm.node.worker.engine.vllm.engine import VllmEngine
+
+    config = load_architecture(directory).config
+    dtype = dtype or config.dtype
+    weights = {
+        name: tensor.to(dtype)
+        for file in directory.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    change(weights)
+    per_token = kv_bytes_per_token(config, dtype)
+    model = VllmModel(directory, weights, dtype, context_tokens(config), per_token)
+    return VllmEngine(model, capacity)
+
+
 @contextmanager
-def running(model: Any, capacity: Capacity = CAPACITY) -> Iterator[Harness]:
+def running(engine: Engine) -> Iterator[Harness]:
     """An engine for as long as the block runs."""
-    harness = Harness(model, capacity)
+    harness = Harness(engine)
     try:
         yield harness
     finally:

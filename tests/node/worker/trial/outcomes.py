@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.engine.interface import EngineRequest
+from sllm.node.worker.engine.transformers_engine import TransformersEngine
 from sllm.node.worker.model.description import load_architecture
 from sllm.node.worker.model.module import build_module
 from sllm.node.worker.trial.trial import try_model
 from sllm.sampling import Sampling
-from tests.node.worker.engines import running
+from tests.node.worker.engines import CAPACITY, running
 from tests.node.worker.trial.architectures import CASES, TOKENS, Case, make
 
 NEW_TOKENS = 20
@@ -63,7 +64,7 @@ def served(directory: Path) -> list[list[int]]:
         EngineRequest(str(number), tuple(prompt), Sampling(temperature=0, seed=0), NEW_TOKENS)
         for number, prompt in enumerate(prompts())
     ]
-    with running(module) as harness:
+    with running(TransformersEngine(module, CAPACITY)) as harness:
         results = harness.generate(asked)
     return [results.ids(request.request_id) for request in asked]
 

@@ -1,0 +1,72 @@
+"""How vLLM is told to run one model, as the node's books have it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+
+from sllm.node.worker.engine.interface import Capacity
+from sllm.node.worker.engine.vllm.loader import LOAD_FORMAT
+
+PAGE_TOKENS = 32
+"""Tokens in a block of the KV cache: vLLM's kernels for processors want a multiple of this."""
+_MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Tokens of prompts and generations in one step: longer prompts take several steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmModel:
+    """A model for vLLM."""
+
+    directory: Path
+    """Has `config.json`."""
+    weights: Mapping[str, torch.Tensor]
+    """By their names in the checkpoint. They may go once the engine has started."""
+    dtype: torch.dtype
+    """In which the model is run."""
+    context_tokens: int
+    """Tokens that the model's positions allow."""
+    kv_bytes_per_token: int
+
+
+def max_batch_tokens(capacity: Capacity) -> int:
+    """Tokens in one step."""
+    return max(_MAX_BATCH_TOKENS[current_platform.device_type], capacity.max_requests)
+
+
+def engine_config(model: VllmModel, capacity: Capacity, sampler: type[Any]) -> Any:
+    """VLLM's configuration.
+
+    Args:
+        model: what is run.
+        capacity: pages for so many tokens are allocated.
+        sampler: the logits processor that chooses tokens.
+    """
+    # One more page, since vLLM keeps one that nothing is written to.
+    pages = capacity.kv_tokens // PAGE_TOKENS + 1
+    args = EngineArgs(
+        model=str(model.directory),
+        load_format=LOAD_FORMAT,
+        dtype=str(model.dtype).removeprefix("torch."),
+        skip_tokenizer_init=True,
+        generation_config="vllm",  # sampling is ours
+        max_model_len=min(model.context_tokens, capacity.kv_tokens // PAGE_TOKENS * PAGE_TOKENS),
+        max_num_seqs=capacity.max_requests,
+        max_num_batched_tokens=max_batch_tokens(capacity),
+        block_size=PAGE_TOKENS,
+        num_gpu_blocks_override=pages,
+        # Given, it is not found out by a rehearsal with the longest prompt.
+        kv_cache_memory_bytes=pages * PAGE_TOKENS * model.kv_bytes_per_token,
+        enable_prefix_caching=True,
+        enable_chunked_prefill=True,
+        async_scheduling=False,  # each step has to know the tokens of the last
+        enforce_eager=current_platform.is_cpu(),  # compiling takes longer than starts may
+        logits_processors=[sampler],
+        seed=0,
+        disable_log_stats=True,
+    )
+    return args.create_engine_config()

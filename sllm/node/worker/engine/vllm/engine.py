@@ -1,0 +1,231 @@
+"""The engine on vLLM: its core, stepped by one thread of ours."""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor import Executor
+
+from sllm.errors import NoCapacity
+from sllm.node.worker.engine.interface import (
+    Capacity,
+    Counters,
+    EngineRequest,
+    FinishReason,
+    NewToken,
+    Step,
+)
+from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
+from sllm.node.worker.engine.vllm.ahead import Ahead
+from sllm.node.worker.engine.vllm.batch import Batch, Running
+from sllm.node.worker.engine.vllm.config import VllmModel, engine_config, max_batch_tokens
+from sllm.node.worker.engine.vllm.loader import load_from
+from sllm.node.worker.engine.vllm.sampler import KEY, sampler_of
+
+_STOP_TIMEOUT = 5.0
+"""Seconds that a step under way has to end."""
+_NICENESS = 10
+"""Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
+whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
+
+_set_num_threads = torch.set_num_threads
+"""vLLM puts a function in its place that does nothing."""
+
+Command = Callable[[], None]
+
+
+class VllmEngine:
+    """See `Engine`."""
+
+    def __init__(self, model: VllmModel, capacity: Capacity) -> None:
+        self.counters = Counters()
+        self._model = model
+        self._capacity = capacity
+        self._batch = Batch()
+        self._ahead = Ahead(max_batch_tokens(capacity))
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._core: Any = None
+        self._thread: threading.Thread | None = None
+        self._steps = self._generated = self._cancelled = 0
+
+    def start(
+        self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
+    ) -> None:
+        """See `Engine.start`."""
+        self._on_step = on_step
+        self._core = self._make_core()
+        self._thread = threading.Thread(target=self._run, args=(on_failure,), name="engine")
+        self._thread.start()
+
+    def submit(self, request: EngineRequest) -> None:
+        """See `Engine.submit`."""
+        self._commands.put(partial(self._submit, self._batch.add(request)))
+
+    def cancel(self, request_id: str) -> None:
+        """See `Engine.cancel`."""
+        if running := self._batch.drop(request_id):
+            self._commands.put(partial(self._let_go, running, cancelled=True))
+
+    def finish(self, request_id: str) -> None:
+        """See `Engine.finish`."""
+        if running := self._batch.drop(request_id):
+            self._commands.put(partial(self._let_go, running, cancelled=False))
+
+    def stop(self) -> None:
+        """See `Engine.stop`."""
+        self._commands.put(None)
+        if self._thread:
+            self._thread.join(_STOP_TIMEOUT)
+
+    def _make_core(self) -> Any:
+        load_from(self._model.weights)
+        config = engine_config(self._model, self._capacity, sampler_of(self._batch.of_key))
+        try:
+            with UntouchedZeros():
+                return EngineCore(config, Executor.get_class(config), log_stats=False)
+        except (MemoryError, torch.OutOfMemoryError, OSError) as error:
+            raise NoCapacity(f"no memory for the KV cache: {error}") from error
+        except ValueError as error:
+            # What vLLM says of memory that it cannot have, by measure or by reckoning.
+            if "memory" not in str(error):
+                raise
+            raise NoCapacity(f"no memory for the KV cache: {error}") from error
+        finally:
+            torch.set_num_threads = _set_num_threads
+
+    def _run(self, on_failure: Callable[[Exception], None]) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        try:
+            while self._take_commands():
+                self._step()
+        except Exception as error:
+            on_failure(error)
+
+    def _take_commands(self) -> bool:
+        """Does what has been asked for; waits while there is nothing to compute. False: the end."""
+        while self._commands.qsize() or not self._has_work():
+            command = self._commands.get()
+            if command is None:
+                return False
+            command()
+        return True
+
+    def _has_work(self) -> bool:
+        return len(self._ahead) > 0 or self._core.scheduler.has_requests()
+
+    def _submit(self, running: Running) -> None:
+        if not self._batch.wants(running):
+            return
+        if running.request.gives_way:
+            self._ahead.add(running)
+        else:
+            request = running.request
+            self._enter(running, request.prompt, request.max_tokens, request.stop_token_ids)
+
+    def _let_go(self, running: Running, *, cancelled: bool) -> None:
+        self._cancelled += cancelled
+        if running.key:
+            self._core.abort_requests([running.key])
+        self._forget(running)
+        self._report()
+
+    def _enter(
+        self,
+        running: Running,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        key = self._batch.enter(running)
+        params = SamplingParams(
+            temperature=0.0,  # the sampler chooses
+            max_tokens=max_tokens,
+            stop_token_ids=list(stop_token_ids),
+            ignore_eos=True,  # each request brings its own
+            detokenize=False,
+            extra_args={KEY: key},
+        )
+        request = EngineCoreRequest(
+            request_id=key,
+            prompt_token_ids=list(prompt),
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        self._core.add_request(*self._core.preprocess_add_request(request))
+
+    def _step(self) -> None:
+        if part := self._ahead.next_part(self._batch.in_core()):
+            part.running.computed = part.end
+            self._enter(part.running, part.running.request.prompt[: part.end], max_tokens=1)
+        outputs, executed = self._core.step()
+        self._steps += executed
+        ours = outputs[0].outputs if 0 in outputs else ()
+        broken = tuple(name for output in ours if (name := self._break(output)))
+        tokens = tuple(token for output in ours if (token := self._take(output)))
+        self._generated += len(tokens)
+        if executed:
+            self._report(tokens, broken)
+
+    def _break(self, output: Any) -> str | None:
+        """Ends a request whose logits were no numbers, and gives its id."""
+        running = self._batch.of_key(output.request_id)
+        if running is None or not running.broken:
+            return None
+        self._core.abort_requests([running.key])
+        self._forget(running)
+        return running.request.request_id
+
+    def _forget(self, running: Running) -> None:
+        """Of a request that has ended, or is to end, nothing is kept."""
+        self._batch.drop(running.request.request_id)
+        self._ahead.drop(running)
+        if running.key:
+            self._batch.leave(running)
+
+    def _take(self, output: Any) -> NewToken | None:
+        running = self._batch.of_key(output.request_id)
+        if running is None or not output.new_token_ids:
+            return None  # cancelled while the step was under way
+        running.take(output)
+        (token_id,) = output.new_token_ids
+        finish = _finish_reason(output)
+        if finish and running.is_part:
+            self._batch.leave(running)
+            return None
+        if finish:
+            self._forget(running)
+        return running.token(token_id, finish)
+
+    def _report(self, tokens: tuple[NewToken, ...] = (), broken: tuple[str, ...] = ()) -> None:
+        running, waiting = self._core.scheduler.get_request_counts()
+        self.counters = Counters(
+            steps=self._steps,
+            generated_tokens=self._generated,
+            running_requests=running,
+            waiting_requests=waiting + len(self._ahead),
+            cancelled_requests=self._cancelled,
+        )
+        self._on_step(Step(tokens, self.counters, broken))
+
+
+def _finish_reason(output: Any) -> FinishReason | None:
+    if not output.finished:
+        return None
+    reason = FinishReason.__members__.get(output.finish_reason.name)
+    if reason is None:
+        raise RuntimeError(f"vLLM has ended a request for another reason: {output.finish_reason}")
+    return reason
