@@ -18,8 +18,10 @@ $(STAMP): pyproject.toml constraints.txt tools/install-vllm
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	./tools/install-vllm $(BIN)/python
-	# Compiles what is used of torch, not all of it; also where the environment says not to.
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import sllm.node.worker.zygote'
+	# Compiles what engines use of their libraries, not all of it; also where the environment says not to.
+	for engine in $$($(BIN)/python -c 'from sllm.node.worker.backends import names; print(*names.installed())'); do \
+		env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "from sllm.node.worker import zygote; zygote.backend_of('$$engine')" || exit; \
+	done
 	touch $@
 
 demo: setup

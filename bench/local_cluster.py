@@ -56,6 +56,7 @@ def local_cluster(
     dram_bytes: int,
     kv_bytes: int,
     nodes: int = 1,
+    engines: str = "transformers",
     options: Sequence[str] = (),
 ) -> Iterator[LocalCluster]:
     """Runs `sllm up` in `directory`, and ends it afterwards.
@@ -65,10 +66,11 @@ def local_cluster(
         dram_bytes: pool of each node.
         kv_bytes: memory for KV caches of each node.
         nodes: how many.
+        engines: what models run on at each node, the preferred one first.
         options: more of `sllm up`.
     """
     command = [sys.executable, "-m", "sllm.cli.main", "up", "--nodes", str(nodes), "--port", "0"]
-    sizes = ["--dram", str(dram_bytes), "--kv", str(kv_bytes)]
+    sizes = ["--dram", str(dram_bytes), "--kv", str(kv_bytes), "--engines", engines]
     with (directory / "up.log").open("w") as log:
         up = subprocess.Popen(
             [*command, *sizes, *options, "--dir", str(directory)],

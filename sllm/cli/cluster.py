@@ -12,13 +12,13 @@ import typer
 from sllm import bounds, config, errors
 from sllm.cli.common import connect_here
 from sllm.cli.interrupts import interrupts_end_it
-from sllm.cli.servers import MetricsPort, Migrate
+from sllm.cli.servers import Engines, MetricsPort, Migrate
 from sllm.cli.sizes import GIB, size_option
 from sllm.cli.supervisor import LISTENING, Command, Server
 from sllm.process import keep_private, until_terminated
 
 REPORT_SECONDS: Final = 60.0
-READY_SECONDS: Final = 300.0
+READY_SECONDS: Final = 600.0
 NODE_SERVICE: Final = "serverlessllm.v1.NodeService"
 """What a node calls serving on its health service once it can look at models."""
 POLL_SECONDS: Final = 0.1
@@ -44,6 +44,8 @@ class Plan:
     """Prometheus port of the control plane; the nodes have those after it. 0: any, for all."""
     migrate: bool = True
     """Whether running instances are migrated away where that makes room sooner."""
+    engines: str | None = None
+    """What models run on at each node, the preferred one first. None: what is installed."""
 
     def control(self) -> Command:
         """The control plane."""
@@ -59,8 +61,13 @@ class Plan:
     def node(self, number: int, control_address: str) -> Command:
         """The node of this number, counted from 1."""
         name = f"node-{number}"
-        sizes = {"dram": self.dram_bytes, "ssd": self.ssd_bytes, "kv": self.kv_bytes}
-        given = (f"--{size}={value}" for size, value in sizes.items() if value is not None)
+        options = {
+            "dram": self.dram_bytes,
+            "ssd": self.ssd_bytes,
+            "kv": self.kv_bytes,
+            "engines": self.engines,
+        }
+        given = (f"--{name}={value}" for name, value in options.items() if value is not None)
         arguments = ("node", "--control", control_address, "--id", name, *given)
         return Command(
             name=name,
@@ -94,6 +101,7 @@ def up(
         int,
         typer.Option(min=0, max=bounds.MAX_PORT, help="Port of the control plane; 0 takes any."),
     ] = 50051,
+    engines: Engines = None,
     metrics_port: MetricsPort = None,
     migrate: Migrate = True,
 ) -> None:
@@ -107,6 +115,7 @@ def up(
         kv_bytes=kv,
         metrics_port=metrics_port,
         migrate=migrate,
+        engines=engines,
     )
     with interrupts_end_it():  # until there is something to take down
         asyncio.run(_until_asked(plan))

@@ -27,6 +27,10 @@ def deploy(
     ] = 60.0,
     min_replicas: Annotated[int, typer.Option(help="Instances kept without requests.")] = 0,
     max_replicas: Annotated[int, typer.Option(help="Instances at most.")] = 1,
+    engine: Annotated[
+        str,
+        typer.Option(help="vllm, transformers, or auto: the first of a node's that can run it."),
+    ] = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="torch dtype to convert the weights to, once.")
     ] = None,
@@ -56,6 +60,7 @@ def deploy(
             keep_alive=keep_alive,
             min_replicas=min_replicas,
             max_replicas=max_replicas,
+            engine=engine,
             dtype=dtype,
             kv_cache_tokens=kv_cache_tokens,
             max_concurrency=max_concurrency,
@@ -69,7 +74,8 @@ def deploy(
         print_json(deployment)
     else:
         size = format_bytes(deployment.model.size_bytes)
-        typer.echo(f"{name}: {deployment.model.architecture}, {size}, {deployment.state}")
+        what = f"{deployment.model.architecture}, {size}, on {deployment.engine}"
+        typer.echo(f"{name}: {what}, {deployment.state}")
 
 
 def rm(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:

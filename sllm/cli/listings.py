@@ -48,13 +48,14 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
 def deployments_table(deployments: Sequence[Deployment]) -> Listing:
     """One row for each deployment."""
     table = Listing(
-        *("NAME", "STATE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
+        *("NAME", "STATE", "ENGINE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
         folded=("STATE", "SOURCE"),
     )
     for one in deployments:
         table.add_row(
             one.name,
             _state(one),
+            one.engine,
             f"{one.ready_instances}/{one.max_replicas}",
             str(one.queued_requests),
             f"{one.keep_alive:g} s",
@@ -73,11 +74,14 @@ def _state(deployment: Deployment) -> str:
 
 def instances_table(instances: Sequence[Instance], now: float) -> Listing:
     """One row for each instance; `now` is the moment to which ages are counted."""
-    table = Listing("INSTANCE", "DEPLOYMENT", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE")
+    table = Listing(
+        *("INSTANCE", "DEPLOYMENT", "ENGINE", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE")
+    )
     for one in instances:
         table.add_row(
             one.instance_id,
             one.deployment,
+            one.engine or "-",
             one.node_id,
             _instance_state(one, now),
             str(one.running_requests),
@@ -99,14 +103,20 @@ def nodes_table(nodes: Sequence[Node]) -> Listing:
     """One row for each node."""
     tiers = (Tier.SSD, Tier.DRAM)
     columns = [f"{name} {what}" for name in (*tiers, "KV") for what in ("USED", "FREE")]
-    table = Listing("NODE", "ADDRESS", *columns, "CHECKPOINTS", "DISK")
+    table = Listing("NODE", "ADDRESS", *columns, "CHECKPOINTS", "ENGINES", "DISK")
     for one in nodes:
         cells = [cell for tier in tiers for cell in _usage(one, tier)]
         kv_free = one.kv_capacity_bytes - one.kv_used_bytes
         kv = (format_bytes(one.kv_used_bytes), format_bytes(kv_free))
         digests = {copy.digest for copy in one.copies}
-        table.add_row(_name(one), one.address, *cells, *kv, str(len(digests)), _disk(one))
+        held = (str(len(digests)), _engines(one), _disk(one))
+        table.add_row(_name(one), one.address, *cells, *kv, *held)
     return table
+
+
+def _engines(node: Node) -> str:
+    """Those that there are, and which of them is still being imported."""
+    return "\n".join(one.name if one.ready else f"{one.name} (starting)" for one in node.engines)
 
 
 def devices_table(nodes: Sequence[Node]) -> Listing:

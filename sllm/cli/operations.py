@@ -33,6 +33,8 @@ def explain(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = Fals
     where = f" on {placement.node_id}" if placement.node_id else ""
     action = placement.action.replace("_", " ").lower()
     console.print(Text.assemble((action, "bold"), f"{where}: {placement.why}"))
+    if placement.engine:
+        console.print(f"engine: {placement.engine}")
     if placement.candidates:
         console.print(candidates_table(placement))
 

@@ -25,6 +25,7 @@ def receipts_table(receipts: Mapping[str, Receipt]) -> Table:
     table.add_row("actual start", *(_ms(one.actual_start) for one in columns))
     table.add_row("start", *(_start(one) for one in columns))
     table.add_row("node", *(one.node_id for one in columns))
+    table.add_row("engine", *(one.engine for one in columns))
     return table
 
 

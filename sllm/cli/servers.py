@@ -21,6 +21,13 @@ MetricsPort = Annotated[
 Migrate = Annotated[
     bool, typer.Option(help="Migrate running instances away where that makes room sooner.")
 ]
+Engines = Annotated[
+    str | None,
+    typer.Option(
+        help="vllm, transformers or both: what models run on, the preferred one first.",
+        show_default="what is installed, vllm first",
+    ),
+]
 Parent = Annotated[int | None, typer.Option(help="End with this process.", hidden=True)]
 
 
@@ -90,6 +97,7 @@ def node(
     fetch_threads: Annotated[
         int, typer.Option(min=1, help="Threads that read from sources, each with a chunk in hand.")
     ] = 8,
+    engines: Engines = None,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -99,6 +107,7 @@ def node(
     with interrupts_end_it():
         from sllm.node.config import NodeConfig
         from sllm.node.server import serve
+        from sllm.node.worker.backends.names import installed
 
     _run(
         serve(
@@ -115,10 +124,15 @@ def node(
                 device_reserve_bytes=device_reserve,
                 read_threads=threads,
                 fetch_threads=fetch_threads,
+                engines=_names(engines) if engines is not None else installed(),
                 metrics_port=metrics_port,
             )
         )
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _run(server: Coroutine[Any, Any, None]) -> None:

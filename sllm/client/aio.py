@@ -79,7 +79,8 @@ class AsyncClient(Operator):
             keep_alive: seconds that an idle instance stays; 0 ends it with its last request.
             min_replicas: instances kept even without requests.
             max_replicas: instances at most.
-            engine: name of the engine; empty for the default.
+            engine: "vllm", "transformers" or "auto". Empty: "auto", the first engine of a node, in
+                the node's own order, that the model runs on.
             dtype: torch dtype ("float32", "bfloat16", "float16") to convert weights to, once,
                 when they are imported. None: as they are stored.
             kv_cache_tokens: tokens that one instance's KV cache can hold. None: the default.
@@ -94,7 +95,8 @@ class AsyncClient(Operator):
         Raises:
             errors.InvalidRequest: The name, the source or the policy makes no sense.
             errors.SourceNotFound: There is nothing at the source.
-            errors.UnsupportedModel: The engine does not know the architecture.
+            errors.EngineUnavailable: No node has the engine.
+            errors.UnsupportedModel: The engine does not run the model.
             errors.DeploymentExists: The name serves another source.
             errors.DeploymentFailed: The checkpoint could not be brought to any node.
         """

@@ -28,6 +28,7 @@ SllmError
 │   ├── ModelTooLarge       MODEL_TOO_LARGE
 │   ├── CheckpointLeased    CHECKPOINT_LEASED
 │   ├── DeviceUnavailable   DEVICE_UNAVAILABLE
+│   ├── EngineUnavailable   ENGINE_UNAVAILABLE
 │   ├── SourceChanged       SOURCE_CHANGED
 │   ├── NodeDraining        NODE_DRAINING
 │   └── NodeNeeded          NODE_NEEDED
@@ -90,6 +91,7 @@ from sllm.errors.refusals import (
     DeploymentExists,
     DeploymentNotFound,
     DeviceUnavailable,
+    EngineUnavailable,
     InstanceNotFound,
     InvalidArgument,
     InvalidName,
@@ -129,6 +131,7 @@ __all__ = [
     "DeploymentNotFound",
     "DeviceFailed",
     "DeviceUnavailable",
+    "EngineUnavailable",
     "InstanceNotFound",
     "Internal",
     "InvalidArgument",

@@ -147,6 +147,12 @@ class DeviceUnavailable(Unsupported):
     reason = "DEVICE_UNAVAILABLE"
 
 
+class EngineUnavailable(Unsupported):
+    """No node has the engine that a deployment is to run on, or the node that was asked has not."""
+
+    reason = "ENGINE_UNAVAILABLE"
+
+
 class SourceChanged(Unsupported):
     """A source is not what it was: its weights, or the files that shape what is made of them."""
 

@@ -14,9 +14,11 @@ from sllm.node.config import SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
+from sllm.node.instances.launching import launch
 from sllm.node.instances.start import InstanceSpec
 from sllm.node.instances.worker_client import Worker
-from sllm.node.instances.zygote_client import WorkerSpec, Zygote
+from sllm.node.instances.zygote_client import Zygote
+from sllm.node.instances.zygotes import AUTO, EngineState, Zygotes
 from sllm.node.store.holds import Holds, HoldSpec
 from sllm.node.store.promotions import Promotions
 from sllm.node.store.tier_store import TierStore
@@ -42,12 +44,14 @@ class ModelInfo:
     """Empty until the checkpoint has been imported."""
     identity: str
     """Of the source, as it is now."""
+    engine: str
+    """On which it was found to run."""
 
 
 class Agent:
-    """Ties the tier store, the zygote and the instances of one node together.
+    """Ties the tier store, the zygotes and the instances of one node together.
 
-        agent = Agent(config, clock, store, PoolDevice(store, config.pool_kv_bytes), zygote)
+        agent = Agent(config, clock, store, PoolDevice(store, config.pool_kv_bytes), zygotes)
         engine = EngineSpec("transformers", dtype=None, kv_cache_tokens=None, max_concurrency=None)
         instance = agent.start_instance(
             InstanceSpec("i-1", "llama", "/models/llama", engine, kv_bytes=1 << 30)
@@ -66,7 +70,7 @@ class Agent:
         clock: Clock,
         store: TierStore,
         devices: Devices,
-        zygote: Zygote,
+        zygotes: Zygotes,
     ) -> None:
         self.config = config
         self.store = store
@@ -75,7 +79,7 @@ class Agent:
         self.instances: dict[str, Instance] = {}
         self.init_times = InitTimes()
         self._clock = clock
-        self._zygote = zygote
+        self._zygotes = zygotes
         self._stopped: deque[str] = deque(maxlen=_STOPPED_IDS)
         """Ids of instances that were asked to stop, whether they were there or not."""
         self._belated: set[str] = set()
@@ -87,6 +91,7 @@ class Agent:
         self._closing = False
         store.subscribe(self._changed)
         devices.subscribe(self._changed)
+        zygotes.subscribe(self._changed)
         metrics.observe(
             self._used_bytes, self._capacity_bytes, lambda: len(self.instances), self.links
         )
@@ -96,6 +101,20 @@ class Agent:
         """What the instances hold of the KV budget."""
         instances = list(self.instances.values())  # at once: metrics are read in another thread
         return sum(instance.spec.kv_bytes for instance in instances)
+
+    @property
+    def engines(self) -> tuple[EngineState, ...]:
+        """What instances can run on here, the one that is preferred first."""
+        return self._zygotes.states
+
+    def check_engine(self, engine: str) -> None:
+        """Makes sure that instances can run on an engine here, or on any, for `AUTO`.
+
+        Raises:
+            errors.EngineUnavailable: They cannot.
+        """
+        if engine != AUTO:
+            self._zygotes.of(engine)
 
     def copies(self) -> tuple[Copy, ...]:
         """Every checkpoint on every tier, and those on their way."""
@@ -134,8 +153,16 @@ class Agent:
         """Calls `watcher` after every change of contents or instances."""
         self._watchers.append(watcher)
 
-    async def inspect(self, source: str, dtype: str | None, identity: str = "") -> ModelInfo:
+    async def inspect(
+        self, source: str, dtype: str | None, identity: str = "", engine: str = AUTO
+    ) -> ModelInfo:
         """What the model at `source` needs, which must be of this identity unless that is empty.
+
+        Args:
+            source: its URL.
+            dtype: name of a torch dtype that weights are converted to. None: as stored.
+            identity: of what the source must be.
+            engine: on which it is to run. `AUTO`: the first of this node's that can.
 
         Raises:
             errors.SllmError: Why it cannot be served here.
@@ -143,13 +170,14 @@ class Agent:
         found = await self.store.inspect(source, dtype, identity=identity)
         self.devices.check_fits(found.size_bytes)
         try:
-            model = await self._zygote.describe(found.directory, dtype)
+            tried = await self._zygotes.describe(found.directory, dtype, engine)
         except errors.SllmError:
             if await asyncio.to_thread(found.directory.is_dir):
                 raise
             # A copy that was found to be bad has been set aside while it was read.
             found = await self.store.inspect(source, dtype, identity=identity)
-            model = await self._zygote.describe(found.directory, dtype)
+            tried = await self._zygotes.describe(found.directory, dtype, engine)
+        model = tried.model
         return ModelInfo(
             architecture=model.architecture,
             size_bytes=found.size_bytes,
@@ -157,6 +185,7 @@ class Agent:
             kv_bytes_per_token=model.kv_bytes_per_token,
             digest=found.digest or "",
             identity=found.record.identity,
+            engine=tried.engine,
         )
 
     def promote(
@@ -205,19 +234,21 @@ class Agent:
         Raises:
             errors.InvalidArgument: The instance of this id is a different one.
             errors.Cancelled: It was asked to stop before.
+            errors.EngineUnavailable: This node does not have its engine.
             errors.NoCapacity: The KV budget has no room for it.
             errors.ShuttingDown: The node is going down.
         """
         if known := self.instances.get(spec.instance_id):
-            _check_same(known.spec, spec)
+            known.spec.check_same(spec)
             return known
         # Two calls have no order: what ends an instance may overtake what begins it.
         if spec.instance_id in self._stopped:
             raise errors.Cancelled(f"instance {spec.instance_id} was stopped before it began")
+        zygote = self._zygotes.of(spec.engine.engine)
         self._check_room(spec)
         instance = Instance(spec, self._clock, self._instance_changed, self.config.patience)
         self.instances[spec.instance_id] = instance
-        instance.begin(self.store, self.devices, self._launch)
+        instance.begin(self.store, self.devices, partial(self._launch, zygote))
         self._changed()
         return instance
 
@@ -281,14 +312,12 @@ class Agent:
                 f"{capacity} are free on this node"
             )
 
-    async def _launch(self, instance_id: str, environment: Mapping[str, str]) -> Worker:
-        if not self._zygote.is_ready:
+    async def _launch(
+        self, zygote: Zygote, instance_id: str, environment: Mapping[str, str]
+    ) -> Worker:
+        if not zygote.is_ready:
             self._belated.add(instance_id)
-        socket = self._socket(instance_id)
-        _see_to(socket.parent)
-        spec = WorkerSpec(instance_id, socket, dict(environment))
-        forked = await self._zygote.fork(spec)
-        return Worker(forked, socket)
+        return await launch(zygote, instance_id, self._socket(instance_id), environment)
 
     def _socket(self, instance_id: str) -> Path:
         name = blake2s(instance_id.encode(), digest_size=SOCKET_NAME // 2).hexdigest()
@@ -313,30 +342,3 @@ class Agent:
     def _changed(self) -> None:
         for watcher in self._watchers:
             watcher()
-
-
-def _see_to(directory: Path) -> None:
-    """Sees to it that workers can make their sockets, also where the node's directory was deleted.
-
-    Raises:
-        errors.StartFailed: They cannot.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.StartFailed(
-            f"no worker can make its socket in {directory}: {error.strerror}; mend the node's "
-            "directory, or restart it with another"
-        ) from error
-
-
-def _check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
-    if _what(known) != _what(asked):
-        raise errors.InvalidArgument(
-            f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
-            "instance needs an id of its own"
-        )
-
-
-def _what(spec: InstanceSpec) -> tuple[str, str, str]:
-    return spec.deployment, spec.source, spec.identity

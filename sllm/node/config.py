@@ -6,12 +6,17 @@ from pathlib import Path
 
 from sllm.errors import InvalidArgument
 from sllm.node.instances.watchdog import Patience
+from sllm.node.worker.backends.names import ENGINES, TRANSFORMERS, VLLM, installed
 
 MIB = 1024 * 1024
 MAX_SOCKET_PATH = 107
 """Bytes. sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
 SOCKET_NAME = 12
 """Letters of a socket's name, which follow from its instance's id."""
+_HOW_TO_INSTALL = {
+    TRANSFORMERS: "install sllm with what it needs",
+    VLLM: "tools/install-vllm installs it for processors",
+}
 _EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 
@@ -49,6 +54,8 @@ class NodeConfig:
     the pool."""
     run_directory: Path | None = None
     """Where the workers' sockets are. None: in `directory`."""
+    engines: tuple[str, ...] = field(default_factory=installed)
+    """What instances can run on, the one that is preferred first. By default what is installed."""
     patience: Patience = field(default_factory=Patience)
     """How long a worker that has requests may be silent before it is ended."""
     leave_seconds: float = 10.0
@@ -72,11 +79,25 @@ class NodeConfig:
                 f"a pool of {self.dram_bytes} bytes is more than the {memory_bytes} of memory that "
                 "this machine has: give a smaller one (--dram)"
             )
+        self._check_engines()
         host = self.listen_address.rpartition(":")[0]
         if host in _EVERY_INTERFACE and self.advertise_host is None:
             raise InvalidArgument(
                 f"a node that listens on {host}, every interface, must be told under which host "
                 "others reach it (--advertise)"
+            )
+
+    def _check_engines(self) -> None:
+        unknown = [name for name in self.engines if name not in ENGINES]
+        if unknown or not self.engines or len(set(self.engines)) != len(self.engines):
+            raise InvalidArgument(
+                f"engines {', '.join(self.engines) or 'are none'}: name each once, of "
+                f"{', '.join(ENGINES)} (--engines)"
+            )
+        if missing := [name for name in self.engines if name not in installed()]:
+            raise InvalidArgument(
+                f"engine {missing[0]} is not installed here: {_HOW_TO_INSTALL[missing[0]]}, or it "
+                "can be left out (--engines)"
             )
 
     @property

@@ -30,7 +30,7 @@ from sllm.node.device.interface import Devices
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.device.selection import Selected, parse_device, select
 from sllm.node.generations.generations import Generations
-from sllm.node.instances.zygote_client import Zygote
+from sllm.node.instances.zygotes import Zygotes
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
@@ -72,9 +72,9 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     pool = Pool(config.dram_bytes, config.chunk_bytes)
     stack.callback(pool.close)
     pool.start_populating()
-    zygote = Zygote()
-    zygote.start(pool.fd)
-    stack.push_async_callback(zygote.close)
+    zygotes = Zygotes(config.engines)
+    stack.push_async_callback(zygotes.close)
+    zygotes.start(pool.fd)
     store = await TierStore.open(
         config.checkpoint_dir,
         config.ssd_bytes,
@@ -85,10 +85,10 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     )
     stack.push_async_callback(store.close)
     config = with_sockets(config, stack)
-    devices = await open_devices(config, selected, store, pool, clock, zygote.probe, stack)
-    agent = Agent(config, clock, store, devices, zygote)
+    devices = await open_devices(config, selected, store, pool, clock, zygotes.probe, stack)
+    agent = Agent(config, clock, store, devices, zygotes)
     generations = Generations(agent, node_id, clock)
-    port = await _listen(config, agent, generations, node_id, zygote, stack)
+    port = await _listen(config, agent, generations, node_id, zygotes, stack)
     await stack.enter_async_context(_reporting(config, agent, node_id, port, clock))
     stack.push_async_callback(agent.close, STOP_GRACE)
     stack.push_async_callback(generations.hand_over, config.leave_seconds)
@@ -130,7 +130,7 @@ async def _listen(
     agent: Agent,
     generations: Generations,
     node_id: str,
-    zygote: Zygote,
+    zygotes: Zygotes,
     stack: AsyncExitStack,
 ) -> int:
     server = rpc.Server()
@@ -140,17 +140,17 @@ async def _listen(
     add_MigrationServiceServicer_to_server(MigrationServicer(*about), server.grpc)
     port = await server.start(config.listen_address, _SERVICES, not_yet=[_NODE_SERVICE.full_name])
     stack.push_async_callback(server.stop, STOP_GRACE)
-    telling = asyncio.create_task(_tell_that_it_is_ready(server, zygote), name="telling-ready")
+    telling = asyncio.create_task(_tell_that_it_is_ready(server, zygotes), name="telling-ready")
     stack.callback(telling.cancel)
     return port
 
 
-async def _tell_that_it_is_ready(server: rpc.Server, zygote: Zygote) -> None:
-    """Calls the node's service serving once models can be looked at, which takes the zygote.
+async def _tell_that_it_is_ready(server: rpc.Server, zygotes: Zygotes) -> None:
+    """Calls the node's service serving once models can be looked at, which takes the zygotes.
 
-    That is still importing for some seconds when the node listens, and has calls wait.
+    They are still importing for some seconds when the node listens, and have calls wait.
     """
-    while not zygote.is_ready:  # noqa: ASYNC110 - the event is in another process
+    while not zygotes.settled:  # noqa: ASYNC110 - the event is in another process
         await asyncio.sleep(_READY_POLL_SECONDS)
     await server.set_serving(_NODE_SERVICE.full_name, True)
 

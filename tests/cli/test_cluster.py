@@ -31,7 +31,7 @@ from tests.support import wait_until
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
-SMALL = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB")
+SMALL = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB", "--engines=transformers")
 
 
 class Up:

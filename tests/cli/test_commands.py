@@ -33,6 +33,7 @@ INSTANCE = types.Instance(
     kv_bytes=64 * MIB,
     started_at=Timestamp(seconds=5),
     worker_pid=7,
+    engine="vllm",
 )
 NODE = types.Node(
     node_id="n-1",
@@ -43,6 +44,7 @@ NODE = types.Node(
     ],
     kv_capacity_bytes=10,
     kv_used_bytes=4,
+    engines=[types.NodeEngine(name="vllm", ready=True)],
     copies=[types.CheckpointCopy(digest="abc", tier=tier) for tier in (1, 2)],  # type: ignore[arg-type]  # ints
 )
 
@@ -78,6 +80,7 @@ def test_ls(run: Run, listed: None) -> None:
     assert tiny == [
         "tiny",
         "AVAILABLE",
+        "vllm",
         "1/2",
         "3",
         "1.5",
@@ -86,20 +89,20 @@ def test_ls(run: Run, listed: None) -> None:
         "KiB",
         "file:///models/tiny",
     ]
-    assert other[:3] == ["other", "PREPARING", "25%"]
-    assert " ".join(broken).startswith("broken FAILED: the disk is full 0/2")
+    assert other[:4] == ["other", "PREPARING", "25%", "vllm"]
+    assert " ".join(broken).startswith("broken FAILED: the disk is full vllm 0/2")
 
 
 def test_ps(run: Run, listed: None) -> None:
     (row,) = rows(run("ps").out)
 
-    assert row[:8] == ["i-1", "tiny", "n-1", "READY", "2", "64.0", "MiB", "7"]
+    assert row[:9] == ["i-1", "tiny", "vllm", "n-1", "READY", "2", "64.0", "MiB", "7"]
 
 
 def test_nodes(run: Run, listed: None) -> None:
     (row,) = rows(run("nodes").out)
 
-    assert " ".join(row) == "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1 -"
+    assert " ".join(row) == "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1 vllm -"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_deploy(run: Run, control: FakeControl) -> None:
     )
 
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out == "tiny: LlamaForCausalLM, 4.0 KiB, AVAILABLE\n"
+    assert outcome.out == "tiny: LlamaForCausalLM, 4.0 KiB, on vllm, AVAILABLE\n"
     (request,) = control.requests["Deploy"]
     assert request.scaling.keep_alive.ToMilliseconds() == 1500
     assert request.scaling.max_replicas == 2

@@ -161,7 +161,7 @@ def _free_port() -> Iterator[int]:
 
 
 def test_a_cluster_goes_on_when_nobody_can_be_told(tmp_path: Path) -> None:
-    sizes = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB")
+    sizes = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB", "--engines=transformers")
     with (
         _free_port() as port,
         Path("/dev/full").open("w") as full,

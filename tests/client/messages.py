@@ -100,7 +100,7 @@ def deployment(
     return deployment_pb.Deployment(
         name=name,
         source="file:///models/tiny",
-        engine=types.EngineConfig(dtype="float32", max_concurrency=4),
+        engine=types.EngineConfig(engine="vllm", dtype="float32", max_concurrency=4),
         scaling=types.ScalingPolicy(
             min_replicas=0,
             max_replicas=2,

@@ -68,7 +68,7 @@ def test_deploy_returns_the_deployment(control: FakeControl, call: Call) -> None
         source="file:///models/tiny",
         state=sllm.DeploymentState.AVAILABLE,
         message="",
-        engine="",
+        engine="vllm",
         dtype="float32",
         kv_cache_tokens=None,
         max_concurrency=4,

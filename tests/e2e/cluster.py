@@ -17,7 +17,7 @@ from tests.support import LEFT_BEHIND, wait_until
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
-ZYGOTE_TIMEOUT = 300.0
+ZYGOTE_TIMEOUT = 600.0
 
 
 class Part:
@@ -36,9 +36,9 @@ class Part:
         """Returns once it listens; several parts may come up side by side."""
         self.address = self._read_address()
 
-    def wait_for_zygote(self) -> None:
+    def wait_for_zygotes(self, count: int = 1) -> None:
         """Returns once a node's starts take no longer than they will: it imports a lot at first."""
-        wait_until(lambda: "zygote.ready" in self.log_text(), ZYGOTE_TIMEOUT)
+        wait_until(lambda: self.log_text().count("zygote.ready") >= count, ZYGOTE_TIMEOUT)
 
     def _spawn(self) -> subprocess.Popen[str]:
         command = [
@@ -116,6 +116,7 @@ def running(
     nodes: int = 2,
     dram_mib: int = 256,
     kv_mib: int = 512,
+    engines: Sequence[str] = ("transformers",),
     options: Sequence[str] = (),
     node_options: Sequence[str] = (),
 ) -> Iterator["Cluster"]:
@@ -127,6 +128,7 @@ def running(
         stack.callback(control.end)
         control.wait_until_up()
         sizes = [f"--dram={dram_mib}MiB", "--ssd=2GiB", f"--kv={kv_mib}MiB"]
+        sizes.append(f"--engines={','.join(engines)}")
         parts: list[Part] = []
         for index in range(nodes):
             name = f"node-{index}"
@@ -143,7 +145,7 @@ def running(
         cluster = Cluster(directory, control, parts, client)
         cluster.wait_for_nodes(nodes)
         for part in parts:
-            part.wait_for_zygote()
+            part.wait_for_zygotes(len(engines))
         yield cluster
         cluster.stop()
 

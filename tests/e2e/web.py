@@ -168,7 +168,7 @@ async def web_of(directory: Path, nodes: int) -> AsyncIterator[Web]:
         client = await stack.enter_async_context(sllm.AsyncClient(control.address))
         caller = await stack.enter_async_context(sllm.AsyncClient(addresses[CALLER]))
         for part in parts.values():
-            await asyncio.to_thread(part.wait_for_zygote)
+            await asyncio.to_thread(part.wait_for_zygotes)
         web = Web(control, parts, to_node, to_control, client, caller)
         stack.push_async_callback(_stop, web)
         yield web

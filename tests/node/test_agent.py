@@ -11,7 +11,7 @@ from sllm.node.config import NodeConfig
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.instances.start import InstanceSpec
 from sllm.node.instances.worker_client import EngineSpec
-from sllm.node.instances.zygote_client import Zygote
+from sllm.node.instances.zygotes import Zygotes
 from sllm.node.tiers.tier import Tier
 from tests.node.stores import Bench
 
@@ -24,7 +24,7 @@ def agent(bench: Bench, tmp_path: Path) -> Agent:
     """One whose zygote was never started: nothing here gets as far as to a worker."""
     config = NodeConfig("localhost:1", tmp_path)
     device = PoolDevice(bench.store, KV_BYTES)
-    return Agent(config, MonotonicClock(), bench.store, device, Zygote())
+    return Agent(config, MonotonicClock(), bench.store, device, Zygotes(["transformers"]))
 
 
 def spec(instance_id: str, kv_bytes: int = KV_BYTES) -> InstanceSpec:

@@ -184,6 +184,7 @@ class ExplainPlacementResponse(_message.Message):
     ESTIMATE_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     action: Global___PlacementAction.ValueType
     node_id: _builtins.str
     """Where it would be served. Empty for WAIT."""
@@ -191,6 +192,8 @@ class ExplainPlacementResponse(_message.Message):
     """For REUSE and JOIN."""
     why: _builtins.str
     """In words."""
+    engine: _builtins.str
+    """That the deployment runs on, as in EngineConfig."""
     @_builtins.property
     def estimate(self) -> _duration_pb2.Duration:
         """Until an instance is ready. Unset: nobody knows, or WAIT."""
@@ -210,10 +213,11 @@ class ExplainPlacementResponse(_message.Message):
         estimate: _duration_pb2.Duration | None = ...,
         why: _builtins.str = ...,
         candidates: _abc.Iterable[Global___PlacementCandidate] | None = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "action", b"action", "candidates", b"candidates", "estimate", b"estimate", "instance_id", b"instance_id", "node_id", b"node_id", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "action", b"action", "candidates", b"candidates", "engine", b"engine", "estimate", b"estimate", "instance_id", b"instance_id", "node_id", b"node_id", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimate: _TypeAlias = _typing.Literal["estimate"]  # noqa: Y015
     _WhichOneofArgType__estimate: _TypeAlias = _typing.Literal["_estimate", b"_estimate"]  # noqa: Y015

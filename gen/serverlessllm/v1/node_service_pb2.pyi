@@ -28,18 +28,22 @@ class InspectSourceRequest(_message.Message):
 
     SOURCE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
+    engine: _builtins.str
+    """The same."""
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         dtype: _builtins.str = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -50,16 +54,20 @@ class InspectSourceResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """That the model was tried on, and runs on. Never "auto"."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelInfo: ...
     def __init__(
         self,
         *,
         model: _types_pb2.ModelInfo | None = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -77,6 +85,7 @@ class PromoteRequest(_message.Message):
     PACK_FIELD_NUMBER: _builtins.int
     GIVE_UP_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -95,6 +104,8 @@ class PromoteRequest(_message.Message):
     """
     identity: _builtins.str
     """As in StartInstanceRequest."""
+    engine: _builtins.str
+    """That the model is to run on, as in EngineConfig."""
     @_builtins.property
     def hold_ttl(self) -> _duration_pb2.Duration:
         """How long it is held, from when it is there. Above zero. Unset: until it is released."""
@@ -110,10 +121,11 @@ class PromoteRequest(_message.Message):
         pack: _builtins.bool = ...,
         give_up: _builtins.bool = ...,
         identity: _builtins.str = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold_ttl", b"hold_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "identity", b"identity", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "identity", b"identity", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -437,12 +437,15 @@ class Receipt(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     ACTUAL_START_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     cold: _builtins.bool
     """Whether the request had to wait for an instance to start."""
     from_tier: Global___Tier.ValueType
     """The highest tier that held the weights when the start was decided. Unset for a warm request."""
     node_id: _builtins.str
     instance_id: _builtins.str
+    engine: _builtins.str
+    """That the instance runs on, as in EngineConfig."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Phase]:
         """In order of their start."""
@@ -472,10 +475,11 @@ class Receipt(_message.Message):
         node_id: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         actual_start: _duration_pb2.Duration | None = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "estimated_start", b"estimated_start", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "cold", b"cold", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "cold", b"cold", "engine", b"engine", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__actual_start: _TypeAlias = _typing.Literal["actual_start"]  # noqa: Y015
     _WhichOneofArgType__actual_start: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start"]  # noqa: Y015
@@ -537,7 +541,9 @@ class EngineConfig(_message.Message):
     MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
     PACK_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
-    """The engine's name. Empty: "transformers"."""
+    """"vllm", "transformers" or "auto". Empty: "auto", the first engine of a node, in that node's own
+    order, that the model runs on. A deployment tells the one that was found when it was made.
+    """
     dtype: _builtins.str
     """A torch dtype's name ("float32", "bfloat16", "float16") to which weights are converted once,
     when they are imported. Empty: as they are stored.
@@ -684,6 +690,7 @@ class Instance(_message.Message):
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     ORPHAN_UNTIL_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -700,6 +707,8 @@ class Instance(_message.Message):
     """Index of the device that it runs on. Unset: not yet chosen, or the pool is the device."""
     identity: _builtins.str
     """Of what it serves, as in ModelInfo. Empty while it is not known."""
+    engine: _builtins.str
+    """That it runs on, as in EngineConfig."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -728,10 +737,11 @@ class Instance(_message.Message):
         device_index: _builtins.int | None = ...,
         orphan_until: _timestamp_pb2.Timestamp | None = ...,
         identity: _builtins.str = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "device_index", b"device_index", "orphan_until", b"orphan_until", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015
@@ -941,6 +951,7 @@ class Node(_message.Message):
     LEAVING_FIELD_NUMBER: _builtins.int
     INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     """host:port of its gRPC server, as others can reach it."""
@@ -973,6 +984,12 @@ class Node(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """Its accelerators. None: the pool is the device."""
 
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeEngine]:
+        """What instances can run on there, the one that it prefers first. None: a node of an earlier
+        version, which has "transformers".
+        """
+
     def __init__(
         self,
         *,
@@ -990,14 +1007,41 @@ class Node(_message.Message):
         leaving: _builtins.bool = ...,
         init_observations: _abc.Iterable[Global___InitObservation] | None = ...,
         devices: _abc.Iterable[Global___Device] | None = ...,
+        engines: _abc.Iterable[Global___NodeEngine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "engines", b"engines", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class NodeEngine(_message.Message):
+    """An engine of a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As in EngineConfig."""
+    ready: _builtins.bool
+    """Whether starts have its workers at once. While a node comes up they wait for some seconds."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        ready: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ready", b"ready"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeEngine: _TypeAlias = NodeEngine  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):

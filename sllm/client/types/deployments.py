@@ -38,7 +38,7 @@ class Deployment:
     message: str
     """For FAILED: what went wrong and what to do."""
     engine: str
-    """Name of the engine. Empty: the default one."""
+    """Engine that its instances run on: "vllm" or "transformers"."""
     dtype: str
     """torch dtype that weights are converted to when imported. Empty: as they are stored."""
     kv_cache_tokens: int | None
@@ -92,3 +92,5 @@ class Instance:
     """Process id of the worker on its node. 0 while there is none."""
     orphan_until: float | None = None
     """Set if no deployment explains it: when it ends, unless its deployment is made again."""
+    engine: str = ""
+    """Engine that it runs on."""

@@ -101,6 +101,8 @@ class Receipt:
     actual_start: float | None = None
     """Seconds that the start has taken, from the decision to its being ready. None: a warm
     request."""
+    engine: str = ""
+    """Engine that the instance runs on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,16 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine of a node."""
+
+    name: str
+    """Which: "vllm" or "transformers"."""
+    ready: bool
+    """Whether starts have its workers at once. While a node comes up they wait for seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """One node of the cluster."""
 
@@ -121,3 +131,5 @@ class Node:
     """Whether it gets no new work, and what runs there ends."""
     devices: tuple[Device, ...] = ()
     """Its accelerators. None: its processors read weights in the pool."""
+    engines: tuple[Engine, ...] = ()
+    """What instances can run on there, the one that it prefers first."""

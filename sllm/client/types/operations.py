@@ -64,6 +64,8 @@ class Placement:
     """In words."""
     candidates: tuple[PlacementCandidate, ...]
     """Every node: the chosen one first, then those that could be taken, then the others."""
+    engine: str = ""
+    """Engine that the deployment runs on."""
 
 
 @dataclass(frozen=True, slots=True)

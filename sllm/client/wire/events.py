@@ -105,6 +105,7 @@ def _receipt(receipt: pb.Receipt) -> events.Receipt:
         actual_start=seconds(receipt.actual_start) if receipt.HasField("actual_start") else None,
         node_id=receipt.node_id,
         instance_id=receipt.instance_id,
+        engine=receipt.engine,
     )
 
 

@@ -60,6 +60,7 @@ def instance(message: pb.Instance) -> deployments.Instance:
         started_at=moment(message.started_at),
         worker_pid=message.worker_pid,
         orphan_until=moment(message.orphan_until) if message.HasField("orphan_until") else None,
+        engine=message.engine,
     )
 
 
@@ -78,6 +79,7 @@ def node(message: pb.Node) -> nodes.Node:
         connected_at=moment(message.connected_at),
         draining=message.draining,
         devices=tuple(map(_device, message.devices)),
+        engines=tuple(nodes.Engine(one.name, one.ready) for one in message.engines),
     )
 
 

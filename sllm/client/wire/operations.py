@@ -38,6 +38,7 @@ def placement(message: pb.ExplainPlacementResponse) -> operations.Placement:
         estimate=seconds(message.estimate) if message.HasField("estimate") else None,
         why=message.why,
         candidates=tuple(map(_candidate, message.candidates)),
+        engine=message.engine,
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from sllm.control.cluster.specs import Deployment
+from sllm.control.cluster.specs import TRANSFORMERS, Deployment
 
 LEAST_KV_TOKENS: Final = 512
 """A node is too small if its whole KV budget holds fewer tokens than this and the context."""
@@ -35,7 +35,8 @@ class Need:
     least_kv_bytes: int
     """KV cache without which a node is too small."""
     max_concurrency: int = 64
-    engine: str = "transformers"
+    engine: str = TRANSFORMERS
+    """Empty: whichever a node has."""
 
 
 def need_of(deployment: Deployment) -> Need:

@@ -1,5 +1,6 @@
 """Nodes at one moment: what they report, and immutable views of what they hold and run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -7,9 +8,12 @@ from typing import Any
 
 from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
 from sllm.control.cluster.instances import Instance, Planned
+from sllm.control.cluster.specs import TRANSFORMERS
 from sllm.control.cluster.tiers import Copies, Copy, Link, LinkKey, Tier, TierUsage
 
 _TIERS = tuple(Tier)
+_IMPORT_SECONDS = 15.0
+"""What an engine that a node is still importing is expected to take, until it is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class NodeFacts:
     """Whether it is about to go down, and what it runs is to go on elsewhere."""
     devices: tuple[Device, ...] = ()
     """None: the pool is the device."""
+    engines: Mapping[str, bool] = field(default_factory=lambda: {TRANSFORMERS: True})
+    """What instances can run on, the one that the node prefers first, and whether it is ready."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,16 @@ class NodeView:
     def node_id(self) -> str:
         """Unique in the cluster."""
         return self.facts.node_id
+
+    def engine_wait(self, engine: str) -> float:
+        """Seconds until the node can start workers of an engine. Infinite: it does not have it.
+
+        Empty: whichever it has.
+        """
+        if not engine:
+            return 0.0
+        ready = self.facts.engines.get(engine)
+        return math.inf if ready is None else 0.0 if ready else _IMPORT_SECONDS
 
     @cached_property
     def present(self) -> tuple[Instance, ...]:

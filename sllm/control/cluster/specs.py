@@ -9,7 +9,13 @@ from urllib.parse import urlsplit
 
 from sllm import bounds, errors
 
-ENGINES: Final = ("transformers",)
+AUTO: Final = "auto"
+"""The first engine of a node that the model runs on."""
+VLLM: Final = "vllm"
+TRANSFORMERS: Final = "transformers"
+ENGINES: Final = (VLLM, TRANSFORMERS)
+_PAGE_TOKENS: Final = {VLLM: 32}
+"""Tokens of a page, of engines whose requests have whole pages."""
 DTYPES: Final = ("", "float32", "bfloat16", "float16")
 DEFAULT_KV_TOKENS: Final = 8192
 """Tokens of KV cache that an instance gets if its deployment does not say."""
@@ -23,7 +29,8 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 class EngineConfig:
     """How a deployment's model is run."""
 
-    engine: str = "transformers"
+    engine: str = TRANSFORMERS
+    """AUTO only as long as it is asked for: a deployment has the one that was found."""
     dtype: str = ""
     """Name of the torch dtype to which weights are converted once. Empty: as they are stored."""
     kv_cache_tokens: int | None = None
@@ -91,9 +98,10 @@ class Deployment:
     @property
     def kv_tokens(self) -> int:
         """Tokens of KV cache that one instance should have."""
-        if self.spec.engine.kv_cache_tokens is not None:
-            return self.spec.engine.kv_cache_tokens
-        return min(DEFAULT_KV_TOKENS, 16 * self.model.context_tokens)
+        engine = self.spec.engine
+        if engine.kv_cache_tokens is None:
+            return min(DEFAULT_KV_TOKENS, 16 * self.model.context_tokens)
+        return engine.kv_cache_tokens - engine.kv_cache_tokens % _PAGE_TOKENS.get(engine.engine, 1)
 
     @property
     def context_tokens(self) -> int:
@@ -146,10 +154,19 @@ def validate(spec: DeploymentSpec) -> None:
 
 
 def _validate_engine(engine: EngineConfig) -> None:
-    _require(engine.engine in ENGINES, f"engine {engine.engine!r} is unknown; known: {ENGINES}")
+    known = (AUTO, *ENGINES)
+    _require(
+        engine.engine in known,
+        f"engine {engine.engine!r} is unknown; known: {', '.join(known)}",
+    )
     _require(engine.dtype in DTYPES, f"dtype {engine.dtype!r} is unknown; known: {DTYPES[1:]}")
-    tokens = engine.kv_cache_tokens
+    tokens, page = engine.kv_cache_tokens, _PAGE_TOKENS.get(engine.engine, 1)
     _require(tokens is None or tokens > 0, f"kv_cache_tokens must be positive, not {tokens}")
+    _require(
+        tokens is None or tokens >= page,
+        f"kv_cache_tokens must be at least {page} on {engine.engine}, whose pages have that many; "
+        f"it is {tokens}",
+    )
     most = engine.max_concurrency
     _require(
         0 < most <= bounds.MAX_CONCURRENCY,

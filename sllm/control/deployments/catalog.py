@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import time
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -11,12 +12,12 @@ from sllm import errors
 from sllm.control.cluster import specs
 from sllm.control.cluster.needs import need_of
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
-from sllm.control.placement import placement
+from sllm.control.placement import fitting
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
-from sllm.control.wire.node_client import Nodes
+from sllm.control.wire.node_client import Inspected, Node, Nodes
 
 log = structlog.get_logger()
 
@@ -53,10 +54,14 @@ class Catalog:
         # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
         # at again afterwards.
         present = self._state.deployments.get(spec.name)
-        model = await self._look(spec, present)
+        found = await self._look(spec, present)
+        spec = dataclasses.replace(
+            spec, engine=dataclasses.replace(spec.engine, engine=found.engine)
+        )
+        specs.validate(spec)
         async with self._changing:
-            deployment = self._revised(spec, model)
-            placement.check_fits(self._state.snapshot(), need_of(deployment))
+            deployment = self._revised(spec, found.model)
+            fitting.check_fits(self._state.snapshot(), need_of(deployment))
             status = self._status_of(deployment)
             put = self._durable.store.put
             answer = await self._durable.run(put, deployment, call, status, time.time())
@@ -101,31 +106,66 @@ class Catalog:
             return dataclasses.replace(present, deployment=deployment)
         return DeploymentStatus(deployment, self._state.prepared(deployment))
 
-    async def _look(self, spec: DeploymentSpec, present: Deployment | None) -> ModelInfo:
+    async def _look(self, spec: DeploymentSpec, present: Deployment | None) -> Inspected:
         """What the source is now. A deployment that is there is what it was if nobody can tell."""
-        if present:
-            specs.check_source(present, spec)
+        if present is None:
+            return await self.inspect(spec.source, spec.engine.dtype, spec.engine.engine)
+        specs.check_source(present, spec)
         try:
-            return await self.inspect(spec.source, spec.engine.dtype)
+            return await self._look_again(spec, present.spec.engine.engine)
         except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
-            if present is None:
-                raise
-            return present.model
+            asked = spec.engine.engine
+            engine = present.spec.engine.engine if asked == specs.AUTO else asked
+            return Inspected(present.model, engine)
 
-    async def inspect(self, source: str, dtype: str) -> ModelInfo:
+    async def _look_again(self, spec: DeploymentSpec, engine: str) -> Inspected:
+        """The same of a deployment that is there: it stays on its engine, unless another is named.
+
+        That is chosen anew where no node has it any more, or the source has become one that it
+        does not run.
+        """
+        source, dtype, asked = spec.source, spec.engine.dtype, spec.engine.engine
+        if asked == specs.AUTO:
+            with suppress(errors.EngineUnavailable, errors.UnsupportedModel):
+                return await self.inspect(source, dtype, engine)
+        return await self.inspect(source, dtype, asked)
+
+    async def inspect(self, source: str, dtype: str, engine: str = specs.AUTO) -> Inspected:
         """Has a node read a source; a directory need not be on every one.
 
+        Args:
+            source: its URL.
+            dtype: as in `specs.EngineConfig`.
+            engine: the same: nodes that have it are asked.
+
         Raises:
+            errors.EngineUnavailable: No node has the engine.
             errors.SllmError: Why it cannot be served.
         """
-        nodes = list(self._nodes.by_id.values())[:_INSPECTED_NODES]
         error: errors.SllmError = errors.NoNodes(
             "no node is connected that could inspect the source; start one and try again",
             retry_after=1.0,
         )
-        for node in nodes:
+        for node in self._with_engine(engine)[:_INSPECTED_NODES]:
             try:
-                return await node.inspect(source, dtype)
+                return await node.inspect(source, dtype, engine)
             except (errors.SourceNotFound, errors.Unavailable) as failure:
                 error = failure
         raise error
+
+    def _with_engine(self, engine: str) -> list[Node]:
+        """The nodes that have an engine; for AUTO all, those first that prefer what we do."""
+        views = self._state.fleet.nodes
+        had = {key: tuple(views[key].facts.engines) for key in self._nodes.by_id if key in views}
+        if engine == specs.AUTO:
+            # The order of nodes with the same engines stays.
+            keys = sorted(had, key=lambda key: had[key][:1] != specs.ENGINES[:1])
+        else:
+            keys = [key for key in had if engine in had[key]]
+        if had and not keys:
+            there = ", ".join(sorted({one for names in had.values() for one in names}))
+            raise errors.EngineUnavailable(
+                f"no node has the engine {engine!r}, they have {there}: start a node that has it "
+                f"(sllm node --engines {engine}), or deploy with engine {specs.AUTO!r}"
+            )
+        return [self._nodes.by_id[key] for key in keys]

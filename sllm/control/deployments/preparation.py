@@ -129,7 +129,7 @@ class Preparation:
         ranked = sorted(
             (one.estimate if one.estimate is not None else float("inf"), one.node_id)
             for one in decision.candidates
-            if one.node_id not in tried | self._state.draining and not one.too_small
+            if one.node_id not in tried | self._state.draining and not one.unfit
         )
         return self._nodes.by_id.get(ranked[0][1]) if ranked else None
 
@@ -143,6 +143,7 @@ class Preparation:
             pack=spec.engine.pack,
             give_up=True,
             identity=deployment.model.identity,
+            engine=spec.engine.engine,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

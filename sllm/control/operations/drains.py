@@ -14,7 +14,7 @@ from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.orchestrator import Orchestrator
-from sllm.control.placement.placement import too_small
+from sllm.control.placement.fitting import unfit
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.types.calls import Call, Done
@@ -35,8 +35,8 @@ def stranded(
     return sorted(
         need.deployment
         for need in needs
-        if not all(too_small(view, need) for view in nodes.values())
-        and all(too_small(view, need) for view in left)
+        if not all(unfit(view, need) for view in nodes.values())
+        and all(unfit(view, need) for view in left)
     )
 
 

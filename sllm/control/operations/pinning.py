@@ -200,6 +200,7 @@ class Pinning:
             hold,
             pack=spec.engine.pack,
             identity=deployment.model.identity,
+            engine=spec.engine.engine,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

@@ -38,6 +38,8 @@ class _Wanted:
     dtype: str
     identity: str
     """Of its source, as in ModelInfo."""
+    engine: str = ""
+    """That it is for. Empty: whichever a node has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,9 @@ class Prefetching:
         if ask.deployment:
             deployment = self._state.deployment(ask.deployment)
             dtype, identity = deployment.spec.engine.dtype, deployment.model.identity
-            return _Wanted(self._state.needs[ask.deployment].checkpoint, dtype, identity)
-        model = await self._catalog.inspect(ask.source, ask.dtype)
+            need = self._state.needs[ask.deployment]
+            return _Wanted(need.checkpoint, dtype, identity, need.engine)
+        model = (await self._catalog.inspect(ask.source, ask.dtype)).model
         checkpoint = Checkpoint(ask.source, model.size_bytes, model.digest)
         return _Wanted(checkpoint, ask.dtype, model.identity)
 
@@ -121,7 +124,8 @@ class Prefetching:
             view = self._state.working_node(ask.node_id)
             pins.check_room(view, ask.tier, wanted.checkpoint.size_bytes)
             return ask.node_id
-        need = Need(ask.deployment or ask.source, wanted.checkpoint, kv_bytes=0, least_kv_bytes=0)
+        name = ask.deployment or ask.source
+        need = Need(name, wanted.checkpoint, kv_bytes=0, least_kv_bytes=0, engine=wanted.engine)
         decision = placement.place(self._state.snapshot(), Demand(need, waiting=0))
         ranked = sorted(
             (math.inf if one.estimate is None else one.estimate, one.node_id)
@@ -146,8 +150,11 @@ class Prefetching:
         return [view for view in self._state.fleet.nodes.values() if tier in view.facts.tiers]
 
     def _has_room(self, node_id: str, ask: PrefetchAsk, wanted: _Wanted) -> bool:
+        view = self._state.node(node_id)
+        if math.isinf(view.engine_wait(wanted.engine)):
+            return False
         try:
-            pins.check_room(self._state.node(node_id), ask.tier, wanted.checkpoint.size_bytes)
+            pins.check_room(view, ask.tier, wanted.checkpoint.size_bytes)
         except errors.ModelTooLarge:
             return False
         return True
@@ -169,6 +176,7 @@ class Prefetching:
             self._timeout,
             hold,
             identity=wanted.identity,
+            engine=wanted.engine,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

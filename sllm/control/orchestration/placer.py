@@ -97,6 +97,7 @@ class Placer:
 
     def start(self, name: str, start: Start, *, for_move: bool = False) -> Instance:
         """Begins an instance where placement has decided; it is in the fleet from now on."""
+        deployment = self._state.deployments[name]
         for victim in start.victims:
             self._displace(victim, self._launcher.end)
         instance = Instance(
@@ -105,6 +106,7 @@ class Placer:
             node_id=start.node_id,
             state=InstanceState.STARTING,
             kv_bytes=start.kv_bytes,
+            engine=deployment.spec.engine.engine,
         )
         log.info(
             "control.start",
@@ -113,7 +115,6 @@ class Placer:
             estimate=start.estimate,
             victims=start.victims,
         )
-        deployment = self._state.deployments[name]
         self._launcher.begin(deployment, instance, start.estimate, for_move=for_move)
         return instance
 

@@ -3,9 +3,10 @@
 After ServerlessLLM (Fu et al., OSDI '24), section 6: a checkpoint streams through all links at
 once, so that the slowest link decides and not their sum; what waits on that link comes first.
 The worker is started and prepared beside the load.
-Nothing is a constant. A bandwidth is the node's own observation, or else the fleet's median. An
-init is what the node observed of this checkpoint, or else the fleet's median for it, or else what
-the node's other checkpoints let expect of one of its size, or else the fleet's.
+Nothing is a constant, but for engines that are still being imported. A bandwidth is the node's own
+observation, or else the fleet's median. An init is what the node observed of this checkpoint, or
+else the fleet's median for it, or else what the node's other checkpoints let expect of one of its
+size, or else the fleet's.
 """
 
 import math
@@ -137,6 +138,7 @@ def init_seconds(node: NodeView, need: Need, typical: Typical) -> tuple[float, f
 def start_estimate(node: NodeView, need: Need, typical: Typical) -> Estimate:
     """What it takes until an instance could be ready on `node`, room aside."""
     prepare, attach = (typical.slowness * one for one in init_seconds(node, need, typical))
+    prepare += node.engine_wait(need.engine)
     queue, transfer = _load(node, need.checkpoint, approach(node, typical))
     beside = queue + transfer
     return Estimate(queue, transfer, (prepare - beside if prepare > beside else 0.0) + attach)

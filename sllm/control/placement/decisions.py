@@ -72,7 +72,7 @@ class Candidate:
     """Running instances that would be migrated away from there."""
     rejected: str | None = None
     """Why it cannot be taken. None: it can."""
-    too_small: bool = False
+    unfit: bool = False
     """Whether it would be rejected even if it were empty."""
 
 
@@ -80,6 +80,7 @@ class Blocked(Enum):
     """Why waiting alone does not help."""
 
     NO_NODES = "the cluster has no node"
+    NO_ENGINE = "no node has its engine"
     TOO_SMALL = "every node is too small"
     FAILED = "a start has failed on every node that is large enough"
     DRAINING = "every node that is large enough is being drained"

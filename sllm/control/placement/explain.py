@@ -63,6 +63,7 @@ def explain(decision: Decision, coming: Coming | None = None, full: str = "") ->
         estimate=choice.estimate,
         why=_why(decision, choice, chosen, ordered, full),
         candidates=tuple(ordered),
+        engine=decision.demand.need.engine,
     )
 
 

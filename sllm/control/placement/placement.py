@@ -32,14 +32,13 @@ from sllm.control.placement.decisions import (
     Start,
     Wait,
 )
+from sllm.control.placement.fitting import lacks_engine, too_large, too_small
 from sllm.control.placement.ranking import Rank, Ranking
 from sllm.control.placement.relocation import Relief, Relocations
 from sllm.control.placement.victims import barred, idle_victims, yielding
 
 SPREAD_SECONDS = 5.0
 """A start that requests wait for may take so much longer, to be on a node of its own."""
-_SHOWN = 8
-"""Nodes that an error names at most."""
 _RELIEFS_COMPARED = 16
 """Nodes on which migrations are worked out at most."""
 _DRAINS_COMPARED = 32
@@ -70,34 +69,6 @@ def place(snapshot: Snapshot, demand: Demand) -> Decision:
         if action is None or _is_slower(action, demand):
             action = _wait(snapshot, demand, ranking)
     return Decision(action, snapshot, demand)
-
-
-def check_fits(snapshot: Snapshot, need: Need) -> None:
-    """Refuses a model for which every node is too small, even when empty.
-
-    Raises:
-        errors.ModelTooLarge: With the numbers.
-    """
-    reasons = [too_small(node, need) for node in snapshot.nodes.values()]
-    if reasons and all(reasons):
-        raise _too_large(snapshot, need)
-
-
-def _too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
-    reasons = sorted(str(too_small(node, need)) for node in snapshot.nodes.values())
-    return errors.ModelTooLarge(f"{need.deployment} fits no node: {'; '.join(reasons[:_SHOWN])}")
-
-
-def too_small(node: NodeView, need: Need) -> str | None:
-    """Why not even the empty node would do."""
-    size, capacity = need.checkpoint.size_bytes, room.capacity(node)
-    if size > capacity.weights:
-        tier = node.weights_tier.name
-        return f"{node.node_id}: weights of {size} bytes, {tier} of {capacity.weights}"
-    least, budget = need.least_kv_bytes, min(capacity.kv, capacity.both - size)
-    if least > budget:
-        return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
-    return None
 
 
 # --- reuse ------------------------------------------------------------------------------------
@@ -244,7 +215,7 @@ def _wait(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait:
         return Wait(f"a slot is expected in {demand.slot_wait:.1f} s, sooner than from a start")
     # What waiting alone does not help with comes first, each only if nothing before it holds.
     if not ranking.node_ids:
-        blocked = Blocked.TOO_SMALL if snapshot.nodes else Blocked.NO_NODES
+        blocked = _why_none(snapshot, demand.need)
         return Wait(blocked.value, blocked=blocked)
     if demand.failed.issuperset(ranking.node_ids):
         return Wait(Blocked.FAILED.value, blocked=Blocked.FAILED)
@@ -257,6 +228,13 @@ def _wait(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait:
         return Wait(Blocked.KEPT.value, blocked=Blocked.KEPT)
     drain = _best_drain(snapshot, demand, ranking) if demand.impatient else None
     return drain or Wait("every node that is large enough is busy")
+
+
+def _why_none(snapshot: Snapshot, need: Need) -> Blocked:
+    if not snapshot.nodes:
+        return Blocked.NO_NODES
+    without = all(lacks_engine(node, need) for node in snapshot.nodes.values())
+    return Blocked.NO_ENGINE if without else Blocked.TOO_SMALL
 
 
 def _all_kept(snapshot: Snapshot, node_ids: list[str]) -> bool:
@@ -318,12 +296,19 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
     name = decision.demand.need.deployment
     if blocked is Blocked.NO_NODES:
         return errors.NoNodes("no node is connected; start one and try again", retry_after=1.0)
+    if blocked is Blocked.NO_ENGINE:
+        engine = decision.demand.need.engine
+        return errors.NoNodes(
+            f"no node for {name}: none that is connected has {engine}; start one that has, or "
+            "deploy it with another engine",
+            retry_after=5.0,
+        )
     if blocked is Blocked.DRAINING:
         return errors.NoNodes(
             f"no node for {name}: {blocked.value}; undrain one, or add another", retry_after=5.0
         )
     if blocked is Blocked.TOO_SMALL:
-        return _too_large(decision.snapshot, decision.demand.need)
+        return too_large(decision.snapshot, decision.demand.need)
     return errors.NoCapacity(
         f"no room for {name}: {blocked.value}; add a node or lower min_replicas", retry_after=5.0
     )
@@ -333,9 +318,10 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
 
 
 def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
+    if lacking := lacks_engine(node, demand.need):
+        return Candidate(node.node_id, None, rejected=lacking, unfit=True)
     if small := too_small(node, demand.need):
-        rejected = f"too small: {small}"
-        return Candidate(node.node_id, None, rejected=rejected, too_small=True)
+        return Candidate(node.node_id, None, rejected=f"too small: {small}", unfit=True)
     seconds = start_seconds(node, demand.need, snapshot.typical)
     if reason := barred(demand, node.node_id):
         return Candidate(node.node_id, _known(seconds), rejected=reason)

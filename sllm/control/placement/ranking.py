@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sllm.control.cluster.needs import Checkpoint, Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot, Typical
+from sllm.control.cluster.specs import TRANSFORMERS, VLLM
 from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
 from sllm.control.placement.cost import approach, copy_on, start_seconds
@@ -92,6 +93,9 @@ class _Column(NamedTuple):
     weights_free: float
     kv_free: float
     free: float
+    on_vllm: float
+    """Seconds until the engine can be had there. Infinite: the node does not have it."""
+    on_transformers: float
 
 
 def _column(node: NodeView, typical: Typical) -> _Column:
@@ -104,6 +108,8 @@ def _column(node: NodeView, typical: Typical) -> _Column:
         *attach,
         *room.capacity(node),
         *room.free(node),
+        node.engine_wait(VLLM),
+        node.engine_wait(TRANSFORMERS),
     )
 
 
@@ -116,7 +122,7 @@ def table_of(snapshot: Snapshot) -> Table:
 
 
 class Ranking:
-    """The nodes that are large enough for a model."""
+    """The nodes that are large enough for a model, and have its engine."""
 
     def __init__(self, snapshot: Snapshot, need: Need) -> None:
         table = table_of(snapshot)
@@ -135,7 +141,7 @@ class Ranking:
 
     @cached_property
     def node_ids(self) -> list[str]:
-        """Those that are large enough, in order of id."""
+        """Those that are large enough and have the engine, in order of id."""
         return [self._node_ids[index] for index in np.flatnonzero(self._large)]
 
     def best_first(self) -> Iterator[Rank]:
@@ -174,7 +180,15 @@ def _are_large(columns: Any, need: Need) -> Flags:
     size, least = need.checkpoint.size_bytes, need.least_kv_bytes
     fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
     large: Flags = fits & (columns.kv_capacity >= least)
+    large &= np.isfinite(_engine_wait(columns, need))
     return large
+
+
+def _engine_wait(columns: Any, need: Need) -> Numbers:
+    """As `NodeView.engine_wait`, of all nodes."""
+    by_engine = {VLLM: columns.on_vllm, TRANSFORMERS: columns.on_transformers}
+    wait: Numbers = by_engine.get(need.engine, np.zeros_like(columns.on_vllm))
+    return wait
 
 
 def _lack_room(columns: Any, need: Need) -> Flags:
@@ -195,10 +209,11 @@ def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     else:
         prepare = columns.prepare + size * columns.prepare_per_byte
         attach = columns.attach + size * columns.attach_per_byte
+    ready = typical.slowness * prepare + _engine_wait(columns, need)
     load = columns.import_wait + size * columns.import_per_byte
     np.maximum(load, columns.read_wait + size * columns.read_per_byte, out=load)
     np.maximum(load, columns.copy_wait + size * columns.copy_per_byte, out=load)
-    seconds: Numbers = np.maximum(load, typical.slowness * prepare) + typical.slowness * attach
+    seconds: Numbers = np.maximum(load, ready) + typical.slowness * attach
     return seconds
 
 

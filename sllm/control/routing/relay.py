@@ -171,6 +171,7 @@ class Relay:
             phases,
             node_id=first.instance.node_id,
             instance_id=first.instance.instance_id,
+            engine=first.instance.engine,
         )
         generations.fill_receipt(finished, receipt)
         ticket.receipt = receipt

@@ -120,3 +120,5 @@ class Explanation:
     """For people."""
     candidates: tuple[ExplainedNode, ...]
     """The chosen one first, then those that could be taken, then those that could not."""
+    engine: str = ""
+    """That the deployment runs on."""

@@ -86,6 +86,8 @@ class Receipt:
     instance_id: str
     actual_start: float | None = None
     """Seconds that the estimated start has taken."""
+    engine: str = ""
+    """That the instance runs on."""
 
 
 def assemble(
@@ -95,6 +97,7 @@ def assemble(
     *,
     node_id: str,
     instance_id: str,
+    engine: str = "",
 ) -> Receipt:
     """The receipt of a request that `start`'s instance served.
 
@@ -104,6 +107,7 @@ def assemble(
         served: The node's phases of the request, counted from its taking the call.
         node_id: Where it was served.
         instance_id: The instance that served it.
+        engine: That this runs on.
     """
     cold = start is not None and start.ready_at > timing.taken_at
     begun = _cold_phases(timing, start) if start and cold else _warm_phases(timing)
@@ -118,6 +122,7 @@ def assemble(
         node_id=node_id,
         instance_id=instance_id,
         actual_start=start.seconds if start and cold else None,
+        engine=engine,
     )
 
 

@@ -30,7 +30,7 @@ def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
 def _engine(config: pb.EngineConfig) -> specs.EngineConfig:
     default = specs.EngineConfig()
     return specs.EngineConfig(
-        engine=config.engine or default.engine,
+        engine=config.engine or specs.AUTO,
         dtype=config.dtype,
         kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
         max_concurrency=(

@@ -10,6 +10,7 @@ from sllm import bounds, errors
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
+from sllm.control.cluster.specs import TRANSFORMERS
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
 from sllm.control.types.reports import Delta, Full, Report
 from sllm.control.wire import common
@@ -59,6 +60,7 @@ def _facts(node: pb.Node, node_id: str) -> NodeFacts:
         init_time=_duration(node.init_time) if node.HasField("init_time") else None,
         init_times=InitTimes(_init_times(node.init_observations)),
         devices=tuple(map(_device, node.devices)),
+        engines={one.name: one.ready for one in node.engines} or {TRANSFORMERS: True},
     )
 
 
@@ -133,6 +135,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         unread=tuple(one.unread_request_ids),
         device=device if one.HasField("device_index") else None,
         identity=one.identity,
+        engine=one.engine,
     )
 
 
@@ -178,6 +181,7 @@ def node_message(view: NodeView, *, draining: bool = False) -> pb.Node:
         connected_at=common.timestamp(view.connected_at),
         draining=draining,
         devices=[_device_message(one) for one in facts.devices],
+        engines=[pb.NodeEngine(name=name, ready=ready) for name, ready in facts.engines.items()],
     )
 
 
@@ -248,4 +252,5 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         unread_request_ids=one.unread,
         orphan_until=common.optional_timestamp(orphan_until),
         identity=one.identity,
+        engine=one.engine,
     )

@@ -173,6 +173,7 @@ def fill_receipt(finished: Finished, receipt: Receipt) -> None:
             node_id=receipt.node_id,
             instance_id=receipt.instance_id,
             actual_start=common.optional_duration(receipt.actual_start),
+            engine=receipt.engine,
         )
     )
 

@@ -16,7 +16,7 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 from sllm import errors, rpc
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeFacts
-from sllm.control.cluster.specs import Deployment, ModelInfo
+from sllm.control.cluster.specs import TRANSFORMERS, Deployment, ModelInfo
 from sllm.control.cluster.tiers import Tier
 from sllm.control.types.migrations import Ended, MigrationReason, Moved, News, Round, Stayed
 from sllm.control.types.receipts import Phase
@@ -25,7 +25,8 @@ from sllm.control.wire import common, deployments, fleet, generations
 
 GenerateCall = grpc.aio.UnaryStreamCall[inference_pb.GenerateRequest, inference_pb.GenerateResponse]
 
-_INSPECT_SECONDS = 60.0
+_INSPECT_SECONDS = 180.0
+"""A node that comes up is still importing its engines."""
 _RELEASE_SECONDS = 10.0
 _MIGRATION_SECONDS = 600.0
 _CANCEL_SECONDS = 5.0
@@ -52,6 +53,15 @@ class Ready:
     """Counted from the node's taking the call."""
     from_tier: Tier | None
     model: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a node has found at a source."""
+
+    model: ModelInfo
+    engine: str
+    """That it runs on."""
 
 
 class Node:
@@ -81,12 +91,13 @@ class Node:
                 raise
             raise self._gone("it has stopped reporting") from error
 
-    async def inspect(self, source: str, dtype: str) -> ModelInfo:
-        """What the model at `source` needs, or why it cannot be served."""
-        request = pb.InspectSourceRequest(source=source, dtype=dtype)
+    async def inspect(self, source: str, dtype: str, engine: str) -> Inspected:
+        """What the model at `source` needs, and the engine that it runs on, or why it cannot."""
+        request = pb.InspectSourceRequest(source=source, dtype=dtype, engine=engine)
         with self.typed_errors():
             response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
-        return deployments.model_info(response.model)
+        found = response.engine or TRANSFORMERS  # nodes of earlier versions have no other
+        return Inspected(deployments.model_info(response.model), found)
 
     async def promote(
         self,
@@ -99,6 +110,7 @@ class Node:
         pack: bool = False,
         give_up: bool = False,
         identity: str = "",
+        engine: str = "",
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
         """Brings a checkpoint to a tier and holds it there; yields progress, then the model."""
         request = pb.PromoteRequest(
@@ -108,6 +120,7 @@ class Node:
             pack=pack,
             give_up=give_up,
             identity=identity,
+            engine=engine,
         )
         if hold:
             request.hold_id = hold.hold_id

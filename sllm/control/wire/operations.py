@@ -151,6 +151,7 @@ def explain_response(explanation: Explanation) -> pb.ExplainPlacementResponse:
         estimate=common.optional_duration(explanation.estimate),
         why=explanation.why,
         candidates=map(_candidate, explanation.candidates),
+        engine=explanation.engine,
     )
 
 

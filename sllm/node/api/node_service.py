@@ -13,6 +13,7 @@ from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.generations.generations import Generations
 from sllm.node.generations.outgoing_migration import OutgoingMigration
+from sllm.node.instances.zygotes import AUTO
 
 
 class NodeServicer(NodeServiceServicer):
@@ -28,15 +29,17 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.InspectSourceRequest, context: Any
     ) -> pb.InspectSourceResponse:
         """Says what the model at a source needs."""
-        model = await self._agent.inspect(request.source, request.dtype or None)
-        return pb.InspectSourceResponse(model=wire.model_info(model))
+        engine = request.engine or AUTO
+        model = await self._agent.inspect(request.source, request.dtype or None, engine=engine)
+        return pb.InspectSourceResponse(model=wire.model_info(model), engine=model.engine)
 
     async def Promote(
         self, request: pb.PromoteRequest, context: Any
     ) -> AsyncIterator[pb.PromoteResponse]:
         """Brings a checkpoint up to a tier."""
         tier, dtype = wire.storage_tier(request.tier), request.dtype or None
-        hold = wire.hold_spec(request)
+        hold, engine = wire.hold_spec(request), request.engine or AUTO
+        self._agent.check_engine(engine)
         promotion = self._agent.promote(
             request.source,
             dtype,
@@ -49,7 +52,7 @@ class NodeServicer(NodeServiceServicer):
         async with aclosing(promotion) as steps:
             async for progress in steps:
                 yield pb.PromoteResponse(loading=wire.loading(progress))
-        model = await self._agent.inspect(request.source, dtype, request.identity)
+        model = await self._agent.inspect(request.source, dtype, request.identity, engine)
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.model_info(model)))
 
     async def ReleaseHold(

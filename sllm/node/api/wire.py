@@ -20,6 +20,7 @@ from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.store.holds import Hold, HoldSpec
 from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.work import Progress
+from sllm.node.worker.backends.names import TRANSFORMERS
 
 
 def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
@@ -47,7 +48,7 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
         errors.InvalidArgument: A number is out of its bounds.
     """
     return EngineSpec(
-        engine=config.engine,
+        engine=config.engine or TRANSFORMERS,  # what earlier versions leave unsaid
         dtype=config.dtype or None,
         kv_cache_tokens=(
             bounds.count(config.kv_cache_tokens, "kv_cache_tokens", least=1)
@@ -152,6 +153,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         unread_request_ids=sorted(instance.unread),
         device_index=instance.device,
         identity=instance.identity,
+        engine=instance.spec.engine.engine,
     )
     message.started_at.FromDatetime(instance.started_at)
     return message
@@ -211,6 +213,7 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         kv_used_bytes=agent.kv_used_bytes,
         leaving=agent.leaving,
         devices=[_device(device) for device in agent.devices.infos()],
+        engines=[pb.NodeEngine(name=one.name, ready=one.ready) for one in agent.engines],
         init_time=None if agent.init_times.mean is None else to_duration(agent.init_times.mean),
     )
 

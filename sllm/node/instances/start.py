@@ -49,6 +49,19 @@ class InstanceSpec:
     identity: str = ""
     """What the source must be. Empty: whatever it is."""
 
+    def check_same(self, asked: "InstanceSpec") -> None:
+        """Makes sure that who asks for an instance of this id means this one.
+
+        Raises:
+            errors.InvalidArgument: It is a different one.
+        """
+        ours = self.deployment, self.source, self.identity
+        if ours != (asked.deployment, asked.source, asked.identity):
+            raise errors.InvalidArgument(
+                f"instance {self.instance_id} is of {self.deployment}, from {self.source}; a new "
+                "instance needs an id of its own"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Running:

@@ -1,4 +1,4 @@
-"""The agent's end of the zygote, the process that workers are forked from."""
+"""The agent's end of an engine's zygote, the process that workers are forked from."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,13 +40,21 @@ class WorkerSpec:
 
 
 class Zygote:
-    """Forks workers. A zygote that dies takes them along, and the next call starts another.
+    """Forks an engine's workers. A zygote that dies takes them along; the next call starts another.
 
     A call that only fails because its zygote has died is made again. Belongs to one event loop,
     in the main thread: workers die with the thread that made the zygote.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str, on_change: Callable[[], None] = lambda: None) -> None:
+        """Is started later.
+
+        Args:
+            engine: by its name.
+            on_change: called when it has become ready, or has ended.
+        """
+        self.engine = engine
+        self._on_change = on_change
         self._pool_fd = -1
         self._process: ZygoteProcess | None = None
         self._trials = asyncio.Semaphore(TRIALS)
@@ -64,12 +72,17 @@ class Zygote:
             errors.StartFailed: The system has no process, memory or descriptor for it.
         """
         self._pool_fd = pool_fd
-        self._process = ZygoteProcess.start(pool_fd)
+        self._process = ZygoteProcess.start(self.engine, pool_fd, self._on_change)
 
     @property
     def is_ready(self) -> bool:
         """Whether it forks at once. One that is still importing has calls wait for seconds."""
         return self._process is not None and self._process.ready
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last process has ended before it was ready: the engine may not work here."""
+        return self._process is not None and self._process.failed
 
     async def fork(self, spec: WorkerSpec) -> ForkedWorker:
         """Forks a worker, and returns once its socket takes connections.
@@ -145,14 +158,17 @@ class Zygote:
                 return await ask(process)
             except ZygoteLost as error:
                 lost = error
-        raise errors.StartFailed(f"{TRIES} zygotes have ended, one after the other") from lost
+        raise errors.StartFailed(
+            f"{TRIES} zygotes of {self.engine} have ended, one after the other; the node's log "
+            "says why"
+        ) from lost
 
     def _running(self) -> ZygoteProcess:
         if self._closed:
             raise errors.ShuttingDown("the node is going down")
         if self._process is None or self._process.lost:
-            log.warning("zygote.restarting")
-            self._process = ZygoteProcess.start(self._pool_fd)
+            log.warning("zygote.restarting", engine=self.engine)
+            self._process = ZygoteProcess.start(self.engine, self._pool_fd, self._on_change)
         return self._process
 
 

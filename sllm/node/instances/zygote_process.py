@@ -33,7 +33,7 @@ from sllm.node.worker.messages import (
 
 log = structlog.get_logger()
 
-READY_SECONDS: Final = 300.0
+READY_SECONDS: Final = 600.0
 """What a zygote may take to import everything: seconds by itself, minutes where others compute."""
 ANSWER_SECONDS: Final = 60.0
 """What one that is ready may take for a fork or a description."""
@@ -76,7 +76,13 @@ Answer = ForkedWorker | Described | str
 class ZygoteProcess:
     """A zygote from its start to its end. Belongs to one event loop, in the main thread."""
 
-    def __init__(self, child: "subprocess.Popen[bytes]", end: socket.socket) -> None:
+    def __init__(
+        self,
+        engine: str,
+        child: "subprocess.Popen[bytes]",
+        end: socket.socket,
+        on_change: Callable[[], None],
+    ) -> None:
         """Takes over a process that was started, and this end of its socket.
 
         Raises:
@@ -84,6 +90,8 @@ class ZygoteProcess:
         """
         self.lost = False
         """Whether it has ended, or is about to."""
+        self._engine = engine
+        self._on_change = on_change
         self._process = ProcessHandle(child.pid)
         self._child = child
         self._socket = end
@@ -99,8 +107,15 @@ class ZygoteProcess:
         asyncio.get_running_loop().add_reader(end, self._receive)
 
     @classmethod
-    def start(cls, pool_fd: int) -> "ZygoteProcess":
-        """Starts a zygote, which gets ready by itself.
+    def start(
+        cls, engine: str, pool_fd: int, on_change: Callable[[], None] = lambda: None
+    ) -> "ZygoteProcess":
+        """Starts the zygote of an engine, which gets ready by itself.
+
+        Args:
+            engine: by its name.
+            pool_fd: the pool's memfd.
+            on_change: called once it is ready, and once it has ended.
 
         Raises:
             errors.StartFailed: The system has no process, memory or descriptor for it.
@@ -111,13 +126,13 @@ class ZygoteProcess:
             raise errors.StartFailed(f"no zygote can be started: {error}") from error
         with theirs:
             try:
-                child = _spawn(theirs.fileno(), pool_fd)
+                child = _spawn(engine, theirs.fileno(), pool_fd)
             except OSError as error:
                 ours.close()
                 raise errors.StartFailed(f"no zygote can be started: {error}") from error
         ours.setblocking(False)
         try:
-            return cls(child, ours)
+            return cls(engine, child, ours, on_change)
         except OSError as error:
             ours.close()
             child.kill()
@@ -128,6 +143,11 @@ class ZygoteProcess:
     def ready(self) -> bool:
         """Whether it forks at once. One that is still importing has calls wait for seconds."""
         return self._ready and not self.lost
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended before it was ready, as where the engine does not work."""
+        return self.lost and not self._ready
 
     async def until_ready(self) -> None:
         """Returns once it answers calls at once.
@@ -216,7 +236,8 @@ class ZygoteProcess:
             case Ready():
                 self._ready = True
                 self._ready_or_lost.set()
-                log.info("zygote.ready", pid=self._process.pid)
+                log.info("zygote.ready", pid=self._process.pid, engine=self._engine)
+                self._on_change()
             case Serving(pid):
                 self._workers.serving(pid)
             case Exited(pid, status):
@@ -259,7 +280,7 @@ class ZygoteProcess:
 
     def _note_loss(self) -> None:
         if not self.lost:
-            log.error("zygote.lost", pid=self._process.pid)
+            log.error("zygote.lost", pid=self._process.pid, engine=self._engine)
             self._lose()
 
     def _lose(self) -> None:
@@ -273,15 +294,16 @@ class ZygoteProcess:
         self._workers.orphaned()
         for call in self._calls:
             self._fail(call, ZygoteLost(f"zygote {self._process.pid} has ended"))
+        self._on_change()
 
 
-def _spawn(agent_fd: int, pool_fd: int) -> "subprocess.Popen[bytes]":
+def _spawn(engine: str, agent_fd: int, pool_fd: int) -> "subprocess.Popen[bytes]":
     # Not the event loop's way: uvloop forks, and then handlers run in the child that gRPC has
     # registered for forks. With many threads under way they crash now and then. This way has
     # none (vfork), and holds the loop up for a millisecond or two. It must be this very thread,
     # as workers die with the thread that has made the zygote.
     return subprocess.Popen(
-        [*_COMMAND, *map(str, (agent_fd, pool_fd, os.getpid()))],
+        [*_COMMAND, engine, *map(str, (agent_fd, pool_fd, os.getpid()))],
         pass_fds=(agent_fd, pool_fd),
         stdin=subprocess.DEVNULL,
         env={**_MEMORY, **os.environ, **_ENVIRONMENT},

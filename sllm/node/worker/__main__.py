@@ -1,4 +1,4 @@
-"""Becomes a zygote: `python -m sllm.node.worker SOCKET_FD POOL_FD AGENT_PID`.
+"""Becomes a zygote: `python -m sllm.node.worker ENGINE SOCKET_FD POOL_FD AGENT_PID`.
 
 Importing takes seconds, and this process must not outlive its agent for so long: what ends it with
 its agent comes before what it imports.
@@ -10,7 +10,7 @@ import sys
 from sllm.process import die_with_parent
 
 
-def run(agent_fd: int, pool_fd: int, agent_pid: int) -> None:
+def run(engine: str, agent_fd: int, pool_fd: int, agent_pid: int) -> None:
     """Serves forks until the agent is gone."""
     die_with_parent(agent_pid)
     # Ctrl-C is for the agent, which ends the rest in order. No session of its own: the kernel
@@ -18,8 +18,8 @@ def run(agent_fd: int, pool_fd: int, agent_pid: int) -> None:
     os.setpgid(0, 0)
     from sllm.node.worker import zygote
 
-    zygote.serve(agent_fd, pool_fd)
+    zygote.serve(engine, agent_fd, pool_fd)
 
 
 if __name__ == "__main__":
-    run(*map(int, sys.argv[1:]))
+    run(sys.argv[1], *map(int, sys.argv[2:]))

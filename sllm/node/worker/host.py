@@ -2,18 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
+import torch
 
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.checkpoint.reading.tensors import tensors_over
-from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
+from sllm.errors import EngineUnavailable, InvalidArgument, NoCapacity, SllmError, WorkerDied
+from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
-from sllm.node.worker.engine.transformers_engine import TransformersEngine
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model.description import context_tokens, describe_config, kv_bytes_per_token
@@ -25,12 +24,7 @@ from sllm.node.worker.model.device_weights import (
     warm_up_device,
 )
 from sllm.node.worker.model.mapping import Mapping, map_chunks
-from sllm.node.worker.model.module import (
-    ModelFiles,
-    build_module,
-    build_module_on_device,
-    load_files,
-)
+from sllm.node.worker.model.module import ModelFiles, load_files, prevailing_dtype
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.outbox import Outbox
 
@@ -38,8 +32,6 @@ log = structlog.get_logger()
 
 DEFAULT_KV_TOKENS = 8192
 DEFAULT_CONCURRENCY = 64
-
-_ENGINES: dict[str, Callable[[Any, Capacity], Engine]] = {"transformers": TransformersEngine}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +99,19 @@ class _Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """What keeps weights where they are in this process, and where that is."""
+    """Weights in this process: what keeps them where they are, and where that is."""
 
     address: int
     size_bytes: int
     kept: Mapping | OpenedWeights
+    tensors: dict[str, torch.Tensor]
+    on_device: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Running:
     weights: _Weights
-    module: Any
+    loaded: Loaded
     engine: Engine
     generations: Generations
     outbox: Outbox
@@ -126,10 +120,11 @@ class _Running:
 class ModelHost:
     """Belongs to the event loop; what takes long runs in threads beside it."""
 
-    def __init__(self, pool_fd: int) -> None:
+    def __init__(self, pool_fd: int, backend: Backend) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the worker is of no use any more, and all requests have been told."""
         self._pool_fd = pool_fd
+        self._backend = backend
         self._prepared: _Prepared | None = None
         self._running: _Running | None = None
 
@@ -137,10 +132,13 @@ class ModelHost:
         """Loads what does not need the weights.
 
         Raises:
+            EngineUnavailable: The engine is another one than this worker's.
             UnsupportedModel: The engine cannot run the model.
         """
+        if options.engine != self._backend.name:
+            raise EngineUnavailable(f"this worker runs {self._backend.name}, not {options.engine}")
         began = time.monotonic()
-        self._prepared = await asyncio.to_thread(_prepare, directory, options)
+        self._prepared = await asyncio.to_thread(_prepare, directory, options, self._backend)
         config = self._prepared.files.architecture.config
         model = describe_config(config, options.dtype)
         return Prepared(time.monotonic() - began, model, self._prepared.warm_up)
@@ -162,15 +160,17 @@ class ModelHost:
         if prepared is None or self._running is not None:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
-        held, module = await asyncio.to_thread(_attach, self._pool_fd, prepared, weights)
+        held, loaded = await asyncio.to_thread(self._attach, prepared, weights)
         attached = time.monotonic()
         with refusing("the engine cannot run the model"):
-            capacity = _capacity(prepared, module, kv_bytes)
-            context = min(context_tokens(module.config), capacity.kv_tokens)
-            engine = _ENGINES[prepared.options.engine](module, capacity)
+            dtype = prevailing_dtype(held.tensors)
+            capacity = _capacity(prepared, self._backend, dtype, kv_bytes)
+            config = prepared.files.architecture.config
+            context = min(context_tokens(config), capacity.kv_tokens)
+            engine = loaded.engine(capacity)
             outbox = Outbox()
             generations = Generations(prepared.files, engine, context, outbox)
-            self._running = _Running(held, module, engine, generations, outbox)
+            self._running = _Running(held, loaded, engine, generations, outbox)
             await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         started = time.monotonic()
         return Attached(attached - began, started - attached, context)
@@ -205,12 +205,12 @@ class ModelHost:
         return (weights.address, weights.size_bytes) if weights else (0, 0)
 
     def parameters(self) -> list[ParameterLocation]:
-        """Where the parameters are; tied ones are listed once."""
+        """Where the parameters are, if weights are used where they lie; tied ones once."""
         if self._running is None:
             return []
         return [
             ParameterLocation(name, parameter.data_ptr(), parameter.nbytes)
-            for name, parameter in self._running.module.named_parameters()
+            for name, parameter in self._running.loaded.parameters()
         ]
 
     def fail(self, error: Exception) -> None:
@@ -237,6 +237,13 @@ class ModelHost:
             raise InvalidArgument("the worker takes requests once it is attached")
         return self._running
 
+    def _attach(
+        self, prepared: _Prepared, weights: PooledWeights | DeviceWeights
+    ) -> tuple[_Weights, Loaded]:
+        held = _hold(self._pool_fd, weights)
+        load = self._backend.load
+        return held, load(prepared.files, held.tensors, on_device=held.on_device)
+
     def _start(
         self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop
     ) -> None:
@@ -255,28 +262,21 @@ class ModelHost:
         engine.start(on_step, on_failure)
 
 
-def _prepare(directory: Path, options: EngineOptions) -> _Prepared:
-    if options.engine not in _ENGINES:
-        known = ", ".join(_ENGINES)
-        raise UnsupportedModel(f"there is no engine {options.engine!r}; there are: {known}")
+def _prepare(directory: Path, options: EngineOptions, backend: Backend) -> _Prepared:
     warm_up = warm_up_device()
-    return _Prepared(load_files(directory), options, warm_up)
+    return _Prepared(load_files(directory, backend.check), options, warm_up)
 
 
-def _attach(
-    pool_fd: int, prepared: _Prepared, weights: PooledWeights | DeviceWeights
-) -> tuple[_Weights, Any]:
-    architecture = prepared.files.architecture
+def _hold(pool_fd: int, weights: PooledWeights | DeviceWeights) -> _Weights:
     if isinstance(weights, DeviceWeights):
         opened = open_weights(weights)
-        module = build_module_on_device(architecture, device_tensors(opened, weights))
-        return _Weights(opened.address, weights.size_bytes, opened), module
+        tensors = device_tensors(opened, weights)
+        return _Weights(opened.address, weights.size_bytes, opened, tensors, on_device=True)
     _check(weights)
     mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions)
     buffers = [mapping.buffer(index) for index in range(len(weights.partitions))]
     tensors = tensors_over(weights.tensors, buffers)
-    module = build_module(architecture, tensors)
-    return _Weights(mapping.address, mapping.size_bytes, mapping), module
+    return _Weights(mapping.address, mapping.size_bytes, mapping, tensors, on_device=False)
 
 
 def _check(weights: PooledWeights) -> None:
@@ -288,13 +288,19 @@ def _check(weights: PooledWeights) -> None:
             )
 
 
-def _capacity(prepared: _Prepared, module: Any, kv_bytes: int) -> Capacity:
-    per_token = kv_bytes_per_token(module.config, module.dtype)
-    affordable = kv_bytes // per_token
-    if not affordable:
-        raise NoCapacity(f"{kv_bytes} bytes of KV cache hold no token, which takes {per_token}")
+def _capacity(prepared: _Prepared, backend: Backend, dtype: torch.dtype, kv_bytes: int) -> Capacity:
+    per_token = kv_bytes_per_token(prepared.files.architecture.config, dtype)
     options = prepared.options
+    tokens = min(options.kv_cache_tokens or DEFAULT_KV_TOKENS, kv_bytes // per_token)
+    if backend.whole_pages:
+        tokens -= tokens % backend.page_tokens
+    if not tokens:
+        least = backend.page_tokens if backend.whole_pages else 1
+        raise NoCapacity(
+            f"the KV cache is too small: {backend.name} needs room for {least} tokens at least, of "
+            f"{per_token} bytes each, and has {kv_bytes} bytes"
+        )
     return Capacity(
-        kv_tokens=min(options.kv_cache_tokens or DEFAULT_KV_TOKENS, affordable),
+        kv_tokens=tokens,
         max_requests=options.max_concurrency or DEFAULT_CONCURRENCY,
     )

@@ -14,6 +14,7 @@ from serverlessllm.v1 import worker_service_pb2
 from serverlessllm.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 
 from sllm import rpc, telemetry
+from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.host import ModelHost
 from sllm.node.worker.messages import Fork
 from sllm.node.worker.service import WorkerServicer
@@ -31,7 +32,7 @@ EXPORT_TIMEOUT = 0.5
 _SERVICES = (worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],)
 
 
-def run(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> int:
+def run(worker: Fork, pool_fd: int, backend: Backend, on_serving: Callable[[], None]) -> int:
     """Serves until SIGTERM or a failure of the engine; gives the exit status."""
     os.environ.update(worker.environment)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -40,13 +41,15 @@ def run(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> int:
     # Not `uvloop.run`: what it tidies up afterwards takes threads, which a process that is out of
     # memory may not get, and ends with the process anyway.
     loop = uvloop.new_event_loop()
-    status: int = loop.run_until_complete(_serve(worker, pool_fd, on_serving))
+    status: int = loop.run_until_complete(_serve(worker, pool_fd, backend, on_serving))
     return status
 
 
-async def _serve(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> int:
+async def _serve(
+    worker: Fork, pool_fd: int, backend: Backend, on_serving: Callable[[], None]
+) -> int:
     exporters = telemetry.configure("sllm-worker", instance_id=worker.instance_id)
-    host = ModelHost(pool_fd)
+    host = ModelHost(pool_fd, backend)
     server = rpc.Server()
     add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
     await server.start(rpc.unix_address(Path(worker.socket)), _SERVICES)

@@ -9,6 +9,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.durations import to_duration
 from sllm.errors import InvalidPrompt, SllmError
+from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.engine.interface import Counters, TokenLogprob
 from sllm.node.worker.generation import (
     Accepted,
@@ -39,7 +40,7 @@ from sllm.sampling import Sampling
 def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
     """How a deployment wants its model run."""
     return EngineOptions(
-        engine=config.engine or "transformers",
+        engine=config.engine or TRANSFORMERS,
         kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
         max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
         dtype=config.dtype or None,

@@ -1,5 +1,7 @@
 """The process that workers are forked from: it has imported everything, and does nothing else.
 
+There is one for each engine.
+
 It stays single-threaded, and touches neither CUDA nor a gRPC object, so that what a fork copies is
 whole. Importing takes seconds; a fork takes milliseconds.
 
@@ -13,24 +15,17 @@ import select
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
-import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for the children
-from transformers.models.opt import modeling_opt  # noqa: F401
-from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 from sllm.errors import Internal, SllmError, StartFailed, UnsupportedModel
 from sllm.node.worker import main
-from sllm.node.worker.engine.interface import Capacity, EngineRequest
-from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
+from sllm.node.worker.backends.choosing import backend_of
+from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
     Describe,
@@ -47,15 +42,11 @@ from sllm.node.worker.messages import (
     from_packet,
     to_packet,
 )
-from sllm.node.worker.model import description
 from sllm.node.worker.model.device_weights import device_problem
-from sllm.node.worker.model.module import build_module
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.trial.trial import try_model
 from sllm.process import die_with_parent
-from sllm.sampling import Sampling
 
-_REHEARSED_LAYERS = 24
 TRIAL_SECONDS = 30
 """Of a processor's time that trying a model may take."""
 TRIAL_TIMEOUT = 55.0
@@ -69,7 +60,8 @@ THREADS_TIMEOUT = 10.0
 class Zygote:
     """Forks children when it is told to, and tells when they end."""
 
-    def __init__(self, agent: socket.socket, pool_fd: int) -> None:
+    def __init__(self, agent: socket.socket, pool_fd: int, backend: Backend) -> None:
+        self._backend = backend
         self._agent = agent
         self._pool_fd = pool_fd
         self._workers: set[int] = set()
@@ -116,11 +108,13 @@ class Zygote:
     def _answer(self, message: Fork | Describe | Probe) -> None:
         match message:
             case Fork(call):
-                pid = self._fork(lambda: main.run(message, self._pool_fd, self._tell_serving))
+                pid = self._fork(
+                    lambda: main.run(message, self._pool_fd, self._backend, self._tell_serving)
+                )
                 self._workers.add(pid)
                 self._send(Forked(call, pid))
             case Describe(call):
-                pid = self._fork(lambda: _describe(message, self._agent))
+                pid = self._fork(lambda: _describe(message, self._agent, self._backend))
                 self._answerers[pid] = call
             case Probe(call):
                 pid = self._fork(lambda: _probe(message, self._agent))
@@ -185,12 +179,13 @@ def failure(call: int, error: SllmError) -> Failed:
     return Failed(call, error.code, error.reason, error.message, error.metadata)
 
 
-def _describe(request: Describe, agent: socket.socket) -> int:
+def _describe(request: Describe, agent: socket.socket, backend: Backend) -> int:
     bound_trial()
     answer: Described | Failed
     try:
         with refusing("the model could not be tried"):
-            verdict = try_model(Path(request.directory), request.dtype, request.compared)
+            directory = Path(request.directory)
+            verdict = try_model(directory, request.dtype, request.compared, backend)
         answer = Described(request.call, verdict.model, verdict.features)
     except SllmError as error:
         answer = failure(request.call, error)
@@ -234,40 +229,8 @@ def _probe(request: Probe, agent: socket.socket) -> int:
     return 0
 
 
-def rehearse() -> None:
-    """Brings a model up as a worker does, which fills caches that every worker would fill anew.
-
-    With as many layers as models of some size have: the loader compiles a pattern for every name.
-
-    Raises:
-        RuntimeError: The engine does not work.
-    """
-    torch.set_num_threads(1)  # none but the engine's own is left to wait for
-    config = LlamaConfig(
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=_REHEARSED_LAYERS,
-        num_attention_heads=1,
-    )
-    architecture = description.Architecture(config, LlamaForCausalLM)
-    module = build_module(architecture, LlamaForCausalLM(config).state_dict())
-    _rehearse_engine(module)
-    _await_single_thread()
-
-
-def _rehearse_engine(module: Any) -> None:
-    generated = threading.Event()
-    engine = TransformersEngine(module, Capacity(kv_tokens=PAGE_TOKENS, max_requests=1))
-    engine.start(lambda step: generated.set() if step.tokens else None, lambda _: None)
-    engine.submit(EngineRequest("rehearsal", (1, 2), Sampling(temperature=0.0, seed=0), 1))
-    if not generated.wait(THREADS_TIMEOUT):
-        raise RuntimeError("the engine gave no token in its rehearsal")
-    engine.stop()
-
-
-def _await_single_thread() -> None:
-    """Waits for the threads that loading a model has started; a fork copies only the caller's.
+def await_single_thread() -> None:
+    """Waits for the threads that the rehearsal has started; a fork copies only the caller's.
 
     Raises:
         RuntimeError: Some thread goes on.
@@ -279,10 +242,12 @@ def _await_single_thread() -> None:
         time.sleep(0.001)
 
 
-def serve(agent_fd: int, pool_fd: int) -> None:
-    """Makes this process a zygote."""
+def serve(engine: str, agent_fd: int, pool_fd: int) -> None:
+    """Makes this process the zygote of an engine."""
     transformers.utils.logging.disable_progress_bar()
-    rehearse()
+    backend = backend_of(engine)
+    backend.rehearse()
+    await_single_thread()
     gc.collect()
     gc.freeze()  # what is there by now stays, and no collection in a child copies its pages
-    Zygote(socket.socket(fileno=agent_fd), pool_fd).serve()
+    Zygote(socket.socket(fileno=agent_fd), pool_fd, backend).serve()

@@ -13,7 +13,7 @@ from sllm.control.cluster.needs import Need, need_of
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Tier
 from sllm.control.cluster.usage import Use
-from sllm.control.placement import placement, room
+from sllm.control.placement import fitting, room
 from sllm.control.placement.decisions import Blocked, Demand, Reuse, Start, Wait
 from sllm.control.placement.placement import place
 from tests.control.shapes import copy, deployment, facts, instance, need, snapshot, view
@@ -266,9 +266,9 @@ def test_what_waiting_does_not_help_is_told(
 
 def test_a_model_that_fits_nowhere_is_refused_with_numbers() -> None:
     with pytest.raises(errors.ModelTooLarge, match=r"100 bytes.*99"):
-        placement.check_fits(snapshot(view(facts(dram=99))), NEED)
-    placement.check_fits(snapshot(view(facts(dram=99)), view(facts("n2"))), NEED)
-    placement.check_fits(snapshot(), NEED)
+        fitting.check_fits(snapshot(view(facts(dram=99))), NEED)
+    fitting.check_fits(snapshot(view(facts(dram=99)), view(facts("n2"))), NEED)
+    fitting.check_fits(snapshot(), NEED)
 
 
 def test_every_candidate_is_told_with_its_estimate_or_the_reason() -> None:
@@ -281,7 +281,7 @@ def test_every_candidate_is_told_with_its_estimate_or_the_reason() -> None:
     one, two, three = place(cluster, Demand(NEED)).candidates
     assert one.estimate == pytest.approx(2.0)
     assert one.rejected is None
-    assert two.too_small
+    assert two.unfit
     assert three.rejected == "no room: 100 bytes short for KV cache"
 
 

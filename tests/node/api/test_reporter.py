@@ -20,6 +20,7 @@ from sllm.node.api.reporter import Reporter
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.instances.init_times import InitTime, InitTimes
+from sllm.node.instances.zygotes import EngineState
 from sllm.node.store.holds import Hold
 from sllm.node.tiers.tier import Copy, Tier
 from tests.support import assert_eventually
@@ -87,6 +88,7 @@ class Node:
         self.init_times = InitTimes()
         self.kv_used_bytes = 0
         self.leaving = False
+        self.engines = (EngineState("transformers", ready=True),)
         self._held: list[Copy] = []
         self._watchers: list[Any] = []
 

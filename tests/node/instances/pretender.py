@@ -1,6 +1,8 @@
-"""A zygote that imports nothing and can be told to fail: `pretender.py PLAN AGENT_FD POOL_FD PID`.
+"""A zygote that imports nothing and can be told to fail.
 
-PLAN is a file of behaviours, one a line. Each process takes the first one off, but leaves the last.
+Run as `pretender.py PLAN ENGINE AGENT_FD POOL_FD PID`. PLAN is a file of behaviours, one a line, or
+a directory of such files, one for each engine. Each process takes the first one off, but leaves
+the last.
 """
 
 import os
@@ -11,10 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
     Describe,
     Described,
+    Failed,
     Fork,
     Forked,
     Message,
@@ -52,6 +56,11 @@ class Pretender:
     def describe(self, call: int) -> None:
         """Answers at once."""
         self.send(Described(call, MODEL, "features"))
+
+    def refuse(self, call: int) -> None:
+        """Answers that the engine cannot run the model."""
+        code, reason = int(UnsupportedModel.code), UnsupportedModel.reason
+        self.send(Failed(call, code, reason, "it is odd", {}))
 
     def fork(self, call: int) -> None:
         """Tells of a worker, which serves."""
@@ -103,6 +112,7 @@ def run(plan: Path, agent: socket.socket) -> None:
         "is mute": lambda: one.serve(lambda _: None),
         "dies when it is asked": lambda: one.serve(_die),
         "describes": lambda: one.serve(one.describe),
+        "refuses": lambda: one.serve(one.refuse),
         "forks": lambda: one.serve(one.fork),
         "forks and dies": lambda: one.serve(one.fork_and_die),
         "tells late of a fork": lambda: one.serve(one.tell_late),
@@ -111,4 +121,6 @@ def run(plan: Path, agent: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))
+    given = Path(sys.argv[1])
+    plan = given / sys.argv[2] if given.is_dir() else given
+    run(plan, socket.socket(fileno=int(sys.argv[3])))

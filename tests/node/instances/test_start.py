@@ -31,7 +31,7 @@ KV_BYTES = 1 << 20
 @pytest.fixture
 async def zygote(bench: Bench) -> AsyncIterator[Zygote]:
     await bench.reopen(ssd_models=100, pool_models=100)  # of the smallest; it holds a real one
-    zygote = Zygote()
+    zygote = Zygote("transformers")
     zygote.start(bench.pool.fd)
     yield zygote
     await zygote.close()

@@ -33,7 +33,7 @@ Children = Callable[[], set[int]]
 async def zygote() -> AsyncIterator[Zygote]:
     """One for all tests: each takes seconds to start."""
     pool = Pool(1 << 20, 4096)
-    zygote = Zygote()
+    zygote = Zygote("transformers")
     zygote.start(pool.fd)
     yield zygote
     await zygote.close()
@@ -144,7 +144,7 @@ async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
 async def test_nothing_is_left_behind(tmp_path: Path, children: Children) -> None:
     files = set(os.listdir("/proc/self/fd"))
     pool = Pool(1 << 20, 4096)
-    zygote = Zygote()
+    zygote = Zygote("transformers")
     zygote.start(pool.fd)
     await zygote.fork(WorkerSpec("i", tmp_path / "s.sock"))
     await zygote.close()

@@ -39,7 +39,7 @@ def staged(models: Path, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def zygote(pool: Pool) -> AsyncIterator[Zygote]:
-    zygote = Zygote()
+    zygote = Zygote("transformers")
     with pytest.MonkeyPatch.context() as patch:
         # Larger pieces of memory are asked of the kernel, which can be told to refuse them, and
         # what is free is given back to it.

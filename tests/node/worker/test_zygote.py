@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
     Describe,
@@ -45,7 +46,7 @@ def test_it_outlives_a_system_without_processes(
     with agent, end:
         agent.send(to_packet(call))
         agent.shutdown(socket.SHUT_WR)
-        Zygote(end, -1).serve()
+        Zygote(end, -1, TransformersBackend()).serve()
         assert from_packet(agent.recv(MAX_PACKET_BYTES)) == Ready()
         answer = from_packet(agent.recv(MAX_PACKET_BYTES))
     assert isinstance(answer, Failed)

@@ -39,9 +39,34 @@ class Architecture:
     config: Any
     model_class: Any
 
+    @property
+    def name(self) -> str:
+        """As the configuration has it."""
+        return _name(self.config)
 
-def load_architecture(directory: Path) -> Architecture:
+
+Check = Callable[[Architecture], None]
+"""Refuses an architecture that an engine is known not to run, with an `UnsupportedModel`."""
+
+
+def takes_paged_cache(architecture: Architecture) -> None:
+    """Refuses what transformers' continuous batching does not run.
+
+    Raises:
+        UnsupportedModel: Names the architecture.
+    """
+    model_class = architecture.model_class
+    # Without it the model computes attention itself, past the paged cache.
+    if not model_class._supports_attention_backend or model_class._is_stateful:
+        raise _unsupported(architecture.name, "does not take a paged attention cache")
+
+
+def load_architecture(directory: Path, check: Check = takes_paged_cache) -> Architecture:
     """Reads `config.json` and finds the model's class. Runs no code from the checkpoint.
+
+    Args:
+        directory: has it.
+        check: of the engine.
 
     Raises:
         UnsupportedModel: The engine cannot run this architecture; names it.
@@ -49,7 +74,9 @@ def load_architecture(directory: Path) -> Architecture:
     _check_file(directory / CONFIG_NAME)
     with refusing(_UNUSABLE):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        return _architecture(config)
+        architecture = _architecture(config)
+        check(architecture)
+    return architecture
 
 
 def describe_config(config: Any, dtype: str | None) -> ModelDescription:
@@ -113,23 +140,16 @@ def _architecture(config: Any) -> Architecture:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if name != model_class.__name__:
         raise _unsupported(name, f"is not {model_class.__name__}, which is what generates text")
-    check_config(name, config, model_class)
+    _check_config(name, config)
     return Architecture(config, model_class)
 
 
-def check_config(name: str, config: Any, model_class: Any) -> None:
-    """Refuses what the engine is known not to run, and numbers that cannot be.
-
-    Raises:
-        UnsupportedModel: Names the architecture and the field.
-    """
+def _check_config(name: str, config: Any) -> None:
+    """Refuses what no engine is known to run, and numbers that cannot be."""
     text = config.get_text_config()
     foreign = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
     if foreign:
         raise _unsupported(name, f"has layers of type {', '.join(sorted(foreign))}")
-    # Without it the model computes attention itself, past the paged cache.
-    if not model_class._supports_attention_backend or model_class._is_stateful:
-        raise _unsupported(name, "does not take a paged attention cache")
     if getattr(text, "max_position_embeddings", None) is None:
         raise _unsupported(name, "does not say how many positions it has")
     _check_not_quantized(name, config)

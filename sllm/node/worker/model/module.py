@@ -10,7 +10,12 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from sllm.errors import UnsupportedModel
-from sllm.node.worker.model.description import Architecture, load_architecture
+from sllm.node.worker.model.description import (
+    Architecture,
+    Check,
+    load_architecture,
+    takes_paged_cache,
+)
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.model.stand_ins import StandIns
 from sllm.node.worker.model.text import Vocabulary
@@ -23,6 +28,8 @@ _GENERATION = "generation_config.json"
 class ModelFiles:
     """What a model's small files give."""
 
+    directory: Path
+    """Where they are."""
     architecture: Architecture
     tokenizer: PreTrainedTokenizerFast
     vocabulary: Vocabulary
@@ -35,15 +42,20 @@ class ModelFiles:
         return int(self.architecture.config.get_text_config().vocab_size)
 
 
-def load_files(directory: Path) -> ModelFiles:
+def load_files(directory: Path, check: Check = takes_paged_cache) -> ModelFiles:
     """Loads everything but weights.
+
+    Args:
+        directory: has it.
+        check: of the engine.
 
     Raises:
         UnsupportedModel: The engine cannot run the architecture, or has no use for the tokenizer.
     """
-    architecture = load_architecture(directory)
+    architecture = load_architecture(directory, check)
     tokenizer = _load_tokenizer(directory)
     return ModelFiles(
+        directory=directory,
         architecture=architecture,
         tokenizer=tokenizer,
         vocabulary=make_vocabulary(tokenizer),

@@ -3,19 +3,23 @@
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from sllm.errors import UnsupportedModel
+from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.engine.interface import Capacity, EngineRequest, NewToken, Step
-from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
 from sllm.sampling import Sampling
 
 NEW_TOKENS = 10
-_LENGTHS = (3, 2 * PAGE_TOKENS + 5, PAGE_TOKENS - 1, 300)
+_PAGE_TOKENS = 32
+"""Those of each engine are of these, or of a whole part of them."""
+_LENGTHS = (3, _PAGE_TOKENS + 5, _PAGE_TOKENS // 2 - 1, 300)
 """Of the prompts that are computed side by side; the last takes more than one step."""
-_SHARED = 2 * PAGE_TOKENS
+_SHARED = _PAGE_TOKENS
 """Tokens that a later prompt has in common with one before: their cache entries are found."""
 _KV_TOKENS = 1024
 _TOLERANCE = 1e-3
@@ -81,13 +85,14 @@ def reference(model: Any, prompt: Sequence[int]) -> Answer:
     return Answer(tokens, logits.log_softmax(-1))
 
 
-def compare(model: Any, vocabulary: int, context: int) -> None:
+def compare(model: Any, vocabulary: int, context: int, backend: Backend) -> None:
     """Has the engine generate for several prompts side by side, and then for one that shares.
 
     Args:
         model: a small one, in float32 on the CPU. It is not used afterwards.
         vocabulary: tokens that it knows.
         context: tokens that its positions allow.
+        backend: of the engine.
 
     Raises:
         UnsupportedModel: The engine gives anything else than `generate` does.
@@ -96,20 +101,22 @@ def compare(model: Any, vocabulary: int, context: int) -> None:
     asked = prompts(vocabulary, context)
     expected = [reference(model, prompt) for prompt in asked]
     together, after = list(range(len(asked) - 1)), [len(asked) - 1]
-    generated = _generate(model, vocabulary, asked, (together, after))
+    generated = _generate(backend, model, vocabulary, asked, (together, after))
     for prompt, answer, tokens in zip(asked, expected, generated, strict=True):
         _check(len(prompt), answer, tokens)
 
 
 def _generate(
+    backend: Backend,
     model: Any,
     vocabulary: int,
     asked: Sequence[Sequence[int]],
     rounds: Sequence[Sequence[int]],
 ) -> list[list[NewToken]]:
     steps: queue.Queue[Step | Exception] = queue.Queue()
-    engine = TransformersEngine(model, Capacity(_KV_TOKENS, len(asked)))
-    engine.start(steps.put, steps.put)
+    with TemporaryDirectory() as directory:
+        engine = backend.engine_over(model, Path(directory), Capacity(_KV_TOKENS, len(asked)))
+        engine.start(steps.put, steps.put)
     found: list[list[NewToken]] = [[] for _ in asked]
     try:
         for numbers in rounds:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-HEAD_DIM = 16
+HEAD_DIM = 32
+"""The smallest that vLLM's kernels for processors take."""
 VOCABULARY = 64
 CONTEXT = 512
 """Tokens that its positions allow, at most."""
@@ -19,7 +20,7 @@ WINDOW = 16
 """Tokens of a sliding window, and of a chunk of attention."""
 SOFT_CAP = 2.0
 """Of scores of attention, so low that it shows."""
-_WIDTH = 32
+_WIDTH = 64
 _RANK = 16
 _EXPERTS = 4
 _EXPERTS_USED = 2

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import torch
-import transformers
 
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import UnsupportedModel
+from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model.description import Architecture, context_tokens, describe_config
 from sllm.node.worker.model.module import ModelFiles, load_files
@@ -26,7 +25,6 @@ _TEXT = "The quick brown fox jumps over 13 lazy dogs."
 _TELLS_NOTHING = {"_name_or_path", "transformers_version", "dtype"}
 """Fields of a configuration that are of no matter to the engine."""
 _WEIGHTS = ("*.safetensors", "partition-*")
-_VERSIONS = (torch.__version__, transformers.__version__, tokenizers.__version__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +33,32 @@ class Verdict:
 
     model: ModelDescription
     features: str
-    """A digest of the small copy's configuration and the libraries' versions: what has been
-    compared once need not be again."""
+    """A digest of the small copy's configuration and the versions of engine and libraries: what has
+    been compared once need not be again."""
 
 
-def try_model(directory: Path, dtype: str | None, compared: Collection[str]) -> Verdict:
+def try_model(
+    directory: Path, dtype: str | None, compared: Collection[str], backend: Backend
+) -> Verdict:
     """Tries what a worker will do with a model, as far as that takes neither weights nor time.
 
     Args:
         directory: has the small files, and weights or their headers.
         dtype: name of a torch dtype that weights are converted to. None: as stored.
         compared: `Verdict.features` for which a small copy need not be tried again.
+        backend: of the engine that it is to run on.
 
     Raises:
         UnsupportedModel: A start would fail, or the tokens be wrong; says why.
     """
-    files = load_files(directory)
+    files = load_files(directory, backend.check)
     model = describe_config(files.architecture.config, dtype)
     _try_tokenizer(files)
     _try_weights(directory, files.architecture)
     config = small_copy(files.architecture)
-    features = _digest(config)
+    features = _digest(config, backend)
     if features not in compared:
-        try_engine(files.architecture, config)
+        try_engine(files.architecture, config, backend)
     return Verdict(model, features)
 
 
@@ -71,39 +72,40 @@ def small_copy(architecture: Architecture) -> Any:
         return tiny(architecture.config)
 
 
-def try_engine(architecture: Architecture, config: Any) -> None:
+def try_engine(architecture: Architecture, config: Any, backend: Backend) -> None:
     """Compares what the engine gives on a small copy with transformers' own `generate`.
 
     Args:
         architecture: of the model.
         config: of its small copy.
+        backend: of the engine.
 
     Raises:
         UnsupportedModel: They differ, or either fails; names the feature if one is to blame.
     """
     try:
-        _compare(architecture.model_class, config)
+        _compare(architecture.model_class, config, backend)
     except UnsupportedModel as error:
         name, model_class = _name(architecture), architecture.model_class
-        blamed = to_blame(model_class, config, lambda other: _works(model_class, other))
+        blamed = to_blame(model_class, config, lambda other: _works(model_class, other, backend))
         raise UnsupportedModel(
-            f"{name} is not supported because of {blamed}: {error.message}",
+            f"{name} is not supported by {backend.name} because of {blamed}: {error.message}",
             metadata={"architecture": name},
         ) from error
 
 
-def _compare(model_class: Any, config: Any) -> None:
+def _compare(model_class: Any, config: Any, backend: Backend) -> None:
     with refusing("a small copy of it cannot be built"):
         model = model_class(config).eval()
         randomise(model)
     vocabulary = config.get_text_config().vocab_size
     with refusing("a small copy of it does not run on a paged cache"):
-        compare(model, vocabulary, context_tokens(config))
+        compare(model, vocabulary, context_tokens(config), backend)
 
 
-def _works(model_class: Any, config: Any) -> bool:
+def _works(model_class: Any, config: Any, backend: Backend) -> bool:
     try:
-        _compare(model_class, config)
+        _compare(model_class, config, backend)
     except UnsupportedModel:
         return False
     return True
@@ -129,9 +131,10 @@ def _try_weights(directory: Path, architecture: Architecture) -> None:
     check_fit(architecture, {header.name: header for header in found.tensors})
 
 
-def _digest(config: Any) -> str:
+def _digest(config: Any, backend: Backend) -> str:
     fields = {name: value for name, value in config.to_dict().items() if name not in _TELLS_NOTHING}
-    text = json.dumps([fields, _VERSIONS], sort_keys=True, default=repr)
+    versions = (*backend.versions, tokenizers.__version__)
+    text = json.dumps([fields, versions], sort_keys=True, default=repr)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 from sllm.errors import UnsupportedModel
+from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.engine.interface import EngineRequest
 from sllm.node.worker.engine.transformers_engine import TransformersEngine
 from sllm.node.worker.model.description import load_architecture
@@ -31,7 +32,7 @@ LENGTHS = (4, 18, 33, 7)
 def refused(directory: Path) -> str:
     """Why `Deploy` would refuse the model; empty: it would not."""
     try:
-        try_model(directory, None, ())
+        try_model(directory, None, (), TransformersBackend())
     except UnsupportedModel as refusal:
         return refusal.message
     return ""

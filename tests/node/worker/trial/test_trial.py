@@ -13,10 +13,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sllm import checkpoint
 from sllm.errors import UnsupportedModel
+from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.engine import transformers_engine
 from sllm.node.worker.trial import trial
 from sllm.node.worker.trial.trial import try_model
 from tests.node.worker.trial.architectures import CASES, make
+
+BACKEND = TransformersBackend()
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_whatever_a_configuration_holds_is_served_or_refused(
 ) -> None:
     rewrite(directory / "config.json", **changes)
     with pytest.raises(UnsupportedModel) as refusal:
-        try_model(directory, None, ())
+        try_model(directory, None, (), BACKEND)
     assert 10 < len(refusal.value.message) < 1000
 
 
@@ -90,13 +93,13 @@ def test_whatever_a_configuration_holds_is_served_or_refused(
 def test_a_configuration_that_is_none_is_refused(directory: Path, content: str) -> None:
     (directory / "config.json").write_text(content)
     with pytest.raises(UnsupportedModel):
-        try_model(directory, None, ())
+        try_model(directory, None, (), BACKEND)
 
 
 def test_the_field_that_is_wrong_is_named(directory: Path) -> None:
     rewrite(directory / "config.json", num_attention_heads=0)
     with pytest.raises(UnsupportedModel, match="num_attention_heads"):
-        try_model(directory, None, ())
+        try_model(directory, None, (), BACKEND)
 
 
 Weights = dict[str, torch.Tensor]
@@ -122,7 +125,7 @@ def test_tensors_that_are_not_those_of_the_model_are_named(
     spoil(weights)
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
     with pytest.raises(UnsupportedModel, match=r"layers\.[19]\.mlp\.up_proj\.weight"):
-        try_model(directory, None, ())
+        try_model(directory, None, (), BACKEND)
 
 
 def test_what_is_held_in_memory_alone_is_tried_without_its_weights(
@@ -132,7 +135,9 @@ def test_what_is_held_in_memory_alone_is_tried_without_its_weights(
     checkpoint.pack(directory, tmp_path / "packed")
     for partition in (tmp_path / "packed").glob("partition-*"):
         partition.unlink()
-    assert try_model(tmp_path / "packed", None, ()) == try_model(directory, None, ())
+    assert try_model(tmp_path / "packed", None, (), BACKEND) == try_model(
+        directory, None, (), BACKEND
+    )
 
 
 def test_a_tokenizer_that_makes_no_tokens_is_refused(directory: Path) -> None:
@@ -140,7 +145,7 @@ def test_a_tokenizer_that_makes_no_tokens_is_refused(directory: Path) -> None:
         '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'
     )
     with pytest.raises(UnsupportedModel, match="tokenizer"):
-        try_model(directory, None, ())
+        try_model(directory, None, (), BACKEND)
 
 
 def test_attention_that_leaves_something_out_is_found(
@@ -154,7 +159,7 @@ def test_attention_that_leaves_something_out_is_found(
     monkeypatch.setattr(transformers_engine, "attend_as_models_do", lambda: None)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "paged|eager", eager_paged_attention_forward)
     with pytest.raises(UnsupportedModel, match="because of attn_logit_softcapping"):
-        try_model(tmp_path, None, ())
+        try_model(tmp_path, None, (), BACKEND)
 
 
 def test_a_rotation_that_depends_on_others_in_the_batch_is_found(
@@ -163,16 +168,16 @@ def test_a_rotation_that_depends_on_others_in_the_batch_is_found(
     """Which is why a context is as long as the one that the model was trained on."""
     (phi,) = [case for case in CASES if case.name == "Phi 3, 128k"]
     make(phi, tmp_path)
-    assert try_model(tmp_path, None, ()).model.context_tokens == 64
+    assert try_model(tmp_path, None, (), BACKEND).model.context_tokens == 64
     monkeypatch.setattr(trial, "context_tokens", lambda config: config.max_position_embeddings)
     with pytest.raises(UnsupportedModel, match="because of rope_type 'longrope'"):
-        try_model(tmp_path, None, ())
+        try_model(tmp_path, None, (), BACKEND)
 
 
 def test_what_was_compared_once_is_not_compared_again(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdict = try_model(directory, None, ())
+    verdict = try_model(directory, None, (), BACKEND)
     monkeypatch.setattr(trial, "compare", lambda *_: pytest.fail("compared again"))
     rewrite(directory / "config.json", bos_token_id=3)
-    assert try_model(directory, None, (verdict.features,)) == verdict
+    assert try_model(directory, None, (verdict.features,), BACKEND) == verdict

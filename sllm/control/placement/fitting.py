@@ -1,0 +1,59 @@
+"""Whether a node could serve a model at all, if it were empty."""
+
+import math
+
+from sllm import errors
+from sllm.control.cluster.needs import Need
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.placement import room
+
+_SHOWN = 8
+"""Nodes that an error names at most."""
+
+
+def check_fits(snapshot: Snapshot, need: Need) -> None:
+    """Refuses a model that no node could serve, even when empty.
+
+    Raises:
+        errors.EngineUnavailable: None has its engine.
+        errors.ModelTooLarge: Each that has it is too small; with the numbers.
+    """
+    nodes = snapshot.nodes.values()
+    if nodes and all(lacks_engine(node, need) for node in nodes):
+        raise errors.EngineUnavailable(
+            f"{need.deployment} is to run on {need.engine}, which no node has; start a node that "
+            "has it, or name another engine"
+        )
+    if nodes and all(unfit(node, need) for node in nodes):
+        raise too_large(snapshot, need)
+
+
+def too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
+    """The refusal of a model that is too large for each node, with the numbers."""
+    reasons = sorted(str(unfit(node, need)) for node in snapshot.nodes.values())
+    return errors.ModelTooLarge(f"{need.deployment} fits no node: {'; '.join(reasons[:_SHOWN])}")
+
+
+def unfit(node: NodeView, need: Need) -> str | None:
+    """Why not even the empty node would do."""
+    return lacks_engine(node, need) or too_small(node, need)
+
+
+def lacks_engine(node: NodeView, need: Need) -> str | None:
+    """Why the node cannot run the model, if it does not have its engine."""
+    if math.isfinite(node.engine_wait(need.engine)):
+        return None
+    return f"{node.node_id}: does not have the engine {need.engine}"
+
+
+def too_small(node: NodeView, need: Need) -> str | None:
+    """Why not even the empty node would have room."""
+    size, capacity = need.checkpoint.size_bytes, room.capacity(node)
+    if size > capacity.weights:
+        tier = node.weights_tier.name
+        return f"{node.node_id}: weights of {size} bytes, {tier} of {capacity.weights}"
+    least, budget = need.least_kv_bytes, min(capacity.kv, capacity.both - size)
+    if least > budget:
+        return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
+    return None

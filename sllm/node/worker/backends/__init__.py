@@ -1,0 +1,1 @@
+"""Engines with what a worker and its zygote need around them, each behind the same interface."""

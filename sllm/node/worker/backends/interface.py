@@ -1,0 +1,88 @@
+"""What a worker needs of an engine, whichever it is."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sllm.node.worker.engine.interface import Capacity, Engine
+from sllm.node.worker.model.description import Architecture
+from sllm.node.worker.model.module import ModelFiles
+
+
+class Loaded(Protocol):
+    """A model with its weights, which an engine can be made of."""
+
+    def parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """Those that lie where the agent holds the weights, each once."""
+        ...
+
+    def engine(self, capacity: Capacity) -> Engine:
+        """An engine that has not been started."""
+        ...
+
+
+class Backend(Protocol):
+    """An engine, as workers, trials and zygotes know it."""
+
+    @property
+    def name(self) -> str:
+        """As deployments have it."""
+        ...
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens in a page of its KV cache."""
+        ...
+
+    @property
+    def whole_pages(self) -> bool:
+        """Whether a request may have no more tokens than whole pages hold."""
+        ...
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Of the libraries that decide what tokens it gives."""
+        ...
+
+    def check(self, architecture: Architecture) -> None:
+        """Refuses what it is known not to run; gets what the model's class takes, if that is new.
+
+        Raises:
+            UnsupportedModel: Says why.
+        """
+        ...
+
+    def engine_over(self, model: Any, directory: Path, capacity: Capacity) -> Engine:
+        """An engine over a small model of transformers, to be compared with it.
+
+        Args:
+            model: on the CPU. It is not used afterwards.
+            directory: an empty one, which stays until the engine has been started.
+            capacity: of the engine.
+        """
+        ...
+
+    def load(
+        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool
+    ) -> Loaded:
+        """Brings a model and its weights together.
+
+        Args:
+            files: the model's.
+            weights: by their names in the checkpoint.
+            on_device: whether they lie on an accelerator, and not in the pool.
+
+        Raises:
+            UnsupportedModel: The weights are not those of the model.
+        """
+        ...
+
+    def rehearse(self) -> None:
+        """Does in a zygote what every start would do anew, and leaves no thread of its own.
+
+        Raises:
+            RuntimeError: The engine does not work here.
+        """
+        ...

@@ -1,0 +1,88 @@
+"""transformers' continuous batching, as workers know it."""
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for the children
+from transformers.models.opt import modeling_opt  # noqa: F401
+from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
+
+from sllm.node.worker.backends.names import TRANSFORMERS
+from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest
+from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
+from sllm.node.worker.model.description import Architecture, takes_paged_cache
+from sllm.node.worker.model.module import ModelFiles, build_module, build_module_on_device
+from sllm.sampling import Sampling
+
+_REHEARSED_LAYERS: Final = 24
+_TOKEN_TIMEOUT: Final = 10.0
+"""Seconds that the rehearsal's token may take."""
+
+
+class LoadedModule:
+    """A module over its weights."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """See `Loaded.parameters`."""
+        named: Iterable[tuple[str, torch.Tensor]] = self._module.named_parameters()
+        return named
+
+    def engine(self, capacity: Capacity) -> Engine:
+        """See `Loaded.engine`."""
+        return TransformersEngine(self._module, capacity)
+
+
+class TransformersBackend:
+    """See `Backend`."""
+
+    name = TRANSFORMERS
+    page_tokens = PAGE_TOKENS
+    whole_pages = False
+    versions: tuple[str, ...] = (torch.__version__, transformers.__version__)
+
+    def check(self, architecture: Architecture) -> None:
+        """See `Backend.check`."""
+        takes_paged_cache(architecture)
+
+    def engine_over(self, model: Any, directory: Path, capacity: Capacity) -> Engine:
+        """See `Backend.engine_over`."""
+        return TransformersEngine(model, capacity)
+
+    def load(
+        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool
+    ) -> LoadedModule:
+        """See `Backend.load`. Nothing is copied."""
+        build = build_module_on_device if on_device else build_module
+        return LoadedModule(build(files.architecture, weights))
+
+    def rehearse(self) -> None:
+        """See `Backend.rehearse`. Brings a model up as a worker does.
+
+        With as many layers as models of some size have: the loader compiles a pattern for every
+        name.
+        """
+        torch.set_num_threads(1)  # none but the engine's own is left to wait for
+        config = LlamaConfig(
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=_REHEARSED_LAYERS,
+            num_attention_heads=1,
+        )
+        weights = LlamaForCausalLM(config).state_dict()
+        module = build_module(Architecture(config, LlamaForCausalLM), weights)
+        engine = TransformersEngine(module, Capacity(kv_tokens=PAGE_TOKENS, max_requests=1))
+        generated = threading.Event()
+        engine.start(lambda step: generated.set() if step.tokens else None, lambda _: None)
+        engine.submit(EngineRequest("rehearsal", (1, 2), Sampling(temperature=0.0, seed=0), 1))
+        if not generated.wait(_TOKEN_TIMEOUT):
+            raise RuntimeError("the engine gave no token in its rehearsal")
+        engine.stop()

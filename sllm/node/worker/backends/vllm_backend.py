@@ -1,0 +1,223 @@
+"""vLLM, as workers know it."""
+
+import importlib
+import json
+import os
+import queue
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sllm.errors import UnsupportedModel
+from sllm.node.worker.backends.names import VLLM
+from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest, Step
+from sllm.node.worker.engine.vllm.config import PAGE_TOKENS, VllmModel
+from sllm.node.worker.engine.vllm.engine import VllmEngine
+from sllm.node.worker.model.description import Architecture, context_tokens, kv_bytes_per_token
+from sllm.node.worker.model.module import ModelFiles, prevailing_dtype
+from sllm.node.worker.model.refusing import refusing
+from sllm.process import die_with_parent
+from sllm.sampling import Sampling
+
+import vllm  # isort: skip - after the engine, which sets its environment
+from vllm.model_executor.models import ModelRegistry  # isort: skip
+from vllm.platforms import current_platform  # isort: skip
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # isort: skip
+
+_FAMILIES: Final = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
+    "GPT2LMHeadModel",
+    "OPTForCausalLM",
+)
+"""Architectures whose modules a zygote imports, for starts to find them."""
+_REHEARSALS: Final = 4
+_TOKEN_TIMEOUT: Final = 120.0
+"""Seconds that a rehearsal's token may take, which imports a lot where others compute."""
+
+
+class LoadedForVllm:
+    """A model that vLLM makes when its engine starts."""
+
+    def __init__(self, model: VllmModel) -> None:
+        self._model = model
+
+    def parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """See `Loaded.parameters`: vLLM has copies of its own."""
+        return ()
+
+    def engine(self, capacity: Capacity) -> Engine:
+        """See `Loaded.engine`."""
+        return VllmEngine(self._model, capacity)
+
+
+class VllmBackend:
+    """See `Backend`."""
+
+    name = VLLM
+    page_tokens = PAGE_TOKENS
+    whole_pages = True
+    versions: tuple[str, ...] = (torch.__version__, transformers.__version__, vllm.__version__)
+
+    def check(self, architecture: Architecture) -> None:
+        """See `Backend.check`."""
+        name = architecture.name
+        if name not in ModelRegistry.get_supported_archs():
+            raise UnsupportedModel(
+                f"{name} is not among the architectures that vLLM {vllm.__version__} knows",
+                metadata={"architecture": name},
+            )
+        with refusing(f"vLLM's {name} cannot be used"):
+            know(name)
+            _check_head_size(architecture)
+
+    def engine_over(self, model: Any, directory: Path, capacity: Capacity) -> Engine:
+        """See `Backend.engine_over`. It gets the tensors by the names that checkpoints have."""
+        model.save_pretrained(directory)
+        weights = {
+            name: tensor
+            for file in directory.glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
+        return loaded(directory, model.config, weights).engine(capacity)
+
+    def load(
+        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool
+    ) -> LoadedForVllm:
+        """See `Backend.load`. What vLLM copies, it copies as its engine starts."""
+        return loaded(files.directory, files.architecture.config, weights)
+
+    def rehearse(self) -> None:
+        """See `Backend.rehearse`. Imports what a start imports: children tell what that is.
+
+        An engine that has run leaves groups of processes, threads and settings behind, which no
+        start after it would get rid of. So it runs in children alone.
+        """
+        for name in _FAMILIES:
+            know(name)
+        for _ in range(_REHEARSALS):
+            missing = imported_by_a_start()
+            if not missing:
+                return
+            for name in missing:
+                with suppress(Exception):  # what comes into being only as others are imported
+                    importlib.import_module(name)
+            _replace_kernels_once()
+        raise RuntimeError("each start of the engine on vLLM imports something else")
+
+
+def loaded(directory: Path, config: Any, weights: Mapping[str, torch.Tensor]) -> LoadedForVllm:
+    """A model of a directory's `config.json`, with these weights."""
+    dtype = prevailing_dtype(weights)
+    per_token = kv_bytes_per_token(config, dtype)
+    return LoadedForVllm(VllmModel(directory, weights, dtype, context_tokens(config), per_token))
+
+
+def _check_head_size(architecture: Architecture) -> None:
+    text = architecture.config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if current_platform.is_cpu() and not CPUAttentionBackend.supports_head_size(size):
+        known = ", ".join(map(str, CPUAttentionBackend.get_supported_head_sizes()))
+        raise UnsupportedModel(
+            f"{architecture.name} has attention heads of {size} numbers; vLLM's kernels for "
+            f"processors take {known}",
+            metadata={"architecture": architecture.name},
+        )
+
+
+def know(name: str) -> None:
+    """Has vLLM's registry know a model's class itself.
+
+    It would start a process to look at the class, for seconds, or find in a file what an earlier
+    one has found.
+
+    Raises:
+        Exception: Whatever importing the model's module raises.
+    """
+    entry = ModelRegistry.models[name]
+    if hasattr(entry, "module_name"):
+        ModelRegistry.register_model(name, entry.load_model_cls())
+
+
+def _replace_kernels_once() -> None:
+    """Puts kernels for processors where others are, which takes a look at every module there is.
+
+    Each worker would do so again, for most of a second.
+    """
+    current_platform.register_triton_kernel_overrides()
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
+
+
+def imported_by_a_start() -> list[str]:
+    """What a child imports that starts an engine and has it generate, beside what is there.
+
+    Raises:
+        RuntimeError: The engine does not work.
+    """
+    parent = os.getpid()
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        die_with_parent(parent)
+        _rehearse_in_child(write)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        told = answer.read()
+    _, status = os.waitpid(pid, 0)
+    if status or not told:
+        raise RuntimeError(f"a rehearsal of the engine on vLLM has ended with status {status}")
+    names: list[str] = json.loads(told)
+    return names
+
+
+def _rehearse_in_child(answer: int) -> None:
+    status = 1
+    try:
+        before = set(sys.modules)
+        _generate()
+        os.write(answer, json.dumps([name for name in sys.modules if name not in before]).encode())
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _generate() -> None:
+    """Starts an engine over a small model and has it give a token."""
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        dtype="bfloat16",
+    )
+    weights = LlamaForCausalLM(config).to(torch.bfloat16).state_dict()
+    steps: queue.Queue[Step | Exception] = queue.Queue()
+    with TemporaryDirectory() as directory:
+        config.save_pretrained(directory)
+        engine = loaded(Path(directory), config, weights).engine(Capacity(64, 1))
+        engine.start(steps.put, steps.put)
+    engine.submit(EngineRequest("rehearsal", (1, 2), Sampling(temperature=0.7, seed=0), 1))
+    step = steps.get(timeout=_TOKEN_TIMEOUT)
+    if isinstance(step, Exception):
+        raise step
