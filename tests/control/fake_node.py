@@ -39,6 +39,8 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         """Requests under way."""
         self.moving: dict[str, inference_pb.Moved] = {}
         """Requests that leave at `amid_tokens`, and where to."""
+        self.refusing = ""
+        """The engine that runs no model."""
         self.most_kv_bytes = 0
         """The most that the instances have held at once."""
 
@@ -65,7 +67,11 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         self.calls.append(request)
         if self.script.inspect_error:
             raise self.script.inspect_error
-        return node_pb.InspectSourceResponse(model=self.script.model)
+        worth_trying = [name for name in self.engines or ("transformers",) if name != self.refusing]
+        engine = worth_trying[0] if request.engine == "auto" else request.engine
+        if engine == self.refusing:
+            raise errors.UnsupportedModel(f"{engine} does not know it")
+        return node_pb.InspectSourceResponse(model=self.script.model, engine=engine)
 
     async def Promote(
         self, request: node_pb.PromoteRequest, context: Any
@@ -145,6 +151,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
             node_id=self.node_id,
             kv_bytes=request.kv_bytes,
             worker_pid=1,
+            engine=request.engine.engine,
         )
         self.instances[request.instance_id] = instance
         self.set_state(instance, pb.INSTANCE_STATE_STARTING)

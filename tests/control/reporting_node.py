@@ -36,6 +36,8 @@ class ReportingNode:
         self.resyncs = 0
         self.lease_seconds = 0.0
         self.leaving = False
+        self.engines: dict[str, bool] = {}
+        """Whether each is ready. Empty: a node of an earlier version."""
         self.silent = False
         """Sends nothing more, not even heartbeats."""
         self._dram, self._kv = dram_mib * MIB, kv_mib * MIB
@@ -112,6 +114,7 @@ class ReportingNode:
             ],
             links=self.links,
             kv_capacity_bytes=self._kv,
+            engines=[pb.NodeEngine(name=name, ready=ready) for name, ready in self.engines.items()],
         )
         if self.init_seconds is not None:
             node.init_time.FromNanoseconds(int(self.init_seconds * 1e9))

@@ -82,9 +82,10 @@ def need(
     least_kv: int = 10,
     digest: str = "d",
     max_concurrency: int = 2,
+    engine: str = "transformers",
 ) -> Need:
     checkpoint = Checkpoint("file:///m", size, digest)
-    return Need(deployment, checkpoint, kv, least_kv, max_concurrency)
+    return Need(deployment, checkpoint, kv, least_kv, max_concurrency, engine)
 
 
 def snapshot(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sllm import errors
 from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need, need_of
+from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Tier
 from sllm.control.cluster.usage import Use
@@ -269,6 +270,49 @@ def test_a_model_that_fits_nowhere_is_refused_with_numbers() -> None:
         fitting.check_fits(snapshot(view(facts(dram=99))), NEED)
     fitting.check_fits(snapshot(view(facts(dram=99)), view(facts("n2"))), NEED)
     fitting.check_fits(snapshot(), NEED)
+
+
+def with_engines(node_id: str, **ready: bool) -> NodeView:
+    return view(replace(facts(node_id), engines=ready))
+
+
+def test_a_model_whose_engine_no_node_has_is_refused() -> None:
+    on_vllm = need(engine="vllm")
+    with pytest.raises(errors.EngineUnavailable, match="vllm, which no node has"):
+        fitting.check_fits(snapshot(view()), on_vllm)
+    fitting.check_fits(snapshot(view(), with_engines("n2", vllm=True)), on_vllm)
+    action = place(snapshot(view()), Demand(on_vllm)).action
+    assert isinstance(action, Wait)
+    assert action.blocked is Blocked.NO_ENGINE
+
+
+def test_a_node_without_the_engine_is_never_taken() -> None:
+    on_vllm = need(engine="vllm")
+    cluster = snapshot(
+        view(copies=[copy(tier=Tier.DRAM)]),
+        with_engines("n2", vllm=True),
+    )
+    decision = place(cluster, Demand(on_vllm))
+    assert isinstance(decision.action, Start)
+    assert decision.action.node_id == "n2"
+    one, two = decision.candidates
+    assert one.unfit
+    assert one.rejected == "n1: does not have the engine vllm"
+    assert two.rejected is None
+
+
+def test_an_engine_that_is_ready_is_preferred_to_one_that_is_not() -> None:
+    cluster = snapshot(with_engines("n1", vllm=False), with_engines("n2", vllm=True))
+    action = place(cluster, Demand(need(engine="vllm"))).action
+    assert isinstance(action, Start)
+    assert action.node_id == "n2"
+    only = snapshot(with_engines("n1", vllm=False))
+    assert isinstance(place(only, Demand(need(engine="vllm"))).action, Start)
+
+
+def test_whichever_engine_will_do_if_none_is_named() -> None:
+    cluster = snapshot(with_engines("n1", vllm=True))
+    assert isinstance(place(cluster, Demand(need(engine=""))).action, Start)
 
 
 def test_every_candidate_is_told_with_its_estimate_or_the_reason() -> None:
