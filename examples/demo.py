@@ -27,7 +27,7 @@ TRAINED = Path(__file__).resolve().parent / "tiny-llama"
 PROMPTS = ("The for statement", "A list is", "The function returns")
 TOKENS = 48
 KEEP_ALIVE = 1.0
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds that anything may take before the demo gives up."""
 
 console = Console(highlight=False)
@@ -65,8 +65,9 @@ def tour(client: sllm.Client, model: Path) -> None:
     """All that there is to see."""
     say(f"Deploying {model.name} as [bold]tiny[/], to be stopped {KEEP_ALIVE:g} s after its use")
     with console.status("the nodes are warming up; one of them imports the checkpoint"):
-        client.deploy("tiny", model, keep_alive=KEEP_ALIVE, timeout=PATIENCE)
+        deployment = client.deploy("tiny", model, keep_alive=KEEP_ALIVE, timeout=PATIENCE)
 
+    say(f"It is to run on [bold]{deployment.engine}[/], the first engine here that knows it")
     say("Nothing runs yet. The first request reads the weights from SSD and starts a worker")
     first = generate(client, PROMPTS[0])
     say("The same model, now that it runs")
@@ -108,10 +109,10 @@ def wait_until_stopped(client: sllm.Client) -> None:
 
 
 def show_sharing(client: sllm.Client, model: Path) -> None:
-    """Two names, two workers, one copy of the weights."""
-    say("The same weights under a second name, both running at once")
-    for name in ("tiny", "tiny-too"):
-        client.deploy(name, model, keep_alive=PATIENCE, timeout=PATIENCE)
+    """Two names, two workers, one copy of the weights: transformers uses them where they lie."""
+    say("The same weights under two more names, on transformers, both running at once")
+    for name in ("tiny-2", "tiny-3"):
+        client.deploy(name, model, engine="transformers", keep_alive=PATIENCE, timeout=PATIENCE)
         client.complete(name, PROMPTS[0], max_tokens=1, timeout=PATIENCE)
         console.print(f"[bold]{name}[/] runs; weights in memory: {format_bytes(dram_used(client))}")
     pids = " and ".join(str(instance.worker_pid) for instance in client.instances())
