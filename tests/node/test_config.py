@@ -31,11 +31,23 @@ def config(listen: str = "127.0.0.1:0", advertise: str | None = None, dram: int 
         (config(dram=MEMORY + 1), "more than the 67108864 of memory"),
         (config(listen="0.0.0.0:0"), "--advertise"),
         (config(listen="[::]:7000"), "--advertise"),
+        (replace(config(), engines=()), "--engines"),
+        (replace(config(), engines=("llama.cpp",)), "of vllm, transformers"),
+        (replace(config(), engines=("transformers", "transformers")), "name each once"),
     ],
 )
 def test_what_cannot_work_is_refused(bad: NodeConfig, complaint: str) -> None:
     with pytest.raises(InvalidArgument, match=complaint):
         bad.check(MEMORY)
+
+
+def test_an_engine_that_is_not_installed_is_refused_with_how_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sllm.node.config.installed", lambda: ("transformers",))
+    replace(config(), engines=("transformers",)).check(MEMORY)
+    with pytest.raises(InvalidArgument, match="tools/install-vllm"):
+        replace(config(), engines=("vllm", "transformers")).check(MEMORY)
 
 
 def test_sockets_fit_until_their_paths_are_too_long(tmp_path: Path) -> None:

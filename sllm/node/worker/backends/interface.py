@@ -1,7 +1,7 @@
 """What a worker needs of an engine, whichever it is."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -54,12 +54,11 @@ class Backend(Protocol):
         """
         ...
 
-    def engine_over(self, model: Any, directory: Path, capacity: Capacity) -> Engine:
-        """An engine over a small model of transformers, to be compared with it.
+    def engine_over(self, model: Any, capacity: Capacity) -> AbstractContextManager[Engine]:
+        """An engine over a small model of transformers, to be started before the context ends.
 
         Args:
             model: on the CPU. It is not used afterwards.
-            directory: an empty one, which stays until the engine has been started.
             capacity: of the engine.
         """
         ...

@@ -1,8 +1,8 @@
 """transformers' continuous batching, as workers know it."""
 
 import threading
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -52,9 +52,10 @@ class TransformersBackend:
         """See `Backend.check`."""
         takes_paged_cache(architecture)
 
-    def engine_over(self, model: Any, directory: Path, capacity: Capacity) -> Engine:
+    @contextmanager
+    def engine_over(self, model: Any, capacity: Capacity) -> Iterator[Engine]:
         """See `Backend.engine_over`."""
-        return TransformersEngine(model, capacity)
+        yield TransformersEngine(model, capacity)
 
     def load(
         self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool

@@ -2,11 +2,13 @@
 
 import importlib
 import json
+import logging
 import os
 import queue
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -86,15 +88,18 @@ class VllmBackend:
             know(name)
             _check_head_size(architecture)
 
-    def engine_over(self, model: Any, directory: Path, capacity: Capacity) -> Engine:
+    @contextmanager
+    def engine_over(self, model: Any, capacity: Capacity) -> Iterator[Engine]:
         """See `Backend.engine_over`. It gets the tensors by the names that checkpoints have."""
-        model.save_pretrained(directory)
-        weights = {
-            name: tensor
-            for file in directory.glob("*.safetensors")
-            for name, tensor in load_file(file).items()
-        }
-        return loaded(directory, model.config, weights).engine(capacity)
+        with TemporaryDirectory() as name:
+            directory = Path(name)
+            model.save_pretrained(directory)
+            weights = {
+                name: tensor
+                for file in directory.glob("*.safetensors")
+                for name, tensor in load_file(file).items()
+            }
+            yield loaded(directory, model.config, weights).engine(capacity)
 
     def load(
         self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool
@@ -108,6 +113,8 @@ class VllmBackend:
         An engine that has run leaves groups of processes, threads and settings behind, which no
         start after it would get rid of. So it runs in children alone.
         """
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # advice at every start otherwise
+        warnings.filterwarnings("ignore", module="vllm")
         for name in _FAMILIES:
             know(name)
         for _ in range(_REHEARSALS):

@@ -3,8 +3,6 @@
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -114,8 +112,7 @@ def _generate(
     rounds: Sequence[Sequence[int]],
 ) -> list[list[NewToken]]:
     steps: queue.Queue[Step | Exception] = queue.Queue()
-    with TemporaryDirectory() as directory:
-        engine = backend.engine_over(model, Path(directory), Capacity(_KV_TOKENS, len(asked)))
+    with backend.engine_over(model, Capacity(_KV_TOKENS, len(asked))) as engine:
         engine.start(steps.put, steps.put)
     found: list[list[NewToken]] = [[] for _ in asked]
     try:
