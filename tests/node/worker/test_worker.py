@@ -289,7 +289,7 @@ async def test_calls_out_of_order_are_refused(blank: WorkerClient, staged: Stage
 
 
 async def test_an_engine_that_is_not_there_is_named(blank: WorkerClient, staged: Staged) -> None:
-    with pytest.raises(errors.UnsupportedModel, match="warp"):
+    with pytest.raises(errors.EngineUnavailable, match="transformers, not warp"):
         await blank.prepare(staged.directory, engine="warp")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from sllm.checkpoint.sources.sources import LocalSource, inspect
-from sllm.errors import UnsupportedModel
+from sllm.errors import NoCapacity, UnsupportedModel
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model.description import Architecture, context_tokens, describe_config
@@ -99,8 +99,11 @@ def _compare(model_class: Any, config: Any, backend: Backend) -> None:
         model = model_class(config).eval()
         randomise(model)
     vocabulary = config.get_text_config().vocab_size
-    with refusing("a small copy of it does not run on a paged cache"):
-        compare(model, vocabulary, context_tokens(config), backend)
+    try:
+        with refusing("a small copy of it does not run on a paged cache"):
+            compare(model, vocabulary, context_tokens(config), backend)
+    except NoCapacity as error:  # the cache is as large as books of ours say that it has to be
+        raise UnsupportedModel(f"a small copy of it does not fit: {error.message}") from error
 
 
 def _works(model_class: Any, config: Any, backend: Backend) -> bool:

@@ -61,6 +61,8 @@ def engine_config(model: VllmModel, capacity: Capacity, sampler: type[Any]) -> A
         num_gpu_blocks_override=pages,
         # Given, it is not found out by a rehearsal with the longest prompt.
         kv_cache_memory_bytes=pages * PAGE_TOKENS * model.kv_bytes_per_token,
+        # Layers with windows would share pages with others, which then hold fewer tokens than said.
+        disable_hybrid_kv_cache_manager=True,
         enable_prefix_caching=True,
         enable_chunked_prefill=True,
         async_scheduling=False,  # each step has to know the tokens of the last
