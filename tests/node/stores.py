@@ -112,7 +112,7 @@ class Gate:
 
         def held(*args: object, **named: object) -> object:
             self.begun += 1
-            assert self._open.wait(20), "nobody opened the gate"
+            assert self._open.wait(60), "nobody opened the gate"
             self.when_held()
             return transfer(*args, **named)
 

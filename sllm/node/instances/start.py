@@ -185,15 +185,18 @@ class Start:
         A copy whose weights turn out to be bad is set aside meanwhile. What was read of it may lack
         any of its files, so that those of the copy that takes its place are read.
         """
+        before = await asyncio.to_thread(_stamp, found.directory)
         failure: SllmError | None = None
         try:
             model = await self._prepare_from(found.directory, worker)
         except SllmError as error:
             failure = error
-        if await asyncio.to_thread(found.directory.is_dir):
-            if failure:
-                raise failure
+        after = await asyncio.to_thread(_stamp, found.directory)
+        if failure is None and after:
             return model
+        # The one in its place has its name, and may be there already.
+        if failure and after and after == before:
+            raise failure
         await asyncio.wait([weights])
         weights.result()
         return await self._prepare_from((await self._look()).directory, worker)
@@ -233,6 +236,15 @@ class Start:
     def _release(self) -> None:
         for placed in self._placed:
             placed.release()
+
+
+def _stamp(directory: Path) -> tuple[int, int] | None:
+    """Tells a directory from others that have had its name. None: there is none."""
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def _check_same(found: Found, record: SourceRecord) -> None:
