@@ -13,6 +13,7 @@ from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.generations.generations import Generations
 from sllm.node.generations.outgoing_migration import OutgoingMigration
+from sllm.node.tiers.tier import EVICTED_FROM, STORED_ON
 
 
 class NodeServicer(NodeServiceServicer):
@@ -35,7 +36,7 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.PromoteRequest, context: Any
     ) -> AsyncIterator[pb.PromoteResponse]:
         """Brings a checkpoint up to a tier."""
-        tier, dtype = wire.storage_tier(request.tier), request.dtype or None
+        tier, dtype = bounds.one_of(request.tier, STORED_ON, "tier"), request.dtype or None
         hold = wire.hold_spec(request)
         promotion = self._agent.promote(
             request.source,
@@ -93,5 +94,5 @@ class NodeServicer(NodeServiceServicer):
 
     async def Evict(self, request: pb.EvictRequest, context: Any) -> pb.EvictResponse:
         """Frees a checkpoint's room on a tier."""
-        await self._agent.evict(request.digest, wire.evictable_tier(request.tier))
+        await self._agent.evict(request.digest, bounds.one_of(request.tier, EVICTED_FROM, "tier"))
         return pb.EvictResponse()

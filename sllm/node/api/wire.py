@@ -18,7 +18,7 @@ from sllm.node.instances.instance import Instance
 from sllm.node.instances.start import InstanceSpec, Running
 from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.store.holds import Hold, HoldSpec
-from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.tier import Copy, Link, TierUsage
 from sllm.node.transfers.work import Progress
 
 
@@ -63,26 +63,6 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
 
 def _concurrency(value: int) -> int:
     return bounds.count(value, "max_concurrency", least=1, most=bounds.MAX_CONCURRENCY)
-
-
-def storage_tier(tier: int) -> Tier:
-    """A tier that checkpoints can be promoted to.
-
-    Raises:
-        errors.InvalidArgument: It is neither SSD nor DRAM.
-    """
-    if tier not in (pb.TIER_SSD, pb.TIER_DRAM):
-        raise errors.InvalidArgument(f"tier must be SSD (2) or DRAM (3), not {tier}")
-    return Tier(tier)
-
-
-def evictable_tier(tier: int) -> Tier:
-    """A tier that checkpoints can be evicted from.
-
-    Raises:
-        errors.InvalidArgument: It is neither SSD, DRAM nor the device.
-    """
-    return Tier.DEVICE if tier == pb.TIER_DEVICE else storage_tier(tier)
 
 
 def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
