@@ -21,7 +21,7 @@ from sllm.node.store.holds import Holds, HoldSpec
 from sllm.node.store.promotions import Promotions
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
-from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
 

@@ -12,7 +12,7 @@ from sllm.node.device.pool_device import PoolDevice
 from sllm.node.instances.start import InstanceSpec
 from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.instances.zygote_client import Zygote
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.node.stores import Bench
 
 KV_BYTES = 1 << 20

@@ -21,7 +21,6 @@ from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.usage import Use
 from sllm.control.placement import room
-from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import (
     Action,
     Blocked,
@@ -34,6 +33,7 @@ from sllm.control.placement.decisions import (
 )
 from sllm.control.placement.ranking import Rank, Ranking
 from sllm.control.placement.relocation import Relief, Relocations
+from sllm.control.placement.start_estimate import start_seconds
 from sllm.control.placement.victims import barred, idle_victims, yielding
 
 SPREAD_SECONDS = 5.0

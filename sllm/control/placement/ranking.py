@@ -18,7 +18,7 @@ from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
-from sllm.control.placement.cost import approach, copy_on, start_seconds
+from sllm.control.placement.start_estimate import approach, copy_on, start_seconds
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -73,7 +73,7 @@ class Table:
 
 
 class _Column(NamedTuple):
-    """A node in the table; see `cost.Approach`."""
+    """A node in the table; see `start_estimate.Approach`."""
 
     import_wait: float
     import_per_byte: float
@@ -187,7 +187,7 @@ def _lack_room(columns: Any, need: Need) -> Flags:
 
 
 def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
-    """As `cost.start_seconds`, for nodes that hold nothing of the checkpoint."""
+    """As `start_estimate.start_seconds`, for nodes that hold nothing of the checkpoint."""
     size = need.checkpoint.size_bytes
     seen = typical.init_times.by_model.get((need.checkpoint.digest, need.engine))
     if seen:

@@ -13,7 +13,7 @@ from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.generations.generations import Generations
 from sllm.node.generations.outgoing_migration import OutgoingMigration
-from sllm.node.tiers.tier import EVICTED_FROM, STORED_ON
+from sllm.node.tiers.types import EVICTED_FROM, STORED_ON
 
 
 class NodeServicer(NodeServiceServicer):

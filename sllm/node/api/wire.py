@@ -18,7 +18,7 @@ from sllm.node.instances.instance import Instance
 from sllm.node.instances.start import InstanceSpec, Running
 from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.store.holds import Hold, HoldSpec
-from sllm.node.tiers.tier import Copy, Link, TierUsage
+from sllm.node.tiers.types import Copy, Link, TierUsage
 from sllm.node.transfers.work import Progress
 
 

@@ -17,7 +17,7 @@ from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Found, LoadPhase, Progress, Step
 from sllm.node.worker.messages import ModelDescription
 

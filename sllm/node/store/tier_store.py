@@ -29,7 +29,7 @@ from sllm.node.tiers.ledger import Holding
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.ssd import SsdTier
 from sllm.node.tiers.ssd_files import delete_all
-from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.loads import Tell, Threads
 from sllm.node.transfers.reads import Reads

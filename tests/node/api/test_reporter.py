@@ -21,7 +21,7 @@ from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.store.holds import Hold
-from sllm.node.tiers.tier import Copy, Tier
+from sllm.node.tiers.types import Copy, Tier
 from tests.support import assert_eventually
 
 

@@ -21,7 +21,7 @@ from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.start import WORKERS, InstanceSpec, LaunchWorker, Start
 from sllm.node.instances.worker_client import EngineSpec, Prepared, Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.checkpoint.checkpoints import flip_bit
 from tests.node.stores import Bench, gate_on
 from tests.support import assert_eventually

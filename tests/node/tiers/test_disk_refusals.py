@@ -11,7 +11,7 @@ import pytest
 from sllm.errors import CheckpointUnreadable, NoCapacity
 from sllm.node import server
 from sllm.node.config import NodeConfig
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.disks import SmallDisk, small_disk
 from tests.node.stores import MODEL_BYTES, Bench, gate_on, settle
 from tests.support import assert_eventually

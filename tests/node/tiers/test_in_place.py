@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sllm.checkpoint.format.manifest_file import read_manifest
 from sllm.errors import CheckpointCorrupt, SourceChanged
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.checkpoint.checkpoints import (
     assert_same,
     flip_bit,
