@@ -191,7 +191,7 @@ def _describe(request: Describe, agent: socket.socket) -> int:
     try:
         with refusing("the model could not be tried"):
             verdict = try_model(Path(request.directory), request.dtype, request.compared)
-        answer = Described(request.call, verdict.model, verdict.features)
+        answer = Described(request.call, verdict.model, verdict.features, verdict.unused)
     except SllmError as error:
         answer = failure(request.call, error)
     agent.send(to_packet(answer))

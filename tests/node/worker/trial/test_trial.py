@@ -1,14 +1,11 @@
 """What Deploy refuses: whatever a model's files can hold, as a typed refusal."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sllm import checkpoint
@@ -96,32 +93,6 @@ def test_a_configuration_that_is_none_is_refused(directory: Path, content: str) 
 def test_the_field_that_is_wrong_is_named(directory: Path) -> None:
     rewrite(directory / "config.json", num_attention_heads=0)
     with pytest.raises(UnsupportedModel, match="num_attention_heads"):
-        try_model(directory, None, ())
-
-
-Weights = dict[str, torch.Tensor]
-
-
-def without_one(weights: Weights) -> None:
-    del weights["model.layers.1.mlp.up_proj.weight"]
-
-
-def with_one_more(weights: Weights) -> None:
-    weights["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2, 2)
-
-
-def with_another_shape(weights: Weights) -> None:
-    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 5)
-
-
-@pytest.mark.parametrize("spoil", [without_one, with_one_more, with_another_shape])
-def test_tensors_that_are_not_those_of_the_model_are_named(
-    directory: Path, spoil: Callable[[Weights], None]
-) -> None:
-    weights = load_file(directory / "model.safetensors")
-    spoil(weights)
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UnsupportedModel, match=r"layers\.[19]\.mlp\.up_proj\.weight"):
         try_model(directory, None, ())
 
 
