@@ -30,11 +30,22 @@ def check_fit(architecture: Architecture, headers: Mapping[str, TensorHeader]) -
     Raises:
         UnsupportedModel: Names the tensors; or the model cannot be built from its configuration.
     """
+    _check_depth(architecture.config, len(headers))
     with refusing("no model can be built from its config.json"), torch.device("meta"):
         module = architecture.model_class(architecture.config)
     if _are_those_of(module, headers):
         return ""
     return _load_without_memory(architecture, headers)
+
+
+def _check_depth(config: Any, tensors: int) -> None:
+    """Refuses more layers than could be filled, before each of them is built."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if type(layers) is int and layers > tensors:
+        raise UnsupportedModel(
+            f"config.json says that there are {layers} layers, and the checkpoint has {tensors} "
+            "tensors; it does not belong to its config.json"
+        )
 
 
 def _are_those_of(module: Any, headers: Mapping[str, TensorHeader]) -> bool:
