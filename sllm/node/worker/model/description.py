@@ -132,6 +132,8 @@ def check_config(name: str, config: Any, model_class: Any) -> None:
     foreign = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
     if foreign:
         raise _unsupported(name, f"has layers of type {', '.join(sorted(foreign))}")
+    if varying := getattr(text, "per_layer_attributes", None):
+        raise _unsupported(name, f"has layers that differ in {', '.join(sorted(varying))}")
     # Without it the model computes attention itself, past the paged cache.
     if not model_class._supports_attention_backend or model_class._is_stateful:
         raise _unsupported(name, "does not take a paged attention cache")
