@@ -105,6 +105,7 @@ GENERATED_CODE = {
 }
 """Who may name the protocol's generated code, and which of their packages may not."""
 PURE = {
+    "sllm.checkpoint.format.experts",
     "sllm.checkpoint.format.layout",
     "sllm.checkpoint.format.manifest",
     "sllm.control.cluster",

@@ -108,6 +108,8 @@ class Zygote:
             )
         assert isinstance(answer, Described)
         self._remember(answer.features)
+        if answer.unused:
+            log.warning("node.tensors_unused", directory=str(directory), tensors=answer.unused)
         return answer.model
 
     async def probe(self, environment: Mapping[str, str]) -> str:

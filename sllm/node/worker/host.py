@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import torch
 
 from sllm.checkpoint.format.manifest import TensorEntry
-from sllm.checkpoint.reading.tensors import tensors_over
+from sllm.checkpoint.reading.tensors import tensors_within
 from sllm.errors import InvalidArgument, NoCapacity, SllmError, UnsupportedModel, WorkerDied
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
 from sllm.node.worker.engine.transformers_engine import TransformersEngine
@@ -273,9 +274,11 @@ def _attach(
         return _Weights(opened.address, weights.size_bytes, opened), module
     _check(weights)
     mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions)
-    buffers = [mapping.buffer(index) for index in range(len(weights.partitions))]
-    tensors = tensors_over(weights.tensors, buffers)
-    module = build_module(architecture, tensors)
+    memory = [
+        torch.frombuffer(mapping.buffer(index), dtype=torch.uint8)
+        for index in range(len(weights.partitions))
+    ]
+    module = build_module(architecture, tensors_within(weights.tensors, memory))
     return _Weights(mapping.address, mapping.size_bytes, mapping), module
 
 

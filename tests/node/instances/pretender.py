@@ -51,7 +51,7 @@ class Pretender:
 
     def describe(self, call: int) -> None:
         """Answers at once."""
-        self.send(Described(call, MODEL, "features"))
+        self.send(Described(call, MODEL, "features", ""))
 
     def fork(self, call: int) -> None:
         """Tells of a worker, which serves."""
