@@ -22,7 +22,7 @@ FLOORS = {
         "rpc",
         "handlers",
         "statuses",
-        "telemetry | process | config | prompt_size | sampling | bounds",
+        "telemetry | process | machine | config | prompt_size | sampling | bounds",
         "broadcast | clock | decay | durations | errors | libc",
     ),
     "sllm.control": (

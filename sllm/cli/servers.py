@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sllm import bounds, config, errors
+from sllm import bounds, config, errors, machine
 from sllm.cli.common import Control
 from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.sizes import GIB, size_option
@@ -69,12 +69,19 @@ def node(
         str | None, typer.Option(help="Host under which others reach this node.")
     ] = None,
     directory: Directory = None,
-    dram: Annotated[int, size_option("Memory for weights.", "4GiB")] = 4 * GIB,
+    memory: Annotated[
+        int | None,
+        size_option("All that the node may take.", "what the machine and its cgroup have"),
+    ] = None,
+    dram: Annotated[
+        int | None, size_option("Of it, for weights.", "4GiB, or less of a small memory")
+    ] = None,
     ssd: Annotated[int, size_option("Disk for checkpoints.", "64GiB")] = 64 * GIB,
     kv: Annotated[
         int | None,
         size_option(
-            "For KV caches at most; of each device.", "2GiB; what weights leave of devices"
+            "Of it, for KV caches; or of each device.",
+            "2GiB or less; what weights leave of devices",
         ),
     ] = None,
     device: Annotated[
@@ -86,18 +93,27 @@ def node(
     node_id: Annotated[
         str | None, typer.Option("--id", help="Name of the node; one is made and kept.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that read from disk.")] = 4,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read from disk.", show_default="4, or 2 of one CPU"),
+    ] = None,
     fetch_threads: Annotated[
-        int, typer.Option(min=1, help="Threads that read from sources, each with a chunk in hand.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Threads that read from sources, each with a chunk in hand.",
+            show_default="8, or 4 of one CPU",
+        ),
+    ] = None,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
     """Run the agent of one node."""
     if parent is not None:
         die_with_parent(parent)
+    memory = machine.memory_bytes() if memory is None else memory
     with interrupts_end_it():
-        from sllm.node.config import NodeConfig
+        from sllm.node.config import FETCH_THREADS, READ_THREADS, NodeConfig
         from sllm.node.server import serve
 
     _run(
@@ -108,13 +124,14 @@ def node(
                 listen_address=listen,
                 advertise_host=advertise,
                 node_id=node_id,
+                memory_bytes=memory,
                 dram_bytes=dram,
                 ssd_bytes=ssd,
                 kv_bytes=kv,
                 device=device,
                 device_reserve_bytes=device_reserve,
-                read_threads=threads,
-                fetch_threads=fetch_threads,
+                read_threads=threads or machine.threads(READ_THREADS),
+                fetch_threads=fetch_threads or machine.threads(FETCH_THREADS),
                 metrics_port=metrics_port,
             )
         )
