@@ -33,7 +33,7 @@ from sllm.node.instances.zygote_client import Zygote
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
-from sllm.process import keep_private, make_private, until_terminated
+from sllm.process import home_variables, keep_private, make_private, until_terminated
 
 log = structlog.get_logger()
 
@@ -72,7 +72,7 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     pool = Pool(config.pool_bytes, config.chunk_bytes)
     stack.callback(pool.close)
     pool.start_populating()
-    zygote = Zygote()
+    zygote = Zygote(home_variables(config.directory / "home"))
     zygote.start(pool.fd)
     stack.push_async_callback(zygote.close)
     store = await TierStore.open(
