@@ -23,7 +23,7 @@ FLOORS = {
         "handlers",
         "statuses",
         "telemetry | process | machine | config | prompt_size | sampling | bounds",
-        "broadcast | clock | decay | durations | errors | libc",
+        "broadcast | clock | decay | durations | errors | libc | own_memory",
     ),
     "sllm.control": (
         "server",

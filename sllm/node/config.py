@@ -89,7 +89,7 @@ class NodeConfig:
 
     def instances_bytes(self, kv_bytes: int) -> int:
         """What is left for instances to take for themselves, beside so much for KV caches."""
-        return self.memory_bytes - OWN_BYTES - self.pool_bytes - kv_bytes
+        return max(0, self.memory_bytes - OWN_BYTES - self.pool_bytes - kv_bytes)
 
     def check_memory(self, *, on_devices: bool) -> None:
         """Refuses what the memory cannot hold: the kernel would end a process again and again.
