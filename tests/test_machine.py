@@ -1,8 +1,10 @@
 """What this process may take: by files as the kernel writes them, and by the kernel's own."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +13,10 @@ import psutil
 import pytest
 
 from sllm import machine
+from sllm.clock import MonotonicClock
 from sllm.machine import Limits
+from sllm.node.config import NodeConfig
+from sllm.node.transfers.read_queue import ReadQueue
 
 GIB = 1 << 30
 UNLIMITED_V1 = 9223372036854771712
@@ -153,6 +158,29 @@ def test_threads_are_fewer_where_one_alone_computes(monkeypatch: pytest.MonkeyPa
         assert [machine.threads(most) for most in (8, 2, 1)] == [4, 1, 1]
     finally:
         os.sched_setaffinity(0, usable)
+
+
+def test_nothing_else_counts_what_the_machine_has() -> None:
+    """Whoever asks the machine itself sees what the cgroup does not let this process have."""
+    asking = re.compile(
+        r"cpu_count|sched_getaffinity|virtual_memory|SC_PHYS_PAGES|SC_NPROCESSORS|/proc/meminfo"
+    )
+    package = Path(machine.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if asking.search(path.read_text())}
+    assert found == {"machine.py"}
+
+
+def test_a_node_of_one_processor_has_half_the_threads(tmp_path: Path) -> None:
+    usable = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        node = NodeConfig("localhost:1", tmp_path)
+        queue = ReadQueue(node.read_threads, MonotonicClock())
+    finally:
+        os.sched_setaffinity(0, usable)
+    reading = [one for one in threading.enumerate() if one.name.startswith("chunk-read_")]
+    queue.close()
+    assert (node.read_threads, node.fetch_threads, len(reading)) == (2, 4, 3)
 
 
 # --- the kernel's own -------------------------------------------------------------------------

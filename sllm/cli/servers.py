@@ -1,6 +1,8 @@
 """`sllm control` and `sllm node`: one server, in this process."""
 
+import asyncio
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,6 +140,16 @@ def node(
     )
 
 
+async def _with_threads(server: Coroutine[Any, Any, None]) -> None:
+    """Runs a server with as many threads beside the loop as Python has, of the usable processors.
+
+    By itself it counts all of the machine.
+    """
+    threads = ThreadPoolExecutor(min(32, machine.processors() + 4), "beside-loop")
+    asyncio.get_running_loop().set_default_executor(threads)
+    await server
+
+
 def _run(server: Coroutine[Any, Any, None]) -> None:
     """Runs a server to its end.
 
@@ -148,7 +160,7 @@ def _run(server: Coroutine[Any, Any, None]) -> None:
 
     try:
         with interrupts_end_it():  # until the server has handlers of its own
-            uvloop.run(server)
+            uvloop.run(_with_threads(server))
     except OSError as error:
         raise errors.StartFailed(
             f"the server cannot run: {error}; --dir says where it keeps its files, --metrics-port "

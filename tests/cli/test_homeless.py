@@ -19,12 +19,11 @@ SLLM = (sys.executable, "-m", "sllm.cli.main")
 SMALL = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB")
 UNKNOWN = 54321
 CACHES = """
-import os
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-default_cache_dir()
+import getpass, os
+getpass.getuser()
 os.makedirs(os.path.expanduser("~/.cache/library"))
 """
-"""What libraries do that compile or keep something: the first asks for the user's name."""
+"""What libraries do that compile or keep something."""
 
 
 def environment(home: str | None) -> dict[str, str]:
