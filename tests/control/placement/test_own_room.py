@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm import errors
@@ -113,6 +113,7 @@ def nodes(draw: st.DrawFn, node_id: str) -> NodeView:
     return node(node_id, capacity, *there, most=draw(st.integers(0, 5)), planned=planned)
 
 
+@settings(max_examples=50)
 @given(st.tuples(nodes("n1"), nodes("n2"), nodes("n3")))
 def test_all_nodes_at_once_are_judged_as_each_by_itself(
     found: tuple[NodeView, NodeView, NodeView],
@@ -125,6 +126,7 @@ def test_all_nodes_at_once_are_judged_as_each_by_itself(
         assert ranked.get(one.node_id, lacks) == lacks
 
 
+@settings(max_examples=50)
 @given(st.tuples(nodes("n1"), nodes("n2"), nodes("n3")))
 def test_no_start_takes_more_than_a_node_has(found: tuple[NodeView, NodeView, NodeView]) -> None:
     action = place(snapshot(*found), Demand(NEED)).action
