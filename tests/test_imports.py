@@ -22,8 +22,8 @@ FLOORS = {
         "rpc",
         "handlers",
         "statuses",
-        "telemetry | process | config | prompt_size | sampling | bounds",
-        "broadcast | clock | decay | durations | errors | libc",
+        "telemetry | process | machine | config | prompt_size | sampling | bounds",
+        "broadcast | clock | decay | durations | errors | libc | own_memory",
     ),
     "sllm.control": (
         "server",

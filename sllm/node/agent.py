@@ -10,11 +10,12 @@ from pathlib import Path
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.node.config import SOCKET_NAME, NodeConfig
+from sllm.node.config import INSTANCE_BYTES, SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
-from sllm.node.instances.start import InstanceSpec
+from sllm.node.instances.memory import NodeMemory, Taken
+from sllm.node.instances.start import InstanceSpec, check_same
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.store.holds import Holds, HoldSpec
@@ -96,6 +97,18 @@ class Agent:
         """What the instances hold of the KV budget."""
         instances = list(self.instances.values())  # at once: metrics are read in another thread
         return sum(instance.spec.kv_bytes for instance in instances)
+
+    @property
+    def memory(self) -> NodeMemory:
+        """The memory that instances take for themselves."""
+        # On devices the KV caches are in the devices' memory.
+        kv_bytes = 0 if self.devices.infos() else self.devices.kv_capacity_bytes
+        return NodeMemory(
+            self.config.memory_bytes,
+            self.config.instances_bytes(kv_bytes),
+            INSTANCE_BYTES,
+            tuple(Taken(one.spec.deployment, one.memory.bytes) for one in self.instances.values()),
+        )
 
     def copies(self) -> tuple[Copy, ...]:
         """Every checkpoint on every tier, and those on their way."""
@@ -205,11 +218,11 @@ class Agent:
         Raises:
             errors.InvalidArgument: The instance of this id is a different one.
             errors.Cancelled: It was asked to stop before.
-            errors.NoCapacity: The KV budget has no room for it.
+            errors.NoCapacity: The KV budget has no room for it, the memory, or the node.
             errors.ShuttingDown: The node is going down.
         """
         if known := self.instances.get(spec.instance_id):
-            _check_same(known.spec, spec)
+            check_same(known.spec, spec)
             return known
         # Two calls have no order: what ends an instance may overtake what begins it.
         if spec.instance_id in self._stopped:
@@ -280,6 +293,7 @@ class Agent:
                 f"{spec.deployment} needs {spec.kv_bytes} bytes of KV cache; {free} of "
                 f"{capacity} are free on this node"
             )
+        self.memory.check_room(spec.deployment)
 
     async def _launch(self, instance_id: str, environment: Mapping[str, str]) -> Worker:
         if not self._zygote.is_ready:
@@ -328,15 +342,3 @@ def _see_to(directory: Path) -> None:
             f"no worker can make its socket in {directory}: {error.strerror}; mend the node's "
             "directory, or restart it with another"
         ) from error
-
-
-def _check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
-    if _what(known) != _what(asked):
-        raise errors.InvalidArgument(
-            f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
-            "instance needs an id of its own"
-        )
-
-
-def _what(spec: InstanceSpec) -> tuple[str, str, str]:
-    return spec.deployment, spec.source, spec.identity

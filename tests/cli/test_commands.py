@@ -33,6 +33,7 @@ INSTANCE = types.Instance(
     kv_bytes=64 * MIB,
     started_at=Timestamp(seconds=5),
     worker_pid=7,
+    own_bytes=30 * MIB,
 )
 NODE = types.Node(
     node_id="n-1",
@@ -43,6 +44,7 @@ NODE = types.Node(
     ],
     kv_capacity_bytes=10,
     kv_used_bytes=4,
+    memory=types.NodeMemory(capacity_bytes=2 * MIB, used_bytes=MIB),
     copies=[types.CheckpointCopy(digest="abc", tier=tier) for tier in (1, 2)],  # type: ignore[arg-type]  # ints
 )
 
@@ -93,13 +95,15 @@ def test_ls(run: Run, listed: None) -> None:
 def test_ps(run: Run, listed: None) -> None:
     (row,) = rows(run("ps").out)
 
-    assert row[:8] == ["i-1", "tiny", "n-1", "READY", "2", "64.0", "MiB", "7"]
+    assert " ".join(row[:10]) == "i-1 tiny n-1 READY 2 64.0 MiB 30.0 MiB 7"
 
 
 def test_nodes(run: Run, listed: None) -> None:
     (row,) = rows(run("nodes").out)
 
-    assert " ".join(row) == "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1 -"
+    assert " ".join(row) == (
+        "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1.0 MiB/2.0 MiB 1 -"
+    )
 
 
 @pytest.mark.parametrize(

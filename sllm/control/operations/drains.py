@@ -14,7 +14,7 @@ from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.orchestrator import Orchestrator
-from sllm.control.placement.placement import too_small
+from sllm.control.placement.room import too_small
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.types.calls import Call, Done

@@ -78,26 +78,14 @@ def check_fits(snapshot: Snapshot, need: Need) -> None:
     Raises:
         errors.ModelTooLarge: With the numbers.
     """
-    reasons = [too_small(node, need) for node in snapshot.nodes.values()]
+    reasons = [room.too_small(node, need) for node in snapshot.nodes.values()]
     if reasons and all(reasons):
         raise _too_large(snapshot, need)
 
 
 def _too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
-    reasons = sorted(str(too_small(node, need)) for node in snapshot.nodes.values())
+    reasons = sorted(str(room.too_small(node, need)) for node in snapshot.nodes.values())
     return errors.ModelTooLarge(f"{need.deployment} fits no node: {'; '.join(reasons[:_SHOWN])}")
-
-
-def too_small(node: NodeView, need: Need) -> str | None:
-    """Why not even the empty node would do."""
-    size, capacity = need.checkpoint.size_bytes, room.capacity(node)
-    if size > capacity.weights:
-        tier = node.weights_tier.name
-        return f"{node.node_id}: weights of {size} bytes, {tier} of {capacity.weights}"
-    least, budget = need.least_kv_bytes, min(capacity.kv, capacity.both - size)
-    if least > budget:
-        return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
-    return None
 
 
 # --- reuse ------------------------------------------------------------------------------------
@@ -333,7 +321,7 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
 
 
 def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
-    if small := too_small(node, demand.need):
+    if small := room.too_small(node, demand.need):
         rejected = f"too small: {small}"
         return Candidate(node.node_id, None, rejected=rejected, too_small=True)
     seconds = start_seconds(node, demand.need, snapshot.typical)

@@ -89,9 +89,12 @@ class _Column(NamedTuple):
     kv_capacity: float
     capacity: float
     """For both together."""
+    beside_in_empty: float
+    """Memory that one instance leaves on the empty node; see `room.beside`."""
     weights_free: float
     kv_free: float
     free: float
+    beside: float
 
 
 def _column(node: NodeView, typical: Typical) -> _Column:
@@ -103,7 +106,9 @@ def _column(node: NodeView, typical: Typical) -> _Column:
         *prepare,
         *attach,
         *room.capacity(node),
+        room.beside_in_empty(node),
         *room.free(node),
+        room.beside(node),
     )
 
 
@@ -173,7 +178,7 @@ class Ranking:
 def _are_large(columns: Any, need: Need) -> Flags:
     size, least = need.checkpoint.size_bytes, need.least_kv_bytes
     fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
-    large: Flags = fits & (columns.kv_capacity >= least)
+    large: Flags = fits & (columns.kv_capacity >= least) & (columns.beside_in_empty >= 0)
     return large
 
 
@@ -182,7 +187,7 @@ def _lack_room(columns: Any, need: Need) -> Flags:
     kv_bytes = np.minimum(need.kv_bytes, columns.kv_capacity)
     np.minimum(kv_bytes, columns.capacity - size, out=kv_bytes)
     lack: Flags = (columns.weights_free < size) | (columns.kv_free < kv_bytes)
-    lack |= columns.free < size + kv_bytes
+    lack |= (columns.free < size + kv_bytes) | (columns.beside < 0)
     return lack
 
 

@@ -15,6 +15,7 @@ from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.generations.wire import phase_message
 from sllm.node.instances.init_times import InitKey, InitTime
 from sllm.node.instances.instance import Instance
+from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
 from sllm.node.instances.start import InstanceSpec, Running
 from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.store.holds import Hold, HoldSpec
@@ -132,6 +133,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         unread_request_ids=sorted(instance.unread),
         device_index=instance.device,
         identity=instance.identity,
+        own_bytes=instance.memory.bytes,
     )
     message.started_at.FromDatetime(instance.started_at)
     return message
@@ -191,6 +193,7 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         kv_used_bytes=agent.kv_used_bytes,
         leaving=agent.leaving,
         devices=[_device(device) for device in agent.devices.infos()],
+        memory=_memory(agent.memory),
         init_time=None if agent.init_times.mean is None else to_duration(agent.init_times.mean),
     )
 
@@ -233,6 +236,16 @@ def _device(device: DeviceInfo) -> pb.Device:
         kv_used_bytes=device.kv_used_bytes,
         reserved_bytes=device.reserved_bytes,
         idle_bytes=device.idle_bytes,
+    )
+
+
+def _memory(memory: NodeMemory) -> pb.NodeMemory:
+    return pb.NodeMemory(
+        total_bytes=memory.total_bytes,
+        capacity_bytes=memory.capacity_bytes,
+        used_bytes=memory.used_bytes,
+        instance_bytes=memory.instance_bytes,
+        max_instances=MAX_INSTANCES,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -46,7 +47,13 @@ class Zygote:
     in the main thread: workers die with the thread that made the zygote.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Starts nothing yet.
+
+        Args:
+            environment: Variables of the zygote and its workers, beside those of this process.
+        """
+        self._environment = environment
         self._pool_fd = -1
         self._process: ZygoteProcess | None = None
         self._trials = asyncio.Semaphore(TRIALS)
@@ -64,7 +71,7 @@ class Zygote:
             errors.StartFailed: The system has no process, memory or descriptor for it.
         """
         self._pool_fd = pool_fd
-        self._process = ZygoteProcess.start(pool_fd)
+        self._process = ZygoteProcess.start(pool_fd, self._environment)
 
     @property
     def is_ready(self) -> bool:
@@ -154,7 +161,7 @@ class Zygote:
             raise errors.ShuttingDown("the node is going down")
         if self._process is None or self._process.lost:
             log.warning("zygote.restarting")
-            self._process = ZygoteProcess.start(self._pool_fd)
+            self._process = ZygoteProcess.start(self._pool_fd, self._environment)
         return self._process
 
 

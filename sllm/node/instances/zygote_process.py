@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -99,8 +99,12 @@ class ZygoteProcess:
         asyncio.get_running_loop().add_reader(end, self._receive)
 
     @classmethod
-    def start(cls, pool_fd: int) -> "ZygoteProcess":
+    def start(cls, pool_fd: int, environment: Mapping[str, str]) -> "ZygoteProcess":
         """Starts a zygote, which gets ready by itself.
+
+        Args:
+            pool_fd: The pool's memfd.
+            environment: Variables to set, beside those of this process.
 
         Raises:
             errors.StartFailed: The system has no process, memory or descriptor for it.
@@ -111,7 +115,7 @@ class ZygoteProcess:
             raise errors.StartFailed(f"no zygote can be started: {error}") from error
         with theirs:
             try:
-                child = _spawn(theirs.fileno(), pool_fd)
+                child = _spawn(theirs.fileno(), pool_fd, environment)
             except OSError as error:
                 ours.close()
                 raise errors.StartFailed(f"no zygote can be started: {error}") from error
@@ -275,7 +279,9 @@ class ZygoteProcess:
             self._fail(call, ZygoteLost(f"zygote {self._process.pid} has ended"))
 
 
-def _spawn(agent_fd: int, pool_fd: int) -> "subprocess.Popen[bytes]":
+def _spawn(
+    agent_fd: int, pool_fd: int, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
     # Not the event loop's way: uvloop forks, and then handlers run in the child that gRPC has
     # registered for forks. With many threads under way they crash now and then. This way has
     # none (vfork), and holds the loop up for a millisecond or two. It must be this very thread,
@@ -284,5 +290,5 @@ def _spawn(agent_fd: int, pool_fd: int) -> "subprocess.Popen[bytes]":
         [*_COMMAND, *map(str, (agent_fd, pool_fd, os.getpid()))],
         pass_fds=(agent_fd, pool_fd),
         stdin=subprocess.DEVNULL,
-        env={**_MEMORY, **os.environ, **_ENVIRONMENT},
+        env={**_MEMORY, **os.environ, **environment, **_ENVIRONMENT},
     )

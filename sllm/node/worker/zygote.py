@@ -27,6 +27,7 @@ from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for 
 from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
+from sllm import machine
 from sllm.errors import Internal, SllmError, StartFailed, UnsupportedModel
 from sllm.node.worker import main
 from sllm.node.worker.engine.interface import Capacity, EngineRequest
@@ -72,6 +73,7 @@ class Zygote:
     def __init__(self, agent: socket.socket, pool_fd: int) -> None:
         self._agent = agent
         self._pool_fd = pool_fd
+        self._threads = machine.processors()  # once: it reads a dozen files
         self._workers: set[int] = set()
         self._answerers: dict[int, int] = {}
         """Children that answer a call and end, and the call of each."""
@@ -116,7 +118,7 @@ class Zygote:
     def _answer(self, message: Fork | Describe | Probe) -> None:
         match message:
             case Fork(call):
-                pid = self._fork(lambda: main.run(message, self._pool_fd, self._tell_serving))
+                pid = self._fork(lambda: self._run_worker(message))
                 self._workers.add(pid)
                 self._send(Forked(call, pid))
             case Describe(call):
@@ -125,6 +127,9 @@ class Zygote:
             case Probe(call):
                 pid = self._fork(lambda: _probe(message, self._agent))
                 self._answerers[pid] = call
+
+    def _run_worker(self, fork: Fork) -> int:
+        return main.run(fork, self._pool_fd, self._threads, self._tell_serving)
 
     def _fork(self, work: Callable[[], int]) -> int:
         parent = os.getpid()
