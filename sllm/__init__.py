@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from sllm.client.types.migrations import Migration, RequestMigration
-    from sllm.client.types.nodes import CheckpointCopy, Device, Link, Node, TierUsage
+    from sllm.client.types.nodes import CheckpointCopy, Device, Link, Node, NodeMemory, TierUsage
     from sllm.client.types.operations import (
         Cluster,
         DeploymentLoad,
@@ -93,6 +93,7 @@ __all__ = [
     "MigrationReason",
     "Model",
     "Node",
+    "NodeMemory",
     "Phase",
     "PhaseKind",
     "Pin",

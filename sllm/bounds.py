@@ -119,6 +119,19 @@ def member(value: int, kind: type[Member], what: str) -> Member:
     return kind(value)
 
 
+def one_of(value: int, members: Sequence[Member], what: str) -> Member:
+    """One of some members of an enumeration.
+
+    Raises:
+        InvalidArgument: It is none of them.
+    """
+    for one in members:
+        if value == one:
+            return one
+    *others, last = [f"{one.name} ({one.value})" for one in members]
+    raise InvalidArgument(f"{what} must be {', '.join(others)} or {last}, not {value}")
+
+
 def address(value: str, what: str) -> str:
     """Where a gRPC server is: host:port, or unix:PATH.
 

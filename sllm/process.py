@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import getpass
 import os
 import signal
 import threading
@@ -40,6 +41,26 @@ def make_private(path: Path) -> None:
     """
     with suppress(OSError):
         path.chmod(path.stat().st_mode & ~_PRIVATE)
+
+
+def home_variables(instead: Path) -> dict[str, str]:
+    """Variables for children of a user without a name, or a home where libraries keep caches.
+
+    As in containers, whose users are in no list and have a home that is not there. Libraries look
+    for both, and fail, or write beside the working directory.
+
+    Args:
+        instead: A home for them; made once somebody writes there.
+    """
+    found = {}
+    home = os.path.expanduser("~")
+    if not (os.path.isabs(home) and os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK)):
+        found["HOME"] = str(instead.absolute())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        found["LOGNAME"] = f"uid-{os.getuid()}"
+    return found
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -64,6 +64,21 @@ class _Color(IntEnum):
     RED = 1
 
 
+class _Flavour(IntEnum):
+    UP = 1
+    DOWN = 2
+    STRANGE = 3
+
+
+def test_only_some_members_may_be_meant() -> None:
+    some = (_Flavour.UP, _Flavour.DOWN)
+    assert bounds.one_of(2, some, "flavour") is _Flavour.DOWN
+    for value in (0, 3, 4):
+        told = rf"flavour must be UP \(1\) or DOWN \(2\), not {value}"
+        with pytest.raises(errors.InvalidArgument, match=told):
+            bounds.one_of(value, some, "flavour")
+
+
 def test_a_member_is_one_of_those_that_are_known() -> None:
     assert bounds.member(1, _Color, "color") is _Color.RED
     for value in (0, 99, -1):

@@ -22,8 +22,8 @@ FLOORS = {
         "rpc",
         "handlers",
         "statuses",
-        "telemetry | process | config | prompt_size | sampling | bounds",
-        "broadcast | clock | decay | durations | errors | libc",
+        "telemetry | process | machine | config | prompt_size | sampling | bounds",
+        "broadcast | clock | decay | durations | errors | libc | own_memory",
     ),
     "sllm.control": (
         "server",
@@ -106,6 +106,7 @@ GENERATED_CODE = {
 }
 """Who may name the protocol's generated code, and which of their packages may not."""
 PURE = {
+    "sllm.checkpoint.format.experts",
     "sllm.checkpoint.format.layout",
     "sllm.checkpoint.format.manifest",
     "sllm.control.cluster",

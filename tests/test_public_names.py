@@ -38,6 +38,7 @@ PUBLIC = {
     "MigrationReason",
     "Model",
     "Node",
+    "NodeMemory",
     "Phase",
     "PhaseKind",
     "Pin",

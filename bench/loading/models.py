@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from sllm.clock import MonotonicClock
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 CHUNK_BYTES = 16 << 20
 SSD_BYTES = 1 << 40

@@ -23,7 +23,7 @@ from sllm.clock import MonotonicClock
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.worker.model.mapping import map_chunks
 
 DIRECT_PACKED = "ceiling, direct, packed"

@@ -11,7 +11,7 @@ from bench.loading.models import CHUNK_BYTES, SSD_BYTES, Model
 from sllm.clock import MonotonicClock
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 PROBE_SECONDS = 0.001
 SETTLE_SECONDS = 0.1

@@ -14,7 +14,7 @@ from sllm.node.device.interface import WeightsWish
 from sllm.node.device.selection import parse_device, select
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 GIB = 1 << 30
 SSD_BYTES = 1 << 40

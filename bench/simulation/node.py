@@ -9,7 +9,7 @@ from sllm.clock import ManualClock
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.tiers import Copy, Link, Tier, TierUsage
 from sllm.node.tiers.ledger import Holding, Ledger
-from sllm.node.tiers.tier import Tier as NodeTier
+from sllm.node.tiers.types import Tier as NodeTier
 
 
 @dataclass(slots=True)

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from sllm import bounds, config, errors
+from sllm import bounds, config, errors, machine
 from sllm.cli.common import connect_here
 from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.servers import Engines, MetricsPort, Migrate
@@ -22,6 +22,8 @@ READY_SECONDS: Final = 600.0
 NODE_SERVICE: Final = "serverlessllm.v1.NodeService"
 """What a node calls serving on its health service once it can look at models."""
 POLL_SECONDS: Final = 0.1
+CONTROL_BYTES: Final = 128 * 1024**2
+"""What the control plane (46 MiB, and more with requests) and this process (36 MiB) take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class Plan:
     """How many nodes."""
     port: int
     """Port of the control plane; 0 takes any that is free."""
-    dram_bytes: int
-    """Each node's memory for weights."""
+    dram_bytes: int | None
+    """Each node's memory for weights. None: 1 GiB, or a quarter of what it may take altogether."""
     ssd_bytes: int
     """Each node's disk for checkpoints."""
     kv_bytes: int | None
@@ -44,6 +46,8 @@ class Plan:
     """Prometheus port of the control plane; the nodes have those after it. 0: any, for all."""
     migrate: bool = True
     """Whether running instances are migrated away where that makes room sooner."""
+    memory_bytes: int = field(default_factory=machine.memory_bytes)
+    """What all of them may take together."""
     engines: str | None = None
     """What models run on at each node, the preferred one first. None: what is installed."""
 
@@ -61,8 +65,11 @@ class Plan:
     def node(self, number: int, control_address: str) -> Command:
         """The node of this number, counted from 1."""
         name = f"node-{number}"
+        memory = (self.memory_bytes - CONTROL_BYTES) // self.nodes
+        dram = min(GIB, memory // 4) if self.dram_bytes is None else self.dram_bytes
         options = {
-            "dram": self.dram_bytes,
+            "memory": memory,
+            "dram": dram,
             "ssd": self.ssd_bytes,
             "kv": self.kv_bytes,
             "engines": self.engines,
@@ -92,10 +99,13 @@ def up(
     directory: Annotated[
         Path | None, typer.Option("--dir", help="Where everything is kept.", show_default="~/.sllm")
     ] = None,
-    dram: Annotated[int, size_option("Memory for weights.", "1GiB")] = GIB,
+    dram: Annotated[
+        int | None, size_option("Memory for weights.", "1GiB, or less of a small memory")
+    ] = None,
     ssd: Annotated[int, size_option("Disk for checkpoints.", "16GiB")] = 16 * GIB,
     kv: Annotated[
-        int | None, size_option("For KV caches at most.", "2GiB; what weights leave of devices")
+        int | None,
+        size_option("For KV caches at most.", "2GiB or less; what weights leave of devices"),
     ] = None,
     port: Annotated[
         int,

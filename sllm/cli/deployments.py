@@ -45,7 +45,11 @@ def deploy(
         typer.Option(help="Requests that an instance should have before another is started."),
     ] = None,
     pack: Annotated[
-        bool, typer.Option(help="Pack local safetensors on each node; else they stay in place.")
+        bool,
+        typer.Option(
+            help="Pack local safetensors on each node; else they stay in place, unless they are a "
+            "mixture of experts."
+        ),
     ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,

@@ -75,7 +75,8 @@ def _state(deployment: Deployment) -> str:
 def instances_table(instances: Sequence[Instance], now: float) -> Listing:
     """One row for each instance; `now` is the moment to which ages are counted."""
     table = Listing(
-        *("INSTANCE", "DEPLOYMENT", "ENGINE", "NODE", "STATE", "RUNNING", "KV CACHE", "PID", "AGE")
+        *("INSTANCE", "DEPLOYMENT", "ENGINE", "NODE", "STATE", "RUNNING"),
+        *("KV CACHE", "OWN", "PID", "AGE"),
     )
     for one in instances:
         table.add_row(
@@ -86,6 +87,7 @@ def instances_table(instances: Sequence[Instance], now: float) -> Listing:
             _instance_state(one, now),
             str(one.running_requests),
             format_bytes(one.kv_bytes),
+            format_bytes(one.own_bytes) if one.own_bytes else "-",
             str(one.worker_pid or "-"),
             f"{max(0.0, now - one.started_at):.0f} s",
         )
@@ -103,13 +105,13 @@ def nodes_table(nodes: Sequence[Node]) -> Listing:
     """One row for each node."""
     tiers = (Tier.SSD, Tier.DRAM)
     columns = [f"{name} {what}" for name in (*tiers, "KV") for what in ("USED", "FREE")]
-    table = Listing("NODE", "ADDRESS", *columns, "CHECKPOINTS", "ENGINES", "DISK")
+    table = Listing("NODE", "ADDRESS", *columns, "INSTANCES", "CHECKPOINTS", "ENGINES", "DISK")
     for one in nodes:
         cells = [cell for tier in tiers for cell in _usage(one, tier)]
         kv_free = one.kv_capacity_bytes - one.kv_used_bytes
         kv = (format_bytes(one.kv_used_bytes), format_bytes(kv_free))
         digests = {copy.digest for copy in one.copies}
-        held = (str(len(digests)), _engines(one), _disk(one))
+        held = (_own(one), str(len(digests)), _engines(one), _disk(one))
         table.add_row(_name(one), one.address, *cells, *kv, *held)
     return table
 
@@ -117,6 +119,12 @@ def nodes_table(nodes: Sequence[Node]) -> Listing:
 def _engines(node: Node) -> str:
     """Those that there are, and which of them is still being imported."""
     return "\n".join(one.name if one.ready else f"{one.name} (starting)" for one in node.engines)
+
+
+def _own(node: Node) -> str:
+    """What its instances take for themselves, of what they may."""
+    memory = node.memory
+    return _share(memory.used_bytes, memory.capacity_bytes) if memory else "-"
 
 
 def devices_table(nodes: Sequence[Node]) -> Listing:

@@ -1,12 +1,14 @@
 """`sllm control` and `sllm node`: one server, in this process."""
 
+import asyncio
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sllm import bounds, config, errors
+from sllm import bounds, config, errors, machine
 from sllm.cli.common import Control
 from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.sizes import GIB, size_option
@@ -76,12 +78,19 @@ def node(
         str | None, typer.Option(help="Host under which others reach this node.")
     ] = None,
     directory: Directory = None,
-    dram: Annotated[int, size_option("Memory for weights.", "4GiB")] = 4 * GIB,
+    memory: Annotated[
+        int | None,
+        size_option("All that the node may take.", "what the machine and its cgroup have"),
+    ] = None,
+    dram: Annotated[
+        int | None, size_option("Of it, for weights.", "4GiB, or less of a small memory")
+    ] = None,
     ssd: Annotated[int, size_option("Disk for checkpoints.", "64GiB")] = 64 * GIB,
     kv: Annotated[
         int | None,
         size_option(
-            "For KV caches at most; of each device.", "2GiB; what weights leave of devices"
+            "Of it, for KV caches; or of each device.",
+            "2GiB or less; what weights leave of devices",
         ),
     ] = None,
     device: Annotated[
@@ -93,10 +102,18 @@ def node(
     node_id: Annotated[
         str | None, typer.Option("--id", help="Name of the node; one is made and kept.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that read from disk.")] = 4,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read from disk.", show_default="4, or 2 of one CPU"),
+    ] = None,
     fetch_threads: Annotated[
-        int, typer.Option(min=1, help="Threads that read from sources, each with a chunk in hand.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Threads that read from sources, each with a chunk in hand.",
+            show_default="8, or 4 of one CPU",
+        ),
+    ] = None,
     engines: Engines = None,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
@@ -104,8 +121,9 @@ def node(
     """Run the agent of one node."""
     if parent is not None:
         die_with_parent(parent)
+    memory = machine.memory_bytes() if memory is None else memory
     with interrupts_end_it():
-        from sllm.node.config import NodeConfig
+        from sllm.node.config import FETCH_THREADS, READ_THREADS, NodeConfig
         from sllm.node.server import serve
         from sllm.node.worker.backends.names import installed
 
@@ -117,13 +135,14 @@ def node(
                 listen_address=listen,
                 advertise_host=advertise,
                 node_id=node_id,
+                memory_bytes=memory,
                 dram_bytes=dram,
                 ssd_bytes=ssd,
                 kv_bytes=kv,
                 device=device,
                 device_reserve_bytes=device_reserve,
-                read_threads=threads,
-                fetch_threads=fetch_threads,
+                read_threads=threads or machine.threads(READ_THREADS),
+                fetch_threads=fetch_threads or machine.threads(FETCH_THREADS),
                 engines=_names(engines) if engines is not None else installed(),
                 metrics_port=metrics_port,
             )
@@ -133,6 +152,16 @@ def node(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+async def _with_threads(server: Coroutine[Any, Any, None]) -> None:
+    """Runs a server with as many threads beside the loop as Python has, of the usable processors.
+
+    By itself it counts all of the machine.
+    """
+    threads = ThreadPoolExecutor(min(32, machine.processors() + 4), "beside-loop")
+    asyncio.get_running_loop().set_default_executor(threads)
+    await server
 
 
 def _run(server: Coroutine[Any, Any, None]) -> None:
@@ -145,7 +174,7 @@ def _run(server: Coroutine[Any, Any, None]) -> None:
 
     try:
         with interrupts_end_it():  # until the server has handlers of its own
-            uvloop.run(server)
+            uvloop.run(_with_threads(server))
     except OSError as error:
         raise errors.StartFailed(
             f"the server cannot run: {error}; --dir says where it keeps its files, --metrics-port "

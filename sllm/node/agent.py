@@ -10,12 +10,13 @@ from pathlib import Path
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.node.config import SOCKET_NAME, NodeConfig
+from sllm.node.config import INSTANCE_BYTES, SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
-from sllm.node.instances.start import InstanceSpec
+from sllm.node.instances.memory import NodeMemory, Taken
+from sllm.node.instances.start import InstanceSpec, check_same
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.instances.zygotes import AUTO, EngineState, Zygotes
@@ -23,7 +24,7 @@ from sllm.node.store.holds import Holds, HoldSpec
 from sllm.node.store.promotions import Promotions
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
-from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
 
@@ -107,14 +108,17 @@ class Agent:
         """What instances can run on here, the one that is preferred first."""
         return self._zygotes.states
 
-    def check_engine(self, engine: str) -> None:
-        """Makes sure that instances can run on an engine here, or on any, for `AUTO`.
-
-        Raises:
-            errors.EngineUnavailable: They cannot.
-        """
-        if engine != AUTO:
-            self._zygotes.of(engine)
+    @property
+    def memory(self) -> NodeMemory:
+        """The memory that instances take for themselves."""
+        # On devices the KV caches are in the devices' memory.
+        kv_bytes = 0 if self.devices.infos() else self.devices.kv_capacity_bytes
+        return NodeMemory(
+            self.config.memory_bytes,
+            self.config.instances_bytes(kv_bytes),
+            INSTANCE_BYTES,
+            tuple(Taken(one.spec.deployment, one.memory.bytes) for one in self.instances.values()),
+        )
 
     def copies(self) -> tuple[Copy, ...]:
         """Every checkpoint on every tier, and those on their way."""
@@ -235,11 +239,11 @@ class Agent:
             errors.InvalidArgument: The instance of this id is a different one.
             errors.Cancelled: It was asked to stop before.
             errors.EngineUnavailable: This node does not have its engine.
-            errors.NoCapacity: The KV budget has no room for it.
+            errors.NoCapacity: The KV budget has no room for it, the memory, or the node.
             errors.ShuttingDown: The node is going down.
         """
         if known := self.instances.get(spec.instance_id):
-            known.spec.check_same(spec)
+            check_same(known.spec, spec)
             return known
         # Two calls have no order: what ends an instance may overtake what begins it.
         if spec.instance_id in self._stopped:
@@ -311,6 +315,7 @@ class Agent:
                 f"{spec.deployment} needs {spec.kv_bytes} bytes of KV cache; {free} of "
                 f"{capacity} are free on this node"
             )
+        self.memory.check_room(spec.deployment)
 
     async def _launch(
         self, zygote: Zygote, instance_id: str, environment: Mapping[str, str]

@@ -4,11 +4,15 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sllm import machine
+from sllm.config import format_bytes
 from sllm.errors import InvalidArgument
 from sllm.node.instances.watchdog import Patience
 from sllm.node.worker.backends.names import ENGINES, TRANSFORMERS, VLLM, installed
 
 MIB = 1024 * 1024
+READ_THREADS = 4
+FETCH_THREADS = 8
 MAX_SOCKET_PATH = 107
 """Bytes. sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
 SOCKET_NAME = 12
@@ -17,6 +21,13 @@ _HOW_TO_INSTALL = {
     TRANSFORMERS: "install sllm with what it needs",
     VLLM: "tools/install-vllm installs it for processors",
 }
+OWN_BYTES = 384 * MIB
+"""What the agent (58 MiB) and a zygote (266 MiB) take for themselves, with some room."""
+VLLM_BYTES = 640 * MIB
+"""What the zygote of vLLM takes beside."""
+INSTANCE_BYTES = 64 * MIB
+"""What an instance takes beside pool and KV cache, where none was measured: 27 MiB with a small
+model at rest, 48 MiB with one at work."""
 _EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 
@@ -34,22 +45,25 @@ class NodeConfig:
     """Host under which others reach this node. None: the host of `listen_address`."""
     node_id: str | None = None
     """Unique in the cluster. None: kept in `directory`, made at the first start."""
-    dram_bytes: int = 4096 * MIB
-    """Size of the pool of weights."""
+    dram_bytes: int | None = None
+    """Size of the pool of weights. None: 4 GiB, or less where there is little memory."""
     ssd_bytes: int = 64 * 1024 * MIB
     """Budget of the SSD tier."""
     kv_bytes: int | None = None
     """Budget for the KV caches of all instances together; on accelerators, of those on each, of
-    which it is a part. None: 2 GiB, and on each accelerator what weights leave."""
+    which it is a part. None: 2 GiB, or less where there is little memory; and on each accelerator
+    what weights leave."""
+    memory_bytes: int = field(default_factory=machine.memory_bytes)
+    """What the node may take altogether. By default all that the machine and the cgroup let it."""
     device: str = "auto"
     """What kernels run on: "cpu", "cuda", "cuda:0,1" or "auto": CUDA devices if there are any."""
     device_reserve_bytes: int = 4096 * MIB
     """Of each device's memory, for what workers take beside weights and KV caches."""
     chunk_bytes: int = 16 * MIB
     """Size of a chunk, the unit of every transfer."""
-    read_threads: int = 4
+    read_threads: int = field(default_factory=lambda: machine.threads(READ_THREADS))
     """Threads that read from SSD into the pool."""
-    fetch_threads: int = 8
+    fetch_threads: int = field(default_factory=lambda: machine.threads(FETCH_THREADS))
     """Threads that fill chunks from sources. Each has a chunk of memory of its own at most, beside
     the pool."""
     run_directory: Path | None = None
@@ -64,21 +78,63 @@ class NodeConfig:
     """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
 
     @property
+    def pool_bytes(self) -> int:
+        """The size of the pool."""
+        if self.dram_bytes is not None:
+            return self.dram_bytes
+        return min(4096 * MIB, max(0, self._spare_bytes - (self.kv_bytes or 0)) // 2)
+
+    @property
     def pool_kv_bytes(self) -> int:
         """The budget for KV caches where the pool is the device."""
-        return 2048 * MIB if self.kv_bytes is None else self.kv_bytes
+        if self.kv_bytes is not None:
+            return self.kv_bytes
+        return min(2048 * MIB, max(0, self._spare_bytes - self.pool_bytes) // 2)
 
-    def check(self, memory_bytes: int) -> None:
-        """Refuses what cannot work on a machine of so much memory.
+    @property
+    def own_bytes(self) -> int:
+        """What the agent and its zygotes take for themselves."""
+        return OWN_BYTES + (VLLM_BYTES if VLLM in self.engines else 0)
+
+    @property
+    def _spare_bytes(self) -> int:
+        """What the node itself and one instance leave of the memory."""
+        return self.memory_bytes - self.own_bytes - INSTANCE_BYTES
+
+    def instances_bytes(self, kv_bytes: int) -> int:
+        """What is left for instances to take for themselves, beside so much for KV caches."""
+        return max(0, self.memory_bytes - self.own_bytes - self.pool_bytes - kv_bytes)
+
+    def check_memory(self, *, on_devices: bool) -> None:
+        """Refuses what the memory cannot hold: the kernel would end a process again and again.
+
+        Args:
+            on_devices: Whether KV caches are in the memory of accelerators.
 
         Raises:
-            InvalidArgument: says what, and what to do.
+            InvalidArgument: With the numbers, and what to do.
         """
-        if self.dram_bytes > memory_bytes:
-            raise InvalidArgument(
-                f"a pool of {self.dram_bytes} bytes is more than the {memory_bytes} of memory that "
-                "this machine has: give a smaller one (--dram)"
-            )
+        kv_bytes = 0 if on_devices else self.pool_kv_bytes
+        if self.instances_bytes(kv_bytes) >= INSTANCE_BYTES and self.pool_bytes >= self.chunk_bytes:
+            return
+        parts = (
+            (self.pool_bytes, "for weights (--dram)"),
+            (kv_bytes, "for KV caches (--kv)"),
+            (self.own_bytes, "for the node itself"),
+            (INSTANCE_BYTES, "for an instance"),
+        )
+        named = ", ".join(f"{format_bytes(size)} {what}" for size, what in parts if size)
+        raise InvalidArgument(
+            f"{named}: that does not fit the {format_bytes(self.memory_bytes)} of memory that this "
+            "node may take, of the machine or as its cgroup limits it; ask for less, or allow more"
+        )
+
+    def check(self) -> None:
+        """Refuses addresses that cannot work.
+
+        Raises:
+            InvalidArgument: Says what, and what to do.
+        """
         self._check_engines()
         host = self.listen_address.rpartition(":")[0]
         if host in _EVERY_INTERFACE and self.advertise_host is None:

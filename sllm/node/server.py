@@ -1,7 +1,6 @@
 """The node agent as a process: puts the parts together, serves, and takes them apart again."""
 
 import asyncio
-import os
 import shutil
 import tempfile
 import uuid
@@ -34,7 +33,7 @@ from sllm.node.instances.zygotes import Zygotes
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
-from sllm.process import keep_private, make_private, until_terminated
+from sllm.process import home_variables, keep_private, make_private, until_terminated
 
 log = structlog.get_logger()
 
@@ -51,7 +50,7 @@ async def serve(config: NodeConfig) -> None:
     keep_private()
     for directory in (config.checkpoint_dir, config.socket_dir):
         make_private(directory)
-    config.check(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    config.check()
     node_id = config.node_id or _kept_node_id(config.directory)
     terminated = asyncio.create_task(until_terminated())  # now: it may be asked to end at any time
     async with AsyncExitStack() as stack:
@@ -69,10 +68,11 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     """Starts every part; `stack` ends them in reverse order. Returns the port."""
     clock = MonotonicClock()
     selected = await asyncio.to_thread(select, parse_device(config.device))
-    pool = Pool(config.dram_bytes, config.chunk_bytes)
+    config.check_memory(on_devices=selected is not None)
+    pool = Pool(config.pool_bytes, config.chunk_bytes)
     stack.callback(pool.close)
     pool.start_populating()
-    zygotes = Zygotes(config.engines)
+    zygotes = Zygotes(config.engines, home_variables(config.directory / "home"))
     stack.push_async_callback(zygotes.close)
     zygotes.start(pool.fd)
     store = await TierStore.open(
@@ -120,6 +120,7 @@ async def open_devices(
             if selected.required:
                 raise
             log.warning("node.devices_unused", problem=error.message)
+            config.check_memory(on_devices=False)
             return PoolDevice(store, config.pool_kv_bytes)
         stack.push_async_callback(opening.pop_all().aclose)
     return devices

@@ -34,6 +34,7 @@ INSTANCE = types.Instance(
     started_at=Timestamp(seconds=5),
     worker_pid=7,
     engine="vllm",
+    own_bytes=30 * MIB,
 )
 NODE = types.Node(
     node_id="n-1",
@@ -45,6 +46,7 @@ NODE = types.Node(
     kv_capacity_bytes=10,
     kv_used_bytes=4,
     engines=[types.NodeEngine(name="vllm", ready=True)],
+    memory=types.NodeMemory(capacity_bytes=2 * MIB, used_bytes=MIB),
     copies=[types.CheckpointCopy(digest="abc", tier=tier) for tier in (1, 2)],  # type: ignore[arg-type]  # ints
 )
 
@@ -96,13 +98,16 @@ def test_ls(run: Run, listed: None) -> None:
 def test_ps(run: Run, listed: None) -> None:
     (row,) = rows(run("ps").out)
 
-    assert row[:9] == ["i-1", "tiny", "vllm", "n-1", "READY", "2", "64.0", "MiB", "7"]
+    found = " ".join(row[:11])
+    assert found == "i-1 tiny vllm n-1 READY 2 64.0 MiB 30.0 MiB 7"
 
 
 def test_nodes(run: Run, listed: None) -> None:
     (row,) = rows(run("nodes").out)
 
-    assert " ".join(row) == "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1 vllm -"
+    assert " ".join(row) == (
+        "n-1 host:1 1.0 MiB 3.0 MiB 512.0 KiB 1.5 MiB 4 B 6 B 1.0 MiB/2.0 MiB 1 vllm -"
+    )
 
 
 @pytest.mark.parametrize(

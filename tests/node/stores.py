@@ -14,7 +14,7 @@ from sllm.clock import MonotonicClock
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers import imports, reads
 from sllm.node.transfers.work import Progress
 from tests.checkpoint.checkpoints import (
@@ -112,7 +112,7 @@ class Gate:
 
         def held(*args: object, **named: object) -> object:
             self.begun += 1
-            assert self._open.wait(20), "nobody opened the gate"
+            assert self._open.wait(60), "nobody opened the gate"
             self.when_held()
             return transfer(*args, **named)
 

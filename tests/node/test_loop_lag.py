@@ -7,7 +7,7 @@ import torch
 from sllm.clock import MonotonicClock
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.checkpoint.checkpoints import write_model
 from tests.support import LoopLag
 

@@ -690,6 +690,7 @@ class Instance(_message.Message):
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     ORPHAN_UNTIL_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    OWN_BYTES_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
@@ -707,6 +708,10 @@ class Instance(_message.Message):
     """Index of the device that it runs on. Unset: not yet chosen, or the pool is the device."""
     identity: _builtins.str
     """Of what it serves, as in ModelInfo. Empty while it is not known."""
+    own_bytes: _builtins.int
+    """Bytes of the node's memory that it takes for itself, beside what is shared with others and its
+    KV cache, as measured last. 0: not yet measured.
+    """
     engine: _builtins.str
     """That it runs on, as in EngineConfig."""
     @_builtins.property
@@ -737,11 +742,12 @@ class Instance(_message.Message):
         device_index: _builtins.int | None = ...,
         orphan_until: _timestamp_pb2.Timestamp | None = ...,
         identity: _builtins.str = ...,
+        own_bytes: _builtins.int = ...,
         engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "device_index", b"device_index", "orphan_until", b"orphan_until", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015
@@ -951,6 +957,7 @@ class Node(_message.Message):
     LEAVING_FIELD_NUMBER: _builtins.int
     INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
@@ -985,6 +992,10 @@ class Node(_message.Message):
         """Its accelerators. None: the pool is the device."""
 
     @_builtins.property
+    def memory(self) -> Global___NodeMemory:
+        """Its memory, and how many instances it takes. Unset: the node does not tell, and has no bound."""
+
+    @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeEngine]:
         """What instances can run on there, the one that it prefers first. None: a node of an earlier
         version, which has "transformers".
@@ -1007,11 +1018,12 @@ class Node(_message.Message):
         leaving: _builtins.bool = ...,
         init_observations: _abc.Iterable[Global___InitObservation] | None = ...,
         devices: _abc.Iterable[Global___Device] | None = ...,
+        memory: Global___NodeMemory | None = ...,
         engines: _abc.Iterable[Global___NodeEngine] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "engines", b"engines", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "engines", b"engines", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "memory", b"memory", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1042,6 +1054,48 @@ class NodeEngine(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeEngine: _TypeAlias = NodeEngine  # noqa: Y015
+
+@_typing.final
+class NodeMemory(_message.Message):
+    """The memory of a node's machine, as far as the node may take it, and what instances take of it
+    beside the pool of weights and the budget of KV caches.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    INSTANCE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_INSTANCES_FIELD_NUMBER: _builtins.int
+    total_bytes: _builtins.int
+    """All that the node may take: of the machine, or as its cgroup limits it."""
+    capacity_bytes: _builtins.int
+    """What instances may take together for themselves: what the pool, the budget of KV caches (unless
+    these are on accelerators) and the node itself leave.
+    """
+    used_bytes: _builtins.int
+    """What they take, as measured; of those not yet measured, what is expected."""
+    instance_bytes: _builtins.int
+    """What is expected of an instance where none has been measured."""
+    max_instances: _builtins.int
+    """Instances at most, whatever they take. 0: no bound."""
+    def __init__(
+        self,
+        *,
+        total_bytes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        instance_bytes: _builtins.int = ...,
+        max_instances: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "instance_bytes", b"instance_bytes", "max_instances", b"max_instances", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeMemory: _TypeAlias = NodeMemory  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):

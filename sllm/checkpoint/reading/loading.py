@@ -6,6 +6,7 @@ from contextlib import closing
 
 import torch
 
+from sllm import machine
 from sllm.checkpoint.files.memory import Region, TouchedAhead
 from sllm.checkpoint.reading.chunk_reader import read_checkpoint
 from sllm.checkpoint.reading.tensors import tensors_over
@@ -21,7 +22,7 @@ TOUCH_THREADS = 2
 
 
 def load(
-    path: str | os.PathLike[str], *, verify: bool = True, threads: int = LOAD_THREADS
+    path: str | os.PathLike[str], *, verify: bool = True, threads: int | None = None
 ) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, by name.
 
@@ -34,7 +35,7 @@ def load(
     Args:
         path: a packed checkpoint, a directory of safetensors files, or one such file.
         verify: whether the digests of a packed checkpoint's chunks are checked.
-        threads: read one chunk each.
+        threads: read one chunk each. None: 8, or 4 where one alone can compute.
 
     Returns:
         Tensors on the CPU; tied ones share memory.
@@ -49,8 +50,8 @@ def load(
     partitions = weights.manifest.partitions
     region = Region(partitions)
     with (
-        closing(TouchedAhead(region, partitions, TOUCH_THREADS)) as memory,
-        ThreadPoolExecutor(threads, "chunk-read") as executor,
+        closing(TouchedAhead(region, partitions, machine.threads(TOUCH_THREADS))) as memory,
+        ThreadPoolExecutor(threads or machine.threads(LOAD_THREADS), "chunk-read") as executor,
     ):
         read_checkpoint(
             weights.directory,

@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 
+from sllm import machine
 from sllm.checkpoint.files.memory import Region
 from sllm.checkpoint.format.manifest import BLOCK_BYTES, CHUNK_BYTES, PartitionEntry, TensorEntry
 from sllm.checkpoint.reading.chunk_reader import open_file, read_chunks, reads_of
@@ -30,7 +31,8 @@ class OpenCheckpoint(Mapping[str, torch.Tensor]):
         self._weights = weights
         self._entries = {entry.name: entry for entry in weights.manifest.tensors}
         with ExitStack() as opened:
-            self._threads = opened.enter_context(ThreadPoolExecutor(READ_THREADS, "chunk-read"))
+            reads = ThreadPoolExecutor(machine.threads(READ_THREADS), "chunk-read")
+            self._threads = opened.enter_context(reads)
             self._files = [
                 opened.enter_context(open_file(weights.directory / entry.file))
                 for entry in weights.manifest.partitions

@@ -52,16 +52,44 @@ def tensors_over(
     return {entry.name: tensor_over(entry, buffers[entry.partition]) for entry in tensors}
 
 
+def tensors_within(
+    tensors: Iterable[TensorEntry], partitions: Sequence[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """As `tensors_over`, all in one storage for each partition, so that neighbours may be joined.
+
+    Saving one of them by itself saves the partition.
+
+    Args:
+        tensors: what lies where.
+        partitions: their bytes; uint8, on any device.
+
+    Raises:
+        UnsupportedModel: torch has no dtype for a tensor.
+    """
+    return {
+        entry.name: _shaped(
+            entry, partitions[entry.partition][entry.offset : entry.offset + entry.size]
+        )
+        for entry in tensors
+    }
+
+
 def tensor_over(entry: TensorEntry, buffer: memoryview) -> torch.Tensor:
     """One tensor over the bytes of its partition; one that begins between elements is copied.
 
     Raises:
         UnsupportedModel: torch has no dtype or no such shape for it.
     """
+    raw = torch.empty(0, dtype=torch.uint8)
+    if entry.size:
+        raw = torch.frombuffer(buffer, dtype=torch.uint8, count=entry.size, offset=entry.offset)
+    return _shaped(entry, raw)
+
+
+def _shaped(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
     dtype, shape = torch_form(entry)
     if not entry.size:
-        return _without_elements(entry, dtype, shape)
-    raw = torch.frombuffer(buffer, dtype=torch.uint8, count=entry.size, offset=entry.offset)
+        return _without_elements(entry, dtype, shape).to(raw.device)
     if raw.data_ptr() % dtype.itemsize:
         raw = raw.clone()
     return raw.view(dtype).reshape(shape)

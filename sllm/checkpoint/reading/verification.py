@@ -10,6 +10,7 @@ from pathlib import Path
 
 import xxhash
 
+from sllm import machine
 from sllm.checkpoint.format.manifest import FileEntry, Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, parse_manifest, wrong_sizes
 from sllm.checkpoint.format.plain_files import read_plain
@@ -102,7 +103,8 @@ def _unreadable(
     buffers = _Buffers(max(min(entry.chunk_size, entry.size) for entry in manifest.partitions))
     done = 0
     with ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(READ_THREADS, "chunk-read"))
+        readers = ThreadPoolExecutor(machine.threads(READ_THREADS), "chunk-read")
+        threads = stack.enter_context(readers)
         reads, errors = _reads(directory, manifest.partitions, buffers, stack)
         yield from errors
         clock = MonotonicClock()

@@ -92,5 +92,7 @@ class Instance:
     """Process id of the worker on its node. 0 while there is none."""
     orphan_until: float | None = None
     """Set if no deployment explains it: when it ends, unless its deployment is made again."""
+    own_bytes: int = 0
+    """Memory that it takes for itself, beside what it shares and its KV cache. 0: not measured."""
     engine: str = ""
     """Engine that it runs on."""

@@ -94,6 +94,22 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """Memory that a node may take, and what its instances take of it for themselves."""
+
+    total_bytes: int
+    """All that the node may take: of its machine, or as its cgroup limits it."""
+    capacity_bytes: int
+    """What instances may take together, beside the pool of weights and their KV caches."""
+    used_bytes: int
+    """What they take, as measured or expected."""
+    instance_bytes: int
+    """What is expected of an instance where none has been measured."""
+    max_instances: int
+    """Instances at most, whatever they take. 0: no bound."""
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """An engine of a node."""
 
@@ -131,5 +147,7 @@ class Node:
     """Whether it gets no new work, and what runs there ends."""
     devices: tuple[Device, ...] = ()
     """Its accelerators. None: its processors read weights in the pool."""
+    memory: NodeMemory | None = None
+    """What its instances take. None: the node does not tell."""
     engines: tuple[Engine, ...] = ()
     """What instances can run on there, the one that it prefers first."""

@@ -60,6 +60,7 @@ def instance(message: pb.Instance) -> deployments.Instance:
         started_at=moment(message.started_at),
         worker_pid=message.worker_pid,
         orphan_until=moment(message.orphan_until) if message.HasField("orphan_until") else None,
+        own_bytes=message.own_bytes,
         engine=message.engine,
     )
 
@@ -79,7 +80,18 @@ def node(message: pb.Node) -> nodes.Node:
         connected_at=moment(message.connected_at),
         draining=message.draining,
         devices=tuple(map(_device, message.devices)),
+        memory=_memory(message.memory) if message.HasField("memory") else None,
         engines=tuple(nodes.Engine(one.name, one.ready) for one in message.engines),
+    )
+
+
+def _memory(memory: pb.NodeMemory) -> nodes.NodeMemory:
+    return nodes.NodeMemory(
+        memory.total_bytes,
+        memory.capacity_bytes,
+        memory.used_bytes,
+        memory.instance_bytes,
+        memory.max_instances,
     )
 
 

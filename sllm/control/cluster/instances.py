@@ -36,6 +36,8 @@ class Instance:
     """Index of the device that it runs on. None: not yet chosen, or the pool is the device."""
     identity: str = ""
     """Of what it serves, as in ModelInfo. Empty: not yet known."""
+    own_bytes: int = 0
+    """Memory that it takes for itself, as measured last. 0: not yet measured."""
     engine: str = ""
     """That it runs on. Empty: not known."""
 

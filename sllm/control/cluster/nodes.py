@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from sllm import own_memory
 from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
 from sllm.control.cluster.instances import Instance, Planned
 from sllm.control.cluster.specs import TRANSFORMERS
@@ -35,6 +36,18 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """Memory that instances take for themselves; see the protocol's NodeMemory."""
+
+    total_bytes: int
+    capacity_bytes: int
+    used_bytes: int
+    instance_bytes: int
+    max_instances: int = 0
+    """0: no bound."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """A node without what it holds and runs."""
 
@@ -54,6 +67,8 @@ class NodeFacts:
     """Whether it is about to go down, and what it runs is to go on elsewhere."""
     devices: tuple[Device, ...] = ()
     """None: the pool is the device."""
+    memory: NodeMemory | None = None
+    """None: the node does not tell, and has no bound."""
     engines: Mapping[str, bool] = field(default_factory=lambda: {TRANSFORMERS: True})
     """What instances can run on, the one that the node prefers first, and whether it is ready."""
 
@@ -131,6 +146,33 @@ class NodeView:
     def kv_held(self) -> int:
         """Bytes of the KV budget that present instances hold."""
         return sum(instance.kv_bytes for instance in self.present)
+
+    def own_expected(self, checkpoint: str) -> int:
+        """Bytes that one more instance of a checkpoint is taken to take for itself, by its key."""
+        assert self.facts.memory, "the node does not tell of its memory"
+        same, every = self._own_measured.get(checkpoint, ()), self._own_measured.values()
+        others = (size for sizes in every for size in sizes)
+        return own_memory.expected(same, others, self.facts.memory.instance_bytes)
+
+    @cached_property
+    def _own_measured(self) -> Mapping[str, list[int]]:
+        """What present instances take for themselves, by checkpoint, where it was measured."""
+        found: dict[str, list[int]] = {}
+        for one in self.present:
+            if one.own_bytes:
+                found.setdefault(one.digest, []).append(one.own_bytes)
+        return found
+
+    def own_bytes(self, instance: Instance) -> int:
+        """What an instance takes for itself, as measured or expected."""
+        plan = self.planned.get(instance.instance_id)
+        key = instance.digest or (self.key_here(plan.checkpoint) if plan else "")
+        return instance.own_bytes or self.own_expected(key)
+
+    @cached_property
+    def own_held(self) -> int:
+        """What present instances take for themselves together; the node tells of its memory."""
+        return sum(map(self.own_bytes, self.present))
 
     @cached_property
     def weights_tier(self) -> Tier:

@@ -15,6 +15,10 @@ class Tier(IntEnum):
     DEVICE = 4
 
 
+STORED_ON = (Tier.SSD, Tier.DRAM)
+"""Tiers that checkpoints can be prefetched to, and pinned on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """What keeps a checkpoint on a tier although nothing uses it."""

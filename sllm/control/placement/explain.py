@@ -10,9 +10,9 @@ from sllm.control.cluster.needs import Checkpoint, Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Tier
-from sllm.control.placement.cost import start_estimate
 from sllm.control.placement.decisions import Candidate, MigrateThenStart, Reuse, Start
 from sllm.control.placement.placement import Decision
+from sllm.control.placement.start_estimate import start_estimate
 from sllm.control.types.operations import ActionKind, EstimateParts, ExplainedNode, Explanation
 
 _SAME_SECONDS: Final = 0.0005

@@ -6,7 +6,7 @@ from sllm import errors
 from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
-from sllm.control.placement import room
+from sllm.control.placement.room import too_small
 
 _SHOWN = 8
 """Nodes that an error names at most."""
@@ -45,15 +45,3 @@ def lacks_engine(node: NodeView, need: Need) -> str | None:
     if math.isfinite(node.engine_wait(need.engine)):
         return None
     return f"{node.node_id}: does not have the engine {need.engine}"
-
-
-def too_small(node: NodeView, need: Need) -> str | None:
-    """Why not even the empty node would have room."""
-    size, capacity = need.checkpoint.size_bytes, room.capacity(node)
-    if size > capacity.weights:
-        tier = node.weights_tier.name
-        return f"{node.node_id}: weights of {size} bytes, {tier} of {capacity.weights}"
-    least, budget = need.least_kv_bytes, min(capacity.kv, capacity.both - size)
-    if least > budget:
-        return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
-    return None

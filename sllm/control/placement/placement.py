@@ -21,7 +21,6 @@ from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.usage import Use
 from sllm.control.placement import room
-from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import (
     Action,
     Blocked,
@@ -32,9 +31,10 @@ from sllm.control.placement.decisions import (
     Start,
     Wait,
 )
-from sllm.control.placement.fitting import lacks_engine, too_large, too_small
+from sllm.control.placement.fitting import lacks_engine, too_large
 from sllm.control.placement.ranking import Rank, Ranking
 from sllm.control.placement.relocation import Relief, Relocations
+from sllm.control.placement.start_estimate import start_seconds
 from sllm.control.placement.victims import barred, idle_victims, yielding
 
 SPREAD_SECONDS = 5.0
@@ -320,7 +320,7 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
 def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
     if lacking := lacks_engine(node, demand.need):
         return Candidate(node.node_id, None, rejected=lacking, unfit=True)
-    if small := too_small(node, demand.need):
+    if small := room.too_small(node, demand.need):
         return Candidate(node.node_id, None, rejected=f"too small: {small}", unfit=True)
     seconds = start_seconds(node, demand.need, snapshot.typical)
     if reason := barred(demand, node.node_id):

@@ -19,7 +19,7 @@ from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.specs import TRANSFORMERS, VLLM
 from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
-from sllm.control.placement.cost import approach, copy_on, start_seconds
+from sllm.control.placement.start_estimate import approach, copy_on, start_seconds
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -74,7 +74,7 @@ class Table:
 
 
 class _Column(NamedTuple):
-    """A node in the table; see `cost.Approach`."""
+    """A node in the table; see `start_estimate.Approach`."""
 
     import_wait: float
     import_per_byte: float
@@ -90,9 +90,12 @@ class _Column(NamedTuple):
     kv_capacity: float
     capacity: float
     """For both together."""
+    beside_in_empty: float
+    """Memory that one instance leaves on the empty node; see `room.beside`."""
     weights_free: float
     kv_free: float
     free: float
+    beside: float
     on_vllm: float
     """Seconds until the engine can be had there. Infinite: the node does not have it."""
     on_transformers: float
@@ -107,7 +110,9 @@ def _column(node: NodeView, typical: Typical) -> _Column:
         *prepare,
         *attach,
         *room.capacity(node),
+        room.beside_in_empty(node),
         *room.free(node),
+        room.beside(node),
         node.engine_wait(VLLM),
         node.engine_wait(TRANSFORMERS),
     )
@@ -179,7 +184,7 @@ class Ranking:
 def _are_large(columns: Any, need: Need) -> Flags:
     size, least = need.checkpoint.size_bytes, need.least_kv_bytes
     fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
-    large: Flags = fits & (columns.kv_capacity >= least)
+    large: Flags = fits & (columns.kv_capacity >= least) & (columns.beside_in_empty >= 0)
     large &= np.isfinite(_engine_wait(columns, need))
     return large
 
@@ -196,12 +201,12 @@ def _lack_room(columns: Any, need: Need) -> Flags:
     kv_bytes = np.minimum(need.kv_bytes, columns.kv_capacity)
     np.minimum(kv_bytes, columns.capacity - size, out=kv_bytes)
     lack: Flags = (columns.weights_free < size) | (columns.kv_free < kv_bytes)
-    lack |= columns.free < size + kv_bytes
+    lack |= (columns.free < size + kv_bytes) | (columns.beside < 0)
     return lack
 
 
 def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
-    """As `cost.start_seconds`, for nodes that hold nothing of the checkpoint."""
+    """As `start_estimate.start_seconds`, for nodes that hold nothing of the checkpoint."""
     size = need.checkpoint.size_bytes
     seen = typical.init_times.by_model.get((need.checkpoint.digest, need.engine))
     if seen:

@@ -29,6 +29,24 @@ def capacity(node: NodeView) -> Bounds:
     return Bounds(largest, max(one.kv_capacity_bytes for one in devices), largest)
 
 
+def too_small(node: NodeView, need: Need) -> str | None:
+    """Why not even the empty node would do."""
+    size, bounds = need.checkpoint.size_bytes, capacity(node)
+    if size > bounds.weights:
+        tier = node.weights_tier.name
+        return f"{node.node_id}: weights of {size} bytes, {tier} of {bounds.weights}"
+    least, budget = need.least_kv_bytes, min(bounds.kv, bounds.both - size)
+    if least > budget:
+        return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
+    memory = node.facts.memory
+    if memory and beside_in_empty(node) < 0:
+        return (
+            f"{node.node_id}: {memory.instance_bytes} bytes of memory for an instance itself, "
+            f"{memory.capacity_bytes} beside pool and KV caches"
+        )
+    return None
+
+
 def free(node: NodeView) -> Bounds:
     """What no present instance holds, on the device with most of that; idle copies are free."""
     if not node.facts.devices:
@@ -36,6 +54,25 @@ def free(node: NodeView) -> Bounds:
     found = device_room.rooms(node)
     most = max(one.free for one in found)
     return Bounds(most, max(min(one.kv_free, one.free) for one in found), most)
+
+
+def beside(node: NodeView) -> int:
+    """Bytes that an instance of which nothing is known leaves of the memory for instances.
+
+    Negative: there is no room for one, or the node takes no more.
+    """
+    memory = node.facts.memory
+    if memory is None:
+        return _UNBOUNDED
+    if memory.max_instances and len(node.present) >= memory.max_instances:
+        return -1
+    return memory.capacity_bytes - node.own_held - node.own_expected("")
+
+
+def beside_in_empty(node: NodeView) -> int:
+    """The same of the empty node, where an instance takes what is expected unmeasured."""
+    memory = node.facts.memory
+    return memory.capacity_bytes - memory.instance_bytes if memory else _UNBOUNDED
 
 
 def kv_grant(node: NodeView, need: Need) -> int:
@@ -56,11 +93,16 @@ class Shortage:
     weights_bytes: int
     device_bytes: int = 0
     """For both, on that of the node's devices which lacks the least."""
+    own_bytes: int = 0
+    """For the instance itself."""
+    instances: int = 0
+    """Instances above as many as the node takes."""
 
     @property
     def none(self) -> bool:
         """Whether there is room."""
-        return max(self.kv_bytes, self.weights_bytes, self.device_bytes) <= 0
+        of_bytes = max(self.kv_bytes, self.weights_bytes, self.device_bytes, self.own_bytes)
+        return max(of_bytes, self.instances) <= 0
 
     @property
     def text(self) -> str:
@@ -69,8 +111,12 @@ class Shortage:
             ("KV cache", self.kv_bytes),
             ("weights", self.weights_bytes),
             ("weights and KV cache on any one device", self.device_bytes),
+            ("the instance itself", self.own_bytes),
         )
-        return ", ".join(f"{count} bytes short for {what}" for what, count in parts if count > 0)
+        short = [f"{count} bytes short for {what}" for what, count in parts if count > 0]
+        if self.instances > 0:
+            short.append("it runs as many instances as it may")
+        return ", ".join(short)
 
 
 def shortage(
@@ -83,16 +129,40 @@ def shortage(
 
     Unleased copies are no obstacle: the node evicts them as it needs their room.
     """
+    memory = _memory_shortage(node, checkpoint, stopped)
     if node.facts.devices:
         key = node.key_here(checkpoint.key)
         wanted = device_room.Wanted(key, checkpoint.size_bytes, kv_bytes)
-        return Shortage(0, 0, device_room.lacking(node, wanted, stopped))
+        return Shortage(0, 0, device_room.lacking(node, wanted, stopped), *memory)
     kv_freed = sum(one.kv_bytes for one in node.present if one.instance_id in stopped)
     held = node.weights_held_without(stopped) if stopped else node.weights_held
     others = sum(size for key, size in held.items() if key != checkpoint.key)
     return Shortage(
         kv_bytes=node.kv_held - kv_freed + kv_bytes - node.facts.kv_capacity,
         weights_bytes=others + checkpoint.size_bytes - node.weights_capacity,
+        own_bytes=memory.own_bytes,
+        instances=memory.instances,
+    )
+
+
+class _MemoryShortage(NamedTuple):
+    own_bytes: int
+    instances: int
+
+
+def _memory_shortage(
+    node: NodeView, checkpoint: Checkpoint, stopped: frozenset[str]
+) -> _MemoryShortage:
+    memory = node.facts.memory
+    if memory is None:
+        return _MemoryShortage(0, 0)
+    ending = [one for one in node.present if one.instance_id in stopped]
+    staying = node.own_held - sum(map(node.own_bytes, ending))
+    needed = node.own_expected(node.key_here(checkpoint.key))
+    count = len(node.present) - len(ending) + 1
+    return _MemoryShortage(
+        own_bytes=staying + needed - memory.capacity_bytes,
+        instances=count - memory.max_instances if memory.max_instances else 0,
     )
 
 

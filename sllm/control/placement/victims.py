@@ -7,8 +7,8 @@ from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.placement import room
-from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import Demand
+from sllm.control.placement.start_estimate import start_seconds
 
 _LEAST: Final = 0.001
 _MOST: Final = 1e6

@@ -10,7 +10,7 @@ from sllm.control.types.calls import GenerationAsk, Prompt
 MAX_PRIORITY: Final = 100
 
 
-def check(ask: GenerationAsk) -> None:
+def check_fields(ask: GenerationAsk) -> None:
     """Refuses a request that no model could serve.
 
     Raises:
@@ -45,7 +45,7 @@ class WaitEstimate:
     """Seconds from then to its first token, as far as that is known."""
 
 
-def check_room(estimate: WaitEstimate, config: ControlConfig) -> None:
+def check_queue(estimate: WaitEstimate, config: ControlConfig) -> None:
     """Refuses a request that would have to wait in a queue that is full.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Has generations go on elsewhere: finds them a place, has it made ready, and moves them."""
+"""Has generations go on elsewhere: finds them a place, has it made ready, and has nodes move them.
+
+The nodes cut over among themselves: `sllm/node/generations`.
+"""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing

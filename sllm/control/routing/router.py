@@ -61,7 +61,7 @@ class Router:
         ticket = Ticket(request, remaining, self._clock, step_seconds=step)
         generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
         estimate = self._wait_estimates.of(ticket)
-        admission.check_room(estimate, self._config)
+        admission.check_queue(estimate, self._config)
         admission.check_deadline(estimate, remaining)
         ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
         self._state.tickets[ticket.request_id] = ticket
@@ -153,7 +153,7 @@ class Router:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
         deployment = self._state.deployment(request.deployment)
         generations.check_size(request, deployment)
-        admission.check(generations.generation_ask(request))
+        admission.check_fields(generations.generation_ask(request))
         # Last of these checks, as reading on ends the former stream.
         former = self._state.tickets.get(request.request_id)
         if former and generations.resumes_from(request) is not None:

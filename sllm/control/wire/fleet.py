@@ -9,7 +9,7 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm import bounds, errors
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.instances import Instance, InstanceState
-from sllm.control.cluster.nodes import Device, NodeFacts, NodeView
+from sllm.control.cluster.nodes import Device, NodeFacts, NodeMemory, NodeView
 from sllm.control.cluster.specs import TRANSFORMERS
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
 from sllm.control.types.reports import Delta, Full, Report
@@ -60,7 +60,28 @@ def _facts(node: pb.Node, node_id: str) -> NodeFacts:
         init_time=_duration(node.init_time) if node.HasField("init_time") else None,
         init_times=InitTimes(_init_times(node.init_observations)),
         devices=tuple(map(_device, node.devices)),
+        memory=_memory(node.memory) if node.HasField("memory") else None,
         engines={one.name: one.ready for one in node.engines} or {TRANSFORMERS: True},
+    )
+
+
+def _memory(memory: pb.NodeMemory) -> NodeMemory:
+    return NodeMemory(
+        _bytes(memory.total_bytes),
+        _bytes(memory.capacity_bytes),
+        _bytes(memory.used_bytes),
+        _bytes(memory.instance_bytes),
+        bounds.count(memory.max_instances, "max_instances"),
+    )
+
+
+def _memory_message(memory: NodeMemory) -> pb.NodeMemory:
+    return pb.NodeMemory(
+        total_bytes=memory.total_bytes,
+        capacity_bytes=memory.capacity_bytes,
+        used_bytes=memory.used_bytes,
+        instance_bytes=memory.instance_bytes,
+        max_instances=memory.max_instances,
     )
 
 
@@ -135,6 +156,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         unread=tuple(one.unread_request_ids),
         device=device if one.HasField("device_index") else None,
         identity=one.identity,
+        own_bytes=_bytes(one.own_bytes),
         engine=one.engine,
     )
 
@@ -181,6 +203,7 @@ def node_message(view: NodeView, *, draining: bool = False) -> pb.Node:
         connected_at=common.timestamp(view.connected_at),
         draining=draining,
         devices=[_device_message(one) for one in facts.devices],
+        memory=_memory_message(facts.memory) if facts.memory else None,
         engines=[pb.NodeEngine(name=name, ready=ready) for name, ready in facts.engines.items()],
     )
 
@@ -252,5 +275,6 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         unread_request_ids=one.unread,
         orphan_until=common.optional_timestamp(orphan_until),
         identity=one.identity,
+        own_bytes=one.own_bytes,
         engine=one.engine,
     )

@@ -9,7 +9,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm import bounds, errors
 from sllm.control.cluster import specs
-from sllm.control.cluster.tiers import Tier
+from sllm.control.cluster.tiers import STORED_ON, Tier
 from sllm.control.types.calls import AnswerFormat
 from sllm.control.types.operations import (
     DEFAULT_TTL,
@@ -41,7 +41,7 @@ def pin_place(request: pb.PinRequest) -> Place:
     if not request.node_id:
         raise errors.InvalidArgument("node_id is empty; name the node to pin on")
     node_id = bounds.name(request.node_id, "node_id")
-    return Place(request.deployment, storage_tier(request.tier), node_id)
+    return Place(request.deployment, bounds.one_of(request.tier, STORED_ON, "tier"), node_id)
 
 
 def prefetch_ask(request: pb.PrefetchRequest) -> PrefetchAsk:
@@ -62,27 +62,15 @@ def prefetch_ask(request: pb.PrefetchRequest) -> PrefetchAsk:
         deployment=request.deployment,
         source=specs.normalize_source(request.source) if request.source else "",
         dtype=request.dtype,
-        tier=storage_tier(request.tier),
+        tier=bounds.one_of(request.tier, STORED_ON, "tier"),
         node_id=request.node_id,
         ttl=DEFAULT_TTL if ttl is None else ttl,
     )
 
 
-def storage_tier(value: types_pb.Tier.ValueType) -> Tier:
-    """A tier that checkpoints can be kept on.
-
-    Raises:
-        errors.InvalidArgument: It is neither SSD nor DRAM.
-    """
-    if value not in (types_pb.TIER_SSD, types_pb.TIER_DRAM):
-        named = types_pb.Tier.Name(value)[5:] if value in types_pb.Tier.values() else str(value)
-        raise errors.InvalidArgument(f"checkpoints are kept on SSD or DRAM, not on {named}")
-    return Tier(value)
-
-
 def unpin_tier(request: pb.UnpinRequest) -> Tier | None:
     """The tier that an Unpin call means; None: both."""
-    return storage_tier(request.tier) if request.tier else None
+    return bounds.one_of(request.tier, STORED_ON, "tier") if request.tier else None
 
 
 def ttl_of(request: pb.PinRequest | pb.PrefetchRequest) -> float | None:

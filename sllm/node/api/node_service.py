@@ -13,7 +13,8 @@ from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.generations.generations import Generations
 from sllm.node.generations.outgoing_migration import OutgoingMigration
-from sllm.node.instances.zygotes import AUTO
+from sllm.node.instances.zygotes import AUTO, check_has
+from sllm.node.tiers.types import EVICTED_FROM, STORED_ON
 
 
 class NodeServicer(NodeServiceServicer):
@@ -37,9 +38,9 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.PromoteRequest, context: Any
     ) -> AsyncIterator[pb.PromoteResponse]:
         """Brings a checkpoint up to a tier."""
-        tier, dtype = wire.storage_tier(request.tier), request.dtype or None
+        tier, dtype = bounds.one_of(request.tier, STORED_ON, "tier"), request.dtype or None
         hold, engine = wire.hold_spec(request), request.engine or AUTO
-        self._agent.check_engine(engine)
+        check_has(engine, self._agent.engines)
         promotion = self._agent.promote(
             request.source,
             dtype,
@@ -96,5 +97,5 @@ class NodeServicer(NodeServiceServicer):
 
     async def Evict(self, request: pb.EvictRequest, context: Any) -> pb.EvictResponse:
         """Frees a checkpoint's room on a tier."""
-        await self._agent.evict(request.digest, wire.evictable_tier(request.tier))
+        await self._agent.evict(request.digest, bounds.one_of(request.tier, EVICTED_FROM, "tier"))
         return pb.EvictResponse()

@@ -15,10 +15,11 @@ from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.generations.wire import phase_message
 from sllm.node.instances.init_times import InitKey, InitTime
 from sllm.node.instances.instance import Instance
+from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
 from sllm.node.instances.start import InstanceSpec, Running
 from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.store.holds import Hold, HoldSpec
-from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Link, TierUsage
 from sllm.node.transfers.work import Progress
 from sllm.node.worker.backends.names import TRANSFORMERS
 
@@ -64,26 +65,6 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
 
 def _concurrency(value: int) -> int:
     return bounds.count(value, "max_concurrency", least=1, most=bounds.MAX_CONCURRENCY)
-
-
-def storage_tier(tier: int) -> Tier:
-    """A tier that checkpoints can be promoted to.
-
-    Raises:
-        errors.InvalidArgument: It is neither SSD nor DRAM.
-    """
-    if tier not in (pb.TIER_SSD, pb.TIER_DRAM):
-        raise errors.InvalidArgument(f"tier must be SSD (2) or DRAM (3), not {tier}")
-    return Tier(tier)
-
-
-def evictable_tier(tier: int) -> Tier:
-    """A tier that checkpoints can be evicted from.
-
-    Raises:
-        errors.InvalidArgument: It is neither SSD, DRAM nor the device.
-    """
-    return Tier.DEVICE if tier == pb.TIER_DEVICE else storage_tier(tier)
 
 
 def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
@@ -153,6 +134,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         unread_request_ids=sorted(instance.unread),
         device_index=instance.device,
         identity=instance.identity,
+        own_bytes=instance.memory.bytes,
         engine=instance.spec.engine.engine,
     )
     message.started_at.FromDatetime(instance.started_at)
@@ -213,6 +195,7 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         kv_used_bytes=agent.kv_used_bytes,
         leaving=agent.leaving,
         devices=[_device(device) for device in agent.devices.infos()],
+        memory=_memory(agent.memory),
         engines=[pb.NodeEngine(name=one.name, ready=one.ready) for one in agent.engines],
         init_time=None if agent.init_times.mean is None else to_duration(agent.init_times.mean),
     )
@@ -256,6 +239,16 @@ def _device(device: DeviceInfo) -> pb.Device:
         kv_used_bytes=device.kv_used_bytes,
         reserved_bytes=device.reserved_bytes,
         idle_bytes=device.idle_bytes,
+    )
+
+
+def _memory(memory: NodeMemory) -> pb.NodeMemory:
+    return pb.NodeMemory(
+        total_bytes=memory.total_bytes,
+        capacity_bytes=memory.capacity_bytes,
+        used_bytes=memory.used_bytes,
+        instance_bytes=memory.instance_bytes,
+        max_instances=MAX_INSTANCES,
     )
 
 

@@ -13,7 +13,7 @@ from sllm.node.device.memory import Allocation, DeviceMemory, uninterrupted
 from sllm.node.device.reservations import Reservations
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.ledger import Holding, Ledger
-from sllm.node.tiers.tier import Copy, Tier
+from sllm.node.tiers.types import Copy, Tier
 from sllm.node.transfers.work import Step
 
 _log = structlog.get_logger()

@@ -17,15 +17,15 @@ from sllm.errors import (
     SllmError,
 )
 from sllm.node.device.copy_thread import CopyThread
+from sllm.node.device.cuda_tier import CudaTier
 from sllm.node.device.driver import Driver
 from sllm.node.device.interface import DeviceInfo, Seat
 from sllm.node.device.memory import DeviceMemory
 from sllm.node.device.seats import Identity, Seats
 from sllm.node.device.selection import Selected
-from sllm.node.device.tier import CudaTier
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Copy, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.work import Found
 
 Probe = Callable[[Mapping[str, str]], Awaitable[str]]

@@ -8,7 +8,7 @@ from typing import Protocol
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.dram import Chunks
-from sllm.node.tiers.tier import Copy, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Found, Step
 

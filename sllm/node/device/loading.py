@@ -19,7 +19,7 @@ from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.loads import Load, Tell
 from sllm.node.transfers.work import LoadPhase, Progress, Step
 

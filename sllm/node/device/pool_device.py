@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from sllm.errors import CheckpointNotFound
 from sllm.node.device.interface import DeviceInfo, InPool, Placed, Seat, WeightsWish
 from sllm.node.store.tier_store import TierStore
-from sllm.node.tiers.tier import Copy, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Found
 

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from sllm.node.device.cuda_tier import CudaTier
 from sllm.node.device.driver import WORKER_DEVICE_VARIABLE
 from sllm.node.device.interface import DeviceInfo, Placed, Seat, WeightsWish
 from sllm.node.device.layout import on_device_bytes
-from sllm.node.device.tier import CudaTier
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Found
 

@@ -75,7 +75,7 @@ class IncomingMigration:
                     case "round":
                         self._begin_round(request.round)
                     case "cutover":
-                        self._cut_over(request.cutover)
+                        self._take_over(request.cutover)
                     case "drop":
                         self._drop(request.drop.request_id)
         finally:
@@ -127,7 +127,7 @@ class IncomingMigration:
         finally:
             ahead.close()
 
-    def _cut_over(self, step: pb.MigrationCutover) -> None:
+    def _take_over(self, step: pb.MigrationCutover) -> None:
         coming = self._coming.pop(step.request_id, None)
         if coming is None:
             return

@@ -15,6 +15,7 @@ from sllm import errors
 from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node.device.interface import Devices
+from sllm.node.instances.memory import OwnMemory
 from sllm.node.instances.phases import Timeline
 from sllm.node.instances.start import InstanceSpec, LaunchWorker, Running, Start
 from sllm.node.instances.watchdog import Patience, watch
@@ -53,6 +54,8 @@ class Instance:
         """How long the start took, once READY."""
         self.running: Running | None = None
         """What the start has brought up, from READY on."""
+        self.memory = OwnMemory()
+        """What its worker takes of the node's memory for itself, from READY on."""
         self.unread: frozenset[str] = frozenset()
         """Ids of requests that go on although nobody reads them."""
         self.error: errors.SllmError | None = None
@@ -152,8 +155,11 @@ class Instance:
                 self.running = await starting
                 self._become_ready()
                 worker = self.running.worker
-                watching = asyncio.create_task(self._watch(worker))
-                held.callback(watching.cancel)
+                # On a device the KV cache is in the device's memory.
+                kv_bytes = self.spec.kv_bytes if self.device is None else 0
+                measure = self.memory.measure(worker.pid, kv_bytes, self._clock)
+                for task in (self._watch(worker), measure):
+                    held.callback(asyncio.create_task(task).cancel)
                 await self._serve(worker)
         except asyncio.CancelledError:
             self.error = errors.Cancelled(f"instance {self.spec.instance_id} was stopped")

@@ -17,7 +17,7 @@ from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Found, LoadPhase, Progress, Step
 from sllm.node.worker.messages import ModelDescription
 
@@ -48,19 +48,6 @@ class InstanceSpec:
     """Share of the node's KV budget."""
     identity: str = ""
     """What the source must be. Empty: whatever it is."""
-
-    def check_same(self, asked: "InstanceSpec") -> None:
-        """Makes sure that who asks for an instance of this id means this one.
-
-        Raises:
-            errors.InvalidArgument: It is a different one.
-        """
-        ours = self.deployment, self.source, self.identity
-        if ours != (asked.deployment, asked.source, asked.identity):
-            raise errors.InvalidArgument(
-                f"instance {self.instance_id} is of {self.deployment}, from {self.source}; a new "
-                "instance needs an id of its own"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +185,18 @@ class Start:
         A copy whose weights turn out to be bad is set aside meanwhile. What was read of it may lack
         any of its files, so that those of the copy that takes its place are read.
         """
+        before = await asyncio.to_thread(_stamp, found.directory)
         failure: SllmError | None = None
         try:
             model = await self._prepare_from(found.directory, worker)
         except SllmError as error:
             failure = error
-        if await asyncio.to_thread(found.directory.is_dir):
-            if failure:
-                raise failure
+        after = await asyncio.to_thread(_stamp, found.directory)
+        if failure is None and after:
             return model
+        # The one in its place has its name, and may be there already.
+        if failure and after and after == before:
+            raise failure
         await asyncio.wait([weights])
         weights.result()
         return await self._prepare_from((await self._look()).directory, worker)
@@ -246,6 +236,15 @@ class Start:
     def _release(self) -> None:
         for placed in self._placed:
             placed.release()
+
+
+def _stamp(directory: Path) -> tuple[int, int] | None:
+    """Tells a directory from others that have had its name. None: there is none."""
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def _check_same(found: Found, record: SourceRecord) -> None:

@@ -232,14 +232,15 @@ class Worker:
 
     async def _read(self) -> None:
         """Deals the engine's steps out to the requests until the stream ends."""
-        call = self._stub.Run()
         try:
+            call = self._stub.Run()
             async with rpc.sending(call, self._commands):
                 async for step in call:
                     self.counters = step.counters
                     for output in step.outputs:
                         self._deal(output)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
+            # The second: it was stopped before this began.
             log.debug("worker.stream_ended", pid=self.pid, error=str(error))
         except Exception:
             log.exception("worker.not_understood", pid=self.pid)

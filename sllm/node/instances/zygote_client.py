@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -46,14 +47,21 @@ class Zygote:
     in the main thread: workers die with the thread that made the zygote.
     """
 
-    def __init__(self, engine: str, on_change: Callable[[], None] = lambda: None) -> None:
-        """Is started later.
+    def __init__(
+        self,
+        engine: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Starts nothing yet.
 
         Args:
-            engine: by its name.
-            on_change: called when it has become ready, or has ended.
+            engine: By its name.
+            environment: Variables of the zygote and its workers, beside those of this process.
+            on_change: Called when it has become ready, or has ended.
         """
         self.engine = engine
+        self._environment = environment
         self._on_change = on_change
         self._pool_fd = -1
         self._process: ZygoteProcess | None = None
@@ -72,7 +80,7 @@ class Zygote:
             errors.StartFailed: The system has no process, memory or descriptor for it.
         """
         self._pool_fd = pool_fd
-        self._process = ZygoteProcess.start(self.engine, pool_fd, self._on_change)
+        self._process = self._started()
 
     @property
     def is_ready(self) -> bool:
@@ -121,6 +129,8 @@ class Zygote:
             )
         assert isinstance(answer, Described)
         self._remember(answer.features)
+        if answer.unused:
+            log.warning("node.tensors_unused", directory=str(directory), tensors=answer.unused)
         return answer.model
 
     async def probe(self, environment: Mapping[str, str]) -> str:
@@ -168,8 +178,11 @@ class Zygote:
             raise errors.ShuttingDown("the node is going down")
         if self._process is None or self._process.lost:
             log.warning("zygote.restarting", engine=self.engine)
-            self._process = ZygoteProcess.start(self.engine, self._pool_fd, self._on_change)
+            self._process = self._started()
         return self._process
+
+    def _started(self) -> ZygoteProcess:
+        return ZygoteProcess.start(self.engine, self._pool_fd, self._environment, self._on_change)
 
 
 async def _until_serving(worker: ForkedWorker) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -108,14 +108,19 @@ class ZygoteProcess:
 
     @classmethod
     def start(
-        cls, engine: str, pool_fd: int, on_change: Callable[[], None] = lambda: None
+        cls,
+        engine: str,
+        pool_fd: int,
+        environment: Mapping[str, str],
+        on_change: Callable[[], None] = lambda: None,
     ) -> "ZygoteProcess":
         """Starts the zygote of an engine, which gets ready by itself.
 
         Args:
-            engine: by its name.
-            pool_fd: the pool's memfd.
-            on_change: called once it is ready, and once it has ended.
+            engine: By its name.
+            pool_fd: The pool's memfd.
+            environment: Variables to set, beside those of this process.
+            on_change: Called once it is ready, and once it has ended.
 
         Raises:
             errors.StartFailed: The system has no process, memory or descriptor for it.
@@ -126,7 +131,7 @@ class ZygoteProcess:
             raise errors.StartFailed(f"no zygote can be started: {error}") from error
         with theirs:
             try:
-                child = _spawn(engine, theirs.fileno(), pool_fd)
+                child = _spawn(engine, theirs.fileno(), pool_fd, environment)
             except OSError as error:
                 ours.close()
                 raise errors.StartFailed(f"no zygote can be started: {error}") from error
@@ -297,7 +302,9 @@ class ZygoteProcess:
         self._on_change()
 
 
-def _spawn(engine: str, agent_fd: int, pool_fd: int) -> "subprocess.Popen[bytes]":
+def _spawn(
+    engine: str, agent_fd: int, pool_fd: int, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
     # Not the event loop's way: uvloop forks, and then handlers run in the child that gRPC has
     # registered for forks. With many threads under way they crash now and then. This way has
     # none (vfork), and holds the loop up for a millisecond or two. It must be this very thread,
@@ -306,5 +313,5 @@ def _spawn(engine: str, agent_fd: int, pool_fd: int) -> "subprocess.Popen[bytes]
         [*_COMMAND, engine, *map(str, (agent_fd, pool_fd, os.getpid()))],
         pass_fds=(agent_fd, pool_fd),
         stdin=subprocess.DEVNULL,
-        env={**_MEMORY, **os.environ, **_ENVIRONMENT},
+        env={**_MEMORY, **os.environ, **environment, **_ENVIRONMENT},
     )

@@ -1,8 +1,9 @@
 """The zygotes of a node, one for each engine, and which of them a model is for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -35,17 +36,31 @@ class Described:
     model: ModelDescription
 
 
+def check_has(engine: str, states: Sequence[EngineState]) -> None:
+    """Makes sure that a node has an engine, or any, for `AUTO`.
+
+    Raises:
+        errors.EngineUnavailable: It does not.
+    """
+    names = [one.name for one in states]
+    if engine != AUTO and engine not in names:
+        raise _lacking(engine, names)
+
+
 class Zygotes:
     """Belongs to one event loop, in the main thread; see `Zygote`."""
 
-    def __init__(self, engines: Sequence[str]) -> None:
+    def __init__(
+        self, engines: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Nothing is started.
 
         Args:
             engines: by their names, the one that is preferred first; at least one.
+            environment: variables of the zygotes and their workers, beside those of this process.
         """
         self._watchers: list[Callable[[], None]] = []
-        self._by_engine = {name: Zygote(name, self._changed) for name in engines}
+        self._by_engine = {name: Zygote(name, environment, self._changed) for name in engines}
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher` whenever an engine has become ready, or is not any more."""
@@ -68,9 +83,7 @@ class Zygotes:
         """
         if zygote := self._by_engine.get(engine):
             return zygote
-        raise errors.EngineUnavailable(
-            f"this node does not have the engine {engine!r}; it has {', '.join(self._by_engine)}"
-        )
+        raise _lacking(engine, self._by_engine)
 
     @property
     def states(self) -> tuple[EngineState, ...]:
@@ -131,6 +144,12 @@ class Zygotes:
     def _changed(self) -> None:
         for watcher in self._watchers:
             watcher()
+
+
+def _lacking(engine: str, names: Iterable[str]) -> errors.EngineUnavailable:
+    return errors.EngineUnavailable(
+        f"this node does not have the engine {engine!r}; it has {', '.join(names)}"
+    )
 
 
 def _of_all(refusals: dict[str, errors.SllmError]) -> errors.SllmError:

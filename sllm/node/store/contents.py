@@ -4,7 +4,7 @@ from sllm.node.tiers.checkpoints import Checkpoint
 from sllm.node.tiers.dram import DramTier
 from sllm.node.tiers.ledger import Holding, Ledger
 from sllm.node.tiers.ssd import SsdTier
-from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.reads import Reads
 from sllm.node.transfers.speeds import Speed, Speeds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sllm.clock import Clock
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 
 @dataclass(frozen=True, slots=True)

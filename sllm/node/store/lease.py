@@ -7,7 +7,7 @@ from pathlib import Path
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.dram import Chunks
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Step
 
 

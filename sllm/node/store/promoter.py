@@ -12,7 +12,7 @@ from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.ledger import Holding
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.loads import Load, Result, Tell
 from sllm.node.transfers.reads import Reads

@@ -29,7 +29,7 @@ from sllm.node.tiers.ledger import Holding
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.ssd import SsdTier
 from sllm.node.tiers.ssd_files import delete_all
-from sllm.node.tiers.tier import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.loads import Tell, Threads
 from sllm.node.transfers.reads import Reads
@@ -231,29 +231,44 @@ class TierStore:
         found = await self._look(parse_source(source), dtype, fresh=fresh)
         found.check(identity)
         held = self._find(found.record)
-        if held is not None:
-            await self._check_there(held)
+        if held is not None and await self._is_there(held):
             size = _tensor_bytes(held.manifest.tensors)
             return Found(held.directory, size, held.manifest.digest, found.record)
         files = await self._sources.files(found)
         plan = await self._threads.run(lambda: plan_import(files, dtype))
         return Found(files.directory, plan.tensor_bytes, None, found.record)
 
-    async def _check_there(self, held: Checkpoint) -> None:
-        """Looks whether a copy's small files are where they were: a start reads them.
+    async def _is_there(self, held: Checkpoint) -> bool:
+        """Whether a copy's small files are where they were: a start reads them.
+
+        A copy whose directory somebody has deleted is forgotten, so that it is imported anew.
 
         Raises:
-            CheckpointUnreadable: somebody has deleted their directory.
+            CheckpointUnreadable: It is in use.
         """
         if await self._threads.run(held.directory.is_dir):
-            return
+            return True
         if not await self._threads.run(self._ssd.directory.is_dir):
             self._ssd.refused(FileNotFoundError(errno.ENOENT, "gone"))
+        digest = held.manifest.digest
+        copies = [one[digest] for one in (self._ssd.copies, self._dram.copies) if digest in one]
+        if any(copy.holding.leases for copy in copies):
             self._changed()
-        raise CheckpointUnreadable(
-            f"{held.directory} is gone, and with it the files of a model that is in use: restart "
-            "the node, which then fetches what it lacks"
-        )
+            raise CheckpointUnreadable(
+                f"{held.directory} is gone, and with it the files of a model that is in use: "
+                "restart the node, which then fetches what it lacks"
+            )
+        self._forget(digest)
+        return False
+
+    def _forget(self, digest: str) -> None:
+        """Drops the copies of a checkpoint, on SSD and in the pool, that nobody uses."""
+        # What the pool has of it reads its small files in the directory that goes.
+        self._dram.evict(digest)
+        if digest in self._ssd.copies:
+            self._ssd.ledger.remove(digest)
+            self._ssd.detach(digest)
+        self._changed()  # before the disk is done: nobody finds it from now on
 
     def _find(self, record: SourceRecord) -> Checkpoint | None:
         dram = self._dram.find(record)
@@ -270,11 +285,7 @@ class TierStore:
         dram = self._dram.copies.get(digest)
         if tier is Tier.SSD and copy is not None:
             _check_idle(digest, copy.holding)
-            # What the pool has of it reads its small files in the directory that goes.
-            self._dram.evict(digest)
-            self._ssd.ledger.remove(digest)
-            self._ssd.detach(digest)
-            self._changed()  # before the disk is done: nobody finds it from now on
+            self._forget(digest)
             await self._threads.run(partial(delete_all, self._ssd.take_removed()))
         elif tier is Tier.DRAM and dram is not None:
             _check_idle(digest, dram.holding)

@@ -10,7 +10,7 @@ from sllm.clock import Clock
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.ledger import Holding, Ledger
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 Chunks = tuple[tuple[int, ...], ...]
 """For each partition of a checkpoint, its chunks in the pool."""

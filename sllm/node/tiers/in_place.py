@@ -14,6 +14,7 @@ from pathlib import Path
 
 import xxhash
 
+from sllm.checkpoint.format.layout import lie_as_used
 from sllm.checkpoint.format.manifest import Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.reading.weights import in_place
@@ -46,9 +47,15 @@ class InPlace:
 
 
 def can_stay(files: SourceFiles, record: SourceRecord, chunk_bytes: int) -> bool:
-    """Whether a source can be served where it lies: as it is, in chunks of the pool's size."""
-    packed = files.packed.partitions if files.packed else ()
-    return record.dtype is None and all(entry.chunk_size == chunk_bytes for entry in packed)
+    """Whether a source can be served where it lies: as it is, in chunks of the pool's size.
+
+    Safetensors whose experts lie apart cannot: every worker would fuse them in memory of its own.
+    """
+    if record.dtype is not None:
+        return False
+    if files.packed is None:
+        return lie_as_used(files.tensors)
+    return all(entry.chunk_size == chunk_bytes for entry in files.packed.partitions)
 
 
 def describe(files: SourceFiles, chunk_bytes: int) -> Manifest:

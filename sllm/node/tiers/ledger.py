@@ -1,8 +1,4 @@
-"""Who holds how much of a tier, what is leased, and what is evicted first when room is needed.
-
-The idle checkpoint that is missed least goes first: the one for which the time to bring it back,
-times how often it was used of late, is smallest for each byte that it frees.
-"""
+"""Who holds how much of a tier, what is leased, and what room loads were promised."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +6,8 @@ from dataclasses import dataclass
 from sllm.clock import Clock, MonotonicClock
 from sllm.decay import Decaying
 from sllm.errors import ModelTooLarge, NoCapacity
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.eviction import choose_victims
+from sllm.node.tiers.types import Tier
 
 HALF_LIFE_SECONDS = 600.0
 """A use counts half as much after this time."""
@@ -76,33 +73,20 @@ class Ledger:
         """Reserves `size` bytes, at the expense of the idle checkpoints that are missed least.
 
         Returns:
-            The checkpoints that had to go; they are struck out already.
+            The checkpoints that had to go; they are struck out already, and their bytes are the
+            caller's to free.
 
         Raises:
             ModelTooLarge: the tier could not hold it even if it were empty.
             NoCapacity: too much is leased or reserved now; nothing was evicted.
         """
         self._check_possible(size)
-        victims = self._victims(self.used + size - self.capacity)
+        idle = {digest: self._holdings[digest].size for digest in self._idle()}
+        victims = choose_victims(idle, self.used + size - self.capacity, self._worth)
         for digest in victims:
             self.remove(digest)
         self.reserved += size
         return victims
-
-    def _victims(self, lacking: int) -> tuple[str, ...]:
-        """Those that free `lacking` bytes, and none that is not needed for it."""
-        chosen: list[str] = []
-        for digest in sorted(self._idle(), key=self._worth):
-            if lacking <= 0:
-                break
-            chosen.append(digest)
-            lacking -= self._holdings[digest].size
-        # One that was chosen late may free so much that some before it can stay.
-        for digest in reversed(chosen):
-            if lacking + self._holdings[digest].size <= 0:
-                chosen.remove(digest)
-                lacking += self._holdings[digest].size
-        return tuple(chosen)
 
     def _worth(self, digest: str) -> float:
         """How much a checkpoint would be missed, for each byte."""

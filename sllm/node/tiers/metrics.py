@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from sllm.node.tiers.tier import Link
+from sllm.node.tiers.types import Link
 
 _meter = metrics.get_meter("sllm")
 

@@ -25,7 +25,7 @@ from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.disk_refusals import REFUSALS, problem_of
 from sllm.node.tiers.in_place import KEPT_FILE, InPlace, restore
 from sllm.node.tiers.ledger import Holding, Ledger
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 _log = structlog.get_logger()
 

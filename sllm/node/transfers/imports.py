@@ -27,7 +27,7 @@ from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.in_place import InPlace, can_stay, describe, keep
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
 from sllm.node.tiers.ssd_files import delete_all
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.loads import Load, Threads
 from sllm.node.transfers.sources import FoundSource, Sources
 from sllm.node.transfers.speeds import Speed

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from sllm.errors import Cancelled, ShuttingDown
 from sllm.node.tiers.ledger import Holding
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import LoadPhase, Priority, Progress
 
 Result = TypeVar("Result")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Condition, Thread
 
+from sllm import machine
 from sllm.checkpoint.reading.chunk_reader import ChunkRead
 from sllm.clock import Clock
 from sllm.errors import Cancelled
@@ -113,7 +114,7 @@ class ReadQueue:
         self._in_flight = 0
         self._threads = [
             Thread(target=self._work, name=f"chunk-read_{number}")
-            for number in range(reads + _DIGEST_THREADS)
+            for number in range(reads + machine.threads(_DIGEST_THREADS))
         ]
         for thread in self._threads:
             thread.start()

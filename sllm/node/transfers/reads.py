@@ -16,7 +16,7 @@ from sllm.node.tiers import metrics
 from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
 from sllm.node.tiers.in_place import remember, with_digests
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.loads import Load, Threads
 from sllm.node.transfers.read_queue import ReadJob, ReadQueue
 from sllm.node.transfers.speeds import Speed

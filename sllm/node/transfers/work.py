@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sllm.node.tiers.checkpoints import SourceRecord
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 
 class Priority(IntEnum):

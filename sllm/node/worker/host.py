@@ -9,7 +9,7 @@ import structlog
 import torch
 
 from sllm.checkpoint.format.manifest import TensorEntry
-from sllm.checkpoint.reading.tensors import tensors_over
+from sllm.checkpoint.reading.tensors import tensors_within
 from sllm.errors import EngineUnavailable, InvalidArgument, NoCapacity, SllmError, WorkerDied
 from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
@@ -274,8 +274,11 @@ def _hold(pool_fd: int, weights: PooledWeights | DeviceWeights) -> _Weights:
         return _Weights(opened.address, weights.size_bytes, opened, tensors, on_device=True)
     _check(weights)
     mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions)
-    buffers = [mapping.buffer(index) for index in range(len(weights.partitions))]
-    tensors = tensors_over(weights.tensors, buffers)
+    memory = [
+        torch.frombuffer(mapping.buffer(index), dtype=torch.uint8)
+        for index in range(len(weights.partitions))
+    ]
+    tensors = tensors_within(weights.tensors, memory)
     return _Weights(mapping.address, mapping.size_bytes, mapping, tensors, on_device=False)
 
 

@@ -32,10 +32,24 @@ EXPORT_TIMEOUT = 0.5
 _SERVICES = (worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],)
 
 
-def run(worker: Fork, pool_fd: int, backend: Backend, on_serving: Callable[[], None]) -> int:
-    """Serves until SIGTERM or a failure of the engine; gives the exit status."""
+def run(
+    worker: Fork,
+    pool_fd: int,
+    backend: Backend,
+    threads: int,
+    on_serving: Callable[[], None],
+) -> int:
+    """Serves until SIGTERM or a failure of the engine; gives the exit status.
+
+    Args:
+        worker: What was asked for.
+        pool_fd: The pool's memfd.
+        backend: Of the engine.
+        threads: Those that compute.
+        on_serving: Called once calls are taken.
+    """
     os.environ.update(worker.environment)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     # Not `uvloop.run`: what it tidies up afterwards takes threads, which a process that is out of

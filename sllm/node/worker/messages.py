@@ -83,6 +83,8 @@ class Described:
     model: ModelDescription
     features: str
     """The same for models that the engine treats alike, with the same libraries."""
+    unused: str
+    """Tensors of the checkpoint that the model has no use for; empty: all are used."""
 
 
 @dataclass(frozen=True, slots=True)

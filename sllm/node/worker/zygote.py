@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import transformers
 
+from sllm import machine
 from sllm.errors import Internal, SllmError, StartFailed, UnsupportedModel
 from sllm.node.worker import main
 from sllm.node.worker.backends.choosing import backend_of
@@ -64,6 +65,7 @@ class Zygote:
         self._backend = backend
         self._agent = agent
         self._pool_fd = pool_fd
+        self._threads = machine.processors()  # once: it reads a dozen files
         self._workers: set[int] = set()
         self._answerers: dict[int, int] = {}
         """Children that answer a call and end, and the call of each."""
@@ -108,9 +110,7 @@ class Zygote:
     def _answer(self, message: Fork | Describe | Probe) -> None:
         match message:
             case Fork(call):
-                pid = self._fork(
-                    lambda: main.run(message, self._pool_fd, self._backend, self._tell_serving)
-                )
+                pid = self._fork(lambda: self._run_worker(message))
                 self._workers.add(pid)
                 self._send(Forked(call, pid))
             case Describe(call):
@@ -119,6 +119,9 @@ class Zygote:
             case Probe(call):
                 pid = self._fork(lambda: _probe(message, self._agent))
                 self._answerers[pid] = call
+
+    def _run_worker(self, fork: Fork) -> int:
+        return main.run(fork, self._pool_fd, self._backend, self._threads, self._tell_serving)
 
     def _fork(self, work: Callable[[], int]) -> int:
         parent = os.getpid()
@@ -150,14 +153,15 @@ class Zygote:
 
     def _reap(self) -> None:
         while self._workers or self._answerers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
             if not pid:
                 return
             if pid in self._workers:
                 self._workers.discard(pid)
                 self._send(Exited(pid, status))
             elif status:
-                self._send(failure(self._answerers.pop(pid), ended_badly(status)))
+                error = ended_badly(status, usage.ru_utime + usage.ru_stime)
+                self._send(failure(self._answerers.pop(pid), error))
             else:
                 del self._answerers[pid]
 
@@ -186,27 +190,31 @@ def _describe(request: Describe, agent: socket.socket, backend: Backend) -> int:
         with refusing("the model could not be tried"):
             directory = Path(request.directory)
             verdict = try_model(directory, request.dtype, request.compared, backend)
-        answer = Described(request.call, verdict.model, verdict.features)
+        answer = Described(request.call, verdict.model, verdict.features, verdict.unused)
     except SllmError as error:
         answer = failure(request.call, error)
     agent.send(to_packet(answer))
     return 0
 
 
-def ended_badly(status: int) -> SllmError:
-    """Why a child that was to answer a call gave no answer, by its wait status.
+def ended_badly(status: int, seconds: float) -> SllmError:
+    """Why a child that was to answer a call gave no answer.
 
     What it tried was a model, in foreign code: that it takes too long, or brings the process down,
     is said of the model.
+
+    Args:
+        status: the child's wait status.
+        seconds: of a processor's time that it had.
     """
     if not os.WIFSIGNALED(status):
         return Internal(f"a trial ended with exit status {os.waitstatus_to_exitcode(status)}")
     number = os.WTERMSIG(status)
-    if number == signal.SIGALRM:
+    if number == signal.SIGALRM and seconds < TRIAL_SECONDS / 2:  # others had the processor
         return StartFailed(f"the model could not be tried within {TRIAL_TIMEOUT:.0f} s; try again")
-    if number == signal.SIGXCPU:
+    if number in (signal.SIGALRM, signal.SIGXCPU):
         return UnsupportedModel(
-            f"the model could not be tried within {TRIAL_SECONDS} s of a processor's time"
+            f"the model could not be tried within {seconds:.0f} s of a processor's time"
         )
     return UnsupportedModel(
         f"trying the model ended the process that did it ({signal.Signals(number).name})"

@@ -9,9 +9,9 @@ from sllm.control.cluster.nodes import Device, NodeView
 from sllm.control.cluster.tiers import Tier, TierUsage
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand, Start
-from sllm.control.placement.fitting import too_small
 from sllm.control.placement.placement import place
 from sllm.control.placement.ranking import Ranking
+from sllm.control.placement.room import too_small
 from sllm.control.state.fleet import Fleet
 from sllm.control.types.reports import Full, Report
 from tests.control.shapes import copy, facts, instance, need, snapshot, view

@@ -18,9 +18,9 @@ from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Copy, Hold, Link, Tier
 from sllm.control.cluster.usage import MigrationCost, Running, Use
 from sllm.control.placement import room
-from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.decisions import Demand, MigrateThenStart, Start, Wait
 from sllm.control.placement.placement import SPREAD_SECONDS, place
+from sllm.control.placement.start_estimate import start_seconds
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 
 SIZES = (100, 170, 240, 310)

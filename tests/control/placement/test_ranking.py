@@ -11,8 +11,8 @@ from sllm.control.cluster.init_times import InitTime, InitTimes
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Copy, Link, Tier
-from sllm.control.placement.cost import start_seconds
 from sllm.control.placement.ranking import Ranking, table_of
+from sllm.control.placement.start_estimate import start_seconds
 from sllm.control.state.fleet import Fleet
 from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, need, snapshot, view

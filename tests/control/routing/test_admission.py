@@ -7,14 +7,14 @@ import pytest
 
 from sllm import errors
 from sllm.control.config import ControlConfig
-from sllm.control.routing.admission import WaitEstimate, check_deadline, check_room
+from sllm.control.routing.admission import WaitEstimate, check_deadline, check_queue
 
 CONFIG = ControlConfig(Path("/nowhere"), max_queued=10, max_queued_per_deployment=4)
 CALM = WaitEstimate("m", ahead=0, waiting=0, waiting_in_all=0, wait=5.0, first_token=1.0)
 
 
 def test_a_queue_with_room_takes_a_request() -> None:
-    check_room(replace(CALM, waiting=3, waiting_in_all=9), CONFIG)
+    check_queue(replace(CALM, waiting=3, waiting_in_all=9), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(
     estimate: WaitEstimate, match: str
 ) -> None:
     with pytest.raises(errors.QueueFull, match=match) as caught:
-        check_room(estimate, CONFIG)
+        check_queue(estimate, CONFIG)
     assert caught.value.retry_after == 5.0
 
 
 def test_who_need_not_wait_is_taken_whoever_else_waits() -> None:
-    check_room(replace(CALM, waiting_in_all=10, wait=0.0), CONFIG)
+    check_queue(replace(CALM, waiting_in_all=10, wait=0.0), CONFIG)
 
 
 def test_who_would_come_too_late_is_told_the_estimate() -> None:

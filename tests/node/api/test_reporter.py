@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from serverlessllm.v1 import fleet_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types_pb
 from serverlessllm.v1.fleet_service_pb2_grpc import (
     FleetServiceServicer,
     add_FleetServiceServicer_to_server,
@@ -20,9 +21,10 @@ from sllm.node.api.reporter import Reporter
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.instances.init_times import InitTime, InitTimes
+from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory, Taken
 from sllm.node.instances.zygotes import EngineState
 from sllm.node.store.holds import Hold
-from sllm.node.tiers.tier import Copy, Tier
+from sllm.node.tiers.types import Copy, Tier
 from tests.support import assert_eventually
 
 
@@ -87,6 +89,7 @@ class Node:
         self.instances: dict[str, Any] = {}
         self.init_times = InitTimes()
         self.kv_used_bytes = 0
+        self.memory = NodeMemory(100, 50, 10)
         self.leaving = False
         self.engines = (EngineState("transformers", ready=True),)
         self._held: list[Copy] = []
@@ -159,6 +162,23 @@ async def test_one_part_that_cannot_be_written_silences_nothing_else() -> None:
     assert fleet.streams == 1
     told = [entry for entry in logs if entry["event"] == "node.part_not_reported"]
     assert "'b'" in told[0]["part"]
+
+
+async def test_what_instances_take_of_the_memory_is_told() -> None:
+    fleet, node = Fleet(), Node()
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        assert fleet.messages[0].full.node.memory == types_pb.NodeMemory(
+            total_bytes=100,
+            capacity_bytes=50,
+            instance_bytes=10,
+            max_instances=MAX_INSTANCES,
+        )
+        node.memory = NodeMemory(100, 50, 10, (Taken("a", 20), Taken("b", 0)))
+        node.change()
+        await assert_eventually(lambda: "delta" in fleet.kinds())
+    deltas = [message for message in fleet.messages if message.HasField("delta")]
+    assert deltas[0].delta.node.memory.used_bytes == 40
 
 
 async def test_every_device_is_told_of_and_what_of_it_is_free() -> None:

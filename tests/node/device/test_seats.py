@@ -10,7 +10,7 @@ from sllm.node.device.interface import DeviceInfo, Placed
 from sllm.node.device.reservations import Reservations
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.ledger import Ledger
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.node.device.machine import ALL_KV_BYTES, KV_BYTES, MODEL_BYTES, Machine
 
 

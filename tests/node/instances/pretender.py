@@ -55,7 +55,7 @@ class Pretender:
 
     def describe(self, call: int) -> None:
         """Answers at once."""
-        self.send(Described(call, MODEL, "features"))
+        self.send(Described(call, MODEL, "features", ""))
 
     def refuse(self, call: int) -> None:
         """Answers that the engine cannot run the model."""

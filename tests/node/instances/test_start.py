@@ -3,8 +3,9 @@
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,10 +19,11 @@ from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.phases import Timeline
 from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.start import WORKERS, InstanceSpec, LaunchWorker, Start
-from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.instances.worker_client import EngineSpec, Prepared, Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
-from sllm.node.tiers.tier import Tier
-from tests.node.stores import Bench
+from sllm.node.tiers.types import Tier
+from tests.checkpoint.checkpoints import flip_bit
+from tests.node.stores import Bench, gate_on
 from tests.support import assert_eventually
 
 ENGINE = EngineSpec("transformers", None, 256, None)
@@ -60,9 +62,11 @@ def processes() -> Iterator[Processes]:
     processes.end()
 
 
-def start_of(bench: Bench, source: Path | str, launch: LaunchWorker) -> Start:
+def start_of(
+    bench: Bench, source: Path | str, launch: LaunchWorker, engine: EngineSpec = ENGINE
+) -> Start:
     devices = PoolDevice(bench.store, KV_BYTES)
-    spec = InstanceSpec("i", "m", str(source), ENGINE, KV_BYTES)
+    spec = InstanceSpec("i", "m", str(source), engine, KV_BYTES)
     return Start(spec, bench.store, devices, launch, Timeline(MonotonicClock()), lambda _: None)
 
 
@@ -86,6 +90,56 @@ async def test_a_start_whose_zygote_dies_goes_on_with_another(
         assert await running.worker.steps(10.0) == 0
         assert running.digest in bench.on(Tier.DRAM)
     assert not any(copy.leased for copy in bench.store.copies())
+
+
+class Slow(Worker):
+    """A worker that looks for the small files while the copy they lie in is replaced."""
+
+    def __init__(
+        self, forked: ForkedWorker, socket: Path, begin_to_read: Callable[[], None]
+    ) -> None:
+        super().__init__(forked, socket)
+        self._begin_to_read = begin_to_read
+        self.looked_in: list[Path] = []
+
+    async def prepare(self, directory: Path, engine: EngineSpec) -> Prepared:
+        """What it has read; at first that it is not there, although another copy is by then."""
+        self.looked_in.append(directory)
+        if len(self.looked_in) > 1:
+            return await super().prepare(directory, engine)
+        before = _changed_at(directory)
+        self._begin_to_read()
+        await assert_eventually(lambda: _changed_at(directory) not in (None, before), timeout=60.0)
+        return await super().prepare(directory / "gone", engine)
+
+
+def _changed_at(directory: Path) -> int | None:
+    """Nanoseconds. None: there is none."""
+    return directory.stat().st_ctime_ns if directory.exists() else None
+
+
+async def test_a_copy_that_is_set_aside_while_its_small_files_are_read_costs_no_start(
+    bench: Bench, zygote: Zygote, tmp_path: Path
+) -> None:
+    make_model("tiny-gpt2", tmp_path / "gpt2")
+    socket = tmp_path / "s.sock"
+    workers: list[Slow] = []
+    lease = await bench.store.promote(str(tmp_path / "gpt2"), None, Tier.SSD, pack=True)
+    lease.release()
+    flip_bit(lease.directory / "partition-00000.bin", 20_000)
+
+    async def launch(instance_id: str, environment: Mapping[str, str]) -> Worker:
+        forked = await zygote.fork(WorkerSpec(instance_id, socket))
+        workers.append(Slow(forked, socket, gate.open))
+        return workers[-1]
+
+    packed = replace(ENGINE, pack=True)
+    async with AsyncExitStack() as held:
+        gate = held.enter_context(gate_on("reads"))
+        running = await start_of(bench, tmp_path / "gpt2", launch, packed).run(held)
+        assert running.digest == lease.digest
+    (worker,) = workers
+    assert worker.looked_in == [lease.directory] * 2
 
 
 @pytest.mark.parametrize(("end", "launches"), [(Exit(9, orphaned=True), WORKERS), (Exit(9), 1)])

@@ -8,7 +8,7 @@ import pytest
 from sllm.clock import ManualClock
 from sllm.errors import CheckpointLeased, ModelTooLarge, NoCapacity
 from sllm.node.store.holds import Holds, HoldSpec
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.node.stores import Bench, gate_on, settle
 from tests.support import assert_eventually
 

@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from sllm.errors import InvalidSource, ShuttingDown
 from sllm.node.store.promotions import Promotions
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Progress
 from tests.node.stores import Bench, gate_on

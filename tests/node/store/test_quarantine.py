@@ -17,7 +17,7 @@ from sllm.checkpoint.format import manifest_file, plain_files
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.errors import CheckpointCorrupt, CheckpointUnreadable
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import nothing
 from tests.checkpoint.checkpoints import CHUNK, flip_bit
 from tests.node.stores import Bench, gate_on

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import LoadPhase, Progress
 from tests.checkpoint.checkpoints import write_model
 from tests.node.stores import MODEL_CHUNKS, Bench, gate_on

@@ -19,7 +19,7 @@ from sllm.errors import (
     ShuttingDown,
     SourceNotFound,
 )
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import LoadPhase, Progress
 from tests.checkpoint.checkpoints import flip_bit, write_model
 from tests.node.stores import Bench, gate_on, settle

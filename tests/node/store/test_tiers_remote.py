@@ -17,7 +17,7 @@ from aiohttp import web
 from sllm.checkpoint.format.manifest_file import read_manifest
 from sllm.errors import ShuttingDown, SourceNotFound, SourceUnavailable
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers import sources
 from sllm.node.transfers.work import Progress
 from tests.checkpoint.checkpoints import (
@@ -206,7 +206,7 @@ from pathlib import Path
 from sllm.clock import MonotonicClock
 from sllm.node.tiers.pool import Pool
 from sllm.node.store.tier_store import TierStore
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 async def main(url, directory):
     pool = Pool(128 * 65536, 65536)
@@ -263,7 +263,7 @@ from pathlib import Path
 from sllm.clock import MonotonicClock
 from sllm.node.tiers.pool import Pool
 from sllm.node.store.tier_store import TierStore
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,7 +8,7 @@ from sllm.errors import (
     ModelTooLarge,
     NoCapacity,
 )
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.node.stores import Bench, gate_on
 from tests.support import assert_eventually
 

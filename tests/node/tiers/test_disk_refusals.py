@@ -11,7 +11,7 @@ import pytest
 from sllm.errors import CheckpointUnreadable, NoCapacity
 from sllm.node import server
 from sllm.node.config import NodeConfig
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.disks import SmallDisk, small_disk
 from tests.node.stores import MODEL_BYTES, Bench, gate_on, settle
 from tests.support import assert_eventually
@@ -130,12 +130,16 @@ async def test_a_directory_that_is_gone_is_told_and_new_models_come_into_the_poo
 ) -> None:
     bench = Bench(tmp_path)
     await bench.open()
-    await bench.leave(0, Tier.DRAM)
+    lease = await bench.promote(0, Tier.DRAM)
     tier, away = bench.directory / "tier", bench.directory / "away"
     tier.rename(away)
     with pytest.raises(CheckpointUnreadable, match="is gone, and with it the files"):
         await bench.store.inspect(bench.model(0), None)
     assert "is gone" in problem(bench)
+    lease.release()
+    found = await bench.store.inspect(bench.model(0), None)
+    assert str(found.directory) == bench.model(0)
+    assert (await bench.store.promote(bench.model(0), None, Tier.DRAM, pack=True)).chunks
     new = await bench.store.promote(bench.model(1), None, Tier.DRAM, pack=True)
     assert new.digest in bench.on(Tier.DRAM)
     new.release()

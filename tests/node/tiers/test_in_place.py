@@ -1,17 +1,22 @@
 """Safetensors that are served where they lie."""
 
+import json
 import os
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sllm.checkpoint.format.layout import first_use
 from sllm.checkpoint.format.manifest_file import read_manifest
 from sllm.errors import CheckpointCorrupt, SourceChanged
 from sllm.node.store.lease import Lease
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from tests.checkpoint.checkpoints import (
     assert_same,
     flip_bit,
@@ -293,3 +298,35 @@ async def test_the_next_process_knows_what_a_source_was_that_is_gone(
     assert found.record.identity == identity
     with pytest.raises(SourceChanged):
         await bench.store.inspect(str(bench.directory / "model0"), None, identity="other")
+
+
+@pytest.mark.parametrize("order", [False, True], ids=["as published", "as used"])
+async def test_experts_that_lie_apart_are_brought_together(bench: Bench, order: bool) -> None:
+    """Or every worker would fuse them in memory of its own."""
+    experts = {
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight": torch.randn(16, 16)
+        for layer in range(2)
+        for expert in range(12)
+        for part in ("gate", "up", "down")
+    }
+    directory = Path(bench.model(0))
+    (directory / "model.safetensors").write_bytes(in_order(experts, first_use if order else str))
+    lease = await bench.store.promote(str(directory), None, Tier.DRAM)
+    bench.store.check_integrity()
+    assert_same(tensors_in_pool(lease.manifest, bench.pool, lease.chunks), experts)
+    (kept,) = (bench.directory / "tier").glob("[0-9a-f]*")
+    assert (kept / ".in-place.json").exists() == order
+    file = "model.safetensors" if order else "partition-00000.bin"
+    assert lease.manifest.partitions[0].file == file
+
+
+def in_order(tensors: dict[str, torch.Tensor], key: Callable[[str], Any]) -> bytes:
+    """A safetensors file whose tensors lie in the order of their names by a key."""
+    header, content = {}, b""
+    for name in sorted(tensors, key=key):
+        raw = tensors[name].numpy().tobytes()
+        place = [len(content), len(content) + len(raw)]
+        header[name] = {"dtype": "F32", "shape": tensors[name].shape, "data_offsets": place}
+        content += raw
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sllm.clock import ManualClock
 from sllm.errors import ModelTooLarge, NoCapacity
 from sllm.node.tiers.ledger import HALF_LIFE_SECONDS, Ledger
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 
 
 def ledger_of(capacity: int, clock: ManualClock | None = None, **sizes: int) -> Ledger:

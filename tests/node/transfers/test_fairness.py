@@ -15,7 +15,7 @@ from sllm.checkpoint.importing.chunk_plan import ChunkPlan
 from sllm.clock import MonotonicClock
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Priority, Progress
 from tests.checkpoint.checkpoints import CHUNK, write_model
 from tests.node.stores import Tell

@@ -26,7 +26,10 @@ from sllm.node.worker.messages import (
         Exited(42, 9),
         Describe(2, "/models/m", None, ["0123456789abcdef"]),
         Described(
-            2, ModelDescription("LlamaForCausalLM", 512, 1536, "float32"), "0123456789abcdef"
+            2,
+            ModelDescription("LlamaForCausalLM", 512, 1536, "float32"),
+            "0123456789abcdef",
+            "model.layers.9.w",
         ),
         Failed(3, 9, "UNSUPPORTED_MODEL", "no", {"architecture": "X"}),
     ],

@@ -3,10 +3,13 @@
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from sllm.errors import SllmError, StartFailed, UnsupportedModel
+from sllm.node.worker import zygote
 from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
@@ -52,3 +55,78 @@ def test_it_outlives_a_system_without_processes(
     assert isinstance(answer, Failed)
     assert (answer.call, answer.reason) == (1, "START_FAILED")
     assert "could not fork: Resource temporarily" in answer.message
+
+
+def computes_for_ever(*_: object) -> None:
+    while True:
+        pass
+
+
+def waits_for_ever(*_: object) -> None:
+    threading.Event().wait()
+
+
+def takes_all_memory(*_: object) -> None:
+    taken = []
+    while True:
+        taken.append(bytearray(16 << 20))
+
+
+def recurs_for_ever(*arguments: object) -> None:
+    recurs_for_ever(*arguments)
+
+
+def is_killed(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises(*_: object) -> None:
+    raise ZeroDivisionError("division by zero")
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize(
+    ("trial", "reason", "says"),
+    [
+        (computes_for_ever, "UNSUPPORTED_MODEL", "within 1 s of a processor's time"),
+        (waits_for_ever, "START_FAILED", "within 2 s; try again"),
+        (takes_all_memory, "UNSUPPORTED_MODEL", "MemoryError"),
+        (recurs_for_ever, "UNSUPPORTED_MODEL", "recursion"),
+        (is_killed, "UNSUPPORTED_MODEL", "SIGKILL"),
+        (raises, "UNSUPPORTED_MODEL", "division by zero"),
+    ],
+)
+def test_a_trial_is_bounded_whatever_the_model_leads_to(
+    trial: Callable[..., object], reason: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In time and memory; the zygote stays, and the answer says what it was."""
+    monkeypatch.setattr(zygote, "try_model", trial)
+    monkeypatch.setattr(zygote, "TRIAL_SECONDS", 1)
+    monkeypatch.setattr(zygote, "TRIAL_TIMEOUT", 2.0 if trial is waits_for_ever else 60.0)
+    monkeypatch.setattr(zygote, "TRIAL_BYTES", 512 << 20)
+    agent, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    answers: list[Message] = []
+
+    def ask() -> None:
+        agent.send(to_packet(Describe(1, "/", None, [])))
+        answers.extend(from_packet(agent.recv(MAX_PACKET_BYTES)) for _ in range(2))
+        agent.close()
+
+    asking = threading.Thread(target=ask)
+    with agent, end:
+        asking.start()
+        Zygote(end, -1).serve()
+        asking.join()
+    ready, failed = answers
+    assert ready == Ready()
+    assert isinstance(failed, Failed)
+    assert failed.reason == reason, failed.message
+    assert says in failed.message
+
+
+@pytest.mark.parametrize(("seconds", "kind"), [(1.0, StartFailed), (16.0, UnsupportedModel)])
+def test_who_had_the_processor_decides_what_a_timeout_is(
+    seconds: float, kind: type[SllmError]
+) -> None:
+    """A model that was not given a chance may be tried again; one that took it is refused."""
+    assert type(zygote.ended_badly(signal.SIGALRM, seconds)) is kind

@@ -28,7 +28,12 @@ _COUNTS = (
 """Fields that hold a positive number, where they hold anything."""
 _OTHER_NAMES = ("n_layer", "n_head", "n_embd", "n_positions", "d_model", "intermediate_size")
 """What some architectures call them, and one more that is so."""
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MOST = 2**31 - 1
+_MOST_LAYERS = 1000
+"""Each is built, be it without weights: a few times as many as any model has."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""How many a layer has, as architectures call it."""
 _UNUSABLE = "the model's config.json cannot be used"
 
 
@@ -150,10 +155,13 @@ def _check_config(name: str, config: Any) -> None:
     foreign = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
     if foreign:
         raise _unsupported(name, f"has layers of type {', '.join(sorted(foreign))}")
+    if varying := getattr(text, "per_layer_attributes", None):
+        raise _unsupported(name, f"has layers that differ in {', '.join(sorted(varying))}")
     if getattr(text, "max_position_embeddings", None) is None:
         raise _unsupported(name, "does not say how many positions it has")
     _check_not_quantized(name, config)
     _check_counts(lambda field: getattr(text, field, None))
+    _check_experts(text)
 
 
 def _check_not_quantized(name: str, config: Any) -> None:
@@ -178,7 +186,7 @@ def _check_file(path: Path) -> None:
             raise UnsupportedModel(f"{_UNUSABLE}: it is no JSON object")
     for part in (fields, fields.get("text_config")):
         if isinstance(part, dict):
-            _check_counts(part.get, (*_COUNTS, *_OTHER_NAMES))
+            _check_counts(part.get, (*_COUNTS, *_OTHER_NAMES, *_LAYERS))
 
 
 def _check_counts(get: Callable[[str], Any], names: Sequence[str] = _COUNTS) -> None:
@@ -186,10 +194,22 @@ def _check_counts(get: Callable[[str], Any], names: Sequence[str] = _COUNTS) -> 
         value = get(field)
         if isinstance(value, list):  # some have one for each layer
             continue
-        if value is not None and not (type(value) is int and 1 <= value <= _MOST):
+        most = _MOST_LAYERS if field in _LAYERS else _MOST
+        if value is not None and not (type(value) is int and 1 <= value <= most):
             raise UnsupportedModel(
-                f"{_UNUSABLE}: {field} is {value!r:.40}, and must be a number from 1 to {_MOST}"
+                f"{_UNUSABLE}: {field} is {value!r:.40}, and must be a number from 1 to {most}"
             )
+
+
+def _check_experts(text: Any) -> None:
+    """More of them than there are cannot be chosen for a token: the first step would find out."""
+    used = getattr(text, "num_experts_per_tok", None)
+    counts = [getattr(text, field, None) for field in _EXPERTS]
+    there = [count for count in counts if type(count) is int]
+    if type(used) is int and there and used > max(there):
+        raise UnsupportedModel(
+            f"{_UNUSABLE}: num_experts_per_tok is {used}, and there are {max(there)} experts"
+        )
 
 
 def _unsupported(name: str, why: str) -> UnsupportedModel:

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils.dlpack import from_dlpack
 from transformers.utils import import_utils
 
 from sllm.checkpoint.format.manifest import TensorEntry
-from sllm.checkpoint.reading.tensors import torch_form
+from sllm.checkpoint.reading.tensors import tensors_within
 from sllm.errors import DeviceFailed, InvalidArgument
 from sllm.node.device.driver import (
     HANDLE_BYTES,
@@ -115,28 +114,12 @@ def device_tensors(opened: OpenedWeights, weights: DeviceWeights) -> dict[str, t
         InvalidArgument: a tensor is not within the allocation.
         UnsupportedModel: torch has no dtype for a tensor.
     """
-    return {
-        entry.name: _tensor(opened.memory, weights.partitions, entry) for entry in weights.tensors
-    }
-
-
-def _tensor(memory: torch.Tensor, partitions: Sequence[int], entry: TensorEntry) -> torch.Tensor:
-    dtype, shape = torch_form(entry)
-    if not entry.size:
-        return torch.empty(shape, dtype=dtype, device=memory.device)
-    if entry.partition >= len(partitions):
-        raise _outside(entry)
-    start = partitions[entry.partition] + entry.offset
-    raw = memory[start : start + entry.size]
-    if raw.numel() < entry.size:
-        raise _outside(entry)
-    if raw.data_ptr() % dtype.itemsize:
-        raw = raw.clone()
-    return raw.view(dtype).reshape(shape)
-
-
-def _outside(entry: TensorEntry) -> InvalidArgument:
-    return InvalidArgument(f"tensor {entry.name!r} is not within the memory that was given")
+    partitions = [opened.memory[start:] for start in weights.partitions]
+    for entry in weights.tensors:
+        room = len(partitions[entry.partition]) if entry.partition < len(partitions) else -1
+        if entry.offset + entry.size > room:
+            raise InvalidArgument(f"tensor {entry.name!r} is not within the memory that was given")
+    return tensors_within(weights.tensors, partitions)
 
 
 class _DLDevice(ctypes.Structure):

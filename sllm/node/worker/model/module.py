@@ -1,7 +1,8 @@
 """A model in a worker: what is loaded while weights are on their way, and the module over them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from sllm.checkpoint.format.experts import expert_part
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.model.description import (
     Architecture,
@@ -16,11 +18,13 @@ from sllm.node.worker.model.description import (
     load_architecture,
     takes_paged_cache,
 )
+from sllm.node.worker.model.joining import JoinedInPlace
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.model.stand_ins import StandIns
 from sllm.node.worker.model.text import Vocabulary
 
 _NAMES_SHOWN = 3
+_LETTERS_SHOWN = 200
 _GENERATION = "generation_config.json"
 
 
@@ -81,12 +85,33 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
 
 
 def build_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Any:
-    """The model over its weights, whose memory it uses: nothing is copied.
+    """The model over its weights, whose memory it uses.
+
+    Nothing is copied but what it computes of several weights, as of experts that lie apart.
 
     Raises:
         UnsupportedModel: The weights are not those that the architecture needs.
     """
-    with refusing("the weights do not fit the model's config.json"):
+    return load_module(architecture, weights).module
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model over its weights, and those that it has no use for."""
+
+    module: Any
+    unused: str
+    """Names, the first few of many; empty if all are used."""
+
+
+def load_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Loaded:
+    """As `build_module`, and says what is not used.
+
+    Published checkpoints have more than their model at times: buffers of older versions, layers
+    that predict further tokens, the eyes of a model that is served for its text. Transformers
+    loads what it needs, and so do we.
+    """
+    with refusing("the weights do not fit the model's config.json"), _joining(weights):
         module, found = architecture.model_class.from_pretrained(
             None,
             config=architecture.config,
@@ -96,18 +121,32 @@ def build_module(architecture: Architecture, weights: Mapping[str, torch.Tensor]
             output_loading_info=True,
         )
     _check("lacks", found["missing_keys"])
-    _check("has, beside what the model needs,", found["unexpected_keys"])
-    _check("has in another shape", {name for name, *_ in found["mismatched_keys"]})
-    return module
+    _check("has in another shape", map(_mismatch, found["mismatched_keys"]))
+    return Loaded(module, _listed(found["unexpected_keys"]))
 
 
-def _check(verb: str, names: set[str]) -> None:
-    if names:
-        shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+def _joining(weights: Mapping[str, torch.Tensor]) -> AbstractContextManager[object]:
+    """Only for experts: being asked at every function of torch takes a fifth more time."""
+    return JoinedInPlace() if any(map(expert_part, weights)) else nullcontext()
+
+
+def _check(verb: str, names: Iterable[str]) -> None:
+    if listed := _listed(names):
         raise UnsupportedModel(
-            f"the checkpoint {verb} {shown}{more}; it does not belong to its config.json"
+            f"the checkpoint {verb} {listed}; it does not belong to its config.json"
         )
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    shown = ", ".join(name[:_LETTERS_SHOWN] for name in ordered[:_NAMES_SHOWN])
+    more = len(ordered) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _mismatch(found: tuple[str, Sequence[int], Sequence[int]]) -> str:
+    name, shape, expected = found
+    return f"{name} ({list(shape)} instead of {list(expected)})"
 
 
 def build_module_on_device(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -8,6 +8,11 @@ from sllm.errors import SllmError, UnsupportedModel
 _MOST_LETTERS = 400
 """Of the library's sentence; some repeat whole files."""
 
+_FEWEST_WORDS = 3
+"""Of a text that is a sentence."""
+_OF_CODE = (LookupError, AttributeError, TypeError, AssertionError)
+"""Errors that speak of the code that raised them."""
+
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
@@ -28,8 +33,8 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """What an error says, in one line; with its kind where its text alone says nothing."""
+    """What an error says, in one line; with its kind where its text alone says little."""
     text = " ".join(str(error).split())
-    if not text or isinstance(error, (KeyError, IndexError, AttributeError, TypeError)):
+    if len(text.split()) < _FEWEST_WORDS or isinstance(error, _OF_CODE):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"

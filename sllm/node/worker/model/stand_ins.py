@@ -7,8 +7,7 @@ bytes on the device that its stand-in stands for.
 """
 
 import bisect
-import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -37,19 +36,17 @@ class StandIns:
         self._originals = {
             name: converted[one.data_ptr()] if one.numel() else one for name, one in tensors.items()
         }
-        self._slots: dict[int, int] = {}
-        """Where the stand-in of each address of the device begins."""
+        self._places: dict[int, int] = {}
+        """Where the stand-ins of each storage begin. Neighbours there are neighbours here."""
+        self._storages: list[torch.UntypedStorage] = []
         end = 0
-        for tensor in self._originals.values():
-            if tensor.data_ptr() not in self._slots:
-                self._slots[tensor.data_ptr()] = end
-                end += -(-max(tensor.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
-        self._memory = reserve(max(end, 1), libc.PROT_READ | libc.PROT_WRITE)
-        self._base = ctypes.addressof(self._memory)
-        self._size = end
-        by_slot = {self._slots[one.data_ptr()]: one for one in self._originals.values()}
-        self._starts = sorted(by_slot)
-        self._by_slot = by_slot
+        for storage in _storages(self._originals.values()):
+            self._places[storage.data_ptr()] = end
+            self._storages.append(storage)
+            end += -(-storage.nbytes() // _ALIGNMENT) * _ALIGNMENT
+        self._starts = list(self._places.values())
+        memory = reserve(max(end, 1), libc.PROT_READ | libc.PROT_WRITE)
+        self._memory = torch.frombuffer(memory, dtype=torch.uint8)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -71,10 +68,9 @@ class StandIns:
     def _stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.numel():
             return torch.empty(tensor.shape, dtype=tensor.dtype)
-        whole = memoryview(self._memory).cast("B")
-        raw = torch.frombuffer(
-            whole, dtype=torch.uint8, count=tensor.nbytes, offset=self._slots[tensor.data_ptr()]
-        )
+        skipped = tensor.storage_offset() * tensor.itemsize
+        start = self._places[tensor.untyped_storage().data_ptr()] + skipped
+        raw = self._memory[start : start + tensor.nbytes]
         return raw.view(tensor.dtype).reshape(tensor.shape)
 
     def _bound(
@@ -84,20 +80,29 @@ class StandIns:
         otherwise: Callable[[str, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """The same elements, in the same order, of the original."""
-        offset = tensor.data_ptr() - self._base
-        if not tensor.numel() or not 0 <= offset < self._size:
-            return self._moved(name, tensor) if not tensor.numel() else otherwise(name, tensor)
-        start = self._starts[bisect.bisect_right(self._starts, offset) - 1]
-        original = self._by_slot[start]
-        if tensor.dtype is not original.dtype:
-            original = original.reshape(-1).view(tensor.dtype)
-        skipped = original.storage_offset() + (offset - start) // tensor.element_size()
-        return original.as_strided(tensor.shape, tensor.stride(), skipped)
+        offset = tensor.data_ptr() - self._memory.data_ptr()
+        if not tensor.numel():
+            return self._moved(name, tensor)
+        if not 0 <= offset < self._memory.numel():
+            return otherwise(name, tensor)
+        piece = bisect.bisect_right(self._starts, offset) - 1
+        skipped = (offset - self._starts[piece]) // tensor.itemsize
+        bound = torch.empty(0, dtype=tensor.dtype, device=self._device)
+        return bound.set_(self._storages[piece], skipped, tensor.shape, tensor.stride())
 
     def _moved(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What is no weight: computed on the processor, and small."""
-        device = next(iter(self._originals.values())).device
-        return tensor.to(device)
+        return tensor.to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._originals.values())).device
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> Iterable[torch.UntypedStorage]:
+    """Each once. What has no elements has none."""
+    storages = (tensor.untyped_storage() for tensor in tensors if tensor.numel())
+    return {storage.data_ptr(): storage for storage in storages}.values()
 
 
 def _to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -107,6 +112,6 @@ def _to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _refuse(name: str, tensor: torch.Tensor) -> torch.Tensor:
     raise UnsupportedModel(
         f"parameter {name} is computed from the checkpoint's tensors when the model is loaded, "
-        "which is not done for weights on a device; save the model in the form in which "
-        "transformers uses it"
+        "which is not done for weights on a device; pack the model's safetensors again, or save "
+        "it in the form in which transformers uses it"
     )

@@ -23,18 +23,18 @@ def to_blame(model_class: Any, config: Any, works: Callable[[Any], bool]) -> str
     for feature, other in _without_one(config):
         if works(other):
             return feature
-    latent = "latent attention (kv_lora_rank), " if hasattr(config, "kv_lora_rank") else ""
-    return latent + (_attention(model_class, config) or "the architecture itself")
+    latent = ["latent attention (kv_lora_rank)"] if hasattr(config, "kv_lora_rank") else []
+    return ", ".join([*latent, *_attention(model_class, config)]) or "the architecture itself"
 
 
-def _attention(model_class: Any, config: Any) -> str:
+def _attention(model_class: Any, config: Any) -> list[str]:
     try:
         with torch.device("meta"):
             modules = model_class(config).modules()
     except Exception:
-        return ""
+        return []
     names = {type(module).__name__ for module in modules}
-    return ", ".join(sorted(name for name in names if name.endswith("Attention")))
+    return sorted(name for name in names if name.endswith("Attention"))
 
 
 def _without_one(config: Any) -> Iterator[tuple[str, Any]]:

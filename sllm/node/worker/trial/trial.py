@@ -35,6 +35,8 @@ class Verdict:
     features: str
     """A digest of the small copy's configuration and the versions of engine and libraries: what has
     been compared once need not be again."""
+    unused: str = ""
+    """Tensors of the checkpoint that the model has no use for: it is served without."""
 
 
 def try_model(
@@ -54,12 +56,12 @@ def try_model(
     files = load_files(directory, backend.check)
     model = describe_config(files.architecture.config, dtype)
     _try_tokenizer(files)
-    _try_weights(directory, files.architecture)
+    unused = _try_weights(directory, files.architecture)
     config = small_copy(files.architecture)
     features = _digest(config, backend)
     if features not in compared:
         try_engine(files.architecture, config, backend)
-    return Verdict(model, features)
+    return Verdict(model, features, unused)
 
 
 def small_copy(architecture: Architecture) -> Any:
@@ -122,16 +124,19 @@ def _try_tokenizer(files: ModelFiles) -> None:
         raise UnsupportedModel("the model's tokenizer makes no tokens of a text")
 
 
-def _try_weights(directory: Path, architecture: Architecture) -> None:
+def _try_weights(directory: Path, architecture: Architecture) -> str:
     """Compares the tensors with the model's, where there are weights, or holes in their place.
 
     Of a checkpoint that is held in memory alone there are only the small files and the manifest;
     its weights were tried when it was looked at first, at its source.
+
+    Returns:
+        The tensors that the model has no use for.
     """
     if not any(next(directory.glob(form), None) for form in _WEIGHTS):
-        return
+        return ""
     found = inspect(LocalSource(directory))
-    check_fit(architecture, {header.name: header for header in found.tensors})
+    return check_fit(architecture, {header.name: header for header in found.tensors})
 
 
 def _digest(config: Any, backend: Backend) -> str:

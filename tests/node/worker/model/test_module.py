@@ -54,10 +54,6 @@ def lacking(weights: Weights) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
 
 
-def with_more(weights: Weights) -> None:
-    weights["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2, 2)
-
-
 def with_another_shape(weights: Weights) -> None:
     weights["model.norm.weight"] = torch.zeros(64)
 
@@ -66,8 +62,7 @@ def with_another_shape(weights: Weights) -> None:
     ("spoil", "names"),
     [
         (lacking, "lacks model.layers.1.mlp.up_proj.weight"),
-        (with_more, "has.*model.layers.9.mlp.up_proj.weight"),
-        (with_another_shape, "has in another shape model.norm.weight"),
+        (with_another_shape, r"has in another shape model.norm.weight \(\[64\] instead of"),
     ],
 )
 def test_weights_that_are_not_the_models_are_refused_by_name(

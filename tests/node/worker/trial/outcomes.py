@@ -60,7 +60,11 @@ def served(directory: Path) -> list[list[int]]:
         for file in sorted(directory.glob("*.safetensors"))
         for name, tensor in load_file(file).items()
     }
-    module = build_module(load_architecture(directory), weights)
+    return generated_by(build_module(load_architecture(directory), weights))
+
+
+def generated_by(module: Any) -> list[list[int]]:
+    """What the engine gives for all prompts side by side."""
     asked = [
         EngineRequest(str(number), tuple(prompt), Sampling(temperature=0, seed=0), NEW_TOKENS)
         for number, prompt in enumerate(prompts())

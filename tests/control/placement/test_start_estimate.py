@@ -10,7 +10,7 @@ from sllm.control.cluster.instances import InstanceState, Planned
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import UNKNOWN
 from sllm.control.cluster.tiers import Link, Tier, TierUsage
-from sllm.control.placement.cost import start_estimate, start_seconds
+from sllm.control.placement.start_estimate import start_estimate, start_seconds
 from sllm.control.state.observations import Observations, typical_of
 from tests.control.shapes import copy, facts, instance, need, view
 

@@ -22,7 +22,7 @@ from sllm.node.device.copy_thread import COPIES_IN_FLIGHT
 from sllm.node.device.interface import Placed
 from sllm.node.device.memory import DeviceMemory
 from sllm.node.store.tier_store import TierStore
-from sllm.node.tiers.tier import Tier
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import LoadPhase, Progress
 from tests.checkpoint.checkpoints import CHUNK, flip_bit, write_model
 from tests.node.device.fake_cuda import UNKNOWN

@@ -13,6 +13,12 @@ class Tier(IntEnum):
     DEVICE = 4
 
 
+STORED_ON = (Tier.SSD, Tier.DRAM)
+"""Tiers that checkpoints can be promoted to, and held on."""
+EVICTED_FROM = (*STORED_ON, Tier.DEVICE)
+"""Tiers whose room can be asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """A checkpoint on a tier."""

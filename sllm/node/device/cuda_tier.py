@@ -16,7 +16,7 @@ from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.pool import Pool
-from sllm.node.tiers.tier import Copy, Tier
+from sllm.node.tiers.types import Copy, Tier
 from sllm.node.transfers.loads import Load, Tell
 from sllm.node.transfers.work import Found, LoadPhase, Priority, Progress, Step
 
