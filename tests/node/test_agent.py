@@ -52,7 +52,13 @@ async def test_a_start_that_is_asked_for_twice_is_joined(agent: Agent) -> None:
 
 async def test_instances_beyond_the_memory_are_refused(bench: Bench, tmp_path: Path) -> None:
     """Each takes memory for itself that neither pool nor KV budget has."""
-    config = NodeConfig("localhost:1", tmp_path, dram_bytes=16 * MIB, kv_bytes=KV_BYTES)
+    config = NodeConfig(
+        "localhost:1",
+        tmp_path,
+        dram_bytes=16 * MIB,
+        kv_bytes=KV_BYTES,
+        engines=("transformers",),
+    )
     beside = OWN_BYTES + 16 * MIB + KV_BYTES
     config = replace(config, memory_bytes=beside + 3 * INSTANCE_BYTES)
     device = PoolDevice(bench.store, KV_BYTES)

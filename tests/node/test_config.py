@@ -112,9 +112,10 @@ def test_engines_that_cannot_be_are_refused(engines: tuple[str, ...], complaint:
 
 
 def test_the_zygote_of_vllm_takes_memory_of_the_node() -> None:
-    both = replace(config(memory=4 * GIB), engines=("vllm", "transformers"))
+    one = config(memory=4 * GIB, dram=GIB)
+    both = replace(one, engines=("vllm", "transformers"))
     assert both.own_bytes == OWN_BYTES + VLLM_BYTES
-    assert both.instances_bytes(0) == config(memory=4 * GIB).instances_bytes(0) - VLLM_BYTES
+    assert both.instances_bytes(0) == one.instances_bytes(0) - VLLM_BYTES
 
 
 def test_sockets_fit_until_their_paths_are_too_long(tmp_path: Path) -> None:

@@ -50,6 +50,23 @@ class InstanceSpec:
     """What the source must be. Empty: whatever it is."""
 
 
+def check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
+    """Whether what is asked for is the instance that has this id.
+
+    Raises:
+        errors.InvalidArgument: It is another one.
+    """
+    if _what(known) != _what(asked):
+        raise errors.InvalidArgument(
+            f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
+            "instance needs an id of its own"
+        )
+
+
+def _what(spec: InstanceSpec) -> tuple[str, str, str]:
+    return spec.deployment, spec.source, spec.identity
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """What a start has brought up."""

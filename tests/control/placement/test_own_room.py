@@ -13,7 +13,8 @@ from sllm.control.cluster.tiers import Tier
 from sllm.control.cluster.usage import Use
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand, Start, Wait
-from sllm.control.placement.placement import check_fits, place
+from sllm.control.placement.fitting import check_fits
+from sllm.control.placement.placement import place
 from sllm.control.placement.ranking import Ranking
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 

@@ -115,7 +115,7 @@ def test_a_trial_is_bounded_whatever_the_model_leads_to(
     asking = threading.Thread(target=ask)
     with agent, end:
         asking.start()
-        Zygote(end, -1).serve()
+        Zygote(end, -1, TransformersBackend()).serve()
         asking.join()
     ready, failed = answers
     assert ready == Ready()
