@@ -67,7 +67,7 @@ async def test_a_model_starts_ends_and_starts_again(
     deployment = await client.deploy(family, source, keep_alive=0.0, timeout=PATIENCE)
     assert deployment.engine == "vllm"
     expected = greedy(models / family, "Once upon a time", 12)
-    for tier in ("SSD", "DRAM"):
+    for _ in range(2):
         result = await client.complete(
             family, "Once upon a time", max_tokens=12, temperature=0.0, timeout=PATIENCE
         )
@@ -75,7 +75,6 @@ async def test_a_model_starts_ends_and_starts_again(
         assert result.text == expected.text
         assert result.receipt.engine == "vllm"
         assert result.receipt.cold
-        assert result.receipt.from_tier == tier
         await assert_eventually(lambda: _ready(client, 0), PATIENCE)
     assert (await client.explain(family)).engine == "vllm"
     await client.delete(family)
