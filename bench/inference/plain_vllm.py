@@ -43,6 +43,7 @@ class PlainVllm:
     def submit(self, prompt: Sequence[int], max_tokens: int, **sampling: Any) -> str:
         """Takes a request, greedy unless `sampling` says otherwise, and gives its id."""
         self._submitted += 1
+        request_id = str(self._submitted)
         params = SamplingParams(
             max_tokens=max_tokens,
             ignore_eos=True,
@@ -50,7 +51,7 @@ class PlainVllm:
             **{"temperature": 0.0, **sampling},
         )
         request = EngineCoreRequest(
-            request_id=str(self._submitted),
+            request_id=request_id,
             prompt_token_ids=list(prompt),
             mm_features=None,
             sampling_params=params,
@@ -61,7 +62,7 @@ class PlainVllm:
             data_parallel_rank=None,
         )
         self._core.add_request(*self._core.preprocess_add_request(request))
-        return request.request_id
+        return request_id
 
     def step(self) -> dict[str, int]:
         """One step: the token that it gave each request, by its id."""
