@@ -72,7 +72,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture(scope="module")
 def harness(made: Made, dtype: torch.dtype) -> Iterator[Harness]:
-    with running(make_engine("vllm", made.directory, CAPACITY, dtype)) as harness:
+    engine: Any = make_engine("vllm", made.directory, CAPACITY, dtype)
+    with running(engine) as harness:
+        engine._commands.put(lambda: torch.set_num_threads(2))  # as larger models have them
         yield harness
 
 
