@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster clean
+.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,9 @@ bench-simulate: setup
 
 bench-cluster: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.cluster $(BENCH)
+
+bench-engine: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.engine $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

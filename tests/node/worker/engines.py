@@ -102,9 +102,12 @@ def make_engine(
     """
     if kind == "transformers":
         return TransformersEngine(load(directory, dtype), capacity)
+    from vllm.distributed.parallel_state import destroy_model_parallel
+
     from sllm.node.worker.engine.vllm.config import VllmModel
     from sllm.node.worker.engine.vllm.engine import VllmEngine
 
+    destroy_model_parallel()  # a process's first model decides whether there is one for experts
     config = load_architecture(directory).config
     dtype = dtype or config.dtype
     weights = {

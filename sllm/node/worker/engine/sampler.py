@@ -11,24 +11,37 @@ places. Along a cumulative distribution there is a border to fall over at every 
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import xxhash
 
 from sllm.node.worker.engine.interface import TokenLogprob, TopLogprob
 from sllm.sampling import Sampling
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
 """Steps of SplitMix64 (Steele, Lea and Flood, 2014), which makes any number of random bits from
 (key, index) without an order: shifts and factors."""
-_NUMBERS_AT_ONCE = 1 << 20
+_LAST_SHIFT = np.uint64(31)
+_NUMBERS_AT_ONCE = 1 << 15
 """Rows are taken a few at a time, so that what is computed for each number stays in the cache."""
+_HALF = np.int32(2**31 - 1)
+_PER_UNIT = np.float32((1 - 2.0**-24) / 2**31)
+"""Makes a number below 1 of 31 bits and a half, also where float32 has rounded up to 2^31."""
+_MARGIN = np.float32(1 - 1e-5)
+"""More than the rounding of float32 comes to."""
 _NUCLEUS_HEAD = 1024
 """Tokens that are sorted at first for top_p; hardly any nucleus is larger."""
 _FLOAT = torch.finfo(torch.float32)
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +69,26 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return torch.cat([_draw(logits[i : i + at_once], draws[i : i + at_once]) for i in starts])
 
 
-def exponentials(keys: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
-    """Exponential variates, float32 [keys, count], that depend on key and index alone.
+def uniforms(keys: Sequence[int], count: int) -> Array:
+    """Numbers above 0 and below 1, float32 [keys, count], that depend on key and index alone.
+
+    Each 64 bits of SplitMix64 make two of them, of the lower half and of the upper. Small ones are
+    as exact as 31 bits are. They are the same on every machine.
 
     Args:
         keys: 64-bit numbers, one for each row.
-        count: variates for each key.
-        device: where to compute them; they are the same everywhere but for rounding.
+        count: numbers for each key.
     """
-    index = torch.arange(count, device=device)
-    rows = torch.tensor([_signed(key) for key in keys], device=device).unsqueeze(-1)
-    bits = rows + index * _signed(_GAMMA)
-    for shift, factor in _MIX:
-        bits ^= _shifted(bits, shift)
-        bits *= _signed(factor)
-    bits ^= _shifted(bits, 31)
-    uniform = _shifted(bits, 11).to(torch.float32).mul_(2.0**-53)
-    # Small variates decide, and those are exact: log1p(-u) keeps what is left of a small u.
-    return uniform.neg_().log1p_().neg_().clamp_(min=_FLOAT.tiny)
+    index = np.arange(-(-count // 2), dtype=np.uint64) * _GAMMA
+    bits = np.array(keys, np.uint64)[:, None] + index
+    for block in _blocks(bits):
+        _mix(block)
+    halves = bits.view(np.int32)[:, :count]
+    halves &= _HALF
+    numbers = halves.astype(np.float32)
+    numbers += np.float32(0.5)
+    numbers *= _PER_UNIT
+    return numbers
 
 
 def token_logprobs(
@@ -99,29 +114,58 @@ def token_logprobs(
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     weights = _weights(logits, [draw.sampling for draw in draws])
     keys = [_key(draw.sampling.seed or 0, draw.position) for draw in draws]
-    return weights.div_(exponentials(keys, logits.shape[-1], logits.device)).argmax(-1)
+    first = _first_to_come(weights.cpu().numpy(), uniforms(keys, logits.shape[-1]))
+    return torch.from_numpy(first).to(logits.device)
+
+
+def _first_to_come(weights: Array, uniform: Array) -> Array:
+    """The token of each row with the least exponential variate divided by its weight.
+
+    The variate -log(1 - u) lies between u and u / (1 - u). So hardly any token can be the first,
+    and logarithms are computed for these alone.
+    """
+    most = weights / uniform
+    floor = (most - weights).max(-1, keepdims=True) * _MARGIN
+    able = np.flatnonzero(most >= floor)  # nonzero is ten times slower
+    row, token = np.divmod(able, weights.shape[-1])
+    speed = weights.flat[able] / -np.log1p(-uniform.flat[able])
+    # The fastest of a row is written last, and stays; of those as fast, the one of the least id.
+    first = np.empty(len(weights), np.int64)
+    order = np.lexsort((-token, speed))
+    first[row[order]] = token[order]
+    return first
+
+
+def _blocks(bits: Array) -> Iterator[Array]:
+    """Views of a matrix that cover it, each small enough."""
+    rows, columns = bits.shape
+    width = min(columns, _NUMBERS_AT_ONCE)
+    height = _NUMBERS_AT_ONCE // width
+    for top in range(0, rows, height):
+        for left in range(0, columns, width):
+            yield bits[top : top + height, left : left + width]
+
+
+def _mix(bits: Array) -> None:
+    """SplitMix64's steps from its states to its outputs, in place."""
+    shifted = np.empty_like(bits)
+    for shift, factor in _MIX:
+        bits ^= np.right_shift(bits, shift, out=shifted)
+        bits *= factor
+    bits ^= np.right_shift(bits, _LAST_SHIFT, out=shifted)
 
 
 def _key(seed: int, position: int) -> int:
     return xxhash.xxh3_64_intdigest(struct.pack("<QQ", seed, position))
 
 
-def _signed(bits: int) -> int:
-    """The int64 that has these 64 bits."""
-    return bits - 2**64 if bits >= 2**63 else bits
-
-
-def _shifted(bits: torch.Tensor, count: int) -> torch.Tensor:
-    """Shifts right, filling up with zeros where int64 would copy its sign."""
-    return (bits >> count).bitwise_and_(2 ** (64 - count) - 1)
-
-
 def _weights(logits: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
     """Probabilities up to a factor: 1 for the likeliest token, 0 for those filtered out."""
     scaled = logits - logits.amax(-1, keepdim=True)
-    temperatures = _column([sampling.temperature for sampling in samplings], scaled)
-    # A temperature that float32 cannot hold would lead to 0/0 or inf/inf.
-    scaled /= temperatures.clamp_(_FLOAT.tiny, _FLOAT.max)
+    if any(sampling.temperature != 1 for sampling in samplings):
+        temperatures = _column([sampling.temperature for sampling in samplings], scaled)
+        # A temperature that float32 cannot hold would lead to 0/0 or inf/inf.
+        scaled /= temperatures.clamp_(_FLOAT.tiny, _FLOAT.max)
     weights = scaled.exp_()
     for keep in (_keep_top_k, _keep_top_p, _keep_min_p):
         keep(weights, samplings)

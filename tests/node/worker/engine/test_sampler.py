@@ -1,12 +1,14 @@
-import math
+import struct
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.node.worker.engine.sampler import Draw, draw_tokens, exponentials, token_logprobs
+from sllm.node.worker.engine.sampler import Draw, draw_tokens, token_logprobs, uniforms
 from sllm.sampling import Sampling
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0]])
@@ -18,26 +20,49 @@ def draws(sampling: Sampling, count: int = 2000) -> Counter[int]:
     return Counter(draw_tokens(LOGITS.expand(count, -1), rows).tolist())
 
 
-def test_variates_are_splitmix64() -> None:
+def test_numbers_are_the_halves_of_splitmix64() -> None:
     """The first outputs for the seed 1234567, as its authors' program gives them."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    found = exponentials([1234567 + 0x9E3779B97F4A7C15], 3, torch.device("cpu"))
-    expected = [-math.log1p(-((bits >> 11) * 2.0**-53)) for bits in published]
+    found = uniforms([1234567 + 0x9E3779B97F4A7C15], 6)
+    halves = [half for bits in published for half in (bits & 0xFFFFFFFF, bits >> 32)]
+    expected = [((half & 0x7FFFFFFF) + 0.5) / 2**31 for half in halves]
     assert found[0].tolist() == pytest.approx(expected)
 
 
-def test_variates_are_exponential() -> None:
-    variates = exponentials(range(100), 1000, torch.device("cpu"))
-    assert float(variates.mean()) == pytest.approx(1, abs=0.02)
-    for limit in (0.01, 0.1, 1, 3):
-        share = float((variates < limit).float().mean())
-        assert share == pytest.approx(1 - math.exp(-limit), abs=0.006)
+@pytest.mark.parametrize("count", [1, 7, 40_001])
+def test_numbers_depend_on_key_and_index_alone(count: int) -> None:
+    together = uniforms(range(5), count)
+    assert np.array_equal(together[3:4], uniforms([3], count))
+    assert np.array_equal(together, uniforms(range(5), 70_001)[:, :count])
 
 
-def test_rows_of_variates_have_nothing_in_common() -> None:
-    variates = exponentials(range(50), 2000, torch.device("cpu"))
-    off_diagonal = torch.corrcoef(variates) - torch.eye(50)
-    assert off_diagonal.abs().max() < 0.12
+def test_numbers_are_even_and_within_their_bounds() -> None:
+    numbers = uniforms(range(100), 10_000)
+    assert 0 < float(numbers.min()) < 1e-5
+    assert 1 - 1e-5 < float(numbers.max()) < 1
+    for limit in (0.01, 0.1, 0.5, 0.9):
+        assert float((numbers < limit).mean()) == pytest.approx(limit, abs=0.002)
+
+
+def test_rows_and_neighbours_have_nothing_in_common() -> None:
+    numbers = uniforms(range(50), 2000)
+    for matrix in (numbers, numbers[:, ::40].T):
+        off_diagonal = np.corrcoef(matrix) - np.eye(50)
+        assert abs(off_diagonal).max() < (0.12 if matrix is numbers else 0.6)
+
+
+@given(seed=st.integers(0, 2**31), spread=st.floats(0, 30), width=st.integers(1, 300))
+def test_tokens_that_are_passed_over_are_never_the_first(
+    seed: int, spread: float, width: int
+) -> None:
+    """Logarithms of all of them lead to the same."""
+    logits = torch.randn(4, width, generator=torch.Generator().manual_seed(seed)) * spread
+    draws = [Draw(Sampling(seed=seed), row) for row in range(4)]
+    keys = [xxhash.xxh3_64_intdigest(struct.pack("<QQ", seed, row)) for row in range(4)]
+    numbers = torch.from_numpy(uniforms(keys, width))
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    expected = (weights / -torch.log1p(-numbers)).argmax(-1)
+    assert torch.equal(draw_tokens(logits, draws), expected)
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:

@@ -1,5 +1,7 @@
 """What the engine on vLLM does beside what all engines do."""
 
+import os
+import queue
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,18 @@ def test_a_core_that_fails_is_told_once_and_ends_the_engine(models: Path) -> Non
         engine._core.model_executor.execute_model = lambda *_, **__: fail()  # type: ignore[attr-defined]
         engine.submit(request())
         assert isinstance(harness.failures.get(timeout=TIMEOUT), RuntimeError)
+
+
+@pytest.mark.parametrize(("weight_bytes", "threads"), [(7 << 20, 1), (1 << 30, None)])
+def test_small_models_run_on_one_thread(weight_bytes: int, threads: int | None) -> None:
+    from sllm.node.worker.engine.vllm.engine import threads_for
+
+    assert threads_for(weight_bytes) == (threads or len(os.sched_getaffinity(0)))
+
+
+def test_steps_run_on_as_many_threads_as_that(models: Path) -> None:
+    found: queue.SimpleQueue[int] = queue.SimpleQueue()
+    engine = make_engine("vllm", models / "tiny-llama")
+    with running(engine):
+        engine._commands.put(lambda: found.put(torch.get_num_threads()))  # type: ignore[attr-defined]
+        assert found.get(timeout=TIMEOUT) == 1

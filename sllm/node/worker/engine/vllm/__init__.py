@@ -8,4 +8,8 @@ os.environ.update(
     VLLM_CONFIGURE_LOGGING="0",  # logging is set up by whoever runs the engine
     VLLM_NO_USAGE_STATS="1",
     VLLM_PLUGINS="",  # nothing that happens to be installed changes what is served
+    # Attention of a long sequence is not divided among threads: how it is divided depends on who
+    # else is in the step, and so do the last bits of what comes out; and the threads wait for one
+    # another without giving up their processors, which another program may have taken.
+    VLLM_CPU_ATTN_SPLIT_KV="0",
 )

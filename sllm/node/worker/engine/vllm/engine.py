@@ -36,6 +36,9 @@ _NICENESS = 10
 """Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
 whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
 
+_SMALL_BYTES = 32 << 20
+"""Of weights. Steps of a model that small are over before threads have helped one another."""
+
 _set_num_threads = torch.set_num_threads
 """vLLM puts a function in its place that does nothing."""
 
@@ -49,6 +52,7 @@ class VllmEngine:
         self.counters = Counters()
         self._model = model
         self._capacity = capacity
+        self._threads = threads_for(sum(one.nbytes for one in model.weights.values()))
         self._batch = Batch()
         self._ahead = Ahead(max_batch_tokens(capacity))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -103,7 +107,7 @@ class VllmEngine:
 
     def _run(self, on_failure: Callable[[Exception], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self._threads)
         try:
             while self._take_commands():
                 self._step()
@@ -220,6 +224,11 @@ class VllmEngine:
             cancelled_requests=self._cancelled,
         )
         self._on_step(Step(tokens, self.counters, broken))
+
+
+def threads_for(weight_bytes: int) -> int:
+    """Threads that a model's steps are divided among: all that there are, or one."""
+    return 1 if weight_bytes <= _SMALL_BYTES else len(os.sched_getaffinity(0))
 
 
 def _finish_reason(output: Any) -> FinishReason | None:

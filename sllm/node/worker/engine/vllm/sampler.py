@@ -74,14 +74,22 @@ def choose(logits: torch.Tensor, rows: list[tuple[int, Running]]) -> torch.Tenso
     asking = [(row, one) for row, one in rows if one.request.logprobs is not None]
     if not drawing and not asking:
         return logits
-    tokens = logits.argmax(-1)
-    if drawing:
-        index = [row for row, _ in drawing]
-        draws = [Draw(one.request.sampling, one.position) for _, one in drawing]
-        tokens[index] = draw_tokens(logits[index], draws)
+    tokens = _chosen(logits, drawing)
     if asking:
         _note_logprobs(logits, tokens, asking)
     return logits.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
+
+
+def _chosen(logits: torch.Tensor, drawing: list[tuple[int, Running]]) -> torch.Tensor:
+    """The token of each row: drawn where one is, else the likeliest."""
+    index = [row for row, _ in drawing]
+    draws = [Draw(one.request.sampling, one.position) for _, one in drawing]
+    if index == list(range(len(logits))):
+        return draw_tokens(logits, draws)
+    tokens = logits.argmax(-1)
+    if index:
+        tokens[index] = draw_tokens(logits[index], draws)
+    return tokens
 
 
 def _note_logprobs(
