@@ -54,7 +54,7 @@ def run(worker: Fork, pool_fd: int, threads: int, on_serving: Callable[[], None]
 async def _serve(worker: Fork, pool_fd: int, on_serving: Callable[[], None]) -> int:
     exporters = telemetry.configure("sllm-worker", instance_id=worker.instance_id)
     host = ModelHost(pool_fd)
-    server = rpc.Server()
+    server = rpc.Server(rpc.PROCESS_OPTIONS)
     add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
     await server.start(rpc.unix_address(Path(worker.socket)), _SERVICES)
     on_serving()
