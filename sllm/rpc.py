@@ -30,9 +30,12 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _HEALTH_SECONDS: Final = 5.0
 _ADDRESS: Final = re.compile(r"unix:.+|.+:(?P<port>\d{1,5})")
 
-_OPTIONS: Final = (
+_SIZES: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)
+_OPTIONS: Final = (
+    *_SIZES,
     # A peer that is stopped or cut off, rather than dead, is noticed by the lack of an answer.
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -48,6 +51,16 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+_NEVER_MS: Final = 2**31 - 1
+PROCESS_OPTIONS: Final = (
+    *_SIZES,
+    # The end of a process on this machine closes its socket. One that is stopped for a while goes
+    # on where it was, and must find its streams.
+    ("grpc.keepalive_time_ms", _NEVER_MS),
+    ("grpc.http2.ping_timeout_ms", _NEVER_MS),
+    ("grpc.enable_http_proxy", 0),
+)
+"""For both ends of a Unix socket between a process and its child."""
 SERVER_OPTIONS: Final = (
     *_OPTIONS,
     ("grpc.so_reuseport", 0),  # two servers on one port would share its callers by chance
@@ -161,9 +174,9 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # untyped libra
 class Server:
     """A gRPC server with health and reflection, on a port that it may choose itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Sequence[tuple[str, int]] = SERVER_OPTIONS) -> None:
         self.grpc = grpc.aio.server(
-            interceptors=[handlers.ErrorsAndTraces()], options=list(SERVER_OPTIONS)
+            interceptors=[handlers.ErrorsAndTraces()], options=list(options)
         )
         self._health = _Health()
         self._names: list[str] = []

@@ -14,6 +14,8 @@ from tests.support import assert_eventually
 
 CALLERS = 8
 ANSWER_SECONDS = 60.0
+PINGS_SECONDS = 11.0
+"""After this time without an answer to a ping, one end of a connection gives it up."""
 SETUP_SECONDS = 150.0
 """A node tries the model once its zygote has imported what it needs."""
 
@@ -173,6 +175,7 @@ async def test_a_node_stopped_past_its_lease_and_continued(loaded: Cluster) -> N
         (instance,) = await client.instances()
         stopped = loaded.node_of(instance.node_id)
         stopped.process.send_signal(signal.SIGSTOP)
+        long_enough = asyncio.create_task(asyncio.sleep(PINGS_SECONDS))
         try:
             queued = asyncio.create_task(client.complete("busy", "Queued", max_tokens=2))
             result = await asyncio.wait_for(stream.result(), ANSWER_SECONDS)
@@ -181,6 +184,7 @@ async def test_a_node_stopped_past_its_lease_and_continued(loaded: Cluster) -> N
             assert served.receipt.node_id != stopped.name
             assert [node.node_id for node in await client.nodes()] != [stopped.name]
             (elsewhere,) = await client.instances()
+            await long_enough
         finally:
             stopped.process.send_signal(signal.SIGCONT)
         await asyncio.to_thread(loaded.wait_for_nodes, 2)

@@ -39,12 +39,10 @@ LAST_WORDS_SECONDS = 2.0
 
 # The socket appears some 30 ms after the fork; gRPC should look again soon.
 _CHANNEL_OPTIONS = (
+    *rpc.PROCESS_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 10),
     ("grpc.min_reconnect_backoff_ms", 10),
     ("grpc.max_reconnect_backoff_ms", 50),
-    ("grpc.max_receive_message_length", rpc.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", rpc.MAX_MESSAGE_BYTES),
-    ("grpc.enable_http_proxy", 0),
 )
 
 
@@ -106,6 +104,7 @@ class Worker:
         self._idle.set()
         self._commands: asyncio.Queue[pb.RunRequest] = asyncio.Queue()
         self._reader: asyncio.Task[None] | None = None
+        self._stopping = False
         self._verdict = ""
         """Why it was killed, if it was."""
         self._ending = asyncio.create_task(self._end(forked.exited), name=f"worker-{self.pid}-end")
@@ -201,6 +200,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Ends the process, and returns when it is gone, or cannot be ended: see `process`."""
+        self._stopping = True
         await self._channel.close(grace=None)
         for how, timeout in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)):
             self.process.send(how)
@@ -242,9 +242,16 @@ class Worker:
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
             # The second: it was stopped before this began.
             log.debug("worker.stream_ended", pid=self.pid, error=str(error))
+            await self._end_with_stream()
         except Exception:
             log.exception("worker.not_understood", pid=self.pid)
             self.kill("put out what the agent could not take")
+
+    async def _end_with_stream(self) -> None:
+        """Ends a process whose stream is gone: nothing could be asked of it any more."""
+        await asyncio.wait([self.process.ended], timeout=LAST_WORDS_SECONDS)
+        if not self._stopping and not self.process.ended.done():
+            self.kill("broke off its stream")
 
     def _deal(self, output: pb.RequestOutput) -> None:
         ended = output.WhichOneof("output") in ("completed", "failure")

@@ -64,7 +64,7 @@ async def _serve(
 ) -> int:
     exporters = telemetry.configure("sllm-worker", instance_id=worker.instance_id)
     host = ModelHost(pool_fd, backend)
-    server = rpc.Server()
+    server = rpc.Server(rpc.PROCESS_OPTIONS)
     add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
     await server.start(rpc.unix_address(Path(worker.socket)), _SERVICES)
     on_serving()

@@ -156,3 +156,16 @@ async def test_a_stream_that_breaks_leaves_no_task(
     with pytest.raises(errors.WorkerDied):
         await asyncio.wait_for(outputs.take(), 10)
     await assert_eventually(lambda: not tasks_beside_this())
+
+
+async def test_a_worker_that_has_broken_off_its_stream_and_lives_is_ended(
+    worker: Worker,
+    forked: ForkedWorker,
+    service: Service,
+    process: "subprocess.Popen[bytes]",
+) -> None:
+    await submitted(worker, service)
+    service.outputs.put_nowait(None)
+    await assert_eventually(lambda: process.poll() is not None, timeout=60.0)
+    forked.exited.set_result(Exit(9))
+    assert "broke off its stream" in str(await worker.gone)
