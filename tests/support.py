@@ -5,8 +5,12 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import grpc
 
 POLL_SECONDS = 0.02
 _PROBE_SECONDS = 0.001
@@ -39,6 +43,29 @@ def tasks_beside_this() -> list[asyncio.Task[object]]:
     """The tasks that are under way beside the test's own and those of gRPC's servers."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     return [task for task in others if "AioServer." not in repr(task)]
+
+
+@asynccontextmanager
+async def sending(call: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Writes what an iterator gives to a call while one reads from it; both end on leaving.
+
+    A call to which the iterator itself is given waits for it even after it has failed, and its
+    task is lost with it.
+    """
+
+    async def write() -> None:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader is told
+            async for request in requests:
+                await call.write(request)
+            await call.done_writing()
+
+    writer = asyncio.create_task(write(), name="requests of a call")
+    try:
+        yield call
+    finally:
+        call.cancel()
+        writer.cancel()
+        await asyncio.wait([writer])
 
 
 _OF_GRPCS_POLLER = "Exception in callback PollerCompletionQueue._handle_events"

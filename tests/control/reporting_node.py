@@ -13,9 +13,10 @@ from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
 
 from sllm import rpc
 from tests.control.script import MIB, Script
+from tests.support import sending
 
-Outbox = asyncio.Queue[fleet_pb.ReportRequest | None]
-"""Reports to be sent; None ends the stream."""
+Outbox = asyncio.Queue[fleet_pb.ReportRequest]
+"""Reports to be sent."""
 
 
 class ReportingNode:
@@ -66,16 +67,18 @@ class ReportingNode:
             outbox = self._outbox = asyncio.Queue()
             self.send_full()
             try:
-                async for response in stub.Report(_messages(outbox)):
-                    if response.HasField("resync"):
-                        self.resyncs += 1
-                        self.send_full()
-                    else:
-                        self.lease_seconds = response.ack.lease.ToNanoseconds() / 1e9
+                async with sending(stub.Report(), _messages(outbox)) as call:
+                    await self._follow(call)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.05)
-            finally:
-                outbox.put_nowait(None)
+
+    async def _follow(self, call: Any) -> None:
+        async for response in call:
+            if response.HasField("resync"):
+                self.resyncs += 1
+                self.send_full()
+            else:
+                self.lease_seconds = response.ack.lease.ToNanoseconds() / 1e9
 
     async def _beat(self) -> None:
         while True:
@@ -187,8 +190,8 @@ class ReportingNode:
 
 
 async def _messages(outbox: Outbox) -> AsyncIterator[fleet_pb.ReportRequest]:
-    while (message := await outbox.get()) is not None:
-        yield message
+    while True:
+        yield await outbox.get()
 
 
 def _link(

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from sllm import rpc
+from tests.support import sending
 
 Watch = Callable[[str, bool, bytes], Awaitable[None]]
 """Told of every message before it is passed on: method, whether it is a request, and its bytes."""
@@ -70,11 +71,12 @@ class Between(grpc.GenericRpcHandler):
         metadata = [one for one in context.invocation_metadata() if one[0] != "user-agent"]
         asking = self._seen(method, True, requests)
         begin: Any = self._channel.stream_stream(method)
-        call = begin(asking, timeout=context.time_remaining(), metadata=metadata)
+        call = begin(timeout=context.time_remaining(), metadata=metadata)
         self._calls[call] = method
         try:
-            async for response in self._seen(method, False, call):
-                yield response
+            async with sending(call, asking):
+                async for response in self._seen(method, False, call):
+                    yield response
         except grpc.aio.AioRpcError as error:
             await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
         except asyncio.CancelledError:
@@ -82,7 +84,6 @@ class Between(grpc.GenericRpcHandler):
                 raise
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was cut")
         finally:
-            call.cancel()
             del self._calls[call]
             self._broken.discard(call)
 

@@ -20,6 +20,7 @@ from sllm.node.instances.forked import ForkedWorker
 from sllm.node.instances.worker_client import attach_request
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from tests.node.worker.staging import CHUNK_BYTES, Staged
+from tests.support import sending
 
 TIMEOUT = 60.0
 KV_BYTES = 8 << 20
@@ -141,10 +142,11 @@ class WorkerClient:
         await self._channel.close(grace=None)
 
     async def _read(self) -> None:
-        async for response in self._stub.Run(self._next_commands()):
-            for output in response.outputs:
-                self._requests[output.request_id].take(output)
-            self._changed.set()
+        async with sending(self._stub.Run(), self._next_commands()) as call:
+            async for response in call:
+                for output in response.outputs:
+                    self._requests[output.request_id].take(output)
+                self._changed.set()
 
     async def _next_commands(self) -> AsyncIterator[pb.RunRequest]:
         while True:
