@@ -144,8 +144,16 @@ def _open_files(pid: int) -> int:
 
 
 @asynccontextmanager
-async def web_of(directory: Path, nodes: int) -> AsyncIterator[Web]:
-    """Starts all of it; ends it, and checks that no process is left."""
+async def web_of(
+    directory: Path, nodes: int, engine: str = "transformers"
+) -> AsyncIterator[Web]:
+    """Starts all of it; ends it, and checks that no process is left.
+
+    Args:
+        directory: of all files.
+        nodes: how many.
+        engine: that they have; no other, since each has a process of its own.
+    """
     async with AsyncExitStack() as stack:
         ask = ["control", "--dir", str(directory / "control"), "--lease", str(LEASE_SECONDS)]
         control = Part("control", directory, ask)
@@ -158,7 +166,9 @@ async def web_of(directory: Path, nodes: int) -> AsyncIterator[Web]:
             to_control[name] = Between(control.address)
             addresses[name] = await to_control[name].start("127.0.0.1:0")
             stack.push_async_callback(to_control[name].stop)
-        starting = (_start_node(directory, name, addresses[name], stack) for name in names)
+        starting = (
+            _start_node(directory, name, addresses[name], engine, stack) for name in names
+        )
         parts = dict(zip(names, await asyncio.gather(*starting), strict=True))
         to_node: dict[str, Between] = {}
         for name, part in parts.items():
@@ -174,10 +184,12 @@ async def web_of(directory: Path, nodes: int) -> AsyncIterator[Web]:
         yield web
 
 
-async def _start_node(directory: Path, name: str, control: str, stack: AsyncExitStack) -> Part:
+async def _start_node(
+    directory: Path, name: str, control: str, engine: str, stack: AsyncExitStack
+) -> Part:
     """A node that others reach at another address than it serves on."""
     where = ["--control", control, "--dir", str(directory / name), "--advertise", "127.0.0.2"]
-    sizes = ["--dram=128MiB", "--ssd=1GiB", "--kv=64MiB"]
+    sizes = ["--dram=128MiB", "--ssd=1GiB", "--kv=64MiB", f"--engines={engine}"]
     part = Part(name, directory, ["node", "--id", name, *where, *sizes])
     stack.callback(part.end)
     await asyncio.to_thread(part.wait_until_up)

@@ -14,6 +14,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 
+from sllm import machine
 from sllm.errors import NoCapacity
 from sllm.node.worker.engine.interface import (
     Capacity,
@@ -228,7 +229,7 @@ class VllmEngine:
 
 def threads_for(weight_bytes: int) -> int:
     """Threads that a model's steps are divided among: all that there are, or one."""
-    return 1 if weight_bytes <= _SMALL_BYTES else len(os.sched_getaffinity(0))
+    return 1 if weight_bytes <= _SMALL_BYTES else machine.processors()
 
 
 def _finish_reason(output: Any) -> FinishReason | None:
