@@ -12,7 +12,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from sllm import errors
 from sllm.client.operator import PAGE_SIZE, Operator
-from sllm.client.stream import AsyncStream, Line
+from sllm.client.stream import AsyncStream, ResumableCall
 from sllm.client.types.deployments import Deployment
 from sllm.client.types.enums import DeploymentState
 from sllm.client.types.events import ChatMessage, Progress, Result
@@ -253,8 +253,8 @@ class AsyncClient(Operator):
             keep_alive=keep_alive,
             linger=linger,
         )
-        line = Line(request, self._connection, timeout)
-        return AsyncStream(line, wants_logprobs=logprobs is not None, reattach=reattach)
+        call = ResumableCall(request, self._connection, timeout)
+        return AsyncStream(call, wants_logprobs=logprobs is not None, reattach=reattach)
 
     complete = _whole(generate)
 

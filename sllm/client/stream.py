@@ -22,7 +22,7 @@ _BROKEN = (errors.Unreachable, errors.ShuttingDown)
 _RETRY_SECONDS: Final = 0.2
 
 
-class Line:
+class ResumableCall:
     """A request, and the call that it is made with: another one after each that breaks off."""
 
     def __init__(
@@ -32,13 +32,13 @@ class Line:
         self.connection = connection
         seconds = bounded(timeout)
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        self.call = self._open()
+        self.current = self._open()
 
-    def reopen(self, transcript: Transcript) -> None:
+    def resume(self, transcript: Transcript) -> None:
         """Calls again, for what comes after what there is."""
-        self.call.cancel()
+        self.current.cancel()
         requests.resume(self.request, transcript.next_sequence, transcript.token_ids)
-        self.call = self._open()
+        self.current = self._open()
 
     def _open(self) -> Call:
         deadline = self._deadline
@@ -64,17 +64,17 @@ class AsyncStream:
             print(result.finish_reason)
     """
 
-    def __init__(self, line: Line, *, wants_logprobs: bool, reattach: float) -> None:
+    def __init__(self, call: ResumableCall, *, wants_logprobs: bool, reattach: float) -> None:
         """`reattach`: seconds for which a control plane that is lost is waited for."""
-        self.request_id = line.request.request_id
+        self.request_id = call.request.request_id
         """Id by which the request can be cancelled from anywhere."""
-        self._line = line
+        self._call = call
         self._reattach = reattach
         self._transcript = Transcript(self.request_id, wants_logprobs=wants_logprobs)
         self._cancelled = False
         loop = asyncio.get_running_loop()
         # A stream may be dropped in any thread; its call belongs to the loop's.
-        weakref.finalize(self, _cancel_in_loop, loop, line).atexit = False
+        weakref.finalize(self, _cancel_in_loop, loop, call).atexit = False
 
     def __aiter__(self) -> Self:
         return self
@@ -92,13 +92,13 @@ class AsyncStream:
             errors.SllmError: The generation failed, or was cancelled.
         """
         while True:
-            message = await self._read_on()
+            message = await self._read_resuming()
             if message is None:
                 return None
             self._transcript.expect(message.sequence)
             event = events.event(message)
             if message.HasField("started"):
-                requests.settle(self._line.request, message.started)
+                requests.settle(self._call.request, message.started)
             if event is not None:
                 self._transcript.add(event)
                 return event
@@ -116,7 +116,7 @@ class AsyncStream:
     async def cancel(self) -> None:
         """Ends the generation. Whoever still reads the stream gets `errors.Cancelled`."""
         self._cancelled = True
-        self._line.call.cancel()
+        self._call.current.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class AsyncStream:
     ) -> None:
         await self.cancel()
 
-    async def _read_on(self) -> pb.GenerateResponse | None:
+    async def _read_resuming(self) -> pb.GenerateResponse | None:
         """The next message, over as many calls as it takes."""
         patience: float | None = None
         while True:
@@ -145,12 +145,12 @@ class AsyncStream:
             await asyncio.sleep(_RETRY_SECONDS)
             if self._cancelled:  # while this slept: another call would revive what was ended
                 raise self._was_cancelled()
-            self._line.reopen(self._transcript)
+            self._call.resume(self._transcript)
 
     async def _read(self) -> pb.GenerateResponse | None:
         try:
-            with self._line.connection.typed_errors():
-                message = await self._line.call.read()
+            with self._call.connection.typed_errors():
+                message = await self._call.current.read()
         except asyncio.CancelledError as error:
             # gRPC says CancelledError for a call that was cancelled as for a task that was.
             if not self._cancelled or task_is_cancelled():
@@ -162,6 +162,6 @@ class AsyncStream:
         return errors.Cancelled(f"request {self.request_id} was cancelled here")
 
 
-def _cancel_in_loop(loop: asyncio.AbstractEventLoop, line: Line) -> None:
+def _cancel_in_loop(loop: asyncio.AbstractEventLoop, call: ResumableCall) -> None:
     if not loop.is_closed():
-        loop.call_soon_threadsafe(lambda: line.call.cancel())
+        loop.call_soon_threadsafe(lambda: call.current.cancel())

@@ -48,7 +48,7 @@ async def test_one_that_is_cancelled_meanwhile_is_not_read_on(
         stream = client.generate("tiny", "Once")
         await anext(stream)
         reading = asyncio.create_task(stream.receive())
-        await assert_eventually(lambda: stream._line.call.done())
+        await assert_eventually(lambda: stream._call.current.done())
         await stream.cancel()
         with pytest.raises(errors.Cancelled):
             await reading

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from sllm.errors import SourceForbidden, SourceNotFound
 from tests.checkpoint.remote.web import WebServer
 from tests.disks import SmallDisk, small_disk_if_possible
 from tests.e2e.cluster import Cluster, running
 from tests.e2e.reference import greedy
+from tests.s3 import BUCKET, serving
 
 PROMPT = "The for statement"
 
@@ -21,22 +21,10 @@ PROMPT = "The for statement"
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket, and the environment in which AWS's own tools find it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
+    with serving("secret") as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="models")
-        yield "models"
-    server.stop()
+        yield BUCKET
 
 
 @pytest.fixture(scope="module")

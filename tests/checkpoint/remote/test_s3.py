@@ -1,44 +1,33 @@
 """Models in S3, as moto's server speaks it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import boto3
 import pytest
 from aiohttp import web
-from moto.server import ThreadedMotoServer
 
 from sllm.errors import SourceForbidden, SourceNotFound, SourceUnavailable
 from tests.checkpoint.checkpoints import import_model, write_model
 from tests.checkpoint.remote.sources import bring
 from tests.checkpoint.remote.web import Hit, WebServer
+from tests.s3 import BUCKET, serving
 
 SECRET = "geheimer-schluessel"
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def environment() -> Iterator[Mapping[str, str]]:
+    with serving(SECRET) as environment:
+        yield environment
 
 
 @pytest.fixture
-def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The environment that AWS's own tools use; gives a bucket."""
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+def s3(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket that the environment leads to."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="models")
-    return "models"
+    return BUCKET
 
 
 def upload(directory: Path, bucket: str, prefix: str) -> str:

@@ -40,6 +40,12 @@ async def prefetch(cluster: Cluster, **fields: Any) -> list[cluster_pb.PrefetchR
     return await cluster.caller.stream("Prefetch", prefetch_of(**fields))
 
 
+async def told_holds(cluster: Cluster, *hold_ids: str) -> bool:
+    """Whether the only node's reports have told of these."""
+    copies = (await cluster.caller.node()).copies
+    return [one.hold_id for copy in copies for one in copy.holds] == list(hold_ids)
+
+
 # --- pins ---------------------------------------------------------------------------------------
 
 
@@ -51,12 +57,7 @@ async def test_a_pin_is_in_force_when_it_is_done(cluster: Cluster, node: FakeNod
         deployment="tiny", tier=pb.TIER_DRAM, node_id="n1"
     )
     assert node.holds() == {"pin/tiny/DRAM": (TINY, pb.TIER_DRAM)}
-
-    async def seen() -> bool:
-        copies = (await cluster.caller.node()).copies
-        return [one.hold_id for copy in copies for one in copy.holds] == ["pin/tiny/DRAM"]
-
-    await assert_eventually(seen)
+    await assert_eventually(lambda: told_holds(cluster, "pin/tiny/DRAM"))
 
 
 async def test_a_pin_with_a_ttl_says_when_it_ends(cluster: Cluster, node: FakeNode) -> None:
@@ -255,6 +256,7 @@ async def test_what_is_pinned_is_no_room_for_others(cluster: Cluster) -> None:
     await cluster.caller.deploy("other", "file:///b")
     await cluster.caller.complete("tiny")
     await pin(cluster)
+    await assert_eventually(lambda: told_holds(cluster, "pin/tiny/DRAM"))
     stream = cluster.caller.generate("other", timeout=2.0)
     with pytest.raises((errors.DeadlineExceeded, errors.NoCapacity)):
         await stream.end()

@@ -1,6 +1,7 @@
 """Migrations as the control plane brings them about: real gRPC, and nodes that are scripted."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors, rpc
-from tests.control.clusters import SECONDS, Cluster, Stream
+from sllm.control import server
+from sllm.control.control_plane import ControlPlane
+from sllm.control.types.migrations import Chosen, Moved
+from tests.control.clusters import SECONDS, Cluster, Stream, cluster_of
 from tests.control.fake_node import MIB, FakeNode
 from tests.control.routing.test_failover import AMID, TOKENS, assert_whole, migrations, until_amid
 from tests.support import assert_eventually
@@ -113,6 +117,43 @@ async def test_a_ready_instance_elsewhere_is_used(cluster: Cluster, halfway: Fak
     assert_whole(stream)
     assert kinds(told)[0] == "chosen"
     assert not told[0].chosen.started
+
+
+async def test_slots_are_held_before_anybody_is_told_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hears of the choice may send a request at once: it would take the place."""
+    planes: list[ControlPlane] = []
+
+    class Known(ControlPlane):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__(*parts)
+            planes.append(self)
+
+    monkeypatch.setattr(server, "ControlPlane", Known)
+    async with cluster_of(tmp_path) as cluster:
+        for name in ("n1", "n2"):
+            node = await cluster.add_node(name)
+            node.script.tokens_before_gate = AMID
+            node.script.amid_tokens.shut()
+        await cluster.caller.deploy(min_replicas=2, max_replicas=2, max_concurrency=1)
+        await cluster.wait_for_instances(2)
+        first = await until_amid(cluster.caller.generate(max_tokens=TOKENS, request_id="first"))
+        (plane,) = planes
+        moving = plane.migrator.migrate(plane.migrator.of_request("first", None))
+        chosen = await anext(moving)
+        assert isinstance(chosen, Chosen)
+        second = await cluster.caller.generate(max_tokens=TOKENS, request_id="second").until(
+            "queued"
+        )
+        told = [one async for one in moving]
+        for node in cluster.nodes.values():
+            node.script.amid_tokens.open()
+        for stream in (first, second):
+            await stream.end()
+            assert_whole(stream)
+        assert [type(one) for one in told][-1] is Moved
+        assert second.receipt.node_id != chosen.node_id, "it had to wait for the place left"
 
 
 async def test_what_stays_goes_on(cluster: Cluster, halfway: FakeNode) -> None:
