@@ -144,9 +144,7 @@ def _open_files(pid: int) -> int:
 
 
 @asynccontextmanager
-async def web_of(
-    directory: Path, nodes: int, engine: str = "transformers"
-) -> AsyncIterator[Web]:
+async def web_of(directory: Path, nodes: int, engine: str = "transformers") -> AsyncIterator[Web]:
     """Starts all of it; ends it, and checks that no process is left.
 
     Args:
@@ -166,9 +164,7 @@ async def web_of(
             to_control[name] = Between(control.address)
             addresses[name] = await to_control[name].start("127.0.0.1:0")
             stack.push_async_callback(to_control[name].stop)
-        starting = (
-            _start_node(directory, name, addresses[name], engine, stack) for name in names
-        )
+        starting = (_start_node(directory, name, addresses[name], engine, stack) for name in names)
         parts = dict(zip(names, await asyncio.gather(*starting), strict=True))
         to_node: dict[str, Between] = {}
         for name, part in parts.items():

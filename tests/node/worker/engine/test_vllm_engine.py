@@ -1,12 +1,12 @@
 """What the engine on vLLM does beside what all engines do."""
 
-import os
 import queue
 from pathlib import Path
 
 import pytest
 import torch
 
+from sllm import machine
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.engine.interface import Capacity
 from sllm.sampling import Sampling
@@ -118,7 +118,7 @@ def test_a_core_that_fails_is_told_once_and_ends_the_engine(models: Path) -> Non
 def test_small_models_run_on_one_thread(weight_bytes: int, threads: int | None) -> None:
     from sllm.node.worker.engine.vllm.engine import threads_for
 
-    assert threads_for(weight_bytes) == (threads or len(os.sched_getaffinity(0)))
+    assert threads_for(weight_bytes) == (threads or machine.processors())
 
 
 def test_steps_run_on_as_many_threads_as_that(models: Path) -> None:
