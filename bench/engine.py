@@ -125,7 +125,12 @@ def _contenders(
         directory = scratch / f"cluster-{model.name}"
         directory.mkdir()
         cluster = stack.enter_context(
-            local_cluster(directory, dram_bytes=3 * GIB, kv_bytes=2 * GIB)
+            local_cluster(
+                directory,
+                dram_bytes=3 * GIB,
+                kv_bytes=2 * GIB,
+                engines=",".join(WIRES),
+            )
         )
         for engine in WIRES:
             deployed = Deployed(cluster, engine, model.source, model.vocabulary)

@@ -46,7 +46,7 @@ class Deployed:
         """Seconds to the first token when the weights are in memory and nothing runs."""
         self.deploy(keep_alive=0.0)
         deadline = time.monotonic() + IDLE_SECONDS
-        while self.cluster.client.instances():
+        while any(one.deployment == self.name for one in self.cluster.client.instances()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"an instance of {self.name} has not ended")
             time.sleep(0.02)
