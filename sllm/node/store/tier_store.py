@@ -1,10 +1,8 @@
 """The tier store: every byte of weights on a node, on SSD and in memory."""
 
 import asyncio
-import errno
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,21 +12,16 @@ from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.sources.sources import parse_source
 from sllm.clock import Clock
-from sllm.errors import (
-    CheckpointLeased,
-    CheckpointNotFound,
-    CheckpointUnreadable,
-    InvalidArgument,
-)
+from sllm.errors import InvalidArgument
 from sllm.node.store import contents
 from sllm.node.store.lease import Lease
 from sllm.node.store.promoter import Promoter
+from sllm.node.store.removal import Removal
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.dram import DramTier
 from sllm.node.tiers.ledger import Holding
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.ssd import SsdTier
-from sllm.node.tiers.ssd_files import delete_all
 from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.loads import Tell, Threads
@@ -88,6 +81,7 @@ class TierStore:
             ssd, dram, self._threads, speeds.ssd_to_dram, clock, read_threads, self._changed
         )
         self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
+        self._removal = Removal(ssd, dram, self._reads, self._threads, self._changed)
         self._watchers: list[Callable[[], None]] = []
 
     @classmethod
@@ -231,44 +225,12 @@ class TierStore:
         found = await self._look(parse_source(source), dtype, fresh=fresh)
         found.check(identity)
         held = self._find(found.record)
-        if held is not None and await self._is_there(held):
+        if held is not None and await self._removal.is_there(held):
             size = _tensor_bytes(held.manifest.tensors)
             return Found(held.directory, size, held.manifest.digest, found.record)
         files = await self._sources.files(found)
         plan = await self._threads.run(lambda: plan_import(files, dtype))
         return Found(files.directory, plan.tensor_bytes, None, found.record)
-
-    async def _is_there(self, held: Checkpoint) -> bool:
-        """Whether a copy's small files are where they were: a start reads them.
-
-        A copy whose directory somebody has deleted is forgotten, so that it is imported anew.
-
-        Raises:
-            CheckpointUnreadable: It is in use.
-        """
-        if await self._threads.run(held.directory.is_dir):
-            return True
-        if not await self._threads.run(self._ssd.directory.is_dir):
-            self._ssd.refused(FileNotFoundError(errno.ENOENT, "gone"))
-        digest = held.manifest.digest
-        copies = [one[digest] for one in (self._ssd.copies, self._dram.copies) if digest in one]
-        if any(copy.holding.leases for copy in copies):
-            self._changed()
-            raise CheckpointUnreadable(
-                f"{held.directory} is gone, and with it the files of a model that is in use: "
-                "restart the node, which then fetches what it lacks"
-            )
-        self._forget(digest)
-        return False
-
-    def _forget(self, digest: str) -> None:
-        """Drops the copies of a checkpoint, on SSD and in the pool, that nobody uses."""
-        # What the pool has of it reads its small files in the directory that goes.
-        self._dram.evict(digest)
-        if digest in self._ssd.copies:
-            self._ssd.ledger.remove(digest)
-            self._ssd.detach(digest)
-        self._changed()  # before the disk is done: nobody finds it from now on
 
     def _find(self, record: SourceRecord) -> Checkpoint | None:
         dram = self._dram.find(record)
@@ -281,20 +243,7 @@ class TierStore:
             CheckpointNotFound: the tier does not hold it.
             CheckpointLeased: it is in use, or being loaded.
         """
-        copy = self._ssd.copies.get(digest)
-        dram = self._dram.copies.get(digest)
-        if tier is Tier.SSD and copy is not None:
-            _check_idle(digest, copy.holding)
-            self._forget(digest)
-            await self._threads.run(partial(delete_all, self._ssd.take_removed()))
-        elif tier is Tier.DRAM and dram is not None:
-            _check_idle(digest, dram.holding)
-            self._dram.evict(digest)
-            self._changed()
-        elif tier is Tier.DRAM and digest in self._reads.loads:
-            raise CheckpointLeased(f"checkpoint {digest} is being loaded")
-        else:
-            raise CheckpointNotFound(f"the {tier.name} tier does not hold checkpoint {digest}")
+        await self._removal.evict(digest, tier)
 
     def holds(self, digest: str) -> bool:
         """Whether a checkpoint is on SSD or in the pool, whole."""
@@ -354,13 +303,6 @@ class TierStore:
         while self._imports.loads or self._reads.loads:
             await asyncio.gather(*(load.ended() for load in self._imports.loads.values()))
             await asyncio.gather(*(load.ended() for load in self._reads.loads.values()))
-
-
-def _check_idle(digest: str, holding: Holding) -> None:
-    if holding.leases:
-        raise CheckpointLeased(
-            f"checkpoint {digest} is in use or held: end the instances that serve it, or unpin it"
-        )
 
 
 def _tensor_bytes(tensors: Iterable[TensorEntry]) -> int:
