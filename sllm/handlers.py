@@ -21,12 +21,18 @@ log = structlog.get_logger()
 async def _abort(context: Any, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.InternalError):
         return  # a message was written that had nowhere to go: its caller has just left
-    if not isinstance(error, errors.SllmError):
-        log.error("rpc.unexpected_error", method=method, exc_info=error)
-        error = errors.Internal(f"{method} failed unexpectedly; the server's log tells more")
+    typed = as_typed(error, method)
     # Its frames hold the request, and wait in a cycle for the garbage collector.
-    error.__traceback__ = None
-    await context.abort_with_status(rpc_status.to_status(statuses.to_status(error)))
+    typed.__traceback__ = None
+    await context.abort_with_status(rpc_status.to_status(statuses.to_status(typed)))
+
+
+def as_typed(error: Exception, method: str) -> errors.SllmError:
+    """What a caller is told of a failure. One that nobody has foreseen is logged."""
+    if isinstance(error, errors.SllmError):
+        return error
+    log.error("rpc.unexpected_error", method=method, exc_info=error)
+    return errors.Internal(f"{method} failed unexpectedly; the server's log tells more")
 
 
 class ErrorsAndTraces(grpc.aio.ServerInterceptor):

@@ -21,6 +21,7 @@ from grpc_health.v1.health_pb2 import (
 )
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import propagate
+from opentelemetry.context import Context
 
 from sllm import bounds, errors, handlers, statuses
 
@@ -48,7 +49,8 @@ CHANNEL_OPTIONS: Final = (
     # http_proxy and its like are meant for sources: a cluster does not lie behind a proxy.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # The time that a connection has to come about, whatever its name: a busy server needs some.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _NEVER_MS: Final = 2**31 - 1
@@ -85,11 +87,16 @@ def channel(target: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=list(CHANNEL_OPTIONS))
 
 
-def trace_metadata() -> grpc.aio.Metadata:
-    """Call metadata that carries the current trace (W3C trace context)."""
+def trace_headers(context: Context | None = None) -> dict[str, str]:
+    """Headers that carry a trace, or else the current one (W3C trace context)."""
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return grpc.aio.Metadata(*carrier.items())
+    propagate.inject(carrier, context)
+    return carrier
+
+
+def trace_metadata() -> grpc.aio.Metadata:
+    """Call metadata that carries the current trace."""
+    return grpc.aio.Metadata(*trace_headers().items())
 
 
 # --- calls --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Errors as the statuses of gRPC, and statuses as errors again.
+"""Errors as the statuses of gRPC, or as messages within a stream, and as errors again.
 
 A status of ours names its reason in an ErrorInfo of our domain. All others are of gRPC itself, or
 of something that lies between, and their codes do not say what ours do: RESOURCE_EXHAUSTED of gRPC
@@ -9,11 +9,13 @@ import re
 from typing import Final
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from serverlessllm.v1 import worker_service_pb2 as pb
 
 from sllm import errors
+from sllm.durations import to_duration, to_seconds
 
 _CANCELLED_HERE: Final = "Locally cancelled by application!"
 _REQUEST_TOO_LARGE: Final = re.compile("(CLIENT: Sent|SERVER: Received) message larger")
@@ -26,13 +28,34 @@ def to_status(error: errors.SllmError) -> status_pb2.Status:
     )
     details = [info]
     if error.retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(error_details_pb2.RetryInfo(retry_delay=to_duration(error.retry_after)))
     packed = [any_pb2.Any() for _ in details]
     for target, detail in zip(packed, details, strict=True):
         target.Pack(detail)
     return status_pb2.Status(code=error.code, message=error.message, details=packed)
+
+
+def to_failure(error: errors.SllmError) -> pb.Failure:
+    """The end of one of the requests of a multiplexed stream."""
+    delay = None if error.retry_after is None else to_duration(error.retry_after)
+    return pb.Failure(
+        code=error.code,
+        reason=error.reason,
+        message=error.message,
+        metadata=error.metadata,
+        retry_after=delay,
+    )
+
+
+def from_failure(failure: pb.Failure) -> errors.SllmError:
+    """Why one of the requests of a multiplexed stream has ended."""
+    return errors.make_error(
+        failure.code,
+        failure.reason,
+        failure.message,
+        metadata=dict(failure.metadata),
+        retry_after=to_seconds(failure.retry_after) if failure.HasField("retry_after") else None,
+    )
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.SllmError:
@@ -54,7 +77,7 @@ def _of_ours(error: grpc.aio.AioRpcError) -> errors.SllmError | None:
         return None
     code: int = error.code().value[0]
     message = error.details() or error.code().name
-    delay = retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
+    delay = to_seconds(retry.retry_delay) if retry.HasField("retry_delay") else None
     metadata = dict(info.metadata)
     return errors.make_error(code, info.reason, message, metadata=metadata, retry_after=delay)
 

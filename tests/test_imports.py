@@ -103,6 +103,7 @@ GENERATED_CODE = {
     "sllm.node.worker.main": set(),
     "sllm.node.worker.service": set(),
     "sllm.node.worker.wire": set(),
+    "sllm.statuses": set(),
 }
 """Who may name the protocol's generated code, and which of their packages may not."""
 PURE = {

@@ -38,6 +38,10 @@ class Stream:
         return [str(event.WhichOneof("event")) for event in self.events]
 
     @property
+    def token_ids(self) -> list[int]:
+        return [token for event in self.events for token in event.tokens.token_ids]
+
+    @property
     def text(self) -> str:
         return "".join(event.tokens.text for event in self.events)
 
@@ -51,6 +55,15 @@ class Stream:
             while kind not in self.kinds:
                 event = await self.call.read()
                 assert event is not EOF, f"the stream ended without {kind}"
+                self.events.append(event)
+        return self
+
+    async def until_tokens(self, count: int) -> "Stream":
+        """Reads until so many tokens have come, in as many events as it takes."""
+        with rpc.typed_errors():
+            while len(self.token_ids) < count:
+                event = await self.call.read()
+                assert event is not EOF, f"the stream ended with {len(self.token_ids)} tokens"
                 self.events.append(event)
         return self
 

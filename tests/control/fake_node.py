@@ -1,6 +1,6 @@
 """A node agent that does no work: a real gRPC server whose behaviour tests script."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from google.protobuf.message import Message
@@ -18,6 +18,7 @@ from serverlessllm.v1.node_service_pb2_grpc import (
 )
 
 from sllm import errors, rpc
+from sllm.node.generations.multiplexer import Multiplexer
 from tests.control.reporting_node import ReportingNode
 from tests.control.script import MIB
 from tests.support import assert_eventually
@@ -207,14 +208,25 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         model.digest = digest
         return model
 
-    # --- InferenceService ---------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------
+
+    async def Multiplex(
+        self, requests: AsyncIterator[node_pb.MultiplexRequest], context: Any
+    ) -> AsyncIterator[node_pb.MultiplexResponse]:
+        async for step in Multiplexer(self._generate).follow(requests):
+            yield step
 
     async def Generate(
         self, request: inference_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb.GenerateResponse]:
+        async for event in self._generate(request):
+            yield event
+
+    async def _generate(
+        self, request: inference_pb.GenerateRequest
+    ) -> AsyncGenerator[inference_pb.GenerateResponse]:
         self.calls.append(request)
-        metadata = dict(context.invocation_metadata())
-        self.traceparents.append(metadata.get("traceparent", ""))
+        self.traceparents.append(rpc.trace_headers().get("traceparent", ""))
         instance = self.instances.get(request.instance_id)
         if instance is None or instance.state != pb.INSTANCE_STATE_READY:
             raise errors.InstanceNotFound(f"no ready instance {request.instance_id}")

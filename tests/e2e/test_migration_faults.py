@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
 
 import sllm
 from sllm import errors
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NODES = 3
 SECONDS = 60.0
 TOKENS = 200
-GENERATE = "/serverlessllm.v1.InferenceService/Generate"
+MULTIPLEX = "/serverlessllm.v1.NodeService/Multiplex"
 
 STEPS = {
     "begun": ("round", "held"),
@@ -93,9 +93,9 @@ class Trap:
 
 
 def _kind(method: str, asking: bool, message: bytes) -> str | None:
-    if method == GENERATE and asking:
-        goes_on = inference_pb.GenerateRequest.FromString(message).HasField("continuation")
-        return "continuation" if goes_on else None
+    if method == MULTIPLEX and asking:
+        request = node_pb.MultiplexRequest.FromString(message).begin.request
+        return "continuation" if request.HasField("continuation") else None
     if not method.startswith(MIGRATION):
         return None
     if asking:

@@ -65,6 +65,11 @@ class NodeServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationResponse.FromString,
                 _registered_method=True)
+        self.Multiplex = channel.stream_stream(
+                '/serverlessllm.v1.NodeService/Multiplex',
+                request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.MultiplexRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.MultiplexResponse.FromString,
+                _registered_method=True)
         self.Evict = channel.unary_unary(
                 '/serverlessllm.v1.NodeService/Evict',
                 request_serializer=serverlessllm_dot_v1_dot_node__service__pb2.EvictRequest.SerializeToString,
@@ -124,6 +129,14 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Multiplex(self, request_iterator, context):
+        """Calls of Generate, as many as one router has on this node, over one stream: with a message for
+        each step of an engine rather than for each request in it. The stream's end is the end of all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Evict(self, request, context):
         """Frees a checkpoint's room on one tier. Fails if something leases it there.
         """
@@ -163,6 +176,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.StartMigration,
                     request_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationResponse.SerializeToString,
+            ),
+            'Multiplex': grpc.stream_stream_rpc_method_handler(
+                    servicer.Multiplex,
+                    request_deserializer=serverlessllm_dot_v1_dot_node__service__pb2.MultiplexRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_node__service__pb2.MultiplexResponse.SerializeToString,
             ),
             'Evict': grpc.unary_unary_rpc_method_handler(
                     servicer.Evict,
@@ -333,6 +351,33 @@ class NodeService:
             '/serverlessllm.v1.NodeService/StartMigration',
             serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationRequest.SerializeToString,
             serverlessllm_dot_v1_dot_node__service__pb2.StartMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Multiplex(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/serverlessllm.v1.NodeService/Multiplex',
+            serverlessllm_dot_v1_dot_node__service__pb2.MultiplexRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_node__service__pb2.MultiplexResponse.FromString,
             options,
             channel_credentials,
             insecure,

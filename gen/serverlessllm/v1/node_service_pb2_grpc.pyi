@@ -54,6 +54,10 @@ class NodeServiceStub:
     streamed, for each of them until it has moved or stays. The caller's leaving ends the
     migration: what has not moved by then stays.
     """
+    Multiplex: _grpc.StreamStreamMultiCallable[_node_service_pb2.MultiplexRequest, _node_service_pb2.MultiplexResponse]
+    """Calls of Generate, as many as one router has on this node, over one stream: with a message for
+    each step of an engine rather than for each request in it. The stream's end is the end of all.
+    """
     Evict: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.EvictRequest, _node_service_pb2.EvictResponse]
     """Frees a checkpoint's room on one tier. Fails if something leases it there."""
 
@@ -82,6 +86,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Moves running generations of an instance to another node's, where it is READY. Progress is
     streamed, for each of them until it has moved or stays. The caller's leaving ends the
     migration: what has not moved by then stays.
+    """
+    Multiplex: _aio.StreamStreamMultiCallable[_node_service_pb2.MultiplexRequest, _node_service_pb2.MultiplexResponse]  # type: ignore[assignment]
+    """Calls of Generate, as many as one router has on this node, over one stream: with a message for
+    each step of an engine rather than for each request in it. The stream's end is the end of all.
     """
     Evict: _aio.UnaryUnaryMultiCallable[_node_service_pb2.EvictRequest, _node_service_pb2.EvictResponse]  # type: ignore[assignment]
     """Frees a checkpoint's room on one tier. Fails if something leases it there."""
@@ -144,6 +152,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Moves running generations of an instance to another node's, where it is READY. Progress is
         streamed, for each of them until it has moved or stays. The caller's leaving ends the
         migration: what has not moved by then stays.
+        """
+
+    @_abc_1.abstractmethod
+    def Multiplex(
+        self,
+        request_iterator: _MaybeAsyncIterator[_node_service_pb2.MultiplexRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_service_pb2.MultiplexResponse], _abc.AsyncIterator[_node_service_pb2.MultiplexResponse]]:
+        """Calls of Generate, as many as one router has on this node, over one stream: with a message for
+        each step of an engine rather than for each request in it. The stream's end is the end of all.
         """
 
     @_abc_1.abstractmethod

@@ -3,8 +3,7 @@
 import asyncio
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sllm import errors
@@ -18,7 +17,8 @@ from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Receipt, StartRecord
 from sllm.control.types.status import Loading
 from sllm.control.wire import generations
-from sllm.control.wire.node_client import GenerateCall, Node
+from sllm.control.wire.multiplex import GenerateCall
+from sllm.control.wire.node_client import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Ticket:
             self.error.__cause__ = error
         self._changed.set()
         if self._call:
-            self._call.cancel()
+            self._call.hang_up(self.error)
 
     def abandon(self) -> None:
         """Ends it without a word: its caller is gone."""
@@ -169,30 +169,19 @@ class Ticket:
         loading, self._loading = self._loading, None
         return None if self.assignment else loading
 
-    def open(self, assignment: Assignment, metadata: generations.Metadata) -> GenerateCall:
+    def open(self, assignment: Assignment, trace: Mapping[str, str]) -> GenerateCall:
         """Calls the instance's node."""
         self.hang_up()
         self._known_to_nodes = True
         self.dispatched_at = self._clock.now()
         self.request.instance_id = assignment.instance.instance_id
-        self._call = assignment.node.generate(self.request, self.remaining(), metadata)
+        self._call = assignment.node.generate(self.request, self.remaining(), trace)
         return self._call
-
-    @contextmanager
-    def own_errors(self) -> Iterator[None]:
-        """Raises `error` where reading from the node ends because of it."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self.error is None or (task and task.cancelling()):
-                raise
-            raise self.error from self.error.__cause__  # that its call was cancelled is no cause
 
     def hang_up(self) -> None:
         """Ends the call of the node, which stops the generation; one that has ended is no error."""
         if self._call:
-            self._call.cancel()
+            self._call.hang_up()
             self._call = None
 
     def put_back(self) -> None:

@@ -1,12 +1,11 @@
 """One request's stream: from the instances that serve it, one after the other, to its caller."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from functools import partial
 
 import structlog
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from sllm import errors, rpc
@@ -98,12 +97,11 @@ class Relay:
         """What the caller is to see of the instance that the ticket was given to."""
         assignment = ticket.assignment
         assert assignment is not None
-        with assignment.node.typed_errors(), ticket.own_errors():
-            async for event in ticket.open(assignment, _metadata(ticket)):
-                for seen in self._seen(ticket, assignment, event):
-                    yield seen
-                if ticket.assignment is not assignment:
-                    return  # it has moved: what follows comes from elsewhere
+        async for event in ticket.open(assignment, _trace(ticket)):
+            for seen in self._seen(ticket, assignment, event):
+                yield seen
+            if ticket.assignment is not assignment:
+                return  # it has moved: what follows comes from elsewhere
         if not ticket.outcome:
             raise errors.WorkerDied(
                 f"instance {assignment.instance.instance_id} left its stream without an end"
@@ -226,10 +224,6 @@ class Relay:
         self._dispatcher.requeue(ticket)
 
 
-def _metadata(ticket: Ticket) -> generations.Metadata:
-    """Call metadata that makes the node's spans children of the request's."""
-    token = otel_context.attach(trace.set_span_in_context(ticket.span))
-    try:
-        return rpc.trace_metadata()
-    finally:
-        otel_context.detach(token)
+def _trace(ticket: Ticket) -> Mapping[str, str]:
+    """Headers that make the node's spans children of the request's."""
+    return rpc.trace_headers(trace.set_span_in_context(ticket.span))

@@ -4,7 +4,6 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
@@ -24,7 +23,6 @@ GenerateResponse: TypeAlias = inference_pb.GenerateResponse
 Tokens: TypeAlias = inference_pb.Tokens
 Moved: TypeAlias = inference_pb.Moved
 Finished: TypeAlias = inference_pb.Finished
-Metadata: TypeAlias = grpc.aio.Metadata
 
 
 # --- requests ---------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -22,8 +21,7 @@ from sllm.control.types.migrations import Ended, MigrationReason, Moved, News, R
 from sllm.control.types.receipts import Phase
 from sllm.control.types.status import Loading
 from sllm.control.wire import common, deployments, fleet, generations
-
-GenerateCall = grpc.aio.UnaryStreamCall[inference_pb.GenerateRequest, inference_pb.GenerateResponse]
+from sllm.control.wire.multiplex import GenerateCall, Multiplex
 
 _INSPECT_SECONDS = 180.0
 """A node that comes up is still importing its engines."""
@@ -74,6 +72,7 @@ class Node:
         self._channel = rpc.channel(facts.address)
         self._node = NodeServiceStub(self._channel)
         self._inference = InferenceServiceStub(self._channel)
+        self._multiplex = Multiplex(self._node, self.typed_errors)
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
@@ -197,16 +196,16 @@ class Node:
         self,
         request: inference_pb.GenerateRequest,
         timeout: float | None,
-        metadata: grpc.aio.Metadata,
+        trace: Mapping[str, str],
     ) -> GenerateCall:
-        """The call itself, to be read within `typed_errors()`: nothing stands between."""
-        call: Any = self._inference.Generate(request, timeout=timeout, metadata=metadata)
-        return call  # type: ignore[no-any-return]  # the stubs know two kinds of channel
+        """Begins a request on an instance; see `Multiplex.begin`."""
+        return self._multiplex.begin(request, timeout, trace)
 
     async def close(self) -> None:
         """Ends every call that is under way with NodeLost."""
         self._lost = True
         await self._channel.close(grace=None)
+        await self._multiplex.close()
 
     def _gone(self, why: str) -> errors.NodeLost:
         return errors.NodeLost(

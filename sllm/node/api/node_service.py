@@ -12,6 +12,7 @@ from sllm.clock import Clock
 from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.generations.generations import Generations
+from sllm.node.generations.multiplexer import Multiplexer
 from sllm.node.generations.outgoing_migration import OutgoingMigration
 from sllm.node.instances.zygotes import AUTO, check_has
 from sllm.node.tiers.types import EVICTED_FROM, STORED_ON
@@ -94,6 +95,15 @@ class NodeServicer(NodeServiceServicer):
         async with aclosing(migration.run(chosen)) as told:
             async for news in told:
                 yield news
+
+    async def Multiplex(
+        self, request_iterator: AsyncIterator[pb.MultiplexRequest], context: Any
+    ) -> AsyncIterator[pb.MultiplexResponse]:
+        """Runs requests, or reads on in them, for one router."""
+        multiplexer = Multiplexer(self._generations.read)
+        async with aclosing(multiplexer.follow(request_iterator)) as steps:
+            async for step in steps:
+                yield step
 
     async def Evict(self, request: pb.EvictRequest, context: Any) -> pb.EvictResponse:
         """Frees a checkpoint's room on a tier."""

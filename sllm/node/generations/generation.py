@@ -16,6 +16,7 @@ from sllm.node.generations import wire
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import PhaseKind, Timeline
 from sllm.node.instances.worker_client import Worker
+from sllm.statuses import from_failure
 
 tracer = trace.get_tracer("sllm")
 
@@ -157,7 +158,7 @@ class Generation:
                     completed = output.completed
                     tokens.append(completed.tokens)
                 case "failure":
-                    raise wire.failure(output.failure)
+                    raise from_failure(output.failure)
         yield from self._token_events(tokens)
         if completed:
             yield self._event(finished=self._finished(completed))

@@ -8,7 +8,6 @@ import xxhash
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import types_pb2 as pb
-from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
 from sllm.durations import to_duration
@@ -22,13 +21,6 @@ def phase_message(phase: Phase) -> pb.Phase:
         start=to_duration(phase.start),
         duration=to_duration(phase.duration),
         size_bytes=phase.size_bytes,
-    )
-
-
-def failure(message: worker_pb.Failure) -> errors.SllmError:
-    """Why a worker gave a request up."""
-    return errors.make_error(
-        message.code, message.reason, message.message, metadata=dict(message.metadata)
     )
 
 

@@ -8,7 +8,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.durations import to_duration
-from sllm.errors import InvalidPrompt, SllmError
+from sllm.errors import InvalidPrompt
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.engine.interface import Counters, TokenLogprob
 from sllm.node.worker.generation import (
@@ -35,6 +35,7 @@ from sllm.node.worker.model.prompts import (
     TokenPrompt,
 )
 from sllm.sampling import Sampling
+from sllm.statuses import to_failure
 
 
 def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
@@ -140,7 +141,7 @@ def request_output(output: Output) -> pb.RequestOutput:
         case Completed() as completed:
             return pb.RequestOutput(request_id=request_id, completed=_completed(completed))
         case Failed(error):
-            return pb.RequestOutput(request_id=request_id, failure=_failure(error))
+            return pb.RequestOutput(request_id=request_id, failure=to_failure(error))
 
 
 def _prompt(request: inference_pb.GenerateRequest) -> Prompt:
@@ -190,12 +191,6 @@ def _logprob(logprob: TokenLogprob) -> types_pb2.TokenLogprob:
         top=[
             types_pb2.TopLogprob(token_id=top.token_id, logprob=top.logprob) for top in logprob.top
         ],
-    )
-
-
-def _failure(error: SllmError) -> pb.Failure:
-    return pb.Failure(
-        code=error.code, reason=error.reason, message=error.message, metadata=error.metadata
     )
 
 

@@ -1,7 +1,5 @@
 """Requests in the router: what ends them is told with its cause."""
 
-import asyncio
-
 import pytest
 from serverlessllm.v1 import inference_service_pb2 as pb
 
@@ -36,11 +34,3 @@ async def test_what_ends_a_request_that_waits_keeps_its_causes() -> None:
         assert caught.value is not not_started, "it would collect the tracebacks of all"
         assert _causes(caught.value) == [not_started, worker_died]
     assert one.error is not other.error
-
-
-async def test_what_ends_a_request_that_is_read_is_its_error_and_not_the_hanging_up() -> None:
-    ticket, error = _ticket(), errors.ShuttingDown("going down")
-    ticket.fail(error)
-    with pytest.raises(errors.ShuttingDown) as caught, ticket.own_errors():
-        raise asyncio.CancelledError
-    assert _causes(caught.value) == [error]

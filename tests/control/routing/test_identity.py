@@ -38,9 +38,7 @@ def halfway(node: FakeNode) -> FakeNode:
 
 
 async def until_amid(stream: Stream) -> Stream:
-    while stream.kinds.count("tokens") < AMID:
-        stream.events.append(await stream.call.read())
-    return stream
+    return await stream.until_tokens(AMID)
 
 
 def replace_source(*nodes: FakeNode) -> None:
