@@ -226,6 +226,15 @@ def _start_migration(facts: Facts, rng: Random) -> list[Message]:
     ]
 
 
+def _multiplex(facts: Facts, rng: Random) -> list[Message]:
+    calls = [
+        node.CallBegin(number=number, request=_generation(facts, rng, facts.deployment))
+        for number in range(2)
+    ]
+    begun = [node.MultiplexRequest(begin=call) for call in calls]
+    return [*begun, node.MultiplexRequest(hang_up=rng.randrange(3))]
+
+
 # --- all of them ------------------------------------------------------------------------------
 
 _CONTROL: Mapping[str, Maker] = {
@@ -278,6 +287,7 @@ _NODE: Mapping[str, Maker] = {
     "NodeService.StartInstance": _start_instance,
     "NodeService.StopInstance": _stop_instance,
     "NodeService.StartMigration": _start_migration,
+    "NodeService.Multiplex": _multiplex,
     "NodeService.Evict": lambda facts, rng: [
         node.EvictRequest(digest=facts.digest, tier=_tier(rng))
     ],

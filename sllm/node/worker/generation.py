@@ -126,6 +126,11 @@ class Generation:
         for token_id in request.generated:
             self._stop = self._text.push(token_id).stop
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has put out a token here."""
+        return self._first_token_seconds is not None
+
     def ended(self, finish: FinishReason | None) -> Completed | None:
         """The end of a generation whose last token was given out before; None if it goes on.
 

@@ -26,6 +26,7 @@ from sllm.node.worker.generation import (
     Generation,
     GenerationRequest,
     Output,
+    Tokens,
 )
 from sllm.node.worker.lanes import Lanes
 from sllm.node.worker.model import prompts
@@ -97,9 +98,11 @@ class Generations:
 
     def take_step(self, step: Step) -> None:
         """Turns a step's tokens into events."""
+        first = any(self._is_first(token) for token in step.tokens)
         outputs = [output for token in step.tokens if (output := self._push(token))]
         outputs += [output for key in step.broken if (output := self._break(key))]
-        self._outbox.put(outputs, step.counters)
+        more = all(isinstance(output.event, Tokens) for output in outputs)
+        self._outbox.put(outputs, step.counters, at_once=first or not more)
 
     def fail_all(self, error: SllmError) -> None:
         """Ends all requests."""
@@ -205,6 +208,10 @@ class Generations:
             if not token.finish:
                 self._engine.finish(token.request_id)  # a stop string, which engines do not see
         return Output(under_way.request_id, event)
+
+    def _is_first(self, token: NewToken) -> bool:
+        under_way = self._by_key.get(token.request_id)
+        return bool(under_way and under_way.generation and not under_way.generation.begun)
 
     def _break(self, key: str) -> Output | None:
         under_way = self._by_key.get(key)

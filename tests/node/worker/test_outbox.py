@@ -52,3 +52,23 @@ async def test_a_closed_outbox_gives_what_waits_and_then_nothing() -> None:
     outbox.close()
     assert await outbox.take() == [Output("a", Accepted((1,)))]
     assert await outbox.take() is None
+
+
+async def test_tokens_alone_wait_for_the_pause_to_pass_and_leave_with_what_cannot_wait() -> None:
+    outbox = Outbox(pause=600.0)
+    put(outbox, "a", tokens(0, 10))
+    await outbox.take()
+    outbox.put((Output("a", tokens(1, 11)),), Counters(), at_once=False)
+    reader = asyncio.create_task(outbox.take())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not reader.done()
+    put(outbox, "b", Accepted((1,)))
+    assert await reader == [Output("a", tokens(1, 11)), Output("b", Accepted((1,)))]
+
+
+async def test_the_pause_ends_by_itself() -> None:
+    outbox = Outbox(pause=0.01)
+    for index in range(3):
+        outbox.put((Output("a", tokens(index, index)),), Counters(), at_once=False)
+        assert await outbox.take() == [Output("a", tokens(index, index))]
