@@ -28,7 +28,7 @@ from serverlessllm.v1 import migration_service_pb2 as serverlessllm_dot_v1_dot_m
 from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serverlessllm/v1/node_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a(serverlessllm/v1/inference_service.proto\x1a(serverlessllm/v1/migration_service.proto\x1a\x1cserverlessllm/v1/types.proto\"E\n\x14InspectSourceRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\"S\n\x15InspectSourceResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\xd4\x01\n\x0ePromoteRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12$\n\x04tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07hold_id\x18\x04 \x01(\t\x12+\n\x08hold_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04pack\x18\x06 \x01(\x08\x12\x0f\n\x07give_up\x18\x07 \x01(\x08\x12\x10\n\x08identity\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\"%\n\x12ReleaseHoldRequest\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"\x15\n\x13ReleaseHoldResponse\"w\n\x0fPromoteResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12-\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1d.serverlessllm.v1.PromoteDoneH\x00\x42\x07\n\x05\x65vent\"9\n\x0bPromoteDone\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"\xa3\x01\n\x14StartInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x03\x12\x10\n\x08identity\x18\x06 \x01(\t\"\x80\x01\n\x15StartInstanceResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12\x30\n\x05ready\x18\x02 \x01(\x0b\x32\x1f.serverlessllm.v1.InstanceReadyH\x00\x42\x07\n\x05\x65vent\"\xbd\x01\n\rInstanceReady\x12,\n\x08instance\x18\x01 \x01(\x0b\x32\x1a.serverlessllm.v1.Instance\x12\'\n\x06phases\x18\x02 \x03(\x0b\x32\x17.serverlessllm.v1.Phase\x12)\n\tfrom_tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"T\n\x13StopInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14StopInstanceResponse\"D\n\x0c\x45victRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x04tier\x18\x02 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\"\x0f\n\rEvictResponse\"\xb4\x01\n\x15StartMigrationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\t\x12\x12\n\nto_node_id\x18\x03 \x01(\t\x12\x12\n\nto_address\x18\x04 \x01(\t\x12\x16\n\x0eto_instance_id\x18\x05 \x01(\t\x12\x31\n\x06reason\x18\x06 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\"\x89\x02\n\x16StartMigrationResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x08progress\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationProgressH\x00\x12/\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDoneH\x00\x12\x35\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailureH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .serverlessllm.v1.MigrationEndedH\x00\x42\x07\n\x05\x65vent\"O\n\x11MigrationProgress\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x17\n\x0f\x63omputed_tokens\x18\x02 \x01(\x05\x12\x12\n\ngap_tokens\x18\x03 \x01(\x05\"\x9c\x01\n\rMigrationDone\x12\x0e\n\x06rounds\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63utover\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ngap_tokens\x18\x05 \x01(\x05\"\x10\n\x0eMigrationEnded2\x91\x05\n\x0bNodeService\x12`\n\rInspectSource\x12&.serverlessllm.v1.InspectSourceRequest\x1a\'.serverlessllm.v1.InspectSourceResponse\x12P\n\x07Promote\x12 .serverlessllm.v1.PromoteRequest\x1a!.serverlessllm.v1.PromoteResponse0\x01\x12Z\n\x0bReleaseHold\x12$.serverlessllm.v1.ReleaseHoldRequest\x1a%.serverlessllm.v1.ReleaseHoldResponse\x12\x62\n\rStartInstance\x12&.serverlessllm.v1.StartInstanceRequest\x1a\'.serverlessllm.v1.StartInstanceResponse0\x01\x12]\n\x0cStopInstance\x12%.serverlessllm.v1.StopInstanceRequest\x1a&.serverlessllm.v1.StopInstanceResponse\x12\x65\n\x0eStartMigration\x12\'.serverlessllm.v1.StartMigrationRequest\x1a(.serverlessllm.v1.StartMigrationResponse0\x01\x12H\n\x05\x45vict\x12\x1e.serverlessllm.v1.EvictRequest\x1a\x1f.serverlessllm.v1.EvictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serverlessllm/v1/node_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a(serverlessllm/v1/inference_service.proto\x1a(serverlessllm/v1/migration_service.proto\x1a\x1cserverlessllm/v1/types.proto\"E\n\x14InspectSourceRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\"S\n\x15InspectSourceResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\xd4\x01\n\x0ePromoteRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12$\n\x04tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07hold_id\x18\x04 \x01(\t\x12+\n\x08hold_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04pack\x18\x06 \x01(\x08\x12\x0f\n\x07give_up\x18\x07 \x01(\x08\x12\x10\n\x08identity\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\"%\n\x12ReleaseHoldRequest\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"\x15\n\x13ReleaseHoldResponse\"w\n\x0fPromoteResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12-\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1d.serverlessllm.v1.PromoteDoneH\x00\x42\x07\n\x05\x65vent\"9\n\x0bPromoteDone\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"\xd1\x01\n\x14StartInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x03\x12\x10\n\x08identity\x18\x06 \x01(\t\x12\x1a\n\rprivate_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_private_bytes\"\x80\x01\n\x15StartInstanceResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12\x30\n\x05ready\x18\x02 \x01(\x0b\x32\x1f.serverlessllm.v1.InstanceReadyH\x00\x42\x07\n\x05\x65vent\"\xbd\x01\n\rInstanceReady\x12,\n\x08instance\x18\x01 \x01(\x0b\x32\x1a.serverlessllm.v1.Instance\x12\'\n\x06phases\x18\x02 \x03(\x0b\x32\x17.serverlessllm.v1.Phase\x12)\n\tfrom_tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"T\n\x13StopInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14StopInstanceResponse\"D\n\x0c\x45victRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x04tier\x18\x02 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\"\x0f\n\rEvictResponse\"\xb4\x01\n\x15StartMigrationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\t\x12\x12\n\nto_node_id\x18\x03 \x01(\t\x12\x12\n\nto_address\x18\x04 \x01(\t\x12\x16\n\x0eto_instance_id\x18\x05 \x01(\t\x12\x31\n\x06reason\x18\x06 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\"\x89\x02\n\x16StartMigrationResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x08progress\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationProgressH\x00\x12/\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDoneH\x00\x12\x35\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailureH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .serverlessllm.v1.MigrationEndedH\x00\x42\x07\n\x05\x65vent\"O\n\x11MigrationProgress\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x17\n\x0f\x63omputed_tokens\x18\x02 \x01(\x05\x12\x12\n\ngap_tokens\x18\x03 \x01(\x05\"\x9c\x01\n\rMigrationDone\x12\x0e\n\x06rounds\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63utover\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ngap_tokens\x18\x05 \x01(\x05\"\x10\n\x0eMigrationEnded2\x91\x05\n\x0bNodeService\x12`\n\rInspectSource\x12&.serverlessllm.v1.InspectSourceRequest\x1a\'.serverlessllm.v1.InspectSourceResponse\x12P\n\x07Promote\x12 .serverlessllm.v1.PromoteRequest\x1a!.serverlessllm.v1.PromoteResponse0\x01\x12Z\n\x0bReleaseHold\x12$.serverlessllm.v1.ReleaseHoldRequest\x1a%.serverlessllm.v1.ReleaseHoldResponse\x12\x62\n\rStartInstance\x12&.serverlessllm.v1.StartInstanceRequest\x1a\'.serverlessllm.v1.StartInstanceResponse0\x01\x12]\n\x0cStopInstance\x12%.serverlessllm.v1.StopInstanceRequest\x1a&.serverlessllm.v1.StopInstanceResponse\x12\x65\n\x0eStartMigration\x12\'.serverlessllm.v1.StartMigrationRequest\x1a(.serverlessllm.v1.StartMigrationResponse0\x01\x12H\n\x05\x45vict\x12\x1e.serverlessllm.v1.EvictRequest\x1a\x1f.serverlessllm.v1.EvictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,29 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMOTEDONE']._serialized_start=757
   _globals['_PROMOTEDONE']._serialized_end=814
   _globals['_STARTINSTANCEREQUEST']._serialized_start=817
-  _globals['_STARTINSTANCEREQUEST']._serialized_end=980
-  _globals['_STARTINSTANCERESPONSE']._serialized_start=983
-  _globals['_STARTINSTANCERESPONSE']._serialized_end=1111
-  _globals['_INSTANCEREADY']._serialized_start=1114
-  _globals['_INSTANCEREADY']._serialized_end=1303
-  _globals['_STOPINSTANCEREQUEST']._serialized_start=1305
-  _globals['_STOPINSTANCEREQUEST']._serialized_end=1389
-  _globals['_STOPINSTANCERESPONSE']._serialized_start=1391
-  _globals['_STOPINSTANCERESPONSE']._serialized_end=1413
-  _globals['_EVICTREQUEST']._serialized_start=1415
-  _globals['_EVICTREQUEST']._serialized_end=1483
-  _globals['_EVICTRESPONSE']._serialized_start=1485
-  _globals['_EVICTRESPONSE']._serialized_end=1500
-  _globals['_STARTMIGRATIONREQUEST']._serialized_start=1503
-  _globals['_STARTMIGRATIONREQUEST']._serialized_end=1683
-  _globals['_STARTMIGRATIONRESPONSE']._serialized_start=1686
-  _globals['_STARTMIGRATIONRESPONSE']._serialized_end=1951
-  _globals['_MIGRATIONPROGRESS']._serialized_start=1953
-  _globals['_MIGRATIONPROGRESS']._serialized_end=2032
-  _globals['_MIGRATIONDONE']._serialized_start=2035
-  _globals['_MIGRATIONDONE']._serialized_end=2191
-  _globals['_MIGRATIONENDED']._serialized_start=2193
-  _globals['_MIGRATIONENDED']._serialized_end=2209
-  _globals['_NODESERVICE']._serialized_start=2212
-  _globals['_NODESERVICE']._serialized_end=2869
+  _globals['_STARTINSTANCEREQUEST']._serialized_end=1026
+  _globals['_STARTINSTANCERESPONSE']._serialized_start=1029
+  _globals['_STARTINSTANCERESPONSE']._serialized_end=1157
+  _globals['_INSTANCEREADY']._serialized_start=1160
+  _globals['_INSTANCEREADY']._serialized_end=1349
+  _globals['_STOPINSTANCEREQUEST']._serialized_start=1351
+  _globals['_STOPINSTANCEREQUEST']._serialized_end=1435
+  _globals['_STOPINSTANCERESPONSE']._serialized_start=1437
+  _globals['_STOPINSTANCERESPONSE']._serialized_end=1459
+  _globals['_EVICTREQUEST']._serialized_start=1461
+  _globals['_EVICTREQUEST']._serialized_end=1529
+  _globals['_EVICTRESPONSE']._serialized_start=1531
+  _globals['_EVICTRESPONSE']._serialized_end=1546
+  _globals['_STARTMIGRATIONREQUEST']._serialized_start=1549
+  _globals['_STARTMIGRATIONREQUEST']._serialized_end=1729
+  _globals['_STARTMIGRATIONRESPONSE']._serialized_start=1732
+  _globals['_STARTMIGRATIONRESPONSE']._serialized_end=1997
+  _globals['_MIGRATIONPROGRESS']._serialized_start=1999
+  _globals['_MIGRATIONPROGRESS']._serialized_end=2078
+  _globals['_MIGRATIONDONE']._serialized_start=2081
+  _globals['_MIGRATIONDONE']._serialized_end=2237
+  _globals['_MIGRATIONENDED']._serialized_start=2239
+  _globals['_MIGRATIONENDED']._serialized_end=2255
+  _globals['_NODESERVICE']._serialized_start=2258
+  _globals['_NODESERVICE']._serialized_end=2915
 # @@protoc_insertion_point(module_scope)

@@ -89,7 +89,8 @@ class Catalog:
             if not self._state.learn_model(name, model):
                 return
             try:
-                await self._durable.run(self._durable.store.set_model, name, model)
+                known = self._state.deployments[name].model  # with what `model` leaves open
+                await self._durable.run(self._durable.store.set_model, name, known)
             except errors.StateUnavailable as error:  # it is found out again after a restart
                 log.warning("control.model_not_stored", deployment=name, problem=error.message)
 
@@ -116,7 +117,7 @@ class Catalog:
         except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
             asked = spec.engine.engine
             engine = present.spec.engine.engine if asked == specs.AUTO else asked
-            return Inspected(present.model, engine)
+            return Inspected(present.model.without_private, engine)
 
     async def _look_again(self, spec: DeploymentSpec, engine: str) -> Inspected:
         """The same of a deployment that is there: it stays on its engine, unless another is named.
