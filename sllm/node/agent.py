@@ -16,6 +16,7 @@ from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
+from sllm.node.instances.private_memory import PrivateMemory, private_memory
 from sllm.node.instances.start import InstanceSpec, check_same
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
@@ -27,7 +28,6 @@ from sllm.node.tiers import metrics
 from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
-from sllm.node.worker.backends.private_memory import PrivateMemory, private_memory
 from sllm.own_memory import Taken
 
 _STOPPED_IDS = 1024

@@ -11,7 +11,7 @@ from sllm import errors
 from sllm.checkpoint.importing.import_plan import plan_import
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.node.config import INSTANCE_BYTES, OWN_BYTES, VLLM_BYTES
-from sllm.node.worker.backends.private_memory import private_memory
+from sllm.node.instances.private_memory import private_memory
 from tests.e2e.cluster import Cluster, running
 from tests.node.worker.engines import needs_vllm
 from tests.support import assert_eventually

@@ -8,7 +8,7 @@ import pytest
 from make_models import make_model
 
 from sllm.checkpoint.format.manifest import TensorEntry
-from sllm.node.worker.backends.private_memory import PrivateMemory, private_memory
+from sllm.node.instances.private_memory import PrivateMemory, private_memory
 from tests.node.worker.engines import needs_vllm
 
 _MEASURE = """
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from sllm.checkpoint.importing.import_plan import plan_import
 from sllm.checkpoint.sources.sources import LocalSource, inspect
-from sllm.node.worker.backends.private_memory import private_memory
+from sllm.node.instances.private_memory import private_memory
 from sllm.node.worker.engine.interface import Capacity, EngineRequest
 from sllm.sampling import Sampling
 from tests.node.worker.engines import make_engine, running
@@ -45,9 +45,9 @@ print(serve(model) - before, of_16, plan.tensor_bytes)
 
 @needs_vllm
 @pytest.mark.timeout(300)
-def test_an_instance_takes_no_more_than_is_foretold(models: Path, tmp_path: Path) -> None:
-    model = make_model("small-llama", tmp_path / "model")
-    command = [sys.executable, "-c", _MEASURE, str(models / "tiny-llama"), str(model)]
+def test_an_instance_takes_no_more_than_is_foretold(tmp_path: Path) -> None:
+    small, model = (make_model(name, tmp_path / name) for name in ("tiny-llama", "small-llama"))
+    command = [sys.executable, "-c", _MEASURE, str(small), str(model)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     taken, foretold, weights = map(int, done.stdout.split()[-3:])
     assert weights < taken < foretold

@@ -1,6 +1,6 @@
 """What an instance takes for copies of its own, known from headers alone.
 
-Imports no engine: the agent asks here, of a model that has never run.
+Imports no engine: it is asked of models that have never run.
 """
 
 from collections import Counter, defaultdict
