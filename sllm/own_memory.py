@@ -1,17 +1,41 @@
 """What one more instance is taken to take of a node's memory for itself."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 
 
-def expected(same: Iterable[int], others: Iterable[int], otherwise: int) -> int:
-    """Bytes, from what was measured of instances on the node; zeros are of those not yet measured.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one instance takes."""
+
+    kind: Hashable
+    """The same for instances of one checkpoint on one engine, and for no others."""
+    own_bytes: int
+    """As measured. 0: not yet."""
+    private_bytes: int | None = None
+    """Of that, for copies of its own, as estimated beforehand. None: not known."""
+
+
+def expected(
+    kind: Hashable, private_bytes: int | None, present: Iterable[Taken], otherwise: int
+) -> int:
+    """Bytes: the most that was measured of the same kind, or else what is known of others.
 
     Args:
-        same: Of instances of the same model: the most counts.
-        others: Of all others: their mean counts, where there is none of the same.
-        otherwise: Where nothing was measured.
+        kind: Of the instance.
+        private_bytes: For copies of its own, as estimated. None: not known.
+        present: The instances on the node.
+        otherwise: Beside copies, where nothing was measured.
     """
-    if most := max(same, default=0):
+    measured = [one for one in present if one.own_bytes]
+    if most := max((one.own_bytes for one in measured if one.kind == kind), default=0):
         return most
-    measured = [size for size in others if size]
-    return sum(measured) // len(measured) if measured else otherwise
+    if private_bytes is None:
+        return _mean(measured) or otherwise
+    # What others copy tells nothing of this one, whose copies are known.
+    plain = [one for one in measured if not one.private_bytes]
+    return (_mean(plain) or otherwise) + private_bytes
+
+
+def _mean(measured: list[Taken]) -> int:
+    return sum(one.own_bytes for one in measured) // max(1, len(measured))

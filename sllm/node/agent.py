@@ -15,7 +15,8 @@ from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
-from sllm.node.instances.memory import NodeMemory, Taken
+from sllm.node.instances.memory import NodeMemory
+from sllm.node.instances.private_memory import PrivateMemory, private_memory
 from sllm.node.instances.start import InstanceSpec, check_same
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
@@ -27,6 +28,7 @@ from sllm.node.tiers import metrics
 from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
+from sllm.own_memory import Taken
 
 _STOPPED_IDS = 1024
 """Instances of which it is known that they were stopped, the last ones."""
@@ -47,6 +49,8 @@ class ModelInfo:
     """Of the source, as it is now."""
     engine: str
     """On which it was found to run."""
+    private: PrivateMemory | None
+    """What an instance takes for copies of its own. None: they are in the memory of devices."""
 
 
 class Agent:
@@ -117,7 +121,7 @@ class Agent:
             self.config.memory_bytes,
             self.config.instances_bytes(kv_bytes),
             INSTANCE_BYTES,
-            tuple(Taken(one.spec.deployment, one.memory.bytes) for one in self.instances.values()),
+            tuple(self._taken(one) for one in self.instances.values()),
         )
 
     def copies(self) -> tuple[Copy, ...]:
@@ -190,6 +194,9 @@ class Agent:
             digest=found.digest or "",
             identity=found.record.identity,
             engine=tried.engine,
+            private=None
+            if self.devices.infos()
+            else private_memory(tried.engine, found.tensors, model.vocabulary),
         )
 
     def promote(
@@ -315,7 +322,15 @@ class Agent:
                 f"{spec.deployment} needs {spec.kv_bytes} bytes of KV cache; {free} of "
                 f"{capacity} are free on this node"
             )
-        self.memory.check_room(spec.deployment)
+        self.memory.check_room(spec.deployment, spec.kind, self._private_bytes(spec))
+
+    def _taken(self, instance: Instance) -> Taken:
+        spec = instance.spec
+        return Taken(spec.kind, instance.memory.bytes, self._private_bytes(spec))
+
+    def _private_bytes(self, spec: InstanceSpec) -> int | None:
+        # Where weights are on devices, copies of them are there as well.
+        return None if self.devices.infos() else spec.private_bytes
 
     async def _launch(
         self, zygote: Zygote, instance_id: str, environment: Mapping[str, str]

@@ -26,8 +26,8 @@ OWN_BYTES = 384 * MIB
 VLLM_BYTES = 640 * MIB
 """What the zygote of vLLM takes beside."""
 INSTANCE_BYTES = 64 * MIB
-"""What an instance takes beside pool and KV cache, where none was measured: 27 MiB with a small
-model at rest, 48 MiB with one at work."""
+"""What an instance takes beside pool, KV cache and copies of its own, where none was measured: 27
+MiB with a small model at rest, 48 MiB with one at work."""
 _EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 

@@ -72,7 +72,11 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         engine = worth_trying[0] if request.engine == "auto" else request.engine
         if engine == self.refusing:
             raise errors.UnsupportedModel(f"{engine} does not know it")
-        return node_pb.InspectSourceResponse(model=self.script.model, engine=engine)
+        model = pb.ModelInfo()
+        model.CopyFrom(self.script.model)
+        if engine == "transformers" and model.HasField("private_bytes") and self.engines:
+            model.private_bytes = model.private_bytes_per_request = 0  # it copies nothing
+        return node_pb.InspectSourceResponse(model=model, engine=engine)
 
     async def Promote(
         self, request: node_pb.PromoteRequest, context: Any
@@ -153,6 +157,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
             kv_bytes=request.kv_bytes,
             worker_pid=1,
             engine=request.engine.engine,
+            private_bytes=request.private_bytes if request.HasField("private_bytes") else None,
         )
         self.instances[request.instance_id] = instance
         self.set_state(instance, pb.INSTANCE_STATE_STARTING)

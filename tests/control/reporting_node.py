@@ -39,6 +39,8 @@ class ReportingNode:
         self.leaving = False
         self.engines: dict[str, bool] = {}
         """Whether each is ready. Empty: a node of an earlier version."""
+        self.memory: pb.NodeMemory | None = None
+        """None: it does not tell."""
         self.silent = False
         """Sends nothing more, not even heartbeats."""
         self._dram, self._kv = dram_mib * MIB, kv_mib * MIB
@@ -117,6 +119,7 @@ class ReportingNode:
             ],
             links=self.links,
             kv_capacity_bytes=self._kv,
+            memory=self.memory,
             engines=[pb.NodeEngine(name=name, ready=ready) for name, ready in self.engines.items()],
         )
         if self.init_seconds is not None:

@@ -1,5 +1,6 @@
 """What the agent takes on, and in which order it may be asked."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import pytest
 from sllm import errors
 from sllm.clock import MonotonicClock
 from sllm.node.agent import Agent
+from sllm.node.api import wire
 from sllm.node.config import INSTANCE_BYTES, MIB, OWN_BYTES, NodeConfig
 from sllm.node.device.pool_device import PoolDevice
+from sllm.node.instances import zygote_process
 from sllm.node.instances.memory import MAX_INSTANCES
+from sllm.node.instances.private_memory import PrivateMemory
 from sllm.node.instances.start import InstanceSpec
 from sllm.node.instances.worker_client import EngineSpec
 from sllm.node.instances.zygotes import Zygotes
 from sllm.node.tiers.types import Tier
+from tests.node.instances import pretender
 from tests.node.stores import Bench
 
 KV_BYTES = 1 << 20
@@ -72,6 +77,60 @@ async def test_instances_beyond_the_memory_are_refused(bench: Bench, tmp_path: P
     agent.start_instance(spec("i4", kv_bytes=1))
     await agent.close(grace=0.0)
     assert agent.memory.used_bytes == 0
+
+
+async def test_a_first_start_is_refused_that_has_no_room_for_its_copies(agent: Agent) -> None:
+    """Before anything starts, and before anything was measured."""
+    config = replace(agent.config, dram_bytes=16 * MIB)
+    beside = config.own_bytes + config.pool_bytes + KV_BYTES
+    agent.config = replace(config, memory_bytes=beside + 500 * MIB)
+    first = replace(spec("first", kv_bytes=1), source="/no/such/first", private_bytes=300 * MIB)
+    agent.start_instance(first)
+    assert agent.memory.used_bytes == INSTANCE_BYTES + 300 * MIB
+    second = replace(spec("second", kv_bytes=1), private_bytes=300 * MIB)
+    with pytest.raises(errors.NoCapacity, match=r"m takes about 364\.0 MiB .* 136\.0 MiB of 500"):
+        agent.start_instance(second)
+    assert list(agent.instances) == ["first"]
+    agent.start_instance(replace(second, private_bytes=0))
+    await agent.close(grace=0.0)
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_the_copies_of_a_model_are_foretold_wherever_its_weights_are(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Before it has been anywhere, and once only its small files are beside what is held."""
+    (tmp_path / "plan").write_text("describes")
+    command = (sys.executable, pretender.__file__, str(tmp_path / "plan"))
+    monkeypatch.setattr(zygote_process, "_COMMAND", command)
+    config, device = NodeConfig("localhost:1", tmp_path), PoolDevice(bench.store, KV_BYTES)
+    zygotes = Zygotes(["vllm", "transformers"])
+    agent = Agent(config, MonotonicClock(), bench.store, device, zygotes)
+    zygotes.start(bench.pool.fd)
+    try:
+        if there:
+            await bench.leave(0, Tier.DRAM)
+        for dtype, size in ((None, 4), ("bfloat16", 2)):
+            found = await agent.inspect(bench.model(0), dtype, engine="vllm")
+            numbers = found.size_bytes // size
+            largest, embeddings = 60 * 57, 100 * 16
+            foretold = (numbers + largest + embeddings) * size + 64 * MIB
+            assert found.private == PrivateMemory(foretold, 16 * 100)
+            message = wire.model_info(found)
+            assert message.private_bytes == foretold
+            assert message.private_bytes_per_request == 16 * 100
+        plain = await agent.inspect(bench.model(0), None, engine="transformers")
+        assert plain.private == PrivateMemory(0)
+        assert wire.model_info(plain).HasField("private_bytes")
+    finally:
+        await zygotes.close()
+
+
+async def test_what_was_measured_on_another_engine_tells_nothing(agent: Agent) -> None:
+    on_vllm = replace(spec("i"), engine=replace(ENGINE, engine="vllm"))
+    assert on_vllm.kind != spec("i").kind
+    assert on_vllm.kind == replace(on_vllm, deployment="other", instance_id="j").kind
+    assert replace(on_vllm, identity="a").kind == replace(on_vllm, identity="a", source="/b").kind
 
 
 async def test_instances_beyond_the_bound_are_refused(agent: Agent) -> None:

@@ -29,7 +29,7 @@ from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 from serverlessllm.v1 import worker_service_pb2 as serverlessllm_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serverlessllm/v1/node_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a(serverlessllm/v1/inference_service.proto\x1a(serverlessllm/v1/migration_service.proto\x1a\x1cserverlessllm/v1/types.proto\x1a%serverlessllm/v1/worker_service.proto\"E\n\x14InspectSourceRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\"S\n\x15InspectSourceResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\xd4\x01\n\x0ePromoteRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12$\n\x04tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07hold_id\x18\x04 \x01(\t\x12+\n\x08hold_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04pack\x18\x06 \x01(\x08\x12\x0f\n\x07give_up\x18\x07 \x01(\x08\x12\x10\n\x08identity\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\"%\n\x12ReleaseHoldRequest\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"\x15\n\x13ReleaseHoldResponse\"w\n\x0fPromoteResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12-\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1d.serverlessllm.v1.PromoteDoneH\x00\x42\x07\n\x05\x65vent\"9\n\x0bPromoteDone\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"\xa3\x01\n\x14StartInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x03\x12\x10\n\x08identity\x18\x06 \x01(\t\"\x80\x01\n\x15StartInstanceResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12\x30\n\x05ready\x18\x02 \x01(\x0b\x32\x1f.serverlessllm.v1.InstanceReadyH\x00\x42\x07\n\x05\x65vent\"\xbd\x01\n\rInstanceReady\x12,\n\x08instance\x18\x01 \x01(\x0b\x32\x1a.serverlessllm.v1.Instance\x12\'\n\x06phases\x18\x02 \x03(\x0b\x32\x17.serverlessllm.v1.Phase\x12)\n\tfrom_tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"T\n\x13StopInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14StopInstanceResponse\"D\n\x0c\x45victRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x04tier\x18\x02 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\"\x0f\n\rEvictResponse\"\xb4\x01\n\x15StartMigrationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\t\x12\x12\n\nto_node_id\x18\x03 \x01(\t\x12\x12\n\nto_address\x18\x04 \x01(\t\x12\x16\n\x0eto_instance_id\x18\x05 \x01(\t\x12\x31\n\x06reason\x18\x06 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\"\x89\x02\n\x16StartMigrationResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x08progress\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationProgressH\x00\x12/\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDoneH\x00\x12\x35\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailureH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .serverlessllm.v1.MigrationEndedH\x00\x42\x07\n\x05\x65vent\"O\n\x11MigrationProgress\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x17\n\x0f\x63omputed_tokens\x18\x02 \x01(\x05\x12\x12\n\ngap_tokens\x18\x03 \x01(\x05\"\x9c\x01\n\rMigrationDone\x12\x0e\n\x06rounds\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63utover\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ngap_tokens\x18\x05 \x01(\x05\"\x10\n\x0eMigrationEnded\"^\n\x10MultiplexRequest\x12,\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.CallBeginH\x00\x12\x11\n\x07hang_up\x18\x02 \x01(\x03H\x00\x42\t\n\x07\x63ommand\"\xe0\x01\n\tCallBegin\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x05trace\x18\x04 \x03(\x0b\x32&.serverlessllm.v1.CallBegin.TraceEntry\x1a,\n\nTraceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x11MultiplexResponse\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.serverlessllm.v1.CallOutput\"\x89\x01\n\nCallOutput\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x33\n\x05\x65vent\x18\x02 \x01(\x0b\x32\".serverlessllm.v1.GenerateResponseH\x00\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x19.serverlessllm.v1.FailureH\x00\x42\x08\n\x06output2\xeb\x05\n\x0bNodeService\x12`\n\rInspectSource\x12&.serverlessllm.v1.InspectSourceRequest\x1a\'.serverlessllm.v1.InspectSourceResponse\x12P\n\x07Promote\x12 .serverlessllm.v1.PromoteRequest\x1a!.serverlessllm.v1.PromoteResponse0\x01\x12Z\n\x0bReleaseHold\x12$.serverlessllm.v1.ReleaseHoldRequest\x1a%.serverlessllm.v1.ReleaseHoldResponse\x12\x62\n\rStartInstance\x12&.serverlessllm.v1.StartInstanceRequest\x1a\'.serverlessllm.v1.StartInstanceResponse0\x01\x12]\n\x0cStopInstance\x12%.serverlessllm.v1.StopInstanceRequest\x1a&.serverlessllm.v1.StopInstanceResponse\x12\x65\n\x0eStartMigration\x12\'.serverlessllm.v1.StartMigrationRequest\x1a(.serverlessllm.v1.StartMigrationResponse0\x01\x12X\n\tMultiplex\x12\".serverlessllm.v1.MultiplexRequest\x1a#.serverlessllm.v1.MultiplexResponse(\x01\x30\x01\x12H\n\x05\x45vict\x12\x1e.serverlessllm.v1.EvictRequest\x1a\x1f.serverlessllm.v1.EvictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serverlessllm/v1/node_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a(serverlessllm/v1/inference_service.proto\x1a(serverlessllm/v1/migration_service.proto\x1a\x1cserverlessllm/v1/types.proto\x1a%serverlessllm/v1/worker_service.proto\"E\n\x14InspectSourceRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\"S\n\x15InspectSourceResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\"\xd4\x01\n\x0ePromoteRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12$\n\x04tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\x0f\n\x07hold_id\x18\x04 \x01(\t\x12+\n\x08hold_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04pack\x18\x06 \x01(\x08\x12\x0f\n\x07give_up\x18\x07 \x01(\x08\x12\x10\n\x08identity\x18\x08 \x01(\t\x12\x0e\n\x06\x65ngine\x18\t \x01(\t\"%\n\x12ReleaseHoldRequest\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"\x15\n\x13ReleaseHoldResponse\"w\n\x0fPromoteResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12-\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1d.serverlessllm.v1.PromoteDoneH\x00\x42\x07\n\x05\x65vent\"9\n\x0bPromoteDone\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"\xd1\x01\n\x14StartInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x03\x12\x10\n\x08identity\x18\x06 \x01(\t\x12\x1a\n\rprivate_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_private_bytes\"\x80\x01\n\x15StartInstanceResponse\x12,\n\x07loading\x18\x01 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12\x30\n\x05ready\x18\x02 \x01(\x0b\x32\x1f.serverlessllm.v1.InstanceReadyH\x00\x42\x07\n\x05\x65vent\"\xbd\x01\n\rInstanceReady\x12,\n\x08instance\x18\x01 \x01(\x0b\x32\x1a.serverlessllm.v1.Instance\x12\'\n\x06phases\x18\x02 \x03(\x0b\x32\x17.serverlessllm.v1.Phase\x12)\n\tfrom_tier\x18\x03 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\"T\n\x13StopInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14StopInstanceResponse\"D\n\x0c\x45victRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x04tier\x18\x02 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\"\x0f\n\rEvictResponse\"\xb4\x01\n\x15StartMigrationRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\t\x12\x12\n\nto_node_id\x18\x03 \x01(\t\x12\x12\n\nto_address\x18\x04 \x01(\t\x12\x16\n\x0eto_instance_id\x18\x05 \x01(\t\x12\x31\n\x06reason\x18\x06 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\"\x89\x02\n\x16StartMigrationResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x08progress\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationProgressH\x00\x12/\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDoneH\x00\x12\x35\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailureH\x00\x12\x31\n\x05\x65nded\x18\x05 \x01(\x0b\x32 .serverlessllm.v1.MigrationEndedH\x00\x42\x07\n\x05\x65vent\"O\n\x11MigrationProgress\x12\r\n\x05round\x18\x01 \x01(\x05\x12\x17\n\x0f\x63omputed_tokens\x18\x02 \x01(\x05\x12\x12\n\ngap_tokens\x18\x03 \x01(\x05\"\x9c\x01\n\rMigrationDone\x12\x0e\n\x06rounds\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63utover\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ngap_tokens\x18\x05 \x01(\x05\"\x10\n\x0eMigrationEnded\"^\n\x10MultiplexRequest\x12,\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.CallBeginH\x00\x12\x11\n\x07hang_up\x18\x02 \x01(\x03H\x00\x42\t\n\x07\x63ommand\"\xe0\x01\n\tCallBegin\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x05trace\x18\x04 \x03(\x0b\x32&.serverlessllm.v1.CallBegin.TraceEntry\x1a,\n\nTraceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x11MultiplexResponse\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.serverlessllm.v1.CallOutput\"\x89\x01\n\nCallOutput\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x33\n\x05\x65vent\x18\x02 \x01(\x0b\x32\".serverlessllm.v1.GenerateResponseH\x00\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x19.serverlessllm.v1.FailureH\x00\x42\x08\n\x06output2\xeb\x05\n\x0bNodeService\x12`\n\rInspectSource\x12&.serverlessllm.v1.InspectSourceRequest\x1a\'.serverlessllm.v1.InspectSourceResponse\x12P\n\x07Promote\x12 .serverlessllm.v1.PromoteRequest\x1a!.serverlessllm.v1.PromoteResponse0\x01\x12Z\n\x0bReleaseHold\x12$.serverlessllm.v1.ReleaseHoldRequest\x1a%.serverlessllm.v1.ReleaseHoldResponse\x12\x62\n\rStartInstance\x12&.serverlessllm.v1.StartInstanceRequest\x1a\'.serverlessllm.v1.StartInstanceResponse0\x01\x12]\n\x0cStopInstance\x12%.serverlessllm.v1.StopInstanceRequest\x1a&.serverlessllm.v1.StopInstanceResponse\x12\x65\n\x0eStartMigration\x12\'.serverlessllm.v1.StartMigrationRequest\x1a(.serverlessllm.v1.StartMigrationResponse0\x01\x12X\n\tMultiplex\x12\".serverlessllm.v1.MultiplexRequest\x1a#.serverlessllm.v1.MultiplexResponse(\x01\x30\x01\x12H\n\x05\x45vict\x12\x1e.serverlessllm.v1.EvictRequest\x1a\x1f.serverlessllm.v1.EvictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,39 +53,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMOTEDONE']._serialized_start=796
   _globals['_PROMOTEDONE']._serialized_end=853
   _globals['_STARTINSTANCEREQUEST']._serialized_start=856
-  _globals['_STARTINSTANCEREQUEST']._serialized_end=1019
-  _globals['_STARTINSTANCERESPONSE']._serialized_start=1022
-  _globals['_STARTINSTANCERESPONSE']._serialized_end=1150
-  _globals['_INSTANCEREADY']._serialized_start=1153
-  _globals['_INSTANCEREADY']._serialized_end=1342
-  _globals['_STOPINSTANCEREQUEST']._serialized_start=1344
-  _globals['_STOPINSTANCEREQUEST']._serialized_end=1428
-  _globals['_STOPINSTANCERESPONSE']._serialized_start=1430
-  _globals['_STOPINSTANCERESPONSE']._serialized_end=1452
-  _globals['_EVICTREQUEST']._serialized_start=1454
-  _globals['_EVICTREQUEST']._serialized_end=1522
-  _globals['_EVICTRESPONSE']._serialized_start=1524
-  _globals['_EVICTRESPONSE']._serialized_end=1539
-  _globals['_STARTMIGRATIONREQUEST']._serialized_start=1542
-  _globals['_STARTMIGRATIONREQUEST']._serialized_end=1722
-  _globals['_STARTMIGRATIONRESPONSE']._serialized_start=1725
-  _globals['_STARTMIGRATIONRESPONSE']._serialized_end=1990
-  _globals['_MIGRATIONPROGRESS']._serialized_start=1992
-  _globals['_MIGRATIONPROGRESS']._serialized_end=2071
-  _globals['_MIGRATIONDONE']._serialized_start=2074
-  _globals['_MIGRATIONDONE']._serialized_end=2230
-  _globals['_MIGRATIONENDED']._serialized_start=2232
-  _globals['_MIGRATIONENDED']._serialized_end=2248
-  _globals['_MULTIPLEXREQUEST']._serialized_start=2250
-  _globals['_MULTIPLEXREQUEST']._serialized_end=2344
-  _globals['_CALLBEGIN']._serialized_start=2347
-  _globals['_CALLBEGIN']._serialized_end=2571
-  _globals['_CALLBEGIN_TRACEENTRY']._serialized_start=2527
-  _globals['_CALLBEGIN_TRACEENTRY']._serialized_end=2571
-  _globals['_MULTIPLEXRESPONSE']._serialized_start=2573
-  _globals['_MULTIPLEXRESPONSE']._serialized_end=2639
-  _globals['_CALLOUTPUT']._serialized_start=2642
-  _globals['_CALLOUTPUT']._serialized_end=2779
-  _globals['_NODESERVICE']._serialized_start=2782
-  _globals['_NODESERVICE']._serialized_end=3529
+  _globals['_STARTINSTANCEREQUEST']._serialized_end=1065
+  _globals['_STARTINSTANCERESPONSE']._serialized_start=1068
+  _globals['_STARTINSTANCERESPONSE']._serialized_end=1196
+  _globals['_INSTANCEREADY']._serialized_start=1199
+  _globals['_INSTANCEREADY']._serialized_end=1388
+  _globals['_STOPINSTANCEREQUEST']._serialized_start=1390
+  _globals['_STOPINSTANCEREQUEST']._serialized_end=1474
+  _globals['_STOPINSTANCERESPONSE']._serialized_start=1476
+  _globals['_STOPINSTANCERESPONSE']._serialized_end=1498
+  _globals['_EVICTREQUEST']._serialized_start=1500
+  _globals['_EVICTREQUEST']._serialized_end=1568
+  _globals['_EVICTRESPONSE']._serialized_start=1570
+  _globals['_EVICTRESPONSE']._serialized_end=1585
+  _globals['_STARTMIGRATIONREQUEST']._serialized_start=1588
+  _globals['_STARTMIGRATIONREQUEST']._serialized_end=1768
+  _globals['_STARTMIGRATIONRESPONSE']._serialized_start=1771
+  _globals['_STARTMIGRATIONRESPONSE']._serialized_end=2036
+  _globals['_MIGRATIONPROGRESS']._serialized_start=2038
+  _globals['_MIGRATIONPROGRESS']._serialized_end=2117
+  _globals['_MIGRATIONDONE']._serialized_start=2120
+  _globals['_MIGRATIONDONE']._serialized_end=2276
+  _globals['_MIGRATIONENDED']._serialized_start=2278
+  _globals['_MIGRATIONENDED']._serialized_end=2294
+  _globals['_MULTIPLEXREQUEST']._serialized_start=2296
+  _globals['_MULTIPLEXREQUEST']._serialized_end=2390
+  _globals['_CALLBEGIN']._serialized_start=2393
+  _globals['_CALLBEGIN']._serialized_end=2617
+  _globals['_CALLBEGIN_TRACEENTRY']._serialized_start=2573
+  _globals['_CALLBEGIN_TRACEENTRY']._serialized_end=2617
+  _globals['_MULTIPLEXRESPONSE']._serialized_start=2619
+  _globals['_MULTIPLEXRESPONSE']._serialized_end=2685
+  _globals['_CALLOUTPUT']._serialized_start=2688
+  _globals['_CALLOUTPUT']._serialized_end=2825
+  _globals['_NODESERVICE']._serialized_start=2828
+  _globals['_NODESERVICE']._serialized_end=3575
 # @@protoc_insertion_point(module_scope)

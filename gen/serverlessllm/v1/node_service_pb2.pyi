@@ -222,6 +222,7 @@ class StartInstanceRequest(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     source: _builtins.str
@@ -230,6 +231,10 @@ class StartInstanceRequest(_message.Message):
     identity: _builtins.str
     """What the source must be, as in ModelInfo: otherwise the start fails with SOURCE_CHANGED. Empty:
     whatever it is.
+    """
+    private_bytes: _builtins.int
+    """Memory that it is expected to take for copies of its own, requests included; see ModelInfo.
+    Unset: not known.
     """
     @_builtins.property
     def engine(self) -> _types_pb2.EngineConfig: ...
@@ -242,12 +247,15 @@ class StartInstanceRequest(_message.Message):
         engine: _types_pb2.EngineConfig | None = ...,
         kv_bytes: _builtins.int = ...,
         identity: _builtins.str = ...,
+        private_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "engine", b"engine", "private_bytes", b"private_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "deployment", b"deployment", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "private_bytes", b"private_bytes", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
+    _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___StartInstanceRequest: _TypeAlias = StartInstanceRequest  # noqa: Y015
 

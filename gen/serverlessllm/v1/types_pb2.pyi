@@ -639,6 +639,8 @@ class ModelInfo(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
+    PRIVATE_BYTES_PER_REQUEST_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """The first entry of the configuration's `architectures`."""
     size_bytes: _builtins.int
@@ -653,6 +655,14 @@ class ModelInfo(_message.Message):
     (configuration, tokenizer, chat template, generation settings). The same wherever the source
     lies; another one once any of them has changed. Empty: not known.
     """
+    private_bytes: _builtins.int
+    """Memory that each instance takes for copies of its own (weights that the engine copies, and what
+    it computes with), beside what any instance takes: an estimate from the tensors' headers, on the
+    high side, for the engine that the model was tried on. 0: it copies nothing. Unset: not known,
+    or copies are in the memory of accelerators.
+    """
+    private_bytes_per_request: _builtins.int
+    """What comes on top for each request that it works on at once."""
     def __init__(
         self,
         *,
@@ -662,12 +672,16 @@ class ModelInfo(_message.Message):
         kv_bytes_per_token: _builtins.int = ...,
         digest: _builtins.str = ...,
         identity: _builtins.str = ...,
+        private_bytes: _builtins.int | None = ...,
+        private_bytes_per_request: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "private_bytes", b"private_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "private_bytes", b"private_bytes", "private_bytes_per_request", b"private_bytes_per_request", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
+    _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 
@@ -692,6 +706,7 @@ class Instance(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     OWN_BYTES_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -714,6 +729,8 @@ class Instance(_message.Message):
     """
     engine: _builtins.str
     """That it runs on, as in EngineConfig."""
+    private_bytes: _builtins.int
+    """As in StartInstanceRequest."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -744,14 +761,20 @@ class Instance(_message.Message):
         identity: _builtins.str = ...,
         own_bytes: _builtins.int = ...,
         engine: _builtins.str = ...,
+        private_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "device_index", b"device_index", "orphan_until", b"orphan_until", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "device_index", b"device_index", "orphan_until", b"orphan_until", "private_bytes", b"private_bytes", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015
+    _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
+    _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__device_index) -> _WhichOneofReturnType__device_index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
 
@@ -1077,7 +1100,7 @@ class NodeMemory(_message.Message):
     used_bytes: _builtins.int
     """What they take, as measured; of those not yet measured, what is expected."""
     instance_bytes: _builtins.int
-    """What is expected of an instance where none has been measured."""
+    """What is expected of an instance, beside copies of its own, where none has been measured."""
     max_instances: _builtins.int
     """Instances at most, whatever they take. 0: no bound."""
     def __init__(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import TypeVar
 
 from sllm.checkpoint.format.dtypes import CONVERTIBLE, tensor_bytes
 from sllm.checkpoint.format.experts import expert_part
@@ -15,6 +16,7 @@ PARTITION_BYTES = 8 << 30
 
 _NUMBER = re.compile(r"(\d+)")
 _EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b")
+_Tensor = TypeVar("_Tensor", TensorHeader, TensorEntry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,25 @@ def lie_as_used(tensors: Sequence[TensorHeader]) -> bool:
     return True
 
 
-def _blocks(ordered: Sequence[TensorHeader]) -> Iterator[list[TensorHeader]]:
+def apart_bytes(tensors: Sequence[TensorEntry]) -> int:
+    """Bytes of the experts that do not lie so in a checkpoint: whoever uses them copies them."""
+    ordered = sorted(tensors, key=lambda tensor: first_use(tensor.name))
+    return sum(
+        sum(one.size for one in block) for block in _blocks(ordered) if not _side_by_side(block)
+    )
+
+
+def _side_by_side(block: Sequence[TensorEntry]) -> bool:
+    return all(
+        (one.partition, one.offset + one.size) == (other.partition, other.offset)
+        for one, other in pairwise(block)
+    )
+
+
+def _blocks(ordered: Sequence[_Tensor]) -> Iterator[list[_Tensor]]:
     """Tensors that stay together: those that are used as one, and each other by itself."""
 
-    def used_as(tensor: TensorHeader) -> str:
+    def used_as(tensor: _Tensor) -> str:
         part = expert_part(tensor.name)
         return part.whole if part else tensor.name
 

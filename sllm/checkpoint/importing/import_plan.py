@@ -33,10 +33,14 @@ class ImportPlan:
         return self.layout.size_bytes + sum(path.stat().st_size for path in self.files.files)
 
     @property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        """As they are served, and where they will lie."""
+        return self.packed.tensors if self.packed else self.layout.tensors
+
+    @property
     def tensor_bytes(self) -> int:
-        """Bytes of all tensors, in the dtypes in which they are served."""
-        tensors = self.packed.tensors if self.packed else self.layout.tensors
-        return sum(tensor.size for tensor in tensors)
+        """Bytes of all of them, in the dtypes in which they are served."""
+        return sum(tensor.size for tensor in self.tensors)
 
     @property
     def expected_digests(self) -> Mapping[ChunkKey, str]:

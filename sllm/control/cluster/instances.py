@@ -40,6 +40,8 @@ class Instance:
     """Memory that it takes for itself, as measured last. 0: not yet measured."""
     engine: str = ""
     """That it runs on. Empty: not known."""
+    private_bytes: int | None = None
+    """Of `own_bytes`, what it was expected to take for copies of its own. None: not known."""
 
     def serves(self, identity: str) -> bool:
         """Whether it may serve what has this identity: unknown ones are taken for the same."""

@@ -37,6 +37,9 @@ class Need:
     max_concurrency: int = 64
     engine: str = TRANSFORMERS
     """Empty: whichever a node has."""
+    private_bytes: int | None = None
+    """Memory that an instance takes for copies of its own, where weights are not on devices, as
+    estimated. None: not known."""
 
 
 def need_of(deployment: Deployment) -> Need:
@@ -50,4 +53,5 @@ def need_of(deployment: Deployment) -> Need:
         least_kv_bytes=least_tokens * model.kv_bytes_per_token,
         max_concurrency=spec.engine.max_concurrency,
         engine=spec.engine.engine,
+        private_bytes=model.private_bytes_for(spec.engine.max_concurrency),
     )

@@ -1,10 +1,10 @@
 """Nodes at one moment: what they report, and immutable views of what they hold and run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from sllm import own_memory
 from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
@@ -71,6 +71,19 @@ class NodeFacts:
     """None: the node does not tell, and has no bound."""
     engines: Mapping[str, bool] = field(default_factory=lambda: {TRANSFORMERS: True})
     """What instances can run on, the one that the node prefers first, and whether it is ready."""
+
+
+class Kind(NamedTuple):
+    """What instances have in common that take about the same for themselves."""
+
+    checkpoint: str
+    """Its key on the node. Empty: not known."""
+    engine: str
+
+    @classmethod
+    def of(cls, checkpoint: str, engine: str) -> "Kind":
+        """Of a checkpoint and an engine, which nodes of earlier versions do not name."""
+        return cls(checkpoint, engine or TRANSFORMERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,27 +160,44 @@ class NodeView:
         """Bytes of the KV budget that present instances hold."""
         return sum(instance.kv_bytes for instance in self.present)
 
-    def own_expected(self, checkpoint: str) -> int:
-        """Bytes that one more instance of a checkpoint is taken to take for itself, by its key."""
+    def own_expected(self, kind: Kind, private_bytes: int | None) -> int:
+        """Bytes that one more instance is taken to take for itself.
+
+        Args:
+            kind: Of the instance.
+            private_bytes: For copies of its own, as estimated. None: not known.
+        """
+        return self._own_expected(kind, private_bytes, self._own_measured)
+
+    def own_alone(self, kind: Kind, private_bytes: int | None) -> int:
+        """The same on the empty node: others tell nothing of it."""
+        same = [one for one in self._own_measured if one.kind == kind]
+        return self._own_expected(kind, private_bytes, same)
+
+    def _own_expected(
+        self, kind: Kind, private_bytes: int | None, present: Iterable[own_memory.Taken]
+    ) -> int:
         assert self.facts.memory, "the node does not tell of its memory"
-        same, every = self._own_measured.get(checkpoint, ()), self._own_measured.values()
-        others = (size for sizes in every for size in sizes)
-        return own_memory.expected(same, others, self.facts.memory.instance_bytes)
+        # Where weights are on devices, copies of them are there as well.
+        here = None if self.facts.devices else private_bytes
+        return own_memory.expected(kind, here, present, self.facts.memory.instance_bytes)
 
     @cached_property
-    def _own_measured(self) -> Mapping[str, list[int]]:
-        """What present instances take for themselves, by checkpoint, where it was measured."""
-        found: dict[str, list[int]] = {}
-        for one in self.present:
-            if one.own_bytes:
-                found.setdefault(one.digest, []).append(one.own_bytes)
-        return found
+    def _own_measured(self) -> list[own_memory.Taken]:
+        """What present instances take for themselves, where it was measured."""
+        return [
+            own_memory.Taken(Kind.of(one.digest, one.engine), one.own_bytes, one.private_bytes)
+            for one in self.present
+            if one.own_bytes
+        ]
 
     def own_bytes(self, instance: Instance) -> int:
         """What an instance takes for itself, as measured or expected."""
+        if instance.own_bytes:
+            return instance.own_bytes
         plan = self.planned.get(instance.instance_id)
         key = instance.digest or (self.key_here(plan.checkpoint) if plan else "")
-        return instance.own_bytes or self.own_expected(key)
+        return self.own_expected(Kind.of(key, instance.engine), instance.private_bytes)
 
     @cached_property
     def own_held(self) -> int:

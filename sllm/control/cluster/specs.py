@@ -79,6 +79,30 @@ class ModelInfo:
     """The checkpoint's. Empty until it has been imported somewhere."""
     identity: str = ""
     """Of its source: weights, and the files that shape what is made of them. Empty: not known."""
+    private_bytes: int | None = None
+    """Memory that an instance takes for copies of its own on the deployment's engine, as estimated.
+    None: not known."""
+    private_bytes_per_request: int = 0
+    """What comes on top for each request that it works on at once."""
+
+    def private_bytes_for(self, requests: int) -> int | None:
+        """For copies of an instance that works on so many requests at once. None: not known."""
+        if self.private_bytes is None:
+            return None
+        return min(self.private_bytes + requests * self.private_bytes_per_request, bounds.LARGEST)
+
+    def with_private_of(self, other: "ModelInfo") -> "ModelInfo":
+        """This model, with what is known of the other's copies."""
+        return replace(
+            self,
+            private_bytes=other.private_bytes,
+            private_bytes_per_request=other.private_bytes_per_request,
+        )
+
+    @property
+    def without_private(self) -> "ModelInfo":
+        """This model, of whose copies nothing is known, as they are another engine's."""
+        return replace(self, private_bytes=None, private_bytes_per_request=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +240,17 @@ def revise(present: Deployment, spec: DeploymentSpec, found: ModelInfo) -> Deplo
         errors.DeploymentExists: `spec` names another source.
     """
     check_source(present, spec)
-    changed = found.identity not in ("", present.model.identity)
-    return replace(present, spec=spec, model=found if changed else present.model)
+    return replace(present, spec=spec, model=_revised_model(present, spec, found))
+
+
+def _revised_model(present: Deployment, spec: DeploymentSpec, found: ModelInfo) -> ModelInfo:
+    known = present.model
+    if found.identity not in ("", known.identity):
+        return found
+    if found.private_bytes is not None:
+        return known.with_private_of(found)
+    same_engine = spec.engine.engine == present.spec.engine.engine
+    return known if same_engine else known.without_private
 
 
 def check_source(present: Deployment, spec: DeploymentSpec) -> None:

@@ -54,10 +54,8 @@ class Catalog:
         # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
         # at again afterwards.
         present = self._state.deployments.get(spec.name)
-        found = await self._look(spec, present)
-        spec = dataclasses.replace(
-            spec, engine=dataclasses.replace(spec.engine, engine=found.engine)
-        )
+        found = await self._look_for_room(spec, present)
+        spec = _on(spec, found.engine)
         specs.validate(spec)
         async with self._changing:
             deployment = self._revised(spec, found.model)
@@ -89,7 +87,8 @@ class Catalog:
             if not self._state.learn_model(name, model):
                 return
             try:
-                await self._durable.run(self._durable.store.set_model, name, model)
+                known = self._state.deployments[name].model  # with what `model` leaves open
+                await self._durable.run(self._durable.store.set_model, name, known)
             except errors.StateUnavailable as error:  # it is found out again after a restart
                 log.warning("control.model_not_stored", deployment=name, problem=error.message)
 
@@ -106,6 +105,29 @@ class Catalog:
             return dataclasses.replace(present, deployment=deployment)
         return DeploymentStatus(deployment, self._state.prepared(deployment))
 
+    async def _look_for_room(self, spec: DeploymentSpec, present: Deployment | None) -> Inspected:
+        """As `_look`; what fits no node on the engine that is preferred may fit on another.
+
+        An engine that copies weights needs more memory than one that uses them where they lie.
+        """
+        found = await self._look(spec, present)
+        if spec.engine.engine != specs.AUTO or self._fits(spec, found):
+            return found
+        for engine in (one for one in specs.ENGINES if one != found.engine):
+            with suppress(errors.SllmError):
+                other = await self.inspect(spec.source, spec.engine.dtype, engine)
+                if self._fits(spec, other):
+                    return other
+        return found  # the refusal is of the engine that is preferred
+
+    def _fits(self, spec: DeploymentSpec, found: Inspected) -> bool:
+        need = need_of(self._revised(_on(spec, found.engine), found.model))
+        try:
+            fitting.check_fits(self._state.snapshot(), need)
+        except errors.ModelTooLarge:
+            return False
+        return True
+
     async def _look(self, spec: DeploymentSpec, present: Deployment | None) -> Inspected:
         """What the source is now. A deployment that is there is what it was if nobody can tell."""
         if present is None:
@@ -116,7 +138,7 @@ class Catalog:
         except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
             asked = spec.engine.engine
             engine = present.spec.engine.engine if asked == specs.AUTO else asked
-            return Inspected(present.model, engine)
+            return Inspected(present.model.without_private, engine)
 
     async def _look_again(self, spec: DeploymentSpec, engine: str) -> Inspected:
         """The same of a deployment that is there: it stays on its engine, unless another is named.
@@ -169,3 +191,7 @@ class Catalog:
                 f"(sllm node --engines {engine}), or deploy with engine {specs.AUTO!r}"
             )
         return [self._nodes.by_id[key] for key in keys]
+
+
+def _on(spec: DeploymentSpec, engine: str) -> DeploymentSpec:
+    return dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, engine=engine))

@@ -177,7 +177,7 @@ class Launcher:
         stops = self._stops.get(start.instance.node_id)
         view = self._state.fleet.nodes.get(start.instance.node_id)
         # Where the weights fit beside those that end, the load goes ahead meanwhile.
-        if stops and view and not room.shortage(view.with_leaving, need.checkpoint, 0).none:
+        if stops and view and not room.shortage(view.with_leaving, need, 0).none:
             await asyncio.wait(list(stops.values()))
 
     async def _call(self, start: StartUnderWay) -> Ready:

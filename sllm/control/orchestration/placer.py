@@ -107,6 +107,7 @@ class Placer:
             state=InstanceState.STARTING,
             kv_bytes=start.kv_bytes,
             engine=deployment.spec.engine.engine,
+            private_bytes=self._state.needs[name].private_bytes,
         )
         log.info(
             "control.start",

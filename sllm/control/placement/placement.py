@@ -275,7 +275,7 @@ def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
     first = {one.instance_id for one in draining}
     busy = sorted(yielding(snapshot, demand, node), key=lambda one: _requests(snapshot, one))
     kv_bytes, candidates = room.kv_grant(node, demand.need), [*draining, *busy]
-    chosen = room.make(node, demand.need.checkpoint, kv_bytes, candidates)
+    chosen = room.make(node, demand.need, kv_bytes, candidates)
     if chosen is None:
         return None
     present = [snapshot.uses[key] for key in chosen if key in snapshot.uses]
@@ -332,5 +332,5 @@ def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
             return Candidate(node.node_id, best.estimate, best.victims)
         case MigrateThenStart() as best:
             return Candidate(node.node_id, best.estimate, best.victims, best.moves)
-    short = room.shortage(node, demand.need.checkpoint, room.kv_grant(node, demand.need))
+    short = room.shortage(node, demand.need, room.kv_grant(node, demand.need))
     return Candidate(node.node_id, _known(seconds), rejected=f"no room: {short.text}")

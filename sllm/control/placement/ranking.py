@@ -19,6 +19,7 @@ from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.specs import TRANSFORMERS, VLLM
 from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
+from sllm.control.placement.fitting import unfit
 from sllm.control.placement.start_estimate import approach, copy_on, start_seconds
 
 Numbers = npt.NDArray[np.float64]
@@ -91,11 +92,16 @@ class _Column(NamedTuple):
     capacity: float
     """For both together."""
     beside_in_empty: float
-    """Memory that one instance leaves on the empty node; see `room.beside`."""
+    """Memory that one instance without copies leaves on the empty node; see `room.beside`."""
+    copies_here: float
+    """1: its copies are in that memory. 0: they are on devices."""
     weights_free: float
     kv_free: float
     free: float
     beside: float
+    """Memory that an instance leaves of whose copies nothing is known."""
+    beside_plain: float
+    """The same of one that has none."""
     on_vllm: float
     """Seconds until the engine can be had there. Infinite: the node does not have it."""
     on_transformers: float
@@ -111,8 +117,10 @@ def _column(node: NodeView, typical: Typical) -> _Column:
         *attach,
         *room.capacity(node),
         room.beside_in_empty(node),
+        float(not node.facts.devices),
         *room.free(node),
-        room.beside(node),
+        room.beside(node, None),
+        room.beside(node, 0),
         node.engine_wait(VLLM),
         node.engine_wait(TRANSFORMERS),
     )
@@ -142,7 +150,9 @@ class Ranking:
         for node_id in snapshot.holders.get(need.checkpoint.key, ()):
             index, node = table.index[node_id], snapshot.nodes[node_id]
             near = _near(node, need, snapshot.typical)
-            self._seconds[index], self._to_cross[index], self._lacks_room[index] = near
+            self._large[index] = near.large
+            self._seconds[index], self._to_cross[index] = near.seconds, near.to_cross
+            self._lacks_room[index] = near.lacks_room
 
     @cached_property
     def node_ids(self) -> list[str]:
@@ -184,7 +194,8 @@ class Ranking:
 def _are_large(columns: Any, need: Need) -> Flags:
     size, least = need.checkpoint.size_bytes, need.least_kv_bytes
     fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
-    large: Flags = fits & (columns.kv_capacity >= least) & (columns.beside_in_empty >= 0)
+    copies = columns.copies_here * (need.private_bytes or 0)
+    large: Flags = fits & (columns.kv_capacity >= least) & (columns.beside_in_empty >= copies)
     large &= np.isfinite(_engine_wait(columns, need))
     return large
 
@@ -201,7 +212,15 @@ def _lack_room(columns: Any, need: Need) -> Flags:
     kv_bytes = np.minimum(need.kv_bytes, columns.kv_capacity)
     np.minimum(kv_bytes, columns.capacity - size, out=kv_bytes)
     lack: Flags = (columns.weights_free < size) | (columns.kv_free < kv_bytes)
-    lack |= (columns.free < size + kv_bytes) | (columns.beside < 0)
+    lack |= (columns.free < size + kv_bytes) | _lack_memory(columns, need)
+    return lack
+
+
+def _lack_memory(columns: Any, need: Need) -> Flags:
+    """Of nodes that run nothing of the checkpoint; see `NodeView.own_expected`."""
+    unknown = need.private_bytes is None
+    beside: Numbers = columns.beside if unknown else columns.beside_plain
+    lack: Flags = beside < columns.copies_here * (need.private_bytes or 0)
     return lack
 
 
@@ -222,20 +241,28 @@ def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     return seconds
 
 
-def _near(node: NodeView, need: Need, typical: Typical) -> tuple[float, int, bool]:
-    """Works a node out by itself: it holds some of the checkpoint, or has started it before.
+class _Near(NamedTuple):
+    """A node that holds some of a checkpoint, or has started it before."""
 
-    Returns:
-        Seconds, bytes still to cross links, and whether something has to end first.
-    """
-    known: tuple[Typical, tuple[float, int, bool]] | None = node.memo.get(need)
+    large: bool
+    """Enough, and has the engine."""
+    seconds: float
+    to_cross: int
+    """Bytes still to cross links."""
+    lacks_room: bool
+
+
+def _near(node: NodeView, need: Need, typical: Typical) -> _Near:
+    """Works a node out by itself."""
+    known: tuple[Typical, _Near] | None = node.memo.get(need)
     if known and known[0] is typical:
         return known[1]
     kv_bytes = room.kv_grant(node, need)
-    found = (
+    found = _Near(
+        unfit(node, need) is None,
         start_seconds(node, need, typical),
         _to_cross(node, need.checkpoint),
-        not room.shortage(node, need.checkpoint, kv_bytes).none,
+        not room.shortage(node, need, kv_bytes).none,
     )
     node.memo[need] = (typical, found)
     return found

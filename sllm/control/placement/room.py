@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sllm.control.cluster.instances import Instance
-from sllm.control.cluster.needs import Checkpoint, Need
-from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.needs import Need
+from sllm.control.cluster.nodes import Kind, NodeView
 from sllm.control.placement import device_room
 
 _UNBOUNDED: Final = 1 << 62
+_UNKNOWN: Final = Kind.of("", "")
 
 
 class Bounds(NamedTuple):
@@ -38,13 +39,19 @@ def too_small(node: NodeView, need: Need) -> str | None:
     least, budget = need.least_kv_bytes, min(bounds.kv, bounds.both - size)
     if least > budget:
         return f"{node.node_id}: KV cache of at least {least} bytes, budget of {budget}"
-    memory = node.facts.memory
-    if memory and beside_in_empty(node) < 0:
-        return (
-            f"{node.node_id}: {memory.instance_bytes} bytes of memory for an instance itself, "
-            f"{memory.capacity_bytes} beside pool and KV caches"
-        )
-    return None
+    if (memory := node.facts.memory) is None:
+        return None
+    own = node.own_alone(_kind(node, need), need.private_bytes)
+    if own <= memory.capacity_bytes:
+        return None
+    return (
+        f"{node.node_id}: {own} bytes of memory for an instance itself, {memory.capacity_bytes} "
+        "beside pool and KV caches"
+    )
+
+
+def _kind(node: NodeView, need: Need) -> Kind:
+    return Kind.of(node.key_here(need.checkpoint.key), need.engine)
 
 
 def free(node: NodeView) -> Bounds:
@@ -56,21 +63,25 @@ def free(node: NodeView) -> Bounds:
     return Bounds(most, max(min(one.kv_free, one.free) for one in found), most)
 
 
-def beside(node: NodeView) -> int:
-    """Bytes that an instance of which nothing is known leaves of the memory for instances.
+def beside(node: NodeView, private_bytes: int | None) -> int:
+    """Bytes that an instance of what the node has never run leaves of the memory for instances.
 
     Negative: there is no room for one, or the node takes no more.
+
+    Args:
+        node: on which.
+        private_bytes: for copies of its own. None: not known.
     """
     memory = node.facts.memory
     if memory is None:
         return _UNBOUNDED
     if memory.max_instances and len(node.present) >= memory.max_instances:
         return -1
-    return memory.capacity_bytes - node.own_held - node.own_expected("")
+    return memory.capacity_bytes - node.own_held - node.own_expected(_UNKNOWN, private_bytes)
 
 
 def beside_in_empty(node: NodeView) -> int:
-    """The same of the empty node, where an instance takes what is expected unmeasured."""
+    """The same of the empty node and an instance without copies."""
     memory = node.facts.memory
     return memory.capacity_bytes - memory.instance_bytes if memory else _UNBOUNDED
 
@@ -121,15 +132,15 @@ class Shortage:
 
 def shortage(
     node: NodeView,
-    checkpoint: Checkpoint,
+    need: Need,
     kv_bytes: int,
     stopped: frozenset[str] = frozenset(),
 ) -> Shortage:
-    """What an instance of `checkpoint` lacks on `node` once the instances `stopped` are gone.
+    """What an instance for `need` lacks on `node` once the instances `stopped` are gone.
 
     Unleased copies are no obstacle: the node evicts them as it needs their room.
     """
-    memory = _memory_shortage(node, checkpoint, stopped)
+    checkpoint, memory = need.checkpoint, _memory_shortage(node, need, stopped)
     if node.facts.devices:
         key = node.key_here(checkpoint.key)
         wanted = device_room.Wanted(key, checkpoint.size_bytes, kv_bytes)
@@ -150,15 +161,13 @@ class _MemoryShortage(NamedTuple):
     instances: int
 
 
-def _memory_shortage(
-    node: NodeView, checkpoint: Checkpoint, stopped: frozenset[str]
-) -> _MemoryShortage:
+def _memory_shortage(node: NodeView, need: Need, stopped: frozenset[str]) -> _MemoryShortage:
     memory = node.facts.memory
     if memory is None:
         return _MemoryShortage(0, 0)
     ending = [one for one in node.present if one.instance_id in stopped]
     staying = node.own_held - sum(map(node.own_bytes, ending))
-    needed = node.own_expected(node.key_here(checkpoint.key))
+    needed = node.own_expected(_kind(node, need), need.private_bytes)
     count = len(node.present) - len(ending) + 1
     return _MemoryShortage(
         own_bytes=staying + needed - memory.capacity_bytes,
@@ -168,7 +177,7 @@ def _memory_shortage(
 
 def make(
     node: NodeView,
-    checkpoint: Checkpoint,
+    need: Need,
     kv_bytes: int,
     instances: Sequence[Instance],
     gone: frozenset[str] = frozenset(),
@@ -178,11 +187,11 @@ def make(
     `gone` are on their way out anyhow. None: not even all of them would do.
     """
     chosen = [one.instance_id for one in instances]
-    if not shortage(node, checkpoint, kv_bytes, gone.union(chosen)).none:
+    if not shortage(node, need, kv_bytes, gone.union(chosen)).none:
         return None
     # All of them would do. Each is spared if the others do, the last first: none ends in vain.
     for spared in reversed(instances):
         fewer = [key for key in chosen if key != spared.instance_id]
-        if shortage(node, checkpoint, kv_bytes, gone.union(fewer)).none:
+        if shortage(node, need, kv_bytes, gone.union(fewer)).none:
             chosen = fewer
     return tuple(chosen)

@@ -33,11 +33,11 @@ def idle_victims(
     """
     need = demand.need
     kv_bytes = room.kv_grant(node, need)
-    if room.shortage(node, need.checkpoint, kv_bytes, gone).none:
+    if room.shortage(node, need, kv_bytes, gone).none:
         return ()
     idle = [one for one in yielding(snapshot, demand, node) if not is_busy(snapshot, one)]
     idle.sort(key=lambda one: missed(snapshot, node, one))
-    return room.make(node, need.checkpoint, kv_bytes, idle, gone)
+    return room.make(node, need, kv_bytes, idle, gone)
 
 
 def yielding(snapshot: Snapshot, demand: Demand, node: NodeView) -> list[Instance]:

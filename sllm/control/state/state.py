@@ -134,6 +134,8 @@ class State:
     def learn_model(self, name: str, model: ModelInfo) -> bool:
         """Takes in what a node has found out; says whether it is new."""
         known = self.deployments.get(name)
+        if known and model.private_bytes is None:  # as of a start, which takes no estimate
+            model = model.with_private_of(known.model)
         if known is None or not model.digest or known.model == model:
             return False
         if known.model.identity not in ("", model.identity):

@@ -75,6 +75,14 @@ def model_info(info: pb.ModelInfo) -> specs.ModelInfo:
         kv_bytes_per_token=info.kv_bytes_per_token,
         digest=info.digest,
         identity=info.identity,
+        private_bytes=(
+            bounds.count(info.private_bytes, "private_bytes")
+            if info.HasField("private_bytes")
+            else None
+        ),
+        private_bytes_per_request=bounds.count(
+            info.private_bytes_per_request, "private_bytes_per_request"
+        ),
     )
 
 
@@ -86,6 +94,8 @@ def _model_message(info: specs.ModelInfo) -> pb.ModelInfo:
         kv_bytes_per_token=info.kv_bytes_per_token,
         digest=info.digest,
         identity=info.identity,
+        private_bytes=info.private_bytes,
+        private_bytes_per_request=info.private_bytes_per_request,
     )
 
 

@@ -158,6 +158,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         identity=one.identity,
         own_bytes=_bytes(one.own_bytes),
         engine=one.engine,
+        private_bytes=_bytes(one.private_bytes) if one.HasField("private_bytes") else None,
     )
 
 
@@ -277,4 +278,5 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         identity=one.identity,
         own_bytes=one.own_bytes,
         engine=one.engine,
+        private_bytes=one.private_bytes,
     )

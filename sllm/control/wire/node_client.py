@@ -269,6 +269,7 @@ def _start_request(deployment: Deployment, one: Instance) -> pb.StartInstanceReq
         engine=deployments.engine_message(deployment.spec.engine),
         kv_bytes=one.kv_bytes,
         identity=deployment.model.identity,
+        private_bytes=one.private_bytes,
     )
 
 

@@ -39,6 +39,11 @@ def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
         engine=engine_spec(request.engine),
         kv_bytes=bounds.count(request.kv_bytes, "kv_bytes"),
         identity=request.identity,
+        private_bytes=(
+            bounds.count(request.private_bytes, "private_bytes")
+            if request.HasField("private_bytes")
+            else None
+        ),
     )
 
 
@@ -117,6 +122,8 @@ def model_info(model: ModelInfo) -> pb.ModelInfo:
         kv_bytes_per_token=model.kv_bytes_per_token,
         digest=model.digest,
         identity=model.identity,
+        private_bytes=model.private.bytes if model.private else None,
+        private_bytes_per_request=model.private.bytes_per_request if model.private else 0,
     )
 
 
@@ -136,6 +143,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         identity=instance.identity,
         own_bytes=instance.memory.bytes,
         engine=instance.spec.engine.engine,
+        private_bytes=instance.spec.private_bytes,
     )
     message.started_at.FromDatetime(instance.started_at)
     return message

@@ -8,6 +8,7 @@ second worker is forked; here the zygote's pages count once, as the node's own. 
 
 import asyncio
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ import structlog
 from sllm import errors, own_memory
 from sllm.clock import Clock
 from sllm.config import format_bytes
+from sllm.own_memory import Taken
 
 log = structlog.get_logger()
 
@@ -75,15 +77,6 @@ class OwnMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What one instance takes."""
-
-    deployment: str
-    own_bytes: int
-    """0: not yet measured."""
-
-
-@dataclass(frozen=True, slots=True)
 class NodeMemory:
     """The memory of a node at one moment, and what its instances take of it for themselves."""
 
@@ -92,25 +85,28 @@ class NodeMemory:
     capacity_bytes: int
     """What instances may take together for themselves."""
     instance_bytes: int
-    """What is expected of one where none has been measured."""
+    """What is expected of one beside copies of its own, where none has been measured."""
     taken: tuple[Taken, ...] = ()
     """By those that are there."""
 
     @property
     def used_bytes(self) -> int:
         """What the instances take, as measured or expected."""
-        return sum(one.own_bytes or self.expected(one.deployment) for one in self.taken)
-
-    def expected(self, deployment: str) -> int:
-        """What one more instance of a deployment is taken to take."""
-        return own_memory.expected(
-            (one.own_bytes for one in self.taken if one.deployment == deployment),
-            (one.own_bytes for one in self.taken),
-            self.instance_bytes,
+        return sum(
+            one.own_bytes or self.expected(one.kind, one.private_bytes) for one in self.taken
         )
 
-    def check_room(self, deployment: str) -> None:
+    def expected(self, kind: Hashable, private_bytes: int | None) -> int:
+        """What one more instance is taken to take; see `own_memory.expected`."""
+        return own_memory.expected(kind, private_bytes, self.taken, self.instance_bytes)
+
+    def check_room(self, deployment: str, kind: Hashable, private_bytes: int | None) -> None:
         """Whether one more instance may start.
+
+        Args:
+            deployment: What it is of.
+            kind: As in `Taken`.
+            private_bytes: The same.
 
         Raises:
             errors.NoCapacity: With the numbers.
@@ -120,7 +116,8 @@ class NodeMemory:
                 f"this node runs {len(self.taken)} instances, and {MAX_INSTANCES} at most; add a "
                 "node, or lower min_replicas"
             )
-        needed, free = self.expected(deployment), self.capacity_bytes - self.used_bytes
+        needed = self.expected(kind, private_bytes)
+        free = self.capacity_bytes - self.used_bytes
         if needed > free:
             raise errors.NoCapacity(
                 f"{deployment} takes about {format_bytes(needed)} of memory for an instance, "

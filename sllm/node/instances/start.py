@@ -48,6 +48,13 @@ class InstanceSpec:
     """Share of the node's KV budget."""
     identity: str = ""
     """What the source must be. Empty: whatever it is."""
+    private_bytes: int | None = None
+    """Memory that it is expected to take for copies of its own. None: not known."""
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """The same for instances of one checkpoint on one engine."""
+        return self.identity or self.source, self.engine.dtype or "", self.engine.engine
 
 
 def check_same(known: InstanceSpec, asked: InstanceSpec) -> None:

@@ -226,11 +226,13 @@ class TierStore:
         found.check(identity)
         held = self._find(found.record)
         if held is not None and await self._removal.is_there(held):
-            size = _tensor_bytes(held.manifest.tensors)
-            return Found(held.directory, size, held.manifest.digest, found.record)
+            manifest = held.manifest
+            size = _tensor_bytes(manifest.tensors)
+            digest = manifest.digest
+            return Found(held.directory, size, digest, found.record, manifest.tensors)
         files = await self._sources.files(found)
         plan = await self._threads.run(lambda: plan_import(files, dtype))
-        return Found(files.directory, plan.tensor_bytes, None, found.record)
+        return Found(files.directory, plan.tensor_bytes, None, found.record, plan.tensors)
 
     def _find(self, record: SourceRecord) -> Checkpoint | None:
         dram = self._dram.find(record)

@@ -6,6 +6,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
 
+from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
 
@@ -102,3 +103,5 @@ class Found:
     """None: it was not imported yet."""
     record: SourceRecord
     """The source as it was found."""
+    tensors: tuple[TensorEntry, ...] = ()
+    """As they are served."""

@@ -18,6 +18,8 @@ class ModelDescription:
     kv_bytes_per_token: int
     dtype: str
     """Name of the torch dtype in which the model is served."""
+    vocabulary: int = 0
+    """Tokens that the model knows. 0: not told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,22 @@ def test_a_revision_is_what_its_source_is_now() -> None:
     assert revise(present, present.spec, unknown) == present
 
 
+def test_a_revision_knows_of_the_copies_of_its_own_engine() -> None:
+    present = deployment(identity="a", private_bytes=5, private_bytes_per_request=1)
+    other = replace(present.spec, engine=EngineConfig(engine="vllm"))
+    found = replace(present.model, private_bytes=70, private_bytes_per_request=2)
+    assert revise(present, other, found).model == found
+    unknown = found.without_private
+    assert revise(present, present.spec, unknown).model == present.model
+    assert revise(present, other, unknown).model == unknown
+
+
+def test_copies_grow_with_the_requests_at_once() -> None:
+    model = deployment(private_bytes=5, private_bytes_per_request=2).model
+    assert model.private_bytes_for(64) == 133
+    assert model.without_private.private_bytes_for(64) is None
+
+
 def test_a_revision_is_of_the_same_checkpoint() -> None:
     present = deployment()
     with pytest.raises(errors.DeploymentExists):

@@ -3,6 +3,7 @@
 import pytest
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
+from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
 from tests.control.clusters import Cluster
@@ -112,3 +113,24 @@ async def test_requests_hear_that_the_engine_is_nowhere(cluster: Cluster) -> Non
     await cluster.lose_node("n2")
     with pytest.raises(errors.NoNodes, match="none that is connected has vllm"):
         await cluster.caller.complete()
+
+
+async def test_what_fits_no_node_on_one_engine_may_fit_on_another(cluster: Cluster) -> None:
+    """An engine that copies weights needs more memory than one that does not."""
+    node = await with_engines(cluster, "n1", "vllm", "transformers")
+    node.memory = pb.NodeMemory(capacity_bytes=100, instance_bytes=64)
+    node.script.model.private_bytes = 37
+    node.send_delta()
+
+    async def told() -> bool:
+        return (await cluster.caller.node("n1")).HasField("memory")
+
+    await assert_eventually(told)
+    with pytest.raises(errors.ModelTooLarge, match="101 bytes of memory"):
+        await cluster.caller.deploy(engine="vllm")
+    assert (await cluster.caller.deploy()).engine.engine == "transformers"
+    node.script.model.private_bytes = 36
+    assert (await cluster.caller.deploy(name="small")).engine.engine == "vllm"
+    node.refusing, node.script.model.private_bytes = "transformers", 37
+    with pytest.raises(errors.ModelTooLarge, match="101 bytes of memory"):
+        await cluster.caller.deploy(name="other")

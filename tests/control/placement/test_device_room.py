@@ -39,8 +39,8 @@ def node(*devices: Device, instances: tuple[Instance, ...] = (), **planned: Plan
 
 def lacking(on: NodeView, size: int, kv: int, *stopped: str, digest: str = "new") -> int:
     """MiB that a start lacks."""
-    checkpoint = need(digest=digest, size=size * MIB).checkpoint
-    found = room.shortage(on, checkpoint, kv * MIB, frozenset(stopped))
+    wanted = need(digest=digest, size=size * MIB)
+    found = room.shortage(on, wanted, kv * MIB, frozenset(stopped))
     assert found.none == (found.device_bytes <= 0)
     return max(0, found.device_bytes) // MIB
 
@@ -50,7 +50,7 @@ def test_what_all_devices_have_together_is_of_no_use() -> None:
     assert lacking(half_full, 40, 5) == 0
     assert lacking(half_full, 44, 5) == 4
     assert "4194304 bytes short for weights and KV cache on any one device" in (
-        room.shortage(half_full, need(size=44 * MIB).checkpoint, 5 * MIB).text
+        room.shortage(half_full, need(size=44 * MIB), 5 * MIB).text
     )
 
 

@@ -383,7 +383,7 @@ def test_a_start_never_exceeds_a_budget_nor_ends_what_is_busy_or_kept(
     if not isinstance(action, Start):
         return
     node = cluster.nodes[action.node_id]
-    left = room.shortage(node, wanted.checkpoint, action.kv_bytes, frozenset(action.victims))
+    left = room.shortage(node, wanted, action.kv_bytes, frozenset(action.victims))
     assert left.none
     assert action.kv_bytes >= wanted.least_kv_bytes
     for victim in action.victims:
@@ -402,7 +402,7 @@ def test_a_drain_makes_room_and_spares_what_is_kept(cluster: Snapshot, wanted: N
     draining = {one.instance_id for one in node.present if one.state is InstanceState.DRAINING}
     kv_bytes = min(wanted.kv_bytes, node.facts.kv_capacity)
     gone = frozenset(action.drain) | draining
-    assert room.shortage(node, wanted.checkpoint, kv_bytes, gone).none
+    assert room.shortage(node, wanted, kv_bytes, gone).none
     assert not set(action.drain) & cluster.protected
 
 

@@ -127,7 +127,7 @@ def _fits(node: NodeView, model: Need, gone: Sequence[Instance] = ()) -> bool:
     kv_bytes = min(model.kv_bytes, node.facts.kv_capacity)
     large = kv_bytes >= model.least_kv_bytes
     large = large and model.checkpoint.size_bytes <= node.weights_capacity
-    return large and room.shortage(node, model.checkpoint, kv_bytes, _ids(gone)).none
+    return large and room.shortage(node, model, kv_bytes, _ids(gone)).none
 
 
 def _others(cluster: Snapshot, node: NodeView, model: Need, *, idle: bool) -> list[Instance]:
@@ -257,13 +257,13 @@ def test_whatever_is_decided_has_room_and_takes_it_from_nobody(
     moves = action.moves if isinstance(action, MigrateThenStart) else ()
     node = cluster.nodes[action.node_id]
     gone = frozenset(action.victims) | {move.instance_id for move in moves}
-    assert room.shortage(node, demand.need.checkpoint, action.kv_bytes, gone).none
+    assert room.shortage(node, demand.need, action.kv_bytes, gone).none
     assert len({action.node_id, *(move.to_node for move in moves)}) == len(moves) + 1
     for move in moves:
         other = cluster.needs[move.deployment]
         if move.into is None:
             there, gone_there = cluster.nodes[move.to_node], frozenset(move.victims)
-            assert room.shortage(there, other.checkpoint, move.kv_bytes, gone_there).none
+            assert room.shortage(there, other, move.kv_bytes, gone_there).none
     for victim in chain(action.victims, *(move.victims for move in moves)):
         assert cluster.uses[victim].in_flight == 0
         assert victim not in cluster.protected

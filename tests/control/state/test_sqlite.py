@@ -1,7 +1,9 @@
 """The store: what was answered is there after a restart, and a repeated call changes nothing."""
 
+import json
 import os
 import signal
+import sqlite3
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +96,24 @@ def test_what_becomes_known_of_a_model_is_kept(path: Path) -> None:
     assert [one.model for one in store.deployments()] == [model]
     store.delete("one", UNASKED, 1.0)
     assert store.deployments() == []
+    store.close()
+
+
+def test_rows_of_earlier_versions_say_nothing_of_copies(path: Path) -> None:
+    store = SqliteStore(path)
+    known = deployment("one", private_bytes=7, private_bytes_per_request=3)
+    store.put(known, call(""), b"", 1.0)
+    assert store.deployments() == [known]
+    store.close()
+    with sqlite3.connect(path) as rows:
+        (model,) = rows.execute("SELECT model FROM deployments").fetchone()
+        fields = json.loads(model)
+        earlier = {name: fields[name] for name in fields if not name.startswith("private_")}
+        assert len(earlier) == len(fields) - 2
+        rows.execute("UPDATE deployments SET model = ?", (json.dumps(earlier),))
+    rows.close()
+    store = SqliteStore(path)
+    assert [one.model for one in store.deployments()] == [known.model.without_private]
     store.close()
 
 

@@ -33,6 +33,19 @@ def test_watchers_of_a_deployment_are_told_when_its_checkpoint_comes_grows_or_go
     assert changed.is_set() is told
 
 
+def test_what_a_start_tells_leaves_what_is_known_of_copies() -> None:
+    state = State()
+    state.set_deployment(deployment("tiny", private_bytes=7, private_bytes_per_request=2))
+    of_a_start = deployment("tiny", digest="d").model
+    assert state.learn_model("tiny", of_a_start)
+    assert (
+        state.deployments["tiny"].model
+        == deployment("tiny", digest="d", private_bytes=7, private_bytes_per_request=2).model
+    )
+    assert state.needs["tiny"].private_bytes == 7 + 64 * 2
+    assert not state.learn_model("tiny", of_a_start)
+
+
 def test_a_node_that_holds_what_it_held_tells_nothing() -> None:
     state = State()
     state.set_deployment(deployment("tiny", digest="own"))

@@ -41,7 +41,9 @@ ENGINES = st.builds(
 )
 SCALINGS = st.builds(ScalingPolicy, COUNTS, COUNTS, DURATIONS, st.none() | COUNTS)
 SPECS = st.builds(DeploymentSpec, NAMES, NAMES.map("file:///{}".format), ENGINES, SCALINGS)
-MODELS = st.builds(ModelInfo, NAMES, COUNTS, COUNTS, COUNTS, NAMES)
+MODELS = st.builds(
+    ModelInfo, NAMES, COUNTS, COUNTS, COUNTS, NAMES, NAMES, st.none() | COUNTS, COUNTS
+)
 LOADINGS = st.builds(
     Loading,
     st.sampled_from(LoadPhase),

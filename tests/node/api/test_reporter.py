@@ -21,10 +21,11 @@ from sllm.node.api.reporter import Reporter
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.instances.init_times import InitTime, InitTimes
-from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory, Taken
+from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
 from sllm.node.instances.zygotes import EngineState
 from sllm.node.store.holds import Hold
 from sllm.node.tiers.types import Copy, Tier
+from sllm.own_memory import Taken
 from tests.support import assert_eventually
 
 

@@ -30,7 +30,7 @@ from sllm.node.worker.messages import (
 )
 from sllm.process import die_with_parent
 
-MODEL = ModelDescription("Pretended", 1, 1, "float32")
+MODEL = ModelDescription("Pretended", 1, 1, "float32", vocabulary=100)
 SLOW_SECONDS = 1.0
 
 

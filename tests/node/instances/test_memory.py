@@ -17,9 +17,9 @@ from sllm.node.instances.memory import (
     MAX_INSTANCES,
     NodeMemory,
     OwnMemory,
-    Taken,
     private_bytes,
 )
+from sllm.own_memory import Taken
 from tests.processes import started
 from tests.support import assert_eventually
 
@@ -129,31 +129,46 @@ def test_an_instance_beyond_what_the_memory_holds_is_refused_with_the_numbers() 
     memory = NodeMemory(GIB, 500 * MIB, 64 * MIB, taken)
     assert memory.used_bytes == 490 * MIB
     with pytest.raises(NoCapacity, match=r"moe takes about 430\.0 MiB .* 10\.0 MiB of 500\.0 MiB"):
-        memory.check_room("moe")
+        memory.check_room("moe", "moe", None)
     with pytest.raises(NoCapacity, match=r"new takes about 230\.0 MiB"):
-        memory.check_room("new")
+        memory.check_room("new", "new", None)
 
 
 def test_instances_of_a_node_have_a_bound_of_their_own() -> None:
     taken = (Taken("small", 1),) * MAX_INSTANCES
-    NodeMemory(1 << 50, 1 << 50, 1, taken[1:]).check_room("small")
+    NodeMemory(1 << 50, 1 << 50, 1, taken[1:]).check_room("small", "small", None)
     with pytest.raises(NoCapacity, match=f"{MAX_INSTANCES} at most"):
-        NodeMemory(1 << 50, 1 << 50, 1, taken).check_room("small")
+        NodeMemory(1 << 50, 1 << 50, 1, taken).check_room("small", "small", None)
+
+
+def test_two_first_starts_have_room_for_the_copies_of_both_or_the_second_is_refused() -> None:
+    starting = (Taken("a", 0, 400 * MIB),)
+    memory = NodeMemory(GIB, 500 * MIB, 64 * MIB, starting)
+    assert memory.used_bytes == 464 * MIB
+    with pytest.raises(NoCapacity, match=r"b takes about 364\.0 MiB .* 36\.0 MiB of 500\.0 MiB"):
+        memory.check_room("b", "b", 300 * MIB)
+    memory = NodeMemory(GIB, 828 * MIB, 64 * MIB, starting)
+    memory.check_room("b", "b", 300 * MIB)
 
 
 @given(
     st.integers(0, 2000),
-    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0, 30, 400])), max_size=30),
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.sampled_from([0, 30, 400]), st.sampled_from([None, 0, 350])
+        ),
+        max_size=30,
+    ),
 )
 def test_what_is_let_in_is_never_more_than_there_is(
-    capacity: int, wanted: list[tuple[str, int]]
+    capacity: int, wanted: list[tuple[str, int, int | None]]
 ) -> None:
     taken: tuple[Taken, ...] = ()
-    for deployment, own in wanted:
+    for deployment, own, private in wanted:
         memory = NodeMemory(4000, capacity, 64, taken)
         try:
-            memory.check_room(deployment)
+            memory.check_room(deployment, deployment, private)
         except NoCapacity:
             continue
-        assert memory.used_bytes + memory.expected(deployment) <= capacity
-        taken = (*taken, Taken(deployment, own))
+        assert memory.used_bytes + memory.expected(deployment, private) <= capacity
+        taken = (*taken, Taken(deployment, own, private))

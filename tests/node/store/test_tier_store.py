@@ -107,6 +107,7 @@ async def test_a_source_can_be_inspected_before_and_after_its_import(bench: Benc
     after = await bench.store.inspect(bench.model(0), "float16")
     assert (after.directory, after.digest) == (lease.directory, lease.digest)
     assert after.size_bytes == before.size_bytes == sum(t.size for t in lease.manifest.tensors)
+    assert before.tensors == after.tensors == lease.manifest.tensors
 
 
 async def test_links_start_measured_and_follow_what_is_observed(bench: Bench) -> None:

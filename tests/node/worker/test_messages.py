@@ -27,7 +27,7 @@ from sllm.node.worker.messages import (
         Describe(2, "/models/m", None, ["0123456789abcdef"]),
         Described(
             2,
-            ModelDescription("LlamaForCausalLM", 512, 1536, "float32"),
+            ModelDescription("LlamaForCausalLM", 512, 1536, "float32", 1024),
             "0123456789abcdef",
             "model.layers.9.w",
         ),

@@ -101,6 +101,7 @@ def describe_config(config: Any, dtype: str | None) -> ModelDescription:
             context_tokens=context_tokens(config),
             kv_bytes_per_token=kv_bytes_per_token(config, resolved),
             dtype=str(resolved).removeprefix("torch."),
+            vocabulary=int(config.get_text_config().vocab_size),
         )
 
 
