@@ -125,6 +125,23 @@ async def test_they_go_on_when_their_worker_is_killed(
     await asyncio.to_thread(pair.wait_for_instances, 2, "moving")
 
 
+async def test_they_are_read_on_when_the_control_plane_is_killed(
+    client: sllm.AsyncClient, pair: Cluster
+) -> None:
+    expected = [await ask(client, number).result() for number in range(4)]
+    before = {one.instance_id: one.worker_pid for one in await client.instances()}
+    streams = [ask(client, number) for number in range(4)]
+    for stream in streams:
+        await read_to(stream, 20)
+    await asyncio.to_thread(pair.control.kill)
+    await asyncio.to_thread(pair.control.restart)
+    same([await stream.result() for stream in streams], expected)
+    await asyncio.to_thread(pair.wait_for_nodes, 2)
+    await asyncio.to_thread(pair.wait_for_instances, 2, "moving")
+    after = {one.instance_id: one.worker_pid for one in await client.instances()}
+    assert after == before, "they were not adopted"
+
+
 async def test_a_caller_that_leaves_meanwhile(client: sllm.AsyncClient, pair: Cluster) -> None:
     stream = ask(client, 0, max_tokens=400)
     await read_to(stream, 5)

@@ -10,8 +10,8 @@ differs (how soon it is told, and that the silent come back) is seen at the step
 What the turns leave out and what is special is in `OTHERS`. Callers who go on are never told of an
 error: there is always a node left here.
 
-All of it is on one engine, the one that is deployed by default: what the parties tell one another is
-the same on each.
+All of it is on one engine, the one that is deployed by default: what the parties tell one another
+is the same on each.
 """
 
 import asyncio
