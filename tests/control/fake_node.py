@@ -152,6 +152,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
             kv_bytes=request.kv_bytes,
             worker_pid=1,
             engine=request.engine.engine,
+            config=request.engine,
         )
         self.instances[request.instance_id] = instance
         self.set_state(instance, pb.INSTANCE_STATE_STARTING)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sllm.control.cluster.specs import EngineConfig
+
 
 class InstanceState(IntEnum):
     """Where an instance is in its life, which only goes forward."""
@@ -40,6 +42,8 @@ class Instance:
     """Memory that it takes for itself, as measured last. 0: not yet measured."""
     engine: str = ""
     """That it runs on. Empty: not known."""
+    config: EngineConfig | None = None
+    """What it was started with. None: not known."""
 
     def serves(self, identity: str) -> bool:
         """Whether it may serve what has this identity: unknown ones are taken for the same."""

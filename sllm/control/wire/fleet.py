@@ -13,7 +13,7 @@ from sllm.control.cluster.nodes import Device, NodeFacts, NodeMemory, NodeView
 from sllm.control.cluster.specs import TRANSFORMERS
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
 from sllm.control.types.reports import Delta, Full, Report
-from sllm.control.wire import common
+from sllm.control.wire import common, deployments
 
 # --- what nodes report ------------------------------------------------------------------------
 
@@ -158,6 +158,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         identity=one.identity,
         own_bytes=_bytes(one.own_bytes),
         engine=one.engine,
+        config=deployments.engine_config(one.config) if one.HasField("config") else None,
     )
 
 
@@ -277,4 +278,5 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         identity=one.identity,
         own_bytes=one.own_bytes,
         engine=one.engine,
+        config=deployments.engine_message(one.config) if one.config else None,
     )
