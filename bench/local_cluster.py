@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,15 @@ from pathlib import Path
 import psutil
 
 import sllm
+from sllm.node.worker.backends import names
 
 MIB = 1024**2
 GIB = 1024**3
 START_SECONDS = 60.0
+ENGINES_SECONDS = 600.0
+"""Time that nodes have to import their engines."""
+DEFAULT_ENGINE = names.installed()[0]
+"""What nodes here prefer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,22 @@ class LocalCluster:
     def node_address(self) -> str:
         """host:port of the first node's agent."""
         return self.client.nodes()[0].address
+
+    def wait_for_engines(self, nodes: int) -> None:
+        """Returns once so many nodes can start workers without importing anything first.
+
+        Raises:
+            TimeoutError: They cannot within minutes.
+        """
+        until = time.monotonic() + ENGINES_SECONDS
+        while not self._ready(nodes):
+            if time.monotonic() > until:
+                raise TimeoutError("a node's engines did not get ready; see up.log")
+            time.sleep(0.2)
+
+    def _ready(self, count: int) -> bool:
+        nodes = self.client.nodes()
+        return len(nodes) == count and all(one.ready for node in nodes for one in node.engines)
 
     def digests_in_dram(self) -> list[str]:
         """The checkpoints that the first node's pool holds."""

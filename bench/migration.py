@@ -29,12 +29,13 @@ import typer
 from make_models import make_model
 
 import sllm
-from bench.local_cluster import GIB, LocalCluster, local_cluster
+from bench.local_cluster import DEFAULT_ENGINE, GIB, LocalCluster, local_cluster
 from bench.moving.cases import MOST, Bench, Case, percentile_99
 from bench.report import print_table, spread, write_figures
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 READY_SECONDS = 300.0
+NODES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Plan:
     counts: tuple[int, ...]
     """Requests that move together."""
     rounds: int
+    engine: str
 
 
 def _share_cores(cluster: LocalCluster) -> None:
@@ -74,6 +76,7 @@ async def _run(address: str, plan: Plan) -> tuple[list[Case], sllm.Deployment]:
         await client.deploy(
             "moving",
             f"file://{plan.source}",
+            engine=plan.engine,
             min_replicas=1,
             kv_cache_tokens=(max(plan.lengths) + MOST) * max(plan.counts),
         )
@@ -150,6 +153,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Times that every case is measured.")] = 1,
     demo: Annotated[bool, typer.Option(help="Measure the demo's model.")] = True,
     half_b: Annotated[bool, typer.Option(help="Measure the 0.5B shape as well.")] = True,
+    engine: Annotated[str, typer.Option(help="vllm or transformers.")] = DEFAULT_ENGINE,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Measures the demo model and one of the 0.5B shape."""
@@ -159,17 +163,21 @@ def main(
         plans: dict[str, Plan] = {}
         if demo:
             source = _stretched(EXAMPLES / "tiny-llama", directory / "demo")
-            plans[""] = Plan("demo", source, (64, 256, 1024, 2048), (1, 4, 16), rounds)
+            plans[""] = Plan("demo", source, (64, 256, 1024, 2048), (1, 4, 16), rounds, engine)
         if half_b:
             source = make_model("qwen2-0.5b", directory / "half-b", dtype="float32")
-            plans["_half_b"] = Plan("0.5B", source, (64, 256, 512), (1, 4), max(1, rounds // 2))
+            half = max(1, rounds // 2)
+            plans["_half_b"] = Plan("0.5B", source, (64, 256, 512), (1, 4), half, engine)
         for key, plan in plans.items():
             where = directory / f"cluster-{plan.name}"
             where.mkdir()
-            with local_cluster(where, dram_bytes=3 * GIB, kv_bytes=2 * GIB, nodes=2) as cluster:
+            with local_cluster(
+                where, dram_bytes=3 * GIB, kv_bytes=2 * GIB, nodes=NODES, engines=engine
+            ) as cluster:
+                cluster.wait_for_engines(NODES)
                 _share_cores(cluster)
                 cases, deployed = asyncio.run(_run(cluster.address, plan))
-            _print(plan.name, cases, deployed.model.kv_bytes_per_token)
+            _print(f"{plan.name} on {engine}", cases, deployed.model.kv_bytes_per_token)
             _print_bounds(plan.name, cases)
             figures["tokens_lost"] += sum(case.lost for case in cases)
             figures["tokens_twice"] += sum(case.twice for case in cases)

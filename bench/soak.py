@@ -22,7 +22,7 @@ import psutil
 import typer
 
 import sllm
-from bench.local_cluster import MIB, LocalCluster, local_cluster
+from bench.local_cluster import DEFAULT_ENGINE, MIB, LocalCluster, local_cluster
 from bench.report import print_table, write_figures
 from sllm import errors
 
@@ -179,17 +179,20 @@ def main(
     minutes: Annotated[float, typer.Option(help="How long the load lasts.")] = 3.0,
     callers: Annotated[int, typer.Option(help="Requests at once.")] = 6,
     seed: Annotated[int, typer.Option(help="Decides the blows and their order.")] = 1,
+    engine: Annotated[str, typer.Option(help="vllm or transformers.")] = DEFAULT_ENGINE,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Runs the load and prints what has come of it; fails if anything came wrong, or was left."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         local_cluster(
-            Path(scratch), dram_bytes=512 * MIB, kv_bytes=256 * MIB, nodes=NODES
+            Path(scratch), dram_bytes=512 * MIB, kv_bytes=256 * MIB, nodes=NODES, engines=engine
         ) as cluster,
     ):
+        cluster.wait_for_engines(NODES)
         tally = asyncio.run(_soak(cluster, callers, minutes * 60, seed))
-    _print(tally, f"{minutes:g} minutes, {callers} callers, {NODES} nodes, seed {seed}")
+    title = f"{minutes:g} minutes, {callers} callers, {NODES} nodes, {engine}, seed {seed}"
+    _print(tally, title)
     figures = {"whole": tally.whole, "tokens_lost": tally.lost, "tokens_twice": tally.twice}
     write_figures(json, {**figures, "errors": tally.errors.total(), "moves": tally.moved})
     raise typer.Exit(0 if tally.clean else 1)

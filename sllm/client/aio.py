@@ -73,6 +73,9 @@ class AsyncClient(Operator):
     ) -> Deployment:
         """Creates a deployment, or changes the policy of the one with this name and source.
 
+        Instances that run on another engine or with another context are replaced as new ones get
+        ready, and end with the requests that they have.
+
         Args:
             name: 1-63 of [a-z0-9._-], beginning with a letter or digit.
             source: a URL such as file:///models/tiny, or a path on the nodes.

@@ -29,6 +29,7 @@ from sllm.control.orchestration.orchestrator import Orchestrator
 from sllm.control.orchestration.outcomes import Outcomes
 from sllm.control.orchestration.placer import Placer
 from sllm.control.orchestration.residency import Residency
+from sllm.control.orchestration.roll_over import RollOver
 from sllm.control.orchestration.scheduler import Scheduler
 from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
@@ -98,7 +99,9 @@ class ControlPlane:
         outcomes = Outcomes(state, residency, clock)
         self._launcher = launcher = Launcher(state, nodes, outcomes, agenda, clock, config)
         placer = Placer(state, launcher, residency, agenda, clock, config)
-        scaler = Scaler(state, clock, launcher.dismiss, agenda.later)
+        scaler = Scaler(
+            state, clock, launcher.dismiss, launcher.retire, agenda.later, config.lease_seconds
+        )
 
         dispatcher = Dispatcher(state, nodes, launcher, agenda, clock)
         wait_estimates = WaitEstimates(state, placer, clock)
@@ -108,6 +111,7 @@ class ControlPlane:
 
         scheduler = Scheduler(state, placer, residency, self._evacuation, agenda, clock, config)
         adoption = Adoption(state, launcher, agenda, clock, config)
+        roll_over = RollOver(state, launcher)
         self._orchestrator = Orchestrator(
             state,
             agenda,
@@ -117,6 +121,7 @@ class ControlPlane:
             scheduler,
             self._evacuation,
             adoption,
+            roll_over,
             clock,
         )
 

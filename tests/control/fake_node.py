@@ -158,6 +158,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
             worker_pid=1,
             engine=request.engine.engine,
             private_bytes=request.private_bytes if request.HasField("private_bytes") else None,
+            config=request.engine,
         )
         self.instances[request.instance_id] = instance
         self.set_state(instance, pb.INSTANCE_STATE_STARTING)

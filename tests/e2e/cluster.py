@@ -28,6 +28,7 @@ class Part:
         self._arguments = arguments
         self._log = directory / f"{name}.log"
         self._listen = "127.0.0.1:0"
+        self._began_at = 0
         self.address = ""
         """host:port, once it is up."""
         self.process = self._spawn()
@@ -38,7 +39,11 @@ class Part:
 
     def wait_for_zygotes(self, count: int = 1) -> None:
         """Returns once a node's starts take no longer than they will: it imports a lot at first."""
-        wait_until(lambda: self.log_text().count("zygote.ready") >= count, ZYGOTE_TIMEOUT)
+
+        def ready() -> bool:
+            return self.log_text()[self._began_at :].count("zygote.ready") >= count
+
+        wait_until(ready, ZYGOTE_TIMEOUT)
 
     def _spawn(self) -> subprocess.Popen[str]:
         command = [
@@ -50,6 +55,7 @@ class Part:
             self._listen,
         ]
         with self._log.open("a") as log:
+            self._began_at = len(self.log_text())
             return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def _read_address(self) -> str:

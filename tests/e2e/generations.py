@@ -1,9 +1,12 @@
 """Generations that tests move about, and what they are compared by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import sllm
+from tests.e2e.cluster import Cluster
 
 TOKENS = 300
 
@@ -34,3 +37,14 @@ def same(found: Sequence[sllm.Result], expected: Sequence[sllm.Result]) -> None:
         assert one.usage.completion_tokens == other.usage.completion_tokens
         assert one.usage.prompt_tokens == other.usage.prompt_tokens
         assert one.finish_reason == other.finish_reason
+
+
+@contextmanager
+def two_instances(cluster: Cluster, name: str, model: Path, engine: str) -> Iterator[None]:
+    """A deployment with an instance on each of two nodes, which stay; deleted in the end."""
+    options: dict[str, Any] = {"min_replicas": 2, "max_replicas": 2, "keep_alive": 600.0}
+    cluster.client.deploy(name, f"file://{model}", engine=engine, **options)
+    cluster.wait_for_instances(2, name)
+    yield
+    cluster.client.delete(name)
+    cluster.wait_for_instances(0, name)

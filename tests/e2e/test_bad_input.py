@@ -14,9 +14,10 @@ from sllm import errors
 from tests.e2e.cluster import Cluster
 
 
-@pytest.fixture
-def deployed(cluster: Cluster, models: Path) -> Iterator[str]:
-    cluster.client.deploy("good", f"file://{models / 'tiny-llama'}", keep_alive=30.0)
+@pytest.fixture(scope="module")
+def deployed(cluster: Cluster, models: Path, engine: str) -> Iterator[str]:
+    source = f"file://{models / 'tiny-llama'}"
+    cluster.client.deploy("good", source, engine=engine, keep_alive=30.0)
     yield "good"
     cluster.client.delete("good")
     cluster.wait_for_instances(0)

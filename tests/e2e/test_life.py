@@ -18,8 +18,8 @@ def source(models: Path) -> str:
 
 
 @pytest.fixture
-def deployed(cluster: Cluster, source: str) -> Iterator[str]:
-    cluster.client.deploy("life", source, keep_alive=0.2)
+def deployed(cluster: Cluster, source: str, engine: str) -> Iterator[str]:
+    cluster.client.deploy("life", source, engine=engine, keep_alive=0.2)
     yield "life"
     cluster.client.delete("life")
 
@@ -45,6 +45,7 @@ def test_after_keep_alive_the_instance_goes_and_the_weights_stay(
     second = cluster.client.complete(deployed, PROMPT, max_tokens=4, temperature=0.0)
 
     assert second.receipt.cold
+    assert second.receipt.engine == cluster.client.deployment(deployed).engine
     assert second.receipt.from_tier == "DRAM"
     assert second.receipt.node_id in holders, "it starts where the weights are"
     kinds = {phase.kind for phase in second.receipt.phases}
@@ -64,9 +65,9 @@ def _nodes_with_it_in_memory(cluster: Cluster, deployment: str) -> set[str]:
 
 
 def test_the_same_weights_under_two_names_are_held_once(
-    cluster: Cluster, deployed: str, source: str
+    cluster: Cluster, deployed: str, source: str, engine: str
 ) -> None:
-    cluster.client.deploy("life-too", source)
+    cluster.client.deploy("life-too", source, engine=engine)
     cluster.client.complete(deployed, PROMPT, max_tokens=1)
     result = cluster.client.complete("life-too", PROMPT, max_tokens=1)
     cluster.client.delete("life-too")
@@ -78,6 +79,7 @@ def test_a_repeated_deploy_changes_the_policy_only(cluster: Cluster, deployed: s
     before = cluster.client.deployment(deployed)
     after = cluster.client.deploy(deployed, before.source, keep_alive=5.0)
     assert (before.keep_alive, after.keep_alive) == (0.2, 5.0)
+    assert after.engine == before.engine
     assert after.source == before.source
 
 
@@ -86,8 +88,8 @@ def test_a_name_serves_one_source(cluster: Cluster, deployed: str, models: Path)
         cluster.client.deploy(deployed, f"file://{models / 'tiny-opt'}")
 
 
-def test_min_replicas_are_kept_without_requests(cluster: Cluster, source: str) -> None:
-    cluster.client.deploy("kept", source, min_replicas=1, keep_alive=0.0)
+def test_min_replicas_are_kept_without_requests(cluster: Cluster, source: str, engine: str) -> None:
+    cluster.client.deploy("kept", source, engine=engine, min_replicas=1, keep_alive=0.0)
     cluster.wait_for_instances(1, "kept")
     result = cluster.client.complete("kept", PROMPT, max_tokens=1)
     cluster.client.delete("kept")
@@ -96,8 +98,8 @@ def test_min_replicas_are_kept_without_requests(cluster: Cluster, source: str) -
     assert not result.receipt.cold
 
 
-def test_a_deleted_deployment_is_gone(cluster: Cluster, source: str) -> None:
-    cluster.client.deploy("gone", source)
+def test_a_deleted_deployment_is_gone(cluster: Cluster, source: str, engine: str) -> None:
+    cluster.client.deploy("gone", source, engine=engine)
     cluster.client.complete("gone", PROMPT, max_tokens=1)
     cluster.client.delete("gone")
 

@@ -1,6 +1,7 @@
 """Live migration through the whole system: outputs are what they would have been."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceStub
 
 import sllm
 from sllm import errors, rpc
-from tests.e2e.cluster import Cluster, running
-from tests.e2e.generations import ask, read_to, same
+from tests.e2e.cluster import Cluster
+from tests.e2e.engines import ENGINES, SLOW_ON
+from tests.e2e.generations import ask, read_to, same, two_instances
 
 CAUGHT_SECONDS = 60.0
 LONG: dict[str, Any] = {"deployment": "leaving", "max_tokens": 220}
@@ -25,12 +27,9 @@ MORE_THAN_HALF = 300 * 2**20
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Cluster]:
+def pair(cluster: Cluster, models: Path, engine: str) -> Iterator[Cluster]:
     """Two nodes with an instance each of one deployment, which stay."""
-    with running(tmp_path_factory.mktemp("pair")) as cluster:
-        source = f"file://{models / 'tiny-llama'}"
-        cluster.client.deploy("moving", source, min_replicas=2, max_replicas=2, keep_alive=600.0)
-        cluster.wait_for_instances(2, "moving")
+    with two_instances(cluster, "moving", models / "tiny-llama", engine):
         yield cluster
 
 
@@ -46,8 +45,10 @@ async def move(
     return await client.migrate(request_id=stream.request_id, to_node=to_node)
 
 
-@pytest.mark.parametrize("at", [1, 2, 9, 31, 32, 33, 64, 100, 180])
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "at"),
+    [(0, 1), (1, 2), (0, 9), (1, 31), (0, 32), (1, 33), (0, 64), (1, 100), (0, 180), (1, 180)],
+)
 async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int, number: int) -> None:
     options: dict[str, Any] = {"logprobs": 1, "max_tokens": at + 200}
     expected = await ask(client, number, **options).result()
@@ -81,7 +82,7 @@ async def test_there_and_back_again(client: sllm.AsyncClient, number: int) -> No
     assert nodes[0] == nodes[2] != nodes[1] == nodes[3]
 
 
-@pytest.mark.parametrize("count", [1, 4, 16])
+@pytest.mark.parametrize("count", [4, 16])
 async def test_many_move_together_there_and_back(client: sllm.AsyncClient, count: int) -> None:
     options: dict[str, Any] = {"max_tokens": 400}
     expected = await asyncio.gather(*(ask(client, n, **options).result() for n in range(count)))
@@ -111,6 +112,36 @@ async def test_a_stop_string_is_met_across_a_migration(client: sllm.AsyncClient)
         result = await stream.result()
         same([result], [expected])
         assert result.stop == stop
+
+
+async def test_they_go_on_when_their_worker_is_killed(
+    client: sllm.AsyncClient, pair: Cluster
+) -> None:
+    expected = [await ask(client, number).result() for number in range(4)]
+    streams = [ask(client, number) for number in range(4)]
+    for stream in streams:
+        await read_to(stream, 20)
+    victim = (await client.instances())[0]
+    pair.signal_worker(victim.instance_id, signal.SIGKILL)
+    same([await stream.result() for stream in streams], expected)
+    await asyncio.to_thread(pair.wait_for_instances, 2, "moving")
+
+
+async def test_they_are_read_on_when_the_control_plane_is_killed(
+    client: sllm.AsyncClient, pair: Cluster
+) -> None:
+    expected = [await ask(client, number).result() for number in range(4)]
+    before = {one.instance_id: one.worker_pid for one in await client.instances()}
+    streams = [ask(client, number) for number in range(4)]
+    for stream in streams:
+        await read_to(stream, 20)
+    await asyncio.to_thread(pair.control.kill)
+    await asyncio.to_thread(pair.control.restart)
+    same([await stream.result() for stream in streams], expected)
+    await asyncio.to_thread(pair.wait_for_nodes, 2)
+    await asyncio.to_thread(pair.wait_for_instances, 2, "moving")
+    after = {one.instance_id: one.worker_pid for one in await client.instances()}
+    assert after == before, "they were not adopted"
 
 
 async def test_a_caller_that_leaves_meanwhile(client: sllm.AsyncClient, pair: Cluster) -> None:
@@ -175,13 +206,13 @@ async def test_bad_destinations_leave_it_undisturbed(client: sllm.AsyncClient) -
 
 
 async def test_a_node_without_room_leaves_it_undisturbed(
-    client: sllm.AsyncClient, models: Path
+    client: sllm.AsyncClient, models: Path, engine: str
 ) -> None:
     model = (await client.deployment("moving")).model
     tokens = MORE_THAN_HALF // model.kv_bytes_per_token
     for name in ("wide", "wider"):
         source = f"file://{models / 'tiny-llama'}"
-        await client.deploy(name, source, min_replicas=1, kv_cache_tokens=tokens)
+        await client.deploy(name, source, engine=engine, min_replicas=1, kv_cache_tokens=tokens)
     expected = [await ask(client, 0, deployment=name).result() for name in ("wide", "wider")]
     streams = [ask(client, 0, deployment=name) for name in ("wide", "wider")]
     await asyncio.gather(*(read_to(stream, 3) for stream in streams))
@@ -224,23 +255,13 @@ def slower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def leaving(client: sllm.AsyncClient, slower: Path) -> AsyncIterator[list[sllm.Result]]:
+async def leaving(
+    client: sllm.AsyncClient, slower: Path, engine: str
+) -> AsyncIterator[list[sllm.Result]]:
     """What the generations of another deployment are, if they stay where they are."""
-    await client.deploy("leaving", f"file://{slower}", keep_alive=600.0)
+    await client.deploy("leaving", f"file://{slower}", engine=engine, keep_alive=600.0)
     yield await asyncio.gather(*(ask(client, number, **LONG).result() for number in range(3)))
     await client.delete("leaving")
-
-
-async def test_a_node_that_is_asked_to_end_hands_over_what_it_runs(
-    client: sllm.AsyncClient, pair: Cluster, leaving: list[sllm.Result]
-) -> None:
-    node_id, streams = await on_one_instance(client, 3)
-    node = pair.node_of(node_id)
-    ending = asyncio.create_task(asyncio.to_thread(node.stop))
-    await all_went_on(streams, leaving, node_id)
-    assert await ending == 0
-    await asyncio.to_thread(node.restart)
-    await asyncio.to_thread(pair.wait_for_nodes, 2)
 
 
 async def test_a_drain_has_what_runs_go_on_elsewhere(
@@ -253,3 +274,17 @@ async def test_a_drain_has_what_runs_go_on_elsewhere(
     assert await asyncio.wait_for(drain.wait(), CAUGHT_SECONDS) == 0
     assert not [one for one in await client.instances() if one.node_id == node_id]
     await client.undrain(node_id)
+
+
+@pytest.mark.parametrize("engine", SLOW_ON, indirect=True)
+async def test_a_node_that_is_asked_to_end_hands_over_what_it_runs(
+    client: sllm.AsyncClient, pair: Cluster, leaving: list[sllm.Result]
+) -> None:
+    node_id, streams = await on_one_instance(client, 3)
+    node = pair.node_of(node_id)
+    ending = asyncio.create_task(asyncio.to_thread(node.stop))
+    await all_went_on(streams, leaving, node_id)
+    assert await ending == 0
+    await asyncio.to_thread(node.restart)
+    await asyncio.to_thread(pair.wait_for_nodes, 2)
+    await asyncio.to_thread(node.wait_for_zygotes, len(ENGINES))

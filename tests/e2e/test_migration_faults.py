@@ -9,6 +9,9 @@ told of a death, a silence and a broken connection is the same error, whichever 
 differs (how soon it is told, and that the silent come back) is seen at the steps that are there.
 What the turns leave out and what is special is in `OTHERS`. Callers who go on are never told of an
 error: there is always a node left here.
+
+All of it is on one engine, the one that is deployed by default: what the parties tell one another
+is the same on each.
 """
 
 import asyncio
@@ -28,11 +31,15 @@ from serverlessllm.v1 import node_service_pb2 as node_pb
 import sllm
 from sllm import errors
 from tests.e2e.between import Between
+from tests.e2e.engines import SLOW_ON
 from tests.e2e.generations import ask, read_to, same
 from tests.e2e.web import CALLER, MIGRATION, Web, web_of
 from tests.support import assert_eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),  # each node that is killed imports its engine again
+]
 
 NODES = 3
 SECONDS = 60.0
@@ -106,7 +113,7 @@ def _kind(method: str, asking: bool, message: bytes) -> str | None:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def web(tmp_path_factory: pytest.TempPathFactory, models: Path) -> AsyncIterator[Web]:
     """Three nodes, two of them filled by an instance of one deployment."""
-    async with web_of(tmp_path_factory.mktemp("web"), NODES) as web:
+    async with web_of(tmp_path_factory.mktemp("web"), NODES, SLOW_ON[0]) as web:
         options: dict[str, Any] = {"min_replicas": 2, "max_replicas": 2, "kv_cache_tokens": 10**6}
         await web.client.deploy("moving", f"file://{models / 'tiny-llama'}", **options)
         yield web

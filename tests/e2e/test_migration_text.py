@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sllm
-from tests.e2e.cluster import Cluster, running
-from tests.e2e.generations import read_to, same
+from tests.e2e.cluster import Cluster
+from tests.e2e.generations import read_to, same, two_instances
 from tests.e2e.scripted import WORDS, characters, make_scripted_model, token_ids
 
 SPLIT = "".join(characters())
@@ -20,14 +21,14 @@ TRIES = 20
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_scripted_model(tmp_path_factory.mktemp("text") / "scripted", SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: Cluster, model: Path, engine: str) -> Iterator[Cluster]:
     """Two nodes with an instance each of one deployment, which stay."""
-    directory = tmp_path_factory.mktemp("text")
-    model = make_scripted_model(directory / "scripted", SCRIPT)
-    with running(directory) as cluster:
-        options: dict[str, Any] = {"min_replicas": 2, "max_replicas": 2, "keep_alive": 600.0}
-        cluster.client.deploy("scripted", f"file://{model}", **options)
-        cluster.wait_for_instances(2, "scripted")
+    with two_instances(cluster, "scripted", model, engine):
         yield cluster
 
 

@@ -19,8 +19,9 @@ MAX_TOKENS = 32
 
 
 @pytest.fixture
-def deployed(cluster: Cluster, models: Path) -> Iterator[str]:
-    cluster.client.deploy("streams", f"file://{models / 'tiny-llama'}", keep_alive=60.0)
+def deployed(cluster: Cluster, models: Path, engine: str) -> Iterator[str]:
+    source = f"file://{models / 'tiny-llama'}"
+    cluster.client.deploy("streams", source, engine=engine, keep_alive=60.0)
     yield "streams"
     cluster.client.delete("streams")
     cluster.wait_for_instances(0)

@@ -66,7 +66,9 @@ class Deployment(_message.Message):
     """A URL: file:///models/tiny. A bare absolute path is taken as file://."""
     state: Global___DeploymentState.ValueType
     message: _builtins.str
-    """For FAILED: what went wrong and what to do."""
+    """For FAILED: what went wrong and what to do. Otherwise why instances from before a change go on
+    although others are to replace them; empty while nothing keeps these from it.
+    """
     ready_instances: _builtins.int
     """Instances that are ready now."""
     queued_requests: _builtins.int

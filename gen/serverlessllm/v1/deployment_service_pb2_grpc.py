@@ -67,7 +67,9 @@ class DeploymentServiceServicer:
     """
 
     def Deploy(self, request, context):
-        """Creates a deployment, or changes the policy of one that has the same name and source.
+        """Creates a deployment, or changes the policy of one that has the same name and source. Where
+        that changes how its model is run (engine, context, requests at once), instances that run
+        already are replaced: each takes requests until another is ready, and ends with those it has.
         Returns once the source has been inspected and the deployment is stored; its weights are
         brought to a node in the background, which WatchDeployment follows.
         """

@@ -34,7 +34,9 @@ class DeploymentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeploymentServiceAsyncStub: ...
     Deploy: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.DeployRequest, _deployment_service_pb2.DeployResponse]
-    """Creates a deployment, or changes the policy of one that has the same name and source.
+    """Creates a deployment, or changes the policy of one that has the same name and source. Where
+    that changes how its model is run (engine, context, requests at once), instances that run
+    already are replaced: each takes requests until another is ready, and ends with those it has.
     Returns once the source has been inspected and the deployment is stored; its weights are
     brought to a node in the background, which WatchDeployment follows.
     """
@@ -54,7 +56,9 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Deploy: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.DeployRequest, _deployment_service_pb2.DeployResponse]  # type: ignore[assignment]
-    """Creates a deployment, or changes the policy of one that has the same name and source.
+    """Creates a deployment, or changes the policy of one that has the same name and source. Where
+    that changes how its model is run (engine, context, requests at once), instances that run
+    already are replaced: each takes requests until another is ready, and ends with those it has.
     Returns once the source has been inspected and the deployment is stored; its weights are
     brought to a node in the background, which WatchDeployment follows.
     """
@@ -77,7 +81,9 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_service_pb2.DeployRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_service_pb2.DeployResponse, _abc.Awaitable[_deployment_service_pb2.DeployResponse]]:
-        """Creates a deployment, or changes the policy of one that has the same name and source.
+        """Creates a deployment, or changes the policy of one that has the same name and source. Where
+        that changes how its model is run (engine, context, requests at once), instances that run
+        already are replaced: each takes requests until another is ready, and ends with those it has.
         Returns once the source has been inspected and the deployment is stored; its weights are
         brought to a node in the background, which WatchDeployment follows.
         """

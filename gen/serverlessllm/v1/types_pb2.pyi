@@ -707,6 +707,7 @@ class Instance(_message.Message):
     OWN_BYTES_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -743,6 +744,10 @@ class Instance(_message.Message):
         stored, and it ends at this time. If its deployment is made again until then, it is adopted.
         """
 
+    @_builtins.property
+    def config(self) -> Global___EngineConfig:
+        """What it was started with: its deployment may have changed since. Unset: not known."""
+
     def __init__(
         self,
         *,
@@ -762,10 +767,11 @@ class Instance(_message.Message):
         own_bytes: _builtins.int = ...,
         engine: _builtins.str = ...,
         private_bytes: _builtins.int | None = ...,
+        config: Global___EngineConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "device_index", b"device_index", "orphan_until", b"orphan_until", "private_bytes", b"private_bytes", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "config", b"config", "device_index", b"device_index", "orphan_until", b"orphan_until", "private_bytes", b"private_bytes", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "config", b"config", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015

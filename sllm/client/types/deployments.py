@@ -36,7 +36,8 @@ class Deployment:
     state: DeploymentState
     """Where its checkpoint is on its way."""
     message: str
-    """For FAILED: what went wrong and what to do."""
+    """For FAILED: what went wrong and what to do. Otherwise why instances from before a change go
+    on although others are to replace them; mostly empty."""
     engine: str
     """Engine that its instances run on: "vllm" or "transformers"."""
     dtype: str

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sllm.control.cluster.specs import EngineConfig
+
 
 class InstanceState(IntEnum):
     """Where an instance is in its life, which only goes forward."""
@@ -42,6 +44,8 @@ class Instance:
     """That it runs on. Empty: not known."""
     private_bytes: int | None = None
     """Of `own_bytes`, what it was expected to take for copies of its own. None: not known."""
+    config: EngineConfig | None = None
+    """What it was started with. None: not known."""
 
     def serves(self, identity: str) -> bool:
         """Whether it may serve what has this identity: unknown ones are taken for the same."""

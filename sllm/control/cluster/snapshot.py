@@ -43,6 +43,8 @@ class Snapshot:
     """Nodes that hold any part of a checkpoint or have started it, by its digest and sources."""
     protected: frozenset[str] = frozenset()
     """Instances that a deployment's min_replicas keeps."""
+    outdated: frozenset[str] = frozenset()
+    """Instances that others are to replace, since their deployment has changed."""
     typical: Typical = UNKNOWN
     needs: Mapping[str, Need] = field(default_factory=dict)
     """Of all deployments."""

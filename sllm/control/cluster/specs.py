@@ -132,6 +132,19 @@ class Deployment:
         """Tokens that prompt and generation of one request may have together, at most."""
         return min(self.model.context_tokens, self.kv_tokens)
 
+    def runs_as(self, config: EngineConfig) -> bool:
+        """Whether what was started with `config` runs as this deployment's instances are to.
+
+        How weights lie (`pack`) makes no difference to one that has them.
+        """
+        before = replace(self, spec=replace(self.spec, engine=config))
+        return config == self.spec.engine or before._running == self._running
+
+    @property
+    def _running(self) -> tuple[str, str, int, int]:
+        engine = self.spec.engine
+        return engine.engine, engine.dtype, self.kv_tokens, engine.max_concurrency
+
 
 class DeploymentState(IntEnum):
     """How far a deployment's checkpoint is; the numbers are those of the protocol."""

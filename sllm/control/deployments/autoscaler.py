@@ -35,6 +35,8 @@ class Load:
     """Instances that are on their way; they are never stopped here."""
     max_concurrency: int
     """Requests that one instance works on at once."""
+    outdated: Sequence[Replica] = ()
+    """Ready instances from before a change, which those of today replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Plan:
     """Instances to add."""
     stop: tuple[str, ...] = ()
     """Idle instances to end."""
+    retire: tuple[str, ...] = ()
+    """Instances from before a change that are needed no more: they end with what they have."""
     next_expiry: float | None = None
     """Clock's seconds at which an idle instance's time is up, if nothing happens before."""
 
@@ -53,9 +57,11 @@ def plan(load: Load, policy: ScalingPolicy, now: float) -> Plan:
     """Starts what the queue needs, and stops what has been idle for too long."""
     present = len(load.ready) + load.starting
     ramp = max(RAMP, len(load.ready)) - load.starting
-    start = max(0, min(ramp, _wanted(load, policy, present) - present))
+    wanted = _wanted(load, policy, present)
+    start = max(0, min(ramp, wanted - present))
+    retire = _replaced(load, wanted)
     if load.waiting:
-        return Plan(start=start)
+        return Plan(start, retire=retire)
 
     def expiry(replica: Replica) -> float:
         return max(replica.last_used + policy.keep_alive, replica.kept_until)
@@ -66,12 +72,20 @@ def plan(load: Load, policy: ScalingPolicy, now: float) -> Plan:
     expiries = [expiry(one) for one in idle[:spare]]
     due = sum(moment <= now for moment in expiries)
     stop = tuple(one.instance_id for one in idle[: max(due, min(surplus, spare))])
-    return Plan(start, stop, min(expiries[len(stop) :], default=None))
+    return Plan(start, stop, retire, min(expiries[len(stop) :], default=None))
+
+
+def _replaced(load: Load, wanted: int) -> tuple[str, ...]:
+    """Those from before a change but for as many as are lacking of today's; the idle go first."""
+    lacking = max(0, wanted - len(load.ready))
+    busiest_last = sorted(load.outdated, key=lambda one: (one.in_flight, one.last_used))
+    leaving = max(0, len(busiest_last) - lacking)
+    return tuple(one.instance_id for one in busiest_last[:leaving])
 
 
 def _wanted(load: Load, policy: ScalingPolicy, present: int) -> int:
     """Instances that there should be, idle ones aside."""
     target = min(policy.target_concurrency or load.max_concurrency, load.max_concurrency)
-    requests = load.waiting + sum(one.in_flight for one in load.ready)
+    requests = load.waiting + sum(one.in_flight for one in (*load.ready, *load.outdated))
     more = math.ceil(max(0, requests - present * target) / target)
     return max(policy.min_replicas, min(policy.max_replicas, present + more))

@@ -1,5 +1,6 @@
 """Carries the autoscaler's plans out: ends what has idled too long, and tells what is lacking."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -18,16 +19,22 @@ class Scaler:
         state: State,
         clock: Clock,
         end: Callable[[str], None],
+        retire: Callable[[str], None],
         later: Callable[[str, float], None],
+        settle_seconds: float,
     ) -> None:
-        """`end` ends an instance.
+        """`end` ends an instance at once, and `retire` one when its requests have ended.
 
-        `later` is told when time alone makes a deployment due, in the clock's seconds.
+        `later` is told when time alone makes a deployment due, in the clock's seconds. Within
+        `settle_seconds` from now on nodes join that run instances already.
         """
         self._state = state
         self._clock = clock
         self._end = end
+        self._retire = retire
         self._later = later
+        self._began = time.time()
+        self._settled_at = clock.now() + settle_seconds
 
     def wanted(self, names: Iterable[str], now: float) -> dict[str, int]:
         """How many instances to add, for each deployment that lacks any."""
@@ -47,26 +54,36 @@ class Scaler:
         plan = autoscaler.plan(load, deployment.spec.scaling, now)
         for instance_id in plan.stop:
             self._end(instance_id)
+        for instance_id in plan.retire:
+            self._retire(instance_id)
         if plan.next_expiry is not None:
             self._later(name, plan.next_expiry)
         return plan.start if load.waiting else self._unasked(name, plan.start, now)
 
     def _load(self, deployment: Deployment) -> autoscaler.Load:
         instances = self._state.fleet.instances_of(deployment.name)
-        uses = self._state.slots.uses
+        replicas, outdated = self._replicas(deployment.name), self._state.outdated
         return autoscaler.Load(
             waiting=self._state.queue.count(deployment.name),
-            ready=[
-                autoscaler.Replica(one.instance_id, use.in_flight, use.last_used, use.kept_until)
-                for one in self._state.ready_replicas(deployment.name)
-                if (use := uses.get(one.instance_id))
-            ],
+            ready=[one for one in replicas if one.instance_id not in outdated],
             starting=sum(one.state is InstanceState.STARTING for one in instances),
             max_concurrency=deployment.spec.engine.max_concurrency,
+            outdated=[one for one in replicas if one.instance_id in outdated],
         )
+
+    def _replicas(self, name: str) -> list[autoscaler.Replica]:
+        uses = self._state.slots.uses
+        return [
+            autoscaler.Replica(one.instance_id, use.in_flight, use.last_used, use.kept_until)
+            for one in self._state.ready_replicas(name)
+            if (use := uses.get(one.instance_id))
+        ]
 
     def _unasked(self, name: str, count: int, now: float) -> int:
         """How many starts that no request waits for to make now; after a failure they pause."""
+        if count and self._may_be_there(name, now):
+            self._later(name, self._settled_at)
+            return 0
         failed = self._state.failed_starts.get(name)
         if not count or failed is None:
             return count
@@ -75,3 +92,8 @@ class Scaler:
             return 0
         self._state.failed_starts[name] = failed.forgiven()
         return count
+
+    def _may_be_there(self, name: str, now: float) -> bool:
+        """Whether what is lacking may run on a node that has not joined since a restart."""
+        is_older = self._state.deployments[name].created_at < self._began
+        return is_older and now < self._settled_at

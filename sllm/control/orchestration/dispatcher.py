@@ -2,6 +2,7 @@
 
 from sllm.clock import Clock
 from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.needs import Need
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.launcher import Launcher
 from sllm.control.placement import placement
@@ -44,13 +45,23 @@ class Dispatcher:
         state, need = self._state, self._state.needs.get(name)
         while need and state.queue.head(name):
             picked_at = self._clock.now()
-            instances = state.fleet.instances_of(name)
-            instance = placement.free_instance(instances, state.slots.uses, need.max_concurrency)
+            instance = self._free_instance(need)
             if instance is None:
                 return
             assignment = self._take(instance, name, picked_at)
             state.queue.pop(name).assign(assignment)
             self._agenda.wake(name)  # one that is as busy as it should be may want another beside
+
+    def _free_instance(self, need: Need) -> Instance | None:
+        """One that runs as its deployment is to; one from before a change if there is none yet."""
+        state = self._state
+        instances = state.fleet.instances_of(need.deployment)
+        today = [one for one in instances if one.instance_id not in state.outdated]
+        for some in (today, instances):
+            found = placement.free_instance(some, state.slots.uses, need.max_concurrency)
+            if found:
+                return found
+        return None
 
     # --- requests that go on ------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ _LOOK_SECONDS = 0.02
 """Between two looks at how far a start is."""
 _STOP_TRIES = 3
 _RETRY_SECONDS = 0.5
+LONGEST_GRACE = 7 * 24 * 3600.0
+"""Seconds that stand for as long as it takes."""
 _LATER_SECONDS = 2.0
 """Between later tries to stop an instance: its node is there, and cannot be reached."""
 
@@ -111,9 +113,17 @@ class Launcher:
         self._state.fleet.drain(instance.instance_id)
         self._stop_later(instance, self._config.drain_grace_seconds if grace is None else grace)
 
+    def retire(self, instance_id: str) -> None:
+        """Has an instance that is replaced end with what it has, however long that takes."""
+        if instance := self._state.fleet.instance(instance_id):
+            log.info("control.replaced", instance=instance_id, node=instance.node_id)
+            self.drain(instance, LONGEST_GRACE)
+            self._state.changes.notify(instance.deployment)
+
     def forget(self, instance_ids: Iterable[str]) -> None:
         """Drops what is kept of instances that are gone."""
         for instance_id in instance_ids:
+            self._state.outdated.discard(instance_id)
             self._state.slots.forget(instance_id)
             self._state.records.pop(instance_id, None)
 

@@ -6,7 +6,6 @@ are due, and goes through them in the order of their oldest request.
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 from sllm import errors
 from sllm.clock import Clock
@@ -17,12 +16,10 @@ from sllm.control.orchestration.adoption import Adoption
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.dispatcher import Dispatcher
 from sllm.control.orchestration.evacuator import Evacuator
-from sllm.control.orchestration.launcher import Launcher
+from sllm.control.orchestration.launcher import LONGEST_GRACE, Launcher
+from sllm.control.orchestration.roll_over import RollOver
 from sllm.control.orchestration.scheduler import Scheduler
 from sllm.control.state.state import State
-
-_LONGEST_GRACE: Final = 7 * 24 * 3600.0
-"""Seconds that stand for as long as it takes."""
 
 
 class Orchestrator:
@@ -38,6 +35,7 @@ class Orchestrator:
         scheduler: Scheduler,
         evacuator: Evacuator,
         adoption: Adoption,
+        roll_over: RollOver,
         clock: Clock,
     ) -> None:
         self._state = state
@@ -48,6 +46,7 @@ class Orchestrator:
         self._scheduler = scheduler
         self._evacuator = evacuator
         self._adoption = adoption
+        self._roll_over = roll_over
         self._clock = clock
 
     async def run(self) -> None:
@@ -96,7 +95,7 @@ class Orchestrator:
         if instance.state is InstanceState.STARTING:
             self._launcher.end(instance)
         else:
-            self._launcher.drain(instance, min(grace, _LONGEST_GRACE))
+            self._launcher.drain(instance, min(grace, LONGEST_GRACE))
             self._evacuator.move_away(instance)
         self._agenda.wake(instance.deployment)
 
@@ -105,7 +104,7 @@ class Orchestrator:
         self._state.leaving.add(view.node_id)
         self._state.draining.add(view.node_id)
         for instance in view.present:
-            self.vacate(instance, _LONGEST_GRACE)
+            self.vacate(instance, LONGEST_GRACE)
 
     def _compare(self, before: tuple[Instance, ...], view: NodeView) -> None:
         """Takes in the instances that are new, and lets go of those that are gone."""
@@ -130,7 +129,8 @@ class Orchestrator:
             self._state.slots.add(instance.instance_id, instance.node_id, self._clock.now())
             if deployment and not instance.serves(deployment.model.identity):
                 self._retire(instance)  # it was rolled over while this control plane was away
-        elif deployment and instance.state is InstanceState.STARTING:
+        stays = deployment and not self._roll_over.replaces(deployment, instance)
+        if deployment and stays and instance.state is InstanceState.STARTING:
             self._launcher.join(deployment, instance)
         self._agenda.wake(instance.deployment)
 
@@ -143,6 +143,7 @@ class Orchestrator:
         for instance in self._state.fleet.instances_of(name):
             if not instance.serves(deployment.model.identity):
                 self._retire(instance)  # an orphan of what had the name before
+        self._roll_over.deployment_changed(deployment)
         self._agenda.wake(name)
 
     def rolled_over(self, name: str) -> None:
@@ -159,7 +160,7 @@ class Orchestrator:
         if instance.state is InstanceState.STARTING:
             self._launcher.end(instance)
         elif instance.state is InstanceState.READY:
-            self._launcher.drain(instance, _LONGEST_GRACE)
+            self._launcher.drain(instance, LONGEST_GRACE)
 
     def deployment_deleted(self, name: str) -> None:
         """A deployment is to exist no more: its requests fail, its instances end."""

@@ -14,7 +14,7 @@ from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.launcher import Launcher
 from sllm.control.orchestration.residency import Residency
 from sllm.control.placement import placement
-from sllm.control.placement.decisions import Demand, Start
+from sllm.control.placement.decisions import Demand, Start, Wait
 from sllm.control.placement.placement import Decision
 from sllm.control.state.state import State
 
@@ -74,12 +74,32 @@ class Placer:
         spread = (scaling.target_concurrency or most) < most  # more instances than slots ask for
         if expected is None or spread or len(instances) < scaling.min_replicas:
             return math.inf
+        if state.outdated_replicas(name):
+            return math.inf  # their slots are no reason to wait: they are to be replaced
         starting = sum(one.state is InstanceState.STARTING for one in instances)
         beyond = max(0, state.queue.count(name) - starting * most)
         return expected.slot_wait(beyond, (len(instances) - starting) * most)
 
     def decide(self, demand: Demand) -> Decision:
         """What placement says to a demand now. Changes nothing."""
+        decision = self._decide(demand)
+        if isinstance(decision.action, Wait) and (idle := self._idle_outdated(demand)):
+            # There is no room beside what is to be replaced.
+            return self._decide(replace(demand, gives_way=idle))
+        return decision
+
+    def _idle_outdated(self, demand: Demand) -> frozenset[str]:
+        """Instances of a deployment that are to be replaced, and have nothing to lose."""
+        uses = self._state.slots.uses
+        return frozenset(
+            one.instance_id
+            for one in self._state.outdated_replicas(demand.need.deployment)
+            if not (one.running or one.unread)
+            and (use := uses.get(one.instance_id))
+            and not use.in_flight
+        )
+
+    def _decide(self, demand: Demand) -> Decision:
         state = self._state
         if self._config.migrate and demand.need.deployment not in self._unmoved():
             demand = replace(demand, may_migrate=True)
@@ -108,6 +128,7 @@ class Placer:
             kv_bytes=start.kv_bytes,
             engine=deployment.spec.engine.engine,
             private_bytes=self._state.needs[name].private_bytes,
+            config=deployment.spec.engine,
         )
         log.info(
             "control.start",

@@ -99,7 +99,9 @@ class Scheduler:
         config, now = self._config, self._clock.now()
         patience = config.node_patience_seconds if wait.blocked else config.drain_patience_seconds
         left = patience - self._state.queue.waited(name, now)
-        if left > 0:
-            self._agenda.later(name, now + left)
+        # Patience may have ended while placement decided: then that is asked again, impatiently.
+        decided_before = not (wait.blocked or decision.demand.impatient)
+        if left > 0 or decided_before:
+            self._agenda.later(name, now + max(0.0, left))
         elif wait.blocked:
             self._state.fail_waiting(name, placement.blocked_error(decision, wait.blocked))

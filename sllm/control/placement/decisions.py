@@ -29,6 +29,8 @@ class Demand:
     """Nodes that get no new work."""
     resident: frozenset[str] = frozenset()
     """Instances that keep their room for now, because they have just got it back."""
+    gives_way: frozenset[str] = frozenset()
+    """Idle instances of its own deployment that may end for the one that replaces them."""
     may_migrate: bool = False
     """Whether running instances of other deployments may be migrated away to make room."""
 

@@ -97,7 +97,8 @@ def _is_ready(instance: Instance) -> bool:
 def _reuse(snapshot: Snapshot, demand: Demand) -> Reuse | None:
     if not demand.waiting:
         return None
-    instances = snapshot.instances.get(demand.need.deployment, ())
+    present = snapshot.instances.get(demand.need.deployment, ())
+    instances = [one for one in present if one.instance_id not in snapshot.outdated]
     chosen = free_instance(instances, snapshot.uses, demand.need.max_concurrency)
     return Reuse(chosen) if chosen else None
 

@@ -59,7 +59,9 @@ class Relocations:
         return [one for one in others if is_busy(self._snapshot, one)]
 
     def _is_known(self, instance: Instance) -> bool:
-        """Whether all of its requests are known, so that none would be left behind."""
+        """Whether all of its requests are known, and may move: none would be left behind."""
+        if instance.instance_id in self._snapshot.outdated:
+            return False  # they may run on another engine than whatever is started for them
         requests = self._snapshot.running.get(instance.instance_id, ())
         in_flight = self._snapshot.uses[instance.instance_id].in_flight
         return len(requests) == in_flight and instance.deployment in self._snapshot.needs
@@ -107,7 +109,9 @@ class Relocations:
         need, uses = self._snapshot.needs[instance.deployment], self._snapshot.uses
         for other in self._snapshot.instances.get(instance.deployment, ()):
             use = uses.get(other.instance_id)
-            open_to_it = other.state is InstanceState.READY and other.node_id not in taken
+            ready = other.state is InstanceState.READY
+            current = other.instance_id not in self._snapshot.outdated
+            open_to_it = ready and current and other.node_id not in taken
             if use and open_to_it and use.in_flight + slots <= need.max_concurrency:
                 return _Destination(other.node_id, 0.0, 0, other.instance_id)
         return None

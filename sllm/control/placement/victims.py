@@ -41,16 +41,22 @@ def idle_victims(
 
 
 def yielding(snapshot: Snapshot, demand: Demand, node: NodeView) -> list[Instance]:
-    """Ready instances of other deployments that nothing protects."""
+    """Ready instances of other deployments that nothing protects, and those it may replace."""
     return [
         one
         for one in node.present
         if one.state is InstanceState.READY
         and one.instance_id in snapshot.uses
-        and one.instance_id not in snapshot.protected
-        and one.instance_id not in demand.resident
-        and one.deployment != demand.need.deployment
+        and (one.instance_id in demand.gives_way or _yields(snapshot, demand, one))
     ]
+
+
+def _yields(snapshot: Snapshot, demand: Demand, instance: Instance) -> bool:
+    return (
+        instance.instance_id not in snapshot.protected
+        and instance.instance_id not in demand.resident
+        and instance.deployment != demand.need.deployment
+    )
 
 
 def missed(snapshot: Snapshot, node: NodeView, instance: Instance) -> tuple[float, float, str]:

@@ -131,10 +131,17 @@ class Migrator:
         return self._start(ask), True
 
     def _check(self, ask: MigrationAsk) -> None:
-        if not ask.source.serves(self._state.deployment(ask.source.deployment).model.identity):
+        deployment = self._state.deployment(ask.source.deployment)
+        if not ask.source.serves(deployment.model.identity):
             raise errors.SourceChanged(
                 f"{ask.source.deployment} was deployed anew with another checkpoint: what "
                 f"{ask.source.instance_id} has under way can end there alone"
+            )
+        engine = deployment.spec.engine.engine
+        if ask.source.engine not in ("", engine):
+            raise errors.EngineUnavailable(
+                f"{ask.source.deployment} runs on {engine} from now on: what "
+                f"{ask.source.instance_id} has under way on {ask.source.engine} can end there alone"
             )
         if ask.to_node is None:
             return
@@ -152,6 +159,7 @@ class Migrator:
             (use.in_flight, one.instance_id, one)
             for one in state.ready_replicas(name)
             if self._is_open(ask, one.node_id)
+            and one.instance_id not in state.outdated
             and (use := state.slots.uses.get(one.instance_id))
             and use.in_flight <= limit
         ]

@@ -78,6 +78,8 @@ class State:
     """Nodes that are about to go down, and are drained for as long as they are there."""
     draining: set[str] = field(default_factory=set)
     """Nodes that get no new work; some may be away."""
+    outdated: set[str] = field(default_factory=set)
+    """Instances that run as their deployment was to before it changed: others replace them."""
     orphans: Orphans = field(default_factory=Orphans)
     costs: MigrationCosts = field(default_factory=MigrationCosts)
     changes: Changes = field(default_factory=Changes)
@@ -164,11 +166,23 @@ class State:
         return DeploymentStatus(
             deployment=deployment,
             state=state,
-            message=self.unprepared[name] if state is DeploymentState.FAILED else "",
+            message=self.unprepared[name]
+            if state is DeploymentState.FAILED
+            else self._kept_because(name),
             ready_instances=len(self.ready_replicas(name)),
             queued_requests=self.queue.count(name),
             loading=self.preparing.get(name) if state is DeploymentState.PREPARING else None,
         )
+
+    def _kept_because(self, name: str) -> str:
+        """Why instances from before a change are still there. Empty: nothing is wrong."""
+        if not self.outdated_replicas(name):
+            return ""
+        if failed := self.failed_starts.get(name):
+            return f"instances from before it was changed go on: {failed.error.message}"
+        if name in self.unmet:
+            return "instances from before it was changed go on until there is room for others"
+        return ""
 
     def prepared(self, deployment: Deployment) -> DeploymentState:
         """How far a deployment's checkpoint is."""
@@ -199,6 +213,10 @@ class State:
         instances = self.fleet.instances_of(name)
         return [one for one in instances if one.state is InstanceState.READY]
 
+    def outdated_replicas(self, name: str) -> list[Instance]:
+        """Those of them that others are to replace."""
+        return [one for one in self.ready_replicas(name) if one.instance_id in self.outdated]
+
     def fail_waiting(self, name: str, error: errors.SllmError) -> None:
         """Ends all requests that wait for a deployment; those that come later may try again."""
         for ticket in self.queue.of(name):
@@ -211,7 +229,11 @@ class State:
     def snapshot(self) -> Snapshot:
         """What placement may look at now."""
         snapshot = self.fleet.snapshot(self.slots.uses, self._protected(), self.needs.frozen)
-        return replace(snapshot, stop_seconds=self.service_times.stop_seconds)
+        return replace(
+            snapshot,
+            stop_seconds=self.service_times.stop_seconds,
+            outdated=frozenset(self.outdated),
+        )
 
     def snapshot_for_moves(self) -> Snapshot:
         """The same, with what placement needs to migrate running instances."""

@@ -22,12 +22,13 @@ def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
     return specs.DeploymentSpec(
         name=request.name,
         source=specs.normalize_source(request.source),
-        engine=_engine(request.engine),
+        engine=engine_config(request.engine),
         scaling=_scaling(request.scaling),
     )
 
 
-def _engine(config: pb.EngineConfig) -> specs.EngineConfig:
+def engine_config(config: pb.EngineConfig) -> specs.EngineConfig:
+    """How an engine is set up, as a caller asks for it or a node tells of an instance."""
     default = specs.EngineConfig()
     return specs.EngineConfig(
         engine=config.engine or specs.AUTO,
@@ -123,7 +124,9 @@ def message(status: DeploymentStatus) -> deployment_pb.Deployment:
 
 
 def _status(one: deployment_pb.Deployment) -> DeploymentStatus:
-    spec = specs.DeploymentSpec(one.name, one.source, _engine(one.engine), _scaling(one.scaling))
+    spec = specs.DeploymentSpec(
+        one.name, one.source, engine_config(one.engine), _scaling(one.scaling)
+    )
     created_at = common.seconds(one.created_at)
     return DeploymentStatus(
         deployment=specs.Deployment(spec, model_info(one.model), created_at),

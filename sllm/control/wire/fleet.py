@@ -13,7 +13,7 @@ from sllm.control.cluster.nodes import Device, NodeFacts, NodeMemory, NodeView
 from sllm.control.cluster.specs import TRANSFORMERS
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
 from sllm.control.types.reports import Delta, Full, Report
-from sllm.control.wire import common
+from sllm.control.wire import common, deployments
 
 # --- what nodes report ------------------------------------------------------------------------
 
@@ -159,6 +159,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         own_bytes=_bytes(one.own_bytes),
         engine=one.engine,
         private_bytes=_bytes(one.private_bytes) if one.HasField("private_bytes") else None,
+        config=deployments.engine_config(one.config) if one.HasField("config") else None,
     )
 
 
@@ -279,4 +280,5 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         own_bytes=one.own_bytes,
         engine=one.engine,
         private_bytes=one.private_bytes,
+        config=deployments.engine_message(one.config) if one.config else None,
     )

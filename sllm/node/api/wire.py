@@ -68,6 +68,17 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
     )
 
 
+def engine_message(spec: EngineSpec) -> pb.EngineConfig:
+    """What an instance was started with, as `engine_spec` reads it."""
+    return pb.EngineConfig(
+        engine=spec.engine,
+        dtype=spec.dtype or "",
+        kv_cache_tokens=spec.kv_cache_tokens,
+        max_concurrency=spec.max_concurrency,
+        pack=spec.pack,
+    )
+
+
 def _concurrency(value: int) -> int:
     return bounds.count(value, "max_concurrency", least=1, most=bounds.MAX_CONCURRENCY)
 
@@ -144,6 +155,7 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         own_bytes=instance.memory.bytes,
         engine=instance.spec.engine.engine,
         private_bytes=instance.spec.private_bytes,
+        config=engine_message(instance.spec.engine),
     )
     message.started_at.FromDatetime(instance.started_at)
     return message

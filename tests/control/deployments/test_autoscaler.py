@@ -118,3 +118,29 @@ def test_the_bounds_hold_and_nothing_busy_ends(
     assert present + result.start >= policy.min_replicas
     assert not result.stop or present - len(result.stop) >= policy.min_replicas
     assert result.next_expiry is None or result.next_expiry > NOW
+
+
+def _changed(*outdated: Replica, ready: tuple[Replica, ...] = (), waiting: int = 0) -> Load:
+    return Load(waiting, ready, 0, 4, outdated)
+
+
+def test_those_from_before_a_change_leave_as_others_get_ready() -> None:
+    policy = ScalingPolicy(max_replicas=3)
+    assert plan(_changed(busy("a")), policy, NOW) == Plan(start=1)
+    both = plan(_changed(busy("a", 3), busy("b")), policy, NOW)
+    assert both == Plan(start=2)
+    one_ready = plan(_changed(busy("a", 3), busy("b"), ready=(idle("c"),)), policy, NOW)
+    assert (one_ready.start, one_ready.retire) == (1, ("a",))
+    done = plan(_changed(busy("a"), ready=(busy("c"), idle("d"))), policy, NOW)
+    assert (done.start, done.retire) == (0, ("a",))
+
+
+def test_idle_ones_from_before_stay_only_for_the_minimum() -> None:
+    assert plan(_changed(idle("a")), ScalingPolicy(), NOW) == Plan(retire=("a",))
+    kept = plan(_changed(idle("a", 1.0), idle("b", 2.0)), ScalingPolicy(min_replicas=1), NOW)
+    assert kept == Plan(start=1, retire=("a",))
+
+
+def test_those_who_wait_count_beside_those_from_before() -> None:
+    policy = ScalingPolicy(max_replicas=2)
+    assert plan(_changed(busy("a"), waiting=1), policy, NOW) == Plan(start=2)

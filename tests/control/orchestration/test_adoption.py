@@ -1,5 +1,6 @@
 """Instances that no deployment explains are kept for a while, told of, and adopted."""
 
+import asyncio
 from pathlib import Path
 
 from serverlessllm.v1 import types_pb2 as pb
@@ -108,3 +109,23 @@ async def test_what_failed_over_to_an_orphans_deployment_is_read_on(
     await cluster.caller.deploy()
     stream = await cluster.caller.complete(request_id="mine", resume_from_sequence=1)
     assert stream.receipt.instance_id == instance.instance_id
+
+
+async def test_what_a_node_runs_that_joins_late_is_not_started_again(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    late = await cluster.add_node("n2")
+    await cluster.caller.deploy(min_replicas=2, max_replicas=2)
+    await cluster.wait_for_instances(2)
+    assert len(late.instances) == len(node.instances) == 1
+    await cluster.stop_control()
+    await late.leave()
+    await cluster.start()
+    await cluster.wait_for_nodes(1)
+    await asyncio.sleep(0.2)
+    late.begin_reports(cluster.address)
+    await cluster.wait_for_instances(2)
+    assert [one.count("StartInstance") for one in (node, late)] == [1, 1]
+    await late.leave()
+    await assert_eventually(lambda: node.count("StartInstance") == 2)  # it has not come back
+    late.begin_reports(cluster.address)

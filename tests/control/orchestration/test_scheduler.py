@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+
 from sllm.control.cluster.instances import Instance
 from sllm.control.config import ControlConfig
 from sllm.control.orchestration.agenda import Agenda
@@ -13,19 +15,21 @@ from sllm.control.orchestration.placer import Placer
 from sllm.control.orchestration.residency import Residency
 from sllm.control.orchestration.scheduler import Scheduler
 from sllm.control.placement.decisions import Move
+from sllm.control.requests.tickets import Ticket
 from sllm.control.state.state import State
 from sllm.control.types.reports import Full, Report
 from sllm.control.wire.node_client import Nodes
 from tests.control import shapes
 
 SECONDS = 5.0
+CONFIG = ControlConfig(Path("unused"))
 
 
 class Jump:
-    """A clock that jumps ahead after it was first looked at."""
+    """A clock that tells a moment after the other, and then stands still."""
 
-    def __init__(self, before: float, after: float) -> None:
-        self._moments = [before, after]
+    def __init__(self, *moments: float) -> None:
+        self._moments = list(moments)
 
     def now(self) -> float:
         """Seconds."""
@@ -48,28 +52,53 @@ class NobodyMoves:
         raise AssertionError
 
 
-async def test_a_turn_that_ends_while_placement_decides_makes_who_waits_for_it_due_at_once() -> (
-    None
-):
-    state, config = State(), ControlConfig(Path("unused"))
-    clock = Jump(before=20.5, after=30.0)
-    for name in ("tiny", "other"):
+def full_node(state: State, *names: str) -> None:
+    """Deployments, and a node whose room is all taken by a busy instance of the last."""
+    for name in names:
         state.set_deployment(shapes.deployment(name))
-    busy = shapes.instance("i1", "other", kv=2000)
+    busy = shapes.instance("i1", names[-1], kv=2000)
     full = Full(shapes.facts(dram=100, kv=2000), instances=(busy,))
     state.fleet.apply(Report("n1", 1, full), 1.0)
     state.slots.add("i1", "n1", 0.0)
-    agenda = Agenda(state.changes, clock)
-    residency = Residency(config.residency_factor, config.longest_residency_seconds)
+
+
+def scheduler_of(state: State, residency: Residency, agenda: Agenda, clock: Jump) -> Scheduler:
     outcomes = Outcomes(state, residency, clock)
-    launcher = Launcher(state, Nodes(), outcomes, agenda, clock, config)
-    placer = Placer(state, launcher, residency, agenda, clock, config)
-    scheduler = Scheduler(state, placer, residency, NobodyMoves(), agenda, clock, config)
+    launcher = Launcher(state, Nodes(), outcomes, agenda, clock, CONFIG)
+    placer = Placer(state, launcher, residency, agenda, clock, CONFIG)
+    return Scheduler(state, placer, residency, NobodyMoves(), agenda, clock, CONFIG)
+
+
+async def is_due_at_once(agenda: Agenda, now: float) -> bool:
+    async with asyncio.timeout(SECONDS):
+        await agenda.until_due()
+    return agenda.take(now, ()) == {"tiny"}
+
+
+async def test_a_turn_that_ends_while_placement_decides_makes_who_waits_for_it_due_at_once() -> (
+    None
+):
+    state, clock = State(), Jump(20.5, 30.0)
+    full_node(state, "tiny", "other")
+    agenda = Agenda(state.changes, clock)
+    residency = Residency(CONFIG.residency_factor, CONFIG.longest_residency_seconds)
     residency.displaced("other", 10.0)
     residency.ready("i1", "other", 1.0, 20.0)  # its turn ends at 21
 
-    scheduler.schedule({"tiny": 1})
+    scheduler_of(state, residency, agenda, clock).schedule({"tiny": 1})
     assert state.unmet == {"tiny"}
-    async with asyncio.timeout(SECONDS):
-        await agenda.until_due()
-    assert agenda.take(30.0, ()) == {"tiny"}
+    assert await is_due_at_once(agenda, 30.0)
+
+
+async def test_patience_that_ends_while_placement_decides_makes_impatient_at_once() -> None:
+    patience = CONFIG.drain_patience_seconds
+    state, clock = State(), Jump(0.0, patience - 0.1, patience + 0.1)
+    full_node(state, "tiny", "other")
+    state.slots.take("i1", "other", 0.0)
+    request = inference_pb.GenerateRequest(deployment="tiny", request_id="r", text="hi")
+    state.queue.add(Ticket(request, None, clock, step_seconds=1.0))
+    agenda = Agenda(state.changes, clock)
+    residency = Residency(CONFIG.residency_factor, CONFIG.longest_residency_seconds)
+
+    scheduler_of(state, residency, agenda, clock).schedule({"tiny": 1})
+    assert await is_due_at_once(agenda, clock.now())
