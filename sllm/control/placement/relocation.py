@@ -118,18 +118,28 @@ class Relocations:
 
     def _elsewhere(self, instance: Instance, taken: AbstractSet[str]) -> "_Destination | None":
         """The node where it starts soonest, with a KV cache that is not smaller."""
+        barred = taken | self._demand.closed.keys() | self._demand.draining
+        best: _Destination | None = None
+        for rank in self._ranked(self._snapshot.needs[instance.deployment]):
+            if best and best.seconds <= rank.seconds:
+                break
+            found = None if rank.node_id in barred else self._start(instance, rank)
+            if found and (best is None or found.seconds < best.seconds):
+                best = found  # one that ends nothing may be sooner than one before it that does
+        return best
+
+    def _start(self, instance: Instance, rank: Rank) -> "_Destination | None":
+        """Another instance of the same deployment on one node. None: it has no room for that."""
         need = self._snapshot.needs[instance.deployment]
-        for rank in self._ranked(need):
-            node_id, node = rank.node_id, self._snapshot.nodes[rank.node_id]
-            kv_bytes = room.kv_grant(node, need)
-            unfit = node_id in taken or kv_bytes < instance.kv_bytes
-            if unfit or node_id in self._demand.closed or node_id in self._demand.draining:
-                continue
-            victims = idle_victims(self._snapshot, replace(self._demand, need=need), node)
-            if victims is not None:
-                seconds = rank.seconds + (self._snapshot.stop_seconds if victims else 0.0)
-                return _Destination(node_id, seconds, kv_bytes, None, victims)
-        return None
+        node = self._snapshot.nodes[rank.node_id]
+        kv_bytes = room.kv_grant(node, need)
+        if kv_bytes < instance.kv_bytes:
+            return None
+        victims = idle_victims(self._snapshot, replace(self._demand, need=need), node)
+        if victims is None:
+            return None
+        seconds = rank.seconds + (self._snapshot.stop_seconds if victims else 0.0)
+        return _Destination(rank.node_id, seconds, kv_bytes, None, victims)
 
     def _ranked(self, need: Need) -> list[Rank]:
         """The nodes for one more instance, those of which nothing is known left out."""

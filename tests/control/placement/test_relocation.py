@@ -72,6 +72,30 @@ def test_another_instance_with_free_slots_takes_them_at_once() -> None:
     assert (action.moves[0].into, action.moves[0].start_seconds) == ("i2", 0.0)
 
 
+def test_who_moves_goes_where_it_is_ready_first_the_end_of_others_counted() -> None:
+    """n2 has the shorter start, but first an idle instance would have to end there."""
+    weights = [copy("x", Tier.DRAM, size=500)]
+    idle = instance("idle", "p", node_id="n2", kv=1000, digest="p")
+    busy = instance("i1", "o", kv=1000, digest="x")
+    held = [copy("d", Tier.DRAM, size=500), copy("x", Tier.DRAM, size=500, leased=True)]
+    cluster = replace(
+        snapshot(
+            view(facts("n1"), copies=held, instances=[busy]),
+            view(facts("n2"), copies=weights, instances=[idle]),
+            view(facts("n3", init=1.2), copies=weights),
+            uses={"i1": Use("n1", 1, 0.0), "idle": Use("n2", 0, 0.0)},
+        ),
+        needs={"o": OTHER},
+        running={"i1": (Running("r1", tokens=30),)},
+        migration=COST,
+        stop_seconds=0.5,
+    )
+    action = place(cluster, DEMAND).action
+    assert isinstance(action, MigrateThenStart)
+    (move,) = action.moves
+    assert (move.to_node, move.start_seconds, move.victims) == ("n3", 1.2, ())
+
+
 def test_several_go_where_one_is_not_enough_each_to_a_node_of_its_own() -> None:
     small = need("o", size=100, kv=500, digest="x")
     busy = [instance(f"i{index}", "o", kv=500, digest="x") for index in (1, 2)]
