@@ -70,6 +70,7 @@ bench-cluster: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.cluster $(BENCH)
 
 bench-engine: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vllm-serve]' || true
 	PYTHONPATH=examples $(BIN)/python -m bench.engine $(BENCH)
 
 clean:
