@@ -16,6 +16,10 @@ from tests.support import assert_eventually
 
 STREAMS = 64
 MAX_TOKENS = 32
+MIB = 1024**2
+GROWTH = {"transformers": 48 * MIB, "vllm": 192 * MIB}
+"""What servers and workers may take more of after some bursts. A vLLM worker's heap comes to
+pieces: it grew from 72 to 245 MiB within sixty bursts, and no further in thirty more."""
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ async def test_64_streams_at_once_are_all_correct(
         assert tuple(result.token_ids) == expected.token_ids, prompt
 
 
-async def test_memory_returns_to_where_it_was(cluster: Cluster, deployed: str) -> None:
+async def test_memory_returns_to_where_it_was(cluster: Cluster, deployed: str, engine: str) -> None:
     async with sllm.AsyncClient(cluster.control.address) as client:
 
         async def burst() -> None:
@@ -57,7 +61,7 @@ async def test_memory_returns_to_where_it_was(cluster: Cluster, deployed: str) -
         for _ in range(4):
             await burst()
         after = _memory(cluster)
-    assert after - before < 48 * 1024 * 1024
+    assert after - before < GROWTH[engine]
 
 
 def _memory(cluster: Cluster) -> int:
