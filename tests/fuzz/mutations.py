@@ -105,6 +105,9 @@ def _mutate_repeated(
     choice = rng.randrange(5)
     if choice == 0:
         message.ClearField(field.name)
+    elif field.message_type and field.message_type.GetOptions().map_entry:
+        key, value = field.message_type.fields
+        values[_scalar(key, rng, words)] = _scalar(value, rng, words)
     elif field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
         _mutate_messages(values, choice, rng, words)
     else:

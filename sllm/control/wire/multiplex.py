@@ -172,6 +172,8 @@ class _Stream:
             with self._typed_errors():
                 await self._follow()
                 raise errors.Unreachable("it has closed the stream of its calls")
+        except errors.Cancelled as caught:
+            error.__cause__ = caught  # it was given up on this side, and they go on elsewhere
         except errors.SllmError as caught:
             error = caught
         except Exception:

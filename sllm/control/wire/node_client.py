@@ -82,6 +82,10 @@ class Node:
                 yield
         except errors.Unreachable as error:
             raise self._gone(str(error)) from error
+        except errors.Cancelled as error:
+            if not self._lost:
+                raise
+            raise self._gone("it has stopped reporting") from error
         except grpc.aio.UsageError as error:  # its channel was closed before the call began
             raise self._gone("it has stopped reporting") from error
         except asyncio.CancelledError as error:

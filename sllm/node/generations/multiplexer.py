@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Final
 
 from opentelemetry import context as otel_context
@@ -24,16 +25,15 @@ _MAX_STEP_BYTES: Final = 1024 * 1024
 class Multiplexer:
     """Serves the calls of one stream. Belongs to the event loop.
 
-    What its calls give while a message is being sent leaves with the next one.
+    What its calls give while a message is being sent leaves with the next one. A call is over when
+    its last output has been sent: who looks whether a request is read still finds it so.
     """
 
     def __init__(self, read: Read) -> None:
         """`read` gives the events of one request."""
         self._read = read
         self._calls: dict[int, asyncio.Task[None]] = {}
-        self._waiting: deque[pb.MultiplexResponse] = deque()
-        self._bytes = 0
-        """Of the last message that waits."""
+        self._waiting: deque[_Message] = deque()
         self._changed = asyncio.Event()
 
     async def follow(
@@ -48,7 +48,9 @@ class Multiplexer:
         taking.add_done_callback(lambda _: self._changed.set())
         try:
             while await self._something_waits(taking):
-                yield self._waiting.popleft()
+                message = self._waiting.popleft()
+                yield message.response
+                message.sent.set()
             await taking
         finally:
             tasks = [taking, *self._calls.values()]
@@ -95,8 +97,8 @@ class Multiplexer:
         try:
             await self._pass_on(call)
         except Exception as error:
-            typed = handlers.as_typed(error, "Generate")
-            self._put(pb.CallOutput(number=call.number, failure=to_failure(typed)))
+            failure = to_failure(handlers.as_typed(error, "Generate"))
+            await self._put(pb.CallOutput(number=call.number, failure=failure)).wait()
 
     async def _pass_on(self, call: pb.CallBegin) -> None:
         seconds = to_seconds(call.timeout) if call.HasField("timeout") else None
@@ -106,15 +108,28 @@ class Multiplexer:
                 aclosing(self._read(call.request)) as events,
             ):
                 async for event in events:
-                    self._put(pb.CallOutput(number=call.number, event=event))
+                    sent = self._put(pb.CallOutput(number=call.number, event=event))
+                    if event.WhichOneof("event") in ("finished", "moved"):
+                        await sent.wait()
         except TimeoutError as error:
             raise errors.DeadlineExceeded("the call's deadline has passed") from error
 
-    def _put(self, output: pb.CallOutput) -> None:
+    def _put(self, output: pb.CallOutput) -> asyncio.Event:
+        """Adds an output; gives what is set once it has been sent."""
         size = output.ByteSize()
-        if not self._waiting or self._bytes + size > _MAX_STEP_BYTES:
-            self._waiting.append(pb.MultiplexResponse())
-            self._bytes = 0
-        self._waiting[-1].outputs.append(output)
-        self._bytes += size
+        if not self._waiting or self._waiting[-1].size_bytes + size > _MAX_STEP_BYTES:
+            self._waiting.append(_Message())
+        message = self._waiting[-1]
+        message.response.outputs.append(output)
+        message.size_bytes += size
         self._changed.set()
+        return message.sent
+
+
+@dataclass(slots=True)
+class _Message:
+    """What waits to be sent together."""
+
+    response: pb.MultiplexResponse = field(default_factory=pb.MultiplexResponse)
+    size_bytes: int = 0
+    sent: asyncio.Event = field(default_factory=asyncio.Event)

@@ -20,6 +20,7 @@ class Requests:
     def __init__(self) -> None:
         self.may: dict[str, asyncio.Event] = {}
         self.left: list[str] = []
+        self.given: dict[str, int] = {}
         self.error: Exception | None = None
 
     async def read(
@@ -32,6 +33,7 @@ class Requests:
             for index in range(request.max_tokens):
                 tokens = inference_pb.Tokens(first_index=index, token_ids=[index])
                 yield inference_pb.GenerateResponse(tokens=tokens)
+                self.given[request.request_id] = index + 1
             yield inference_pb.GenerateResponse(finished=inference_pb.Finished())
         finally:
             self.left.append(request.request_id)
@@ -95,11 +97,26 @@ async def test_what_calls_give_while_nobody_reads_leaves_together(
     await first
     stream.begin(2, "b")
     stream.begin(3, "c")
-    await assert_eventually(lambda: sorted(requests.left) == ["a", "b", "c"])
+    await assert_eventually(lambda: requests.given == {"a": 2, "b": 2, "c": 2})
     step = await anext(stream.steps)
     assert [output.number for output in step.outputs] == [2, 2, 2, 3, 3, 3]
     stream.end()
     assert await stream.outputs() == []
+
+
+async def test_a_call_is_over_when_its_last_output_has_been_sent(
+    requests: Requests, stream: Stream
+) -> None:
+    requests.let("a")
+    stream.begin(1, "a")
+    await anext(stream.steps)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert requests.left == []
+    following = asyncio.create_task(stream.outputs())
+    await assert_eventually(lambda: requests.left == ["a"])
+    stream.end()
+    assert await following == []
 
 
 async def test_each_call_ends_with_its_last_event_in_order(

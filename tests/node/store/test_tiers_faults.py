@@ -292,9 +292,9 @@ async def test_a_load_that_one_has_given_up_goes_on_for_the_others(bench: Bench,
         await bench.leave(0, Tier.SSD)
     with gate_on(kind) as gate:
         leaving = asyncio.create_task(bench.promote(0, Tier.DRAM))
-        staying = asyncio.create_task(bench.promote(0, Tier.DRAM))
-        await assert_eventually(lambda: gate.begun)
-        await settle()
+        joined: list[object] = []
+        staying = asyncio.create_task(bench.promote(0, Tier.DRAM, joined.append))
+        await assert_eventually(lambda: gate.begun and joined)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving

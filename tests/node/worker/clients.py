@@ -37,8 +37,6 @@ class Followed:
     accepted: pb.Accepted | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""
-    given: dict[int, str] = field(default_factory=dict)
-    """The text so far, by the number of tokens so far, as they have come."""
     logprobs: list[types_pb2.TokenLogprob] = field(default_factory=list)
     completed: pb.Completed | None = None
     failure: pb.Failure | None = None
@@ -66,7 +64,6 @@ class Followed:
         assert tokens.first_index == self.skipped + len(self.tokens)
         self.tokens += tokens.token_ids
         self.text += tokens.text
-        self.given[len(self.tokens)] = self.text
         self.logprobs += tokens.logprobs
 
 

@@ -173,16 +173,21 @@ async def test_a_generation_goes_on_within_a_character_and_within_a_stop_string(
     uncut = await worker.generate(rid(), **fields)
     assert uncut.completed is not None
     assert uncut.completed.stop == (stop if stops else "")
-    held = sum(len(uncut.given[n]) == len(uncut.given.get(n - 1, "")) for n in uncut.given)
-    assert held > 2, "the text of some tokens waits for that of those that follow"
-    cuts = [count for count in uncut.given if count < len(uncut.tokens)]
+    cuts = range(1, len(uncut.tokens))
+    begun = [worker.submit(rid(), **{**fields, "max_tokens": cut}) for cut in cuts]
     rest = [worker.submit(rid(), continuation=so_far(uncut.tokens[:cut]), **fields) for cut in cuts]
-    await worker.until(lambda: all(one.ended for one in rest))
-    for cut, one in zip(cuts, rest, strict=True):
-        assert one.tokens == uncut.tokens[cut:], cut
-        assert uncut.given[cut] + one.text == uncut.text, cut
+    await worker.until(lambda: all(one.ended for one in (*begun, *rest)))
+    held = 0
+    for cut, before, one in zip(cuts, begun, rest, strict=True):
+        assert before.tokens + one.tokens == uncut.tokens, cut
+        assert uncut.text.endswith(one.text), cut
+        text = uncut.text.removesuffix(one.text)
+        # What it ends with for good is given out at its end, and held back where it goes on.
+        assert before.text.startswith(text), cut
+        held += before.text != text
         assert one.completed is not None
         assert one.completed.stop == uncut.completed.stop
+    assert held > 2, "the text of some tokens waits for that of those that follow"
 
 
 async def test_a_generation_that_had_ended_only_says_so(worker: WorkerClient) -> None:
