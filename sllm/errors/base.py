@@ -1,9 +1,10 @@
 """What all errors have in common: a canonical code, a reason, and what to do about it."""
 
+import copy
 import re
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 DOMAIN = "serverlessllm"
 """`ErrorInfo.domain` of every error here."""
@@ -52,6 +53,12 @@ class SllmError(Exception):
         """Facts for programs: `ErrorInfo.metadata`."""
         self.retry_after = retry_after
         """Seconds after which another try may help, if waiting helps: `RetryInfo`."""
+
+    def for_one(self) -> Self:
+        """The same error for one of many whom it ends, each with a traceback of its own."""
+        own = copy.copy(self)
+        own.__cause__ = self
+        return own
 
 
 def _bounded(message: str) -> str:

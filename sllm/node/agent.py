@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2s
 from pathlib import Path
@@ -13,10 +13,10 @@ from sllm.clock import Clock
 from sllm.node.config import INSTANCE_BYTES, SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
+from sllm.node.instances.inspection import Inspector, ModelInfo
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
-from sllm.node.instances.private_memory import PrivateMemory, private_memory
 from sllm.node.instances.start import InstanceSpec, check_same
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
@@ -32,25 +32,6 @@ from sllm.own_memory import Taken
 
 _STOPPED_IDS = 1024
 """Instances of which it is known that they were stopped, the last ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a model needs from a node."""
-
-    architecture: str
-    size_bytes: int
-    """Of the tensors, in the dtype in which they are served."""
-    context_tokens: int
-    kv_bytes_per_token: int
-    digest: str
-    """Empty until the checkpoint has been imported."""
-    identity: str
-    """Of the source, as it is now."""
-    engine: str
-    """On which it was found to run."""
-    private: PrivateMemory | None
-    """What an instance takes for copies of its own. None: they are in the memory of devices."""
 
 
 class Agent:
@@ -175,29 +156,8 @@ class Agent:
         Raises:
             errors.SllmError: Why it cannot be served here.
         """
-        found = await self.store.inspect(source, dtype, identity=identity)
-        self.devices.check_fits(found.size_bytes)
-        try:
-            tried = await self._zygotes.describe(found.directory, dtype, engine)
-        except errors.SllmError:
-            if await asyncio.to_thread(found.directory.is_dir):
-                raise
-            # A copy that was found to be bad has been set aside while it was read.
-            found = await self.store.inspect(source, dtype, identity=identity)
-            tried = await self._zygotes.describe(found.directory, dtype, engine)
-        model = tried.model
-        return ModelInfo(
-            architecture=model.architecture,
-            size_bytes=found.size_bytes,
-            context_tokens=model.context_tokens,
-            kv_bytes_per_token=model.kv_bytes_per_token,
-            digest=found.digest or "",
-            identity=found.record.identity,
-            engine=tried.engine,
-            private=None
-            if self.devices.infos()
-            else private_memory(tried.engine, found.tensors, model.vocabulary),
-        )
+        inspector = Inspector(self.store, self.devices, self._zygotes)
+        return await inspector.inspect(source, dtype, identity, engine)
 
     def promote(
         self,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Token streams. Client -> router, and router -> node.
+    """Token streams. Client -> router, and router -> node, where the router's calls of Generate share
+    the stream of NodeService.Multiplex.
     """
 
     def __init__(self, channel):
@@ -48,7 +49,8 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Token streams. Client -> router, and router -> node.
+    """Token streams. Client -> router, and router -> node, where the router's calls of Generate share
+    the stream of NodeService.Multiplex.
     """
 
     def Generate(self, request, context):
@@ -89,7 +91,8 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Token streams. Client -> router, and router -> node.
+    """Token streams. Client -> router, and router -> node, where the router's calls of Generate share
+    the stream of NodeService.Multiplex.
     """
 
     @staticmethod

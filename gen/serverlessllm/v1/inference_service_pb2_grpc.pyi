@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """Token streams. Client -> router, and router -> node."""
+    """Token streams. Client -> router, and router -> node, where the router's calls of Generate share
+    the stream of NodeService.Multiplex.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +46,9 @@ class InferenceServiceStub:
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
-    """Token streams. Client -> router, and router -> node."""
+    """Token streams. Client -> router, and router -> node, where the router's calls of Generate share
+    the stream of NodeService.Multiplex.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -57,7 +61,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Token streams. Client -> router, and router -> node."""
+    """Token streams. Client -> router, and router -> node, where the router's calls of Generate share
+    the stream of NodeService.Multiplex.
+    """
 
     @_abc_1.abstractmethod
     def Generate(

@@ -1,7 +1,6 @@
 """One request in the router, from its being taken to its end."""
 
 import asyncio
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,8 +130,7 @@ class Ticket:
     def fail(self, error: errors.SllmError) -> None:
         """Ends it, wherever it is, with `error`, which may end others as well."""
         if self.error is None:
-            self.error = copy.copy(error)  # each is raised with a traceback of its own
-            self.error.__cause__ = error
+            self.error = error.for_one()
         self._changed.set()
         if self._call:
             self._call.hang_up(self.error)

@@ -1,7 +1,6 @@
 """The router's end of a stream of many calls of Generate on one node."""
 
 import asyncio
-import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -181,7 +180,7 @@ class _Stream:
             error = errors.Internal("a node has sent what the control plane could not take")
         finally:
             for call in self._calls.values():
-                call.end(_own(error))
+                call.end(error.for_one())
 
     async def _follow(self) -> None:
         """Deals out what comes, until the node ends the stream."""
@@ -199,13 +198,6 @@ class _Stream:
     def _hang_up(self, number: int) -> None:
         del self._calls[number]
         self._commands.put_nowait(pb.MultiplexRequest(hang_up=number))
-
-
-def _own(error: errors.SllmError) -> errors.SllmError:
-    """The error for one of many, each of which raises it with a traceback of its own."""
-    own = copy.copy(error)
-    own.__cause__ = error
-    return own
 
 
 def _has_room(event: inference_pb.GenerateResponse) -> bool:

@@ -11,7 +11,10 @@ from sllm.node.generations.generations import Generations
 
 
 class InferenceServicer(InferenceServiceServicer):
-    """What the control plane's router asks of this node; see inference_service.proto."""
+    """Requests one by one, for whoever calls a node by itself; see inference_service.proto.
+
+    The control plane's router has its calls of Generate in `NodeServicer.Multiplex`.
+    """
 
     def __init__(self, generations: Generations) -> None:
         self._generations = generations

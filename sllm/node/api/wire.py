@@ -9,11 +9,12 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.durations import to_duration
-from sllm.node.agent import Agent, ModelInfo
+from sllm.node.agent import Agent
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.generations.wire import phase_message
 from sllm.node.instances.init_times import InitKey, InitTime
+from sllm.node.instances.inspection import ModelInfo
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
 from sllm.node.instances.start import InstanceSpec, Running

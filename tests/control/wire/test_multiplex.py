@@ -1,7 +1,8 @@
 """The router's calls on one node, over a real stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest_asyncio
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
+from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 from sllm import errors, rpc
-from sllm.control.wire.multiplex import GenerateCall
+from sllm.control.wire.multiplex import GenerateCall, Multiplex
 from sllm.control.wire.node_client import Node
 from sllm.node.generations.multiplexer import Multiplexer
 from tests.control.shapes import facts
@@ -185,6 +187,33 @@ async def test_a_closed_node_fails_what_is_under_way_and_what_comes(
     for one in (call, begin(node, "b", tokens=5)):
         with pytest.raises(errors.NodeLost):
             await read(one)
+
+
+async def test_calls_whose_stream_is_given_up_here_go_on_elsewhere(node: Node) -> None:
+    """gRPC tells of it as a cancelled call now, and as a status another time."""
+
+    @contextmanager
+    def given_up() -> Iterator[None]:
+        raise errors.Cancelled("Locally cancelled by application!")
+        yield
+
+    stub = NodeServiceStub(rpc.channel(node.address))
+    multiplex = Multiplex(stub, given_up)
+    with pytest.raises(errors.NodeLost):
+        await read(multiplex.begin(inference_pb.GenerateRequest(), SECONDS, {}))
+    await multiplex.close()
+
+
+async def test_what_is_cancelled_by_closing_a_node_is_its_loss(node: Node) -> None:
+    def cancelled() -> None:
+        with node.typed_errors():
+            raise errors.Cancelled("Locally cancelled by application!")
+
+    with pytest.raises(errors.Cancelled):
+        cancelled()
+    await node.close()
+    with pytest.raises(errors.NodeLost):
+        cancelled()
 
 
 async def test_a_node_that_is_not_there_is_lost() -> None:
