@@ -43,7 +43,8 @@ pytestmark = [
 
 NODES = 3
 SECONDS = 60.0
-TOKENS = 200
+TOKENS = 400
+"""Of each generation, which is to go on for longer than finding it a place takes."""
 MULTIPLEX = "/serverlessllm.v1.NodeService/Multiplex"
 
 STEPS = {

@@ -25,7 +25,9 @@ from tests.support import assert_eventually
 @pytest.fixture
 def process() -> Iterator[subprocess.Popen[str]]:
     """One that minds no SIGTERM, in the place of a worker."""
-    with started(["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]) as found:
+    with started(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]) as found:
+        assert found.stdout
+        assert found.stdout.readline() == "ready\n"
         yield found
 
 
