@@ -12,6 +12,7 @@ import xxhash
 
 from sllm.checkpoint.files.direct_io import DirectFile, flush_directory
 from sllm.checkpoint.files.memory import ChunkMemory
+from sllm.checkpoint.files.small_file import write_small_file
 from sllm.checkpoint.format.config_dtype import with_dtype
 from sllm.checkpoint.format.manifest import (
     FileEntry,
@@ -169,11 +170,7 @@ class _Import:
         content = read_plain(path)
         if path.name == _CONFIG and self._plan.dtype:
             content = with_dtype(content, self._plan.dtype, path)
-        with (self._destination / path.name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        entry = FileEntry(path.name, len(content), xxhash.xxh3_128_hexdigest(content))
+        entry = write_small_file(self._destination / path.name, content)
         if self._plan.packed and entry not in self._plan.packed.files:
             raise corrupt(f"{self._plan.files.origin.url}/{path.name}", "is not what was packed")
         return entry

@@ -5,11 +5,13 @@ from collections.abc import Hashable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from sllm.checkpoint.files.atomic_directory import atomic_directory
 from sllm.checkpoint.files.direct_io import flush_directory
+from sllm.checkpoint.files.small_file import write_small_file
 from sllm.checkpoint.format.dtypes import tensor_bytes
 from sllm.checkpoint.format.layout import PARTITION_BYTES, Layout, first_use, plan_layout
 from sllm.checkpoint.format.manifest import (
@@ -64,6 +66,7 @@ def write_tensors(
     directory: Path,
     chunk_bytes: int,
     partition_bytes: int,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Manifest:
     """Writes a checkpoint of checked tensors, flushed to the disk.
 
@@ -72,6 +75,7 @@ def write_tensors(
         directory: does not exist yet; give it a temporary name, and rename it afterwards.
         chunk_bytes: size of the checkpoint's chunks.
         partition_bytes: bound of a partition of several tensors.
+        files: content of small files, by name.
 
     Raises:
         OSError: the disk is full, or fails.
@@ -86,7 +90,8 @@ def write_tensors(
             _write_partition(index, layout, state_dict, target)
             for index in range(len(layout.partition_sizes))
         ]
-    manifest = make_manifest(_entries(state_dict, owners, layout), partitions, ())
+    written = [write_small_file(directory / name, content) for name, content in files.items()]
+    manifest = make_manifest(_entries(state_dict, owners, layout), partitions, written)
     write_manifest(directory, manifest)
     flush_directory(directory)
     return manifest

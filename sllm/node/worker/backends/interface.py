@@ -9,6 +9,7 @@ import torch
 from sllm.node.worker.engine.interface import Capacity, Engine
 from sllm.node.worker.model.description import Architecture
 from sllm.node.worker.model.module import ModelFiles
+from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 
 
 class Loaded(Protocol):
@@ -63,18 +64,30 @@ class Backend(Protocol):
         """
         ...
 
-    def load(
-        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool
-    ) -> Loaded:
+    def load(self, files: ModelFiles, weights: Weights, *, on_device: bool) -> Loaded:
         """Brings a model and its weights together.
 
         Args:
             files: the model's.
-            weights: by their names in the checkpoint.
+            weights: the model's; ready-made ones are of this engine.
             on_device: whether they lie on an accelerator, and not in the pool.
 
         Raises:
             UnsupportedModel: The weights are not those of the model.
+        """
+        ...
+
+    def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
+        """The weights as this engine's kernels read them, in memory of their own.
+
+        The process is of no use afterwards but for writing them.
+
+        Args:
+            files: the model's.
+            weights: by their names in the checkpoint, on the CPU.
+
+        Raises:
+            UnsupportedModel: The weights are not those of the model, or are not kept in this way.
         """
         ...
 

@@ -17,6 +17,8 @@ from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest
 from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
 from sllm.node.worker.model.description import Architecture, takes_paged_cache
 from sllm.node.worker.model.module import ModelFiles, build_module, build_module_on_device
+from sllm.node.worker.model.ready_module import build_ready_module, make_module_ready
+from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.sampling import Sampling
 
 _REHEARSED_LAYERS: Final = 24
@@ -57,12 +59,16 @@ class TransformersBackend:
         """See `Backend.engine_over`."""
         yield TransformersEngine(model, capacity)
 
-    def load(
-        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool
-    ) -> LoadedModule:
+    def load(self, files: ModelFiles, weights: Weights, *, on_device: bool) -> LoadedModule:
         """See `Backend.load`. Nothing is copied."""
+        if isinstance(weights, ReadyMade):
+            return LoadedModule(build_ready_module(files.architecture, weights))
         build = build_module_on_device if on_device else build_module
         return LoadedModule(build(files.architecture, weights))
+
+    def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
+        """See `Backend.make_ready`."""
+        return make_module_ready(files.architecture, weights)
 
     def rehearse(self) -> None:
         """See `Backend.rehearse`. Brings a model up as a worker does.

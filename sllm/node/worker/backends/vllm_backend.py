@@ -26,6 +26,7 @@ from sllm.node.worker.engine.vllm.engine import VllmEngine
 from sllm.node.worker.model.description import Architecture, context_tokens, kv_bytes_per_token
 from sllm.node.worker.model.module import ModelFiles, prevailing_dtype
 from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.process import die_with_parent
 from sllm.sampling import Sampling
 
@@ -101,11 +102,14 @@ class VllmBackend:
             }
             yield loaded(directory, model.config, weights).engine(capacity)
 
-    def load(
-        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], *, on_device: bool
-    ) -> LoadedForVllm:
+    def load(self, files: ModelFiles, weights: Weights, *, on_device: bool) -> LoadedForVllm:
         """See `Backend.load`. What vLLM copies, it copies as its engine starts."""
         return loaded(files.directory, files.architecture.config, weights)
+
+    def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
+        """See `Backend.make_ready`: what vLLM has made of the weights before it packs them."""
+        model = vllm_model(files.directory, files.architecture.config, weights)
+        return VllmEngine(model, Capacity(PAGE_TOKENS, max_requests=1)).make_ready()
 
     def rehearse(self) -> None:
         """See `Backend.rehearse`. Imports what a start imports: children tell what that is.
@@ -128,11 +132,16 @@ class VllmBackend:
         raise RuntimeError("each start of the engine on vLLM imports something else")
 
 
-def loaded(directory: Path, config: Any, weights: Mapping[str, torch.Tensor]) -> LoadedForVllm:
+def loaded(directory: Path, config: Any, weights: Weights) -> LoadedForVllm:
     """A model of a directory's `config.json`, with these weights."""
-    dtype = prevailing_dtype(weights)
+    return LoadedForVllm(vllm_model(directory, config, weights))
+
+
+def vllm_model(directory: Path, config: Any, weights: Weights) -> VllmModel:
+    """The same, as the engine wants it."""
+    dtype = weights.dtype if isinstance(weights, ReadyMade) else prevailing_dtype(weights)
     per_token = kv_bytes_per_token(config, dtype)
-    return LoadedForVllm(VllmModel(directory, weights, dtype, context_tokens(config), per_token))
+    return VllmModel(directory, weights, dtype, context_tokens(config), per_token)
 
 
 def _check_head_size(architecture: Architecture) -> None:

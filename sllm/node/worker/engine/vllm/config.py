@@ -1,6 +1,5 @@
 """How vLLM is told to run one model, as the node's books have it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from vllm.platforms import current_platform
 
 from sllm.node.worker.engine.interface import Capacity
 from sllm.node.worker.engine.vllm.loader import LOAD_FORMAT
+from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 
 PAGE_TOKENS = 32
 """Tokens in a block of the KV cache: vLLM's kernels for processors want a multiple of this."""
@@ -24,13 +24,20 @@ class VllmModel:
 
     directory: Path
     """Has `config.json`."""
-    weights: Mapping[str, torch.Tensor]
-    """By their names in the checkpoint. They may go once the engine has started."""
+    weights: Weights
+    """A checkpoint's may go once the engine has started."""
     dtype: torch.dtype
     """In which the model is run."""
     context_tokens: int
     """Tokens that the model's positions allow."""
     kv_bytes_per_token: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all of them, in the form that is given."""
+        if isinstance(self.weights, ReadyMade):
+            return self.weights.nbytes
+        return sum(one.nbytes for one in self.weights.values())
 
 
 def max_batch_tokens(capacity: Capacity) -> int:

@@ -28,8 +28,9 @@ from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 from sllm.node.worker.engine.vllm.ahead import Ahead
 from sllm.node.worker.engine.vllm.batch import Batch, Running
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config, max_batch_tokens
-from sllm.node.worker.engine.vllm.loader import load_from
+from sllm.node.worker.engine.vllm.loader import MadeReady, loading
 from sllm.node.worker.engine.vllm.sampler import KEY, sampler_of
+from sllm.node.worker.ready_made.contents import ReadyMade
 
 _STOP_TIMEOUT = 5.0
 """Seconds that a step under way has to end."""
@@ -53,7 +54,7 @@ class VllmEngine:
         self.counters = Counters()
         self._model = model
         self._capacity = capacity
-        self._threads = threads_for(sum(one.nbytes for one in model.weights.values()))
+        self._threads = threads_for(model.weight_bytes)
         self._batch = Batch()
         self._ahead = Ahead(max_batch_tokens(capacity))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -90,11 +91,22 @@ class VllmEngine:
         if self._thread:
             self._thread.join(_STOP_TIMEOUT)
 
-    def _make_core(self) -> Any:
-        load_from(self._model.weights)
+    def make_ready(self) -> ReadyMade:
+        """What vLLM has made of the weights before it packs them. It is not to be started then.
+
+        Raises:
+            UnsupportedModel: They are not kept in this way; see `make_ready` in `ready_made.py`.
+        """
+        try:
+            self._make_core(making_ready=True)
+        except MadeReady as made:
+            return made.ready
+        raise RuntimeError("vLLM has made its model without filling it with weights")
+
+    def _make_core(self, *, making_ready: bool = False) -> Any:
         config = engine_config(self._model, self._capacity, sampler_of(self._batch.of_key))
         try:
-            with UntouchedZeros():
+            with UntouchedZeros(), loading(self._model.weights, making_ready=making_ready):
                 return EngineCore(config, Executor.get_class(config), log_stats=False)
         except (MemoryError, torch.OutOfMemoryError, OSError) as error:
             raise NoCapacity(f"no memory for the KV cache: {error}") from error

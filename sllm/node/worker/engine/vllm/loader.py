@@ -1,6 +1,7 @@
 """Weights for vLLM's modules, out of tensors that are in memory: nothing goes through a file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -8,23 +9,57 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from sllm.errors import UnsupportedModel
+from sllm.node.worker.engine.vllm.ready_made import (
+    Kernels,
+    bind,
+    embedding_only,
+    make_ready,
+    multiplying,
+)
+from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 
 LOAD_FORMAT = "sllm"
 _NAMES_SHOWN = 3
 
 
-def load_from(weights: Mapping[str, torch.Tensor]) -> None:
-    """Has the models that vLLM makes from now on in `LOAD_FORMAT` take these weights.
+class MadeReady(Exception):
+    """Ends the making of an engine whose weights alone are wanted."""
 
-    vLLM copies them into parameters of its own, where those that are used together lie together,
-    and then into the form that its kernels want.
+    def __init__(self, ready: ReadyMade) -> None:
+        super().__init__("the weights are ready")
+        self.ready = ready
+
+
+@contextmanager
+def loading(weights: Weights, *, making_ready: bool = False) -> Iterator[None]:
+    """Has a model that vLLM makes in `LOAD_FORMAT` meanwhile take these weights.
+
+    VLLM copies a checkpoint's into parameters of its own, where those that are used together lie
+    together, and then into the form that its kernels want. Ready-made ones stay where they are.
 
     Args:
-        weights: by their names in the checkpoint.
+        weights: of the model.
+        making_ready: whether the model goes no further than to `MadeReady`, which is raised.
     """
+    with ExitStack() as post_processing:
 
+        def fill(model: Any, dtype: torch.dtype) -> None:
+            kernels: Kernels = {}
+            if isinstance(weights, ReadyMade):
+                kernels = bind(model, weights)
+            else:
+                _fill(model, weights)
+            if making_ready:
+                raise MadeReady(make_ready(model, dtype))
+            post_processing.enter_context(multiplying(kernels, embedding_only(model)))
+
+        register_model_loader(LOAD_FORMAT)(_loader(fill))
+        yield
+
+
+def _loader(fill: Callable[[Any, torch.dtype], None]) -> type[Any]:
     class Loader(BaseModelLoader):  # type: ignore[misc]  # untyped library
-        """Of these weights."""
+        """Of some weights."""
 
         def download_model(self, model_config: Any) -> None:
             """Nothing is missing."""
@@ -35,9 +70,9 @@ def load_from(weights: Mapping[str, torch.Tensor]) -> None:
             Raises:
                 UnsupportedModel: The weights are not those of the model.
             """
-            _fill(model, weights)
+            fill(model, model_config.dtype)
 
-    register_model_loader(LOAD_FORMAT)(Loader)
+    return Loader
 
 
 def _fill(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
