@@ -66,6 +66,7 @@ FLOORS = {
         "trial",
         "backends",
         "engine | model",
+        "ready_made",
         "messages",
     ),
     "sllm.client": (
