@@ -11,7 +11,7 @@ import typer
 from sllm import bounds, config, errors, machine
 from sllm.cli.common import Control
 from sllm.cli.interrupts import interrupts_end_it
-from sllm.cli.sizes import GIB, size_option
+from sllm.cli.sizes import GIB, MIB, size_option
 from sllm.process import die_with_parent
 
 Listen = Annotated[str, typer.Option(help="host:port to serve on; port 0 takes any.")]
@@ -115,6 +115,13 @@ def node(
         ),
     ] = None,
     engines: Engines = None,
+    ready_made: Annotated[
+        int,
+        size_option("Models so large are kept as their engine reads them as well.", "64MiB"),
+    ] = 64 * MIB,
+    no_ready_made: Annotated[
+        bool, typer.Option("--no-ready-made", help="Keep none as its engine reads it.")
+    ] = False,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -144,6 +151,7 @@ def node(
                 read_threads=threads or machine.threads(READ_THREADS),
                 fetch_threads=fetch_threads or machine.threads(FETCH_THREADS),
                 engines=_names(engines) if engines is not None else installed(),
+                ready_made_bytes=None if no_ready_made else ready_made,
                 metrics_port=metrics_port,
             )
         )

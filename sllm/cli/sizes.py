@@ -6,6 +6,7 @@ import typer
 
 from sllm import config, errors
 
+MIB = 1024**2
 GIB = 1024**3
 
 

@@ -17,6 +17,7 @@ from sllm.node.instances.inspection import Inspector, ModelInfo
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
+from sllm.node.instances.ready_maker import ReadyMaker
 from sllm.node.instances.start import InstanceSpec, check_same
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
@@ -72,6 +73,9 @@ class Agent:
         """Instances whose start has had to wait for the zygote's own."""
         self._watchers: list[Callable[[], None]] = []
         self._promotions = Promotions()
+        self._ready_maker = ReadyMaker(
+            store, self._launch_engine, None if devices.infos() else config.ready_made_bytes
+        )
         self.leaving = False
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""
         self._closing = False
@@ -219,7 +223,9 @@ class Agent:
         self._check_room(spec)
         instance = Instance(spec, self._clock, self._instance_changed, self.config.patience)
         self.instances[spec.instance_id] = instance
-        instance.begin(self.store, self.devices, partial(self._launch, zygote))
+        launch = partial(self._launch, zygote)
+        instance.begin(self.store, self.devices, launch, self._ready_maker.form(spec))
+        self._ready_maker.give_way(self.memory.free_bytes)
         self._changed()
         return instance
 
@@ -258,6 +264,7 @@ class Agent:
         self._closing = True
         self.holds.close()
         await self._promotions.close()
+        await self._ready_maker.close()
         stops = [instance.stop(grace) for instance in list(self.instances.values())]
         await asyncio.gather(*stops)
 
@@ -299,6 +306,9 @@ class Agent:
             self._belated.add(instance_id)
         return await launch(zygote, instance_id, self._socket(instance_id), environment)
 
+    async def _launch_engine(self, engine: str, name: str) -> Worker:
+        return await launch(self._zygotes.of(engine), name, self._socket(name), {})
+
     def _socket(self, instance_id: str) -> Path:
         name = blake2s(instance_id.encode(), digest_size=SOCKET_NAME // 2).hexdigest()
         return self.config.socket_dir / f"{name}.sock"  # whatever the id is made of
@@ -317,6 +327,7 @@ class Agent:
         if running and instance.spec.instance_id not in self._belated:
             prepare, attach = timeline.prepare_seconds, timeline.attach_seconds
             seen = InitTime(running.size_bytes, prepare, attach)
+            self._ready_maker.started(instance.spec, running, attach)
             self.init_times.observe((running.digest, instance.spec.engine.engine), seen)
 
     def _changed(self) -> None:

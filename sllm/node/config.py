@@ -70,6 +70,9 @@ class NodeConfig:
     """Where the workers' sockets are. None: in `directory`."""
     engines: tuple[str, ...] = field(default_factory=installed)
     """What instances can run on, the one that is preferred first. By default what is installed."""
+    ready_made_bytes: int | None = 64 * MIB
+    """Size from which a model's weights are made ready for their engine and kept so, beside what
+    is published. None: never."""
     patience: Patience = field(default_factory=Patience)
     """How long a worker that has requests may be silent before it is ended."""
     leave_seconds: float = 10.0

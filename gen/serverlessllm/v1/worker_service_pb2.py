@@ -27,7 +27,7 @@ from serverlessllm.v1 import inference_service_pb2 as serverlessllm_dot_v1_dot_i
 from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%serverlessllm/v1/worker_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a(serverlessllm/v1/inference_service.proto\x1a\x1cserverlessllm/v1/types.proto\"X\n\x0ePrepareRequest\x12\x16\n\x0e\x63heckpoint_dir\x18\x01 \x01(\t\x12.\n\x06\x65ngine\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\"\xc3\x01\n\x0fPrepareResponse\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\x12\x1a\n\x12kv_bytes_per_token\x18\x04 \x01(\x03\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12*\n\x07warm_up\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd4\x01\n\rAttachRequest\x12\x35\n\npartitions\x18\x01 \x03(\x0b\x32!.serverlessllm.v1.PartitionChunks\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x03\x12.\n\x07tensors\x18\x03 \x03(\x0b\x32\x1d.serverlessllm.v1.TensorPlace\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\x03\x12\x35\n\rdevice_memory\x18\x05 \x01(\x0b\x32\x1e.serverlessllm.v1.DeviceMemory\"Q\n\x0c\x44\x65viceMemory\x12\x12\n\nipc_handle\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x19\n\x11partition_offsets\x18\x03 \x03(\x03\"p\n\x0bTensorPlace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x11\n\tpartition\x18\x04 \x01(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\"!\n\x0fPartitionChunks\x12\x0e\n\x06\x63hunks\x18\x01 \x03(\x05\"\x83\x01\n\x0e\x41ttachResponse\x12)\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x65ngine_init\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\"|\n\nRunRequest\x12\x11\n\tgives_way\x18\x03 \x01(\x08\x12\x33\n\x06submit\x18\x01 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequestH\x00\x12\x1b\n\x11\x63\x61ncel_request_id\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ommand\"s\n\x0bRunResponse\x12\x30\n\x07outputs\x18\x01 \x03(\x0b\x32\x1f.serverlessllm.v1.RequestOutput\x12\x32\n\x08\x63ounters\x18\x02 \x01(\x0b\x32 .serverlessllm.v1.WorkerCounters\"\xe9\x01\n\rRequestOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1a.serverlessllm.v1.AcceptedH\x00\x12*\n\x06tokens\x18\x03 \x01(\x0b\x32\x18.serverlessllm.v1.TokensH\x00\x12\x30\n\tcompleted\x18\x04 \x01(\x0b\x32\x1b.serverlessllm.v1.CompletedH\x00\x12,\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x19.serverlessllm.v1.FailureH\x00\x42\x08\n\x06output\";\n\x08\x41\x63\x63\x65pted\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\"\xd9\x01\n\tCompleted\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.serverlessllm.v1.Tokens\x12.\n\x06reason\x18\x02 \x01(\x0e\x32\x1e.serverlessllm.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.serverlessllm.v1.Usage\x12\x11\n\x04stop\x18\x04 \x01(\tH\x00\x88\x01\x01\x12.\n\x0b\x66irst_token\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05_stop\"\xd4\x01\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x39\n\x08metadata\x18\x04 \x03(\x0b\x32\'.serverlessllm.v1.Failure.MetadataEntry\x12.\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\x0eWorkerCounters\x12\r\n\x05steps\x18\x01 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x02 \x01(\x03\x12\x18\n\x10running_requests\x18\x03 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x04 \x01(\x05\x12\x1a\n\x12\x63\x61ncelled_requests\x18\x05 \x01(\x03\"\x12\n\x10GetStatusRequest\"\xb0\x01\n\x11GetStatusResponse\x12\x32\n\x08\x63ounters\x18\x01 \x01(\x0b\x32 .serverlessllm.v1.WorkerCounters\x12\x37\n\nparameters\x18\x02 \x03(\x0b\x32#.serverlessllm.v1.ParameterLocation\x12\x17\n\x0fmapping_address\x18\x03 \x01(\x04\x12\x15\n\rmapping_bytes\x18\x04 \x01(\x03\"F\n\x11ParameterLocation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x32\xca\x02\n\rWorkerService\x12N\n\x07Prepare\x12 .serverlessllm.v1.PrepareRequest\x1a!.serverlessllm.v1.PrepareResponse\x12K\n\x06\x41ttach\x12\x1f.serverlessllm.v1.AttachRequest\x1a .serverlessllm.v1.AttachResponse\x12\x46\n\x03Run\x12\x1c.serverlessllm.v1.RunRequest\x1a\x1d.serverlessllm.v1.RunResponse(\x01\x30\x01\x12T\n\tGetStatus\x12\".serverlessllm.v1.GetStatusRequest\x1a#.serverlessllm.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%serverlessllm/v1/worker_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a(serverlessllm/v1/inference_service.proto\x1a\x1cserverlessllm/v1/types.proto\"X\n\x0ePrepareRequest\x12\x16\n\x0e\x63heckpoint_dir\x18\x01 \x01(\t\x12.\n\x06\x65ngine\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\"\xc3\x01\n\x0fPrepareResponse\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\x12\x1a\n\x12kv_bytes_per_token\x18\x04 \x01(\x03\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12*\n\x07warm_up\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xec\x01\n\rAttachRequest\x12\x35\n\npartitions\x18\x01 \x03(\x0b\x32!.serverlessllm.v1.PartitionChunks\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x03\x12.\n\x07tensors\x18\x03 \x03(\x0b\x32\x1d.serverlessllm.v1.TensorPlace\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\x03\x12\x35\n\rdevice_memory\x18\x05 \x01(\x0b\x32\x1e.serverlessllm.v1.DeviceMemory\x12\x16\n\x0eready_made_dir\x18\x06 \x01(\t\"W\n\x10MakeReadyRequest\x12\x30\n\x07weights\x18\x01 \x01(\x0b\x32\x1f.serverlessllm.v1.AttachRequest\x12\x11\n\tdirectory\x18\x02 \x01(\t\"@\n\x11MakeReadyResponse\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"Q\n\x0c\x44\x65viceMemory\x12\x12\n\nipc_handle\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x19\n\x11partition_offsets\x18\x03 \x03(\x03\"p\n\x0bTensorPlace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x11\n\tpartition\x18\x04 \x01(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\"!\n\x0fPartitionChunks\x12\x0e\n\x06\x63hunks\x18\x01 \x03(\x05\"\x83\x01\n\x0e\x41ttachResponse\x12)\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x65ngine_init\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\"|\n\nRunRequest\x12\x11\n\tgives_way\x18\x03 \x01(\x08\x12\x33\n\x06submit\x18\x01 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequestH\x00\x12\x1b\n\x11\x63\x61ncel_request_id\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ommand\"s\n\x0bRunResponse\x12\x30\n\x07outputs\x18\x01 \x03(\x0b\x32\x1f.serverlessllm.v1.RequestOutput\x12\x32\n\x08\x63ounters\x18\x02 \x01(\x0b\x32 .serverlessllm.v1.WorkerCounters\"\xe9\x01\n\rRequestOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1a.serverlessllm.v1.AcceptedH\x00\x12*\n\x06tokens\x18\x03 \x01(\x0b\x32\x18.serverlessllm.v1.TokensH\x00\x12\x30\n\tcompleted\x18\x04 \x01(\x0b\x32\x1b.serverlessllm.v1.CompletedH\x00\x12,\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x19.serverlessllm.v1.FailureH\x00\x42\x08\n\x06output\";\n\x08\x41\x63\x63\x65pted\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\"\xd9\x01\n\tCompleted\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.serverlessllm.v1.Tokens\x12.\n\x06reason\x18\x02 \x01(\x0e\x32\x1e.serverlessllm.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.serverlessllm.v1.Usage\x12\x11\n\x04stop\x18\x04 \x01(\tH\x00\x88\x01\x01\x12.\n\x0b\x66irst_token\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05_stop\"\xd4\x01\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x39\n\x08metadata\x18\x04 \x03(\x0b\x32\'.serverlessllm.v1.Failure.MetadataEntry\x12.\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\x0eWorkerCounters\x12\r\n\x05steps\x18\x01 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x02 \x01(\x03\x12\x18\n\x10running_requests\x18\x03 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x04 \x01(\x05\x12\x1a\n\x12\x63\x61ncelled_requests\x18\x05 \x01(\x03\"\x12\n\x10GetStatusRequest\"\xb0\x01\n\x11GetStatusResponse\x12\x32\n\x08\x63ounters\x18\x01 \x01(\x0b\x32 .serverlessllm.v1.WorkerCounters\x12\x37\n\nparameters\x18\x02 \x03(\x0b\x32#.serverlessllm.v1.ParameterLocation\x12\x17\n\x0fmapping_address\x18\x03 \x01(\x04\x12\x15\n\rmapping_bytes\x18\x04 \x01(\x03\"F\n\x11ParameterLocation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x32\xa0\x03\n\rWorkerService\x12N\n\x07Prepare\x12 .serverlessllm.v1.PrepareRequest\x1a!.serverlessllm.v1.PrepareResponse\x12K\n\x06\x41ttach\x12\x1f.serverlessllm.v1.AttachRequest\x1a .serverlessllm.v1.AttachResponse\x12T\n\tMakeReady\x12\".serverlessllm.v1.MakeReadyRequest\x1a#.serverlessllm.v1.MakeReadyResponse\x12\x46\n\x03Run\x12\x1c.serverlessllm.v1.RunRequest\x1a\x1d.serverlessllm.v1.RunResponse(\x01\x30\x01\x12T\n\tGetStatus\x12\".serverlessllm.v1.GetStatusRequest\x1a#.serverlessllm.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,37 +41,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPARERESPONSE']._serialized_start=254
   _globals['_PREPARERESPONSE']._serialized_end=449
   _globals['_ATTACHREQUEST']._serialized_start=452
-  _globals['_ATTACHREQUEST']._serialized_end=664
-  _globals['_DEVICEMEMORY']._serialized_start=666
-  _globals['_DEVICEMEMORY']._serialized_end=747
-  _globals['_TENSORPLACE']._serialized_start=749
-  _globals['_TENSORPLACE']._serialized_end=861
-  _globals['_PARTITIONCHUNKS']._serialized_start=863
-  _globals['_PARTITIONCHUNKS']._serialized_end=896
-  _globals['_ATTACHRESPONSE']._serialized_start=899
-  _globals['_ATTACHRESPONSE']._serialized_end=1030
-  _globals['_RUNREQUEST']._serialized_start=1032
-  _globals['_RUNREQUEST']._serialized_end=1156
-  _globals['_RUNRESPONSE']._serialized_start=1158
-  _globals['_RUNRESPONSE']._serialized_end=1273
-  _globals['_REQUESTOUTPUT']._serialized_start=1276
-  _globals['_REQUESTOUTPUT']._serialized_end=1509
-  _globals['_ACCEPTED']._serialized_start=1511
-  _globals['_ACCEPTED']._serialized_end=1570
-  _globals['_COMPLETED']._serialized_start=1573
-  _globals['_COMPLETED']._serialized_end=1790
-  _globals['_FAILURE']._serialized_start=1793
-  _globals['_FAILURE']._serialized_end=2005
-  _globals['_FAILURE_METADATAENTRY']._serialized_start=1958
-  _globals['_FAILURE_METADATAENTRY']._serialized_end=2005
-  _globals['_WORKERCOUNTERS']._serialized_start=2008
-  _globals['_WORKERCOUNTERS']._serialized_end=2145
-  _globals['_GETSTATUSREQUEST']._serialized_start=2147
-  _globals['_GETSTATUSREQUEST']._serialized_end=2165
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2168
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2344
-  _globals['_PARAMETERLOCATION']._serialized_start=2346
-  _globals['_PARAMETERLOCATION']._serialized_end=2416
-  _globals['_WORKERSERVICE']._serialized_start=2419
-  _globals['_WORKERSERVICE']._serialized_end=2749
+  _globals['_ATTACHREQUEST']._serialized_end=688
+  _globals['_MAKEREADYREQUEST']._serialized_start=690
+  _globals['_MAKEREADYREQUEST']._serialized_end=777
+  _globals['_MAKEREADYRESPONSE']._serialized_start=779
+  _globals['_MAKEREADYRESPONSE']._serialized_end=843
+  _globals['_DEVICEMEMORY']._serialized_start=845
+  _globals['_DEVICEMEMORY']._serialized_end=926
+  _globals['_TENSORPLACE']._serialized_start=928
+  _globals['_TENSORPLACE']._serialized_end=1040
+  _globals['_PARTITIONCHUNKS']._serialized_start=1042
+  _globals['_PARTITIONCHUNKS']._serialized_end=1075
+  _globals['_ATTACHRESPONSE']._serialized_start=1078
+  _globals['_ATTACHRESPONSE']._serialized_end=1209
+  _globals['_RUNREQUEST']._serialized_start=1211
+  _globals['_RUNREQUEST']._serialized_end=1335
+  _globals['_RUNRESPONSE']._serialized_start=1337
+  _globals['_RUNRESPONSE']._serialized_end=1452
+  _globals['_REQUESTOUTPUT']._serialized_start=1455
+  _globals['_REQUESTOUTPUT']._serialized_end=1688
+  _globals['_ACCEPTED']._serialized_start=1690
+  _globals['_ACCEPTED']._serialized_end=1749
+  _globals['_COMPLETED']._serialized_start=1752
+  _globals['_COMPLETED']._serialized_end=1969
+  _globals['_FAILURE']._serialized_start=1972
+  _globals['_FAILURE']._serialized_end=2184
+  _globals['_FAILURE_METADATAENTRY']._serialized_start=2137
+  _globals['_FAILURE_METADATAENTRY']._serialized_end=2184
+  _globals['_WORKERCOUNTERS']._serialized_start=2187
+  _globals['_WORKERCOUNTERS']._serialized_end=2324
+  _globals['_GETSTATUSREQUEST']._serialized_start=2326
+  _globals['_GETSTATUSREQUEST']._serialized_end=2344
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2347
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2523
+  _globals['_PARAMETERLOCATION']._serialized_start=2525
+  _globals['_PARAMETERLOCATION']._serialized_end=2595
+  _globals['_WORKERSERVICE']._serialized_start=2598
+  _globals['_WORKERSERVICE']._serialized_end=3014
 # @@protoc_insertion_point(module_scope)

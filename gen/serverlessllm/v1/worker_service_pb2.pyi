@@ -94,9 +94,14 @@ class AttachRequest(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_MEMORY_FIELD_NUMBER: _builtins.int
+    READY_MADE_DIR_FIELD_NUMBER: _builtins.int
     kv_bytes: _builtins.int
     chunk_bytes: _builtins.int
     """Bytes of each chunk of the pool."""
+    ready_made_dir: _builtins.str
+    """Directory of the small files of a checkpoint that was made ready for the engine, which the
+    weights are of. Empty: they are as published.
+    """
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionChunks]:
         """One for each partition of the checkpoint, in its order. Empty if `device_memory` is set."""
@@ -117,14 +122,61 @@ class AttachRequest(_message.Message):
         tensors: _abc.Iterable[Global___TensorPlace] | None = ...,
         chunk_bytes: _builtins.int = ...,
         device_memory: Global___DeviceMemory | None = ...,
+        ready_made_dir: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_memory", b"device_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "device_memory", b"device_memory", "kv_bytes", b"kv_bytes", "partitions", b"partitions", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "device_memory", b"device_memory", "kv_bytes", b"kv_bytes", "partitions", b"partitions", "ready_made_dir", b"ready_made_dir", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class MakeReadyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    directory: _builtins.str
+    """Where the checkpoint is written; it is not there yet."""
+    @_builtins.property
+    def weights(self) -> Global___AttachRequest:
+        """As published, in chunks of the pool."""
+
+    def __init__(
+        self,
+        *,
+        weights: Global___AttachRequest | None = ...,
+        directory: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeReadyRequest: _TypeAlias = MakeReadyRequest  # noqa: Y015
+
+@_typing.final
+class MakeReadyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeReadyResponse: _TypeAlias = MakeReadyResponse  # noqa: Y015
 
 @_typing.final
 class DeviceMemory(_message.Message):

@@ -45,6 +45,11 @@ class WorkerServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachResponse.FromString,
                 _registered_method=True)
+        self.MakeReady = channel.unary_unary(
+                '/serverlessllm.v1.WorkerService/MakeReady',
+                request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.MakeReadyRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.MakeReadyResponse.FromString,
+                _registered_method=True)
         self.Run = channel.stream_stream(
                 '/serverlessllm.v1.WorkerService/Run',
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.RunRequest.SerializeToString,
@@ -70,6 +75,13 @@ class WorkerServiceServicer:
 
     def Attach(self, request, context):
         """Maps the weights, builds the module over them and starts the engine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeReady(self, request, context):
+        """Writes weights as the engine's kernels read them; the worker is of no other use then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +113,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachResponse.SerializeToString,
+            ),
+            'MakeReady': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeReady,
+                    request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.MakeReadyRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.MakeReadyResponse.SerializeToString,
             ),
             'Run': grpc.stream_stream_rpc_method_handler(
                     servicer.Run,
@@ -168,6 +185,33 @@ class WorkerService:
             '/serverlessllm.v1.WorkerService/Attach',
             serverlessllm_dot_v1_dot_worker__service__pb2.AttachRequest.SerializeToString,
             serverlessllm_dot_v1_dot_worker__service__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeReady(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.WorkerService/MakeReady',
+            serverlessllm_dot_v1_dot_worker__service__pb2.MakeReadyRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_worker__service__pb2.MakeReadyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class WorkerServiceStub:
     """Loads the tokenizer and the model's classes, while the weights are still on their way."""
     Attach: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.AttachRequest, _worker_service_pb2.AttachResponse]
     """Maps the weights, builds the module over them and starts the engine."""
+    MakeReady: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.MakeReadyRequest, _worker_service_pb2.MakeReadyResponse]
+    """Writes weights as the engine's kernels read them; the worker is of no other use then."""
     Run: _grpc.StreamStreamMultiCallable[_worker_service_pb2.RunRequest, _worker_service_pb2.RunResponse]
     """Requests in, and one message out per engine step for all requests that it served."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetStatusRequest, _worker_service_pb2.GetStatusResponse]
@@ -51,6 +53,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Loads the tokenizer and the model's classes, while the weights are still on their way."""
     Attach: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.AttachRequest, _worker_service_pb2.AttachResponse]  # type: ignore[assignment]
     """Maps the weights, builds the module over them and starts the engine."""
+    MakeReady: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.MakeReadyRequest, _worker_service_pb2.MakeReadyResponse]  # type: ignore[assignment]
+    """Writes weights as the engine's kernels read them; the worker is of no other use then."""
     Run: _aio.StreamStreamMultiCallable[_worker_service_pb2.RunRequest, _worker_service_pb2.RunResponse]  # type: ignore[assignment]
     """Requests in, and one message out per engine step for all requests that it served."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetStatusRequest, _worker_service_pb2.GetStatusResponse]  # type: ignore[assignment]
@@ -74,6 +78,14 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.AttachResponse, _abc.Awaitable[_worker_service_pb2.AttachResponse]]:
         """Maps the weights, builds the module over them and starts the engine."""
+
+    @_abc_1.abstractmethod
+    def MakeReady(
+        self,
+        request: _worker_service_pb2.MakeReadyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.MakeReadyResponse, _abc.Awaitable[_worker_service_pb2.MakeReadyResponse]]:
+        """Writes weights as the engine's kernels read them; the worker is of no other use then."""
 
     @_abc_1.abstractmethod
     def Run(

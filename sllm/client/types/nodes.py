@@ -47,6 +47,9 @@ class CheckpointCopy:
     """Whether a pin or a prefetch keeps it on the tier."""
     pinned_until: float | None = None
     """When the last of these ends by itself. None: never, if it is pinned."""
+    made_of: str = ""
+    """Digest of the checkpoint that it was made of, as an engine reads its weights. Empty: it is as
+    published."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ def _copy(copy: pb.CheckpointCopy) -> nodes.CheckpointCopy:
         leased=copy.leased,
         pinned=bool(copy.holds),
         pinned_until=_pinned_until(copy.holds),
+        made_of=copy.made_of,
     )
 
 

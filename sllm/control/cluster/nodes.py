@@ -135,7 +135,7 @@ class NodeView:
 
     def copies_of(self, digest: str) -> list[Copy]:
         """A checkpoint's copies on all tiers."""
-        found = (self.copies.get((digest, tier)) for tier in _TIERS)
+        found = (self.copies.nearest(digest, tier) for tier in _TIERS)
         return [copy for copy in found if copy]
 
     @cached_property
@@ -150,7 +150,7 @@ class NodeView:
 
     def _unseen(self, tier: Tier) -> int:
         wanted = {self.key_here(plan.checkpoint): plan for plan in self.planned.values()}
-        held = (self.copies.get((key, tier)) for key in wanted)
+        held = (self.copies.nearest(key, tier) for key in wanted)
         return sum(
             plan.size_bytes for plan, copy in zip(wanted.values(), held, strict=True) if not copy
         )
@@ -238,11 +238,10 @@ class NodeView:
             for key, one in self.instances.items()
             if (key in self.leaving or key in stopped) and one.digest not in staying
         }
-        held = {
-            copy.digest: copy.size_bytes
-            for copy in self.copies.leased
-            if copy.tier == self.weights_tier and (copy.holds or copy.digest not in released)
-        }
+        held: dict[str, int] = {}
+        for copy in self.copies.leased:
+            if copy.tier == self.weights_tier and (copy.holds or copy.serves not in released):
+                held[copy.serves] = held.get(copy.serves, 0) + copy.size_bytes
         for plan in self.planned.values():
             held.setdefault(self.key_here(plan.checkpoint), plan.size_bytes)
         return held
@@ -254,5 +253,5 @@ class NodeView:
 
 def keys_of(node: NodeView) -> set[str]:
     """Digests and sources of the checkpoints that a node holds some of, or has started."""
-    held = {key for copy in node.copies.values() for key in (copy.digest, *copy.sources)}
+    held = {key for copy in node.copies.values() for key in (copy.serves, *copy.sources)}
     return held | {digest for digest, _ in node.facts.init_times.by_model}

@@ -43,6 +43,13 @@ class Copy:
     """Whether an instance, a load under way or a hold keeps it in place."""
     holds: tuple[Hold, ...] = ()
     """Pins and prefetches, which stay when instances end."""
+    made_of: str = ""
+    """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
+
+    @property
+    def serves(self) -> str:
+        """Digest of the checkpoint that instances are said to serve over it."""
+        return self.made_of or self.digest
 
     @property
     def whole(self) -> bool:
@@ -63,10 +70,27 @@ class Copies(dict[tuple[str, Tier], Copy]):
         """The copies that something holds in place."""
         return tuple(copy for copy in self.values() if copy.leased)
 
+    def nearest(self, digest: str, tier: Tier) -> Copy | None:
+        """What a tier has of a checkpoint: as published or made ready, the fuller one."""
+        published = self.get((digest, tier))
+        made = self._made.get((digest, tier))
+        if made is None or published is None:
+            return published or made
+        return max(published, made, key=_share)
+
+    @cached_property
+    def _made(self) -> Mapping[tuple[str, Tier], Copy]:
+        """What was made ready, by what it was made of."""
+        return {(one.made_of, one.tier): one for one in self.values() if one.made_of}
+
     @cached_property
     def digests(self) -> Mapping[str, str]:
         """The digest to which each source leads on this node."""
         return {source: copy.digest for copy in self.values() for source in copy.sources}
+
+
+def _share(copy: Copy) -> float:
+    return copy.resident_bytes / max(1, copy.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

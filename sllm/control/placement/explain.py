@@ -103,7 +103,7 @@ def _held_on(node: NodeView, checkpoint: Checkpoint) -> Tier:
     copies = [
         copy
         for copy in node.copies.values()
-        if checkpoint.key == copy.digest or checkpoint.source in copy.sources
+        if checkpoint.key == copy.serves or checkpoint.source in copy.sources
     ]
     return max((copy.tier for copy in copies if copy.whole), default=Tier.REMOTE)
 

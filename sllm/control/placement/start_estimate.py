@@ -156,7 +156,7 @@ def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[floa
     for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, found.imported)):
         copy = copy_on(node, checkpoint, key[1])
         # What a tier holds, this link and those below it need not carry.
-        above = max(above, copy.resident_bytes if copy else 0)
+        above = max(above, _resident(copy, checkpoint) if copy else 0)
         missing = checkpoint.size_bytes - above
         if missing <= 0:
             break
@@ -170,6 +170,13 @@ def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[floa
     return queue, transfer
 
 
+def _resident(copy: Copy, checkpoint: Checkpoint) -> int:
+    """Bytes of a checkpoint that a copy stands for, which may have another size once made ready."""
+    if not copy.made_of:
+        return copy.resident_bytes
+    return checkpoint.size_bytes * copy.resident_bytes // max(1, copy.size_bytes)
+
+
 def _is_planned(node: NodeView, checkpoint: Checkpoint) -> bool:
     """Whether a start of it has been decided on there."""
     return any(node.key_here(plan.checkpoint) == checkpoint.key for plan in node.planned.values())
@@ -178,4 +185,4 @@ def _is_planned(node: NodeView, checkpoint: Checkpoint) -> bool:
 def copy_on(node: NodeView, checkpoint: Checkpoint, tier: Tier) -> Copy | None:
     """The node's copy of a checkpoint on one tier."""
     digest = checkpoint.digest or node.key_here(checkpoint.source)
-    return node.copies.get((digest, tier))
+    return node.copies.nearest(digest, tier)

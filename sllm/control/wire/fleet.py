@@ -125,6 +125,7 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[Copy, ...]:
             sources=tuple(one.sources),
             leased=one.leased,
             holds=tuple(map(_hold, one.holds)),
+            made_of=one.made_of,
         )
         for one in copies
     )
@@ -238,6 +239,7 @@ def _copy_message(one: Copy) -> pb.CheckpointCopy:
             pb.Hold(hold_id=hold.hold_id, expires_at=common.optional_timestamp(hold.expires_at))
             for hold in one.holds
         ],
+        made_of=one.made_of,
     )
 
 

@@ -194,6 +194,7 @@ def copy_message(copy: Copy, holds: Sequence[Hold] = ()) -> pb.CheckpointCopy:
         sources=copy.sources,
         leased=copy.leased,
         holds=[_hold(hold) for hold in holds],
+        made_of=copy.made_of,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from sllm.checkpoint.format.manifest import Manifest
@@ -10,7 +11,7 @@ from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.dram import Chunks
 from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
-from sllm.node.transfers.work import Found, Step
+from sllm.node.transfers.work import Form, Found, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,13 @@ class Placed:
     """Transfers that were waited for; none if nothing had to move."""
     held: ExitStack
     """Undoes the holds."""
+    ready_made: Path | None = None
+    """Directory of its small files, if it was made ready for the engine that asked for it."""
+
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint, as it is published."""
+        return self.record.made_of or self.manifest.digest
 
     def release(self) -> None:
         """Lets the checkpoint be evicted. A second call does nothing."""
@@ -99,6 +107,8 @@ class WeightsWish:
     """Name of a torch dtype to convert to. None: as stored."""
     pack: bool
     """Whether local safetensors are packed, and not read where they lie."""
+    form: Form | None = None
+    """What they may have been made ready for. None: they must be as published."""
 
 
 class Seat(Protocol):

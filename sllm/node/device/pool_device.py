@@ -85,6 +85,16 @@ class _PoolSeat:
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""
-        lease = await self._store.promote(wish.source, wish.dtype, Tier.DRAM, tell, pack=wish.pack)
+        lease = await self._store.promote(
+            wish.source, wish.dtype, Tier.DRAM, tell, pack=wish.pack, form=wish.form
+        )
         place = InPool(lease.chunks, self._store.chunk_bytes)
-        return Placed(lease.manifest, lease.record, place, lease.from_tier, lease.steps, lease.held)
+        return Placed(
+            lease.manifest,
+            lease.record,
+            place,
+            lease.from_tier,
+            lease.steps,
+            lease.held,
+            lease.directory if lease.record.form else None,
+        )

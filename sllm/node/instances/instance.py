@@ -21,7 +21,7 @@ from sllm.node.instances.start import InstanceSpec, LaunchWorker, Running, Start
 from sllm.node.instances.watchdog import Patience, watch
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.tier_store import TierStore
-from sllm.node.transfers.work import Progress
+from sllm.node.transfers.work import Form, Progress
 
 log = structlog.get_logger()
 tracer = trace.get_tracer("sllm")
@@ -103,10 +103,15 @@ class Instance:
         """Index of its device on the node. None: not yet chosen, or the pool is the device."""
         return self._start.device if self._start else None
 
-    def begin(self, store: TierStore, devices: Devices, launch: LaunchWorker) -> None:
-        """Begins the life of the instance, which goes on whoever watches it."""
+    def begin(
+        self, store: TierStore, devices: Devices, launch: LaunchWorker, form: Form | None = None
+    ) -> None:
+        """Begins the life of the instance, which goes on whoever watches it.
+
+        `form`: what its weights may have been made ready for.
+        """
         start = self._start = Start(
-            self.spec, store, devices, launch, self.timeline, self._progress.publish
+            self.spec, store, devices, launch, self.timeline, self._progress.publish, form
         )
         held = AsyncExitStack()
         self._starting = asyncio.create_task(_run_start(start, held))

@@ -96,6 +96,11 @@ class NodeMemory:
             one.own_bytes or self.expected(one.kind, one.private_bytes) for one in self.taken
         )
 
+    @property
+    def free_bytes(self) -> int:
+        """What the instances leave of it."""
+        return self.capacity_bytes - self.used_bytes
+
     def expected(self, kind: Hashable, private_bytes: int | None) -> int:
         """What one more instance is taken to take; see `own_memory.expected`."""
         return own_memory.expected(kind, private_bytes, self.taken, self.instance_bytes)
@@ -117,7 +122,7 @@ class NodeMemory:
                 "node, or lower min_replicas"
             )
         needed = self.expected(kind, private_bytes)
-        free = self.capacity_bytes - self.used_bytes
+        free = self.free_bytes
         if needed > free:
             raise errors.NoCapacity(
                 f"{deployment} takes about {format_bytes(needed)} of memory for an instance, "

@@ -18,7 +18,7 @@ from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
-from sllm.node.transfers.work import Found, LoadPhase, Progress, Step
+from sllm.node.transfers.work import Form, Found, LoadPhase, Progress, Step
 from sllm.node.worker.messages import ModelDescription
 
 log = structlog.get_logger()
@@ -28,6 +28,15 @@ LaunchWorker = Callable[[str, Mapping[str, str]], Awaitable[Worker]]
 
 WORKERS = 3
 """Workers that are brought up, one after the other, where each dies with its zygote."""
+
+_OF_THE_FORM = (
+    errors.UnsupportedModel,
+    errors.CheckpointCorrupt,
+    errors.InvalidArgument,
+    errors.WorkerDied,
+    errors.Internal,
+)
+"""What may be the fault of weights that were made ready."""
 
 _STEP_KINDS = {
     LoadPhase.IMPORT: PhaseKind.IMPORT,
@@ -92,6 +101,8 @@ class Running:
     """Of the weights, without what lies between them."""
     identity: str
     """Of what it serves; see `sllm.checkpoint.sources.identity`."""
+    ready_made: bool = False
+    """Whether its weights were made ready for the engine."""
 
 
 class Start:
@@ -105,7 +116,20 @@ class Start:
         launch: LaunchWorker,
         timeline: Timeline,
         publish: Callable[[Progress], None],
+        form: Form | None = None,
     ) -> None:
+        """Begins nothing yet.
+
+        Args:
+            spec: what is started.
+            store: has the weights.
+            devices: the node's.
+            launch: gives workers.
+            timeline: gets the start's phases.
+            publish: is told how far it is.
+            form: what weights may have been made ready for. None: they are as published.
+        """
+        self._form = form
         self._spec = spec
         self._store = store
         self._devices = devices
@@ -135,9 +159,30 @@ class Start:
         found = await self._look()
         seat = await taken.enter_async_context(self._devices.seat(found, self._spec.kv_bytes))
         self.device = seat.index
+        try:
+            return await self._bring_up_all(found, seat, taken, held)
+        except _OF_THE_FORM as error:
+            ready = self._placed[-1].record if self._placed else None
+            if ready is None or not ready.form:
+                raise
+            log.error("instance.ready_made_dropped", url=ready.url, problem=error.message)
+            await self._give_up_ready(ready)
+        return await self._bring_up_all(found, seat, taken, held)
+
+    async def _bring_up_all(
+        self, found: Found, seat: Seat, taken: AsyncExitStack, held: AsyncExitStack
+    ) -> Running:
         weights = asyncio.create_task(self._bring_up(seat))
         taken.push_async_callback(_end, weights)
         return await self._bring_up_any_worker(found, seat, weights, held)
+
+    async def _give_up_ready(self, record: SourceRecord) -> None:
+        """Goes on with weights as they are published: they can be made ready anew."""
+        self._form = None
+        for worker in self._workers:
+            await worker.stop()
+        self._release()
+        await self._store.ready_made.drop(record)
 
     async def _bring_up_any_worker(
         self, found: Found, seat: Seat, weights: asyncio.Task[Placed], held: AsyncExitStack
@@ -165,17 +210,20 @@ class Start:
             _check_same(found, (await self._look()).record)
         size = placed.manifest.size_bytes
         self._publish(Progress(LoadPhase.INIT, Tier.DRAM, size, size))
-        attached = await worker.attach(placed.manifest, placed.place, self._spec.kv_bytes)
+        attached = await worker.attach(
+            placed.manifest, placed.place, self._spec.kv_bytes, placed.ready_made
+        )
         self._record(attached)
         return Running(
             worker,
-            placed.manifest.digest,
+            placed.digest,
             size,
             placed.from_tier,
             attached.context_tokens,
             model,
             found.size_bytes,
             found.record.identity,
+            placed.ready_made is not None,
         )
 
     async def _look(self) -> Found:
@@ -186,7 +234,7 @@ class Start:
 
     async def _bring_up(self, seat: Seat) -> Placed:
         engine = self._spec.engine
-        wish = WeightsWish(self._spec.source, engine.dtype, engine.pack)
+        wish = WeightsWish(self._spec.source, engine.dtype, engine.pack, self._form)
         placed = await seat.bring_up(wish, self._publish)
         self._placed.append(placed)
         for step in placed.steps:
@@ -273,7 +321,7 @@ def _stamp(directory: Path) -> tuple[int, int] | None:
 
 def _check_same(found: Found, record: SourceRecord) -> None:
     """Refuses weights of another state of the source than that whose small files were read."""
-    if found.record != record:
+    if found.record != record.published:
         raise corrupt(found.directory, "was changed while an instance of it started; try again")
 
 

@@ -30,6 +30,8 @@ Reply = TypeVar("Reply")
 START_TIMEOUT = 30.0
 PREPARE_TIMEOUT = 60.0
 ATTACH_TIMEOUT = 300.0
+MAKE_READY_TIMEOUT = 3600.0
+"""Nobody waits for it, and it gives way to all others."""
 STOP_TIMEOUT = 5.0
 """Seconds that a worker has to end by itself before it is killed."""
 KILL_TIMEOUT = 15.0
@@ -130,15 +132,19 @@ class Worker:
         reply = await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
         return prepared(reply)
 
-    async def attach(self, manifest: Manifest, place: Place, kv_bytes: int) -> Attached:
+    async def attach(
+        self, manifest: Manifest, place: Place, kv_bytes: int, ready_made: Path | None = None
+    ) -> Attached:
         """Gives the worker its weights; once this returns it takes requests.
 
         Args:
             manifest: what they consist of.
             place: where they are.
             kv_bytes: memory that the KV cache may take.
+            ready_made: directory of their small files, if they were made ready for the engine.
         """
         request = attach_request(manifest, place, kv_bytes)
+        request.ready_made_dir = str(ready_made or "")
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
         return Attached(
@@ -146,6 +152,23 @@ class Worker:
             engine_init_seconds=to_seconds(reply.engine_init),
             context_tokens=reply.context_tokens,
         )
+
+    async def make_ready(self, manifest: Manifest, place: Place, directory: Path) -> float:
+        """Has the worker write weights as its engine reads them; it is of no other use then.
+
+        Args:
+            manifest: what they consist of, as published.
+            place: where they are.
+            directory: of the checkpoint that is made; not there yet.
+
+        Returns:
+            Seconds that it took.
+        """
+        request = pb.MakeReadyRequest(
+            weights=attach_request(manifest, place, kv_bytes=0), directory=str(directory)
+        )
+        reply = await self._call(self._stub.MakeReady(request, **_options(MAKE_READY_TIMEOUT)))
+        return to_seconds(reply.duration)
 
     def submit(
         self,

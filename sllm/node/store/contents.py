@@ -19,7 +19,8 @@ def copies(ssd: SsdTier, dram: DramTier, reads: Reads) -> tuple[Copy, ...]:
 
 def _copy(checkpoint: Checkpoint, tier: Tier, holding: Holding) -> Copy:
     digest, size = checkpoint.manifest.digest, checkpoint.manifest.size_bytes
-    return Copy(digest, tier, size, size, checkpoint.urls, leased=holding.leases > 0)
+    leased = holding.leases > 0
+    return Copy(digest, tier, size, size, checkpoint.urls, leased, checkpoint.made_of)
 
 
 def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:
@@ -31,6 +32,7 @@ def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:
             resident_bytes=load.progress.loaded_bytes,
             sources=ssd.copies[digest].urls,
             leased=True,
+            made_of=ssd.copies[digest].made_of,
         )
         for digest, load in reads.loads.items()
     ]

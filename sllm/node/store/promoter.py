@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
+from sllm.checkpoint.format.manifest import corrupt
 from sllm.errors import ModelTooLarge, NoCapacity
 from sllm.node.store.healing import healed
 from sllm.node.store.lease import Lease
@@ -92,6 +93,8 @@ class Promoter:
 
     async def _import(self, trip: _Trip) -> SsdCopy | DramCopy:
         source, wish = trip.source, trip.wish
+        if source.record.form:
+            raise corrupt(source.record.url, "was made ready, and that is gone: nobody imports it")
         begin = partial(self._imports.load, source, wish.tier, wish.priority, pack=wish.pack)
         try:
             imported = await self._join(begin, trip)

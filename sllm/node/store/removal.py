@@ -83,9 +83,20 @@ class Removal:
         # What the pool has of it reads its small files in the directory that goes.
         self._dram.evict(digest)
         if digest in self._ssd.copies:
+            for made in self._ssd.made_of(digest):
+                self._drop_idle(made)
             self._ssd.ledger.remove(digest)
             self._ssd.detach(digest)
         self._changed()  # before the disk is done: nobody finds it from now on
+
+    def _drop_idle(self, digest: str) -> None:
+        """What was made ready of a checkpoint goes with it, but for what is in use."""
+        dram = self._dram.copies.get(digest)
+        if self._ssd.copies[digest].holding.leases or (dram and dram.holding.leases):
+            return
+        self._dram.evict(digest)
+        self._ssd.ledger.remove(digest)
+        self._ssd.detach(digest)
 
 
 def _check_idle(digest: str, holding: Holding) -> None:

@@ -6,16 +6,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+import structlog
+
 from sllm.checkpoint.format.manifest import TensorEntry, corrupt
 from sllm.checkpoint.importing.import_plan import plan_import
 from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.sources.sources import parse_source
 from sllm.clock import Clock
-from sllm.errors import InvalidArgument
+from sllm.errors import CheckpointCorrupt, InvalidArgument
 from sllm.node.store import contents
 from sllm.node.store.lease import Lease
 from sllm.node.store.promoter import Promoter
+from sllm.node.store.ready_made import ReadyMade
 from sllm.node.store.removal import Removal
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.dram import DramTier
@@ -28,7 +31,9 @@ from sllm.node.transfers.loads import Tell, Threads
 from sllm.node.transfers.reads import Reads
 from sllm.node.transfers.sources import FoundSource, Place, Sources
 from sllm.node.transfers.speeds import Reloads, Speeds, measure
-from sllm.node.transfers.work import Found, Priority, Sink, Step, Wish
+from sllm.node.transfers.work import Form, Found, Priority, Sink, Step, Wish
+
+_log = structlog.get_logger()
 
 _SOURCE_THREADS = 32
 """Sources that can be looked at or imported at once; their bytes come through fewer threads."""
@@ -82,6 +87,11 @@ class TierStore:
         )
         self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
         self._removal = Removal(ssd, dram, self._reads, self._threads, self._changed)
+        moves = (self._promoter, self._removal)
+        self.ready_made = ReadyMade(
+            ssd, dram, speeds.ssd_to_dram, self._threads, *moves, self._changed
+        )
+        """What was made of checkpoints for engines."""
         self._watchers: list[Callable[[], None]] = []
 
     @classmethod
@@ -149,6 +159,7 @@ class TierStore:
         pack: bool = False,
         sink: Sink | None = None,
         identity: str = "",
+        form: Form | None = None,
     ) -> Lease:
         """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
 
@@ -166,6 +177,8 @@ class TierStore:
             pack: convert local safetensors although they could stay where they are.
             sink: takes the chunks of a read that begins for this promotion further up.
             identity: what the source must be; empty: whatever it is.
+            form: what it may have been made ready for. Where there is such a one, and it is served
+                sooner than what is published, that is brought up; `Lease.record` says so.
 
         Raises:
             InvalidSource: the source cannot be read, or is not a model.
@@ -182,7 +195,22 @@ class TierStore:
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
         found = await self._look(parse_source(source), dtype, fresh=False)
         found.check(identity)
-        return await self._promoter.bring_up(found, Wish(tier, priority, pack, sink), on_progress)
+        wish = Wish(tier, priority, pack, sink)
+        if form and (ready := self.ready_made.soonest(found, form)):
+            try:
+                return await self._promoter.bring_up(ready, wish, on_progress)
+            except CheckpointCorrupt as error:
+                _log.warning("node.ready_made_lost", url=found.record.url, problem=error.message)
+        return await self._promoter.bring_up(found, wish, on_progress)
+
+    async def read_ahead(self, source: str, dtype: str | None, form: Form) -> None:
+        """See `ReadyMade.read_ahead`.
+
+        Raises:
+            SllmError: as `promote`.
+        """
+        found = await self._look(parse_source(source), dtype, fresh=False)
+        await self.ready_made.read_ahead(found, form)
 
     async def pass_through(
         self, lease: Lease, sink: Sink, *, priority: Priority = Priority.DEMAND

@@ -1,6 +1,6 @@
 """A checkpoint as a node knows it, whichever of its tiers hold it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sllm.checkpoint.format.manifest import Manifest
@@ -17,6 +17,15 @@ class SourceRecord:
     """Torch's name for what weights were converted to; None: they were not."""
     identity: str = field(default="", compare=False)
     """Of what was found there, wherever it lies. Empty: nobody has looked."""
+    form: str = ""
+    """What it was made ready for; see `sllm.node.instances.forms`. Empty: it is as published."""
+    made_of: str = field(default="", compare=False)
+    """Digest of the checkpoint that it was made ready of, if it was."""
+
+    @property
+    def published(self) -> "SourceRecord":
+        """The same source, as it is published."""
+        return replace(self, form="", made_of="")
 
 
 @dataclass(slots=True, eq=False)
@@ -32,4 +41,9 @@ class Checkpoint:
     @property
     def urls(self) -> tuple[str, ...]:
         """Sources that lead to it."""
-        return tuple(dict.fromkeys(record.url for record in self.sources))
+        return tuple(dict.fromkeys(record.url for record in self.sources if not record.form))
+
+    @property
+    def made_of(self) -> str:
+        """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
+        return next((record.made_of for record in self.sources if record.form), "")

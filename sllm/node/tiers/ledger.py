@@ -50,6 +50,11 @@ class Ledger:
         return self.reserved + sum(holding.size for holding in self._holdings.values())
 
     @property
+    def free(self) -> int:
+        """Bytes for which nothing would have to go."""
+        return self.capacity - self.used
+
+    @property
     def idle(self) -> int:
         """Bytes held that nothing leases: they go when room is needed."""
         return sum(self._holdings[digest].size for digest in self._idle())

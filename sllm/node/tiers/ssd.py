@@ -160,7 +160,7 @@ class SsdTier:
         """What a source was when it was last imported."""
         for copy in self.copies.values():
             for record in copy.sources:
-                if (record.url, record.dtype) == (url, dtype):
+                if (record.url, record.dtype, record.form) == (url, dtype, ""):
                     return record
         return None
 
@@ -263,12 +263,16 @@ class SsdTier:
         """Notes that a source leads to a copy now, and to no other."""
         # The source may have led to another checkpoint before it was changed.
         for other in self.copies.values():
-            kept = [r for r in other.sources if (r.url, r.dtype) != (record.url, record.dtype)]
+            kept = [one for one in other.sources if not _is_replaced(one, record)]
             if len(kept) < len(other.sources):
                 other.sources = kept
                 ssd_files.write_sources(other.directory, kept)
         copy.sources.append(record)
         ssd_files.write_sources(copy.directory, copy.sources)
+
+    def made_of(self, digest: str) -> tuple[str, ...]:
+        """Digests of what was made ready of a checkpoint."""
+        return tuple(name for name, copy in self.copies.items() if copy.made_of == digest)
 
     def detach(self, name: str) -> None:
         """Forgets a copy, whole, half-written or quarantined, that the ledger has struck out.
@@ -305,3 +309,10 @@ class SsdTier:
         """Lets another process use the directory."""
         if self._lock is not None:
             os.close(self._lock)
+
+
+def _is_replaced(known: SourceRecord, record: SourceRecord) -> bool:
+    """Whether a source leads elsewhere now; what was made of another state of it serves nobody."""
+    if (known.url, known.dtype) != (record.url, record.dtype):
+        return False
+    return known.form == record.form or known.fingerprint != record.fingerprint

@@ -33,6 +33,8 @@ class Copy:
     """URLs that are known to lead to it."""
     leased: bool
     """Whether it is in use or being loaded, and so cannot be evicted."""
+    made_of: str = ""
+    """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,11 @@ class Reloads:
         self._dram = dram
         self._speeds = speeds
 
-    def to_ssd(self, _: str, size: int) -> float:
-        """Seconds for `size` bytes from the source."""
+    def to_ssd(self, digest: str, size: int) -> float:
+        """Seconds for `size` bytes from the source; 0: it can be made of what is here."""
+        copy = self._ssd.copies.get(digest)
+        if copy and copy.made_of in self._ssd.copies:
+            return 0.0
         return size / self._speeds.remote_to_ssd.bytes_per_second
 
     def to_dram(self, digest: str, size: int) -> float:

@@ -43,6 +43,16 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What weights may have been made ready for."""
+
+    name: str
+    """See `sllm.node.instances.forms`."""
+    gain_seconds: float = 0.0
+    """What a start is sooner by it, once they are in memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wish:
     """What a caller wants of a checkpoint."""
 

@@ -1,6 +1,9 @@
 """The one model of a worker process: prepared, then attached to its weights, then serving."""
 
 import asyncio
+import errno
+import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,14 @@ import torch
 
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.checkpoint.reading.tensors import tensors_within
-from sllm.errors import EngineUnavailable, InvalidArgument, NoCapacity, SllmError, WorkerDied
+from sllm.errors import (
+    EngineUnavailable,
+    InvalidArgument,
+    NoCapacity,
+    SllmError,
+    UnsupportedModel,
+    WorkerDied,
+)
 from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
 from sllm.node.worker.generations import Generations
@@ -24,14 +34,19 @@ from sllm.node.worker.model.device_weights import (
     warm_up_device,
 )
 from sllm.node.worker.model.mapping import Mapping, map_chunks
-from sllm.node.worker.model.module import ModelFiles, load_files, prevailing_dtype
+from sllm.node.worker.model.module import ModelFiles, load_files, run_dtype
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.outbox import Outbox
+from sllm.node.worker.ready_made import contents
+from sllm.node.worker.ready_made.contents import Weights
+from sllm.node.worker.ready_made.packed_weight import can_pack
 
 log = structlog.get_logger()
 
 DEFAULT_KV_TOKENS = 8192
 DEFAULT_CONCURRENCY = 64
+_LEAST = 19
+"""Niceness of work that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,9 @@ class PooledWeights:
     partitions: tuple[tuple[int, ...], ...]
     """For each partition its chunks, in the order of its bytes."""
     tensors: tuple[TensorEntry, ...]
+    ready_made: Path | None = None
+    """Directory of the small files of what was made ready for the engine. None: they are as
+    published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +178,11 @@ class ModelHost:
         if prepared is None or self._running is not None:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
-        held, loaded = await asyncio.to_thread(self._attach, prepared, weights)
+        held, given = await asyncio.to_thread(self._given, weights)
+        loaded = await asyncio.to_thread(self._load, prepared, held, given)
         attached = time.monotonic()
         with refusing("the engine cannot run the model"):
-            dtype = prevailing_dtype(held.tensors)
+            dtype = run_dtype(given)
             capacity = _capacity(prepared, self._backend, dtype, kv_bytes)
             config = prepared.files.architecture.config
             context = min(context_tokens(config), capacity.kv_tokens)
@@ -174,6 +193,44 @@ class ModelHost:
             await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         started = time.monotonic()
         return Attached(attached - began, started - attached, context)
+
+    async def make_ready(self, weights: PooledWeights, directory: Path) -> float:
+        """Writes weights as the engine's kernels read them, giving way to whoever else computes.
+
+        Args:
+            weights: as published.
+            directory: of the checkpoint that is made; not there yet.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            InvalidArgument: Not prepared, or a tensor is not in what was given.
+            UnsupportedModel: The weights are not those of the model, or are not kept in this way.
+            NoCapacity: The disk is full.
+        """
+        if self._prepared is None:
+            raise InvalidArgument("the worker has not prepared a model")
+        began = time.monotonic()
+        await asyncio.to_thread(self._make_ready, self._prepared, weights, directory)
+        return time.monotonic() - began
+
+    def _make_ready(self, prepared: _Prepared, weights: PooledWeights, directory: Path) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST)
+        torch.set_num_threads(1)  # the others would not give way
+        held = _hold(self._pool_fd, weights)
+        if not can_pack():
+            raise UnsupportedModel("weights are made ready with oneDNN, which torch lacks here")
+        with refusing("its weights cannot be made ready"):
+            ready = self._backend.make_ready(prepared.files, held.tensors)
+        if not ready.packed:
+            raise UnsupportedModel("its kernels read weights as they are published")
+        try:
+            contents.write(ready, directory, weights.chunk_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoCapacity(f"no room for ready-made weights: {error}") from error
 
     @property
     def generations(self) -> Generations:
@@ -237,12 +294,14 @@ class ModelHost:
             raise InvalidArgument("the worker takes requests once it is attached")
         return self._running
 
-    def _attach(
-        self, prepared: _Prepared, weights: PooledWeights | DeviceWeights
-    ) -> tuple[_Weights, Loaded]:
+    def _given(self, weights: PooledWeights | DeviceWeights) -> tuple[_Weights, Weights]:
         held = _hold(self._pool_fd, weights)
-        load = self._backend.load
-        return held, load(prepared.files, held.tensors, on_device=held.on_device)
+        if isinstance(weights, PooledWeights) and weights.ready_made:
+            return held, contents.read(weights.ready_made, held.tensors)
+        return held, held.tensors
+
+    def _load(self, prepared: _Prepared, held: _Weights, given: Weights) -> Loaded:
+        return self._backend.load(prepared.files, given, on_device=held.on_device)
 
     def _start(
         self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop

@@ -9,10 +9,11 @@ from opentelemetry import trace
 from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceServicer
 
+from sllm.durations import to_duration
 from sllm.errors import InvalidArgument, SllmError
 from sllm.node.worker import wire
 from sllm.node.worker.generation import Failed, Output
-from sllm.node.worker.host import ModelHost
+from sllm.node.worker.host import ModelHost, PooledWeights
 
 tracer = trace.get_tracer("sllm")
 
@@ -35,6 +36,15 @@ class WorkerServicer(WorkerServiceServicer):
         with tracer.start_as_current_span("sllm.attach"):
             weights = wire.weights(request)
             return wire.attach_response(await self._host.attach(weights, request.kv_bytes))
+
+    async def MakeReady(self, request: pb.MakeReadyRequest, context: Any) -> pb.MakeReadyResponse:
+        """Writes weights as the engine's kernels read them."""
+        with tracer.start_as_current_span("sllm.make_ready"):
+            weights = wire.weights(request.weights)
+            if not isinstance(weights, PooledWeights):
+                raise InvalidArgument("weights on a device are not made ready")
+            seconds = await self._host.make_ready(weights, Path(request.directory))
+            return pb.MakeReadyResponse(duration=to_duration(seconds))
 
     async def Run(
         self, requests: AsyncIterator[pb.RunRequest], context: Any

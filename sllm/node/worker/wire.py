@@ -1,6 +1,7 @@
 """Between the worker's own types and the protocol's messages."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
@@ -58,8 +59,12 @@ def weights(request: pb.AttachRequest) -> PooledWeights | DeviceWeights:
         memory = request.device_memory
         offsets = tuple(memory.partition_offsets)
         return DeviceWeights(memory.ipc_handle, memory.size_bytes, offsets, tensors)
-    chunks = tuple(tuple(partition.chunks) for partition in request.partitions)
-    return PooledWeights(request.chunk_bytes, chunks, tensors)
+    return PooledWeights(
+        request.chunk_bytes,
+        tuple(tuple(partition.chunks) for partition in request.partitions),
+        tensors,
+        Path(request.ready_made_dir) if request.ready_made_dir else None,
+    )
 
 
 def generation_request(command: pb.RunRequest) -> GenerationRequest:

@@ -24,7 +24,7 @@ from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest, S
 from sllm.node.worker.engine.vllm.config import PAGE_TOKENS, VllmModel
 from sllm.node.worker.engine.vllm.engine import VllmEngine
 from sllm.node.worker.model.description import Architecture, context_tokens, kv_bytes_per_token
-from sllm.node.worker.model.module import ModelFiles, prevailing_dtype
+from sllm.node.worker.model.module import ModelFiles, run_dtype
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.process import die_with_parent
@@ -139,7 +139,7 @@ def loaded(directory: Path, config: Any, weights: Weights) -> LoadedForVllm:
 
 def vllm_model(directory: Path, config: Any, weights: Weights) -> VllmModel:
     """The same, as the engine wants it."""
-    dtype = weights.dtype if isinstance(weights, ReadyMade) else prevailing_dtype(weights)
+    dtype = run_dtype(weights)
     per_token = kv_bytes_per_token(config, dtype)
     return VllmModel(directory, weights, dtype, context_tokens(config), per_token)
 

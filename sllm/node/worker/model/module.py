@@ -22,6 +22,7 @@ from sllm.node.worker.model.joining import JoinedInPlace
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.model.stand_ins import StandIns
 from sllm.node.worker.model.text import Vocabulary
+from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 
 _NAMES_SHOWN = 3
 _LETTERS_SHOWN = 200
@@ -172,6 +173,15 @@ def prevailing_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
     if not counts:
         raise UnsupportedModel("the checkpoint has no floating point weights")
     return counts.most_common(1)[0][0]
+
+
+def run_dtype(weights: Weights) -> torch.dtype:
+    """The dtype in which a model of these weights is run.
+
+    Raises:
+        UnsupportedModel: As `prevailing_dtype`.
+    """
+    return weights.dtype if isinstance(weights, ReadyMade) else prevailing_dtype(weights)
 
 
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

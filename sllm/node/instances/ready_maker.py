@@ -1,0 +1,155 @@
+"""Makes weights ready for the engines that serve them, in the background, one model at a time."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import structlog
+
+from sllm import errors
+from sllm.config import format_bytes
+from sllm.node.device.interface import InPool
+from sllm.node.instances.forms import form_of
+from sllm.node.instances.start import InstanceSpec, Running
+from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.types import Tier
+from sllm.node.transfers.work import Form, Priority
+
+log = structlog.get_logger()
+
+LaunchEngine = Callable[[str, str], Awaitable[Worker]]
+"""Forks a worker of an engine, under an id."""
+
+_SPACE = 1.5
+"""What ready-made weights take at most on the disk, of what they are made of: heads that share
+their weights with embeddings are there twice."""
+_MEMORY = 2.5
+"""What making them takes of memory, the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    source: str
+    engine: EngineSpec
+    form: Form
+    digest: str
+    size_bytes: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.digest, self.form.name
+
+
+class ReadyMaker:
+    """Belongs to the event loop."""
+
+    def __init__(self, store: TierStore, launch: LaunchEngine, least_bytes: int | None) -> None:
+        """Makes nothing yet.
+
+        Args:
+            store: has the weights, and gets what is made of them.
+            launch: gives workers, which do it.
+            least_bytes: of the models that it is done for; None: it is done for none.
+        """
+        self._store = store
+        self._launch = launch
+        self._least_bytes = least_bytes
+        self._gains: dict[tuple[str, str | None, str], float] = {}
+        """What starts over weights as published have taken, by source, dtype and engine."""
+        self._jobs: deque[_Job] = deque()
+        self._given_up: set[tuple[str, str]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._memory_bytes = 0
+        self._worker: Worker | None = None
+
+    def form(self, spec: InstanceSpec) -> Form | None:
+        """What weights of an instance may have been made ready for. None: they are not."""
+        if self._least_bytes is None:
+            return None
+        return Form(form_of(spec.engine.engine), self._gains.get(_kind(spec), 0.0))
+
+    def started(self, spec: InstanceSpec, running: Running, attach_seconds: float) -> None:
+        """Learns of a start, and has what it lacked made."""
+        if self._least_bytes is None or running.ready_made:
+            return
+        self._gains[_kind(spec)] = attach_seconds
+        form = Form(form_of(spec.engine.engine))
+        job = _Job(spec.source, spec.engine, form, running.digest, running.size_bytes)
+        if running.size_bytes < self._least_bytes or self._is_known(job):
+            return
+        self._jobs.append(job)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work(), name="ready-maker")
+
+    def give_way(self, free_bytes: int) -> None:
+        """Ends what is being made if memory is needed that only that has."""
+        if self._worker and free_bytes < self._memory_bytes:
+            self._worker.kill("has given way to an instance")
+
+    async def close(self) -> None:
+        """Gives up what is being made."""
+        self._least_bytes = None
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _is_known(self, job: _Job) -> bool:
+        return job.key in self._given_up or any(job.key == one.key for one in self._jobs)
+
+    async def _work(self) -> None:
+        while self._jobs:
+            job = self._jobs[0]
+            try:
+                await self._make(job)
+            except errors.NoCapacity as error:
+                log.info("ready_made.no_room", digest=job.digest, problem=error.message)
+            except errors.SllmError as error:
+                self._given_up.add(job.key)
+                log.info("ready_made.given_up", digest=job.digest, problem=error.message)
+            except Exception:
+                self._given_up.add(job.key)
+                log.exception("ready_made.failed", digest=job.digest)
+            finally:
+                self._jobs.popleft()
+
+    async def _make(self, job: _Job) -> None:
+        """Makes one of a checkpoint that is in the pool, and has it there too, if that has room.
+
+        Raises:
+            errors.SllmError: why not.
+        """
+        store = self._store
+        lease = await store.promote(
+            job.source, job.engine.dtype, Tier.DRAM, priority=Priority.PREFETCH
+        )
+        try:
+            record = replace(lease.record, form=job.form.name, made_of=lease.digest)
+            if not store.ready_made.is_lacking(record):
+                return
+            room = int(lease.size_bytes * _SPACE)
+            if not store.ready_made.has_room(room):
+                raise errors.NoCapacity(f"the SSD tier does not have {format_bytes(room)} free")
+            async with store.ready_made.making(room) as directory:
+                place = InPool(lease.chunks, store.chunk_bytes)
+                self._memory_bytes = int(lease.size_bytes * _MEMORY)
+                worker = self._worker = await self._launch(job.engine.engine, f"ready {job.digest}")
+                try:
+                    await worker.wait_until_serving()
+                    await worker.prepare(lease.directory, job.engine)
+                    seconds = await worker.make_ready(lease.manifest, place, directory)
+                finally:
+                    self._worker = None
+                    await worker.stop()
+                await store.ready_made.add(record, directory)
+        finally:
+            lease.release()
+        log.info("ready_made.made", digest=job.digest, form=job.form.name, seconds=seconds)
+        with suppress(errors.NoCapacity, errors.ModelTooLarge):
+            await store.read_ahead(job.source, job.engine.dtype, job.form)
+
+
+def _kind(spec: InstanceSpec) -> tuple[str, str | None, str]:
+    return spec.source, spec.engine.dtype, spec.engine.engine
