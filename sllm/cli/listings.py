@@ -110,10 +110,16 @@ def nodes_table(nodes: Sequence[Node]) -> Listing:
         cells = [cell for tier in tiers for cell in _usage(one, tier)]
         kv_free = one.kv_capacity_bytes - one.kv_used_bytes
         kv = (format_bytes(one.kv_used_bytes), format_bytes(kv_free))
-        digests = {copy.digest for copy in one.copies}
-        held = (_own(one), str(len(digests)), _engines(one), _disk(one))
+        held = (_own(one), _checkpoints(one), _engines(one), _disk(one))
         table.add_row(_name(one), one.address, *cells, *kv, *held)
     return table
+
+
+def _checkpoints(node: Node) -> str:
+    """How many it holds, and how many of them as an engine reads them as well."""
+    published = {copy.digest for copy in node.copies if not copy.made_of}
+    ready = {copy.digest for copy in node.copies if copy.made_of}
+    return f"{len(published)} + {len(ready)} ready-made" if ready else str(len(published))
 
 
 def _engines(node: Node) -> str:

@@ -1,14 +1,16 @@
 """Generations that tests move about, and what they are compared by."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import sllm
+from sllm import errors
 from tests.e2e.cluster import Cluster
 
 TOKENS = 300
+_TRIES = 10
 
 
 def ask(
@@ -48,3 +50,21 @@ def two_instances(cluster: Cluster, name: str, model: Path, engine: str) -> Iter
     yield
     cluster.client.delete(name)
     cluster.wait_for_instances(0, name)
+
+
+async def moved(
+    client: sllm.AsyncClient, begin: Callable[[], sllm.AsyncStream], at: int
+) -> tuple[sllm.AsyncStream, sllm.Migration]:
+    """A generation that was moved after so many tokens, and how that went.
+
+    One that has ended before anybody could move it, on a fast machine, is begun again.
+    """
+    for _ in range(_TRIES):
+        stream = begin()
+        await read_to(stream, at)
+        with suppress(errors.RequestNotFound):
+            migration = await client.migrate(request_id=stream.request_id)
+            if migration.requests[0].outcome != "ENDED":
+                return stream, migration
+        await stream.result()
+    raise AssertionError(f"{_TRIES} generations have ended before they were moved")

@@ -17,7 +17,7 @@ import sllm
 from sllm import errors, rpc
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES, SLOW_ON
-from tests.e2e.generations import ask, read_to, same, two_instances
+from tests.e2e.generations import ask, moved, read_to, same, two_instances
 
 CAUGHT_SECONDS = 60.0
 LONG: dict[str, Any] = {"deployment": "leaving", "max_tokens": 220}
@@ -52,18 +52,16 @@ async def move(
 async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int, number: int) -> None:
     options: dict[str, Any] = {"logprobs": 1, "max_tokens": at + 200}
     expected = await ask(client, number, **options).result()
-    stream = ask(client, number, **options)
-    await read_to(stream, at)
-    migration = await move(client, stream)
+    stream, migration = await moved(client, lambda: ask(client, number, **options), at)
     result = await stream.result()
 
     same([result], [expected])
     assert result.logprobs is not None
     assert len(result.logprobs) == at + 200
-    assert [one.outcome for one in migration.requests] == ["MOVED"]
-    (moved,) = result.migrations
-    assert moved.to_node_id == migration.node_id != moved.from_node_id
-    assert moved.reason == "OPERATOR"
+    assert [each.outcome for each in migration.requests] == ["MOVED"]
+    (one,) = result.migrations
+    assert one.to_node_id == migration.node_id != one.from_node_id
+    assert one.reason == "OPERATOR"
 
 
 @pytest.mark.parametrize("number", [0, 1])

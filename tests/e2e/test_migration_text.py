@@ -9,7 +9,7 @@ import pytest
 
 import sllm
 from tests.e2e.cluster import Cluster
-from tests.e2e.generations import read_to, same, two_instances
+from tests.e2e.generations import moved, same, two_instances
 from tests.e2e.scripted import WORDS, characters, make_scripted_model, token_ids
 
 SPLIT = "".join(characters())
@@ -52,11 +52,8 @@ class Teller:
 
     async def moved(self) -> tuple[sllm.Result, int]:
         """A generation that has moved, and after how many of its tokens."""
-        stream = self.ask()
-        await read_to(stream, self.first)
-        migration = await self.client.migrate(request_id=stream.request_id)
+        stream, migration = await moved(self.client, self.ask, self.first)
         (move,) = migration.requests
-        assert move.outcome == "MOVED"
         return await stream.result(), move.tokens - 1
 
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import structlog
 
@@ -14,7 +15,9 @@ from sllm.node.device.interface import InPool
 from sllm.node.instances.forms import form_of
 from sllm.node.instances.start import InstanceSpec, Running
 from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
+from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form, Priority
 
@@ -64,6 +67,12 @@ class ReadyMaker:
         self._task: asyncio.Task[None] | None = None
         self._memory_bytes = 0
         self._worker: Worker | None = None
+        self._gives_way = False
+
+    @property
+    def is_working(self) -> bool:
+        """Whether something is being made, or waits for it."""
+        return bool(self._jobs)
 
     def form(self, spec: InstanceSpec) -> Form | None:
         """What weights of an instance may have been made ready for. None: they are not."""
@@ -87,6 +96,7 @@ class ReadyMaker:
     def give_way(self, free_bytes: int) -> None:
         """Ends what is being made if memory is needed that only that has."""
         if self._worker and free_bytes < self._memory_bytes:
+            self._gives_way = True
             self._worker.kill("has given way to an instance")
 
     async def close(self) -> None:
@@ -104,15 +114,16 @@ class ReadyMaker:
             job = self._jobs[0]
             try:
                 await self._make(job)
-            except errors.NoCapacity as error:
-                log.info("ready_made.no_room", digest=job.digest, problem=error.message)
             except errors.SllmError as error:
-                self._given_up.add(job.key)
-                log.info("ready_made.given_up", digest=job.digest, problem=error.message)
+                log.info("ready_made.not_made", digest=job.digest, problem=error.message)
+                # Room may come; what the engine cannot do, it could not do the next time.
+                if not (self._gives_way or isinstance(error, errors.NoCapacity)):
+                    self._given_up.add(job.key)
             except Exception:
                 self._given_up.add(job.key)
                 log.exception("ready_made.failed", digest=job.digest)
             finally:
+                self._gives_way = False
                 self._jobs.popleft()
 
     async def _make(self, job: _Job) -> None:
@@ -127,28 +138,34 @@ class ReadyMaker:
         )
         try:
             record = replace(lease.record, form=job.form.name, made_of=lease.digest)
-            if not store.ready_made.is_lacking(record):
-                return
-            room = int(lease.size_bytes * _SPACE)
-            if not store.ready_made.has_room(room):
-                raise errors.NoCapacity(f"the SSD tier does not have {format_bytes(room)} free")
-            async with store.ready_made.making(room) as directory:
-                place = InPool(lease.chunks, store.chunk_bytes)
-                self._memory_bytes = int(lease.size_bytes * _MEMORY)
-                worker = self._worker = await self._launch(job.engine.engine, f"ready {job.digest}")
-                try:
-                    await worker.wait_until_serving()
-                    await worker.prepare(lease.directory, job.engine)
-                    seconds = await worker.make_ready(lease.manifest, place, directory)
-                finally:
-                    self._worker = None
-                    await worker.stop()
-                await store.ready_made.add(record, directory)
+            if store.ready_made.is_lacking(record):
+                await self._make_of(lease, record, job.engine)
         finally:
             lease.release()
-        log.info("ready_made.made", digest=job.digest, form=job.form.name, seconds=seconds)
         with suppress(errors.NoCapacity, errors.ModelTooLarge):
             await store.read_ahead(job.source, job.engine.dtype, job.form)
+
+    async def _make_of(self, lease: Lease, record: SourceRecord, engine: EngineSpec) -> None:
+        shelf, room = self._store.ready_made, int(lease.size_bytes * _SPACE)
+        if not shelf.has_room(room):
+            raise errors.NoCapacity(f"the SSD tier does not have {format_bytes(room)} free")
+        async with shelf.making(room) as directory:
+            seconds = await self._write(lease, engine, directory)
+            await shelf.add(record, directory)
+        log.info("ready_made.made", digest=lease.digest, form=record.form, seconds=seconds)
+
+    async def _write(self, lease: Lease, engine: EngineSpec, directory: Path) -> float:
+        """Has a worker of its own do it, so that none that serves grows by it."""
+        self._memory_bytes = int(lease.size_bytes * _MEMORY)
+        worker = self._worker = await self._launch(engine.engine, f"ready {lease.digest}")
+        try:
+            await worker.wait_until_serving()
+            await worker.prepare(lease.directory, engine)
+            place = InPool(lease.chunks, self._store.chunk_bytes)
+            return await worker.make_ready(lease.manifest, place, directory)
+        finally:
+            self._worker = None
+            await worker.stop()
 
 
 def _kind(spec: InstanceSpec) -> tuple[str, str | None, str]:

@@ -38,6 +38,17 @@ def test_half_a_copy_halves_the_way() -> None:
     assert start_seconds(half, MODEL, UNKNOWN) == pytest.approx(500 / 100 + 1.0)
 
 
+@pytest.mark.parametrize(("tier", "seconds"), [(Tier.DRAM, 1.0), (Tier.SSD, 1000 / 1000 + 1.0)])
+def test_what_was_made_ready_of_it_counts_whatever_its_size(tier: Tier, seconds: float) -> None:
+    made = replace(copy("made", tier, size=1300), made_of=MODEL.checkpoint.digest)
+    assert start_seconds(view(copies=[made]), MODEL, UNKNOWN) == pytest.approx(seconds)
+    half = replace(made, resident_bytes=650)
+    on_ssd = copy(size=1000)
+    assert start_seconds(view(copies=[on_ssd, half]), MODEL, UNKNOWN) == pytest.approx(
+        1.0 + (0.5 if tier is Tier.DRAM else 1.0)
+    )
+
+
 def test_what_is_queued_comes_first() -> None:
     links = {REMOTE: Link(100.0, queued_bytes=300), POOL: Link(1000.0)}
     seconds = start_seconds(view(facts(links=links)), MODEL, UNKNOWN)

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,8 @@ import pytest
 from make_models import make_model
 
 from sllm import errors
+from sllm.checkpoint.format.layout import PARTITION_BYTES
+from sllm.checkpoint.saving.saving import write_tensors
 from sllm.clock import MonotonicClock
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.instances.forked import Exit, ForkedWorker
@@ -22,12 +25,15 @@ from sllm.node.instances.start import WORKERS, InstanceSpec, LaunchWorker, Start
 from sllm.node.instances.worker_client import EngineSpec, Prepared, Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import flip_bit
+from sllm.node.transfers.work import Form
+from tests.checkpoint.checkpoints import CHUNK, flip_bit, random_weights
 from tests.node.stores import Bench, gate_on
 from tests.support import assert_eventually
 
 ENGINE = EngineSpec("transformers", None, 256, None)
 KV_BYTES = 1 << 20
+FORM = Form("transformers-of-another-time")
+OF_ANOTHER_MODEL = b'{"version": 1, "dtype": "float32", "packed": [], "descriptors": []}'
 
 
 @pytest.fixture
@@ -63,11 +69,16 @@ def processes() -> Iterator[Processes]:
 
 
 def start_of(
-    bench: Bench, source: Path | str, launch: LaunchWorker, engine: EngineSpec = ENGINE
+    bench: Bench,
+    source: Path | str,
+    launch: LaunchWorker,
+    engine: EngineSpec = ENGINE,
+    form: Form | None = None,
 ) -> Start:
     devices = PoolDevice(bench.store, KV_BYTES)
     spec = InstanceSpec("i", "m", str(source), engine, KV_BYTES)
-    return Start(spec, bench.store, devices, launch, Timeline(MonotonicClock()), lambda _: None)
+    timeline = Timeline(MonotonicClock())
+    return Start(spec, bench.store, devices, launch, timeline, lambda _: None, form)
 
 
 async def test_a_start_whose_zygote_dies_goes_on_with_another(
@@ -89,6 +100,33 @@ async def test_a_start_whose_zygote_dies_goes_on_with_another(
         assert launched == 2
         assert await running.worker.steps(10.0) == 0
         assert running.digest in bench.on(Tier.DRAM)
+    assert not any(copy.leased for copy in bench.store.copies())
+
+
+@pytest.mark.parametrize("description", [b"{}", None])
+async def test_a_start_goes_on_from_what_is_published_if_what_was_made_ready_is_of_no_use(
+    bench: Bench, zygote: Zygote, tmp_path: Path, description: bytes | None
+) -> None:
+    """As when its description is of something else, or it is of another model."""
+    make_model("tiny-gpt2", tmp_path / "gpt2")
+    files = {"ready_made.json": description or OF_ANOTHER_MODEL}
+    lease = await bench.store.promote(str(tmp_path / "gpt2"), None, Tier.SSD)
+    record = replace(lease.record, form=FORM.name, made_of=lease.digest)
+    async with bench.store.ready_made.making(1 << 20) as directory:
+        write_tensors(random_weights(5), directory, CHUNK, PARTITION_BYTES, files)
+        await bench.store.ready_made.add(record, directory)
+    lease.release()
+    sockets = (tmp_path / f"{number}.sock" for number in count())
+
+    async def launch(instance_id: str, environment: Mapping[str, str]) -> Worker:
+        socket = next(sockets)
+        return Worker(await zygote.fork(WorkerSpec(instance_id, socket)), socket)
+
+    async with AsyncExitStack() as held:
+        running = await start_of(bench, tmp_path / "gpt2", launch, form=FORM).run(held)
+        assert (running.digest, running.ready_made) == (record.made_of, False)
+        assert await running.worker.steps(10.0) == 0
+    assert bench.store.ready_made.is_lacking(record)
     assert not any(copy.leased for copy in bench.store.copies())
 
 

@@ -28,6 +28,7 @@ from sllm.node.worker.model.description import (
     kv_bytes_per_token,
     load_architecture,
 )
+from sllm.node.worker.ready_made.contents import ReadyMade
 
 TIMEOUT = 60.0
 CAPACITY = Capacity(kv_tokens=2048, max_requests=64)
@@ -90,6 +91,7 @@ def make_engine(
     capacity: Capacity = CAPACITY,
     dtype: torch.dtype | None = None,
     change: Callable[[Weights], None] = lambda weights: None,
+    ready: ReadyMade | None = None,
 ) -> Engine:
     """One of `ENGINES` over a model's weights, which has not been started.
 
@@ -99,6 +101,7 @@ def make_engine(
         capacity: what it may take on.
         dtype: in which it is run; None: as it is stored.
         change: done to the weights before, where they are vLLM's.
+        ready: what was made of vLLM's weights before, and is used in their place.
     """
     if kind == "transformers":
         return TransformersEngine(load(directory, dtype), capacity)
@@ -117,7 +120,8 @@ def make_engine(
     }
     change(weights)
     per_token = kv_bytes_per_token(config, dtype)
-    model = VllmModel(directory, weights, dtype, context_tokens(config), per_token)
+    given = weights if ready is None else ready
+    model = VllmModel(directory, given, dtype, context_tokens(config), per_token)
     return VllmEngine(model, capacity)
 
 

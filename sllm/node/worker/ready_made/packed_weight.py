@@ -38,8 +38,10 @@ class PackedWeight:
         """An opaque tensor over the blocks, which must stay for as long as it does.
 
         Raises:
-            RuntimeError: oneDNN does not take the descriptor.
+            RuntimeError: The descriptor is none of oneDNN's here, or not of these blocks.
         """
+        if len(self.descriptor) != _descriptor_bytes():
+            raise RuntimeError(f"a weight of {self.shape} is described by another oneDNN")
         library, handle = _library(), ctypes.c_void_p()
         sizes = (ctypes.c_int64 * 2)(*self.shape)
         strides = (ctypes.c_int64 * 2)(self.shape[1], 1)
@@ -62,6 +64,8 @@ class PackedWeight:
         bound: torch.Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(
             _capsule(handle)
         )
+        if torch.ops.mkldnn._nbytes(bound) != self.blocks.numel():
+            raise RuntimeError(f"a weight of {self.shape} has not the blocks that it says")
         return bound
 
 
@@ -124,6 +128,11 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     """The product with an opaque weight; see `PackedLinear.forward`."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
+
+
+@cache
+def _descriptor_bytes() -> int:
+    return len(pack(torch.ones(1, 1)).descriptor)
 
 
 @cache

@@ -139,6 +139,28 @@ def test_continuations_are_what_would_have_come(
         go_on(elsewhere, (7,))
 
 
+def test_ready_made_weights_give_the_same_bits(
+    made: Made, dtype: torch.dtype, harness: Harness
+) -> None:
+    making: Any = make_engine("vllm", made.directory, CAPACITY, dtype)
+    ready = making.make_ready()
+    expected = logprobs_of(harness)
+    engine: Any = make_engine("vllm", made.directory, CAPACITY, dtype, ready=ready)
+    with running(engine) as over_ready:
+        engine._commands.put(lambda: torch.set_num_threads(2))
+        assert logprobs_of(over_ready) == expected
+
+
+def logprobs_of(harness: Harness) -> list[list[tuple[int, float]]]:
+    """Tokens of all prompts, one prompt at a time, with their logprobs."""
+    found = []
+    for prompt in PROMPTS:
+        one = request(prompt, max_tokens=NEW_TOKENS, logprobs=0)
+        tokens = harness.generate([one]).tokens[one.request_id]
+        found.append([(each.token_id, each.logprob.logprob) for each in tokens if each.logprob])
+    return found
+
+
 def test_others_in_a_step_do_not_change_a_bit(harness: Harness, case_name: str) -> None:
     """Long ones among them, whose attention could be divided among threads."""
     (long,) = made_prompts((400,), seed=7)

@@ -1,0 +1,180 @@
+"""What is made ready, when, and what becomes of it where something is in the way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from sllm import errors
+from sllm.checkpoint.format.layout import PARTITION_BYTES
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.saving.saving import write_tensors
+from sllm.node.device.interface import Place
+from sllm.node.instances.ready_maker import ReadyMaker
+from sllm.node.instances.start import InstanceSpec, Running
+from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.store.lease import Lease
+from sllm.node.tiers.types import Tier
+from tests.checkpoint.checkpoints import CHUNK, random_weights
+from tests.node.stores import Bench
+from tests.support import assert_eventually
+
+ENGINE = EngineSpec("transformers", None, None, None)
+
+
+class Writer:
+    """In the place of a worker: writes other weights, or fails."""
+
+    def __init__(self) -> None:
+        self.launched = 0
+        self.failure: errors.SllmError | None = None
+        self.may_write = asyncio.Event()
+        self.may_write.set()
+        self.killed = asyncio.Event()
+        self.stopped = True
+
+    async def launch(self, engine: str, name: str) -> Worker:
+        self.launched += 1
+        self.stopped = False
+        return cast(Worker, self)
+
+    async def wait_until_serving(self) -> None:
+        """At once."""
+
+    async def prepare(self, directory: Path, engine: EngineSpec) -> None:
+        assert (directory / "config.json").exists()
+
+    async def make_ready(self, manifest: Manifest, place: Place, directory: Path) -> float:
+        waits = [asyncio.ensure_future(one.wait()) for one in (self.may_write, self.killed)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if self.killed.is_set():
+            raise errors.WorkerDied("was killed")
+        if self.failure:
+            raise self.failure
+        write_tensors(random_weights(77), directory, CHUNK, PARTITION_BYTES)
+        return 0.1
+
+    def kill(self, verdict: str) -> None:
+        self.killed.set()
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+async def lease(bench: Bench) -> AsyncIterator[Lease]:
+    """Of a model that an instance serves."""
+    lease = await bench.store.promote(bench.model(0), None, Tier.DRAM)
+    yield lease
+    lease.release()
+
+
+def maker_of(bench: Bench, writer: Writer, least_bytes: int | None = 0) -> ReadyMaker:
+    return ReadyMaker(bench.store, writer.launch, least_bytes)
+
+
+def spec_of(bench: Bench, seed: int = 0) -> InstanceSpec:
+    return InstanceSpec("i", "m", bench.model(seed), ENGINE, 1 << 20)
+
+
+def running(lease: Lease, *, ready_made: bool = False) -> Running:
+    unused: Any = None
+    return Running(unused, lease.digest, lease.size_bytes, Tier.DRAM, 0, unused, 0, "", ready_made)
+
+
+def made(bench: Bench, tier: Tier) -> list[str]:
+    return [one.made_of for one in bench.store.copies() if one.made_of and one.tier is tier]
+
+
+async def test_it_is_made_once_and_read_ahead(bench: Bench, writer: Writer, lease: Lease) -> None:
+    maker = maker_of(bench, writer)
+    for _ in range(3):
+        maker.started(spec_of(bench), running(lease), 1.0)
+    await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await maker.close()
+    assert writer.launched == 1
+    assert writer.stopped
+    form = maker.form(spec_of(bench))
+    assert form is None  # it is closed
+
+
+async def test_the_gain_is_what_starts_without_it_took(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    maker = maker_of(bench, writer)
+    before = maker.form(spec_of(bench))
+    assert before
+    assert before.gain_seconds == 0.0
+    maker.started(spec_of(bench), running(lease, ready_made=True), 0.1)
+    maker.started(spec_of(bench), running(lease), 7.0)
+    after = maker.form(spec_of(bench))
+    assert after
+    assert (after.name, after.gain_seconds) == (before.name, 7.0)
+    await maker.close()
+
+
+@pytest.mark.parametrize("least_bytes", [None, 1 << 30])
+async def test_small_models_stay_as_they_are(
+    bench: Bench, writer: Writer, lease: Lease, least_bytes: int | None
+) -> None:
+    maker = maker_of(bench, writer, least_bytes)
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await maker.close()
+    assert writer.launched == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "again"),
+    [(errors.UnsupportedModel("no"), 0), (errors.NoCapacity("the disk is full"), 1)],
+)
+async def test_what_cannot_be_made_is_not_tried_for_ever(
+    bench: Bench, writer: Writer, lease: Lease, failure: errors.SllmError, again: int
+) -> None:
+    maker = maker_of(bench, writer)
+    before, writer.failure = bench.store.usage(), failure
+    for launches in (1, 1 + again):
+        maker.started(spec_of(bench), running(lease), 1.0)
+        await assert_eventually(lambda: writer.launched == launches and writer.stopped)  # noqa: B023
+        await assert_eventually(lambda: not maker.is_working)
+    assert bench.store.usage() == before
+    await maker.close()
+
+
+async def test_it_gives_way_to_an_instance_that_needs_the_memory(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    maker = maker_of(bench, writer)
+    writer.may_write.clear()
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await assert_eventually(lambda: not writer.stopped)
+    maker.give_way(free_bytes=1 << 30)
+    assert not writer.killed.is_set()
+    maker.give_way(free_bytes=0)
+    await assert_eventually(lambda: not maker.is_working)
+    assert writer.stopped
+    writer.killed.clear()
+    writer.may_write.set()
+    maker.started(spec_of(bench), running(lease), 1.0)  # the next start has it made
+    await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
+    await maker.close()
+
+
+async def test_closing_gives_it_up(bench: Bench, writer: Writer, lease: Lease) -> None:
+    maker = maker_of(bench, writer)
+    before = bench.store.usage()
+    writer.may_write.clear()
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await assert_eventually(lambda: writer.launched)
+    await maker.close()
+    assert writer.stopped
+    assert bench.store.usage() == before
