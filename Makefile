@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine clean
+.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready clean
 
 setup: $(STAMP)
 
@@ -72,6 +72,9 @@ bench-cluster: setup
 bench-engine: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vllm-serve]' || true
 	PYTHONPATH=examples $(BIN)/python -m bench.engine $(BENCH)
+
+bench-ready: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.ready_made $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -45,12 +45,20 @@ class Deployed:
     def cold_start(self) -> float:
         """Seconds to the first token when the weights are in memory and nothing runs."""
         self.deploy(keep_alive=0.0)
+        self.wait_until_idle()
+        return self.first_token(PROMPT_TOKENS)
+
+    def wait_until_idle(self) -> None:
+        """Returns once none of its instances is there.
+
+        Raises:
+            TimeoutError: One has not ended.
+        """
         deadline = time.monotonic() + IDLE_SECONDS
         while any(one.deployment == self.name for one in self.cluster.client.instances()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"an instance of {self.name} has not ended")
             time.sleep(0.02)
-        return self.first_token(PROMPT_TOKENS)
 
     def decode(self, streams: int, tokens: int, seeded: bool = False) -> float:
         """See `Contender.decode`."""

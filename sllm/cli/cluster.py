@@ -12,7 +12,7 @@ import typer
 from sllm import bounds, config, errors, machine
 from sllm.cli.common import connect_here
 from sllm.cli.interrupts import interrupts_end_it
-from sllm.cli.servers import Engines, MetricsPort, Migrate
+from sllm.cli.servers import Engines, MetricsPort, Migrate, NoReadyMade
 from sllm.cli.sizes import GIB, size_option
 from sllm.cli.supervisor import LISTENING, Command, Server
 from sllm.process import keep_private, until_terminated
@@ -50,6 +50,8 @@ class Plan:
     """What all of them may take together."""
     engines: str | None = None
     """What models run on at each node, the preferred one first. None: what is installed."""
+    ready_made: bool = True
+    """Whether nodes keep weights as their engines read them."""
 
     def control(self) -> Command:
         """The control plane."""
@@ -74,7 +76,9 @@ class Plan:
             "kv": self.kv_bytes,
             "engines": self.engines,
         }
-        given = (f"--{name}={value}" for name, value in options.items() if value is not None)
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        if not self.ready_made:
+            given.append("--no-ready-made")
         arguments = ("node", "--control", control_address, "--id", name, *given)
         return Command(
             name=name,
@@ -112,6 +116,7 @@ def up(
         typer.Option(min=0, max=bounds.MAX_PORT, help="Port of the control plane; 0 takes any."),
     ] = 50051,
     engines: Engines = None,
+    no_ready_made: NoReadyMade = False,
     metrics_port: MetricsPort = None,
     migrate: Migrate = True,
 ) -> None:
@@ -126,6 +131,7 @@ def up(
         metrics_port=metrics_port,
         migrate=migrate,
         engines=engines,
+        ready_made=not no_ready_made,
     )
     with interrupts_end_it():  # until there is something to take down
         asyncio.run(_until_asked(plan))

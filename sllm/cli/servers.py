@@ -30,6 +30,9 @@ Engines = Annotated[
         show_default="what is installed, vllm first",
     ),
 ]
+NoReadyMade = Annotated[
+    bool, typer.Option("--no-ready-made", help="Keep no weights as their engine reads them.")
+]
 Parent = Annotated[int | None, typer.Option(help="End with this process.", hidden=True)]
 
 
@@ -119,9 +122,7 @@ def node(
         int,
         size_option("Models so large are kept as their engine reads them as well.", "64MiB"),
     ] = 64 * MIB,
-    no_ready_made: Annotated[
-        bool, typer.Option("--no-ready-made", help="Keep none as its engine reads it.")
-    ] = False,
+    no_ready_made: NoReadyMade = False,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
