@@ -43,6 +43,19 @@ def generate(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, what there was gets less likely.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="-2 to 2, of tokens that were generated.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="-2 to 2, for each time that they were.")
+    ] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Do not end before.")] = None,
+    bad_word: Annotated[
+        list[str] | None, typer.Option(help="Text not to generate; may be repeated.")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be repeated.")
     ] = None,
@@ -75,6 +88,11 @@ def generate(
             top_p=top_p,
             top_k=top_k,
             seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            min_tokens=min_tokens,
+            bad_words=bad_word,
             stop=stop or (),
             timeout=timeout,
             failover=failover,

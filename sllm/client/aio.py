@@ -3,7 +3,7 @@
 import inspect
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Concatenate, ParamSpec
 
@@ -189,6 +189,13 @@ class AsyncClient(Operator):
         top_k: int | None = None,
         min_p: float | None = None,
         seed: int | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        min_tokens: int | None = None,
+        bad_words: Sequence[str] | None = None,
+        allowed_token_ids: Sequence[int] | None = None,
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         logprobs: int | None = None,
@@ -214,6 +221,13 @@ class AsyncClient(Operator):
             top_k: keep the k most likely tokens; 0 keeps all. None: 0.
             min_p: keep tokens at least this fraction as likely as the likeliest. None: all.
             seed: makes the draws repeatable. None: a random one.
+            repetition_penalty: above 1, tokens of prompt and generation get less likely. None: 1.
+            presence_penalty: -2 to 2, taken from the logits of tokens that were generated. None: 0.
+            frequency_penalty: the same for each time that they were. None: 0.
+            logit_bias: -100 to 100, added to the logits of tokens, by their ids. None: nothing.
+            min_tokens: nothing ends the generation before it has so many. None: 0.
+            bad_words: texts that are not generated, as the tokenizer divides them. None: none.
+            allowed_token_ids: the only tokens that may be generated. None: all.
             stop: the text ends before the first of these to appear.
             stop_token_ids: the generation ends with the first of these.
             logprobs: give logprobs, with this many alternatives for every token. None: no.
@@ -238,6 +252,13 @@ class AsyncClient(Operator):
             "top_k": top_k,
             "min_p": min_p,
             "seed": seed,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "logit_bias": logit_bias,
+            "min_tokens": min_tokens,
+            "bad_words": bad_words,
+            "allowed_token_ids": allowed_token_ids,
         }
         request = requests.generate(
             deployment,

@@ -47,6 +47,24 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "a top_p above one": ({"prompt": "a", "top_p": 1.5}, errors.InvalidSampling),
     "a negative top_k": ({"prompt": "a", "top_k": -1}, errors.InvalidSampling),
     "a min_p that is no number": ({"prompt": "a", "min_p": math.nan}, errors.InvalidSampling),
+    "no repetition penalty": ({"prompt": "a", "repetition_penalty": 0.0}, errors.InvalidSampling),
+    "a penalty that is too high": (
+        {"prompt": "a", "frequency_penalty": 3.0},
+        errors.InvalidSampling,
+    ),
+    "a bias of a token outside the vocabulary": (
+        {"prompt": "a", "logit_bias": {10**6: 1.0}},
+        errors.InvalidSampling,
+    ),
+    "an allowed token outside the vocabulary": (
+        {"prompt": "a", "allowed_token_ids": [10**6]},
+        errors.InvalidSampling,
+    ),
+    "more tokens at least than at most": (
+        {"prompt": "a", "min_tokens": 9, "max_tokens": 8},
+        errors.InvalidSampling,
+    ),
+    "a bad word that is blank": ({"prompt": "a", "bad_words": [" "]}, errors.InvalidSampling),
     "an empty stop string": ({"prompt": "a", "stop": [""]}, errors.InvalidArgument),
     "too many stop strings": ({"prompt": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
     "too many logprobs": ({"prompt": "a", "logprobs": 21}, errors.InvalidArgument),

@@ -65,6 +65,26 @@ async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int, number: 
 
 
 @pytest.mark.parametrize("number", [0, 1])
+async def test_what_is_said_of_tokens_goes_along(client: sllm.AsyncClient, number: int) -> None:
+    options: dict[str, Any] = {
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.4,
+        "logit_bias": {40: 2.0, 50: -3.0},
+        "bad_words": ["the", "of"],
+        "allowed_token_ids": list(range(5, 700)),
+        "min_tokens": 200,
+        "max_tokens": 320,
+    }
+    expected = await ask(client, number, **options).result()
+    stream, migration = await moved(client, lambda: ask(client, number, **options), 60)
+    same([await stream.result()], [expected])
+    assert [one.outcome for one in migration.requests] == ["MOVED"]
+    plain = await ask(client, number, max_tokens=320).result()
+    assert plain.token_ids != expected.token_ids
+
+
+@pytest.mark.parametrize("number", [0, 1])
 async def test_there_and_back_again(client: sllm.AsyncClient, number: int) -> None:
     options: dict[str, Any] = {"max_tokens": 400}
     expected = await ask(client, number, **options).result()

@@ -137,7 +137,20 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
             {"messages": types.ChatMessages(messages=[message])},
         )
     )
-    sampling = types.SamplingParams(temperature=0.8, top_p=0.9, top_k=40, min_p=0.01, seed=7)
+    sampling = types.SamplingParams(
+        temperature=0.8,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.01,
+        seed=7,
+        repetition_penalty=1.1,
+        presence_penalty=0.5,
+        frequency_penalty=0.2,
+        logit_bias={5: 1.0},
+        min_tokens=1,
+        bad_words=["never"],
+        allowed_token_ids=[4, 5, 6, 7, 8],
+    )
     return inference.GenerateRequest(
         deployment=name,
         request_id=_id(rng),

@@ -70,7 +70,7 @@ def generate(
     messages: Sequence[ChatMessage] | None,
     *,
     request_id: str | None,
-    sampling: Mapping[str, float | int | None],
+    sampling: Mapping[str, object],
     stop: str | Sequence[str],
     stop_token_ids: Sequence[int],
     max_tokens: int | None,

@@ -20,8 +20,8 @@ def check_fields(ask: GenerationAsk) -> None:
     """
     if ask.prompt is not Prompt.PRESENT:
         raise errors.InvalidPrompt(f"the request {ask.prompt.value}")
-    ask.sampling.validate()
     bounds.check_output(ask.max_tokens, ask.logprobs, ask.stop)
+    ask.sampling.validate(ask.max_tokens)
     if not -MAX_PRIORITY <= ask.priority <= MAX_PRIORITY:
         raise errors.InvalidArgument(
             f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, not {ask.priority}"

@@ -67,8 +67,7 @@ def _prompt(request: GenerateRequest) -> Prompt:
 
 
 def _sampling(params: pb.SamplingParams) -> Sampling:
-    given = {field.name: value for field, value in params.ListFields()}
-    return Sampling(**given)
+    return Sampling.of({field.name: value for field, value in params.ListFields()})
 
 
 def keep_alive(request: GenerateRequest) -> float | None:

@@ -123,8 +123,9 @@ class Generation:
         self._text = TextStream(vocabulary, request.stop)
         self._count = len(request.generated)
         self._stop: str | None = None
-        for token_id in request.generated:
-            self._stop = self._text.push(token_id).stop
+        self._min_tokens = request.sampling.min_tokens
+        for count, token_id in enumerate(request.generated, 1):
+            self._stop = self._text.push(token_id, may_stop=count >= self._min_tokens).stop
 
     @property
     def begun(self) -> bool:
@@ -145,7 +146,8 @@ class Generation:
         """Takes the next token; nothing is pushed after the generation is completed."""
         if self._first_token_seconds is None:
             self._first_token_seconds = time.monotonic() - self._taken_at
-        delta = self._text.push(token.token_id)
+        may_stop = self._count + 1 >= self._min_tokens
+        delta = self._text.push(token.token_id, may_stop=may_stop)
         if token.finish and not delta.stop:
             rest = self._text.finish()
             delta = TextDelta(delta.text + rest.text, rest.stop)

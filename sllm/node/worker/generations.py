@@ -29,7 +29,7 @@ from sllm.node.worker.generation import (
     Tokens,
 )
 from sllm.node.worker.lanes import Lanes
-from sllm.node.worker.model import prompts
+from sllm.node.worker.model import prompts, words
 from sllm.node.worker.model.module import ModelFiles
 from sllm.node.worker.model.prompts import (
     Conversation,
@@ -44,6 +44,14 @@ from sllm.prompt_size import check_size
 from sllm.sampling import MAX_SEED
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """What the tokenizer has made of a request."""
+
+    prompt: tuple[int, ...]
+    forbidden: tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True)
@@ -127,8 +135,9 @@ class Generations:
             rendered = await self._rendered(request.prompt)
             size = prompts.size_bytes(rendered)
             check_size(size, self._context_tokens)
-            prompt = await self._lanes.run(size, self._encode, request, rendered)
-            engine_request = self._engine_request(request, prompt, under_way.key)
+            tokens = await self._lanes.run(size, self._encode, request, rendered)
+            prompt = tokens.prompt
+            engine_request = self._engine_request(request, tokens, under_way.key)
             finish = _finish_before(engine_request)
             under_way.generation, ended = await self._lanes.run(
                 len(request.generated),
@@ -162,10 +171,13 @@ class Generations:
 
     def _encode(
         self, request: GenerationRequest, prompt: TextPrompt | TokenPrompt | RenderedPrompt
-    ) -> tuple[int, ...]:
-        files = self._files
-        prompts.check_known(request.generated, files.vocabulary_size)
-        return prompts.encode(prompt, files.tokenizer, files.vocabulary_size)
+    ) -> "_Encoded":
+        files, size = self._files, self._files.vocabulary_size
+        request.sampling.validate(request.max_tokens)
+        prompts.check_known(request.generated, size)
+        words.check_known(request.sampling, size)
+        forbidden = words.sequences(request.sampling.bad_words, files.tokenizer)
+        return _Encoded(prompts.encode(prompt, files.tokenizer, size), forbidden)
 
     def _follow(
         self,
@@ -178,21 +190,25 @@ class Generations:
         return generation, generation.ended(finish)
 
     def _engine_request(
-        self, request: GenerationRequest, prompt: tuple[int, ...], key: str
+        self, request: GenerationRequest, tokens: "_Encoded", key: str
     ) -> EngineRequest:
-        request.sampling.validate()
+        prompt = tokens.prompt
         bounds.check_output(request.max_tokens, request.logprobs, request.stop)
         allowance = prompts.token_allowance(len(prompt), request.max_tokens, self._context_tokens)
         generated = len(request.generated)
         if generated > allowance:
             raise InvalidArgument(f"{generated} tokens were generated of {allowance} at most")
+        stop_token_ids = request.stop_token_ids
+        if not request.ignore_eos:
+            stop_token_ids |= self._files.stop_token_ids
+        words.check_endless(request.sampling, stop_token_ids)
         return EngineRequest(
             request_id=key,
             prompt=prompt + request.generated,
             sampling=replace(request.sampling, seed=_seed(request.sampling.seed)),
             max_tokens=allowance - generated,
-            stop_token_ids=request.stop_token_ids
-            | (frozenset() if request.ignore_eos else self._files.stop_token_ids),
+            stop_token_ids=stop_token_ids,
+            forbidden=tokens.forbidden,
             logprobs=request.logprobs,
             first_position=generated,
             gives_way=request.gives_way,

@@ -163,7 +163,7 @@ def _prompt(request: inference_pb.GenerateRequest) -> Prompt:
 
 
 def _sampling(params: types_pb2.SamplingParams) -> Sampling:
-    return Sampling(**{field.name: value for field, value in params.ListFields()})
+    return Sampling.of({field.name: value for field, value in params.ListFields()})
 
 
 def _completed(completed: Completed) -> pb.Completed:

@@ -22,37 +22,25 @@ from transformers.generation.continuous_batching.requests import (
 )
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
+from sllm.node.worker.engine.choosing import Chosen, choose
 from sllm.node.worker.engine.interface import (
     Counters,
     EngineRequest,
     FinishReason,
     NewToken,
     Step,
-    TokenLogprob,
 )
-from sllm.node.worker.engine.sampler import Draw, draw_tokens, token_logprobs
 
 _AHEAD_TOKENS = 32
 """Tokens of those that give way in a step in which others generate: each adds to their wait."""
 
 
 @dataclass(slots=True)
-class _Running:
+class _Running(Chosen):
     """What is known of a request beside what transformers keeps."""
 
-    request: EngineRequest
-    generated: int = 0
     cached_prompt_tokens: int | None = None
     """None: not yet scheduled."""
-    logprob: TokenLogprob | None = None
-    """Of the token of this step."""
-    broken: bool = False
-    """Whether this step's logits are no numbers."""
-
-    @property
-    def position(self) -> int:
-        """Index in the generation of the token that is drawn next."""
-        return self.request.first_position + self.generated
 
 
 class Batch:
@@ -134,8 +122,8 @@ class Batch:
         running = self._requests.get(output.request_id)
         if running is None:
             return None  # cancelled while the step was under way
-        running.generated += 1
         token_id = output.generated_tokens[-1]
+        running.take(token_id)
         finish = _finish_reason(running.request, token_id) if output.is_finished() else None
         if running.request.gives_way and not finish:
             finish = self._leave_cache(output.request_id)
@@ -288,25 +276,4 @@ class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]  # u
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
     ) -> torch.Tensor:
         """Chooses tokens by logits, float32 [rows, vocabulary]; computes their logprobs."""
-        rows = [(row, running) for row, running in enumerate(self._rows) if running]
-        # The largest is no number if any is none; tokens that are ruled out are at minus infinity.
-        sound = scores.amax(-1).isfinite().tolist()
-        for row, running in rows:
-            running.broken = not sound[row]
-        rows = [(row, running) for row, running in rows if sound[row]]
-        drawing = [(row, r) for row, r in rows if not r.request.sampling.greedy]
-        asking = [(row, r) for row, r in rows if r.request.logprobs is not None]
-        if not drawing and not asking:
-            return scores
-        tokens = scores.argmax(-1)
-        if drawing:
-            index = [row for row, _ in drawing]
-            draws = [Draw(r.request.sampling, r.position) for _, r in drawing]
-            tokens[index] = draw_tokens(scores[index], draws)
-        if asking:
-            index = [row for row, _ in asking]
-            counts = [r.request.logprobs or 0 for _, r in asking]
-            logprobs = token_logprobs(scores[index], tokens[index], counts)
-            for (_, running), logprob in zip(asking, logprobs, strict=True):
-                running.logprob = logprob
-        return scores.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
+        return choose(scores, [(row, one) for row, one in enumerate(self._rows) if one])

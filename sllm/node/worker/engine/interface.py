@@ -35,6 +35,8 @@ class EngineRequest:
     first_position: int = 0
     """Index in the generation of the first token to draw: the prompt ends with this many tokens
     that an earlier engine has drawn."""
+    forbidden: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that are not to be in the generation, none of them empty."""
     gives_way: bool = False
     """Whether it waits while prompts of others are computed, and takes a small part of each step
     in which others generate: it is computed ahead, and nobody waits for its tokens. It ends with

@@ -165,9 +165,16 @@ class TextStream:
         self._special_tokens = vocabulary.special_tokens
         self._stops = StopStrings(stop, tuple(self._special_tokens.values()) if stop else ())
 
-    def push(self, token_id: int) -> TextDelta:
-        """Takes the next token; nothing is pushed after a stop string was met."""
+    def push(self, token_id: int, *, may_stop: bool = True) -> TextDelta:
+        """Takes the next token; nothing is pushed after a stop string was met.
+
+        Args:
+            token_id: the token.
+            may_stop: whether stop strings are looked for in its text, and from there on.
+        """
         grown = self._detokenizer.push(token_id)
+        if not may_stop:
+            return TextDelta(grown, None)
         return TextDelta(*self._stops.push(grown, self._special_tokens.get(token_id, "")))
 
     def finish(self) -> TextDelta:

@@ -5,51 +5,36 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sllm.node.worker.engine.interface import (
-    EngineRequest,
-    FinishReason,
-    NewToken,
-    TokenLogprob,
-)
+from sllm.node.worker.engine.choosing import Chosen
+from sllm.node.worker.engine.interface import EngineRequest, FinishReason, NewToken
 
 
 @dataclass(slots=True)
-class Running:
+class Running(Chosen):
     """What is known of a request."""
 
-    request: EngineRequest
     key: str = ""
     """Its id in the core. No id is used twice there, and one that is computed part by part has one
     for each part. Empty: the core does not have it."""
-    generated: int = 0
     cached_prompt_tokens: int | None = None
     """None: it has not been scheduled."""
-    logprob: TokenLogprob | None = None
-    """Of the token of this step."""
-    broken: bool = False
-    """Whether this step's logits are no numbers."""
     computed: int = 0
     """Of one that gives way: tokens of the prompt, from its beginning, up to the end of the part
     that the core has or has had last."""
-
-    @property
-    def position(self) -> int:
-        """Index in the generation of the token that is drawn next."""
-        return self.request.first_position + self.generated
 
     @property
     def is_part(self) -> bool:
         """Whether the core has only the beginning of its prompt, whose token nobody wants."""
         return self.request.gives_way and self.computed < len(self.request.prompt)
 
-    def take(self, output: Any) -> None:
+    def note(self, output: Any) -> None:
         """Notes what an output of the core says beside its token."""
         if self.cached_prompt_tokens is None and output.prefill_stats is not None:
             self.cached_prompt_tokens = output.prefill_stats.num_cached_tokens
 
     def token(self, token_id: int, finish: FinishReason | None) -> NewToken:
         """The next token of the generation."""
-        self.generated += 1
+        self.take(token_id)
         return NewToken(
             request_id=self.request.request_id,
             token_id=token_id,

@@ -217,7 +217,7 @@ class VllmEngine:
         running = self._batch.of_key(output.request_id)
         if running is None or not output.new_token_ids:
             return None  # cancelled while the step was under way
-        running.take(output)
+        running.note(output)
         (token_id,) = output.new_token_ids
         finish = _finish_reason(output)
         if finish and running.is_part:

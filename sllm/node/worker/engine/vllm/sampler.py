@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
 
-from sllm.node.worker.engine.sampler import Draw, draw_tokens, token_logprobs
+from sllm.node.worker.engine.choosing import choose
 from sllm.node.worker.engine.vllm.batch import Running
 
 KEY = "sllm"
@@ -61,42 +61,3 @@ class Rows:
                 self.keys[second] = one
             if other is not None and direction is MoveDirectionality.SWAP:
                 self.keys[first] = other
-
-
-def choose(logits: torch.Tensor, rows: list[tuple[int, Running]]) -> torch.Tensor:
-    """Has an argmax find the tokens that are drawn; notes logprobs, and which rows are broken."""
-    # The largest is no number if any is none; tokens that are ruled out are at minus infinity.
-    sound = logits.amax(-1).isfinite().tolist()
-    for row, one in rows:
-        one.broken = not sound[row]
-    rows = [(row, one) for row, one in rows if sound[row]]
-    drawing = [(row, one) for row, one in rows if not one.request.sampling.greedy]
-    asking = [(row, one) for row, one in rows if one.request.logprobs is not None]
-    if not drawing and not asking:
-        return logits
-    tokens = _chosen(logits, drawing)
-    if asking:
-        _note_logprobs(logits, tokens, asking)
-    return logits.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
-
-
-def _chosen(logits: torch.Tensor, drawing: list[tuple[int, Running]]) -> torch.Tensor:
-    """The token of each row: drawn where one is, else the likeliest."""
-    index = [row for row, _ in drawing]
-    draws = [Draw(one.request.sampling, one.position) for _, one in drawing]
-    if index == list(range(len(logits))):
-        return draw_tokens(logits, draws)
-    tokens = logits.argmax(-1)
-    if index:
-        tokens[index] = draw_tokens(logits[index], draws)
-    return tokens
-
-
-def _note_logprobs(
-    logits: torch.Tensor, tokens: torch.Tensor, asking: list[tuple[int, Running]]
-) -> None:
-    index = [row for row, _ in asking]
-    counts = [one.request.logprobs or 0 for _, one in asking]
-    logprobs = token_logprobs(logits[index], tokens[index], counts)
-    for (_, one), logprob in zip(asking, logprobs, strict=True):
-        one.logprob = logprob

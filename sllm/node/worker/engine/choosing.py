@@ -1,0 +1,97 @@
+"""The tokens of a step, chosen by its logits for all requests in it, whichever the engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from sllm.node.worker.engine.interface import EngineRequest, TokenLogprob
+from sllm.node.worker.engine.sampler import Draw, draw_tokens, token_logprobs
+from sllm.node.worker.engine.shaping import Shape, shapes
+
+
+@dataclass(slots=True)
+class Chosen:
+    """A request, and what is known of the tokens that were chosen for it."""
+
+    request: EngineRequest
+    generated: int = 0
+    """Tokens, by this engine."""
+    logprob: TokenLogprob | None = None
+    """Of the token of this step."""
+    broken: bool = False
+    """Whether this step's logits are no numbers."""
+    shape: Shape | None = None
+    """What it says of single tokens. None: nothing, or it has not come to a token."""
+
+    @property
+    def position(self) -> int:
+        """Index in the generation of the token that is drawn next."""
+        return self.request.first_position + self.generated
+
+    def take(self, token_id: int) -> None:
+        """Notes the token of this step."""
+        self.generated += 1
+        if self.shape is not None:
+            self.shape.take(token_id)
+
+
+Row = TypeVar("Row", bound=Chosen)
+Rows = Sequence[tuple[int, Row]]
+"""Requests, each with the index of its row of logits."""
+
+
+def choose(logits: torch.Tensor, rows: Rows[Row]) -> torch.Tensor:
+    """Has an argmax find the tokens that are chosen; notes logprobs, and which rows are broken.
+
+    Args:
+        logits: float32 [rows, vocabulary], as the model gave them; changed in place.
+        rows: of requests that want a token. Others' are nobody's.
+    """
+    # The largest is no number if any is none; tokens that are ruled out are at minus infinity.
+    sound = logits.amax(-1).isfinite().tolist()
+    for row, one in rows:
+        one.broken = not sound[row]
+    rows = [(row, one) for row, one in rows if sound[row]]
+    drawing = [(row, one) for row, one in rows if not one.request.sampling.greedy]
+    asking = [(row, one) for row, one in rows if one.request.logprobs is not None]
+    shaping = [(row, one) for row, one in rows if shapes(one.request)]
+    if not drawing and not asking and not shaping:
+        return logits
+    tokens = _chosen(_shaped(logits, shaping), drawing)
+    if asking:
+        _note_logprobs(logits, tokens, asking)
+    return logits.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
+
+
+def _shaped(logits: torch.Tensor, shaping: Rows[Row]) -> torch.Tensor:
+    """A copy, if any request says something of single tokens: logprobs are of what there was."""
+    if not shaping:
+        return logits
+    shaped = logits.clone()
+    for row, one in shaping:
+        if one.shape is None:
+            one.shape = Shape(one.request, logits.shape[-1], logits.device)
+        one.shape.apply(shaped[row])
+    return shaped
+
+
+def _chosen(logits: torch.Tensor, drawing: Rows[Row]) -> torch.Tensor:
+    """The token of each row: drawn where one is, else the likeliest."""
+    index = [row for row, _ in drawing]
+    draws = [Draw(one.request.sampling, one.position) for _, one in drawing]
+    if index == list(range(len(logits))):
+        return draw_tokens(logits, draws)
+    tokens = logits.argmax(-1)
+    if index:
+        tokens[index] = draw_tokens(logits[index], draws)
+    return tokens
+
+
+def _note_logprobs(logits: torch.Tensor, tokens: torch.Tensor, asking: Rows[Row]) -> None:
+    index = [row for row, _ in asking]
+    counts = [one.request.logprobs or 0 for _, one in asking]
+    logprobs = token_logprobs(logits[index], tokens[index], counts)
+    for (_, one), logprob in zip(asking, logprobs, strict=True):
+        one.logprob = logprob
