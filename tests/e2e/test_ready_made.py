@@ -56,6 +56,7 @@ async def test_the_next_start_gives_the_same(one_node: Cluster, models: Path, en
         assert again.receipt.from_tier == "DRAM"
         (used,) = [one for one in await made() if one.leased]
         assert used.digest not in before
+        assert used.made_for == engine
         (instance,) = await client.instances()
         assert instance.digest == used.made_of
         await client.delete(engine)

@@ -878,6 +878,7 @@ class CheckpointCopy(_message.Message):
     LEASED_FIELD_NUMBER: _builtins.int
     HOLDS_FIELD_NUMBER: _builtins.int
     MADE_OF_FIELD_NUMBER: _builtins.int
+    MADE_FOR_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     tier: Global___Tier.ValueType
     size_bytes: _builtins.int
@@ -889,6 +890,8 @@ class CheckpointCopy(_message.Message):
     """Digest of the checkpoint that it was made of, as an engine's kernels read its weights. Empty: it
     is as published.
     """
+    made_for: _builtins.str
+    """The engine whose kernels read it so, by its name. Empty: it is as published."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sources that are known to lead to it."""
@@ -908,10 +911,11 @@ class CheckpointCopy(_message.Message):
         leased: _builtins.bool = ...,
         holds: _abc.Iterable[Global___Hold] | None = ...,
         made_of: _builtins.str = ...,
+        made_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "holds", b"holds", "leased", b"leased", "made_of", b"made_of", "resident_bytes", b"resident_bytes", "size_bytes", b"size_bytes", "sources", b"sources", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "holds", b"holds", "leased", b"leased", "made_for", b"made_for", "made_of", b"made_of", "resident_bytes", b"resident_bytes", "size_bytes", b"size_bytes", "sources", b"sources", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,8 @@ class CheckpointCopy:
     made_of: str = ""
     """Digest of the checkpoint that it was made of, as an engine reads its weights. Empty: it is as
     published."""
+    made_for: str = ""
+    """Name of that engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ def _copy(copy: pb.CheckpointCopy) -> nodes.CheckpointCopy:
         pinned=bool(copy.holds),
         pinned_until=_pinned_until(copy.holds),
         made_of=copy.made_of,
+        made_for=copy.made_for,
     )
 
 

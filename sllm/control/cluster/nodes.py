@@ -134,8 +134,8 @@ class NodeView:
         return replace(self, leaving=frozenset(), memo={}) if self.leaving else self
 
     def copies_of(self, digest: str) -> list[Copy]:
-        """A checkpoint's copies on all tiers."""
-        found = (self.copies.nearest(digest, tier) for tier in _TIERS)
+        """A checkpoint's copies on all tiers, as it is published."""
+        found = (self.copies.get((digest, tier)) for tier in _TIERS)
         return [copy for copy in found if copy]
 
     @cached_property
@@ -150,7 +150,7 @@ class NodeView:
 
     def _unseen(self, tier: Tier) -> int:
         wanted = {self.key_here(plan.checkpoint): plan for plan in self.planned.values()}
-        held = (self.copies.nearest(key, tier) for key in wanted)
+        held = (self.copies.get((key, tier)) for key in wanted)
         return sum(
             plan.size_bytes for plan, copy in zip(wanted.values(), held, strict=True) if not copy
         )

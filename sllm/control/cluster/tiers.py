@@ -45,6 +45,8 @@ class Copy:
     """Pins and prefetches, which stay when instances end."""
     made_of: str = ""
     """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
+    made_for: str = ""
+    """Name of the engine that it was made ready for, if it was."""
 
     @property
     def serves(self) -> str:
@@ -70,18 +72,19 @@ class Copies(dict[tuple[str, Tier], Copy]):
         """The copies that something holds in place."""
         return tuple(copy for copy in self.values() if copy.leased)
 
-    def nearest(self, digest: str, tier: Tier) -> Copy | None:
-        """What a tier has of a checkpoint: as published or made ready, the fuller one."""
+    def nearest(self, digest: str, tier: Tier, engine: str) -> Copy | None:
+        """What a tier has of a checkpoint: as published or made ready for an engine, the fuller."""
         published = self.get((digest, tier))
-        made = self._made.get((digest, tier))
+        made = self._made.get((digest, tier, engine))
         if made is None or published is None:
             return published or made
         return max(published, made, key=_share)
 
     @cached_property
-    def _made(self) -> Mapping[tuple[str, Tier], Copy]:
-        """What was made ready, by what it was made of."""
-        return {(one.made_of, one.tier): one for one in self.values() if one.made_of}
+    def _made(self) -> Mapping[tuple[str, Tier, str], Copy]:
+        """What was made ready, by what it was made of, and for which engine."""
+        made = (one for one in self.values() if one.made_of)
+        return {(one.made_of, one.tier, one.made_for): one for one in made}
 
     @cached_property
     def digests(self) -> Mapping[str, str]:

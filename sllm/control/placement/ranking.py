@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.specs import TRANSFORMERS, VLLM
 from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
 from sllm.control.placement.fitting import unfit
-from sllm.control.placement.start_estimate import approach, copy_on, start_seconds
+from sllm.control.placement.start_estimate import approach, copy_on, resident, start_seconds
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -261,18 +261,18 @@ def _near(node: NodeView, need: Need, typical: Typical) -> _Near:
     found = _Near(
         unfit(node, need) is None,
         start_seconds(node, need, typical),
-        _to_cross(node, need.checkpoint),
+        _to_cross(node, need),
         not room.shortage(node, need, kv_bytes).none,
     )
     node.memo[need] = (typical, found)
     return found
 
 
-def _to_cross(node: NodeView, checkpoint: Checkpoint) -> int:
+def _to_cross(node: NodeView, need: Need) -> int:
     """Bytes that each tier lacks of what neither it nor one above it holds, taken together."""
     above, lacking = 0, 0
     for tier in _TIERS:
-        copy = copy_on(node, checkpoint, tier)
-        above = max(above, copy.resident_bytes if copy else 0)
-        lacking += checkpoint.size_bytes - above
+        copy = copy_on(node, need, tier)
+        above = max(above, resident(copy, need.checkpoint) if copy else 0)
+        lacking += need.checkpoint.size_bytes - above
     return lacking

@@ -139,7 +139,7 @@ def start_estimate(node: NodeView, need: Need, typical: Typical) -> Estimate:
     """What it takes until an instance could be ready on `node`, room aside."""
     prepare, attach = (typical.slowness * one for one in init_seconds(node, need, typical))
     prepare += node.engine_wait(need.engine)
-    queue, transfer = _load(node, need.checkpoint, approach(node, typical))
+    queue, transfer = _load(node, need, approach(node, typical))
     beside = queue + transfer
     return Estimate(queue, transfer, (prepare - beside if prepare > beside else 0.0) + attach)
 
@@ -149,14 +149,15 @@ def start_seconds(node: NodeView, need: Need, typical: Typical) -> float:
     return start_estimate(node, need, typical).seconds
 
 
-def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[float, float]:
+def _load(node: NodeView, need: Need, found: Approach) -> tuple[float, float]:
     """Seconds of waiting and of crossing on the slowest link."""
     queue, transfer, above = 0.0, 0.0, 0
+    checkpoint = need.checkpoint
     on_its_way = _is_planned(node, checkpoint)
     for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, found.imported)):
-        copy = copy_on(node, checkpoint, key[1])
+        copy = copy_on(node, need, key[1])
         # What a tier holds, this link and those below it need not carry.
-        above = max(above, _resident(copy, checkpoint) if copy else 0)
+        above = max(above, resident(copy, checkpoint) if copy else 0)
         missing = checkpoint.size_bytes - above
         if missing <= 0:
             break
@@ -170,7 +171,7 @@ def _load(node: NodeView, checkpoint: Checkpoint, found: Approach) -> tuple[floa
     return queue, transfer
 
 
-def _resident(copy: Copy, checkpoint: Checkpoint) -> int:
+def resident(copy: Copy, checkpoint: Checkpoint) -> int:
     """Bytes of a checkpoint that a copy stands for, which may have another size once made ready."""
     if not copy.made_of:
         return copy.resident_bytes
@@ -182,7 +183,8 @@ def _is_planned(node: NodeView, checkpoint: Checkpoint) -> bool:
     return any(node.key_here(plan.checkpoint) == checkpoint.key for plan in node.planned.values())
 
 
-def copy_on(node: NodeView, checkpoint: Checkpoint, tier: Tier) -> Copy | None:
-    """The node's copy of a checkpoint on one tier."""
+def copy_on(node: NodeView, need: Need, tier: Tier) -> Copy | None:
+    """The node's copy of a checkpoint on one tier, in a form that the engine takes."""
+    checkpoint = need.checkpoint
     digest = checkpoint.digest or node.key_here(checkpoint.source)
-    return node.copies.nearest(digest, tier)
+    return node.copies.nearest(digest, tier, need.engine)

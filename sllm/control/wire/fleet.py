@@ -126,6 +126,7 @@ def _copies(copies: Iterable[pb.CheckpointCopy]) -> tuple[Copy, ...]:
             leased=one.leased,
             holds=tuple(map(_hold, one.holds)),
             made_of=one.made_of,
+            made_for=one.made_for,
         )
         for one in copies
     )
@@ -240,6 +241,7 @@ def _copy_message(one: Copy) -> pb.CheckpointCopy:
             for hold in one.holds
         ],
         made_of=one.made_of,
+        made_for=one.made_for,
     )
 
 

@@ -195,6 +195,7 @@ def copy_message(copy: Copy, holds: Sequence[Hold] = ()) -> pb.CheckpointCopy:
         leased=copy.leased,
         holds=[_hold(hold) for hold in holds],
         made_of=copy.made_of,
+        made_for=copy.made_for,
     )
 
 

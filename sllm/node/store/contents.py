@@ -20,7 +20,12 @@ def copies(ssd: SsdTier, dram: DramTier, reads: Reads) -> tuple[Copy, ...]:
 def _copy(checkpoint: Checkpoint, tier: Tier, holding: Holding) -> Copy:
     digest, size = checkpoint.manifest.digest, checkpoint.manifest.size_bytes
     leased = holding.leases > 0
-    return Copy(digest, tier, size, size, checkpoint.urls, leased, checkpoint.made_of)
+    return Copy(digest, tier, size, size, checkpoint.urls, leased, *_made(checkpoint))
+
+
+def _made(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Of what it was made, and for which engine."""
+    return checkpoint.made_of, checkpoint.made_for
 
 
 def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:
@@ -33,6 +38,7 @@ def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:
             sources=ssd.copies[digest].urls,
             leased=True,
             made_of=ssd.copies[digest].made_of,
+            made_for=ssd.copies[digest].made_for,
         )
         for digest, load in reads.loads.items()
     ]

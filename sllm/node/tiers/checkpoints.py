@@ -47,3 +47,9 @@ class Checkpoint:
     def made_of(self) -> str:
         """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
         return next((record.made_of for record in self.sources if record.form), "")
+
+    @property
+    def made_for(self) -> str:
+        """Name of the engine that it was made ready for, which its form begins with."""
+        forms = (record.form for record in self.sources if record.form)
+        return next(forms, "").rpartition("-")[0]

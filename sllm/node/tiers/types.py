@@ -35,6 +35,8 @@ class Copy:
     """Whether it is in use or being loaded, and so cannot be evicted."""
     made_of: str = ""
     """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
+    made_for: str = ""
+    """Name of the engine that it was made ready for, if it was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,13 +40,23 @@ def test_half_a_copy_halves_the_way() -> None:
 
 @pytest.mark.parametrize(("tier", "seconds"), [(Tier.DRAM, 1.0), (Tier.SSD, 1000 / 1000 + 1.0)])
 def test_what_was_made_ready_of_it_counts_whatever_its_size(tier: Tier, seconds: float) -> None:
-    made = replace(copy("made", tier, size=1300), made_of=MODEL.checkpoint.digest)
+    made = replace(
+        copy("made", tier, size=1300), made_of=MODEL.checkpoint.digest, made_for=MODEL.engine
+    )
     assert start_seconds(view(copies=[made]), MODEL, UNKNOWN) == pytest.approx(seconds)
     half = replace(made, resident_bytes=650)
     on_ssd = copy(size=1000)
     assert start_seconds(view(copies=[on_ssd, half]), MODEL, UNKNOWN) == pytest.approx(
         1.0 + (0.5 if tier is Tier.DRAM else 1.0)
     )
+
+
+def test_what_was_made_ready_for_another_engine_does_not_count() -> None:
+    made = replace(
+        copy("made", Tier.DRAM, size=1300), made_of=MODEL.checkpoint.digest, made_for="another"
+    )
+    nothing = start_seconds(view(), MODEL, UNKNOWN)
+    assert start_seconds(view(copies=[made]), MODEL, UNKNOWN) == nothing
 
 
 def test_what_is_queued_comes_first() -> None:

@@ -68,6 +68,7 @@ async def test_it_is_told_of_what_it_was_made(bench: Bench) -> None:
     (await ask(bench, FORM)).release()
     told = {copy.digest: copy for copy in bench.store.copies()}
     assert told[path.name].made_of == record.made_of
+    assert told[path.name].made_for == "engine"
     assert told[path.name].sources == ()
     assert told[record.made_of].made_of == ""
     assert told[record.made_of].sources
