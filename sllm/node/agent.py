@@ -74,7 +74,10 @@ class Agent:
         self._watchers: list[Callable[[], None]] = []
         self._promotions = Promotions()
         self._ready_maker = ReadyMaker(
-            store, self._launch_engine, None if devices.infos() else config.ready_made_bytes
+            store,
+            self._launch_engine,
+            lambda: self.memory.free_bytes,
+            None if devices.infos() else config.ready_made_bytes,
         )
         self.leaving = False
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""

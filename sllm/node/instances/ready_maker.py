@@ -39,7 +39,8 @@ class _Job:
     engine: EngineSpec
     form: Form
     digest: str
-    size_bytes: int
+    identity: str
+    """What the source must be still."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -49,16 +50,24 @@ class _Job:
 class ReadyMaker:
     """Belongs to the event loop."""
 
-    def __init__(self, store: TierStore, launch: LaunchEngine, least_bytes: int | None) -> None:
+    def __init__(
+        self,
+        store: TierStore,
+        launch: LaunchEngine,
+        free_bytes: Callable[[], int],
+        least_bytes: int | None,
+    ) -> None:
         """Makes nothing yet.
 
         Args:
             store: has the weights, and gets what is made of them.
             launch: gives workers, which do it.
+            free_bytes: of the memory that instances may take, what they leave.
             least_bytes: of the models that it is done for; None: it is done for none.
         """
         self._store = store
         self._launch = launch
+        self._free_bytes = free_bytes
         self._least_bytes = least_bytes
         self._gains: dict[tuple[str, str | None, str], float] = {}
         """What starts over weights as published have taken, by source, dtype and engine."""
@@ -86,7 +95,7 @@ class ReadyMaker:
             return
         self._gains[_kind(spec)] = attach_seconds
         form = Form(form_of(spec.engine.engine))
-        job = _Job(spec.source, spec.engine, form, running.digest, running.size_bytes)
+        job = _Job(spec.source, spec.engine, form, running.digest, running.identity)
         if running.size_bytes < self._least_bytes or self._is_known(job):
             return
         self._jobs.append(job)
@@ -134,7 +143,11 @@ class ReadyMaker:
         """
         store = self._store
         lease = await store.promote(
-            job.source, job.engine.dtype, Tier.DRAM, priority=Priority.PREFETCH
+            job.source,
+            job.engine.dtype,
+            Tier.DRAM,
+            priority=Priority.PREFETCH,
+            identity=job.identity,
         )
         try:
             record = replace(lease.record, form=job.form.name, made_of=lease.digest)
@@ -157,6 +170,10 @@ class ReadyMaker:
     async def _write(self, lease: Lease, engine: EngineSpec, directory: Path) -> float:
         """Has a worker of its own do it, so that none that serves grows by it."""
         self._memory_bytes = int(lease.size_bytes * _MEMORY)
+        if self._free_bytes() < self._memory_bytes:
+            raise errors.NoCapacity(
+                f"instances do not leave the {format_bytes(self._memory_bytes)} that it takes"
+            )
         worker = self._worker = await self._launch(engine.engine, f"ready {lease.digest}")
         try:
             await worker.wait_until_serving()

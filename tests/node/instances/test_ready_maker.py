@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from sllm.node.instances.start import InstanceSpec, Running
 from sllm.node.instances.worker_client import EngineSpec, Worker
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import CHUNK, random_weights
+from tests.checkpoint.checkpoints import CHUNK, random_weights, write_model
 from tests.node.stores import Bench
 from tests.support import assert_eventually
 
@@ -78,8 +79,10 @@ async def lease(bench: Bench) -> AsyncIterator[Lease]:
     lease.release()
 
 
-def maker_of(bench: Bench, writer: Writer, least_bytes: int | None = 0) -> ReadyMaker:
-    return ReadyMaker(bench.store, writer.launch, least_bytes)
+def maker_of(
+    bench: Bench, writer: Writer, least_bytes: int | None = 0, free_bytes: int = 1 << 30
+) -> ReadyMaker:
+    return ReadyMaker(bench.store, writer.launch, lambda: free_bytes, least_bytes)
 
 
 def spec_of(bench: Bench, seed: int = 0) -> InstanceSpec:
@@ -178,3 +181,24 @@ async def test_closing_gives_it_up(bench: Bench, writer: Writer, lease: Lease) -
     await maker.close()
     assert writer.stopped
     assert bench.store.usage() == before
+
+
+async def test_without_memory_it_is_not_begun(bench: Bench, writer: Writer, lease: Lease) -> None:
+    maker = maker_of(bench, writer, free_bytes=lease.size_bytes)
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await assert_eventually(lambda: not maker.is_working)
+    assert writer.launched == 0
+    await maker.close()
+
+
+async def test_of_a_source_that_was_changed_nothing_is_made(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    maker = maker_of(bench, writer)
+    write_model(bench.directory / "model0", seed=9)
+    found = replace(running(lease), identity=lease.record.identity)
+    maker.started(spec_of(bench), found, 1.0)
+    await assert_eventually(lambda: not maker.is_working)
+    assert writer.launched == 0
+    assert [copy.digest for copy in bench.store.copies() if copy.tier is Tier.SSD] == [lease.digest]
+    await maker.close()
