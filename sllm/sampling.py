@@ -10,7 +10,8 @@ from sllm.errors import InvalidSampling
 MAX_SEED: Final = 2**64 - 1
 MAX_PENALTY: Final = 2.0
 """Of presence and frequency, either way."""
-MAX_REPETITION_PENALTY: Final = 100.0
+REPETITION_PENALTIES: Final = (0.01, 100.0)
+"""The least and the most: beyond these, logits are no numbers any more."""
 MAX_BIAS: Final = 100.0
 MAX_BIASES: Final = 1024
 MAX_BAD_WORDS: Final = 128
@@ -94,8 +95,9 @@ class Sampling:
 
     def _check_penalties(self) -> None:
         repetition = self.repetition_penalty
-        bounds = f"above 0, and at most {MAX_REPETITION_PENALTY:g}"
-        _check("repetition_penalty", repetition, 0 < repetition <= MAX_REPETITION_PENALTY, bounds)
+        least, most = REPETITION_PENALTIES
+        bounds = f"in [{least:g}, {most:g}]"
+        _check("repetition_penalty", repetition, least <= repetition <= most, bounds)
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             bounds = f"in [-{MAX_PENALTY:g}, {MAX_PENALTY:g}]"

@@ -37,6 +37,7 @@ def test_values_within_bounds_are_valid(sampling: Sampling) -> None:
         (Sampling(min_p=1.1), "min_p"),
         (Sampling(min_p=math.nan), "min_p"),
         (Sampling(repetition_penalty=0), "repetition_penalty"),
+        (Sampling(repetition_penalty=1e-38), "repetition_penalty"),
         (Sampling(repetition_penalty=math.inf), "repetition_penalty"),
         (Sampling(repetition_penalty=math.nan), "repetition_penalty"),
         (Sampling(presence_penalty=2.1), "presence_penalty"),

@@ -227,8 +227,9 @@ class Agent:
         instance = Instance(spec, self._clock, self._instance_changed, self.config.patience)
         self.instances[spec.instance_id] = instance
         launch = partial(self._launch, zygote)
-        instance.begin(self.store, self.devices, launch, self._ready_maker.form(spec))
-        self._ready_maker.give_way(self.memory.free_bytes)
+        maker = self._ready_maker
+        instance.begin(self.store, self.devices, launch, maker.form(spec), maker.make_room)
+        maker.give_way(self.memory.free_bytes)
         self._changed()
         return instance
 

@@ -240,8 +240,8 @@ class SamplingParams(_message.Message):
     allowed_token_ids, bad_words, min_tokens, logit_bias, penalties. Logprobs are of the model's own
     distribution. All of it counts what was generated before a generation went on elsewhere.
 
-    Divides the logits of tokens of prompt and generation, or multiplies those below 0. Above 0, at
-    most 100. Unset: 1 (none).
+    Divides the logits of tokens of prompt and generation, or multiplies those below 0. In
+    [0.01, 100]. Unset: 1 (none).
     """
     presence_penalty: _builtins.float
     """Taken from the logits of tokens that were generated. In [-2, 2]. Unset: 0."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -104,14 +104,26 @@ class Instance:
         return self._start.device if self._start else None
 
     def begin(
-        self, store: TierStore, devices: Devices, launch: LaunchWorker, form: Form | None = None
+        self,
+        store: TierStore,
+        devices: Devices,
+        launch: LaunchWorker,
+        form: Form | None = None,
+        make_room: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """Begins the life of the instance, which goes on whoever watches it.
 
-        `form`: what its weights may have been made ready for.
+        `form`: what its weights may have been made ready for. `make_room`: as `Start` has it.
         """
         start = self._start = Start(
-            self.spec, store, devices, launch, self.timeline, self._progress.publish, form
+            self.spec,
+            store,
+            devices,
+            launch,
+            self.timeline,
+            self._progress.publish,
+            form,
+            make_room,
         )
         held = AsyncExitStack()
         self._starting = asyncio.create_task(_run_start(start, held))

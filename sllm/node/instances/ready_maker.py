@@ -26,11 +26,14 @@ log = structlog.get_logger()
 LaunchEngine = Callable[[str, str], Awaitable[Worker]]
 """Forks a worker of an engine, under an id."""
 
-_SPACE = 1.5
+_SPACE = 2.0
 """What ready-made weights take at most on the disk, of what they are made of: heads that share
 their weights with embeddings are there twice."""
 _MEMORY = 2.5
 """What making them takes of memory, the same."""
+_TRIES = 2
+"""Of what fails for another reason than for lack of room."""
+_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class ReadyMaker:
         self._gains: dict[tuple[str, str | None, str], float] = {}
         """What starts over weights as published have taken, by source, dtype and engine."""
         self._jobs: deque[_Job] = deque()
-        self._given_up: set[tuple[str, str]] = set()
+        self._failures: dict[tuple[str, str], int] = {}
         self._task: asyncio.Task[None] | None = None
         self._memory_bytes = 0
         self._worker: Worker | None = None
@@ -96,6 +99,8 @@ class ReadyMaker:
         self._gains[_kind(spec)] = attach_seconds
         form = Form(form_of(spec.engine.engine))
         job = _Job(spec.source, spec.engine, form, running.digest, running.identity)
+        if running.dropped_ready:
+            self._failed(job)  # it may be a fault of the disk, once
         if running.size_bytes < self._least_bytes or self._is_known(job):
             return
         self._jobs.append(job)
@@ -104,19 +109,38 @@ class ReadyMaker:
 
     def give_way(self, free_bytes: int) -> None:
         """Ends what is being made if memory is needed that only that has."""
-        if self._worker and free_bytes < self._memory_bytes:
-            self._gives_way = True
-            self._worker.kill("has given way to an instance")
+        if free_bytes < self._memory_bytes:
+            self._end_job()
+
+    async def make_room(self) -> bool:
+        """Ends what is being made, which holds room on SSD and in the pool; whether any was."""
+        job = self._jobs[0] if self._jobs else None
+        if job is None or self._task is None:
+            return False
+        self._end_job()
+        while job in self._jobs and not self._task.done():
+            await asyncio.wait([self._task], timeout=_LOOK_SECONDS)
+        return True
 
     async def close(self) -> None:
         """Gives up what is being made."""
         self._least_bytes = None
+        self._end_job()
         if self._task:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    def _end_job(self) -> None:
+        self._gives_way = bool(self._jobs)
+        if self._worker:
+            self._worker.kill("has given way to an instance")
+
     def _is_known(self, job: _Job) -> bool:
-        return job.key in self._given_up or any(job.key == one.key for one in self._jobs)
+        failed = self._failures.get(job.key, 0) >= _TRIES
+        return failed or any(job.key == one.key for one in self._jobs)
+
+    def _failed(self, job: _Job, times: int = 1) -> None:
+        self._failures[job.key] = self._failures.get(job.key, 0) + times
 
     async def _work(self) -> None:
         while self._jobs:
@@ -125,14 +149,16 @@ class ReadyMaker:
                 await self._make(job)
             except errors.SllmError as error:
                 log.info("ready_made.not_made", digest=job.digest, problem=error.message)
-                # Room may come; what the engine cannot do, it could not do the next time.
-                if not (self._gives_way or isinstance(error, errors.NoCapacity)):
-                    self._given_up.add(job.key)
+                if isinstance(error, errors.UnsupportedModel):
+                    self._failed(job, _TRIES)
+                elif not (self._gives_way or isinstance(error, errors.NoCapacity)):
+                    self._failed(job)
             except Exception:
-                self._given_up.add(job.key)
+                self._failed(job, _TRIES)
                 log.exception("ready_made.failed", digest=job.digest)
             finally:
                 self._gives_way = False
+                self._memory_bytes = 0
                 self._jobs.popleft()
 
     async def _make(self, job: _Job) -> None:
@@ -142,6 +168,8 @@ class ReadyMaker:
             errors.SllmError: why not.
         """
         store = self._store
+        if not store.is_in_pool(job.digest):
+            return  # whoever needed it has gone, and others have its room
         lease = await store.promote(
             job.source,
             job.engine.dtype,
@@ -160,11 +188,12 @@ class ReadyMaker:
 
     async def _make_of(self, lease: Lease, record: SourceRecord, engine: EngineSpec) -> None:
         shelf, room = self._store.ready_made, int(lease.size_bytes * _SPACE)
+        await shelf.drop_obsolete(record)
         if not shelf.has_room(room):
             raise errors.NoCapacity(f"the SSD tier does not have {format_bytes(room)} free")
         async with shelf.making(room) as directory:
             seconds = await self._write(lease, engine, directory)
-            await shelf.add(record, directory)
+            await shelf.add(record, directory, room)
         log.info("ready_made.made", digest=lease.digest, form=record.form, seconds=seconds)
 
     async def _write(self, lease: Lease, engine: EngineSpec, directory: Path) -> float:
@@ -176,6 +205,8 @@ class ReadyMaker:
             )
         worker = self._worker = await self._launch(engine.engine, f"ready {lease.digest}")
         try:
+            if self._gives_way:
+                raise errors.NoCapacity("an instance needs the memory")
             await worker.wait_until_serving()
             await worker.prepare(lease.directory, engine)
             place = InPool(lease.chunks, self._store.chunk_bytes)

@@ -103,6 +103,8 @@ class Running:
     """Of what it serves; see `sllm.checkpoint.sources.identity`."""
     ready_made: bool = False
     """Whether its weights were made ready for the engine."""
+    dropped_ready: bool = False
+    """Whether such weights were there, and have turned out to be of no use."""
 
 
 class Start:
@@ -117,6 +119,7 @@ class Start:
         timeline: Timeline,
         publish: Callable[[Progress], None],
         form: Form | None = None,
+        make_room: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """Begins nothing yet.
 
@@ -128,8 +131,11 @@ class Start:
             timeline: gets the start's phases.
             publish: is told how far it is.
             form: what weights may have been made ready for. None: they are as published.
+            make_room: ends what holds room and nobody waits for; whether there was any.
         """
         self._form = form
+        self._make_room = make_room
+        self._dropped_ready = False
         self._spec = spec
         self._store = store
         self._devices = devices
@@ -178,9 +184,13 @@ class Start:
 
     async def _give_up_ready(self, record: SourceRecord) -> None:
         """Goes on with weights as they are published: they can be made ready anew."""
-        self._form = None
+        self._form, self._dropped_ready = None, True
         for worker in self._workers:
             await worker.stop()
+            if not worker.process.ended.done():
+                raise errors.StartFailed(
+                    f"worker process {worker.pid} cannot be ended, and may read its weights still"
+                )
         self._release()
         await self._store.ready_made.drop(record)
 
@@ -224,6 +234,7 @@ class Start:
             found.size_bytes,
             found.record.identity,
             placed.ready_made is not None,
+            self._dropped_ready,
         )
 
     async def _look(self) -> Found:
@@ -235,7 +246,12 @@ class Start:
     async def _bring_up(self, seat: Seat) -> Placed:
         engine = self._spec.engine
         wish = WeightsWish(self._spec.source, engine.dtype, engine.pack, self._form)
-        placed = await seat.bring_up(wish, self._publish)
+        try:
+            placed = await seat.bring_up(wish, self._publish)
+        except errors.NoCapacity:
+            if self._make_room is None or not await self._make_room():
+                raise
+            placed = await seat.bring_up(wish, self._publish)
         self._placed.append(placed)
         for step in placed.steps:
             self._record_step(step)

@@ -1,7 +1,6 @@
 """What was made of checkpoints for engines: checkpoints like others, but that can be made again."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -9,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sllm.checkpoint.format.manifest_file import read_manifest
-from sllm.errors import CheckpointLeased, CheckpointNotFound
+from sllm.errors import CheckpointLeased, CheckpointNotFound, NoCapacity, SourceChanged
 from sllm.node.store.promoter import Promoter
 from sllm.node.store.removal import Removal
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
@@ -53,8 +52,10 @@ class ReadyMade:
             return _as_kept(found, record, in_pool.checkpoint)
         if on_disk is None:
             return None
-        reading = on_disk.manifest.size_bytes / self._reading.bytes_per_second
-        if self._dram.find(found.record) is not None and reading > form.gain_seconds:
+        size = on_disk.manifest.size_bytes
+        reading = size / self._reading.bytes_per_second
+        published = self._dram.find(found.record) is not None
+        if published and (reading > form.gain_seconds or self._dram.ledger.free < size):
             return None
         return _as_kept(found, record, on_disk)
 
@@ -80,6 +81,17 @@ class ReadyMade:
         """Whether there is so much on SSD, and nothing would have to go."""
         return not self._ssd.problem and self._ssd.ledger.free >= size
 
+    async def drop_obsolete(self, record: SourceRecord) -> None:
+        """Gives up what was made of the same for the same engine in another form.
+
+        As for an earlier version: nobody asks for it any more.
+        """
+        engine = record.form.rpartition("-")[0]
+        for digest in self._ssd.made_of(record.made_of):
+            copy = self._ssd.copies[digest]
+            if copy.made_for == engine and record not in copy.sources:
+                await self._evict(copy)
+
     @asynccontextmanager
     async def making(self, size: int) -> AsyncIterator[Path]:
         """A directory to make one in, and room for it; it is not there yet, and gone afterwards.
@@ -88,36 +100,45 @@ class ReadyMade:
             ModelTooLarge, NoCapacity: there is no room.
         """
         path = self._ssd.temporary()
-        with self._ssd.reserved(size) as victims:
-            assert not victims, "something has gone for what can be made again"
-            try:
+        try:
+            with self._ssd.reserved(size) as victims:
+                assert not victims, "something has gone for what can be made again"
                 yield path
-            finally:
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        finally:
+            removed = [*self._ssd.take_removed(), *([path] if path.exists() else [])]
+            await asyncio.to_thread(delete_all, removed)
 
-    async def add(self, record: SourceRecord, written: Path) -> None:
-        """Takes in what was written to a directory of `making`.
+    async def add(self, record: SourceRecord, written: Path, size: int) -> None:
+        """Takes in what was written to a directory of `making`. It is not to wait in there then.
 
         Args:
             record: the source, with what it was made ready for, and of which checkpoint.
             written: the directory.
+            size: for which there is room.
 
         Raises:
             CheckpointCorrupt: it holds no checkpoint.
+            NoCapacity: it takes more than there is room for.
+            SourceChanged: the source leads to something else by now.
         """
         manifest = await self._threads.run(partial(read_manifest, written))
+        if manifest.disk_bytes > size:
+            raise NoCapacity(f"it takes {manifest.disk_bytes} bytes, and {size} were kept for it")
+        if self._ssd.find(record.published) is None:
+            raise SourceChanged(f"{record.url} has changed while it was made ready")
         copy = self._ssd.land(written, manifest)
         self._ssd.record_source(copy, record)
-        removed = self._ssd.take_removed()
         self._changed()
-        await self._threads.run(partial(delete_all, removed))
 
     async def drop(self, record: SourceRecord) -> None:
         """Gives up what has turned out to be of no use, unless it is in use."""
         copy = self._ssd.find(record)
         if copy is not None:
-            with suppress(CheckpointLeased, CheckpointNotFound):
-                await self._removal.evict(copy.manifest.digest, Tier.SSD)
+            await self._evict(copy)
+
+    async def _evict(self, copy: Checkpoint) -> None:
+        with suppress(CheckpointLeased, CheckpointNotFound):
+            await self._removal.evict(copy.manifest.digest, Tier.SSD)
 
 
 def _as_kept(found: FoundSource, record: SourceRecord, copy: Checkpoint) -> FoundSource:

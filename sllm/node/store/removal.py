@@ -84,15 +84,17 @@ class Removal:
         self._dram.evict(digest)
         if digest in self._ssd.copies:
             for made in self._ssd.made_of(digest):
-                self._drop_idle(made)
+                self._drop_idle(made, digest)
             self._ssd.ledger.remove(digest)
             self._ssd.detach(digest)
         self._changed()  # before the disk is done: nobody finds it from now on
 
-    def _drop_idle(self, digest: str) -> None:
-        """What was made ready of a checkpoint goes with it, but for what is in use."""
+    def _drop_idle(self, digest: str, made_of: str) -> None:
+        """What was made ready of a checkpoint goes with it, unless it is in use, or of others."""
         dram = self._dram.copies.get(digest)
         if self._ssd.copies[digest].holding.leases or (dram and dram.holding.leases):
+            return
+        if self._ssd.forget_made_of(digest, made_of):
             return
         self._dram.evict(digest)
         self._ssd.ledger.remove(digest)

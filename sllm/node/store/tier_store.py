@@ -14,7 +14,13 @@ from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.sources.sources import parse_source
 from sllm.clock import Clock
-from sllm.errors import CheckpointCorrupt, InvalidArgument
+from sllm.errors import (
+    CheckpointCorrupt,
+    CheckpointUnreadable,
+    InvalidArgument,
+    ModelTooLarge,
+    NoCapacity,
+)
 from sllm.node.store import contents
 from sllm.node.store.lease import Lease
 from sllm.node.store.promoter import Promoter
@@ -199,8 +205,8 @@ class TierStore:
         if form and (ready := self.ready_made.soonest(found, form)):
             try:
                 return await self._promoter.bring_up(ready, wish, on_progress)
-            except CheckpointCorrupt as error:
-                _log.warning("node.ready_made_lost", url=found.record.url, problem=error.message)
+            except (CheckpointCorrupt, CheckpointUnreadable, NoCapacity, ModelTooLarge) as error:
+                _log.warning("node.ready_made_not_served", problem=error.message)
         return await self._promoter.bring_up(found, wish, on_progress)
 
     async def read_ahead(self, source: str, dtype: str | None, form: Form) -> None:
@@ -274,6 +280,10 @@ class TierStore:
             CheckpointLeased: it is in use, or being loaded.
         """
         await self._removal.evict(digest, tier)
+
+    def is_in_pool(self, digest: str) -> bool:
+        """Whether a checkpoint is in the pool, whole."""
+        return digest in self._dram.copies
 
     def holds(self, digest: str) -> bool:
         """Whether a checkpoint is on SSD or in the pool, whole."""

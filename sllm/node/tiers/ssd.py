@@ -272,7 +272,18 @@ class SsdTier:
 
     def made_of(self, digest: str) -> tuple[str, ...]:
         """Digests of what was made ready of a checkpoint."""
-        return tuple(name for name, copy in self.copies.items() if copy.made_of == digest)
+        return tuple(
+            name
+            for name, copy in self.copies.items()
+            if any(record.made_of == digest for record in copy.sources)
+        )
+
+    def forget_made_of(self, name: str, digest: str) -> bool:
+        """Notes that what a copy was made ready of goes; whether it was made of others as well."""
+        copy = self.copies[name]
+        copy.sources = [record for record in copy.sources if record.made_of != digest]
+        ssd_files.write_sources(copy.directory, copy.sources)
+        return bool(copy.sources)
 
     def detach(self, name: str) -> None:
         """Forgets a copy, whole, half-written or quarantined, that the ledger has struck out.
@@ -315,4 +326,6 @@ def _is_replaced(known: SourceRecord, record: SourceRecord) -> bool:
     """Whether a source leads elsewhere now; what was made of another state of it serves nobody."""
     if (known.url, known.dtype) != (record.url, record.dtype):
         return False
-    return known.form == record.form or known.fingerprint != record.fingerprint
+    if record.form:
+        return known.form == record.form
+    return not known.form or known.fingerprint != record.fingerprint

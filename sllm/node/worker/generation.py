@@ -138,7 +138,8 @@ class Generation:
         Args:
             finish: what the last token, or the number of tokens, makes an engine say.
         """
-        stop = self._stop or (self._text.finish().stop if finish else None)
+        may_stop = self._count >= self._min_tokens
+        stop = self._stop or (self._text.finish(may_stop=may_stop).stop if finish else None)
         reason = FinishReason.STOP if stop else finish
         return self._completed(Tokens(self._count, (), "", ()), reason, stop, 0) if reason else None
 
@@ -149,7 +150,7 @@ class Generation:
         may_stop = self._count + 1 >= self._min_tokens
         delta = self._text.push(token.token_id, may_stop=may_stop)
         if token.finish and not delta.stop:
-            rest = self._text.finish()
+            rest = self._text.finish(may_stop=may_stop)
             delta = TextDelta(delta.text + rest.text, rest.stop)
         logprobs = (token.logprob,) if token.logprob else ()
         tokens = Tokens(self._count, (token.token_id,), delta.text, logprobs)

@@ -176,7 +176,7 @@ class Generations:
         request.sampling.validate(request.max_tokens)
         prompts.check_known(request.generated, size)
         words.check_known(request.sampling, size)
-        forbidden = words.sequences(request.sampling.bad_words, files.tokenizer)
+        forbidden = words.sequences(request.sampling.bad_words, files.tokenizer, size)
         return _Encoded(prompts.encode(prompt, files.tokenizer, size), forbidden)
 
     def _follow(
@@ -236,7 +236,8 @@ class Generations:
         self._forget(under_way)
         error = UnsupportedModel(
             "the model gives no numbers for the next token (NaN or infinite logits): its weights "
-            "are damaged, or too large for the dtype in which they are served"
+            "are damaged, or too large for the dtype in which they are served; or what the request "
+            "says of tokens leaves none"
         )
         return Output(under_way.request_id, Failed(error))
 

@@ -202,3 +202,43 @@ async def test_of_a_source_that_was_changed_nothing_is_made(
     assert writer.launched == 0
     assert [copy.digest for copy in bench.store.copies() if copy.tier is Tier.SSD] == [lease.digest]
     await maker.close()
+
+
+async def test_it_gives_its_room_up_when_a_start_asks(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    maker, before = maker_of(bench, writer), bench.store.usage()
+    assert not await maker.make_room()
+    writer.may_write.clear()
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await assert_eventually(lambda: not writer.stopped)
+    assert bench.store.usage() != before
+    assert await maker.make_room()
+    assert bench.store.usage() == before
+    await maker.close()
+
+
+async def test_what_a_start_has_dropped_is_made_once_more(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    maker, dropped = maker_of(bench, writer), replace(running(lease), dropped_ready=True)
+    maker.started(spec_of(bench), dropped, 1.0)
+    await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
+    (copy,) = [one for one in bench.store.copies() if one.made_of and one.tier is Tier.SSD]
+    await bench.store.evict(copy.digest, Tier.SSD)
+    maker.started(spec_of(bench), dropped, 1.0)
+    await assert_eventually(lambda: not maker.is_working)
+    assert writer.launched == 1
+    await maker.close()
+
+
+async def test_what_has_left_the_pool_is_not_fetched_for_it(bench: Bench, writer: Writer) -> None:
+    maker = maker_of(bench, writer)
+    lease = await bench.store.promote(bench.model(0), None, Tier.DRAM)
+    lease.release()
+    await bench.store.evict(lease.digest, Tier.SSD)
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await assert_eventually(lambda: not maker.is_working)
+    assert writer.launched == 0
+    assert not bench.store.copies()
+    await maker.close()

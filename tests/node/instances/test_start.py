@@ -114,7 +114,7 @@ async def test_a_start_goes_on_from_what_is_published_if_what_was_made_ready_is_
     record = replace(lease.record, form=FORM.name, made_of=lease.digest)
     async with bench.store.ready_made.making(1 << 20) as directory:
         write_tensors(random_weights(5), directory, CHUNK, PARTITION_BYTES, files)
-        await bench.store.ready_made.add(record, directory)
+        await bench.store.ready_made.add(record, directory, 1 << 20)
     lease.release()
     sockets = (tmp_path / f"{number}.sock" for number in count())
 

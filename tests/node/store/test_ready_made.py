@@ -3,8 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from sllm.checkpoint.format.layout import PARTITION_BYTES
 from sllm.checkpoint.saving.saving import write_tensors
+from sllm.errors import NoCapacity, SourceChanged
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
@@ -22,7 +25,7 @@ async def made(bench: Bench, seed: int = 0, form: Form = FORM) -> tuple[SourceRe
     record = replace(lease.record, form=form.name, made_of=lease.digest)
     async with bench.store.ready_made.making(MODEL_BYTES) as directory:
         manifest = write_tensors(random_weights(seed + 50), directory, CHUNK, PARTITION_BYTES)
-        await bench.store.ready_made.add(record, directory)
+        await bench.store.ready_made.add(record, directory, MODEL_BYTES)
     lease.release()
     bench.store.check_integrity()
     return record, bench.directory / "tier" / manifest.digest
@@ -148,3 +151,52 @@ async def test_one_that_was_not_finished_leaves_nothing(bench: Bench) -> None:
         assert bench.store.usage() != before
     assert not directory.exists()
     assert bench.store.usage() == before
+
+
+async def test_where_it_has_no_room_what_is_published_is_served(bench: Bench) -> None:
+    await bench.reopen(pool_models=1)
+    _, path = await made(bench)
+    published = await ask(bench, None)  # an instance serves it as it is published
+    lease = await ask(bench, WORTH_IT)
+    assert lease.record.form == ""
+    lease.release()
+    published.release()
+    lease = await ask(bench, Form(FORM.name))
+    assert lease.digest == published.digest  # it is in the pool, which has no room for both
+    assert path.name in bench.on(Tier.SSD)
+    lease.release()
+
+
+async def test_of_a_source_that_changes_meanwhile_it_is_not_taken_in(bench: Bench) -> None:
+    lease = await bench.promote(0, Tier.SSD)
+    record = replace(lease.record, form=FORM.name, made_of=lease.digest)
+    lease.release()
+    write_model(bench.directory / "model0", seed=9)
+    changed = await ask(bench, None, tier=Tier.SSD)
+    async with bench.store.ready_made.making(MODEL_BYTES) as directory:
+        write_tensors(random_weights(5), directory, CHUNK, PARTITION_BYTES)
+        with pytest.raises(SourceChanged):
+            await bench.store.ready_made.add(record, directory, MODEL_BYTES)
+    assert changed.record in bench.store._ssd.copies[changed.digest].sources
+    changed.release()
+
+
+async def test_what_takes_more_than_was_kept_for_it_is_not_taken_in(bench: Bench) -> None:
+    lease = await bench.promote(0, Tier.SSD)
+    record = replace(lease.record, form=FORM.name, made_of=lease.digest)
+    async with bench.store.ready_made.making(1000) as directory:
+        write_tensors(random_weights(5), directory, CHUNK, PARTITION_BYTES)
+        with pytest.raises(NoCapacity):
+            await bench.store.ready_made.add(record, directory, 1000)
+    assert bench.on(Tier.SSD) == {lease.digest}
+    lease.release()
+
+
+async def test_an_earlier_form_of_the_same_engine_goes(bench: Bench) -> None:
+    record, path = await made(bench)
+    newer = replace(record, form="engine-2")
+    await bench.store.ready_made.drop_obsolete(replace(record, form="other-1"))
+    await bench.store.ready_made.drop_obsolete(record)
+    assert path.name in bench.on(Tier.SSD)
+    await bench.store.ready_made.drop_obsolete(newer)
+    assert path.name not in bench.on(Tier.SSD)

@@ -59,7 +59,10 @@ def choose(logits: torch.Tensor, rows: Rows[Row]) -> torch.Tensor:
     shaping = [(row, one) for row, one in rows if shapes(one.request)]
     if not drawing and not asking and not shaping:
         return logits
-    tokens = _chosen(_shaped(logits, shaping), drawing)
+    shaped = _shaped(logits, shaping)
+    if lost := _ruled_out(shaped, shaping):
+        drawing = [(row, one) for row, one in drawing if row not in lost]
+    tokens = _chosen(shaped, drawing)
     if asking:
         _note_logprobs(logits, tokens, asking)
     return logits.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
@@ -75,6 +78,17 @@ def _shaped(logits: torch.Tensor, shaping: Rows[Row]) -> torch.Tensor:
             one.shape = Shape(one.request, logits.shape[-1], logits.device)
         one.shape.apply(shaped[row])
     return shaped
+
+
+def _ruled_out(shaped: torch.Tensor, shaping: Rows[Row]) -> set[int]:
+    """Rows in which what a request says leaves no token. They are broken."""
+    if not shaping:
+        return set()
+    sound = shaped.amax(-1).isfinite().tolist()
+    lost = {row: one for row, one in shaping if not sound[row]}
+    for one in lost.values():
+        one.broken = True
+    return set(lost)
 
 
 def _chosen(logits: torch.Tensor, drawing: Rows[Row]) -> torch.Tensor:

@@ -41,7 +41,7 @@ class Shape:
         self._forbidden = request.forbidden
         end = len(request.prompt) - request.first_position
         self._generated = list(request.prompt[end:])
-        stops = sorted(token for token in request.stop_token_ids if token < vocabulary)
+        stops = sorted(token for token in request.stop_token_ids if 0 <= token < vocabulary)
         self._stops = _index(stops, device)
         self._biased = _index([token for token, _ in self._sampling.logit_bias], device)
         self._biases = torch.tensor([bias for _, bias in self._sampling.logit_bias], device=device)

@@ -177,7 +177,9 @@ class TextStream:
             return TextDelta(grown, None)
         return TextDelta(*self._stops.push(grown, self._special_tokens.get(token_id, "")))
 
-    def finish(self) -> TextDelta:
-        """What was held back, now that no more tokens come."""
+    def finish(self, *, may_stop: bool = True) -> TextDelta:
+        """What was held back, now that no more tokens come; `may_stop` as in `push`."""
+        if not may_stop:
+            return TextDelta(self._detokenizer.flush(), None)
         text, stop = self._stops.push(self._detokenizer.flush())
         return TextDelta(text if stop else text + self._stops.flush(), stop)

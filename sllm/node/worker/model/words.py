@@ -37,14 +37,16 @@ def check_endless(sampling: Sampling, stop_token_ids: frozenset[int]) -> None:
 
 
 def sequences(
-    bad_words: Iterable[str], tokenizer: PreTrainedTokenizerFast
+    bad_words: Iterable[str], tokenizer: PreTrainedTokenizerFast, vocabulary: int
 ) -> tuple[tuple[int, ...], ...]:
     """The tokens of words that are not to be generated: as a text begins with them, and within.
 
     As vLLM has it (`SamplingParams.update_from_tokenizer`): the form after a space counts if it is
-    a token of its own, and not the space and then the same.
+    a token of its own, and not the space and then the same. What has a token that the tokenizer
+    alone knows is never generated.
     """
-    return tuple(dict.fromkeys(one for word in bad_words for one in _forms(word, tokenizer)))
+    found = (one for word in bad_words for one in _forms(word, tokenizer))
+    return tuple(one for one in dict.fromkeys(found) if max(one) < vocabulary)
 
 
 def _forms(word: str, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[int, ...]]:

@@ -161,3 +161,15 @@ def test_logprobs_are_of_what_the_model_gave(harness: Harness) -> None:
     assert other.token_id != first.token_id
     assert other.logprob.top[0].token_id == first.token_id
     assert other.logprob.top[0].logprob == pytest.approx(first.logprob.top[0].logprob, abs=1e-4)
+
+
+def test_a_request_that_leaves_no_token_ends_and_disturbs_nobody(harness: Harness) -> None:
+    everything = frozenset(range(-5, 2000))
+    other = asked({})
+    expected = tokens_of(harness, replace(other))
+    for temperature in (0.0, 1.0):
+        lost = asked({"min_tokens": 3, "temperature": temperature}, stop_token_ids=everything)
+        beside = asked({})
+        results = harness.generate([lost, beside])
+        assert results.broken == {lost.request_id}
+        assert results.ids(beside.request_id) == expected

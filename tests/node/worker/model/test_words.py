@@ -17,7 +17,7 @@ def test_words_are_forbidden_as_a_text_begins_with_them_and_within(
     tokenizer: AutoTokenizer,
 ) -> None:
     (word,) = ("the",)
-    found = words.sequences([word, f" {word}", word], tokenizer)
+    found = words.sequences([word, f" {word}", word], tokenizer, 10**6)
     texts = {tokenizer.decode(list(one)) for one in found}
     assert word in {text.strip() for text in texts}
     assert len(found) == len(set(found))
@@ -28,7 +28,7 @@ def test_as_vllm_has_it(tokenizer: AutoTokenizer) -> None:
     tokenizer.max_token_id = len(tokenizer) - 1  # as vLLM's own tokenizers have it
     params.update_from_tokenizer(tokenizer)
     expected = [tuple(one) for one in params.bad_words_token_ids]
-    assert list(words.sequences(["the", "statement", "x y"], tokenizer)) == expected
+    assert list(words.sequences(["the", "statement", "x y"], tokenizer, 10**6)) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,8 @@ def test_what_can_only_end_at_once_has_no_least_length() -> None:
     words.check_endless(Sampling(allowed_token_ids=(1,)), frozenset({1}))
     with pytest.raises(InvalidSampling, match="min_tokens"):
         words.check_endless(sampling, frozenset({1, 2, 3}))
+
+
+def test_words_with_tokens_that_the_model_lacks_are_left_out(tokenizer: AutoTokenizer) -> None:
+    (plain, *_) = words.sequences(["the"], tokenizer, 10**6)
+    assert plain not in words.sequences(["the"], tokenizer, max(plain))
