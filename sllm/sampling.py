@@ -59,13 +59,7 @@ class Sampling:
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Sampling":
         """Of what is set in the protocol's SamplingParams, by the names of its fields."""
-        given: dict[str, Any] = {
-            name: value if isinstance(value, int | float) else tuple(value)
-            for name, value in fields.items()
-        }
-        if "logit_bias" in given:
-            given["logit_bias"] = tuple(sorted(fields["logit_bias"].items()))
-        return cls(**given)
+        return cls(**{name: _plain(value) for name, value in fields.items()})
 
     @property
     def greedy(self) -> bool:
@@ -112,12 +106,19 @@ class Sampling:
             what = f"in [-{MAX_BIAS:g}, {MAX_BIAS:g}] for each token"
             _check("logit_bias", bias, -MAX_BIAS <= bias <= MAX_BIAS, what)
             _check("logit_bias", token, token >= 0, "of token ids")
-        for token in allowed:
-            _check("allowed_token_ids", token, token >= 0, "token ids")
+        least = min(allowed, default=0)
+        _check("allowed_token_ids", least, least >= 0, "token ids")
         if not all(word.strip() and len(word) <= MAX_BAD_WORD for word in words):
             raise InvalidSampling(
                 f"bad_words must be texts of at most {MAX_BAD_WORD} letters, none of them blank"
             )
+
+
+def _plain(value: Any) -> Any:
+    """A number as it is; a map as pairs in order, and a list, as tuples."""
+    if isinstance(value, int | float):
+        return value
+    return tuple(sorted(value.items())) if isinstance(value, Mapping) else tuple(value)
 
 
 def _check_count(name: str, count: int, most: int) -> None:

@@ -100,6 +100,7 @@ GENERATED_CODE = {
     "sllm.node.generations": set(),
     "sllm.node.instances.outputs": set(),
     "sllm.node.instances.worker_client": set(),
+    "sllm.node.instances.worker_messages": set(),
     "sllm.node.server": set(),
     "sllm.node.worker.main": set(),
     "sllm.node.worker.service": set(),

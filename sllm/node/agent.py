@@ -18,7 +18,7 @@ from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
 from sllm.node.instances.ready_maker import ReadyMaker
-from sllm.node.instances.start import InstanceSpec, check_same
+from sllm.node.instances.spec import InstanceSpec, check_same
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.instances.zygotes import AUTO, EngineState, Zygotes
@@ -320,6 +320,9 @@ class Agent:
     def _instance_changed(self, instance: Instance) -> None:
         if instance.state is InstanceState.READY:
             self._observe_init(instance)
+            if running := instance.running:
+                attach = instance.timeline.attach_seconds
+                self._ready_maker.started(instance.spec, running, attach)
         elif instance.state is InstanceState.GONE:
             self.instances.pop(instance.spec.instance_id, None)
             self._belated.discard(instance.spec.instance_id)
@@ -331,7 +334,6 @@ class Agent:
         if running and instance.spec.instance_id not in self._belated:
             prepare, attach = timeline.prepare_seconds, timeline.attach_seconds
             seen = InitTime(running.size_bytes, prepare, attach)
-            self._ready_maker.started(instance.spec, running, attach)
             self.init_times.observe((running.digest, instance.spec.engine.engine), seen)
 
     def _changed(self) -> None:

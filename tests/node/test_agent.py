@@ -15,8 +15,7 @@ from sllm.node.device.pool_device import PoolDevice
 from sllm.node.instances import zygote_process
 from sllm.node.instances.memory import MAX_INSTANCES
 from sllm.node.instances.private_memory import PrivateMemory
-from sllm.node.instances.start import InstanceSpec
-from sllm.node.instances.worker_client import EngineSpec
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.zygotes import Zygotes
 from sllm.node.tiers.types import Tier
 from tests.node.instances import pretender

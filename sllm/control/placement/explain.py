@@ -89,7 +89,7 @@ def _explained(decision: Decision, candidate: Candidate) -> ExplainedNode:
     node, need = decision.snapshot.nodes[candidate.node_id], decision.demand.need
     return ExplainedNode(
         node_id=candidate.node_id,
-        from_tier=_held_on(node, need.checkpoint),
+        from_tier=_held_on(node, need),
         estimate=candidate.estimate,
         parts=_parts(decision.snapshot, node, need, candidate),
         victims=candidate.victims,
@@ -99,11 +99,14 @@ def _explained(decision: Decision, candidate: Candidate) -> ExplainedNode:
     )
 
 
-def _held_on(node: NodeView, checkpoint: Checkpoint) -> Tier:
+def _held_on(node: NodeView, need: Need) -> Tier:
+    """The highest tier that has all of it, in a form that the engine takes."""
+    checkpoint = need.checkpoint
     copies = [
         copy
         for copy in node.copies.values()
-        if checkpoint.key == copy.serves or checkpoint.source in copy.sources
+        if (checkpoint.key == copy.serves and copy.made_for in ("", need.engine))
+        or checkpoint.source in copy.sources
     ]
     return max((copy.tier for copy in copies if copy.whole), default=Tier.REMOTE)
 

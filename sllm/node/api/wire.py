@@ -17,8 +17,8 @@ from sllm.node.instances.init_times import InitKey, InitTime
 from sllm.node.instances.inspection import ModelInfo
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
-from sllm.node.instances.start import InstanceSpec, Running
-from sllm.node.instances.worker_client import EngineSpec
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
+from sllm.node.instances.start import Running
 from sllm.node.store.holds import Hold, HoldSpec
 from sllm.node.tiers.types import Copy, Link, TierUsage
 from sllm.node.transfers.work import Progress

@@ -17,7 +17,8 @@ from sllm.clock import Clock
 from sllm.node.device.interface import Devices
 from sllm.node.instances.memory import OwnMemory
 from sllm.node.instances.phases import Timeline
-from sllm.node.instances.start import InstanceSpec, LaunchWorker, Running, Start
+from sllm.node.instances.spec import InstanceSpec
+from sllm.node.instances.start import LaunchWorker, Running, Start
 from sllm.node.instances.watchdog import Patience, watch
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.tier_store import TierStore

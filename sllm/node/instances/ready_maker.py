@@ -13,8 +13,9 @@ from sllm import errors
 from sllm.config import format_bytes
 from sllm.node.device.interface import InPool
 from sllm.node.instances.forms import form_of
-from sllm.node.instances.start import InstanceSpec, Running
-from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
+from sllm.node.instances.start import Running
+from sllm.node.instances.worker_client import Worker
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord

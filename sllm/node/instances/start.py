@@ -14,7 +14,9 @@ from sllm.errors import SllmError
 from sllm.node.device.interface import Devices, Placed, Seat, WeightsWish
 from sllm.node.instances.phases import PhaseKind, Timeline
 from sllm.node.instances.pidfd import ProcessHandle
-from sllm.node.instances.worker_client import Attached, EngineSpec, Worker
+from sllm.node.instances.spec import InstanceSpec
+from sllm.node.instances.worker_client import Worker
+from sllm.node.instances.worker_messages import Attached
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
@@ -43,44 +45,6 @@ _STEP_KINDS = {
     LoadPhase.READ: PhaseKind.READ_SSD,
     LoadPhase.COPY: PhaseKind.DEVICE_COPY,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceSpec:
-    """What the control plane asks for."""
-
-    instance_id: str
-    deployment: str
-    source: str
-    engine: EngineSpec
-    kv_bytes: int
-    """Share of the node's KV budget."""
-    identity: str = ""
-    """What the source must be. Empty: whatever it is."""
-    private_bytes: int | None = None
-    """Memory that it is expected to take for copies of its own. None: not known."""
-
-    @property
-    def kind(self) -> tuple[str, ...]:
-        """The same for instances of one checkpoint on one engine."""
-        return self.identity or self.source, self.engine.dtype or "", self.engine.engine
-
-
-def check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
-    """Whether what is asked for is the instance that has this id.
-
-    Raises:
-        errors.InvalidArgument: It is another one.
-    """
-    if _what(known) != _what(asked):
-        raise errors.InvalidArgument(
-            f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
-            "instance needs an id of its own"
-        )
-
-
-def _what(spec: InstanceSpec) -> tuple[str, str, str]:
-    return spec.deployment, spec.source, spec.identity
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,24 +4,30 @@ import asyncio
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
-from serverlessllm.v1 import types_pb2 as types_pb
 from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import errors, rpc
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.durations import to_seconds
-from sllm.node.device.interface import InPool, Place
+from sllm.node.device.interface import Place
 from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
-from sllm.node.worker.messages import ModelDescription
+from sllm.node.instances.spec import EngineSpec
+from sllm.node.instances.worker_messages import (
+    Attached,
+    Prepared,
+    attach_request,
+    attached,
+    prepare_request,
+    prepared,
+)
 
 log = structlog.get_logger()
 
@@ -46,42 +52,6 @@ _CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 10),
     ("grpc.max_reconnect_backoff_ms", 50),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """How a model is to be run; see EngineConfig in the protocol."""
-
-    engine: str
-    dtype: str | None
-    """Name of a torch dtype to convert to. None: as stored."""
-    kv_cache_tokens: int | None
-    max_concurrency: int | None
-    pack: bool = False
-    """Whether local safetensors are packed on this node, and not read where they lie."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a worker says once it is ready for its weights."""
-
-    model: ModelDescription
-    seconds: float
-    """What it took in the worker."""
-    warm_up: float | None
-    """Of these, the first, for which it used a device for the first time. None: it has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """What a worker says once its engine runs."""
-
-    attach_seconds: float
-    """Mapping the chunks and building the module over them."""
-    engine_init_seconds: float
-    """Making the KV cache and the scheduler."""
-    context_tokens: int
-    """What prompt and generation of one request may have together."""
 
 
 class Worker:
@@ -122,13 +92,7 @@ class Worker:
 
     async def prepare(self, checkpoint_dir: Path, engine: EngineSpec) -> Prepared:
         """Has the worker load what it can before the weights are there; it says what it found."""
-        config = types_pb.EngineConfig(
-            engine=engine.engine,
-            dtype=engine.dtype or "",
-            kv_cache_tokens=engine.kv_cache_tokens,
-            max_concurrency=engine.max_concurrency,
-        )
-        request = pb.PrepareRequest(checkpoint_dir=str(checkpoint_dir), engine=config)
+        request = prepare_request(checkpoint_dir, engine)
         reply = await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
         return prepared(reply)
 
@@ -143,15 +107,10 @@ class Worker:
             kv_bytes: memory that the KV cache may take.
             ready_made: directory of their small files, if they were made ready for the engine.
         """
-        request = attach_request(manifest, place, kv_bytes)
-        request.ready_made_dir = str(ready_made or "")
+        request = attach_request(manifest, place, kv_bytes, ready_made)
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
-        return Attached(
-            attach_seconds=to_seconds(reply.attach),
-            engine_init_seconds=to_seconds(reply.engine_init),
-            context_tokens=reply.context_tokens,
-        )
+        return attached(reply)
 
     async def make_ready(self, manifest: Manifest, place: Place, directory: Path) -> float:
         """Has the worker write weights as its engine reads them; it is of no other use then.
@@ -300,44 +259,6 @@ class Worker:
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)
             self._forget(request_id)
-
-
-def prepared(reply: pb.PrepareResponse) -> Prepared:
-    """What a worker has found and done; see `Worker.prepare`."""
-    model = ModelDescription(
-        architecture=reply.architecture,
-        context_tokens=reply.context_tokens,
-        kv_bytes_per_token=reply.kv_bytes_per_token,
-        dtype=reply.dtype,
-    )
-    warm_up = to_seconds(reply.warm_up) if reply.HasField("warm_up") else None
-    return Prepared(model, to_seconds(reply.duration), warm_up)
-
-
-def attach_request(manifest: Manifest, place: Place, kv_bytes: int) -> pb.AttachRequest:
-    """The message that gives a worker its weights; see `Worker.attach`."""
-    request = pb.AttachRequest(
-        kv_bytes=kv_bytes,
-        tensors=[
-            pb.TensorPlace(
-                name=tensor.name,
-                dtype=tensor.dtype,
-                shape=tensor.shape,
-                partition=tensor.partition,
-                offset=tensor.offset,
-                size_bytes=tensor.size,
-            )
-            for tensor in manifest.tensors
-        ],
-    )
-    if isinstance(place, InPool):
-        request.chunk_bytes = place.chunk_bytes
-        request.partitions.extend(pb.PartitionChunks(chunks=chunks) for chunks in place.chunks)
-    else:
-        request.device_memory.ipc_handle = place.handle
-        request.device_memory.size_bytes = place.size_bytes
-        request.device_memory.partition_offsets.extend(place.partitions)
-    return request
 
 
 def _options(timeout: float) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from pathlib import Path
 import structlog
 import torch
 
-from sllm.checkpoint.format.manifest import TensorEntry
-from sllm.checkpoint.reading.tensors import tensors_within
 from sllm.errors import (
     EngineUnavailable,
     InvalidArgument,
@@ -26,19 +24,12 @@ from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model.description import context_tokens, describe_config, kv_bytes_per_token
-from sllm.node.worker.model.device_weights import (
-    DeviceWeights,
-    OpenedWeights,
-    device_tensors,
-    open_weights,
-    warm_up_device,
-)
-from sllm.node.worker.model.mapping import Mapping, map_chunks
+from sllm.node.worker.model.device_weights import DeviceWeights, warm_up_device
+from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
 from sllm.node.worker.model.module import ModelFiles, load_files, run_dtype
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.outbox import Outbox
 from sllm.node.worker.ready_made import contents
-from sllm.node.worker.ready_made.contents import Weights
 from sllm.node.worker.ready_made.packed_weight import can_pack
 
 log = structlog.get_logger()
@@ -60,20 +51,6 @@ class EngineOptions:
     """Requests at once. None: `DEFAULT_CONCURRENCY`."""
     dtype: str | None = None
     """Name of a torch dtype that weights have been converted to. None: as stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class PooledWeights:
-    """Where a checkpoint's weights are in the pool."""
-
-    chunk_bytes: int
-    """Of every chunk."""
-    partitions: tuple[tuple[int, ...], ...]
-    """For each partition its chunks, in the order of its bytes."""
-    tensors: tuple[TensorEntry, ...]
-    ready_made: Path | None = None
-    """Directory of the small files of what was made ready for the engine. None: they are as
-    published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +93,8 @@ class _Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class _Weights:
-    """Weights in this process: what keeps them where they are, and where that is."""
-
-    address: int
-    size_bytes: int
-    kept: Mapping | OpenedWeights
-    tensors: dict[str, torch.Tensor]
-    on_device: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Running:
-    weights: _Weights
+    weights: HeldWeights
     loaded: Loaded
     engine: Engine
     generations: Generations
@@ -178,11 +144,10 @@ class ModelHost:
         if prepared is None or self._running is not None:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
-        held, given = await asyncio.to_thread(self._given, weights)
-        loaded = await asyncio.to_thread(self._load, prepared, held, given)
+        held, loaded = await asyncio.to_thread(self._attach, prepared, weights)
         attached = time.monotonic()
         with refusing("the engine cannot run the model"):
-            dtype = run_dtype(given)
+            dtype = run_dtype(held.given)
             capacity = _capacity(prepared, self._backend, dtype, kv_bytes)
             config = prepared.files.architecture.config
             context = min(context_tokens(config), capacity.kv_tokens)
@@ -218,7 +183,7 @@ class ModelHost:
     def _make_ready(self, prepared: _Prepared, weights: PooledWeights, directory: Path) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST)
         torch.set_num_threads(1)  # the others would not give way
-        held = _hold(self._pool_fd, weights)
+        held = hold(self._pool_fd, weights)
         if not can_pack():
             raise UnsupportedModel("weights are made ready with oneDNN, which torch lacks here")
         with refusing("its weights cannot be made ready"):
@@ -294,14 +259,11 @@ class ModelHost:
             raise InvalidArgument("the worker takes requests once it is attached")
         return self._running
 
-    def _given(self, weights: PooledWeights | DeviceWeights) -> tuple[_Weights, Weights]:
-        held = _hold(self._pool_fd, weights)
-        if isinstance(weights, PooledWeights) and weights.ready_made:
-            return held, contents.read(weights.ready_made, held.tensors)
-        return held, held.tensors
-
-    def _load(self, prepared: _Prepared, held: _Weights, given: Weights) -> Loaded:
-        return self._backend.load(prepared.files, given, on_device=held.on_device)
+    def _attach(
+        self, prepared: _Prepared, weights: PooledWeights | DeviceWeights
+    ) -> tuple[HeldWeights, Loaded]:
+        held = hold(self._pool_fd, weights)
+        return held, self._backend.load(prepared.files, held.given, on_device=held.on_device)
 
     def _start(
         self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop
@@ -324,30 +286,6 @@ class ModelHost:
 def _prepare(directory: Path, options: EngineOptions, backend: Backend) -> _Prepared:
     warm_up = warm_up_device()
     return _Prepared(load_files(directory, backend.check), options, warm_up)
-
-
-def _hold(pool_fd: int, weights: PooledWeights | DeviceWeights) -> _Weights:
-    if isinstance(weights, DeviceWeights):
-        opened = open_weights(weights)
-        tensors = device_tensors(opened, weights)
-        return _Weights(opened.address, weights.size_bytes, opened, tensors, on_device=True)
-    _check(weights)
-    mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions)
-    memory = [
-        torch.frombuffer(mapping.buffer(index), dtype=torch.uint8)
-        for index in range(len(weights.partitions))
-    ]
-    tensors = tensors_within(weights.tensors, memory)
-    return _Weights(mapping.address, mapping.size_bytes, mapping, tensors, on_device=False)
-
-
-def _check(weights: PooledWeights) -> None:
-    sizes = [len(chunks) * weights.chunk_bytes for chunks in weights.partitions]
-    for tensor in weights.tensors:
-        if tensor.partition >= len(sizes) or tensor.offset + tensor.size > sizes[tensor.partition]:
-            raise InvalidArgument(
-                f"tensor {tensor.name!r} is not within the chunks that were given"
-            )
 
 
 def _capacity(prepared: _Prepared, backend: Backend, dtype: torch.dtype, kv_bytes: int) -> Capacity:

@@ -13,7 +13,8 @@ from sllm.durations import to_duration
 from sllm.errors import InvalidArgument, SllmError
 from sllm.node.worker import wire
 from sllm.node.worker.generation import Failed, Output
-from sllm.node.worker.host import ModelHost, PooledWeights
+from sllm.node.worker.host import ModelHost
+from sllm.node.worker.model.held_weights import PooledWeights
 
 tracer = trace.get_tracer("sllm")
 

@@ -24,10 +24,10 @@ from sllm.node.worker.host import (
     Attached,
     EngineOptions,
     ParameterLocation,
-    PooledWeights,
     Prepared,
 )
 from sllm.node.worker.model.device_weights import DeviceWeights
+from sllm.node.worker.model.held_weights import PooledWeights
 from sllm.node.worker.model.prompts import (
     ChatMessage,
     Conversation,

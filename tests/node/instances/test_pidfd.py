@@ -15,8 +15,9 @@ from sllm.node.instances import worker_client
 from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.phases import Timeline
 from sllm.node.instances.pidfd import ProcessHandle
-from sllm.node.instances.start import InstanceSpec, Start
-from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
+from sllm.node.instances.start import Start
+from sllm.node.instances.worker_client import Worker
 from tests.node.device.machine import KV_BYTES, Machine
 from tests.processes import started
 from tests.support import assert_eventually

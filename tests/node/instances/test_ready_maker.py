@@ -14,8 +14,9 @@ from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.saving.saving import write_tensors
 from sllm.node.device.interface import Place
 from sllm.node.instances.ready_maker import ReadyMaker
-from sllm.node.instances.start import InstanceSpec, Running
-from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
+from sllm.node.instances.start import Running
+from sllm.node.instances.worker_client import Worker
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
 from tests.checkpoint.checkpoints import CHUNK, random_weights, write_model

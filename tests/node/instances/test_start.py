@@ -21,8 +21,10 @@ from sllm.node.device.pool_device import PoolDevice
 from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.phases import Timeline
 from sllm.node.instances.pidfd import ProcessHandle
-from sllm.node.instances.start import WORKERS, InstanceSpec, LaunchWorker, Start
-from sllm.node.instances.worker_client import EngineSpec, Prepared, Worker
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
+from sllm.node.instances.start import WORKERS, LaunchWorker, Start
+from sllm.node.instances.worker_client import Worker
+from sllm.node.instances.worker_messages import Prepared
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form

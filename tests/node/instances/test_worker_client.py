@@ -21,7 +21,8 @@ from sllm.node.instances import worker_client
 from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.pidfd import ProcessHandle
-from sllm.node.instances.worker_client import EngineSpec, Worker
+from sllm.node.instances.spec import EngineSpec
+from sllm.node.instances.worker_client import Worker
 from tests.support import assert_eventually, tasks_beside_this
 
 FAILURE = errors.NoCapacity("no page is left for it")

@@ -17,7 +17,7 @@ from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 from sllm import rpc
 from sllm.node.device.interface import InPool
 from sllm.node.instances.forked import ForkedWorker
-from sllm.node.instances.worker_client import attach_request
+from sllm.node.instances.worker_messages import attach_request
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from tests.node.worker.staging import CHUNK_BYTES, Staged
 from tests.support import sending

@@ -56,39 +56,28 @@ def choose(logits: torch.Tensor, rows: Rows[Row]) -> torch.Tensor:
     rows = [(row, one) for row, one in rows if sound[row]]
     drawing = [(row, one) for row, one in rows if not one.request.sampling.greedy]
     asking = [(row, one) for row, one in rows if one.request.logprobs is not None]
-    shaping = [(row, one) for row, one in rows if shapes(one.request)]
+    shaping = [(row, one) for row, one in rows if shapes(one.request, one.position)]
     if not drawing and not asking and not shaping:
         return logits
-    shaped = _shaped(logits, shaping)
-    if lost := _ruled_out(shaped, shaping):
+    given = logits[[row for row, _ in asking]] if asking else logits  # a copy of these rows
+    if lost := _shape(logits, shaping):
         drawing = [(row, one) for row, one in drawing if row not in lost]
-    tokens = _chosen(shaped, drawing)
+    tokens = _chosen(logits, drawing)
     if asking:
-        _note_logprobs(logits, tokens, asking)
+        _note_logprobs(given, tokens, asking)
     return logits.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
 
 
-def _shaped(logits: torch.Tensor, shaping: Rows[Row]) -> torch.Tensor:
-    """A copy, if any request says something of single tokens: logprobs are of what there was."""
-    if not shaping:
-        return logits
-    shaped = logits.clone()
+def _shape(logits: torch.Tensor, shaping: Rows[Row]) -> set[int]:
+    """Changes rows as their requests say; those in which no token is left are broken, and given."""
     for row, one in shaping:
         if one.shape is None:
             one.shape = Shape(one.request, logits.shape[-1], logits.device)
-        one.shape.apply(shaped[row])
-    return shaped
-
-
-def _ruled_out(shaped: torch.Tensor, shaping: Rows[Row]) -> set[int]:
-    """Rows in which what a request says leaves no token. They are broken."""
-    if not shaping:
-        return set()
-    sound = shaped.amax(-1).isfinite().tolist()
-    lost = {row: one for row, one in shaping if not sound[row]}
-    for one in lost.values():
-        one.broken = True
-    return set(lost)
+        one.shape.apply(logits[row])
+    sound = logits.amax(-1).isfinite().tolist() if shaping else ()
+    for row, one in shaping:
+        one.broken = not sound[row]
+    return {row for row, one in shaping if one.broken}
 
 
 def _chosen(logits: torch.Tensor, drawing: Rows[Row]) -> torch.Tensor:
@@ -103,9 +92,10 @@ def _chosen(logits: torch.Tensor, drawing: Rows[Row]) -> torch.Tensor:
     return tokens
 
 
-def _note_logprobs(logits: torch.Tensor, tokens: torch.Tensor, asking: Rows[Row]) -> None:
+def _note_logprobs(given: torch.Tensor, tokens: torch.Tensor, asking: Rows[Row]) -> None:
+    """Of the rows that ask, as the model gave them."""
     index = [row for row, _ in asking]
     counts = [one.request.logprobs or 0 for _, one in asking]
-    logprobs = token_logprobs(logits[index], tokens[index], counts)
+    logprobs = token_logprobs(given, tokens[index], counts)
     for (_, one), logprob in zip(asking, logprobs, strict=True):
         one.logprob = logprob

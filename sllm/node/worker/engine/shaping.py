@@ -14,14 +14,14 @@ from sllm.sampling import Sampling
 _OUT = -torch.inf
 
 
-def shapes(request: EngineRequest) -> bool:
-    """Whether a request says anything of single tokens."""
+def shapes(request: EngineRequest, position: int) -> bool:
+    """Whether a request says anything of the single token at a position of its generation."""
     sampling = request.sampling
     return bool(
         sampling.logit_bias
         or sampling.allowed_token_ids
         or request.forbidden
-        or request.first_position < sampling.min_tokens
+        or position < sampling.min_tokens
         or _has_penalties(sampling)
     )
 

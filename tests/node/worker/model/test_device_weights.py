@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.errors import DeviceFailed, InvalidArgument, UnsupportedModel
 from sllm.node.device.driver import LIBRARY_VARIABLE, load_driver
-from sllm.node.instances import worker_client
+from sllm.node.instances import worker_messages
 from sllm.node.worker import wire
 from sllm.node.worker.host import Prepared
 from sllm.node.worker.messages import ModelDescription
@@ -119,5 +119,5 @@ def test_handles_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, doub
 def test_what_the_first_use_of_a_device_took_is_told_to_the_agent() -> None:
     model = ModelDescription("Llama", 512, 64, "bfloat16")
     for warm_up in (0.5, None):
-        told = worker_client.prepared(wire.prepare_response(Prepared(2.0, model, warm_up)))
-        assert told == worker_client.Prepared(model, 2.0, warm_up)
+        told = worker_messages.prepared(wire.prepare_response(Prepared(2.0, model, warm_up)))
+        assert told == worker_messages.Prepared(model, 2.0, warm_up)

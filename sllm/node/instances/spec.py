@@ -1,0 +1,56 @@
+"""What an instance is to be, as the control plane asks for it."""
+
+from dataclasses import dataclass
+
+from sllm import errors
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How a model is to be run; see EngineConfig in the protocol."""
+
+    engine: str
+    dtype: str | None
+    """Name of a torch dtype to convert to. None: as stored."""
+    kv_cache_tokens: int | None
+    max_concurrency: int | None
+    pack: bool = False
+    """Whether local safetensors are packed on this node, and not read where they lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """What the control plane asks for."""
+
+    instance_id: str
+    deployment: str
+    source: str
+    engine: EngineSpec
+    kv_bytes: int
+    """Share of the node's KV budget."""
+    identity: str = ""
+    """What the source must be. Empty: whatever it is."""
+    private_bytes: int | None = None
+    """Memory that it is expected to take for copies of its own. None: not known."""
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """The same for instances of one checkpoint on one engine."""
+        return self.identity or self.source, self.engine.dtype or "", self.engine.engine
+
+
+def check_same(known: InstanceSpec, asked: InstanceSpec) -> None:
+    """Whether what is asked for is the instance that has this id.
+
+    Raises:
+        errors.InvalidArgument: It is another one.
+    """
+    if _what(known) != _what(asked):
+        raise errors.InvalidArgument(
+            f"instance {known.instance_id} is of {known.deployment}, from {known.source}; a new "
+            "instance needs an id of its own"
+        )
+
+
+def _what(spec: InstanceSpec) -> tuple[str, str, str]:
+    return spec.deployment, spec.source, spec.identity
