@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from make_models import make_model
 
 from sllm import errors
 from sllm.clock import MonotonicClock
@@ -20,6 +21,7 @@ from sllm.node.instances.zygotes import Zygotes
 from sllm.node.tiers.types import Tier
 from tests.node.instances import pretender
 from tests.node.stores import Bench
+from tests.support import assert_eventually
 
 KV_BYTES = 1 << 20
 ENGINE = EngineSpec("transformers", None, None, None)
@@ -147,3 +149,24 @@ async def test_a_node_that_goes_down_takes_nothing_on(agent: Agent, bench: Bench
         agent.start_instance(spec("i"))
     with pytest.raises(errors.ShuttingDown):
         await anext(agent.promote(bench.model(0), None, Tier.DRAM))
+
+
+async def test_what_the_very_first_start_lacked_is_made_ready(bench: Bench, tmp_path: Path) -> None:
+    """Although that start had to wait for its engine, and tells nothing of how long others take."""
+    await bench.reopen(ssd_models=1000, pool_models=1000)
+    config = NodeConfig("localhost:1", tmp_path, ready_made_bytes=0)
+    device, zygotes = PoolDevice(bench.store, KV_BYTES), Zygotes(["transformers"])
+    agent = Agent(config, MonotonicClock(), bench.store, device, zygotes)
+    zygotes.start(bench.pool.fd)
+    try:
+        source = str(make_model("tiny-qwen2", tmp_path / "model"))
+        instance = agent.start_instance(replace(spec("i"), source=source))
+        async for _ in instance.follow_start():
+            pass
+        assert not agent.init_times.times
+        assert instance.running
+        digest = instance.running.digest
+        await assert_eventually(lambda: digest in [one.made_of for one in agent.copies()], 60.0)
+    finally:
+        await agent.close(grace=0.0)
+        await zygotes.close()
