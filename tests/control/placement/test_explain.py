@@ -60,6 +60,26 @@ def test_a_cold_model_on_four_nodes_is_explained_node_by_node() -> None:
     assert tiers == [Tier.DRAM, Tier.SSD, Tier.REMOTE, Tier.REMOTE]
 
 
+def test_only_forms_that_the_engine_takes_count_as_there() -> None:
+    need = shapes.need()
+    found = {
+        engine: shapes.view(
+            shapes.facts(engine),
+            copies=[
+                replace(
+                    shapes.copy("made", Tier.DRAM),
+                    made_of=need.checkpoint.digest,
+                    made_for=engine,
+                    sources=(),
+                )
+            ],
+        )
+        for engine in (need.engine, "another")
+    }
+    tiers = {one.node_id: one.from_tier for one in explained(*found.values()).candidates}
+    assert tiers == {need.engine: Tier.DRAM, "another": Tier.REMOTE}
+
+
 def test_the_parts_of_an_estimate_add_up_to_it() -> None:
     found = explained(in_dram("a"), queued("b", 200), shapes.view(shapes.facts("c")))
     for one in found.candidates:
