@@ -132,7 +132,9 @@ class Migrator:
 
     def _check(self, ask: MigrationAsk) -> None:
         deployment = self._state.deployment(ask.source.deployment)
-        if not ask.source.serves(deployment.model.identity):
+        # A generation tells what it was begun with before any report tells it of its instance.
+        begun = {ask.source.identity, *(one.progress.identity for one in self._tickets(ask))}
+        if deployment.model.identity and begun - {"", deployment.model.identity}:
             raise errors.SourceChanged(
                 f"{ask.source.deployment} was deployed anew with another checkpoint: what "
                 f"{ask.source.instance_id} has under way can end there alone"
