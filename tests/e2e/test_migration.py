@@ -22,6 +22,7 @@ from tests.e2e.generations import ask, moved, read_to, same, two_instances
 CAUGHT_SECONDS = 60.0
 LONG: dict[str, Any] = {"deployment": "leaving", "max_tokens": 220}
 """Generations that go on for longer than a command takes to start."""
+FAST_TRIES = 10
 MORE_THAN_HALF = 300 * 2**20
 """Bytes, of what each node has for KV caches."""
 
@@ -108,16 +109,34 @@ async def test_many_move_together_there_and_back(
         pytest.skip("slow, and held on one engine")
     options: dict[str, Any] = {"max_tokens": 400}
     expected = await asyncio.gather(*(ask(client, n, **options).result() for n in range(count)))
-    streams = [ask(client, n, **options) for n in range(count)]
-    for tokens in (20, 5):
-        await asyncio.gather(*(read_to(stream, tokens) for stream in streams))
-        outcomes = await asyncio.gather(*(move(client, stream) for stream in streams))
-        assert all(one.requests[0].outcome == "MOVED" for one in outcomes)
-    results = await asyncio.gather(*(stream.result() for stream in streams))
-    same(results, expected)
+    for _ in range(FAST_TRIES):
+        streams = [ask(client, n, **options) for n in range(count)]
+        outcomes = [await move_all(client, streams, tokens) for tokens in (20, 5)]
+        results = await asyncio.gather(*(stream.result() for stream in streams))
+        same(results, expected)
+        if outcomes == [{"MOVED"}, {"MOVED"}]:
+            break
+        # On a fast machine some have ended before their turn came; nothing else may happen to them.
+        assert set().union(*outcomes) <= {"MOVED", "ENDED"}
+    assert outcomes == [{"MOVED"}, {"MOVED"}]
     for one in results:
         there, back = one.migrations
         assert there.from_node_id == back.to_node_id != there.to_node_id
+
+
+async def move_all(
+    client: sllm.AsyncClient, streams: Sequence[sllm.AsyncStream], tokens: int
+) -> set[str]:
+    """Moves all at once after so many tokens; how that ended."""
+
+    async def one(stream: sllm.AsyncStream) -> str:
+        try:
+            return (await move(client, stream)).requests[0].outcome
+        except errors.RequestNotFound:
+            return "ENDED"
+
+    await asyncio.gather(*(read_to(stream, tokens) for stream in streams))
+    return set(await asyncio.gather(*(one(stream) for stream in streams)))
 
 
 async def test_a_stop_string_is_met_across_a_migration(client: sllm.AsyncClient) -> None:
