@@ -104,6 +104,7 @@ class VllmEngine:
         raise RuntimeError("vLLM has made its model without filling it with weights")
 
     def _make_core(self, *, making_ready: bool = False) -> Any:
+        _allow_tiles()
         config = engine_config(self._model, self._capacity, sampler_of(self._batch.of_key))
         try:
             with UntouchedZeros(), loading(self._model.weights, making_ready=making_ready):
@@ -237,6 +238,19 @@ class VllmEngine:
             cancelled_requests=self._cancelled,
         )
         self._on_step(Step(tokens, self.counters, broken))
+
+
+def _allow_tiles() -> None:
+    """Asks the kernel for the tile registers of AMX, which vLLM's attention uses unasked.
+
+    A process, and what it forks, is killed by its first such instruction otherwise; see
+    arch_prctl(2), `ARCH_REQ_XCOMP_PERM`. Other libraries ask for themselves, if they are used.
+
+    Raises:
+        RuntimeError: The kernel refuses them.
+    """
+    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+        raise RuntimeError("the kernel refuses the tile registers that vLLM's kernels would use")
 
 
 def threads_for(weight_bytes: int) -> int:
