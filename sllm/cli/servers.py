@@ -123,6 +123,14 @@ def node(
         size_option("Models so large are kept as their engine reads them as well.", "64MiB"),
     ] = 64 * MIB,
     no_ready_made: NoReadyMade = False,
+    kernel_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where engines keep compiled kernels; nodes may share it.",
+            show_default="~/.cache",
+            file_okay=False,
+        ),
+    ] = None,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -153,6 +161,7 @@ def node(
                 fetch_threads=fetch_threads or machine.threads(FETCH_THREADS),
                 engines=_names(engines) if engines is not None else installed(),
                 ready_made_bytes=None if no_ready_made else ready_made,
+                kernel_cache=kernel_cache,
                 metrics_port=metrics_port,
             )
         )

@@ -28,6 +28,13 @@ VLLM_BYTES = 640 * MIB
 INSTANCE_BYTES = 64 * MIB
 """What an instance takes beside pool, KV cache and copies of its own, where none was measured: 27
 MiB with a small model at rest, 48 MiB with one at work."""
+_KERNEL_CACHES = {
+    "VLLM_CACHE_ROOT": "vllm",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "CUDA_CACHE_PATH": "cuda",
+}
 _EVERY_INTERFACE = ("0.0.0.0", "[::]")
 
 
@@ -73,6 +80,9 @@ class NodeConfig:
     ready_made_bytes: int | None = 64 * MIB
     """Size from which a model's weights are made ready for their engine and kept so, beside what
     is published. None: never."""
+    kernel_cache: Path | None = None
+    """Where engines keep what they have compiled; nodes may share it. None: where their libraries
+    keep it, in the user's home."""
     patience: Patience = field(default_factory=Patience)
     """How long a worker that has requests may be silent before it is ended."""
     leave_seconds: float = 10.0
@@ -158,6 +168,17 @@ class NodeConfig:
                 f"engine {missing[0]} is not installed here: {_HOW_TO_INSTALL[missing[0]]}, or it "
                 "can be left out (--engines)"
             )
+
+    @property
+    def kernel_variables(self) -> dict[str, str]:
+        """What tells the engines' libraries of `kernel_cache`.
+
+        Each finds its own by digests of its version, the model's shape and the device.
+        """
+        if self.kernel_cache is None:
+            return {}
+        root = self.kernel_cache.absolute()
+        return {name: str(root / part) for name, part in _KERNEL_CACHES.items()}
 
     @property
     def checkpoint_dir(self) -> Path:

@@ -72,7 +72,8 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
     pool = Pool(config.pool_bytes, config.chunk_bytes)
     stack.callback(pool.close)
     pool.start_populating()
-    zygotes = Zygotes(config.engines, home_variables(config.directory / "home"))
+    variables = home_variables(config.directory / "home") | config.kernel_variables
+    zygotes = Zygotes(config.engines, variables)
     stack.push_async_callback(zygotes.close)
     zygotes.start(pool.fd)
     store = await TierStore.open(

@@ -153,3 +153,10 @@ def test_where_sockets_do_not_fit_they_are_elsewhere(
 def test_what_can_is_not() -> None:
     config(memory=8 * GIB, dram=4 * GIB, kv=2 * GIB).check_memory(on_devices=False)
     config(listen="0.0.0.0:0", advertise="node.example").check()
+
+
+def test_what_is_compiled_is_kept_where_nodes_may_share_it(tmp_path: Path) -> None:
+    assert config().kernel_variables == {}
+    variables = replace(config(), kernel_cache=tmp_path).kernel_variables
+    assert variables["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm")
+    assert len(set(variables.values())) == len(variables)

@@ -1,6 +1,7 @@
 """What the engine on vLLM does beside what all engines do."""
 
 import queue
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from sllm import machine
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.engine.interface import Capacity
+from sllm.node.worker.model.description import load_architecture
 from sllm.sampling import Sampling
 from tests.node.worker.engine.test_engines import GREEDY, PROMPTS, request
 from tests.node.worker.engines import (
@@ -127,3 +129,22 @@ def test_steps_run_on_as_many_threads_as_that(models: Path) -> None:
     with running(engine):
         engine._commands.put(lambda: found.put(torch.get_num_threads()))  # type: ignore[attr-defined]
         assert found.get(timeout=TIMEOUT) == 1
+
+
+def test_compiled_kernels_are_found_again_from_another_directory(
+    models: Path, tmp_path: Path
+) -> None:
+    """By vLLM's own digest, which a node, its directories and its budgets have no part in."""
+    from sllm.node.worker.backends.vllm_backend import vllm_model
+    from sllm.node.worker.engine.vllm.config import engine_config
+
+    def digest(directory: Path, tokens: int) -> str:
+        architecture = load_architecture(directory)
+        model = vllm_model(directory, architecture.config, {"a": torch.zeros(1)})
+        found: str = engine_config(model, Capacity(tokens, 2), object).compute_hash()
+        return found
+
+    elsewhere = shutil.copytree(models / "tiny-llama", tmp_path / "elsewhere")
+    here = digest(models / "tiny-llama", 1024)
+    assert digest(elsewhere, 2048) == here
+    assert digest(models / "tiny-qwen2", 1024) != here

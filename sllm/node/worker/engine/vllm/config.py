@@ -14,6 +14,7 @@ from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 
 PAGE_TOKENS = 32
 """Tokens in a block of the KV cache: vLLM's kernels for processors want a multiple of this."""
+_ANY_DIRECTORY = "model"
 _MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 """Tokens of prompts and generations in one step: longer prompts take several steps."""
 
@@ -78,4 +79,8 @@ def engine_config(model: VllmModel, capacity: Capacity, sampler: type[Any]) -> A
         seed=0,
         disable_log_stats=True,
     )
-    return args.create_engine_config()
+    config = args.create_engine_config()
+    # Compiled kernels are found again by a digest of the configuration, and directories differ
+    # among nodes. What a model's kernels depend on is in its own configuration.
+    config.model_config.model = _ANY_DIRECTORY
+    return config
