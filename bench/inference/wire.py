@@ -25,11 +25,12 @@ class Deployed:
     engine: str
     source: Path
     vocabulary: int
+    prefix: str = "on"
 
     @property
     def name(self) -> str:
         """Of the deployment."""
-        return f"on-{self.engine}"
+        return f"{self.prefix}-{self.engine}"
 
     def deploy(self, keep_alive: float) -> None:
         """Deploys it, or changes for how many seconds its instance stays without requests."""
