@@ -2,6 +2,7 @@
 
     make bench-engine BENCH='--rounds 5 --json FILE'
     make bench-engine BENCH='--no-wire --models demo'
+    make bench-engine BENCH='--models 0.5B --streams 1,16 --contenders bare,"wire vllm"'
 
 Everything is interleaved: in each round every contender decodes and computes prompts once, in turn,
 so that a machine that drifts drifts for all of them, and figures are medians of what one round has
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,14 +34,28 @@ from bench.local_cluster import GIB, local_cluster
 from bench.report import print_table, spread, write_figures
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-STREAMS = (1, 4, 16, 32)
 PROMPTS = (32, 512, 2048)
 TOKENS = 64
 """That each stream decodes."""
 KINDS = ("bare", "vllm", "transformers")
 WIRES = ("vllm", "transformers")
+ALL = (*KINDS, *(f"wire {name}" for name in WIRES), "vllm serve")
 Values = Mapping[tuple[str, str], list[float]]
 """By contender and what was measured, one for each round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured of each model."""
+
+    rounds: int
+    streams: tuple[int, ...]
+    contenders: tuple[str, ...]
+
+    @property
+    def wires(self) -> tuple[str, ...]:
+        """Engines behind a cluster."""
+        return tuple(name for name in WIRES if f"wire {name}" in self.contenders)
 
 
 @dataclass(slots=True)
@@ -49,6 +64,7 @@ class Model:
 
     name: str
     source: Path
+    plan: Plan
     values: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     refusals: dict[str, str] = field(default_factory=dict)
     """Why a contender is not there, by its name."""
@@ -79,7 +95,7 @@ def busy_core() -> Iterator[None]:
 
 def measure(model: Model, name: str, contender: Contender) -> None:
     """One contender's turn in a round."""
-    for streams in STREAMS:
+    for streams in model.plan.streams:
         rate = contender.decode(streams, TOKENS)
         model.values[name, f"decode {streams}"].append(rate)
     model.values[name, "seeded 16"].append(contender.decode(16, TOKENS, seeded=True))
@@ -98,30 +114,32 @@ def measure_cold(model: Model, name: str, deployed: Deployed) -> None:
     deployed.first_token(PROMPTS[0])
 
 
-def run(model: Model, rounds: int, wire: bool, scratch: Path) -> None:
+def run(model: Model, scratch: Path) -> None:
     """Measures all contenders, the first round without counting it."""
     with ExitStack() as stack:
-        contenders = _contenders(model, wire, scratch, stack)
-        for number in range(rounds + 1):
+        contenders = _contenders(model, scratch, stack)
+        for number in range(model.plan.rounds + 1):
             if number == 1:
                 model.values.clear()
             for name, contender in contenders.items():
                 if isinstance(contender, Deployed):
                     measure_cold(model, name, contender)
                 measure(model, name, contender)
-    if wire:
-        _try(model, "vllm serve", partial(_serve, model, rounds, scratch))
+    if "vllm serve" in model.plan.contenders:
+        _try(model, "vllm serve", partial(_serve, model, scratch))
 
 
 def _contenders(
-    model: Model, wire: bool, scratch: Path, stack: ExitStack
+    model: Model, scratch: Path, stack: ExitStack
 ) -> dict[str, EngineProcess | Deployed]:
     found: dict[str, EngineProcess | Deployed] = {}
     for kind in KINDS:
+        if kind not in model.plan.contenders:
+            continue
         process = EngineProcess(kind, model.source, model.vocabulary)
         stack.callback(process.close)
         found[kind] = process
-    if wire:
+    if model.plan.wires:
         directory = scratch / f"cluster-{model.name}"
         directory.mkdir()
         cluster = stack.enter_context(
@@ -129,10 +147,10 @@ def _contenders(
                 directory,
                 dram_bytes=3 * GIB,
                 kv_bytes=2 * GIB,
-                engines=",".join(WIRES),
+                engines=",".join(model.plan.wires),
             )
         )
-        for engine in WIRES:
+        for engine in model.plan.wires:
             deployed = Deployed(cluster, engine, model.source, model.vocabulary)
             if _try(model, f"wire {engine}", partial(deployed.deploy, keep_alive=600.0)):
                 stack.callback(deployed.close)
@@ -150,8 +168,8 @@ def _try(model: Model, name: str, work: Callable[[], object]) -> bool:
     return True
 
 
-def _serve(model: Model, rounds: int, scratch: Path) -> None:
-    for _ in range(rounds):
+def _serve(model: Model, scratch: Path) -> None:
+    for _ in range(model.plan.rounds):
         seconds = serve_cold_start(model.source, scratch / "vllm-serve.log")
         model.values["vllm serve", "cold"].append(seconds)
 
@@ -162,9 +180,9 @@ def ratio(values: Values, one: tuple[str, str], other: tuple[str, str]) -> float
     return median(first / second for first, second in pairs) if pairs else None
 
 
-def figures(models: Mapping[str, Model], wire: bool) -> dict[str, float]:
+def figures(models: Mapping[str, Model], plan: Plan) -> dict[str, float]:
     """The main figures, of what was measured. Without the wire, those of our engine alone."""
-    ours = "wire vllm" if wire else "vllm"
+    ours = "wire vllm" if "vllm" in plan.wires else "vllm"
     demo, half = (models[name].values if name in models else {} for name in ("demo", "0.5B"))
 
     def middle(values: Values, what: str) -> float | None:
@@ -209,22 +227,27 @@ def _cell(values: list[float] | None, unit: str) -> str:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 3,
     models: Annotated[str, typer.Option(help="Which: demo, 0.5B.")] = "demo,0.5B",
+    streams: Annotated[str, typer.Option(help="That decode at once.")] = "1,4,16,32",
+    contenders: Annotated[str, typer.Option(help="Who takes part.")] = ",".join(ALL),
     wire: Annotated[bool, typer.Option(help="Through a cluster too, and vLLM's server.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
-    """Measures; ratios are within rounds."""
+    """Measures; ratios are within rounds. Ctrl-C ends it with what there is."""
+    taking_part = tuple(name for name in contenders.split(",") if wire or name in KINDS)
+    plan = Plan(rounds, tuple(map(int, streams.split(","))), taking_part)
     with tempfile.TemporaryDirectory(prefix="sllm-bench-") as name:
         scratch, chosen = Path(name), models.split(",")
         measured = {}
         if "demo" in chosen:
-            measured["demo"] = Model("demo", EXAMPLES / "tiny-llama")
+            measured["demo"] = Model("demo", EXAMPLES / "tiny-llama", plan)
         if "0.5B" in chosen:
-            measured["0.5B"] = Model("0.5B", make_model("qwen2-0.5b", scratch / "half-b"))
-        for model in measured.values():
-            run(model, rounds, wire, scratch)
+            measured["0.5B"] = Model("0.5B", make_model("qwen2-0.5b", scratch / "half-b"), plan)
+        with suppress(KeyboardInterrupt):
+            for model in measured.values():
+                run(model, scratch)
     for model in measured.values():
         _print(model)
-    found = figures(measured, wire)
+    found = figures(measured, plan)
     print_table("Figures", ["figure", "value"], [[k, f"{v:.3f}"] for k, v in found.items()])
     write_figures(json, found)
 
