@@ -22,7 +22,8 @@ FLOORS = {
         "rpc",
         "handlers",
         "statuses",
-        "telemetry | process | machine | config | prompt_size | sampling | bounds",
+        "telemetry | process | machine | config | prompt_size | sampling | bounds"
+        " | structured_output | chat",
         "broadcast | clock | decay | durations | errors | libc | own_memory",
     ),
     "sllm.control": (
@@ -92,6 +93,7 @@ FLOORS = {
 What stands on one floor imports itself and what is below it, never what is beside or above it.
 """
 GENERATED_CODE = {
+    "sllm.chat.wire": set(),
     "sllm.client": {"sllm.client.types"},
     "sllm.control.api": set(),
     "sllm.control.server": set(),
@@ -106,6 +108,7 @@ GENERATED_CODE = {
     "sllm.node.worker.service": set(),
     "sllm.node.worker.wire": set(),
     "sllm.statuses": set(),
+    "sllm.structured_output.wire": set(),
 }
 """Who may name the protocol's generated code, and which of their packages may not."""
 PURE = {

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.cli.receipts import receipts_table
-from sllm.client.types.events import ChatMessage, Loading, Result, Tokens
+from sllm.client.types.events import ChatMessage, Loading, Result, StructuredOutput, Tokens
 from sllm.config import DEFAULT_CONTROL
 
 if TYPE_CHECKING:
@@ -56,9 +57,29 @@ def generate(
     bad_word: Annotated[
         list[str] | None, typer.Option(help="Text not to generate; may be repeated.")
     ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="Generate JSON of the schema in this file.", dir_okay=False)
+    ] = None,
+    json_object: Annotated[
+        bool, typer.Option("--json-object", help="Generate any JSON object.")
+    ] = False,
+    regex: Annotated[str | None, typer.Option(help="Generate what matches all of this.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="Generate one of these; may be repeated.")
+    ] = None,
+    grammar: Annotated[
+        Path | None,
+        typer.Option(help="Generate what the EBNF in this file allows.", dir_okay=False),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be repeated.")
     ] = None,
+    include_stop: Annotated[
+        bool, typer.Option("--include-stop", help="End behind the stop text, not before it.")
+    ] = False,
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens", help="Show special tokens in the text.")
+    ] = False,
     timeout: Annotated[float | None, duration_option("Time for all of it, such as 30s.")] = None,
     failover: Annotated[
         bool, typer.Option(help="Go on elsewhere if what serves it is lost.")
@@ -78,6 +99,7 @@ def generate(
 ) -> None:
     """Continue a text. --json prints the whole result when it is there."""
     text = _said(prompt)
+    form = _form(json_schema, json_object, regex, choice, grammar)
     with (
         connect(control) as client,
         client.generate(
@@ -93,7 +115,10 @@ def generate(
             frequency_penalty=frequency_penalty,
             min_tokens=min_tokens,
             bad_words=bad_word,
+            structured_output=form,
             stop=stop or (),
+            include_stop=include_stop,
+            skip_special_tokens=not special_tokens,
             timeout=timeout,
             failover=failover,
             priority=priority,
@@ -115,6 +140,35 @@ def _said(prompt: str | None) -> str:
     if prompt is None and not text:
         raise typer.BadParameter("give a text, or write one to standard input", param_hint="PROMPT")
     return text
+
+
+def _form(
+    json_schema: Path | None,
+    json_object: bool,
+    regex: str | None,
+    choice: list[str] | None,
+    grammar: Path | None,
+) -> StructuredOutput | None:
+    """What the options say of the text's form; more than one is for the client to refuse."""
+    form = StructuredOutput()
+    if json_schema is not None:
+        form["json_schema"] = _read_file(json_schema, "--json-schema")
+    if json_object:
+        form["json_object"] = True
+    if regex is not None:
+        form["regex"] = regex
+    if choice:
+        form["choice"] = choice
+    if grammar is not None:
+        form["grammar"] = _read_file(grammar, "--grammar")
+    return form or None
+
+
+def _read_file(path: Path, option: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint=option) from error
 
 
 def _read_all() -> str:

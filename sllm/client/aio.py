@@ -15,8 +15,9 @@ from sllm.client.operator import PAGE_SIZE, Operator
 from sllm.client.stream import AsyncStream, ResumableCall
 from sllm.client.types.deployments import Deployment
 from sllm.client.types.enums import DeploymentState
-from sllm.client.types.events import ChatMessage, Progress, Result
+from sllm.client.types.events import ChatMessage, Progress, Result, StructuredOutput, Tool
 from sllm.client.wire import listings, requests
+from sllm.client.wire.chats import Chat
 
 P = ParamSpec("P")
 
@@ -183,6 +184,11 @@ class AsyncClient(Operator):
         *,
         prompt_token_ids: Sequence[int] | None = None,
         messages: Sequence[ChatMessage] | None = None,
+        tools: Sequence[Tool] | None = None,
+        chat_template: str | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -196,8 +202,11 @@ class AsyncClient(Operator):
         min_tokens: int | None = None,
         bad_words: Sequence[str] | None = None,
         allowed_token_ids: Sequence[int] | None = None,
+        structured_output: StructuredOutput | None = None,
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
         logprobs: int | None = None,
         ignore_eos: bool = False,
         failover: bool = True,
@@ -215,6 +224,12 @@ class AsyncClient(Operator):
             prompt: text, tokenised as it is; or
             prompt_token_ids: ids in the model's vocabulary; or
             messages: a conversation, rendered with the model's chat template.
+            tools: what the template tells the model of, beside messages. None: none.
+            chat_template: in place of the model's own, in Jinja. None: that.
+            template_arguments: variables for it, such as {"enable_thinking": False}. None: none.
+            add_generation_prompt: whether it writes what an answer begins with. None: yes, unless
+                the last message is gone on with.
+            continue_final_message: go on with the last message.
             max_tokens: tokens to generate at most. None: as many as the context leaves.
             temperature: 0 is greedy. None: 1.
             top_p: keep the smallest set of tokens whose probability reaches this. None: all.
@@ -228,8 +243,11 @@ class AsyncClient(Operator):
             min_tokens: nothing ends the generation before it has so many. None: 0.
             bad_words: texts that are not generated, as the tokenizer divides them. None: none.
             allowed_token_ids: the only tokens that may be generated. None: all.
+            structured_output: the form that the text is to have. None: any.
             stop: the text ends before the first of these to appear.
             stop_token_ids: the generation ends with the first of these.
+            include_stop: whether the text ends behind the stop string or token, and not before it.
+            skip_special_tokens: whether special tokens are left out of the text.
             logprobs: give logprobs, with this many alternatives for every token. None: no.
             ignore_eos: go on after the model's own end-of-text token.
             failover: go on elsewhere if the instance that serves it, or its node, is lost. False:
@@ -245,6 +263,7 @@ class AsyncClient(Operator):
 
         Raises:
             errors.InvalidPrompt: Not exactly one of the prompts was given.
+            errors.InvalidStructuredOutput: Not exactly one form was given, or it is no JSON.
         """
         sampling = {
             "temperature": temperature,
@@ -265,10 +284,20 @@ class AsyncClient(Operator):
             prompt,
             prompt_token_ids,
             messages,
+            chat=Chat(
+                tools,
+                chat_template,
+                template_arguments,
+                add_generation_prompt,
+                continue_final_message,
+            ),
             request_id=request_id,
             sampling=sampling,
+            structured_output=structured_output,
             stop=stop,
             stop_token_ids=stop_token_ids,
+            include_stop=include_stop,
+            skip_special_tokens=skip_special_tokens,
             max_tokens=max_tokens,
             ignore_eos=ignore_eos,
             logprobs=logprobs,

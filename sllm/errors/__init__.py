@@ -9,6 +9,7 @@ SllmError
 │   ├── InvalidName         INVALID_NAME
 │   ├── InvalidPrompt       INVALID_PROMPT
 │   ├── InvalidSampling     INVALID_SAMPLING
+│   ├── InvalidStructuredOutput  INVALID_STRUCTURED_OUTPUT
 │   ├── InvalidSource       INVALID_SOURCE
 │   └── ContextExceeded     CONTEXT_EXCEEDED
 ├── NotFound
@@ -99,6 +100,7 @@ from sllm.errors.refusals import (
     InvalidRequest,
     InvalidSampling,
     InvalidSource,
+    InvalidStructuredOutput,
     ModelTooLarge,
     NoChatTemplate,
     NodeDraining,
@@ -140,6 +142,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidSampling",
     "InvalidSource",
+    "InvalidStructuredOutput",
     "ModelTooLarge",
     "NoCapacity",
     "NoChatTemplate",

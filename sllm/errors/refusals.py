@@ -33,6 +33,12 @@ class InvalidSampling(InvalidRequest):
     reason = "INVALID_SAMPLING"
 
 
+class InvalidStructuredOutput(InvalidRequest):
+    """The form that a text is to have cannot be read, or is one that cannot be had."""
+
+    reason = "INVALID_STRUCTURED_OUTPUT"
+
+
 class InvalidSource(InvalidRequest):
     """A source is not one that this version can read, or lacks what a model needs."""
 

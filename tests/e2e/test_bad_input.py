@@ -65,6 +65,35 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
         errors.InvalidSampling,
     ),
     "a bad word that is blank": ({"prompt": "a", "bad_words": [" "]}, errors.InvalidSampling),
+    "a schema that is none": (
+        {"prompt": "a", "structured_output": {"json_schema": {"type": "tuple"}}},
+        errors.InvalidStructuredOutput,
+    ),
+    "a schema that is no JSON": (
+        {"prompt": "a", "structured_output": {"json_schema": "{"}},
+        errors.InvalidStructuredOutput,
+    ),
+    "an expression that cannot be had": (
+        {"prompt": "a", "structured_output": {"regex": "(?=a)b"}},
+        errors.InvalidStructuredOutput,
+    ),
+    "no choice": (
+        {"prompt": "a", "structured_output": {"choice": []}},
+        errors.InvalidStructuredOutput,
+    ),
+    "a grammar that takes too much": (
+        {
+            "prompt": "a",
+            "structured_output": {
+                "grammar": "\n".join(["start: r0", *(f"r{n}: r{n + 1}" for n in range(4000))])
+            },
+        },
+        errors.InvalidStructuredOutput,
+    ),
+    "json that is no object": (
+        {"prompt": "a", "structured_output": {"json_object": False}},
+        errors.InvalidStructuredOutput,
+    ),
     "an empty stop string": ({"prompt": "a", "stop": [""]}, errors.InvalidArgument),
     "too many stop strings": ({"prompt": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
     "too many logprobs": ({"prompt": "a", "logprobs": 21}, errors.InvalidArgument),

@@ -151,6 +151,16 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
         bad_words=["never"],
         allowed_token_ids=[4, 5, 6, 7, 8],
     )
+    form = rng.choice(
+        (
+            None,
+            types.StructuredOutput(json_schema='{"enum": [1, 2]}'),
+            types.StructuredOutput(json_object=True),
+            types.StructuredOutput(regex="[ab]+"),
+            types.StructuredOutput(choice=types.Choice(texts=["a", "b"])),
+            types.StructuredOutput(grammar='root ::= "a" root | "b"'),
+        )
+    )
     return inference.GenerateRequest(
         deployment=name,
         request_id=_id(rng),
@@ -165,6 +175,9 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
         keep_alive=Duration(seconds=1),
         resume_from_sequence=rng.choice((None, None, None, 0, 2)),
         linger=Duration(seconds=rng.randrange(2)),
+        structured_output=form,
+        include_stop=rng.random() < 0.5,
+        skip_special_tokens=rng.choice((None, False, True)),
         **prompt,
     )
 

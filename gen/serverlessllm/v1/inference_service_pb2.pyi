@@ -73,6 +73,9 @@ class GenerateRequest(_message.Message):
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     RESUME_FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     LINGER_FIELD_NUMBER: _builtins.int
+    STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
+    INCLUDE_STOP_FIELD_NUMBER: _builtins.int
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -101,6 +104,12 @@ class GenerateRequest(_message.Message):
     `continuation` has the tokens that it has got, and `sampling` the seed. If the generation is
     still under way anywhere, it is read on; otherwise it goes on from these tokens.
     """
+    include_stop: _builtins.bool
+    """Whether the text ends with the stop string that was met, or with that of the stop token, and not
+    before it.
+    """
+    skip_special_tokens: _builtins.bool
+    """Whether special tokens are left out of the text. Unset: they are."""
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
     @_builtins.property
@@ -136,6 +145,12 @@ class GenerateRequest(_message.Message):
         At most an hour. Unset: a generation ends with its call.
         """
 
+    @_builtins.property
+    def structured_output(self) -> _types_pb2.StructuredOutput:
+        """The form that the generated text is to have. It goes along when the generation goes on
+        elsewhere. Unset: any.
+        """
+
     def __init__(
         self,
         *,
@@ -157,10 +172,13 @@ class GenerateRequest(_message.Message):
         keep_alive: _duration_pb2.Duration | None = ...,
         resume_from_sequence: _builtins.int | None = ...,
         linger: _duration_pb2.Duration | None = ...,
+        structured_output: _types_pb2.StructuredOutput | None = ...,
+        include_stop: _builtins.bool = ...,
+        skip_special_tokens: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -168,6 +186,8 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__resume_from_sequence: _TypeAlias = _typing.Literal["resume_from_sequence"]  # noqa: Y015
     _WhichOneofArgType__resume_from_sequence: _TypeAlias = _typing.Literal["_resume_from_sequence", b"_resume_from_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
+    _WhichOneofArgType__skip_special_tokens: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "messages"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
@@ -176,6 +196,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_from_sequence) -> _WhichOneofReturnType__resume_from_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__skip_special_tokens) -> _WhichOneofReturnType__skip_special_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 

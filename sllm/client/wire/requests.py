@@ -1,5 +1,6 @@
 """From what callers say to the protocol's requests."""
 
+import json
 import os
 import secrets
 import uuid
@@ -14,7 +15,9 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
-from sllm.client.types.events import ChatMessage
+from sllm.client.types.events import ChatMessage, StructuredOutput
+from sllm.client.wire import chats
+from sllm.client.wire.chats import Chat
 from sllm.sampling import MAX_SEED
 
 
@@ -69,10 +72,14 @@ def generate(
     prompt_token_ids: Sequence[int] | None,
     messages: Sequence[ChatMessage] | None,
     *,
+    chat: Chat,
     request_id: str | None,
     sampling: Mapping[str, object],
+    structured_output: StructuredOutput | None,
     stop: str | Sequence[str],
     stop_token_ids: Sequence[int],
+    include_stop: bool,
+    skip_special_tokens: bool,
     max_tokens: int | None,
     ignore_eos: bool,
     logprobs: int | None,
@@ -85,6 +92,7 @@ def generate(
 
     Raises:
         errors.InvalidPrompt: Not exactly one of the prompts was given, or a message is none.
+        errors.InvalidStructuredOutput: Not exactly one form was given, or its schema is no JSON.
         errors.InvalidArgument: A number does not fit its field.
     """
     with fitting():
@@ -94,6 +102,8 @@ def generate(
             sampling=pb.SamplingParams(**sampling),  # type: ignore[arg-type]  # by name
             stop=[stop] if isinstance(stop, str) else stop,
             stop_token_ids=stop_token_ids,
+            include_stop=include_stop,
+            skip_special_tokens=None if skip_special_tokens else False,
             max_tokens=max_tokens,
             ignore_eos=ignore_eos,
             logprobs=logprobs,
@@ -103,7 +113,9 @@ def generate(
         )
         if linger:
             request.linger.CopyFrom(duration(linger))
-        _set_prompt(request, prompt, prompt_token_ids, messages)
+        _set_prompt(request, prompt, prompt_token_ids, messages, chat)
+        if structured_output is not None:
+            request.structured_output.CopyFrom(_structured_output(structured_output))
         _settle_seed(request.sampling)
     return request
 
@@ -153,6 +165,7 @@ def _set_prompt(
     prompt: str | None,
     prompt_token_ids: Sequence[int] | None,
     messages: Sequence[ChatMessage] | None,
+    chat: Chat,
 ) -> None:
     given = [form for form in (prompt, prompt_token_ids, messages) if form is not None]
     if len(given) != 1:
@@ -160,21 +173,40 @@ def _set_prompt(
             "give exactly one of prompt, prompt_token_ids and messages, "
             f"not {'none' if not given else len(given)}"
         )
+    if messages is None and chat != Chat():
+        raise errors.InvalidPrompt("tools and templates belong to messages, and there are none")
     if prompt is not None:
         request.text = prompt
     elif prompt_token_ids is not None:
         request.token_ids.CopyFrom(pb.TokenIds(ids=prompt_token_ids))
     else:
-        request.messages.CopyFrom(pb.ChatMessages(messages=map(_chat_message, messages or ())))
+        request.messages.CopyFrom(chats.chat_messages(messages or (), chat))
 
 
-def _chat_message(message: ChatMessage) -> pb.ChatMessage:
+def _structured_output(form: StructuredOutput) -> pb.StructuredOutput:
+    if len(form) != 1:
+        raise errors.InvalidStructuredOutput(
+            f"give one form of structured_output, not {', '.join(form) or 'none'}"
+        )
+    ((kind, value),) = form.items()
+    match kind:
+        case "json_schema":
+            return pb.StructuredOutput(json_schema=_schema(value))
+        case "choice":
+            texts = [value] if isinstance(value, str) else value
+            return pb.StructuredOutput(choice=pb.Choice(texts=texts))  # type: ignore[arg-type]  # of texts
+        case "json_object" | "regex" | "grammar":
+            return pb.StructuredOutput(**{kind: value})  # type: ignore[arg-type]  # by name
+    raise errors.InvalidStructuredOutput(f"structured_output has no form {kind!r:.80}")
+
+
+def _schema(schema: object) -> str:
+    if isinstance(schema, str):
+        return schema
     try:
-        return pb.ChatMessage(role=message["role"], content=message["content"])
-    except (KeyError, TypeError) as error:
-        raise errors.InvalidPrompt(
-            f'a message is {{"role": "user", "content": "Hi"}}, not {message!r}'
-        ) from error
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise errors.InvalidStructuredOutput(f"json_schema is no JSON: {error}") from error
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

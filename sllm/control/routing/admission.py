@@ -16,12 +16,17 @@ def check_fields(ask: GenerationAsk) -> None:
     Raises:
         errors.InvalidPrompt: There is no prompt, or an empty one.
         errors.InvalidSampling: A sampling parameter is out of its bounds.
+        errors.InvalidStructuredOutput: The form that the text is to have is none, or too large.
         errors.InvalidArgument: Another field has a value that it may not have.
     """
     if ask.prompt is not Prompt.PRESENT:
         raise errors.InvalidPrompt(f"the request {ask.prompt.value}")
+    if ask.conversation:
+        ask.conversation.validate()
     bounds.check_output(ask.max_tokens, ask.logprobs, ask.stop)
     ask.sampling.validate(ask.max_tokens)
+    if ask.form:
+        ask.form.validate()
     if not -MAX_PRIORITY <= ask.priority <= MAX_PRIORITY:
         raise errors.InvalidArgument(
             f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, not {ask.priority}"

@@ -17,6 +17,7 @@ from sllm.control.routing.relay import Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
 from sllm.control.wire import generations
+from sllm.structured_output.checker import Checker
 
 _LOOK_SECONDS: Final = 0.05
 """Between two looks for a generation whose caller reads on."""
@@ -41,6 +42,7 @@ class Router:
         self._clock = clock
         self._config = config
         self._relay = Relay(state, dispatcher, clock)
+        self._forms = Checker()
         self._closing = False
         self._began = clock.now()
 
@@ -79,6 +81,18 @@ class Router:
         while request_id in self._state.tickets and self._clock.now() < settled_at:
             await self._clock.sleep(_LEAVING_LOOK_SECONDS)
         await self._relay.ended(request_id)
+
+    async def check_form(self, request: generations.GenerateRequest) -> None:
+        """Returns if the text that is asked for can have its form, or may have any.
+
+        Raises:
+            errors.SllmError: Why the request is refused.
+        """
+        if not request.HasField("structured_output"):
+            return
+        self._state.deployment(request.deployment)
+        if form := generations.generation_ask(request).form:
+            await self._forms.check(form)
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
         """The caller's stream: `queued` first, `finished` last.

@@ -6,7 +6,9 @@ from enum import Enum
 from typing import Final, Generic, TypeVar
 
 from sllm import errors
+from sllm.chat.conversation import Conversation
 from sllm.sampling import Sampling
+from sllm.structured_output.form import Form
 
 Answer = TypeVar("Answer")
 
@@ -66,6 +68,10 @@ class GenerationAsk:
 
     prompt: Prompt
     sampling: Sampling
+    form: Form | None = None
+    """That the text is to have."""
+    conversation: Conversation | None = None
+    """If the prompt is one."""
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     logprobs: int | None = None

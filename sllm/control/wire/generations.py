@@ -8,6 +8,8 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, prompt_size
+from sllm.chat.conversation import Conversation
+from sllm.chat.wire import conversation
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.specs import Deployment
 from sllm.control.types.calls import GenerationAsk, Prompt
@@ -16,6 +18,8 @@ from sllm.control.types.receipts import Phase, PhaseKind, Receipt
 from sllm.control.types.status import Loading
 from sllm.control.wire import common
 from sllm.sampling import MAX_SEED, Sampling
+from sllm.structured_output.form import Form
+from sllm.structured_output.wire import form
 
 # Relayed or forwarded as they are: a message of the hot path is never translated.
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
@@ -38,6 +42,8 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
     return GenerationAsk(
         prompt=_prompt(request),
         sampling=_sampling(request.sampling),
+        form=_form(request),
+        conversation=_conversation(request),
         stop=tuple(request.stop),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
@@ -68,6 +74,16 @@ def _prompt(request: GenerateRequest) -> Prompt:
 
 def _sampling(params: pb.SamplingParams) -> Sampling:
     return Sampling.of({field.name: value for field, value in params.ListFields()})
+
+
+def _form(request: GenerateRequest) -> Form | None:
+    if not request.HasField("structured_output"):
+        return None
+    return form(request.structured_output)
+
+
+def _conversation(request: GenerateRequest) -> Conversation | None:
+    return conversation(request.messages) if request.HasField("messages") else None
 
 
 def keep_alive(request: GenerateRequest) -> float | None:

@@ -4,10 +4,16 @@ import time
 from dataclasses import dataclass
 
 from sllm.errors import SllmError
-from sllm.node.worker.engine.interface import FinishReason, NewToken, TokenLogprob
+from sllm.node.worker.engine.interface import (
+    FinishReason,
+    NewToken,
+    TokenGrammar,
+    TokenLogprob,
+)
 from sllm.node.worker.model.prompts import Prompt
 from sllm.node.worker.model.text import TextDelta, TextStream, Vocabulary
 from sllm.sampling import Sampling
+from sllm.structured_output.form import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,12 @@ class GenerationRequest:
     """How many alternatives to give for every token. None: no logprobs at all."""
     generated: tuple[int, ...] = ()
     """Tokens of the generation that were given out before, elsewhere."""
+    include_stop: bool = False
+    """Whether the text ends behind the stop string or stop token, and not before it."""
+    skip_special_tokens: bool = True
+    """Whether special tokens are no part of the text."""
+    form: Form | None = None
+    """That the text has. None: any will do."""
     gives_way: bool = False
     """Whether all others come before it; see `EngineRequest.gives_way`."""
 
@@ -115,12 +127,28 @@ class Generation:
         prompt_tokens: int,
         vocabulary: Vocabulary,
         taken_at: float,
+        grammar: TokenGrammar | None = None,
     ) -> None:
-        """`taken_at` is when the worker took the request, by its clock."""
+        """Begins after the tokens that were given out before.
+
+        Args:
+            request: as its caller sent it.
+            prompt_tokens: how many there are.
+            vocabulary: of the model.
+            taken_at: when the worker took the request, by its clock.
+            grammar: what the engine follows the text's form by.
+        """
         self._taken_at = taken_at
+        self._grammar = grammar
         self._first_token_seconds: float | None = None
         self._prompt_tokens = prompt_tokens
-        self._text = TextStream(vocabulary, request.stop)
+        self._include_stop = request.include_stop
+        self._text = TextStream(
+            vocabulary,
+            request.stop,
+            include_stop=request.include_stop,
+            skip_special_tokens=request.skip_special_tokens,
+        )
         self._count = len(request.generated)
         self._stop: str | None = None
         self._min_tokens = request.sampling.min_tokens
@@ -138,6 +166,7 @@ class Generation:
         Args:
             finish: what the last token, or the number of tokens, makes an engine say.
         """
+        finish = finish or self._end_of_form(self._count)
         may_stop = self._count >= self._min_tokens
         stop = self._stop or (self._text.finish(may_stop=may_stop).stop if finish else None)
         reason = FinishReason.STOP if stop else finish
@@ -148,17 +177,25 @@ class Generation:
         if self._first_token_seconds is None:
             self._first_token_seconds = time.monotonic() - self._taken_at
         may_stop = self._count + 1 >= self._min_tokens
-        delta = self._text.push(token.token_id, may_stop=may_stop)
-        if token.finish and not delta.stop:
+        ends = token.finish is FinishReason.STOP and not self._include_stop
+        push = self._text.push_end if ends else self._text.push
+        delta = push(token.token_id, may_stop=may_stop)
+        finish = token.finish or self._end_of_form(self._count + 1)
+        if finish and not delta.stop:
             rest = self._text.finish(may_stop=may_stop)
             delta = TextDelta(delta.text + rest.text, rest.stop)
         logprobs = (token.logprob,) if token.logprob else ()
         tokens = Tokens(self._count, (token.token_id,), delta.text, logprobs)
         self._count += 1
-        reason = FinishReason.STOP if delta.stop else token.finish
+        reason = FinishReason.STOP if delta.stop else finish
         if reason is None:
             return tokens
         return self._completed(tokens, reason, delta.stop, token.cached_prompt_tokens)
+
+    def _end_of_form(self, count: int) -> FinishReason | None:
+        """Whether nothing may follow so many tokens, which engines do not see."""
+        ended = self._grammar is not None and self._grammar.ends_after == count
+        return FinishReason.STOP if ended else None
 
     def _completed(
         self, tokens: Tokens, reason: FinishReason, stop: str | None, cached: int

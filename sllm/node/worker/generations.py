@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from sllm import bounds
+from sllm.chat.conversation import Conversation
 from sllm.errors import (
     Internal,
     InvalidArgument,
@@ -17,7 +18,14 @@ from sllm.errors import (
     SllmError,
     UnsupportedModel,
 )
-from sllm.node.worker.engine.interface import Engine, EngineRequest, FinishReason, NewToken, Step
+from sllm.node.worker.engine.interface import (
+    Engine,
+    EngineRequest,
+    FinishReason,
+    NewToken,
+    Step,
+    TokenGrammar,
+)
 from sllm.node.worker.generation import (
     Accepted,
     Completed,
@@ -30,14 +38,9 @@ from sllm.node.worker.generation import (
 )
 from sllm.node.worker.lanes import Lanes
 from sllm.node.worker.model import prompts, words
+from sllm.node.worker.model.grammars import Grammars
 from sllm.node.worker.model.module import ModelFiles
-from sllm.node.worker.model.prompts import (
-    Conversation,
-    Prompt,
-    RenderedPrompt,
-    TextPrompt,
-    TokenPrompt,
-)
+from sllm.node.worker.model.prompts import Prompt, RenderedPrompt, TextPrompt, TokenPrompt
 from sllm.node.worker.model.templates import render
 from sllm.node.worker.outbox import Outbox
 from sllm.prompt_size import check_size
@@ -52,6 +55,7 @@ class _Encoded:
 
     prompt: tuple[int, ...]
     forbidden: tuple[tuple[int, ...], ...]
+    grammar: TokenGrammar | None
 
 
 @dataclass(slots=True)
@@ -83,6 +87,7 @@ class Generations:
         self._by_id: dict[str, _UnderWay] = {}
         self._by_key: dict[str, _UnderWay] = {}
         self._lanes = Lanes()
+        self._grammars = Grammars(files.tokenizer, files.vocabulary_size, files.stop_token_ids)
         # Chat templates have a thread of their own: one that takes long keeps no text waiting.
         self._rendering = ThreadPoolExecutor(1, "render")
 
@@ -127,6 +132,7 @@ class Generations:
         """Cancels all requests; takes no more."""
         self.cancel_all()
         self._lanes.close()
+        self._grammars.close()
         self._rendering.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
@@ -135,7 +141,8 @@ class Generations:
             rendered = await self._rendered(request.prompt)
             size = prompts.size_bytes(rendered)
             check_size(size, self._context_tokens)
-            tokens = await self._lanes.run(size, self._encode, request, rendered)
+            grammar = await self._grammar(request)
+            tokens = await self._lanes.run(size, self._encode, request, rendered, grammar)
             prompt = tokens.prompt
             engine_request = self._engine_request(request, tokens, under_way.key)
             finish = _finish_before(engine_request)
@@ -146,6 +153,7 @@ class Generations:
                 len(prompt),
                 under_way.taken_at,
                 finish,
+                grammar,
             )
             if ended:
                 self._forget(under_way)
@@ -169,15 +177,26 @@ class Generations:
         loop, tokenizer = asyncio.get_running_loop(), self._files.tokenizer
         return await loop.run_in_executor(self._rendering, render, prompt, tokenizer)
 
+    async def _grammar(self, request: GenerationRequest) -> TokenGrammar | None:
+        """What the text's form is followed by. Of what is computed ahead no token is wanted."""
+        if request.form is None or request.gives_way:
+            return None
+        request.form.validate()
+        prompts.check_known(request.generated, self._files.vocabulary_size)
+        return await self._grammars.begin(request.form, request.generated)
+
     def _encode(
-        self, request: GenerationRequest, prompt: TextPrompt | TokenPrompt | RenderedPrompt
+        self,
+        request: GenerationRequest,
+        prompt: TextPrompt | TokenPrompt | RenderedPrompt,
+        grammar: TokenGrammar | None,
     ) -> "_Encoded":
         files, size = self._files, self._files.vocabulary_size
         request.sampling.validate(request.max_tokens)
         prompts.check_known(request.generated, size)
         words.check_known(request.sampling, size)
         forbidden = words.sequences(request.sampling.bad_words, files.tokenizer, size)
-        return _Encoded(prompts.encode(prompt, files.tokenizer, size), forbidden)
+        return _Encoded(prompts.encode(prompt, files.tokenizer, size), forbidden, grammar)
 
     def _follow(
         self,
@@ -185,8 +204,10 @@ class Generations:
         prompt_tokens: int,
         taken_at: float,
         finish: FinishReason | None,
+        grammar: TokenGrammar | None,
     ) -> tuple[Generation, Completed | None]:
-        generation = Generation(request, prompt_tokens, self._files.vocabulary, taken_at)
+        vocabulary = self._files.vocabulary
+        generation = Generation(request, prompt_tokens, vocabulary, taken_at, grammar)
         return generation, generation.ended(finish)
 
     def _engine_request(
@@ -209,6 +230,7 @@ class Generations:
             max_tokens=allowance - generated,
             stop_token_ids=stop_token_ids,
             forbidden=tokens.forbidden,
+            grammar=tokens.grammar,
             logprobs=request.logprobs,
             first_position=generated,
             gives_way=request.gives_way,

@@ -7,6 +7,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from serverlessllm.v1 import worker_service_pb2 as pb
 
+from sllm.chat.wire import conversation
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.durations import to_duration
 from sllm.errors import InvalidPrompt
@@ -28,15 +29,10 @@ from sllm.node.worker.host import (
 )
 from sllm.node.worker.model.device_weights import DeviceWeights
 from sllm.node.worker.model.held_weights import PooledWeights
-from sllm.node.worker.model.prompts import (
-    ChatMessage,
-    Conversation,
-    Prompt,
-    TextPrompt,
-    TokenPrompt,
-)
+from sllm.node.worker.model.prompts import Prompt, TextPrompt, TokenPrompt
 from sllm.sampling import Sampling
 from sllm.statuses import to_failure
+from sllm.structured_output.wire import form
 
 
 def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
@@ -72,6 +68,7 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
 
     Raises:
         InvalidPrompt: There is no prompt.
+        InvalidStructuredOutput: Its form is none.
     """
     request = command.submit
     return GenerationRequest(
@@ -84,6 +81,11 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
         generated=tuple(request.continuation.token_ids),
+        include_stop=request.include_stop,
+        skip_special_tokens=(
+            request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        ),
+        form=form(request.structured_output) if request.HasField("structured_output") else None,
         gives_way=command.gives_way,
     )
 
@@ -156,8 +158,7 @@ def _prompt(request: inference_pb.GenerateRequest) -> Prompt:
         case "token_ids":
             return TokenPrompt(tuple(request.token_ids.ids))
         case "messages":
-            messages = request.messages.messages
-            return Conversation(tuple(ChatMessage(m.role, m.content) for m in messages))
+            return conversation(request.messages)
         case _:
             raise InvalidPrompt("the request has no prompt; set text, token_ids or messages")
 

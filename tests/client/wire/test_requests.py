@@ -63,6 +63,8 @@ def test_everything_that_is_said_arrives(sent: Any) -> None:
         allowed_token_ids=[4, 5],
         stop=["a", "b"],
         stop_token_ids=[5],
+        include_stop=True,
+        skip_special_tokens=False,
         logprobs=6,
         ignore_eos=True,
         request_id="r",
@@ -88,10 +90,86 @@ def test_everything_that_is_said_arrives(sent: Any) -> None:
         ),
         stop=["a", "b"],
         stop_token_ids=[5],
+        include_stop=True,
+        skip_special_tokens=False,
         max_tokens=3,
         logprobs=6,
         ignore_eos=True,
     )
+
+
+def test_all_of_a_conversation_arrives(sent: Any) -> None:
+    call = {"id": "7", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    request = sent(
+        "tiny",
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "2", "tool_call_id": "7", "name": "add"},
+        ],
+        tools=[tool],
+        chat_template="{{ messages }}",
+        template_arguments={"enable_thinking": False},
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    made = types.ToolCall(id="7", name="add", arguments='{"a": 1}')
+    assert request.messages == types.ChatMessages(
+        messages=[
+            types.ChatMessage(role="user", parts=[types.ContentPart(text="Hi")]),
+            types.ChatMessage(role="assistant", tool_calls=[made]),
+            types.ChatMessage(role="tool", content="2", tool_call_id="7", name="add"),
+        ],
+        tools=[types.Tool(name="add", parameters='{"type": "object"}')],
+        chat_template="{{ messages }}",
+        template_arguments='{"enable_thinking": false}',
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}]},
+        {"messages": [{"role": "user", "content": "a"}], "template_arguments": {"a": object()}},
+        {"prompt": "a", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"prompt": "a", "continue_final_message": True},
+    ],
+)
+def test_what_is_no_conversation_is_refused(sent: Any, said: Any) -> None:
+    with pytest.raises(errors.InvalidPrompt):
+        sent("tiny", **said)
+
+
+@pytest.mark.parametrize(
+    ("said", "sent_as"),
+    [
+        ({"json_schema": {"type": "null"}}, {"json_schema": '{"type": "null"}'}),
+        ({"json_schema": True}, {"json_schema": "true"}),
+        ({"json_schema": '{"enum": [1]}'}, {"json_schema": '{"enum": [1]}'}),
+        ({"json_object": True}, {"json_object": True}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"choice": ["a", "b"]}, {"choice": types.Choice(texts=["a", "b"])}),
+        ({"choice": "a"}, {"choice": types.Choice(texts=["a"])}),
+        ({"grammar": "start: /a/"}, {"grammar": "start: /a/"}),
+    ],
+)
+def test_each_form_arrives(sent: Any, said: Any, sent_as: Any) -> None:
+    request = sent("tiny", "Once", structured_output=said)
+    assert request.structured_output == types.StructuredOutput(**sent_as)
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"regex": "a", "choice": ["b"]}, {"xml": "a"}, {"json_schema": {"a": object()}}]
+)
+def test_what_is_no_form_is_refused(sent: Any, said: Any) -> None:
+    with pytest.raises(errors.InvalidStructuredOutput):
+        sent("tiny", "Once", structured_output=said)
 
 
 def test_a_conversation_arrives_in_order(sent: Any) -> None:

@@ -74,6 +74,25 @@ def assert_goes_on(name: str, tokens: tuple[int, ...], stop: tuple[str, ...]) ->
         assert after_end.usage.completion_tokens == end.usage.completion_tokens
 
 
+@pytest.mark.parametrize("include_stop", [False, True])
+@names
+def test_the_token_that_ends_it_is_part_of_the_text_only_where_it_is_wanted(
+    name: str, include_stop: bool
+) -> None:
+    tokens = tuple(TOKENIZERS[name].encode("one two three").ids)
+    asked = replace(request(), include_stop=include_stop)
+    generation = Generation(asked, PROMPT_TOKENS, VOCABULARIES[name], taken_at=0.0)
+    ends = [None] * (len(tokens) - 1) + [FinishReason.STOP]
+    events = [
+        generation.push(NewToken("k", token, None, finish, 1))
+        for token, finish in zip(tokens, ends, strict=True)
+    ]
+    shown = tokens if include_stop else tokens[:-1]
+    assert "".join(map(_text, events)) == VOCABULARIES[name].decode(shown)
+    assert isinstance(events[-1], Completed)
+    assert events[-1].usage.completion_tokens == len(tokens)
+
+
 def _text(event: Tokens | Completed) -> str:
     return event.tokens.text if isinstance(event, Completed) else event.text
 

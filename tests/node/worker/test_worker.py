@@ -6,6 +6,7 @@ import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serverlessllm.v1 import types_pb2
@@ -96,7 +97,7 @@ async def test_messages_are_rendered_with_the_chat_template(
     worker: WorkerClient, staged: Staged
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(staged.directory)
-    message = {"role": "user", "content": "Tell me a story."}
+    message: dict[str, Any] = {"role": "user", "content": "Tell me a story."}
     rendered = tokenizer.apply_chat_template([message], add_generation_prompt=True)
     messages = types_pb2.ChatMessages(messages=[types_pb2.ChatMessage(**message)])
     found = await worker.generate(rid(), messages=messages, max_tokens=1)
@@ -124,6 +125,17 @@ async def test_a_stop_token_ends_the_generation(worker: WorkerClient) -> None:
         rid(), text=TEXT, max_tokens=30, stop_token_ids=[free.tokens[7]], sampling=warm()
     )
     assert found.tokens == free.tokens[: free.tokens.index(free.tokens[7]) + 1]
+    assert free.text.startswith(found.text)
+    whole = await worker.generate(
+        rid(),
+        text=TEXT,
+        max_tokens=30,
+        stop_token_ids=[free.tokens[7]],
+        include_stop=True,
+        sampling=warm(),
+    )
+    assert whole.tokens == found.tokens
+    assert len(whole.text) > len(found.text)
     assert found.completed is not None
     assert found.completed.reason == types_pb2.FINISH_REASON_STOP
     assert not found.completed.HasField("stop")

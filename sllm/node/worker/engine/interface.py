@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+import torch
+
 from sllm.sampling import Sampling
 
 
@@ -15,6 +17,23 @@ class FinishReason(IntEnum):
     """The model ended its text, or a stop string or stop token was met."""
     LENGTH = 2
     """As many tokens as were allowed."""
+
+
+class TokenGrammar(Protocol):
+    """The form that a request's text has. The engine's thread follows its tokens."""
+
+    @property
+    def ends_after(self) -> int | None:
+        """Tokens of the whole generation after which nothing may follow. None: not so far."""
+        ...
+
+    def allowed(self) -> torch.Tensor | None:
+        """Which tokens may come next: bool [vocabulary], on the CPU. None: the text has ended."""
+        ...
+
+    def take(self, token_id: int) -> None:
+        """Notes the next token."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +56,8 @@ class EngineRequest:
     that an earlier engine has drawn."""
     forbidden: tuple[tuple[int, ...], ...] = ()
     """Sequences of tokens that are not to be in the generation, none of them empty."""
+    grammar: TokenGrammar | None = None
+    """After the tokens that were generated elsewhere. None: any text will do."""
     gives_way: bool = False
     """Whether it waits while prompts of others are computed, and takes a small part of each step
     in which others generate: it is computed ahead, and nobody waits for its tokens. It ends with

@@ -21,6 +21,7 @@ def shapes(request: EngineRequest, position: int) -> bool:
         sampling.logit_bias
         or sampling.allowed_token_ids
         or request.forbidden
+        or request.grammar
         or position < sampling.min_tokens
         or _has_penalties(sampling)
     )
@@ -39,6 +40,7 @@ class Shape:
         """
         self._sampling = request.sampling
         self._forbidden = request.forbidden
+        self._grammar = request.grammar
         end = len(request.prompt) - request.first_position
         self._generated = list(request.prompt[end:])
         stops = sorted(token for token in request.stop_token_ids if 0 <= token < vocabulary)
@@ -57,25 +59,41 @@ class Shape:
     def take(self, token_id: int) -> None:
         """Notes the next token of the generation."""
         self._generated.append(token_id)
+        if self._grammar is not None:
+            self._grammar.take(token_id)
         if self._times is not None:
             self._times[token_id] += 1
 
     def apply(self, logits: torch.Tensor) -> None:
         """Changes the logits of the next token, float32 [vocabulary], in place.
 
-        Where that leaves no token, texts that are not to be generated are allowed after all.
+        Where that leaves no token, texts that are not to be generated are allowed after all, and a
+        text that has its form and could not have more of it ends before `min_tokens`.
         """
         if self._ruled_out is not None:
             logits.masked_fill_(self._ruled_out, _OUT)
+        self._keep_form(logits)
         allowed = logits.clone() if self._forbidden else logits
         self._forbid(logits)
-        if len(self._generated) < self._sampling.min_tokens:
+        if len(self._generated) < self._sampling.min_tokens and not self._must_end(allowed):
             logits[self._stops] = _OUT
             allowed[self._stops] = _OUT
         if self._forbidden and logits.amax() == _OUT:
             logits.copy_(allowed)
         logits[self._biased] += self._biases
         self._penalise(logits)
+
+    def _keep_form(self, logits: torch.Tensor) -> None:
+        if self._grammar is not None and (allowed := self._grammar.allowed()) is not None:
+            logits.masked_fill_(~allowed.to(logits.device), _OUT)
+
+    def _must_end(self, logits: torch.Tensor) -> bool:
+        """Whether the form allows nothing but an end."""
+        if self._grammar is None:
+            return False
+        others = logits.clone()
+        others[self._stops] = _OUT
+        return bool(others.amax() == _OUT)
 
     def _forbid(self, logits: torch.Tensor) -> None:
         for *before, last in self._forbidden:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sllm.chat.conversation import Conversation
 from sllm.errors import ContextExceeded, InvalidPrompt
 
 
@@ -19,21 +20,6 @@ class TokenPrompt:
     """Tokens already."""
 
     token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One message of a conversation."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Rendered with the model's chat template."""
-
-    messages: tuple[ChatMessage, ...]
 
 
 @dataclass(frozen=True, slots=True)

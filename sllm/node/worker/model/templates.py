@@ -2,13 +2,15 @@
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from jinja2.sandbox import SandboxedEnvironment
 
+from sllm.chat.conversation import ChatMessage, Conversation, Tool, ToolCall, json_object
 from sllm.errors import InvalidPrompt, NoChatTemplate
-from sllm.node.worker.model.prompts import Conversation, RenderedPrompt
+from sllm.node.worker.model.prompts import RenderedPrompt
 from sllm.node.worker.model.refusing import sentence
 from sllm.node.worker.model.time_limit import TookTooLong, time_limit
 
@@ -18,6 +20,7 @@ ADDED_LETTERS = 1 << 22
 """That a template may add to those of the messages; and that one operation may make."""
 _LONGEST_NUMBER = 1 << 16
 """Bits."""
+_PROBE = "sllm-part"
 
 
 def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
@@ -32,16 +35,73 @@ def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
             too much of them.
         NoChatTemplate: The model has none.
     """
-    if not tokenizer.chat_template:
-        raise NoChatTemplate("this model has no chat template; send text or token ids instead")
-    messages = [{"role": one.role, "content": one.content} for one in conversation.messages]
-    text = _run(lambda: tokenizer.apply_chat_template(messages, tokenize=False, **_OPTIONS))
-    if len(text) > ADDED_LETTERS + sum(len(one.content) for one in conversation.messages):
+    if not (tokenizer.chat_template or conversation.template):
+        raise NoChatTemplate(
+            "this model has no chat template; send one, or text or token ids instead"
+        )
+    conversation.validate()
+    wants_parts = _has_parts(conversation) and _wants_parts(conversation, tokenizer)
+    text = _apply(conversation, tokenizer, [_seen(m, wants_parts) for m in conversation.messages])
+    if len(text) > ADDED_LETTERS + conversation.letters:
         raise InvalidPrompt(f"the chat template makes {len(text)} letters of these messages")
     return RenderedPrompt(text)
 
 
-_OPTIONS = {"add_generation_prompt": True}
+def _apply(conversation: Conversation, tokenizer: Any, messages: list[dict[str, Any]]) -> str:
+    options = {
+        "tools": [_seen_tool(tool) for tool in conversation.tools] or None,
+        "chat_template": conversation.template,
+        "add_generation_prompt": conversation.add_generation_prompt,
+        "continue_final_message": conversation.continue_final_message,
+        **conversation.variables(),
+    }
+    return _run(lambda: tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+
+def _has_parts(conversation: Conversation) -> bool:
+    return any(message.parts for message in conversation.messages)
+
+
+def _wants_parts(conversation: Conversation, tokenizer: Any) -> bool:
+    """Whether a template writes the parts of a content that is a list: it is tried out.
+
+    One that knows texts alone fails over a list, or writes it as Python does.
+    """
+    asked = replace(conversation, continue_final_message=False, add_generation_prompt=True)
+    content = [{"type": "text", "text": _PROBE}, {"type": "text", "text": _PROBE}]
+    try:
+        text = _apply(asked, tokenizer, [{"role": "user", "content": content}])
+    except InvalidPrompt:
+        return False
+    return text.count(_PROBE) == len(content) and "'text'" not in text
+
+
+def _seen(message: ChatMessage, wants_parts: bool) -> dict[str, Any]:
+    """A message as templates know it; what is not there has no name."""
+    content: Any = message.content
+    if message.parts:
+        as_list = [{"type": "text", "text": part} for part in message.parts]
+        content = as_list if wants_parts else "\n".join(message.parts)
+    seen = {"role": message.role, "content": content}
+    if message.tool_calls:
+        seen["tool_calls"] = [_seen_call(call) for call in message.tool_calls]
+    if message.tool_call_id:
+        seen["tool_call_id"] = message.tool_call_id
+    if message.name:
+        seen["name"] = message.name
+    return seen
+
+
+def _seen_call(call: ToolCall) -> dict[str, Any]:
+    arguments = json_object(call.arguments, "arguments")
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _seen_tool(tool: Tool) -> dict[str, Any]:
+    parameters = json_object(tool.parameters, "parameters")
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 def _run(template: Callable[[], object]) -> str:

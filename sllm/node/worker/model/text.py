@@ -33,7 +33,8 @@ class Detokenizer:
     that has any.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, skip_special_tokens: bool = True) -> None:
+        self._skips_special = skip_special_tokens
         self._decode = vocabulary.decode
         self._byte_token_ids = vocabulary.byte_token_ids
         self._special_tokens = vocabulary.special_tokens
@@ -45,7 +46,7 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """What the text has grown by with this token; often nothing."""
         if token_id in self._special_tokens:
-            return ""
+            return "" if self._skips_special else self._cut() + self._special_tokens[token_id]
         self._tokens.append(token_id)
         if token_id in self._byte_token_ids:
             return ""
@@ -58,6 +59,13 @@ class Detokenizer:
     def flush(self) -> str:
         """The rest, incomplete as it may be; nothing is pushed after it."""
         return self._ungiven()
+
+    def _cut(self) -> str:
+        """The text so far, incomplete as it may be; what follows adds nothing to its end."""
+        rest = self._ungiven()
+        if rest:
+            self._tokens, self._given = [], 0
+        return rest
 
     def _ungiven(self) -> str:
         given = self._decode(self._tokens[: self._given]) if self._given else ""
@@ -76,8 +84,17 @@ class StopStrings:
     with its special tokens, any other in the text without them.
     """
 
-    def __init__(self, strings: Sequence[str], special: Sequence[str] = ()) -> None:
-        """`special` is how special tokens are written."""
+    def __init__(
+        self, strings: Sequence[str], special: Sequence[str] = (), *, include: bool = False
+    ) -> None:
+        """Looks from the next text on.
+
+        Args:
+            strings: to be met.
+            special: how special tokens are written that are no part of the text.
+            include: whether the text is cut behind a string, and not before it.
+        """
+        self._include = include
         marked = {string for string in strings if any(one in string for one in special if one)}
         self._marked = tuple(marked)
         self._plain = tuple(set(strings) - marked)
@@ -100,8 +117,8 @@ class StopStrings:
         self._held += grown + special
         met = self._first_met()
         if met is not None:
-            start, string = met
-            return self._give(start, forget=True), string
+            start, end, string = met
+            return self._give(end if self._include else start, forget=True), string
         return self._give(self._ambiguous()), None
 
     def flush(self) -> str:
@@ -115,8 +132,8 @@ class StopStrings:
         self._shown = [] if forget else [place - end for place in self._shown if place >= end]
         return given
 
-    def _first_met(self) -> tuple[int, str] | None:
-        """Where the stop string begins that is complete first, and which it is.
+    def _first_met(self) -> tuple[int, int, str] | None:
+        """Where the stop string begins and ends that is complete first, and which it is.
 
         Of two that end together, the longer. So it does not matter in which pieces the text comes.
         """
@@ -127,8 +144,7 @@ class StopStrings:
             if (at := text.find(string)) >= 0:
                 last = self._shown[at + len(string) - 1]
                 spans.append((self._shown[at], last + 1, string))
-        start, _, met = min(spans, key=lambda span: (span[1], span[0]), default=(0, 0, None))
-        return None if met is None else (start, met)
+        return min(spans, key=lambda span: (span[1], span[0]), default=None)
 
     def _ambiguous(self) -> int:
         """Where the longest end begins that may become a stop string."""
@@ -154,16 +170,32 @@ class TextDelta:
 
     text: str
     stop: str | None
-    """The stop string that was met, if one was; the text ends before it."""
+    """The stop string that was met, if one was; the text ends there."""
 
 
 class TextStream:
     """The text of one generation."""
 
-    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = ()) -> None:
-        self._detokenizer = Detokenizer(vocabulary)
-        self._special_tokens = vocabulary.special_tokens
-        self._stops = StopStrings(stop, tuple(self._special_tokens.values()) if stop else ())
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        stop: Sequence[str] = (),
+        *,
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+    ) -> None:
+        """An empty text.
+
+        Args:
+            vocabulary: of the model.
+            stop: strings that end it.
+            include_stop: whether they are part of it.
+            skip_special_tokens: whether special tokens are no part of it.
+        """
+        self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special_tokens)
+        self._unseen = vocabulary.special_tokens if skip_special_tokens else {}
+        special = tuple(self._unseen.values()) if stop else ()
+        self._stops = StopStrings(stop, special, include=include_stop)
 
     def push(self, token_id: int, *, may_stop: bool = True) -> TextDelta:
         """Takes the next token; nothing is pushed after a stop string was met.
@@ -175,7 +207,13 @@ class TextStream:
         grown = self._detokenizer.push(token_id)
         if not may_stop:
             return TextDelta(grown, None)
-        return TextDelta(*self._stops.push(grown, self._special_tokens.get(token_id, "")))
+        return TextDelta(*self._stops.push(grown, self._unseen.get(token_id, "")))
+
+    def push_end(self, token_id: int, *, may_stop: bool = True) -> TextDelta:
+        """Takes a token that ends the text and is no part of it; `may_stop` as in `push`."""
+        if not may_stop:
+            return TextDelta("", None)
+        return TextDelta(*self._stops.push("", self._unseen.get(token_id, "")))
 
     def finish(self, *, may_stop: bool = True) -> TextDelta:
         """What was held back, now that no more tokens come; `may_stop` as in `push`."""

@@ -4,11 +4,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from sllm.chat.conversation import ChatMessage, Conversation
 from sllm.errors import ContextExceeded, InvalidPrompt, NoChatTemplate
 from sllm.node.worker.model import templates
 from sllm.node.worker.model.prompts import (
-    ChatMessage,
-    Conversation,
     TextPrompt,
     TokenPrompt,
     encode,

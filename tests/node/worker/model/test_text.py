@@ -214,6 +214,57 @@ def test_a_special_token_is_met_as_a_stop_string() -> None:
     assert ("".join(parts), stop) == ("s", "ox")
 
 
+WITH_END = Vocabulary(
+    decode=lambda tokens: "".join(chr(token) for token in tokens if token),
+    byte_token_ids=frozenset(),
+    special_tokens={0: "<|end|>"},
+)
+SO_END_X = [*map(ord, "so"), 0, ord("x")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"), [("o<|end|>x", "so<|end|>x"), ("ox", "so<|end|>x"), ("x", "so<|end|>x")]
+)
+def test_special_tokens_are_part_of_the_text_where_they_are_wanted(stop: str, text: str) -> None:
+    shown = TextStream(WITH_END, skip_special_tokens=False)
+    assert "".join(deltas(shown, SO_END_X)[0]) == text
+    stream = TextStream(WITH_END, [stop], skip_special_tokens=False)
+    parts, met = deltas(stream, SO_END_X)
+    assert met == (stop if stop in text else None)
+    assert "".join(parts) == (text[: text.index(stop)] if met else text)
+
+
+@names
+def test_a_text_with_special_tokens_is_cut_where_they_stand(name: str) -> None:
+    """Characters that they cut in two are as unreadable as at an end; nothing is said twice."""
+    vocabulary = VOCABULARIES[name]
+    tokens = TOKENIZERS[name].encode("na\u00efve \U0001f642").ids
+    special = {max(tokens) + 1: "<|x|>"}
+    mixed = Vocabulary(vocabulary.decode, vocabulary.byte_token_ids, special)
+    for place in range(len(tokens) + 1):
+        parts, _ = deltas(
+            TextStream(mixed, skip_special_tokens=False),
+            [*tokens[:place], max(special), *tokens[place:]],
+        )
+        before, _, after = "".join(parts).partition("<|x|>")
+        assert before == vocabulary.decode(tokens[:place])
+        assert after.strip("\ufffd") in vocabulary.decode(tokens) + vocabulary.decode(
+            tokens[place:]
+        )
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"), [("nd", "so end"), ("o<|end|>", "so end"), ("never", "so ends")]
+)
+def test_a_stop_string_is_part_of_the_text_where_it_is_wanted(stop: str, text: str) -> None:
+    tokens = [*map(ord, "so"), *([0] if "<" in stop else []), *map(ord, " ends")]
+    parts, met = deltas(TextStream(WITH_END, [stop], include_stop=True), tokens)
+    if "<" in stop:
+        text = "so"  # the special token itself is not shown
+    assert "".join(parts) == text
+    assert met == (None if stop == "never" else stop)
+
+
 def test_special_tokens_without_end_cost_nothing() -> None:
     decoded: list[int] = []
 

@@ -1,0 +1,1 @@
+"""Conversations, as callers send them and chat templates see them."""

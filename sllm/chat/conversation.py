@@ -1,0 +1,157 @@
+"""A conversation and how it is to be rendered, with what can be said of it without a model."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sllm.errors import InvalidPrompt
+
+MAX_TOOLS: Final = 256
+MAX_TEMPLATE: Final = 262_144
+"""Letters."""
+RESERVED: Final = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""Names that template arguments may not have: what rendering takes otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that a model has asked for."""
+
+    call_id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a conversation."""
+
+    role: str
+    content: str = ""
+    parts: tuple[str, ...] = ()
+    """Texts that the content consists of, in place of `content`."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant has asked for."""
+    tool_call_id: str = ""
+    """Of the call whose result this is."""
+    name: str = ""
+    """Of the tool, or of who speaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What a model may have called."""
+
+    name: str
+    description: str
+    parameters: str
+    """A JSON Schema. Empty: it takes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Rendered with a chat template."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    template: str | None = None
+    """Jinja. None: the model's own."""
+    arguments: str = ""
+    """A JSON object of variables for the template. Empty: none."""
+    add_generation_prompt: bool = True
+    """Whether the template writes what an answer begins with."""
+    continue_final_message: bool = False
+    """Whether the last message is gone on with; nothing is written after it then."""
+
+    @property
+    def letters(self) -> int:
+        """Of all that was sent."""
+        said = (len(one.content) + sum(map(len, one.parts)) for one in self.messages)
+        called = (len(call.arguments) for one in self.messages for call in one.tool_calls)
+        described = (len(one.description) + len(one.parameters) for one in self.tools)
+        return sum(said) + sum(called) + sum(described) + len(self.arguments)
+
+    def validate(self) -> None:
+        """Checks all that does not depend on the model.
+
+        Raises:
+            InvalidPrompt: Says what is wrong, and where.
+        """
+        if len(self.tools) > MAX_TOOLS:
+            raise InvalidPrompt(f"there are {len(self.tools)} tools, and may be {MAX_TOOLS}")
+        if self.template is not None and not 0 < len(self.template) <= MAX_TEMPLATE:
+            raise InvalidPrompt(
+                f"chat_template has {len(self.template)} letters, and may have 1 to {MAX_TEMPLATE}"
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidPrompt(
+                "continue_final_message goes on with the last message, and add_generation_prompt "
+                "begins another; set one of them"
+            )
+        if reserved := RESERVED.intersection(self.variables()):
+            raise InvalidPrompt(f"template_arguments cannot set {', '.join(sorted(reserved))}")
+        for number, message in enumerate(self.messages):
+            _check_message(message, f"messages[{number}]")
+        for number, tool in enumerate(self.tools):
+            _check_tool(tool, f"tools[{number}]")
+
+    def variables(self) -> dict[str, Any]:
+        """Of the template, beside messages and tools.
+
+        Raises:
+            InvalidPrompt: `arguments` is no JSON object.
+        """
+        return json_object(self.arguments, "template_arguments")
+
+
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """A JSON object, empty if the text is.
+
+    Raises:
+        InvalidPrompt: It is none; names `what` it was to be.
+    """
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise InvalidPrompt(f"{what} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidPrompt(f"{what} must be a JSON object, not {text[:80]!r}")
+    return value
+
+
+def _check_message(message: ChatMessage, where: str) -> None:
+    if message.content and message.parts:
+        raise InvalidPrompt(f"{where} has both content and parts; set one of them")
+    for number, call in enumerate(message.tool_calls):
+        _check_name(call.name, f"{where}.tool_calls[{number}].name")
+        json_object(call.arguments, f"{where}.tool_calls[{number}].arguments")
+
+
+def _check_tool(tool: Tool, where: str) -> None:
+    _check_name(tool.name, f"{where}.name")
+    json_object(tool.parameters, f"{where}.parameters")
+
+
+def _check_name(name: str, where: str) -> None:
+    if not name.strip():
+        raise InvalidPrompt(f"{where} is empty")

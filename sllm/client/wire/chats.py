@@ -1,0 +1,96 @@
+"""Conversations, from what callers say to the protocol's messages."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serverlessllm.v1 import types_pb2 as pb
+
+from sllm import errors
+from sllm.client.types.events import ChatMessage, ContentPart, Tool, ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """How a conversation is rendered."""
+
+    tools: Sequence[Tool] | None = None
+    template: str | None = None
+    arguments: Mapping[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+
+def chat_messages(messages: Sequence[ChatMessage], chat: Chat) -> pb.ChatMessages:
+    """The conversation in the protocol.
+
+    Raises:
+        errors.InvalidPrompt: A message or tool is none.
+    """
+    return pb.ChatMessages(
+        messages=map(_message, messages),
+        tools=map(_tool, chat.tools or ()),
+        chat_template=chat.template,
+        template_arguments=_json(chat.arguments or "", "template_arguments"),
+        add_generation_prompt=chat.add_generation_prompt,
+        continue_final_message=chat.continue_final_message,
+    )
+
+
+def _message(message: ChatMessage) -> pb.ChatMessage:
+    try:
+        content = message.get("content")
+        calls = message.get("tool_calls") or ()
+        if content is None and not calls:
+            raise KeyError("content")
+        content = content or ""
+        return pb.ChatMessage(
+            role=message["role"],
+            content=content if isinstance(content, str) else "",
+            parts=() if isinstance(content, str) else map(_part, content),
+            tool_calls=map(_call, calls),
+            tool_call_id=message.get("tool_call_id") or "",
+            name=message.get("name") or "",
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise errors.InvalidPrompt(
+            f'a message is {{"role": "user", "content": "Hi"}}, not {message!r:.200}'
+        ) from error
+
+
+def _part(part: ContentPart) -> pb.ContentPart:
+    kind = part["type"]
+    if kind != "text":
+        raise errors.InvalidPrompt(f"content has a part of type {kind!r:.80}; only text is taken")
+    return pb.ContentPart(text=part["text"])
+
+
+def _call(call: ToolCall) -> pb.ToolCall:
+    function = call["function"]
+    arguments = _json(function["arguments"], "arguments")
+    return pb.ToolCall(id=call.get("id") or "", name=function["name"], arguments=arguments)
+
+
+def _tool(tool: Tool) -> pb.Tool:
+    try:
+        function = tool["function"]
+        return pb.Tool(
+            name=function["name"],
+            description=function.get("description") or "",
+            parameters=_json(function.get("parameters") or "", "parameters"),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise errors.InvalidPrompt(
+            'a tool is {"type": "function", "function": {"name": "f", "parameters": {…}}}, '
+            f"not {tool!r:.200}"
+        ) from error
+
+
+def _json(value: Mapping[str, Any] | str, what: str) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise errors.InvalidPrompt(f"{what} is no JSON: {error}") from error

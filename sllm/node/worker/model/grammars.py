@@ -1,0 +1,135 @@
+"""Which tokens may come next in a text that is to have a form.
+
+A text's place in its form follows from its tokens alone, so a generation goes on anywhere. What may
+come next is found out in a thread of its own as soon as a token is there, while the model computes.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from transformers import PreTrainedTokenizerFast
+
+from sllm.errors import InvalidArgument, InvalidStructuredOutput
+from sllm.structured_output.form import Form
+from sllm.structured_output.grammar import grammar_of
+
+
+class Grammars:
+    """Forms over a model's vocabulary. Its first use takes up to a second with a large one."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, stop_token_ids: Iterable[int]
+    ) -> None:
+        """Takes nothing that costs.
+
+        Args:
+            tokenizer: of the model.
+            vocabulary: columns of its logits.
+            stop_token_ids: with which it ends a text, also one that has a form.
+        """
+        self._hf_tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._stop_token_ids = sorted(stop_token_ids)
+        # What begins takes long, and holds up nobody who is under way.
+        self._beginning = ThreadPoolExecutor(1, "grammar-begin")
+        self._thread = ThreadPoolExecutor(1, "grammar")
+
+    async def begin(self, form: Form, generated: Sequence[int]) -> "Grammar":
+        """Follows a text from its beginning.
+
+        Args:
+            form: that it is to have.
+            generated: tokens that are there, of a generation that was begun elsewhere.
+
+        Raises:
+            InvalidStructuredOutput: The form cannot be had with this vocabulary.
+            InvalidArgument: The tokens that are there do not have it.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._beginning, self._begin, form, generated)
+
+    def close(self) -> None:
+        """Begins no more, and drops what waits."""
+        for thread in (self._beginning, self._thread):
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, form: Form, generated: Sequence[int]) -> "Grammar":
+        tokenizer = self._tokenizer
+        matcher = LLMatcher(tokenizer, grammar_of(form.kind, form.texts), log_level=0)
+        if matcher.is_error():
+            raise InvalidStructuredOutput(f"{form.kind} cannot be used: {matcher.get_error()}")
+        if not matcher.consume_tokens(list(generated)):
+            raise InvalidArgument(f"the tokens so far are none of a text of this {form.kind}")
+        return Grammar(
+            matcher, self._vocabulary, tokenizer.vocab_size, self._thread, taken=len(generated)
+        )
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        size = max(self._vocabulary, len(self._hf_tokenizer))
+        return from_tokenizer(self._hf_tokenizer, n_vocab=size, eos_token=self._stop_token_ids)
+
+
+class Grammar:
+    """One text's place in its form; see `TokenGrammar`. Belongs to one thread at a time."""
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: int,
+        tokens: int,
+        thread: ThreadPoolExecutor,
+        *,
+        taken: int,
+    ) -> None:
+        """Goes on where the matcher is.
+
+        Args:
+            matcher: nobody else's from here on.
+            vocabulary: columns of the logits.
+            tokens: that the matcher knows, no fewer.
+            thread: where the next tokens are found out.
+            taken: tokens that the matcher has taken.
+        """
+        self.ends_after: int | None = None
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._words = allocate_token_bitmask(1, tokens)
+        self._thread = thread
+        self._taken = taken
+        self._allowed: Future[torch.Tensor] | None = None
+        self._look_ahead()
+
+    def allowed(self) -> torch.Tensor | None:
+        """See `TokenGrammar.allowed`."""
+        return None if self._allowed is None else self._allowed.result()
+
+    def take(self, token_id: int) -> None:
+        """See `TokenGrammar.take`."""
+        if self._allowed is None:
+            return
+        self._allowed.result()  # the matcher is this thread's again
+        self._taken += 1
+        self._matcher.consume_token(token_id)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        if self._matcher.is_stopped() and not self._matcher.is_error():
+            self.ends_after, self._allowed = self._taken, None
+        else:
+            self._allowed = self._thread.submit(self._find_allowed)
+
+    def _find_allowed(self) -> torch.Tensor:
+        """None at all where the matcher has given up, as in a form that has become too large."""
+        if self._matcher.is_error():
+            return torch.zeros(self._vocabulary, dtype=torch.bool)
+        fill_next_token_bitmask(self._matcher, self._words)
+        bits = np.unpackbits(self._words.view(np.uint8)[0], bitorder="little")
+        return torch.from_numpy(bits[: self._vocabulary].view(np.bool_))

@@ -1,0 +1,114 @@
+"""Which tokens may come next, followed over a real tokenizer."""
+
+import json
+import random
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+from transformers import AutoTokenizer
+
+from sllm.errors import InvalidArgument
+from sllm.node.worker.model.grammars import Grammar, Grammars
+from sllm.structured_output.form import Form, Kind
+
+VOCABULARY = 1100
+"""Columns of logits: more than the tokenizer has tokens."""
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3},
+        "kind": {"enum": ["one", "two", None]},
+    },
+    "required": ["name", "sizes", "kind"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+CHOICES = ("for", "for the", "a statement")
+EXPRESSION = r"[a-z]{3,6}-[0-9]{2}"
+FORMS = {
+    "schema": Form(Kind.JSON_SCHEMA, (json.dumps(SCHEMA),)),
+    "expression": Form(Kind.REGEX, (EXPRESSION,)),
+    "choices": Form(Kind.CHOICE, CHOICES),
+    "grammar": Form(Kind.GRAMMAR, ('root ::= "(" root ")" | [0-9]',)),
+}
+
+
+@pytest.fixture
+async def grammars(models: Path) -> AsyncIterator[Grammars]:
+    tokenizer = AutoTokenizer.from_pretrained(models / "tiny-llama")
+    grammars = Grammars(tokenizer, VOCABULARY, [tokenizer.eos_token_id])
+    yield grammars
+    grammars.close()
+
+
+def may(grammar: Grammar) -> list[int]:
+    allowed = grammar.allowed()
+    return [] if allowed is None else allowed.nonzero().flatten().tolist()
+
+
+async def written(grammars: Grammars, form: Form, seed: int) -> list[int]:
+    """A text of random tokens, of those that may come."""
+    grammar, tokens, chance = await grammars.begin(form, ()), [], random.Random(seed)
+    while grammar.ends_after is None:
+        tokens.append(chance.choice(may(grammar)))
+        grammar.take(tokens[-1])
+    assert grammar.ends_after == len(tokens)
+    return tokens
+
+
+def has_form(name: str, text: str) -> bool:
+    match name:
+        case "schema":
+            jsonschema.validate(json.loads(text), SCHEMA)
+            return True
+        case "expression":
+            return bool(re.fullmatch(EXPRESSION, text))
+        case "choices":
+            return text in CHOICES
+        case _:
+            return bool(re.fullmatch(r"(\(*)\d(\)*)", text)) and text.count("(") == text.count(")")
+
+
+@pytest.mark.parametrize("name", FORMS)
+async def test_whatever_is_drawn_has_the_form(grammars: Grammars, models: Path, name: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "tiny-llama")
+    for seed in range(20):
+        tokens = await written(grammars, FORMS[name], seed)
+        assert max(tokens) < len(tokenizer)
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert has_form(name, text), text
+
+
+@pytest.mark.parametrize("name", FORMS)
+async def test_from_any_token_on_the_same_may_come(grammars: Grammars, name: str) -> None:
+    tokens = await written(grammars, FORMS[name], 1)
+    whole = await grammars.begin(FORMS[name], ())
+    for cut, token_id in enumerate(tokens):
+        rest = await grammars.begin(FORMS[name], tokens[:cut])
+        assert may(rest) == may(whole)
+        assert rest.ends_after is None
+        whole.take(token_id)
+    assert (await grammars.begin(FORMS[name], tokens)).ends_after == len(tokens)
+
+
+async def test_an_end_of_text_may_come_where_the_form_is_complete(grammars: Grammars) -> None:
+    end = grammars._stop_token_ids[0]
+    tokenizer = grammars._hf_tokenizer
+    grammar = await grammars.begin(FORMS["choices"], ())
+    assert end not in may(grammar)
+    for token_id in tokenizer.encode("for", add_special_tokens=False):
+        grammar.take(token_id)
+    assert end in may(grammar)
+    grammar.take(end)
+    assert grammar.ends_after is not None
+    assert grammar.allowed() is None
+
+
+async def test_tokens_without_the_form_are_refused(grammars: Grammars) -> None:
+    tokens = grammars._hf_tokenizer.encode("something else", add_special_tokens=False)
+    with pytest.raises(InvalidArgument, match="none of a text of this regex"):
+        await grammars.begin(FORMS["expression"], tokens)
