@@ -86,13 +86,16 @@ def bind(model: Any, ready: ReadyMade) -> Kernels:
 
 @contextmanager
 def multiplying(kernels: Kernels, embedding_only: frozenset[torch.nn.Module]) -> Iterator[None]:
-    """For as long as vLLM post-processes, its layers get these weights.
+    """For as long as vLLM post-processes, its layers get these weights, and the others oneDNN's.
+
+    For small weights vLLM would take kernels of SGLang's on processors with AMX: these round by how
+    many rows they are given, so that others in a step would change what comes out.
 
     Args:
         kernels: opaque weights.
         embedding_only: layers that look rows up, and multiply by nothing. vLLM would pack these.
     """
-    by_vllm = layers.dispatch_cpu_unquantized_gemm
+    by_vllm, by_sglang = layers.dispatch_cpu_unquantized_gemm, layers.check_cpu_sgl_kernel
 
     def dispatch(layer: Any, remove_weight: bool) -> None:
         if layer in kernels:
@@ -107,10 +110,12 @@ def multiplying(kernels: Kernels, embedding_only: frozenset[torch.nn.Module]) ->
             by_vllm(layer, remove_weight)
 
     layers.dispatch_cpu_unquantized_gemm = dispatch
+    layers.check_cpu_sgl_kernel = lambda *_: False
     try:
         yield
     finally:
         layers.dispatch_cpu_unquantized_gemm = by_vllm
+        layers.check_cpu_sgl_kernel = by_sglang
 
 
 def embedding_only(model: Any) -> frozenset[torch.nn.Module]:
