@@ -152,7 +152,11 @@ def test_ready_made_weights_give_the_same_bits(
 
 
 def logprobs_of(harness: Harness) -> list[list[tuple[int, float]]]:
-    """Tokens of all prompts, one prompt at a time, with their logprobs."""
+    """Tokens of all prompts, one prompt at a time, with their logprobs.
+
+    Of prompts that are in the cache: how many rows are computed at once may decide the last bits.
+    """
+    harness.generate([request(prompt, max_tokens=1) for prompt in PROMPTS])
     found = []
     for prompt in PROMPTS:
         one = request(prompt, max_tokens=NEW_TOKENS, logprobs=0)
@@ -175,5 +179,5 @@ def test_others_in_a_step_do_not_change_a_bit(harness: Harness, case_name: str) 
     harness.generate([request(long, max_tokens=1)])  # from now on the prompt is in the cache
     alone = logprobs([])
     assert len(alone) == 12
-    rounding = 1e-6 if NEARLY in case_name else 0.0
+    rounding = 1e-5 if NEARLY in case_name else 0.0
     assert logprobs(others) == pytest.approx(alone, rel=rounding, abs=0.0)
