@@ -47,13 +47,12 @@ class Switching:
     memory: list[int] = field(default_factory=list)
     """Bytes of all processes of the cluster after each switch, shared pages counted once."""
 
-    def prepare(self, in_memory: bool) -> None:
-        """Starts each once or twice; with room for it, their weights are made ready."""
+    def prepare(self) -> None:
+        """Starts each twice; their weights are made ready meanwhile."""
         for one in self.turns:
             one.deploy(keep_alive=PATIENCE)
             one.first_token(PROMPT_TOKENS)
-            if in_memory:
-                self._wait_for_ready_weights()
+            self._wait_for_ready_weights()
         for one in self.turns * 2:
             one.first_token(PROMPT_TOKENS)
 
@@ -104,7 +103,7 @@ def switching(tier: str, engine: str, sources: tuple[Path, Path]) -> Iterator[Sw
             Deployed(cluster, engine, source, VOCABULARY, prefix=source.name) for source in sources
         )
         found = Switching(cluster, (first, second))
-        found.prepare(in_memory=tier == "DRAM")
+        found.prepare()
         yield found
 
 

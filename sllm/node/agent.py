@@ -78,6 +78,7 @@ class Agent:
             self._launch_engine,
             lambda: self.memory.free_bytes,
             None if devices.infos() else config.ready_made_bytes,
+            clock,
         )
         self.leaving = False
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""

@@ -1,6 +1,7 @@
 """Makes weights ready for the engines that serve them, in the background, one model at a time."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from sllm import errors
+from sllm.clock import Clock
 from sllm.config import format_bytes
 from sllm.node.device.interface import InPool
 from sllm.node.instances.forms import form_of
@@ -27,6 +29,8 @@ log = structlog.get_logger()
 LaunchEngine = Callable[[str, str], Awaitable[Worker]]
 """Forks a worker of an engine, under an id."""
 
+CALM_SECONDS = 3.0
+"""Without a start before anything is made."""
 _SPACE = 2.0
 """What ready-made weights take at most on the disk, of what they are made of: heads that share
 their weights with embeddings are there twice."""
@@ -60,6 +64,8 @@ class ReadyMaker:
         launch: LaunchEngine,
         free_bytes: Callable[[], int],
         least_bytes: int | None,
+        clock: Clock,
+        calm_seconds: float = CALM_SECONDS,
     ) -> None:
         """Makes nothing yet.
 
@@ -68,7 +74,13 @@ class ReadyMaker:
             launch: gives workers, which do it.
             free_bytes: of the memory that instances may take, what they leave.
             least_bytes: of the models that it is done for; None: it is done for none.
+            clock: tells when the last start was.
+            calm_seconds: for how long there has to have been none.
         """
+        self._clock = clock
+        self._calm_seconds = calm_seconds
+        self._last_start = -math.inf
+        self._is_making = False
         self._store = store
         self._launch = launch
         self._free_bytes = free_bytes
@@ -95,6 +107,7 @@ class ReadyMaker:
 
     def started(self, spec: InstanceSpec, running: Running, attach_seconds: float) -> None:
         """Learns of a start, and has what it lacked made."""
+        self._last_start = self._clock.now()
         if self._least_bytes is None or running.ready_made:
             return
         self._gains[_kind(spec)] = attach_seconds
@@ -116,7 +129,7 @@ class ReadyMaker:
     async def make_room(self) -> bool:
         """Ends what is being made, which holds room on SSD and in the pool; whether any was."""
         job = self._jobs[0] if self._jobs else None
-        if job is None or self._task is None:
+        if job is None or self._task is None or not self._is_making:
             return False
         self._end_job()
         while job in self._jobs and not self._task.done():
@@ -146,7 +159,9 @@ class ReadyMaker:
     async def _work(self) -> None:
         while self._jobs:
             job = self._jobs[0]
+            await self._calm()
             try:
+                self._is_making, self._gives_way = True, False
                 await self._make(job)
             except errors.SllmError as error:
                 log.info("ready_made.not_made", digest=job.digest, problem=error.message)
@@ -158,9 +173,18 @@ class ReadyMaker:
                 self._failed(job, _TRIES)
                 log.exception("ready_made.failed", digest=job.digest)
             finally:
-                self._gives_way = False
+                self._is_making = self._gives_way = False
                 self._memory_bytes = 0
                 self._jobs.popleft()
+
+    async def _calm(self) -> None:
+        """Returns once nothing has been started for a while.
+
+        Where models take turns all the time, nothing would ever be made to its end, and each start
+        would find the processors busy with what it is about to stop.
+        """
+        while (left := self._last_start + self._calm_seconds - self._clock.now()) > 0:
+            await self._clock.sleep(left)
 
     async def _make(self, job: _Job) -> None:
         """Makes one of a checkpoint that is in the pool, and has it there too, if that has room.
@@ -181,7 +205,8 @@ class ReadyMaker:
         try:
             record = replace(lease.record, form=job.form.name, made_of=lease.digest)
             if store.ready_made.is_lacking(record):
-                await self._make_of(lease, record, job.engine)
+                with store.yielding(lease):
+                    await self._make_of(lease, record, job.engine)
         finally:
             lease.release()
         with suppress(errors.NoCapacity, errors.ModelTooLarge):

@@ -19,8 +19,7 @@ def copies(ssd: SsdTier, dram: DramTier, reads: Reads) -> tuple[Copy, ...]:
 
 def _copy(checkpoint: Checkpoint, tier: Tier, holding: Holding) -> Copy:
     digest, size = checkpoint.manifest.digest, checkpoint.manifest.size_bytes
-    leased = holding.leases > 0
-    return Copy(digest, tier, size, size, checkpoint.urls, leased, *_made(checkpoint))
+    return Copy(digest, tier, size, size, checkpoint.urls, holding.stays, *_made(checkpoint))
 
 
 def _made(checkpoint: Checkpoint) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """The tier store: every byte of weights on a node, on SSD and in memory."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -288,6 +288,20 @@ class TierStore:
     def holds(self, digest: str) -> bool:
         """Whether a checkpoint is on SSD or in the pool, whole."""
         return digest in self._ssd.copies or digest in self._dram.copies
+
+    @contextmanager
+    def yielding(self, lease: Lease) -> Iterator[None]:
+        """Tells meanwhile that a lease on the pool is given up where its room is needed."""
+        copy = self._dram.copies.get(lease.digest)
+        if copy is None:
+            yield
+            return
+        copy.holding.yielding += 1
+        self._changed()
+        try:
+            yield
+        finally:
+            copy.holding.yielding -= 1
 
     def keep(self, digest: str, held: ExitStack) -> None:
         """Leases the copy on SSD, or else that in the pool, until `held` is closed."""

@@ -23,6 +23,13 @@ class Holding:
     """How often it was brought up or found here of late."""
     leases: int = 0
     """How many hold it in place."""
+    yielding: int = 0
+    """How many of these are given up as soon as somebody needs the room."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether anybody holds it in place who would not give it up."""
+        return self.leases > self.yielding
 
 
 class Ledger:

@@ -12,8 +12,9 @@ from sllm import errors
 from sllm.checkpoint.format.layout import PARTITION_BYTES
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.saving.saving import write_tensors
+from sllm.clock import Clock, ManualClock, MonotonicClock
 from sllm.node.device.interface import Place
-from sllm.node.instances.ready_maker import ReadyMaker
+from sllm.node.instances.ready_maker import CALM_SECONDS, ReadyMaker
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.start import Running
 from sllm.node.instances.worker_client import Worker
@@ -81,9 +82,20 @@ async def lease(bench: Bench) -> AsyncIterator[Lease]:
 
 
 def maker_of(
-    bench: Bench, writer: Writer, least_bytes: int | None = 0, free_bytes: int = 1 << 30
+    bench: Bench,
+    writer: Writer,
+    least_bytes: int | None = 0,
+    free_bytes: int = 1 << 30,
+    clock: Clock | None = None,
 ) -> ReadyMaker:
-    return ReadyMaker(bench.store, writer.launch, lambda: free_bytes, least_bytes)
+    return ReadyMaker(
+        bench.store,
+        writer.launch,
+        lambda: free_bytes,
+        least_bytes,
+        clock or MonotonicClock(),
+        CALM_SECONDS if clock else 0.0,
+    )
 
 
 def spec_of(bench: Bench, seed: int = 0) -> InstanceSpec:
@@ -219,12 +231,59 @@ async def test_it_gives_its_room_up_when_a_start_asks(
     await maker.close()
 
 
+async def test_what_holds_its_source_is_told_to_give_way(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    """So that placement counts on the room."""
+    maker = maker_of(bench, writer)
+    writer.may_write.clear()
+    maker.started(spec_of(bench), running(lease), 1.0)
+    await assert_eventually(lambda: not writer.stopped)
+
+    def leased() -> list[bool]:
+        return [one.leased for one in bench.store.copies() if one.tier is Tier.DRAM]
+
+    assert leased() == [True]
+    lease.release()
+    assert leased() == [False]
+    assert await maker.make_room()
+    await bench.store.evict(lease.digest, Tier.DRAM)
+    assert leased() == []
+    await maker.close()
+
+
+async def settled() -> None:
+    """Everybody has come to where they wait."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_nothing_is_made_while_models_take_turns(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    clock = ManualClock()
+    maker = maker_of(bench, writer, clock=clock)
+    maker.started(spec_of(bench), running(lease), 1.0)
+    for _ in range(5):
+        await settled()
+        clock.advance(CALM_SECONDS * 0.9)
+        maker.started(spec_of(bench), running(lease, ready_made=True), 0.1)
+        assert not await maker.make_room()
+    assert maker.is_working
+    assert writer.launched == 0
+    await settled()
+    clock.advance(CALM_SECONDS)
+    await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
+    await maker.close()
+
+
 async def test_what_a_start_has_dropped_is_made_once_more(
     bench: Bench, writer: Writer, lease: Lease
 ) -> None:
     maker, dropped = maker_of(bench, writer), replace(running(lease), dropped_ready=True)
     maker.started(spec_of(bench), dropped, 1.0)
-    await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
+    await assert_eventually(lambda: not maker.is_working)
+    assert made(bench, Tier.DRAM) == [lease.digest]
     (copy,) = [one for one in bench.store.copies() if one.made_of and one.tier is Tier.SSD]
     await bench.store.evict(copy.digest, Tier.SSD)
     maker.started(spec_of(bench), dropped, 1.0)
