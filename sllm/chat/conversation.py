@@ -7,8 +7,6 @@ from typing import Any, Final
 from sllm.errors import InvalidPrompt
 
 MAX_TOOLS: Final = 256
-MAX_TEMPLATE: Final = 262_144
-"""Letters."""
 RESERVED: Final = frozenset(
     {
         "add_generation_prompt",
@@ -57,6 +55,11 @@ class ChatMessage:
     name: str = ""
     """Of the tool, or of who speaks."""
 
+    @property
+    def is_text(self) -> bool:
+        """Whether there is something that could be gone on with."""
+        return bool(self.content or any(self.parts)) and not self.tool_calls
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
@@ -70,12 +73,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Rendered with a chat template."""
+    """Rendered with the model's chat template."""
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
-    template: str | None = None
-    """Jinja. None: the model's own."""
     arguments: str = ""
     """A JSON object of variables for the template. Empty: none."""
     add_generation_prompt: bool = True
@@ -99,15 +100,13 @@ class Conversation:
         """
         if len(self.tools) > MAX_TOOLS:
             raise InvalidPrompt(f"there are {len(self.tools)} tools, and may be {MAX_TOOLS}")
-        if self.template is not None and not 0 < len(self.template) <= MAX_TEMPLATE:
-            raise InvalidPrompt(
-                f"chat_template has {len(self.template)} letters, and may have 1 to {MAX_TEMPLATE}"
-            )
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidPrompt(
                 "continue_final_message goes on with the last message, and add_generation_prompt "
                 "begins another; set one of them"
             )
+        if self.continue_final_message and not (self.messages and self.messages[-1].is_text):
+            raise InvalidPrompt("continue_final_message needs a last message of text")
         if reserved := RESERVED.intersection(self.variables()):
             raise InvalidPrompt(f"template_arguments cannot set {', '.join(sorted(reserved))}")
         for number, message in enumerate(self.messages):
@@ -136,6 +135,10 @@ def json_object(text: str, what: str) -> dict[str, Any]:
         raise InvalidPrompt(f"{what} is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidPrompt(f"{what} must be a JSON object, not {text[:80]!r}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise InvalidPrompt(f"{what} has half a character: {error}") from error
     return value
 
 

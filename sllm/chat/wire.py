@@ -11,7 +11,6 @@ def conversation(chat: pb.ChatMessages) -> Conversation:
     return Conversation(
         messages=tuple(map(_message, chat.messages)),
         tools=tuple(Tool(one.name, one.description, one.parameters) for one in chat.tools),
-        template=chat.chat_template if chat.HasField("chat_template") else None,
         arguments=chat.template_arguments,
         add_generation_prompt=(
             chat.add_generation_prompt if chat.HasField("add_generation_prompt") else not continues

@@ -185,7 +185,6 @@ class AsyncClient(Operator):
         prompt_token_ids: Sequence[int] | None = None,
         messages: Sequence[ChatMessage] | None = None,
         tools: Sequence[Tool] | None = None,
-        chat_template: str | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
@@ -225,7 +224,6 @@ class AsyncClient(Operator):
             prompt_token_ids: ids in the model's vocabulary; or
             messages: a conversation, rendered with the model's chat template.
             tools: what the template tells the model of, beside messages. None: none.
-            chat_template: in place of the model's own, in Jinja. None: that.
             template_arguments: variables for it, such as {"enable_thinking": False}. None: none.
             add_generation_prompt: whether it writes what an answer begins with. None: yes, unless
                 the last message is gone on with.
@@ -286,7 +284,6 @@ class AsyncClient(Operator):
             messages,
             chat=Chat(
                 tools,
-                chat_template,
                 template_arguments,
                 add_generation_prompt,
                 continue_final_message,

@@ -43,10 +43,15 @@ def grammar_of(kind: str, texts: Sequence[str]) -> str:
         case "regex":
             return matcher.grammar_from_regex(texts[0])
         case "choice":
-            choices = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+            choices = " | ".join(map(_literal, texts))
             return matcher.grammar_from_lark(f"start: {choices}")
         case _:
             return matcher.grammar_from_lark(_lark(texts[0]))
+
+
+def _literal(text: str) -> str:
+    """A text as Lark writes it, which takes no control character as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _lark(grammar: str) -> str:
@@ -66,7 +71,9 @@ def problem(kind: str, texts: Sequence[str]) -> str:
         grammar = grammar_of(kind, texts)
     except RecursionError:
         return "it is nested too deeply"
-    except ValueError as error:
+    except MemoryError:
+        return "it takes more memory than a form may"
+    except Exception as error:  # whatever a library makes of what is no schema or grammar
         return str(error) or repr(error)
     refused, said = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)
     return "; ".join(said) if refused else ""
@@ -74,6 +81,8 @@ def problem(kind: str, texts: Sequence[str]) -> str:
 
 def _wrong_in_schema(schema: Any) -> str:
     """What the standard does not allow in a schema, and at which place."""
+    if type(schema) not in (dict, bool):
+        return "a schema is an object, true or false"
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
 
@@ -87,7 +96,7 @@ def _wrong_in_schema(schema: Any) -> str:
 def main() -> None:
     """Reads a form from standard input, and writes what is wrong with it, both as JSON."""
     os.nice(_NICENESS)
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     kind, texts = json.load(sys.stdin)

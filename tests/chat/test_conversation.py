@@ -6,7 +6,6 @@ import pytest
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.chat.conversation import (
-    MAX_TEMPLATE,
     MAX_TOOLS,
     RESERVED,
     ChatMessage,
@@ -28,7 +27,7 @@ TOOL = Tool("add", "Adds.", '{"type": "object"}')
         Conversation(HELLO),
         Conversation((ChatMessage("assistant", tool_calls=(CALL,)),), tools=(TOOL,) * MAX_TOOLS),
         Conversation((ChatMessage("user", parts=("a", "b")),), tools=(Tool("f", "", ""),)),
-        Conversation(HELLO, template="x" * MAX_TEMPLATE, arguments='{"enable_thinking": false}'),
+        Conversation(HELLO, arguments='{"enable_thinking": false}'),
         Conversation(HELLO, add_generation_prompt=False, continue_final_message=True),
     ],
 )
@@ -56,8 +55,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a tool without a name": ({"tools": (TOOL, Tool("", "", ""))}, r"tools\[1\].name is empty"),
     "a tool that takes no JSON": ({"tools": (Tool("f", "", "x"),)}, r"tools\[0\].parameters"),
     "too many tools": ({"tools": (TOOL,) * (MAX_TOOLS + 1)}, str(MAX_TOOLS)),
-    "an empty template": ({"template": ""}, "chat_template has 0 letters"),
-    "a long template": ({"template": "x" * (MAX_TEMPLATE + 1)}, str(MAX_TEMPLATE)),
+    "half a character": ({"arguments": '{"a": "\\ud800"}'}, "half a character"),
+    "nothing to go on with": (
+        {
+            "messages": (ChatMessage("assistant", tool_calls=(CALL,)),),
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+        },
+        "needs a last message of text",
+    ),
     "variables that are no JSON": ({"arguments": "{"}, "template_arguments is no JSON"),
     "deep variables": ({"arguments": '{"a":' * 100_000}, "template_arguments is no JSON"),
     "both ends": ({"continue_final_message": True}, "set one of them"),
@@ -88,13 +94,11 @@ def test_all_of_a_message_comes_out_of_the_protocol() -> None:
     chat = pb.ChatMessages(
         messages=[said],
         tools=[pb.Tool(name="add", description="d", parameters="{}")],
-        chat_template="t",
         template_arguments="{}",
     )
     assert conversation(chat) == Conversation(
         messages=(ChatMessage("r", "c", ("p", "q"), (ToolCall("1", "add", "{}"),), "2", "n"),),
         tools=(Tool("add", "d", "{}"),),
-        template="t",
         arguments="{}",
     )
 

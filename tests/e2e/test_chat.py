@@ -1,5 +1,6 @@
 """Conversations through the whole system: the model sees what its template makes of all of it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,18 @@ BAD: dict[str, dict[str, Any]] = {
     "a variable of ours": {"template_arguments": {"tokenize": True}},
     "a tool without a name": {"tools": [{"type": "function", "function": {"name": " "}}]},
     "two ends": {"add_generation_prompt": True, "continue_final_message": True},
-    "a template that fails": {"chat_template": "{{ nope("},
-    "a template without end": {"chat_template": "{% for _ in range(10**9) %}{% endfor %}"},
-    "no template": {"chat_template": ""},
+    "half a character": {"template_arguments": '{"greeting": "\\ud800"}'},
+    "nothing to go on with": {"messages": [], "continue_final_message": True},
 }
 
 
 @pytest.fixture(scope="module")
-def deployed(cluster: Cluster, models: Path, engine: str) -> Iterator[str]:
-    cluster.client.deploy("chat", f"file://{models / 'tiny-llama'}", engine=engine, keep_alive=60.0)
+def deployed(
+    cluster: Cluster, models: Path, engine: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    model = shutil.copytree(models / "tiny-llama", tmp_path_factory.mktemp("chat") / "model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    cluster.client.deploy("chat", f"file://{model}", engine=engine, keep_alive=60.0)
     yield "chat"
     cluster.client.delete("chat")
     cluster.wait_for_instances(0)
@@ -63,7 +67,7 @@ def test_the_model_sees_what_the_template_writes(
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     greedy: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
     expected = cluster.client.complete(deployed, prompt_token_ids=prompt, **greedy)
-    found = cluster.client.complete(deployed, chat_template=TEMPLATE, **options, **greedy)
+    found = cluster.client.complete(deployed, **options, **greedy)
     assert found.usage.prompt_tokens == len(prompt)
     assert found.token_ids == expected.token_ids
 
@@ -71,6 +75,6 @@ def test_the_model_sees_what_the_template_writes(
 @pytest.mark.parametrize("what", BAD)
 def test_what_cannot_be_rendered_is_refused(cluster: Cluster, deployed: str, what: str) -> None:
     with pytest.raises(errors.InvalidPrompt):
-        cluster.client.complete(deployed, messages=HI, **BAD[what])
+        cluster.client.complete(deployed, **{"messages": HI, **BAD[what]})
     good = cluster.client.complete(deployed, messages=HI, max_tokens=1)
     assert good.usage.completion_tokens == 1

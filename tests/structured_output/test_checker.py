@@ -1,12 +1,14 @@
 """Forms that can be had, those that cannot, and those that would be the end of whoever tried."""
 
+import asyncio
 import json
+import sys
 from typing import Any
 
 import pytest
 
-from sllm.errors import InvalidStructuredOutput
-from sllm.structured_output.checker import Checker
+from sllm.errors import InvalidStructuredOutput, NoCapacity, QueueFull
+from sllm.structured_output.checker import MAX_WAITING, Checker
 from sllm.structured_output.form import MAX_CHOICES, MAX_LETTERS, Form, Kind
 
 LONG = 30_000
@@ -23,14 +25,17 @@ GOOD = {
     "anything": schema(True),
     "any object": Form(Kind.JSON_OBJECT),
     "an expression": Form(Kind.REGEX, (r"[a-z]{2,5}( \p{L}+)?",)),
-    "choices": Form(Kind.CHOICE, ("yes", 'a "quote"', "\u00e9\n\\", "\U0001f600")),
+    "choices": Form(Kind.CHOICE, ("yes", "\x7f\x00", 'a "quote"', "\u00e9\n\\", "\U0001f600")),
     "lark": Form(Kind.GRAMMAR, ('start: "a" b*\nb: "b" | "c"',)),
     "gbnf": Form(Kind.GRAMMAR, ('root ::= "a" b*\nb ::= "b" | [c-e]',)),
 }
 
 BAD = {
     "no json": (Form(Kind.JSON_SCHEMA, ("{a",)), "line 1 column 2"),
-    "json that is no schema": (schema([1]), "schema"),
+    "json that is no schema": (schema([1]), "a schema is an object"),
+    "a number": (schema(5), "a schema is an object"),
+    "null": (schema(None), "a schema is an object"),
+    "a dialect that is none": (schema({"$schema": ["x"]}), "cannot be used"),
     "an unknown type": (schema({"properties": {"b": {"type": "tuple"}}}), r"\$.properties.b.type"),
     "a reference to nowhere": (schema({"$ref": "#/$defs/a"}), "defs/a"),
     "a reference elsewhere": (schema({"$ref": "http://169.254.169.254/a"}), "http"),
@@ -80,6 +85,33 @@ async def test_what_cannot_is_refused_with_the_place(checker: Checker, name: str
     for _ in range(2):  # the second time by heart
         with pytest.raises(InvalidStructuredOutput, match=said):
             await checker.check(form)
+
+
+async def test_whoever_leaves_does_not_end_what_was_begun(checker: Checker) -> None:
+    """And takes no more of the machine by coming again."""
+    asked = [
+        asyncio.create_task(checker.check(Form(Kind.REGEX, (f"a{{{n}}}",))))
+        for n in range(MAX_WAITING)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="try again later"):
+        await checker.check(Form(Kind.REGEX, ("b",)))
+    for one in asked:
+        one.cancel()
+    await asyncio.wait(asked)
+    await checker.check(Form(Kind.REGEX, ("b",)))
+    checker.close()
+
+
+async def test_what_comes_to_nothing_is_tried_again(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = Form(Kind.REGEX, ("abc",))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(NoCapacity):
+            await checker.check(form)
+    await checker.check(form)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

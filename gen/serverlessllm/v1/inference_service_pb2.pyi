@@ -105,8 +105,8 @@ class GenerateRequest(_message.Message):
     still under way anywhere, it is read on; otherwise it goes on from these tokens.
     """
     include_stop: _builtins.bool
-    """Whether the text ends with the stop string that was met, or with that of the stop token, and not
-    before it.
+    """Whether the text ends with the stop string that was met, or with the text of the stop token, and
+    not before it. A special token has a text only where these are not skipped.
     """
     skip_special_tokens: _builtins.bool
     """Whether special tokens are left out of the text. Unset: they are."""

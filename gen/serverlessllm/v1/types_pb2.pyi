@@ -190,8 +190,9 @@ Global___InstanceState: _TypeAlias = InstanceState  # noqa: Y015
 @_typing.final
 class StructuredOutput(_message.Message):
     """The form of a text. Tokens that would leave it are not generated, and the generation ends at the
-    latest when nothing more may follow. Whitespace between the parts of JSON is left to the model. Up to
-    65,536 letters altogether; what cannot be had is refused with INVALID_STRUCTURED_OUTPUT.
+    latest when nothing more may follow; the model's own end may come as soon as the form is complete,
+    with ignore_eos too. Whitespace between the parts of JSON is left to the model. Up to 65,536 letters
+    altogether; what cannot be had is refused with INVALID_STRUCTURED_OUTPUT.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -545,12 +546,9 @@ class ChatMessages(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
-    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
-    chat_template: _builtins.str
-    """A template in Jinja, in place of the model's own. At most 262,144 letters."""
     template_arguments: _builtins.str
     """A JSON object of variables for the template, such as {"enable_thinking": false}. Empty: none."""
     add_generation_prompt: _builtins.bool
@@ -558,7 +556,7 @@ class ChatMessages(_message.Message):
     gone on with.
     """
     continue_final_message: _builtins.bool
-    """Go on with the last message."""
+    """Go on with the last message, which has a text."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """In conversation order, at least one."""
@@ -572,23 +570,17 @@ class ChatMessages(_message.Message):
         *,
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         tools: _abc.Iterable[Global___Tool] | None = ...,
-        chat_template: _builtins.str | None = ...,
         template_arguments: _builtins.str = ...,
         add_generation_prompt: _builtins.bool | None = ...,
         continue_final_message: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template", b"_chat_template", "add_generation_prompt", b"add_generation_prompt", "chat_template", b"chat_template"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "add_generation_prompt", b"add_generation_prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_chat_template", b"_chat_template", "add_generation_prompt", b"add_generation_prompt", "chat_template", b"chat_template", "continue_final_message", b"continue_final_message", "messages", b"messages", "template_arguments", b"template_arguments", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "add_generation_prompt", b"add_generation_prompt", "continue_final_message", b"continue_final_message", "messages", b"messages", "template_arguments", b"template_arguments", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
-    _WhichOneofReturnType__chat_template: _TypeAlias = _typing.Literal["chat_template"]  # noqa: Y015
-    _WhichOneofArgType__chat_template: _TypeAlias = _typing.Literal["_chat_template", b"_chat_template"]  # noqa: Y015
-    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_generation_prompt) -> _WhichOneofReturnType__add_generation_prompt | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__chat_template) -> _WhichOneofReturnType__chat_template | None: ...
 
 Global___ChatMessages: _TypeAlias = ChatMessages  # noqa: Y015
 

@@ -16,7 +16,6 @@ class Chat:
     """How a conversation is rendered."""
 
     tools: Sequence[Tool] | None = None
-    template: str | None = None
     arguments: Mapping[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
@@ -31,7 +30,6 @@ def chat_messages(messages: Sequence[ChatMessage], chat: Chat) -> pb.ChatMessage
     return pb.ChatMessages(
         messages=map(_message, messages),
         tools=map(_tool, chat.tools or ()),
-        chat_template=chat.template,
         template_arguments=_json(chat.arguments or "", "template_arguments"),
         add_generation_prompt=chat.add_generation_prompt,
         continue_final_message=chat.continue_final_message,

@@ -88,10 +88,8 @@ class Router:
         Raises:
             errors.SllmError: Why the request is refused.
         """
-        if not request.HasField("structured_output"):
-            return
-        self._state.deployment(request.deployment)
-        if form := generations.generation_ask(request).form:
+        if form := generations.form(request):
+            generations.check_size(request, self._state.deployment(request.deployment))
             await self._forms.check(form)
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
@@ -140,6 +138,7 @@ class Router:
 
     async def stop(self) -> None:
         """Leaves the nodes with what they do."""
+        self._forms.close()
         await self._relay.close()
 
     def drop(self, ticket: Ticket) -> None:

@@ -18,8 +18,8 @@ from sllm.control.types.receipts import Phase, PhaseKind, Receipt
 from sllm.control.types.status import Loading
 from sllm.control.wire import common
 from sllm.sampling import MAX_SEED, Sampling
+from sllm.structured_output import wire as structured_output
 from sllm.structured_output.form import Form
-from sllm.structured_output.wire import form
 
 # Relayed or forwarded as they are: a message of the hot path is never translated.
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
@@ -42,7 +42,7 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
     return GenerationAsk(
         prompt=_prompt(request),
         sampling=_sampling(request.sampling),
-        form=_form(request),
+        form=form(request),
         conversation=_conversation(request),
         stop=tuple(request.stop),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
@@ -60,7 +60,8 @@ def check_size(request: GenerateRequest, deployment: Deployment) -> None:
         errors.ContextExceeded: With the numbers.
     """
     context = deployment.context_tokens
-    prompt_size.check_size(request.ByteSize(), context)
+    size = request.ByteSize() - request.structured_output.ByteSize()
+    prompt_size.check_size(size, context)
     prompt_size.check_tokens(len(request.token_ids.ids), context)
 
 
@@ -76,10 +77,15 @@ def _sampling(params: pb.SamplingParams) -> Sampling:
     return Sampling.of({field.name: value for field, value in params.ListFields()})
 
 
-def _form(request: GenerateRequest) -> Form | None:
+def form(request: GenerateRequest) -> Form | None:
+    """That the text is to have. None: any will do.
+
+    Raises:
+        errors.InvalidStructuredOutput: It is none.
+    """
     if not request.HasField("structured_output"):
         return None
-    return form(request.structured_output)
+    return structured_output.form(request.structured_output)
 
 
 def _conversation(request: GenerateRequest) -> Conversation | None:

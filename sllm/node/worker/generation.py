@@ -153,12 +153,19 @@ class Generation:
         self._stop: str | None = None
         self._min_tokens = request.sampling.min_tokens
         for count, token_id in enumerate(request.generated, 1):
-            self._stop = self._text.push(token_id, may_stop=count >= self._min_tokens).stop
+            ends = token_id in request.stop_token_ids and not request.include_stop
+            push = self._text.push_end if ends else self._text.push
+            self._stop = push(token_id, may_stop=count >= self._min_tokens).stop
 
     @property
     def begun(self) -> bool:
         """Whether it has put out a token here."""
         return self._first_token_seconds is not None
+
+    @property
+    def problem_of_form(self) -> str:
+        """Why its text cannot be gone on with in its form; empty if it can."""
+        return "" if self._grammar is None else self._grammar.problem
 
     def ended(self, finish: FinishReason | None) -> Completed | None:
         """The end of a generation whose last token was given out before; None if it goes on.

@@ -14,6 +14,7 @@ from sllm.chat.conversation import Conversation
 from sllm.errors import (
     Internal,
     InvalidArgument,
+    InvalidStructuredOutput,
     RequestIdInUse,
     SllmError,
     UnsupportedModel,
@@ -132,8 +133,11 @@ class Generations:
         """Cancels all requests; takes no more."""
         self.cancel_all()
         self._lanes.close()
-        self._grammars.close()
         self._rendering.shutdown(wait=False, cancel_futures=True)
+
+    def release(self) -> None:
+        """Gives up what the engine's steps need; it has ended, after `close`."""
+        self._grammars.close()
 
     async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
         ended: Completed | None = None
@@ -256,6 +260,8 @@ class Generations:
         if under_way is None:
             return None
         self._forget(under_way)
+        if under_way.generation and (problem := under_way.generation.problem_of_form):
+            return Output(under_way.request_id, Failed(InvalidStructuredOutput(problem)))
         error = UnsupportedModel(
             "the model gives no numbers for the next token (NaN or infinite logits): its weights "
             "are damaged, or too large for the dtype in which they are served; or what the request "

@@ -252,6 +252,7 @@ class ModelHost:
             self._running.outbox.close()
             if not self.failed.done():
                 await asyncio.to_thread(self._running.engine.stop)
+            self._running.generations.release()  # what a last step has needed
 
     @property
     def _attached(self) -> _Running:

@@ -93,6 +93,17 @@ def test_the_token_that_ends_it_is_part_of_the_text_only_where_it_is_wanted(
     assert events[-1].usage.completion_tokens == len(tokens)
 
 
+@names
+def test_a_stop_token_is_no_stop_string_where_it_is_told_again(name: str) -> None:
+    tokens = tuple(TOKENIZERS[name].encode("so END").ids)
+    ends = frozenset(tokens[-1:])
+    word = VOCABULARIES[name].decode(tokens[-1:])
+    asked = replace(request(stop=(word,), generated=tokens), stop_token_ids=ends)
+    ended = Generation(asked, PROMPT_TOKENS, VOCABULARIES[name], 0.0).ended(FinishReason.STOP)
+    assert ended
+    assert ended.stop is None
+
+
 def _text(event: Tokens | Completed) -> str:
     return event.tokens.text if isinstance(event, Completed) else event.text
 

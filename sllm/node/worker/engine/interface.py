@@ -27,6 +27,11 @@ class TokenGrammar(Protocol):
         """Tokens of the whole generation after which nothing may follow. None: not so far."""
         ...
 
+    @property
+    def problem(self) -> str:
+        """Why nothing may come any more though the text has not ended; empty otherwise."""
+        ...
+
     def allowed(self) -> torch.Tensor | None:
         """Which tokens may come next: bool [vocabulary], on the CPU. None: the text has ended."""
         ...

@@ -8,17 +8,22 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from transformers import PreTrainedTokenizerFast
 
-from sllm.errors import InvalidArgument, InvalidStructuredOutput
+from sllm.errors import InvalidArgument, InvalidStructuredOutput, UnsupportedModel
 from sllm.structured_output.form import Form
 from sllm.structured_output.grammar import grammar_of
+
+_LETTERS_SHOWN: Final = 500
+_LIMITS: Final = LLParserLimits(max_lexer_states=20_000, step_lexer_fuel=50_000)
+"""A tenth to a quarter of llguidance's own: what one text may take of memory, and of each step."""
 
 
 class Grammars:
@@ -37,6 +42,7 @@ class Grammars:
         self._hf_tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._stop_token_ids = sorted(stop_token_ids)
+        self._never: list[int] = []
         # What begins takes long, and holds up nobody who is under way.
         self._beginning = ThreadPoolExecutor(1, "grammar-begin")
         self._thread = ThreadPoolExecutor(1, "grammar")
@@ -62,19 +68,39 @@ class Grammars:
 
     def _begin(self, form: Form, generated: Sequence[int]) -> "Grammar":
         tokenizer = self._tokenizer
-        matcher = LLMatcher(tokenizer, grammar_of(form.kind, form.texts), log_level=0)
-        if matcher.is_error():
-            raise InvalidStructuredOutput(f"{form.kind} cannot be used: {matcher.get_error()}")
+        try:
+            grammar = grammar_of(form.kind, form.texts)
+        except (ValueError, RecursionError) as error:
+            raise InvalidStructuredOutput(f"{form.kind} cannot be used: {error}") from error
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+        if problem := _problem(matcher):
+            raise InvalidStructuredOutput(f"{form.kind} cannot be used: {problem}")
         if not matcher.consume_tokens(list(generated)):
             raise InvalidArgument(f"the tokens so far are none of a text of this {form.kind}")
         return Grammar(
-            matcher, self._vocabulary, tokenizer.vocab_size, self._thread, taken=len(generated)
+            matcher,
+            self._vocabulary,
+            tokenizer.vocab_size,
+            self._thread,
+            never=self._never,
+            taken=len(generated),
         )
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        size = max(self._vocabulary, len(self._hf_tokenizer))
-        return from_tokenizer(self._hf_tokenizer, n_vocab=size, eos_token=self._stop_token_ids)
+        known = len(self._hf_tokenizer)
+        ends = [token for token in self._stop_token_ids if 0 <= token < known]
+        if not ends:
+            # There must be one. For a model that never ends a text by itself it is never allowed.
+            ends = self._never = [min(self._hf_tokenizer.all_special_ids, default=0)]
+        try:
+            return from_tokenizer(
+                self._hf_tokenizer, n_vocab=max(self._vocabulary, known), eos_token=ends
+            )
+        except ValueError as error:
+            raise UnsupportedModel(
+                f"structured_output does not work with this model's tokenizer: {error}"
+            ) from error
 
 
 class Grammar:
@@ -87,6 +113,7 @@ class Grammar:
         tokens: int,
         thread: ThreadPoolExecutor,
         *,
+        never: Sequence[int],
         taken: int,
     ) -> None:
         """Goes on where the matcher is.
@@ -96,13 +123,16 @@ class Grammar:
             vocabulary: columns of the logits.
             tokens: that the matcher knows, no fewer.
             thread: where the next tokens are found out.
+            never: tokens that may not come whatever the matcher says.
             taken: tokens that the matcher has taken.
         """
         self.ends_after: int | None = None
+        self.problem = ""
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._words = allocate_token_bitmask(1, tokens)
         self._thread = thread
+        self._never = list(never)
         self._taken = taken
         self._allowed: Future[torch.Tensor] | None = None
         self._look_ahead()
@@ -128,8 +158,17 @@ class Grammar:
 
     def _find_allowed(self) -> torch.Tensor:
         """None at all where the matcher has given up, as in a form that has become too large."""
-        if self._matcher.is_error():
+        self.problem = _problem(self._matcher)
+        if self.problem:
             return torch.zeros(self._vocabulary, dtype=torch.bool)
         fill_next_token_bitmask(self._matcher, self._words)
         bits = np.unpackbits(self._words.view(np.uint8)[0], bitorder="little")
+        self.problem = _problem(self._matcher)  # where finding out was too much
+        bits[self._never] = 0
         return torch.from_numpy(bits[: self._vocabulary].view(np.bool_))
+
+
+def _problem(matcher: LLMatcher) -> str:
+    """What has brought a matcher to its end, without what it says for its developers."""
+    error: str = matcher.get_error()
+    return error[:_LETTERS_SHOWN]

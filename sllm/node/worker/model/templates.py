@@ -35,22 +35,23 @@ def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
             too much of them.
         NoChatTemplate: The model has none.
     """
-    if not (tokenizer.chat_template or conversation.template):
-        raise NoChatTemplate(
-            "this model has no chat template; send one, or text or token ids instead"
-        )
+    if not tokenizer.chat_template:
+        raise NoChatTemplate("this model has no chat template; send text or token ids instead")
     conversation.validate()
     wants_parts = _has_parts(conversation) and _wants_parts(conversation, tokenizer)
     text = _apply(conversation, tokenizer, [_seen(m, wants_parts) for m in conversation.messages])
     if len(text) > ADDED_LETTERS + conversation.letters:
         raise InvalidPrompt(f"the chat template makes {len(text)} letters of these messages")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidPrompt(f"the chat template makes half a character: {error}") from error
     return RenderedPrompt(text)
 
 
 def _apply(conversation: Conversation, tokenizer: Any, messages: list[dict[str, Any]]) -> str:
     options = {
         "tools": [_seen_tool(tool) for tool in conversation.tools] or None,
-        "chat_template": conversation.template,
         "add_generation_prompt": conversation.add_generation_prompt,
         "continue_final_message": conversation.continue_final_message,
         **conversation.variables(),
@@ -78,7 +79,7 @@ def _wants_parts(conversation: Conversation, tokenizer: Any) -> bool:
 
 def _seen(message: ChatMessage, wants_parts: bool) -> dict[str, Any]:
     """A message as templates know it; what is not there has no name."""
-    content: Any = message.content
+    content: Any = message.content or (None if message.tool_calls else "")
     if message.parts:
         as_list = [{"type": "text", "text": part} for part in message.parts]
         content = as_list if wants_parts else "\n".join(message.parts)

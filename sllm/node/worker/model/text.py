@@ -193,8 +193,9 @@ class TextStream:
             skip_special_tokens: whether special tokens are no part of it.
         """
         self._detokenizer = Detokenizer(vocabulary, skip_special_tokens=skip_special_tokens)
+        self._special = vocabulary.special_tokens
         self._unseen = vocabulary.special_tokens if skip_special_tokens else {}
-        special = tuple(self._unseen.values()) if stop else ()
+        special = tuple(self._special.values()) if stop else ()
         self._stops = StopStrings(stop, special, include=include_stop)
 
     def push(self, token_id: int, *, may_stop: bool = True) -> TextDelta:
@@ -213,7 +214,7 @@ class TextStream:
         """Takes a token that ends the text and is no part of it; `may_stop` as in `push`."""
         if not may_stop:
             return TextDelta("", None)
-        return TextDelta(*self._stops.push("", self._unseen.get(token_id, "")))
+        return TextDelta(*self._stops.push("", self._special.get(token_id, "")))
 
     def finish(self, *, may_stop: bool = True) -> TextDelta:
         """What was held back, now that no more tokens come; `may_stop` as in `push`."""

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from llguidance import LLParserLimits
 from transformers import AutoTokenizer
 
 from sllm.errors import InvalidArgument
+from sllm.node.worker.model import grammars as model_grammars
 from sllm.node.worker.model.grammars import Grammar, Grammars
 from sllm.structured_output.form import Form, Kind
 
@@ -47,7 +49,10 @@ async def grammars(models: Path) -> AsyncIterator[Grammars]:
 
 def may(grammar: Grammar) -> list[int]:
     allowed = grammar.allowed()
-    return [] if allowed is None else allowed.nonzero().flatten().tolist()
+    if allowed is None:
+        return []
+    assert allowed.shape == (VOCABULARY,)
+    return allowed.nonzero().flatten().tolist()
 
 
 async def written(grammars: Grammars, form: Form, seed: int) -> list[int]:
@@ -112,3 +117,32 @@ async def test_tokens_without_the_form_are_refused(grammars: Grammars) -> None:
     tokens = grammars._hf_tokenizer.encode("something else", add_special_tokens=False)
     with pytest.raises(InvalidArgument, match="none of a text of this regex"):
         await grammars.begin(FORMS["expression"], tokens)
+
+
+async def test_a_model_without_an_end_of_text_has_forms_as_well(models: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "tiny-llama")
+    for ends in ([], [VOCABULARY + 7], [-1]):
+        grammars = Grammars(tokenizer, VOCABULARY, ends)
+        tokens = await written(grammars, FORMS["expression"], 3)
+        assert has_form("expression", tokenizer.decode(tokens))
+        grammars.close()
+
+
+async def test_a_form_that_becomes_too_much_says_so(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_grammars, "_LIMITS", LLParserLimits(max_lexer_states=5))
+    grammar = await grammars.begin(Form(Kind.REGEX, ("[a-f]{3,40}",)), ())
+    for _ in range(30):
+        if not may(grammar):
+            break
+        grammar.take(may(grammar)[0])
+    assert may(grammar) == []
+    assert grammar.ends_after is None
+    assert "lexer" in grammar.problem
+
+
+async def test_every_choice_can_be_written(grammars: Grammars) -> None:
+    for text in ("\x7f", "\x00", 'a "quote"', "\u00e9\n\\", "\U0001f600", "\u2028"):
+        tokens = await written(grammars, Form(Kind.CHOICE, (text,)), 0)
+        assert grammars._hf_tokenizer.decode(tokens, skip_special_tokens=True) == text
