@@ -4,7 +4,8 @@
 
 A node has room for the KV cache of one instance. Each request is for the model that is not there,
 so the other's instance leaves and this one's starts. Once with a pool that holds both, and once
-with one that holds little more than one, so that the other comes from SSD.
+with one that holds little more than one, so that the other comes from SSD. Requests wait for the
+end of turns before they are sent: where models take them without a pause, that is part of a switch.
 """
 
 import tempfile
@@ -29,10 +30,12 @@ SHAPE = "qwen2-0.5b"
 VOCABULARY = 1024
 PATIENCE = 600.0
 """Seconds in which weights are made ready, and that an instance stays without requests."""
-POOLS = {"DRAM": 5 * GIB, "SSD": 1100 * MIB}
+POOLS = {"DRAM": 5 * GIB, "SSD": 1600 * MIB}
 """Of the node, by where the model that is switched to comes from."""
 KV_BYTES = 300 * MIB
 """An instance asks for 192 MiB."""
+TURN_SECONDS = 2.0
+"""For which an instance that has come back keeps its room, at most: as long as its start took."""
 EDGE = 10
 """Switches at either end between which memory is compared."""
 
@@ -57,7 +60,8 @@ class Switching:
             one.first_token(PROMPT_TOKENS)
 
     def switch(self, number: int) -> None:
-        """Asks the model that is not there."""
+        """Asks the model that is not there, once the other's turn is over."""
+        time.sleep(TURN_SECONDS)
         turn = self.turns[number % 2]
         self.seconds.append(turn.first_token(PROMPT_TOKENS))
         names = {one.deployment for one in self.cluster.client.instances()}
