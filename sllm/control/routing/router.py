@@ -23,6 +23,7 @@ _LOOK_SECONDS: Final = 0.05
 """Between two looks for a generation whose caller reads on."""
 _LEAVING_SECONDS: Final = 0.3
 _LEAVING_LOOK_SECONDS: Final = 0.005
+_GOING_DOWN: Final = "the control plane is going down; try again"
 
 
 class Router:
@@ -88,6 +89,8 @@ class Router:
         Raises:
             errors.SllmError: Why the request is refused.
         """
+        if self._closing:
+            raise errors.ShuttingDown(_GOING_DOWN)
         if form := generations.form(request):
             generations.check_size(request, self._state.deployment(request.deployment))
             await self._forms.check(form)
@@ -134,7 +137,7 @@ class Router:
         """Ends all streams, and takes no new requests."""
         self._closing = True
         for ticket in list(self._state.tickets.values()):
-            ticket.fail(errors.ShuttingDown("the control plane is going down; try again"))
+            ticket.fail(errors.ShuttingDown(_GOING_DOWN))
 
     async def stop(self) -> None:
         """Leaves the nodes with what they do."""
@@ -161,7 +164,7 @@ class Router:
 
     def _check(self, request: generations.GenerateRequest, remaining: float | None) -> None:
         if self._closing:
-            raise errors.ShuttingDown("the control plane is going down; try again")
+            raise errors.ShuttingDown(_GOING_DOWN)
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
         deployment = self._state.deployment(request.deployment)
