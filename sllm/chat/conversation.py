@@ -7,6 +7,8 @@ from typing import Any, Final
 from sllm.errors import InvalidPrompt
 
 MAX_TOOLS: Final = 256
+MAX_JSON: Final = 262_144
+"""Letters of all JSON in a conversation: what takes milliseconds to look at."""
 RESERVED: Final = frozenset(
     {
         "add_generation_prompt",
@@ -88,9 +90,12 @@ class Conversation:
     def letters(self) -> int:
         """Of all that was sent."""
         said = (len(one.content) + sum(map(len, one.parts)) for one in self.messages)
+        return sum(said) + sum(len(one.description) for one in self.tools) + self._json_letters
+
+    @property
+    def _json_letters(self) -> int:
         called = (len(call.arguments) for one in self.messages for call in one.tool_calls)
-        described = (len(one.description) + len(one.parameters) for one in self.tools)
-        return sum(said) + sum(called) + sum(described) + len(self.arguments)
+        return sum(called) + sum(len(one.parameters) for one in self.tools) + len(self.arguments)
 
     def validate(self) -> None:
         """Checks all that does not depend on the model.
@@ -100,6 +105,11 @@ class Conversation:
         """
         if len(self.tools) > MAX_TOOLS:
             raise InvalidPrompt(f"there are {len(self.tools)} tools, and may be {MAX_TOOLS}")
+        if self._json_letters > MAX_JSON:
+            raise InvalidPrompt(
+                f"tools, their calls and template_arguments have {self._json_letters} letters of "
+                f"JSON, and may have {MAX_JSON}"
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidPrompt(
                 "continue_final_message goes on with the last message, and add_generation_prompt "

@@ -8,11 +8,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import structlog
 from async_lru import alru_cache
 
 from sllm.errors import InvalidStructuredOutput, NoCapacity, QueueFull
 from sllm.structured_output import grammar
 from sllm.structured_output.form import Form, Kind
+
+log = structlog.get_logger()
 
 _KEPT: Final = 128
 """Verdicts."""
@@ -26,7 +29,8 @@ _TOO_MUCH: Final = "it takes more time or memory than a form may; make it smalle
 _OWN_FAULT: Final = frozenset(
     -one for one in (signal.SIGXCPU, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 )
-"""How a process ends that its form has brought to its end."""
+"""How a process ends that its form has brought to its end. So does one that says nothing, over
+which the library has panicked, or Python run out of memory."""
 
 
 class Checker:
@@ -49,7 +53,7 @@ class Checker:
         form.validate()
         if form.kind in (Kind.CHOICE, Kind.JSON_OBJECT):
             return
-        if self._waiting >= MAX_WAITING:
+        if self._waiting >= MAX_WAITING and not self._problem.cache_contains(form):
             raise QueueFull(
                 f"{self._waiting} forms wait to be looked at; try again later",
                 retry_after=_RETRY_SECONDS,
@@ -82,12 +86,12 @@ def _problem(form: Form) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCapacity(f"no process could look at {form.kind}: {error}") from error
-    if found.returncode in _OWN_FAULT:
+    if found.returncode in _OWN_FAULT or not (found.returncode or found.stdout):
         return _TOO_MUCH
-    if found.returncode or not found.stdout:
-        raise NoCapacity(
-            f"the process that looked at {form.kind} has ended with {found.returncode}: "
-            f"{found.stderr[-_LETTERS_SHOWN:]}"
+    if found.returncode:
+        log.error(
+            "form.not_looked_at", status=found.returncode, said=found.stderr[-_LETTERS_SHOWN:]
         )
+        raise NoCapacity(f"the process that looked at {form.kind} has ended: try again")
     problem: str = json.loads(found.stdout)
     return problem[:_LETTERS_SHOWN]

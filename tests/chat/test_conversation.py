@@ -6,6 +6,7 @@ import pytest
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.chat.conversation import (
+    MAX_JSON,
     MAX_TOOLS,
     RESERVED,
     ChatMessage,
@@ -51,6 +52,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "arguments that are no object": (
         {"messages": (ChatMessage("assistant", tool_calls=(ToolCall("", "f", "[1]"),)),)},
         r"arguments must be a JSON object",
+    ),
+    "too much JSON": (
+        {"tools": (Tool("f", "", "{" + " " * (MAX_JSON - 1) + "}"),)},
+        f"{MAX_JSON + 1} letters of JSON",
     ),
     "a tool without a name": ({"tools": (TOOL, Tool("", "", ""))}, r"tools\[1\].name is empty"),
     "a tool that takes no JSON": ({"tools": (Tool("f", "", "x"),)}, r"tools\[0\].parameters"),
@@ -101,6 +106,12 @@ def test_all_of_a_message_comes_out_of_the_protocol() -> None:
         tools=(Tool("add", "d", "{}"),),
         arguments="{}",
     )
+
+
+def test_a_part_that_is_no_text_is_refused() -> None:
+    said = pb.ChatMessage(role="user", parts=[pb.ContentPart(text="a"), pb.ContentPart()])
+    with pytest.raises(InvalidPrompt, match="no text"):
+        conversation(pb.ChatMessages(messages=[said]))
 
 
 def test_a_conversation_is_answered_unless_it_is_gone_on_with() -> None:

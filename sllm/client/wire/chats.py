@@ -1,6 +1,5 @@
 """Conversations, from what callers say to the protocol's messages."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
 from sllm.client.types.events import ChatMessage, ContentPart, Tool, ToolCall
+from sllm.client.wire.forms import json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,4 @@ def _tool(tool: Tool) -> pb.Tool:
 
 
 def _json(value: Mapping[str, Any] | str, what: str) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise errors.InvalidPrompt(f"{what} is no JSON: {error}") from error
+    return json_text(value, what, errors.InvalidPrompt)

@@ -1,6 +1,5 @@
 """From what callers say to the protocol's requests."""
 
-import json
 import os
 import secrets
 import uuid
@@ -16,7 +15,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
 from sllm.client.types.events import ChatMessage, StructuredOutput
-from sllm.client.wire import chats
+from sllm.client.wire import chats, forms
 from sllm.client.wire.chats import Chat
 from sllm.sampling import MAX_SEED
 
@@ -115,7 +114,7 @@ def generate(
             request.linger.CopyFrom(duration(linger))
         _set_prompt(request, prompt, prompt_token_ids, messages, chat)
         if structured_output is not None:
-            request.structured_output.CopyFrom(_structured_output(structured_output))
+            request.structured_output.CopyFrom(forms.structured_output(structured_output))
         _settle_seed(request.sampling)
     return request
 
@@ -181,32 +180,6 @@ def _set_prompt(
         request.token_ids.CopyFrom(pb.TokenIds(ids=prompt_token_ids))
     else:
         request.messages.CopyFrom(chats.chat_messages(messages or (), chat))
-
-
-def _structured_output(form: StructuredOutput) -> pb.StructuredOutput:
-    if len(form) != 1:
-        raise errors.InvalidStructuredOutput(
-            f"give one form of structured_output, not {', '.join(form) or 'none'}"
-        )
-    ((kind, value),) = form.items()
-    match kind:
-        case "json_schema":
-            return pb.StructuredOutput(json_schema=_schema(value))
-        case "choice":
-            texts = [value] if isinstance(value, str) else value
-            return pb.StructuredOutput(choice=pb.Choice(texts=texts))  # type: ignore[arg-type]  # of texts
-        case "json_object" | "regex" | "grammar":
-            return pb.StructuredOutput(**{kind: value})  # type: ignore[arg-type]  # by name
-    raise errors.InvalidStructuredOutput(f"structured_output has no form {kind!r:.80}")
-
-
-def _schema(schema: object) -> str:
-    if isinstance(schema, str):
-        return schema
-    try:
-        return json.dumps(schema)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise errors.InvalidStructuredOutput(f"json_schema is no JSON: {error}") from error
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

@@ -27,7 +27,7 @@ _LIMITS: Final = LLParserLimits(max_lexer_states=20_000, step_lexer_fuel=50_000)
 
 
 class Grammars:
-    """Forms over a model's vocabulary. Its first use takes up to a second with a large one."""
+    """Forms over a model's vocabulary. Its first use takes a second or two with a large one."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, stop_token_ids: Iterable[int]
