@@ -70,7 +70,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "needs a last message of text",
     ),
     "variables that are no JSON": ({"arguments": "{"}, "template_arguments is no JSON"),
-    "deep variables": ({"arguments": '{"a":' * 100_000}, "template_arguments is no JSON"),
+    "deep variables": ({"arguments": '{"a":' * 50_000}, "template_arguments is no JSON"),
     "both ends": ({"continue_final_message": True}, "set one of them"),
     **{
         f"{name} as a variable": ({"arguments": f'{{"{name}": 1}}'}, f"cannot set {name}")
