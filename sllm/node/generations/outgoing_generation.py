@@ -17,6 +17,8 @@ from sllm.node.generations.migration_stream import MigrationStream
 
 SMALL_GAP: Final = 4
 """Tokens that are not worth another round."""
+LAST_ROUNDS: Final = 4
+"""That one generation takes by itself before it is cut over, at most."""
 BEGIN_SECONDS: Final = 60.0
 """Time that a request has to be taken by the engine."""
 ROUND_SECONDS: Final = 120.0
@@ -123,13 +125,18 @@ class OutgoingGeneration:
         self._tell(node_pb.StartMigrationResponse(request_id=one.request_id, progress=progress))
 
     async def catch_up(self) -> None:
-        """A round, if the gap is worth it.
+        """Rounds, while the gap is worth one and shrinks: what it is now, the pause computes.
 
         Raises:
             errors.SllmError: As a round does.
         """
-        if self.gap > SMALL_GAP:
+        for _ in range(LAST_ROUNDS):
+            before = self.gap
+            if before <= SMALL_GAP:
+                break
             await self.round()
+            if self.gap >= before:
+                break
 
     async def cut_over(self) -> None:
         """Stops it here, right after a token; it goes on there, or, if that fails, here again.

@@ -121,6 +121,11 @@ def accept(stream: OutputStream) -> None:
     stream.put(worker_pb.RequestOutput(accepted=accepted))
 
 
+def put_tokens(stream: OutputStream, count: int) -> None:
+    tokens = pb.Tokens(token_ids=[7] * count)
+    stream.put(worker_pb.RequestOutput(tokens=tokens))
+
+
 def complete(stream: OutputStream, *token_ids: int) -> None:
     tokens = pb.Tokens(token_ids=token_ids)
     completed = worker_pb.Completed(tokens=tokens, reason=types_pb.FINISH_REASON_LENGTH)

@@ -237,6 +237,19 @@ def test_what_gives_way_takes_a_small_part_of_the_steps_of_others(harness: Harne
     wait_until(lambda: harness.engine.counters.running_requests == 0)
 
 
+def test_what_gives_way_takes_no_step_for_what_is_in_the_cache(harness: Harness) -> None:
+    prompt = (71,) * 480
+    harness.generate([request(prompt, max_tokens=1)])
+    running = request(max_tokens=1500)
+    harness.engine.submit(running)
+    wait_until(lambda: harness.steps.get(timeout=TIMEOUT).tokens)  # it generates
+    before = harness.engine.counters.steps
+    harness.generate([request((*prompt, 72, 73), max_tokens=1, gives_way=True)])
+    assert harness.engine.counters.steps - before < 480 // 32
+    harness.engine.cancel(running.request_id)
+    wait_until(lambda: harness.engine.counters.running_requests == 0)
+
+
 def test_what_gives_way_ends_with_its_first_token_and_leaves_its_cache(
     models: Path, kind: str
 ) -> None:

@@ -20,7 +20,7 @@ class Running(Chosen):
     """None: it has not been scheduled."""
     computed: int = 0
     """Of one that gives way: tokens of the prompt, from its beginning, up to the end of the part
-    that the core has or has had last."""
+    that the core has or has had last; before the first, those that were in the cache."""
 
     @property
     def is_part(self) -> bool:

@@ -143,11 +143,18 @@ class VllmEngine:
     def _submit(self, running: Running) -> None:
         if not self._batch.wants(running):
             return
-        if running.request.gives_way:
+        request = running.request
+        if request.gives_way:
+            running.computed = self._cached(request.prompt)
             self._ahead.add(running)
         else:
-            request = running.request
             self._enter(running, request.prompt, request.max_tokens, request.stop_token_ids)
+
+    def _cached(self, prompt: Sequence[int]) -> int:
+        """Tokens at the beginning of a prompt that need not be computed."""
+        request, _ = self._core.preprocess_add_request(_core_request("", prompt, max_tokens=1))
+        _, tokens, *_ = self._core.scheduler.kv_cache_manager.get_computed_blocks(request)
+        return int(tokens)
 
     def _let_go(self, running: Running, *, cancelled: bool) -> None:
         self._cancelled += cancelled
@@ -164,25 +171,7 @@ class VllmEngine:
         stop_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         key = self._batch.enter(running)
-        params = SamplingParams(
-            temperature=0.0,  # the sampler chooses
-            max_tokens=max_tokens,
-            stop_token_ids=list(stop_token_ids),
-            ignore_eos=True,  # each request brings its own
-            detokenize=False,
-            extra_args={KEY: key},
-        )
-        request = EngineCoreRequest(
-            request_id=key,
-            prompt_token_ids=list(prompt),
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=time.time(),
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
+        request = _core_request(key, prompt, max_tokens, stop_token_ids)
         self._core.add_request(*self._core.preprocess_add_request(request))
 
     def _step(self) -> None:
@@ -238,6 +227,33 @@ class VllmEngine:
             cancelled_requests=self._cancelled,
         )
         self._on_step(Step(tokens, self.counters, broken))
+
+
+def _core_request(
+    key: str,
+    prompt: Sequence[int],
+    max_tokens: int,
+    stop_token_ids: frozenset[int] = frozenset(),
+) -> EngineCoreRequest:
+    params = SamplingParams(
+        temperature=0.0,  # the sampler chooses
+        max_tokens=max_tokens,
+        stop_token_ids=list(stop_token_ids),
+        ignore_eos=True,  # each request brings its own
+        detokenize=False,
+        extra_args={KEY: key},
+    )
+    return EngineCoreRequest(
+        request_id=key,
+        prompt_token_ids=list(prompt),
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
 
 
 def _allow_tiles() -> None:
