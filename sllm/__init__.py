@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from sllm.client.types.migrations import Migration, RequestMigration
+    from sllm.client.types.models import ModelDetails, RequestLimits, SpecialToken, TokenCount
     from sllm.client.types.nodes import CheckpointCopy, Device, Link, Node, NodeMemory, TierUsage
     from sllm.client.types.operations import (
         Cluster,
@@ -68,7 +69,7 @@ _WHEN_USED = {
 }
 _TYPES = tuple(
     f"sllm.client.types.{name}"
-    for name in ("deployments", "enums", "events", "migrations", "nodes", "operations")
+    for name in ("deployments", "enums", "events", "migrations", "models", "nodes", "operations")
 )
 """What all other names are of."""
 
@@ -101,6 +102,7 @@ __all__ = [
     "MigrationOutcome",
     "MigrationReason",
     "Model",
+    "ModelDetails",
     "Node",
     "NodeMemory",
     "Phase",
@@ -113,14 +115,17 @@ __all__ = [
     "Progress",
     "Queued",
     "Receipt",
+    "RequestLimits",
     "RequestMigration",
     "Result",
+    "SpecialToken",
     "StartEstimate",
     "Started",
     "Stream",
     "StructuredOutput",
     "Tier",
     "TierUsage",
+    "TokenCount",
     "TokenLogprob",
     "Tokens",
     "Tool",

@@ -11,6 +11,7 @@ from serverlessllm.v1 import (
     fleet_service_pb2,
     inference_service_pb2,
     migration_service_pb2,
+    model_service_pb2,
     node_service_pb2,
     worker_service_pb2,
 )
@@ -20,9 +21,12 @@ from sllm.control.api.cluster_service import ClusterServicer
 from sllm.control.api.deployment_service import DeploymentServicer
 from sllm.control.api.fleet_service import FleetServicer
 from sllm.control.api.inference_service import InferenceServicer
+from sllm.control.api.model_service import ModelServicer
 from sllm.node.api.inference_service import InferenceServicer as NodeInferenceServicer
 from sllm.node.api.migration_service import MigrationServicer
+from sllm.node.api.model_service import ModelServicer as NodeModelServicer
 from sllm.node.api.node_service import NodeServicer
+from sllm.node.worker import model_service as worker_models
 from sllm.node.worker import service as worker
 
 PACKAGE = Path(sllm.__file__).parent
@@ -37,6 +41,11 @@ SERVICERS: list[tuple[Any, str, list[type]]] = [
         [InferenceServicer, NodeInferenceServicer],
     ),
     (migration_service_pb2, "MigrationService", [MigrationServicer]),
+    (
+        model_service_pb2,
+        "ModelService",
+        [ModelServicer, NodeModelServicer, worker_models.ModelServicer],
+    ),
     (node_service_pb2, "NodeService", [NodeServicer]),
     (worker_service_pb2, "WorkerService", [worker.WorkerServicer]),
 ]
@@ -54,6 +63,7 @@ CALLERS: list[tuple[Any, str, str]] = [
     (deployment_service_pb2, "DeploymentService", "client"),
     (fleet_service_pb2, "FleetService", "node"),
     (inference_service_pb2, "InferenceService", "client"),
+    (model_service_pb2, "ModelService", "client"),
 ]
 
 

@@ -11,6 +11,7 @@ from sllm.cli import (
     generate,
     listings,
     migrations,
+    models,
     operations,
     servers,
     top,
@@ -52,6 +53,8 @@ app.command(rich_help_panel="Use it")(generate.generate)
 app.command(rich_help_panel="Use it")(generate.chat)
 app.command(rich_help_panel="Use it")(deployments.rm)
 app.command(rich_help_panel="Look at it")(listings.ls)
+app.command(rich_help_panel="Look at it")(models.model)
+app.command(rich_help_panel="Look at it")(models.tokenize)
 app.command(rich_help_panel="Look at it")(listings.ps)
 app.command(rich_help_panel="Look at it")(listings.nodes)
 app.command(rich_help_panel="Look at it")(top.top)

@@ -98,7 +98,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a text. --json prints the whole result when it is there."""
-    text = _said(prompt)
+    text = said(prompt)
     form = _form(json_schema, json_object, regex, choice, grammar)
     with (
         connect(control) as client,
@@ -132,7 +132,7 @@ def generate(
         diagnostics().print(receipts_table({name: result.receipt}))
 
 
-def _said(prompt: str | None) -> str:
+def said(prompt: str | None) -> str:
     """The prompt as it was given, or as it comes from standard input."""
     if prompt is not None and prompt != "-":
         return prompt

@@ -11,6 +11,7 @@ import grpc
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 
 from sllm import bounds, errors, rpc, statuses
 
@@ -23,6 +24,7 @@ _SERVICE_CONFIG: Final = json.dumps(
                 "name": [
                     {"service": "serverlessllm.v1.DeploymentService"},
                     {"service": "serverlessllm.v1.ClusterService"},
+                    {"service": "serverlessllm.v1.ModelService"},
                     {"service": "serverlessllm.v1.InferenceService", "method": "Cancel"},
                 ],
                 "retryPolicy": {
@@ -65,6 +67,7 @@ class Connection:
         self.deployments = DeploymentServiceStub(self._channel)
         self.cluster = ClusterServiceStub(self._channel)
         self.inference = InferenceServiceStub(self._channel)
+        self.models = ModelServiceStub(self._channel)
 
     async def close(self) -> None:
         """Ends the calls under way, whose callers get `errors.Cancelled`, and the channel."""

@@ -20,6 +20,7 @@ from sllm.control.operations.drains import Drains
 from sllm.control.operations.explaining import Explaining
 from sllm.control.operations.pinning import Pinning
 from sllm.control.operations.prefetching import Prefetching
+from sllm.control.operations.text_questions import TextQuestions
 from sllm.control.orchestration.adoption import Adoption
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.dispatcher import Dispatcher
@@ -133,6 +134,7 @@ class ControlPlane:
         self.drains = Drains(
             durable, state, self._orchestrator, agenda, self._preparation.consider_all, clock
         )
+        self.text_questions = TextQuestions(state, self._catalog)
         self.explaining = Explaining(state, placer, scaler, clock)
         self.cluster_watch = ClusterWatch(state, clock)
         self.deployment_watch = DeploymentWatch(state)

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2s
@@ -19,6 +20,7 @@ from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
 from sllm.node.instances.ready_maker import ReadyMaker
 from sllm.node.instances.spec import InstanceSpec, check_same
+from sllm.node.instances.text_workers import TextSource, TextWorkers
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.instances.zygotes import AUTO, EngineState, Zygotes
@@ -80,6 +82,7 @@ class Agent:
             None if devices.infos() else config.ready_made_bytes,
             clock,
         )
+        self._text_workers = TextWorkers(store, self._launch_engine, clock)
         self.leaving = False
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""
         self._closing = False
@@ -231,8 +234,31 @@ class Agent:
         maker = self._ready_maker
         instance.begin(self.store, self.devices, launch, maker.form(spec), maker.make_room)
         maker.give_way(self.memory.free_bytes)
+        self._text_workers.give_way(self.memory.free_bytes)
         self._changed()
         return instance
+
+    @asynccontextmanager
+    async def text_worker(self, source: TextSource) -> AsyncIterator[Worker]:
+        """A worker to ask of what a model makes of text: an instance's, or one without weights.
+
+        Raises:
+            errors.EngineUnavailable: This node does not have its engine.
+            errors.NoCapacity: All that there may be are busy.
+            errors.SllmError: Why it cannot be started; whatever the block raises.
+        """
+        if serving := self._serving(source):
+            yield serving
+        else:
+            async with self._text_workers.of(source) as worker:
+                yield worker
+
+    def _serving(self, source: TextSource) -> Worker | None:
+        for one in self.instances.values():
+            same = one.spec.source == source.source and one.identity == source.identity
+            if same and one.state is InstanceState.READY:
+                return one.ready_worker()
+        return None
 
     def instance(self, instance_id: str) -> Instance:
         """The instance of this id.
@@ -270,6 +296,7 @@ class Agent:
         self.holds.close()
         await self._promotions.close()
         await self._ready_maker.close()
+        await self._text_workers.close()
         stops = [instance.stop(grace) for instance in list(self.instances.values())]
         await asyncio.gather(*stops)
 

@@ -10,10 +10,12 @@ import grpc
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import model_service_pb2 as model_pb
 from serverlessllm.v1 import types_pb2 as pb
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 
 from sllm import errors, rpc
 from sllm.control.config import ControlConfig
@@ -82,6 +84,7 @@ class Caller:
         self.deployments = DeploymentServiceStub(channel)
         self.inference = InferenceServiceStub(channel)
         self.cluster = ClusterServiceStub(channel)
+        self.models = ModelServiceStub(channel)
 
     async def deploy(
         self,
@@ -155,6 +158,14 @@ class Caller:
 
     async def node(self, node_id: str = "n1") -> pb.Node:
         return next(one for one in await self.nodes() if one.node_id == node_id)
+
+    async def count_tokens(self, name: str, text: str) -> model_pb.CountTokensResponse:
+        request = model_pb.CountTokensRequest(deployment=name, text=text)
+        with rpc.typed_errors():
+            answer: model_pb.CountTokensResponse = await self.models.CountTokens(
+                request, timeout=SECONDS
+            )
+        return answer
 
     def generate(
         self,

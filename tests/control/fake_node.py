@@ -12,6 +12,7 @@ from serverlessllm.v1.inference_service_pb2_grpc import (
     InferenceServiceServicer,
     add_InferenceServiceServicer_to_server,
 )
+from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from serverlessllm.v1.node_service_pb2_grpc import (
     NodeServiceServicer,
     add_NodeServiceServicer_to_server,
@@ -19,6 +20,7 @@ from serverlessllm.v1.node_service_pb2_grpc import (
 
 from sllm import errors, rpc
 from sllm.node.generations.multiplexer import Multiplexer
+from tests.control.fake_models import FakeModels
 from tests.control.reporting_node import ReportingNode
 from tests.control.script import MIB
 from tests.support import assert_eventually
@@ -26,8 +28,8 @@ from tests.support import assert_eventually
 __all__ = ["MIB", "FakeNode"]
 
 
-class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
-    """Serves NodeService and InferenceService, and reports to a control plane."""
+class FakeNode(FakeModels, ReportingNode, NodeServiceServicer, InferenceServiceServicer):
+    """Serves its services as far as tests need it, and reports to a control plane."""
 
     def __init__(self, node_id: str, *, dram_mib: int = 64, kv_mib: int = 64) -> None:
         super().__init__(node_id, dram_mib=dram_mib, kv_mib=kv_mib)
@@ -51,6 +53,7 @@ class FakeNode(ReportingNode, NodeServiceServicer, InferenceServiceServicer):
         self._server = rpc.Server()
         add_NodeServiceServicer_to_server(self, self._server.grpc)
         add_InferenceServiceServicer_to_server(self, self._server.grpc)
+        add_ModelServiceServicer_to_server(self, self._server.grpc)
         port = await self._server.start(listen, [])
         self.address = f"127.0.0.1:{port}"
         self.begin_reports(control_address)

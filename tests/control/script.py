@@ -49,6 +49,8 @@ class Script:
     promote_error: errors.SllmError | None = None
     disk_error: errors.SllmError | None = None
     """Of a promotion to SSD alone."""
+    text_error: errors.SllmError | None = None
+    """Of questions about text."""
     start_errors: list[errors.SllmError] = field(default_factory=list)
     """One for each of the next starts."""
     generate_errors: list[errors.SllmError] = field(default_factory=list)

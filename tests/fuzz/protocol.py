@@ -14,6 +14,7 @@ from serverlessllm.v1 import (
     fleet_service_pb2,
     inference_service_pb2,
     migration_service_pb2,
+    model_service_pb2,
     node_service_pb2,
 )
 
@@ -51,10 +52,12 @@ _SERVED: dict[str, tuple[FileDescriptor, ...]] = {
         deployment_service_pb2.DESCRIPTOR,
         fleet_service_pb2.DESCRIPTOR,
         inference_service_pb2.DESCRIPTOR,
+        model_service_pb2.DESCRIPTOR,
     ),
     "node": (
         inference_service_pb2.DESCRIPTOR,
         migration_service_pb2.DESCRIPTOR,
+        model_service_pb2.DESCRIPTOR,
         node_service_pb2.DESCRIPTOR,
     ),
 }

@@ -13,6 +13,7 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster
 from serverlessllm.v1 import deployment_service_pb2 as deployment
 from serverlessllm.v1 import inference_service_pb2 as inference
 from serverlessllm.v1 import migration_service_pb2 as migration
+from serverlessllm.v1 import model_service_pb2 as model
 from serverlessllm.v1 import node_service_pb2 as node
 from serverlessllm.v1 import types_pb2 as types
 
@@ -24,6 +25,7 @@ _SERVICES: Final = (
     "serverlessllm.v1.NodeService",
     "serverlessllm.v1.ClusterService",
     "serverlessllm.v1.InferenceService",
+    "serverlessllm.v1.ModelService",
 )
 
 
@@ -261,6 +263,35 @@ def _multiplex(facts: Facts, rng: Random) -> list[Message]:
     return [*begun, node.MultiplexRequest(hang_up=rng.randrange(3))]
 
 
+def _asking(make: Callable[..., Message]) -> Maker:
+    """A question about text, to a control plane by a name, to a node by a source."""
+
+    def maker(facts: Facts, rng: Random) -> list[Message]:
+        source = model.ModelSource(source=facts.source, engine="transformers")
+        return [make(deployment=_name(facts, rng), model=source, **_text(make, rng))]
+
+    return maker
+
+
+def _text(make: Callable[..., Message], rng: Random) -> dict[str, object]:
+    said = types.ChatMessages(messages=[types.ChatMessage(role="user", content="Hi")])
+    if make is model.GetModelRequest:
+        return {}
+    if make is model.DetokenizeRequest:
+        return {"token_ids": [1, 5, 9], "skip_special_tokens": rng.choice((None, False))}
+    if make is model.RenderChatRequest or rng.random() < 0.5:
+        return {"messages": said}
+    return {"text": "Once upon a time", "add_special_tokens": rng.choice((None, False))}
+
+
+_MODEL: Mapping[str, Maker] = {
+    "ModelService.GetModel": _asking(model.GetModelRequest),
+    "ModelService.Tokenize": _asking(model.TokenizeRequest),
+    "ModelService.CountTokens": _asking(model.CountTokensRequest),
+    "ModelService.Detokenize": _asking(model.DetokenizeRequest),
+    "ModelService.RenderChat": _asking(model.RenderChatRequest),
+}
+
 # --- all of them ------------------------------------------------------------------------------
 
 _CONTROL: Mapping[str, Maker] = {
@@ -335,7 +366,7 @@ _COMMON: Mapping[str, Maker] = {
     ],
 }
 VALID: Mapping[str, Mapping[str, Maker]] = {
-    "control": {**_CONTROL, **_COMMON},
-    "node": {**_NODE, **_COMMON},
+    "control": {**_CONTROL, **_MODEL, **_COMMON},
+    "node": {**_NODE, **_MODEL, **_COMMON},
 }
 """By server and `Method.key`."""

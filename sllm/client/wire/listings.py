@@ -29,7 +29,7 @@ def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
         target_concurrency=(
             scaling.target_concurrency if scaling.HasField("target_concurrency") else None
         ),
-        model=_model(message.model),
+        model=model(message.model),
         created_at=moment(message.created_at),
         ready_instances=message.ready_instances,
         queued_requests=message.queued_requests,
@@ -37,7 +37,8 @@ def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
     )
 
 
-def _model(model: pb.ModelInfo) -> deployments.Model:
+def model(model: pb.ModelInfo) -> deployments.Model:
+    """What a model needs from a node."""
     return deployments.Model(
         architecture=model.architecture,
         size_bytes=model.size_bytes,

@@ -166,20 +166,31 @@ def _set_prompt(
     messages: Sequence[ChatMessage] | None,
     chat: Chat,
 ) -> None:
-    given = [form for form in (prompt, prompt_token_ids, messages) if form is not None]
-    if len(given) != 1:
-        raise errors.InvalidPrompt(
-            "give exactly one of prompt, prompt_token_ids and messages, "
-            f"not {'none' if not given else len(given)}"
-        )
-    if messages is None and chat != Chat():
-        raise errors.InvalidPrompt("tools and templates belong to messages, and there are none")
+    prompts = {"prompt": prompt, "prompt_token_ids": prompt_token_ids, "messages": messages}
+    check_prompts(prompts, chat)
     if prompt is not None:
         request.text = prompt
     elif prompt_token_ids is not None:
         request.token_ids.CopyFrom(pb.TokenIds(ids=prompt_token_ids))
     else:
         request.messages.CopyFrom(chats.chat_messages(messages or (), chat))
+
+
+def check_prompts(prompts: Mapping[str, object], chat: Chat) -> None:
+    """Checks that one prompt was given, of all the forms that it may have.
+
+    Raises:
+        errors.InvalidPrompt: There is none, or another one, or what belongs to another.
+    """
+    given = [form for form in prompts.values() if form is not None]
+    if len(given) != 1:
+        *others, last = prompts
+        raise errors.InvalidPrompt(
+            f"give exactly one of {', '.join(others)} and {last}, "
+            f"not {'none' if not given else len(given)}"
+        )
+    if prompts["messages"] is None and chat != Chat():
+        raise errors.InvalidPrompt("tools and templates belong to messages, and there are none")
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

@@ -168,15 +168,19 @@ class Catalog:
             "no node is connected that could inspect the source; start one and try again",
             retry_after=1.0,
         )
-        for node in self._with_engine(engine)[:_INSPECTED_NODES]:
+        for node in self.with_engine(engine)[:_INSPECTED_NODES]:
             try:
                 return await node.inspect(source, dtype, engine)
             except (errors.SourceNotFound, errors.Unavailable) as failure:
                 error = failure
         raise error
 
-    def _with_engine(self, engine: str) -> list[Node]:
-        """The nodes that have an engine; for AUTO all, those first that prefer what we do."""
+    def with_engine(self, engine: str) -> list[Node]:
+        """The nodes that have an engine; for AUTO all, those first that prefer what we do.
+
+        Raises:
+            errors.EngineUnavailable: There are nodes, and none has it.
+        """
         views = self._state.fleet.nodes
         had = {key: tuple(views[key].facts.engines) for key in self._nodes.by_id if key in views}
         if engine == specs.AUTO:

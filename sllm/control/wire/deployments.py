@@ -3,6 +3,7 @@
 from typing import Final
 
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import model_service_pb2 as model_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds
@@ -87,7 +88,19 @@ def model_info(info: pb.ModelInfo) -> specs.ModelInfo:
     )
 
 
-def _model_message(info: specs.ModelInfo) -> pb.ModelInfo:
+def model_source(deployment: specs.Deployment) -> model_pb.ModelSource:
+    """Whose small files a node is to read."""
+    spec = deployment.spec
+    return model_pb.ModelSource(
+        source=spec.source,
+        dtype=spec.engine.dtype,
+        engine=spec.engine.engine,
+        identity=deployment.model.identity,
+    )
+
+
+def model_message(info: specs.ModelInfo) -> pb.ModelInfo:
+    """What a model needs, for callers."""
     return pb.ModelInfo(
         architecture=info.architecture,
         size_bytes=info.size_bytes,
@@ -113,7 +126,7 @@ def message(status: DeploymentStatus) -> deployment_pb.Deployment:
             keep_alive=common.duration(spec.scaling.keep_alive),
             target_concurrency=spec.scaling.target_concurrency,
         ),
-        model=_model_message(status.deployment.model),
+        model=model_message(status.deployment.model),
         state=deployment_pb.DeploymentState.ValueType(status.state),
         message=status.message,
         created_at=common.timestamp(status.deployment.created_at),

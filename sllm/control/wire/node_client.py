@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 from sllm import errors, rpc
@@ -23,8 +25,12 @@ from sllm.control.types.status import Loading
 from sllm.control.wire import common, deployments, fleet, generations
 from sllm.control.wire.multiplex import GenerateCall, Multiplex
 
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
 _INSPECT_SECONDS = 180.0
 """A node that comes up is still importing its engines."""
+_ASK_SECONDS = 60.0
 _RELEASE_SECONDS = 10.0
 _MIGRATION_SECONDS = 600.0
 _CANCEL_SECONDS = 5.0
@@ -72,6 +78,8 @@ class Node:
         self._channel = rpc.channel(facts.address)
         self._node = NodeServiceStub(self._channel)
         self._inference = InferenceServiceStub(self._channel)
+        self.models = ModelServiceStub(self._channel)
+        """What can be asked of models with `ask`."""
         self._multiplex = Multiplex(self._node, self.typed_errors)
 
     @contextmanager
@@ -101,6 +109,13 @@ class Node:
             response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
         found = response.engine or TRANSFORMERS  # nodes of earlier versions have no other
         return Inspected(deployments.model_info(response.model), found)
+
+    async def ask(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Question, Answer], question: Question
+    ) -> Answer:
+        """Asks what a model makes of text: `method` is one of `models`."""
+        with self.typed_errors():
+            return await method(question, timeout=_ASK_SECONDS, metadata=rpc.trace_metadata())
 
     async def promote(
         self,

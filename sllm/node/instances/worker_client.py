@@ -11,6 +11,7 @@ import grpc
 import structlog
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import worker_service_pb2 as pb
+from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import errors, rpc
@@ -31,6 +32,7 @@ from sllm.node.instances.worker_messages import (
 
 log = structlog.get_logger()
 
+Question = TypeVar("Question")
 Reply = TypeVar("Reply")
 
 START_TIMEOUT = 30.0
@@ -38,6 +40,7 @@ PREPARE_TIMEOUT = 60.0
 ATTACH_TIMEOUT = 300.0
 MAKE_READY_TIMEOUT = 3600.0
 """Nobody waits for it, and it gives way to all others."""
+ASK_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
 """Seconds that a worker has to end by itself before it is killed."""
 KILL_TIMEOUT = 15.0
@@ -71,6 +74,8 @@ class Worker:
             rpc.unix_address(socket), options=list(_CHANNEL_OPTIONS)
         )
         self._stub = WorkerServiceStub(self._channel)
+        self.models = ModelServiceStub(self._channel)
+        """What its model can be asked with `ask`, once it has prepared."""
         self._streams: dict[str, OutputStream] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -163,6 +168,20 @@ class Worker:
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)
             self.release(request_id)
+
+    async def ask(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Question, Reply], question: Question
+    ) -> Reply:
+        """Asks the worker's model what takes no weights.
+
+        Args:
+            method: of `models`.
+            question: what is asked.
+
+        Raises:
+            errors.SllmError: What kept it from answering.
+        """
+        return await self._call(method(question, **_options(ASK_TIMEOUT)))
 
     async def steps(self, timeout: float) -> int | None:
         """Steps that its engine has begun. None: no answer within `timeout` seconds."""

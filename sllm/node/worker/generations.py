@@ -4,13 +4,11 @@ import asyncio
 import itertools
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import structlog
 
 from sllm import bounds
-from sllm.chat.conversation import Conversation
 from sllm.errors import (
     Internal,
     InvalidArgument,
@@ -37,12 +35,11 @@ from sllm.node.worker.generation import (
     Output,
     Tokens,
 )
-from sllm.node.worker.lanes import Lanes
 from sllm.node.worker.model import prompts, words
 from sllm.node.worker.model.grammars import Grammars
 from sllm.node.worker.model.module import ModelFiles
-from sllm.node.worker.model.prompts import Prompt, RenderedPrompt, TextPrompt, TokenPrompt
-from sllm.node.worker.model.templates import render
+from sllm.node.worker.model.prompts import RenderedPrompt, TextPrompt, TokenPrompt
+from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
 from sllm.prompt_size import check_size
 from sllm.sampling import MAX_SEED
@@ -78,7 +75,12 @@ class Generations:
     """Belongs to the event loop; the engine's steps come to `take_step` through it."""
 
     def __init__(
-        self, files: ModelFiles, engine: Engine, context_tokens: int, outbox: Outbox
+        self,
+        files: ModelFiles,
+        texts: Texts,
+        engine: Engine,
+        context_tokens: int,
+        outbox: Outbox,
     ) -> None:
         self._files = files
         self._engine = engine
@@ -87,10 +89,8 @@ class Generations:
         self._keys = map(str, itertools.count())
         self._by_id: dict[str, _UnderWay] = {}
         self._by_key: dict[str, _UnderWay] = {}
-        self._lanes = Lanes()
+        self._texts = texts
         self._grammars = Grammars(files.tokenizer, files.vocabulary_size, files.stop_token_ids)
-        # Chat templates have a thread of their own: one that takes long keeps no text waiting.
-        self._rendering = ThreadPoolExecutor(1, "render")
 
     def submit(self, request: GenerationRequest) -> None:
         """Takes a request; whatever comes of it comes through the outbox."""
@@ -132,8 +132,6 @@ class Generations:
     def close(self) -> None:
         """Cancels all requests; takes no more."""
         self.cancel_all()
-        self._lanes.close()
-        self._rendering.shutdown(wait=False, cancel_futures=True)
 
     def release(self) -> None:
         """Gives up what the engine's steps need; it has ended, after `close`."""
@@ -142,15 +140,15 @@ class Generations:
     async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
         ended: Completed | None = None
         try:
-            rendered = await self._rendered(request.prompt)
+            rendered = await self._texts.rendered(request.prompt)
             size = prompts.size_bytes(rendered)
             check_size(size, self._context_tokens)
             grammar = await self._grammar(request)
-            tokens = await self._lanes.run(size, self._encode, request, rendered, grammar)
+            tokens = await self._texts.run(size, self._encode, request, rendered, grammar)
             prompt = tokens.prompt
             engine_request = self._engine_request(request, tokens, under_way.key)
             finish = _finish_before(engine_request)
-            under_way.generation, ended = await self._lanes.run(
+            under_way.generation, ended = await self._texts.run(
                 len(request.generated),
                 self._follow,
                 request,
@@ -174,12 +172,6 @@ class Generations:
                 self._put(request.request_id, ended)
         finally:
             under_way.beginning = None
-
-    async def _rendered(self, prompt: Prompt) -> TextPrompt | TokenPrompt | RenderedPrompt:
-        if not isinstance(prompt, Conversation):
-            return prompt
-        loop, tokenizer = asyncio.get_running_loop(), self._files.tokenizer
-        return await loop.run_in_executor(self._rendering, render, prompt, tokenizer)
 
     async def _grammar(self, request: GenerationRequest) -> TokenGrammar | None:
         """What the text's form is followed by. Of what is computed ahead no token is wanted."""

@@ -28,6 +28,7 @@ from sllm.node.worker.model.device_weights import DeviceWeights, warm_up_device
 from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
 from sllm.node.worker.model.module import ModelFiles, load_files, run_dtype
 from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
 from sllm.node.worker.ready_made import contents
 from sllm.node.worker.ready_made.packed_weight import can_pack
@@ -90,6 +91,8 @@ class _Prepared:
     files: ModelFiles
     options: EngineOptions
     warm_up: float | None
+    texts: Texts
+    description: ModelDescription
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +126,8 @@ class ModelHost:
             raise EngineUnavailable(f"this worker runs {self._backend.name}, not {options.engine}")
         began = time.monotonic()
         self._prepared = await asyncio.to_thread(_prepare, directory, options, self._backend)
-        config = self._prepared.files.architecture.config
-        model = describe_config(config, options.dtype)
-        return Prepared(time.monotonic() - began, model, self._prepared.warm_up)
+        prepared = self._prepared
+        return Prepared(time.monotonic() - began, prepared.description, prepared.warm_up)
 
     async def attach(self, weights: PooledWeights | DeviceWeights, kv_bytes: int) -> Attached:
         """Builds the model over its weights, where the agent holds them, and starts the engine.
@@ -153,7 +155,7 @@ class ModelHost:
             context = min(context_tokens(config), capacity.kv_tokens)
             engine = loaded.engine(capacity)
             outbox = Outbox()
-            generations = Generations(prepared.files, engine, context, outbox)
+            generations = Generations(prepared.files, prepared.texts, engine, context, outbox)
             self._running = _Running(held, loaded, engine, generations, outbox)
             await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         started = time.monotonic()
@@ -174,10 +176,8 @@ class ModelHost:
             UnsupportedModel: The weights are not those of the model, or are not kept in this way.
             NoCapacity: The disk is full.
         """
-        if self._prepared is None:
-            raise InvalidArgument("the worker has not prepared a model")
-        began = time.monotonic()
-        await asyncio.to_thread(self._make_ready, self._prepared, weights, directory)
+        prepared, began = self._checked(), time.monotonic()
+        await asyncio.to_thread(self._make_ready, prepared, weights, directory)
         return time.monotonic() - began
 
     def _make_ready(self, prepared: _Prepared, weights: PooledWeights, directory: Path) -> None:
@@ -196,6 +196,24 @@ class ModelHost:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise NoCapacity(f"no room for ready-made weights: {error}") from error
+
+    @property
+    def texts(self) -> Texts:
+        """What the model makes of text.
+
+        Raises:
+            InvalidArgument: The worker has not prepared a model.
+        """
+        return self._checked().texts
+
+    @property
+    def description(self) -> ModelDescription:
+        """What the model's configuration says of it.
+
+        Raises:
+            InvalidArgument: The worker has not prepared a model.
+        """
+        return self._checked().description
 
     @property
     def generations(self) -> Generations:
@@ -247,12 +265,19 @@ class ModelHost:
 
     async def close(self) -> None:
         """Ends the engine and all requests."""
+        if self._prepared:
+            self._prepared.texts.close()
         if self._running:
             self._running.generations.close()
             self._running.outbox.close()
             if not self.failed.done():
                 await asyncio.to_thread(self._running.engine.stop)
             self._running.generations.release()  # what a last step has needed
+
+    def _checked(self) -> _Prepared:
+        if self._prepared is None:
+            raise InvalidArgument("the worker has not prepared a model")
+        return self._prepared
 
     @property
     def _attached(self) -> _Running:
@@ -286,7 +311,9 @@ class ModelHost:
 
 def _prepare(directory: Path, options: EngineOptions, backend: Backend) -> _Prepared:
     warm_up = warm_up_device()
-    return _Prepared(load_files(directory, backend.check), options, warm_up)
+    files = load_files(directory, backend.check)
+    description = describe_config(files.architecture.config, options.dtype)
+    return _Prepared(files, options, warm_up, Texts(files), description)
 
 
 def _capacity(prepared: _Prepared, backend: Backend, dtype: torch.dtype, kv_bytes: int) -> Capacity:

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 import transformers
 import uvloop
-from serverlessllm.v1 import worker_service_pb2
+from serverlessllm.v1 import model_service_pb2, worker_service_pb2
+from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from serverlessllm.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 
 from sllm import rpc, telemetry
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.host import ModelHost
 from sllm.node.worker.messages import Fork
+from sllm.node.worker.model_service import ModelServicer
 from sllm.node.worker.service import WorkerServicer
 from sllm.process import until_terminated
 
@@ -29,7 +31,10 @@ END_TIMEOUT = 5
 EXPORT_TIMEOUT = 0.5
 """Seconds that the last spans and metrics have to be exported."""
 
-_SERVICES = (worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],)
+_SERVICES = (
+    worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+)
 
 
 def run(
@@ -66,6 +71,7 @@ async def _serve(
     host = ModelHost(pool_fd, backend)
     server = rpc.Server(rpc.PROCESS_OPTIONS)
     add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
+    add_ModelServiceServicer_to_server(ModelServicer(host), server.grpc)
     await server.start(rpc.unix_address(Path(worker.socket)), _SERVICES)
     on_serving()
     terminated = asyncio.create_task(until_terminated())

@@ -54,20 +54,32 @@ def encode(
     Raises:
         InvalidPrompt: It has no tokens, or one that the model does not know.
     """
-    tokens = _tokens(prompt, tokenizer)
-    if not tokens:
+    found = tokens(prompt, tokenizer)
+    if not found:
         raise InvalidPrompt("the prompt is empty: it has no tokens")
-    check_known(tokens, vocabulary_size)
-    return tokens
+    check_known(found, vocabulary_size)
+    return found
 
 
-def check_known(tokens: Sequence[int], vocabulary_size: int) -> None:
+def tokens(prompt: TextPrompt | TokenPrompt | RenderedPrompt, tokenizer: Any) -> tuple[int, ...]:
+    """The prompt's token ids, which may be none, and may be unknown to the model."""
+    match prompt:
+        case TokenPrompt(token_ids):
+            return token_ids
+        case TextPrompt(text):
+            return tuple(tokenizer(text)["input_ids"])
+        case RenderedPrompt(text):
+            # The template writes the special tokens itself.
+            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def check_known(token_ids: Sequence[int], vocabulary_size: int) -> None:
     """Refuses tokens that the model does not know.
 
     Raises:
         InvalidPrompt: Names one that is not below `vocabulary_size`.
     """
-    for token in (min(tokens, default=0), max(tokens, default=0)):
+    for token in (min(token_ids, default=0), max(token_ids, default=0)):
         if not 0 <= token < vocabulary_size:
             raise InvalidPrompt(
                 f"token id {token} is not in the model's vocabulary of {vocabulary_size} tokens"
@@ -92,14 +104,3 @@ def token_allowance(prompt_tokens: int, max_tokens: int | None, context_tokens: 
             },
         )
     return max_tokens if max_tokens is not None else context_tokens - prompt_tokens
-
-
-def _tokens(prompt: TextPrompt | TokenPrompt | RenderedPrompt, tokenizer: Any) -> tuple[int, ...]:
-    match prompt:
-        case TokenPrompt(token_ids):
-            return token_ids
-        case TextPrompt(text):
-            return tuple(tokenizer(text)["input_ids"])
-        case RenderedPrompt(text):
-            # The template writes the special tokens itself.
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from sllm.node.worker.lanes import SHORT_BYTES, Lanes
+from sllm.node.worker.model.lanes import SHORT_BYTES, Lanes
 from tests.support import assert_eventually
 
 LONG_BYTES = SHORT_BYTES + 1

@@ -1,0 +1,78 @@
+"""`sllm model` and `tokenize`: what a deployment's model makes of text."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from sllm.cli.common import Control, Json, connect, output, print_json
+from sllm.cli.deployments import Name
+from sllm.cli.generate import said
+from sllm.cli.tables import Listing
+from sllm.client.types.models import ModelDetails
+from sllm.config import DEFAULT_CONTROL, format_bytes
+
+
+def model(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
+    """Show a deployment's model: context, vocabulary, special tokens, chat template."""
+    with connect(control) as client:
+        found = client.model(name)
+    if as_json:
+        print_json(found)
+        return
+    output().print(_table(found))
+    if found.chat_template:
+        typer.echo(found.chat_template)
+
+
+def _table(found: ModelDetails) -> Listing:
+    table = Listing("WHAT", "VALUE", folded=("VALUE",))
+    named = [f"{one.text} ({one.token_id})" for one in found.special_tokens]
+    rows = {
+        "architecture": found.info.architecture,
+        "engine": found.engine,
+        "dtype": found.dtype,
+        "size": format_bytes(found.info.size_bytes),
+        "context": f"{found.context_tokens} tokens of {found.info.context_tokens}",
+        "vocabulary": str(found.vocabulary_size),
+        "special tokens": " ".join(named) or "none",
+        "ends with": " ".join(map(str, found.stop_token_ids)) or "no token",
+        "tools": "yes" if found.takes_tools else "no",
+        "chat template": "below" if found.chat_template else "none",
+    }
+    for what, value in rows.items():
+        table.add_row(what, escape(value))
+    return table
+
+
+def tokenize(
+    name: Name,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            help="Text; - or nothing takes it from standard input, less the end of its last line.",
+            show_default=False,
+        ),
+    ] = None,
+    special_tokens: Annotated[
+        bool, typer.Option(help="With the special tokens that the tokenizer adds.")
+    ] = True,
+    count: Annotated[bool, typer.Option("--count", help="Only how many there are.")] = False,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
+    """Show the tokens that a model makes of a text."""
+    prompt = said(text)
+    with connect(control) as client:
+        counted = client.count_tokens(name, prompt, add_special_tokens=special_tokens)
+        ids = None
+        if not count:
+            ids = client.tokenize(name, prompt, add_special_tokens=special_tokens)
+    if as_json:
+        more = {} if ids is None else {"token_ids": ids}
+        numbers = {"tokens": counted.tokens, "context_tokens": counted.context_tokens}
+        print_json({**numbers, **more})
+    elif ids is None:
+        typer.echo(f"{counted.tokens} of {counted.context_tokens}")
+    else:
+        typer.echo(" ".join(map(str, ids)))
