@@ -116,7 +116,7 @@ def main(
     engine: Annotated[str, typer.Option(help="What models run on.")] = DEFAULT_ENGINE,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
-    """Measures one tier after the other."""
+    """Measures one tier after the other; Ctrl-C goes on with the next, or ends it."""
     figures: dict[str, float] = {}
     rows = []
     with tempfile.TemporaryDirectory(prefix="sllm-bench-") as name:
@@ -124,14 +124,16 @@ def main(
             make_model(SHAPE, Path(name) / letter, seed=seed) for seed, letter in enumerate("ab")
         )
         for tier in POOLS:
-            with switching(tier, engine, (a, b)) as found:
+            with switching(tier, engine, (a, b)) as found, suppress(KeyboardInterrupt):
                 for number in range(switches):
                     found.switch(number)
-            rows.append([tier, spread(found.seconds), f"{found.growth / MIB:.1f}"])
+            rows.append(
+                [tier, str(len(found.seconds)), spread(found.seconds), f"{found.growth / MIB:.1f}"]
+            )
             figures[f"switch_{tier.lower()}_seconds"] = median(found.seconds)
             figures[f"switch_{tier.lower()}_growth_bytes"] = found.growth
-    columns = ["from", "first token, ms", "memory gained, MiB"]
-    print_table(f"{SHAPE} on {engine}: {switches} switches each", columns, rows)
+    columns = ["from", "switches", "first token, ms", "memory gained, MiB"]
+    print_table(f"{SHAPE} on {engine}", columns, rows)
     write_figures(json, figures)
 
 

@@ -21,7 +21,7 @@ FLOORS = {
         "checkpoint",
         "rpc",
         "handlers",
-        "statuses",
+        "statuses | token_events",
         "telemetry | process | machine | config | prompt_size | sampling | bounds"
         " | structured_output | chat",
         "broadcast | clock | decay | durations | errors | libc | own_memory",
@@ -110,6 +110,7 @@ GENERATED_CODE = {
     "sllm.node.worker.service": set(),
     "sllm.node.worker.wire": set(),
     "sllm.statuses": set(),
+    "sllm.token_events": set(),
     "sllm.structured_output.wire": set(),
 }
 """Who may name the protocol's generated code, and which of their packages may not."""

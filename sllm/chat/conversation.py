@@ -1,7 +1,9 @@
 """A conversation and how it is to be rendered, with what can be said of it without a model."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Final
 
 from sllm.errors import InvalidPrompt
@@ -73,6 +75,32 @@ class Tool:
     """A JSON Schema. Empty: it takes none."""
 
 
+class ToolChoiceMode(IntEnum):
+    """Whether tools are called; the numbers are those of the protocol."""
+
+    AUTO = 1
+    """As the model likes."""
+    NONE = 2
+    REQUIRED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools are called, and which."""
+
+    mode: ToolChoiceMode = ToolChoiceMode.AUTO
+    function: str = ""
+    """Name of the one that is called. Empty: as `mode` says."""
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the answer has to be a call."""
+        return bool(self.function) or self.mode is ToolChoiceMode.REQUIRED
+
+
+AS_THE_MODEL_LIKES: Final = ToolChoice()
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Rendered with the model's chat template."""
@@ -85,6 +113,13 @@ class Conversation:
     """Whether the template writes what an answer begins with."""
     continue_final_message: bool = False
     """Whether the last message is gone on with; nothing is written after it then."""
+    tool_choice: ToolChoice = AS_THE_MODEL_LIKES
+
+    @property
+    def told_tools(self) -> tuple[Tool, ...]:
+        """Those that the model is told of."""
+        none = self.tool_choice.mode is ToolChoiceMode.NONE and not self.tool_choice.function
+        return () if none else self.tools
 
     @property
     def letters(self) -> int:
@@ -117,6 +152,7 @@ class Conversation:
             )
         if self.continue_final_message and not (self.messages and self.messages[-1].is_text):
             raise InvalidPrompt("continue_final_message needs a last message of text")
+        check_choice(self.tool_choice, self.tools)
         if reserved := RESERVED.intersection(self.variables()):
             raise InvalidPrompt(f"template_arguments cannot set {', '.join(sorted(reserved))}")
         for number, message in enumerate(self.messages):
@@ -131,6 +167,20 @@ class Conversation:
             InvalidPrompt: `arguments` is no JSON object.
         """
         return json_object(self.arguments, "template_arguments")
+
+
+def check_choice(choice: ToolChoice, tools: Sequence[Tool]) -> None:
+    """Checks that there is what has to be called.
+
+    Raises:
+        InvalidPrompt: There is no tool at all, or none of the name.
+    """
+    if choice.is_forced and not tools:
+        raise InvalidPrompt("tool_choice has a tool called, and there are no tools")
+    if choice.function and choice.function not in {tool.name for tool in tools}:
+        raise InvalidPrompt(
+            f"tool_choice names {choice.function!r:.80}, which is none of the tools"
+        )
 
 
 def json_object(text: str, what: str) -> dict[str, Any]:

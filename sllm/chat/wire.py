@@ -2,7 +2,14 @@
 
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.chat.conversation import ChatMessage, Conversation, Tool, ToolCall
+from sllm.chat.conversation import (
+    ChatMessage,
+    Conversation,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolChoiceMode,
+)
 from sllm.errors import InvalidPrompt
 
 
@@ -15,12 +22,41 @@ def conversation(chat: pb.ChatMessages) -> Conversation:
     continues = chat.continue_final_message
     return Conversation(
         messages=tuple(map(_message, chat.messages)),
-        tools=tuple(Tool(one.name, one.description, one.parameters) for one in chat.tools),
+        tools=tuple(map(tool, chat.tools)),
         arguments=chat.template_arguments,
         add_generation_prompt=(
             chat.add_generation_prompt if chat.HasField("add_generation_prompt") else not continues
         ),
         continue_final_message=continues,
+        tool_choice=tool_choice(chat.tool_choice),
+    )
+
+
+def tool(message: pb.Tool) -> Tool:
+    """What a model may have called."""
+    return Tool(message.name, message.description, message.parameters)
+
+
+def tool_choice(message: pb.ToolChoice) -> ToolChoice:
+    """Whether tools are called.
+
+    Raises:
+        InvalidPrompt: In a way that this version does not know.
+    """
+    if message.WhichOneof("choice") == "function":
+        return ToolChoice(function=message.function)
+    mode = message.mode or ToolChoiceMode.AUTO
+    if mode not in ToolChoiceMode._value2member_map_:
+        raise InvalidPrompt(f"tool_choice {mode} is unknown")
+    return ToolChoice(ToolChoiceMode(mode))
+
+
+def output_parsing(chat: pb.ChatMessages) -> pb.OutputParsing:
+    """What of a conversation it takes to take its answer apart."""
+    return pb.OutputParsing(
+        tools=chat.tools,
+        tool_choice=chat.tool_choice if chat.HasField("tool_choice") else None,
+        template_arguments=chat.template_arguments,
     )
 
 

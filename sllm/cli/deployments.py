@@ -51,6 +51,12 @@ def deploy(
             "mixture of experts."
         ),
     ] = False,
+    tool_parser: Annotated[
+        str, typer.Option(help="vLLM's parser of tool calls, such as hermes.", show_default=False)
+    ] = "",
+    reasoning_parser: Annotated[
+        str, typer.Option(help="vLLM's parser of thoughts, such as qwen3.", show_default=False)
+    ] = "",
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -70,6 +76,8 @@ def deploy(
             max_concurrency=max_concurrency,
             target_concurrency=target_concurrency,
             pack=pack,
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

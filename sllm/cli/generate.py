@@ -220,30 +220,31 @@ def _answer(stream: "Stream") -> str:
     """Shows an answer, and returns what was said before the end or Ctrl-C."""
     said: list[str] = []
     with stream, suppress(KeyboardInterrupt):
-        for text in _texts(stream):
-            _write(text)
-            said.append(text)
+        for event in _events(stream):
+            _write(typer.style(event.reasoning, dim=True) if event.reasoning else "")
+            _write(event.text)
+            said.append(event.text)
     _write("\n")
     return "".join(said)
 
 
 def _show(stream: "Stream") -> Result:
     """Writes the text to stdout as it comes."""
-    for text in _texts(stream):
-        _write(text)
+    for event in _events(stream):
+        _write(event.text)
     _write("\n")
     return stream.result()
 
 
-def _texts(stream: "Stream") -> Iterator[str]:
-    """The pieces of the text as they come; until the first, a cold start is shown."""
+def _events(stream: "Stream") -> Iterator[Tokens]:
+    """The pieces of the answer as they come; until the first, a cold start is shown."""
     with LoadingBar() as bar:
         for event in stream:
             if isinstance(event, Loading):
                 bar.show(event)
             elif isinstance(event, Tokens):
                 bar.hide()
-                yield event.text
+                yield event
 
 
 def _write(text: str) -> None:

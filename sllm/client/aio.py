@@ -16,7 +16,15 @@ from sllm.client.stream import AsyncStream, ResumableCall
 from sllm.client.text import TextClient
 from sllm.client.types.deployments import Deployment
 from sllm.client.types.enums import DeploymentState
-from sllm.client.types.events import ChatMessage, Progress, Result, StructuredOutput, Tool
+from sllm.client.types.events import (
+    ChatMessage,
+    NamedTool,
+    Progress,
+    Result,
+    StructuredOutput,
+    Tool,
+    ToolChoice,
+)
 from sllm.client.wire import listings, requests
 from sllm.client.wire.chats import Chat
 
@@ -69,6 +77,8 @@ class AsyncClient(TextClient):
         max_concurrency: int | None = None,
         target_concurrency: int | None = None,
         pack: bool = False,
+        tool_parser: str = "",
+        reasoning_parser: str = "",
         wait: bool = True,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -93,6 +103,9 @@ class AsyncClient(TextClient):
             target_concurrency: requests that an instance should have before another one is
                 started. None: max_concurrency.
             pack: whether local safetensors are packed on each node, and not read where they lie.
+            tool_parser: vLLM's, such as "hermes", that takes calls of tools out of answers. Empty:
+                they stay text.
+            reasoning_parser: the same of thoughts, such as "qwen3".
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
             on_progress: told how far the checkpoint has come, in the event loop's thread.
@@ -113,6 +126,8 @@ class AsyncClient(TextClient):
             kv_cache_tokens=kv_cache_tokens,
             max_concurrency=max_concurrency,
             pack=pack,
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
             min_replicas=min_replicas,
             max_replicas=max_replicas,
             keep_alive=keep_alive,
@@ -186,6 +201,7 @@ class AsyncClient(TextClient):
         prompt_token_ids: Sequence[int] | None = None,
         messages: Sequence[ChatMessage] | None = None,
         tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | NamedTool | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
@@ -225,6 +241,8 @@ class AsyncClient(TextClient):
             prompt_token_ids: ids in the model's vocabulary; or
             messages: a conversation, rendered with the model's chat template.
             tools: what the template tells the model of, beside messages. None: none.
+            tool_choice: "auto", "none", "required", or the tool to call; the last two need a
+                deployment with a `tool_parser`. None: "auto".
             template_arguments: variables for it, such as {"enable_thinking": False}. None: none.
             add_generation_prompt: whether it writes what an answer begins with. None: yes, unless
                 the last message is gone on with.
@@ -288,6 +306,7 @@ class AsyncClient(TextClient):
                 template_arguments,
                 add_generation_prompt,
                 continue_final_message,
+                tool_choice,
             ),
             request_id=request_id,
             sampling=sampling,

@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 
 from sllm import errors
-from sllm.client.types.events import Event, Finished, Migrated, Result, TokenLogprob, Tokens
+from sllm.client.types.events import (
+    Event,
+    Finished,
+    Migrated,
+    Result,
+    TokenLogprob,
+    Tokens,
+    ToolCall,
+    ToolCallDelta,
+)
 
 
 class Transcript:
@@ -15,6 +24,9 @@ class Transcript:
         self._next_sequence = 0
         self._text: list[str] = []
         self._token_ids: list[int] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, list[ToolCallDelta]] = {}
+        """What each call has grown by, by its index."""
         self._logprobs: list[TokenLogprob] = []
         self._migrations: list[Migrated] = []
         self._finished: Finished | None = None
@@ -62,6 +74,9 @@ class Transcript:
                 f"{len(self._token_ids)} was due. Send the request again"
             )
         self._text.append(tokens.text)
+        self._reasoning.append(tokens.reasoning)
+        for delta in tokens.tool_calls:
+            self._calls.setdefault(delta.index, []).append(delta)
         self._token_ids += tokens.token_ids
         self._logprobs += tokens.logprobs
 
@@ -83,4 +98,13 @@ class Transcript:
             usage=self._finished.usage,
             receipt=self._finished.receipt,
             migrations=tuple(self._migrations),
+            reasoning="".join(self._reasoning),
+            tool_calls=tuple(_call(self._calls[index]) for index in sorted(self._calls)),
         )
+
+
+def _call(deltas: Sequence[ToolCallDelta]) -> ToolCall:
+    arguments = "".join(one.arguments for one in deltas)
+    name = next((one.name for one in deltas if one.name), "")
+    call_id = next((one.id for one in deltas if one.id), "")
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -31,6 +31,7 @@ from sllm.node.tiers import metrics
 from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
+from sllm.node.worker.messages import NO_PARSERS, ParserNames
 from sllm.own_memory import Taken
 
 _STOPPED_IDS = 1024
@@ -154,7 +155,12 @@ class Agent:
         self._watchers.append(watcher)
 
     async def inspect(
-        self, source: str, dtype: str | None, identity: str = "", engine: str = AUTO
+        self,
+        source: str,
+        dtype: str | None,
+        identity: str = "",
+        engine: str = AUTO,
+        parsers: ParserNames = NO_PARSERS,
     ) -> ModelInfo:
         """What the model at `source` needs, which must be of this identity unless that is empty.
 
@@ -163,12 +169,13 @@ class Agent:
             dtype: name of a torch dtype that weights are converted to. None: as stored.
             identity: of what the source must be.
             engine: on which it is to run. `AUTO`: the first of this node's that can.
+            parsers: that are to take its answers apart.
 
         Raises:
             errors.SllmError: Why it cannot be served here.
         """
         inspector = Inspector(self.store, self.devices, self._zygotes)
-        return await inspector.inspect(source, dtype, identity, engine)
+        return await inspector.inspect(source, dtype, identity, engine, parsers)
 
     def promote(
         self,

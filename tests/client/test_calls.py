@@ -73,6 +73,8 @@ def test_deploy_returns_the_deployment(control: FakeControl, call: Call) -> None
         kv_cache_tokens=None,
         max_concurrency=4,
         target_concurrency=3,
+        tool_parser="",
+        reasoning_parser="",
         pack=False,
         min_replicas=0,
         max_replicas=2,

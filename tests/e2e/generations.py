@@ -42,10 +42,12 @@ def same(found: Sequence[sllm.Result], expected: Sequence[sllm.Result]) -> None:
 
 
 @contextmanager
-def two_instances(cluster: Cluster, name: str, model: Path, engine: str) -> Iterator[None]:
+def two_instances(
+    cluster: Cluster, name: str, model: Path, engine: str, **options: Any
+) -> Iterator[None]:
     """A deployment with an instance on each of two nodes, which stay; deleted in the end."""
-    options: dict[str, Any] = {"min_replicas": 2, "max_replicas": 2, "keep_alive": 600.0}
-    cluster.client.deploy(name, f"file://{model}", engine=engine, **options)
+    stay: dict[str, Any] = {"min_replicas": 2, "max_replicas": 2, "keep_alive": 600.0}
+    cluster.client.deploy(name, f"file://{model}", engine=engine, **stay, **options)
     cluster.wait_for_instances(2, name)
     yield
     cluster.client.delete(name)

@@ -132,11 +132,14 @@ def _generate_at_node(facts: Facts, rng: Random) -> list[Message]:
 
 def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateRequest:
     message = types.ChatMessage(role="user", content="Hello")
+    tool = types.Tool(name="add", parameters='{"type": "object"}')
+    choice = types.ToolChoice(mode=types.TOOL_CHOICE_MODE_AUTO)
     prompt = rng.choice(
         (
             {"text": "The for statement"},
             {"token_ids": types.TokenIds(ids=[1, 5, 9])},
             {"messages": types.ChatMessages(messages=[message])},
+            {"messages": types.ChatMessages(messages=[message], tools=[tool], tool_choice=choice)},
         )
     )
     sampling = types.SamplingParams(
@@ -180,6 +183,7 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
         structured_output=form,
         include_stop=rng.random() < 0.5,
         skip_special_tokens=rng.choice((None, False, True)),
+        parsing=types.OutputParsing(tools=[tool]) if rng.random() < 0.2 else None,
         **prompt,
     )
 

@@ -48,6 +48,10 @@ class Deployment:
     """Requests that one instance works on at once. None: the default."""
     pack: bool
     """Whether local safetensors are packed on each node, and not read where they lie."""
+    tool_parser: str
+    """That takes calls of tools out of answers. Empty: they stay text."""
+    reasoning_parser: str
+    """The same of thoughts."""
     min_replicas: int
     """Instances kept even without requests."""
     max_replicas: int

@@ -51,6 +51,8 @@ class FinishReason(StrEnum):
     """The model ended its text, or a stop string or stop token was met."""
     LENGTH = "LENGTH"
     """`max_tokens`, or the end of the model's context, was reached."""
+    TOOL_CALLS = "TOOL_CALLS"
+    """As STOP, and the model has called tools."""
 
 
 class MigrationReason(StrEnum):

@@ -25,12 +25,28 @@ class Function(TypedDict):
     """An object, or its JSON."""
 
 
+ToolChoice = Literal["auto", "none", "required"]
+
+
 class ToolCall(TypedDict):
     """A call of a tool that a model has asked for."""
 
     id: NotRequired[str]
     type: Literal["function"]
     function: Function
+
+
+class FunctionName(TypedDict):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(TypedDict):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class ChatMessage(TypedDict):
@@ -209,6 +225,20 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What a call of a tool has grown by."""
+
+    index: int
+    """Which of the calls of this generation, from 0."""
+    id: str
+    """Names the call, for its result to say whose it is. Empty but with its first delta."""
+    name: str
+    """Of the tool. Empty but with the call's first delta."""
+    arguments: str
+    """Those of all deltas together are a JSON object, if the model has written one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The generation has grown."""
 
@@ -223,6 +253,10 @@ class Tokens:
     while it could still become a stop string."""
     logprobs: tuple[TokenLogprob, ...]
     """One for each of `token_ids`, if the request asked."""
+    reasoning: str = ""
+    """What the model's thoughts have grown by, where the deployment has a `reasoning_parser`."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """What calls of tools have grown by, where it has a `tool_parser`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,3 +319,7 @@ class Result:
     """Where the time to the first token went."""
     migrations: tuple[Migrated, ...] = ()
     """Its moves from one instance to another, in their order."""
+    reasoning: str = ""
+    """What the model has thought, where the deployment has a `reasoning_parser`."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What it has called, where it has a `tool_parser`: as the next message may have them."""

@@ -2,13 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
-from sllm.client.types.events import ChatMessage, ContentPart, Tool, ToolCall
+from sllm.client.types.events import (
+    ChatMessage,
+    ContentPart,
+    NamedTool,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from sllm.client.wire.forms import json_text
+
+_MODES: Final = {
+    "auto": pb.TOOL_CHOICE_MODE_AUTO,
+    "none": pb.TOOL_CHOICE_MODE_NONE,
+    "required": pb.TOOL_CHOICE_MODE_REQUIRED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +32,7 @@ class Chat:
     arguments: Mapping[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    tool_choice: ToolChoice | NamedTool | None = None
 
 
 def chat_messages(messages: Sequence[ChatMessage], chat: Chat) -> pb.ChatMessages:
@@ -33,7 +47,20 @@ def chat_messages(messages: Sequence[ChatMessage], chat: Chat) -> pb.ChatMessage
         template_arguments=_json(chat.arguments or "", "template_arguments"),
         add_generation_prompt=chat.add_generation_prompt,
         continue_final_message=chat.continue_final_message,
+        tool_choice=None if chat.tool_choice is None else _choice(chat.tool_choice),
     )
+
+
+def _choice(choice: ToolChoice | NamedTool) -> pb.ToolChoice:
+    try:
+        if isinstance(choice, str):
+            return pb.ToolChoice(mode=_MODES[choice])
+        return pb.ToolChoice(function=choice["function"]["name"])
+    except (KeyError, TypeError) as error:
+        raise errors.InvalidPrompt(
+            'tool_choice is "auto", "none", "required" or {"type": "function", "function": '
+            f'{{"name": "add"}}}}, not {choice!r:.200}'
+        ) from error
 
 
 def _message(message: ChatMessage) -> pb.ChatMessage:

@@ -60,6 +60,11 @@ def _tokens(sequence: int, tokens: inference_pb.Tokens) -> events.Tokens:
         token_ids=tuple(tokens.token_ids),
         text=tokens.text,
         logprobs=tuple(map(_token_logprob, tokens.logprobs)),
+        reasoning=tokens.reasoning,
+        tool_calls=tuple(
+            events.ToolCallDelta(one.index, one.id, one.name, one.arguments)
+            for one in tokens.tool_calls
+        ),
     )
 
 

@@ -23,6 +23,8 @@ def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
         kv_cache_tokens=engine.kv_cache_tokens if engine.HasField("kv_cache_tokens") else None,
         max_concurrency=engine.max_concurrency if engine.HasField("max_concurrency") else None,
         pack=engine.pack,
+        tool_parser=engine.tool_parser,
+        reasoning_parser=engine.reasoning_parser,
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
         keep_alive=seconds(scaling.keep_alive),

@@ -14,6 +14,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
+from sllm.chat.wire import output_parsing
 from sllm.client.types.events import ChatMessage, StructuredOutput
 from sllm.client.wire import chats, forms
 from sllm.client.wire.chats import Chat
@@ -34,6 +35,8 @@ def deploy(
     kv_cache_tokens: int | None,
     max_concurrency: int | None,
     pack: bool,
+    tool_parser: str,
+    reasoning_parser: str,
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
@@ -55,6 +58,8 @@ def deploy(
                 kv_cache_tokens=kv_cache_tokens,
                 max_concurrency=max_concurrency,
                 pack=pack,
+                tool_parser=tool_parser,
+                reasoning_parser=reasoning_parser,
             ),
             scaling=pb.ScalingPolicy(
                 min_replicas=min_replicas,
@@ -128,6 +133,8 @@ def resume(request: inference_pb.GenerateRequest, sequence: int, token_ids: Sequ
 
 def settle(request: inference_pb.GenerateRequest, started: inference_pb.Started) -> None:
     """Keeps what it takes to read on: the prompt's tokens, and what generates from them."""
+    if request.HasField("messages"):
+        request.parsing.CopyFrom(output_parsing(request.messages))
     if started.prompt_token_ids:
         request.token_ids.CopyFrom(pb.TokenIds(ids=started.prompt_token_ids))
     request.continuation.identity = started.identity

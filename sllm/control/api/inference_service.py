@@ -22,7 +22,7 @@ class InferenceServicer(InferenceServiceServicer):
         """Serves a request from its queueing to its end."""
         if not request.HasField("resume_from_sequence"):
             await self._router.vacant(request.request_id)
-        await self._router.check_form(request)
+        await self._router.settle(request)
         ticket = self._router.take(request, context.time_remaining())
         # A caller may leave while nothing here is running: this stops the node all the same.
         context.add_done_callback(lambda _: self._router.drop(ticket))

@@ -39,6 +39,15 @@ class EngineConfig:
     """Requests that one instance works on at once."""
     pack: bool = False
     """Whether local safetensors are packed on each node, and not read where they lie."""
+    tool_parser: str = ""
+    """vLLM's, which takes calls of tools out of answers. Empty: they stay text."""
+    reasoning_parser: str = ""
+    """The same of thoughts."""
+
+    @property
+    def has_parsers(self) -> bool:
+        """Whether answers are taken apart."""
+        return bool(self.tool_parser or self.reasoning_parser)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +150,10 @@ class Deployment:
         return config == self.spec.engine or before._running == self._running
 
     @property
-    def _running(self) -> tuple[str, str, int, int]:
+    def _running(self) -> tuple[str | int, ...]:
         engine = self.spec.engine
-        return engine.engine, engine.dtype, self.kv_tokens, engine.max_concurrency
+        parsers = engine.tool_parser, engine.reasoning_parser
+        return engine.engine, engine.dtype, self.kv_tokens, engine.max_concurrency, *parsers
 
 
 class DeploymentState(IntEnum):
@@ -196,6 +206,12 @@ def _validate_engine(engine: EngineConfig) -> None:
         engine.engine in known,
         f"engine {engine.engine!r} is unknown; known: {', '.join(known)}",
     )
+    _require(
+        engine.engine != TRANSFORMERS or not engine.has_parsers,
+        f"tool_parser and reasoning_parser are vLLM's; engine {engine.engine!r} has none",
+    )
+    bounds.name(engine.tool_parser, "tool_parser")
+    bounds.name(engine.reasoning_parser, "reasoning_parser")
     _require(engine.dtype in DTYPES, f"dtype {engine.dtype!r} is unknown; known: {DTYPES[1:]}")
     tokens, page = engine.kv_cache_tokens, _PAGE_TOKENS.get(engine.engine, 1)
     _require(tokens is None or tokens > 0, f"kv_cache_tokens must be positive, not {tokens}")

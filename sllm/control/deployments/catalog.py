@@ -115,7 +115,7 @@ class Catalog:
             return found
         for engine in (one for one in specs.ENGINES if one != found.engine):
             with suppress(errors.SllmError):
-                other = await self.inspect(spec.source, spec.engine.dtype, engine)
+                other = await self._inspect_on(spec, engine)
                 if self._fits(spec, other):
                     return other
         return found  # the refusal is of the engine that is preferred
@@ -131,7 +131,7 @@ class Catalog:
     async def _look(self, spec: DeploymentSpec, present: Deployment | None) -> Inspected:
         """What the source is now. A deployment that is there is what it was if nobody can tell."""
         if present is None:
-            return await self.inspect(spec.source, spec.engine.dtype, spec.engine.engine)
+            return await self._inspect_on(spec, spec.engine.engine)
         specs.check_source(present, spec)
         try:
             return await self._look_again(spec, present.spec.engine.engine)
@@ -146,19 +146,21 @@ class Catalog:
         That is chosen anew where no node has it any more, or the source has become one that it
         does not run.
         """
-        source, dtype, asked = spec.source, spec.engine.dtype, spec.engine.engine
+        asked = spec.engine.engine
         if asked == specs.AUTO:
             with suppress(errors.EngineUnavailable, errors.UnsupportedModel):
-                return await self.inspect(source, dtype, engine)
-        return await self.inspect(source, dtype, asked)
+                return await self._inspect_on(spec, engine)
+        return await self._inspect_on(spec, asked)
 
-    async def inspect(self, source: str, dtype: str, engine: str = specs.AUTO) -> Inspected:
+    async def _inspect_on(self, spec: DeploymentSpec, engine: str) -> Inspected:
+        return await self.inspect(spec.source, dataclasses.replace(spec.engine, engine=engine))
+
+    async def inspect(self, source: str, config: specs.EngineConfig) -> Inspected:
         """Has a node read a source; a directory need not be on every one.
 
         Args:
             source: its URL.
-            dtype: as in `specs.EngineConfig`.
-            engine: the same: nodes that have it are asked.
+            config: how it is to be run; nodes that have the engine are asked.
 
         Raises:
             errors.EngineUnavailable: No node has the engine.
@@ -168,9 +170,15 @@ class Catalog:
             "no node is connected that could inspect the source; start one and try again",
             retry_after=1.0,
         )
-        for node in self.with_engine(engine)[:_INSPECTED_NODES]:
+        for node in self.with_engine(config.engine)[:_INSPECTED_NODES]:
             try:
-                return await node.inspect(source, dtype, engine)
+                return await node.inspect(
+                    source,
+                    config.dtype,
+                    config.engine,
+                    config.tool_parser,
+                    config.reasoning_parser,
+                )
             except (errors.SourceNotFound, errors.Unavailable) as failure:
                 error = failure
         raise error

@@ -12,7 +12,7 @@ from typing import Final
 from sllm import errors
 from sllm.control.cluster.needs import Checkpoint, Need
 from sllm.control.cluster.nodes import NodeView
-from sllm.control.cluster.specs import ModelInfo
+from sllm.control.cluster.specs import AUTO, EngineConfig, ModelInfo
 from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
@@ -114,7 +114,7 @@ class Prefetching:
             dtype, identity = deployment.spec.engine.dtype, deployment.model.identity
             need = self._state.needs[ask.deployment]
             return _Wanted(need.checkpoint, dtype, identity, need.engine)
-        model = (await self._catalog.inspect(ask.source, ask.dtype)).model
+        model = (await self._catalog.inspect(ask.source, EngineConfig(AUTO, ask.dtype))).model
         checkpoint = Checkpoint(ask.source, model.size_bytes, model.digest)
         return _Wanted(checkpoint, ask.dtype, model.identity)
 

@@ -83,14 +83,19 @@ class Router:
             await self._clock.sleep(_LEAVING_LOOK_SECONDS)
         await self._relay.ended(request_id)
 
-    async def check_form(self, request: generations.GenerateRequest) -> None:
-        """Returns if the text that is asked for can have its form, or may have any.
+    async def settle(self, request: generations.GenerateRequest) -> None:
+        """Completes a request by what its deployment does with answers.
+
+        Returns if the text that is asked for can have its form, or may have any.
 
         Raises:
             errors.SllmError: Why the request is refused.
         """
         if self._closing:
             raise errors.ShuttingDown(_GOING_DOWN)
+        deployment = self._state.deployments.get(request.deployment)
+        if deployment:
+            generations.settle_parsing(request, deployment)
         if form := generations.form(request):
             generations.check_size(request, self._state.deployment(request.deployment))
             await self._forms.check(form)

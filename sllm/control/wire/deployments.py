@@ -41,6 +41,8 @@ def engine_config(config: pb.EngineConfig) -> specs.EngineConfig:
             else default.max_concurrency
         ),
         pack=config.pack,
+        tool_parser=config.tool_parser,
+        reasoning_parser=config.reasoning_parser,
     )
 
 
@@ -65,6 +67,8 @@ def engine_message(engine: specs.EngineConfig) -> pb.EngineConfig:
         kv_cache_tokens=engine.kv_cache_tokens,
         max_concurrency=engine.max_concurrency,
         pack=engine.pack,
+        tool_parser=engine.tool_parser,
+        reasoning_parser=engine.reasoning_parser,
     )
 
 

@@ -14,6 +14,7 @@ from serverlessllm.v1 import node_service_pb2 as pb
 from sllm import errors, rpc
 from sllm.control.wire import common
 from sllm.statuses import from_failure
+from sllm.token_events import extend
 
 if TYPE_CHECKING:  # it is in the stubs alone
     from serverlessllm.v1.node_service_pb2_grpc import NodeServiceAsyncStub
@@ -83,7 +84,7 @@ class GenerateCall:
         kind = event.WhichOneof("event")
         last = self._events[-1] if self._events else None
         if kind == "tokens" and last is not None and _has_room(last):
-            _extend(last.tokens, event.tokens)
+            extend(last.tokens, event.tokens)
         else:
             self._events.append(event)
         self._ended = kind in ("finished", "moved")
@@ -202,9 +203,3 @@ class _Stream:
 
 def _has_room(event: inference_pb.GenerateResponse) -> bool:
     return event.HasField("tokens") and len(event.tokens.token_ids) < _MOST_TOGETHER
-
-
-def _extend(tokens: inference_pb.Tokens, more: inference_pb.Tokens) -> None:
-    tokens.token_ids.extend(more.token_ids)
-    tokens.text += more.text
-    tokens.logprobs.extend(more.logprobs)

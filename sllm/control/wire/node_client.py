@@ -102,9 +102,17 @@ class Node:
                 raise
             raise self._gone("it has stopped reporting") from error
 
-    async def inspect(self, source: str, dtype: str, engine: str) -> Inspected:
+    async def inspect(
+        self, source: str, dtype: str, engine: str, tool_parser: str, reasoning_parser: str
+    ) -> Inspected:
         """What the model at `source` needs, and the engine that it runs on, or why it cannot."""
-        request = pb.InspectSourceRequest(source=source, dtype=dtype, engine=engine)
+        request = pb.InspectSourceRequest(
+            source=source,
+            dtype=dtype,
+            engine=engine,
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
+        )
         with self.typed_errors():
             response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
         found = response.engine or TRANSFORMERS  # nodes of earlier versions have no other

@@ -32,7 +32,10 @@ class NodeServicer(NodeServiceServicer):
     ) -> pb.InspectSourceResponse:
         """Says what the model at a source needs."""
         engine = request.engine or AUTO
-        model = await self._agent.inspect(request.source, request.dtype or None, engine=engine)
+        parsers = wire.parser_names(request)
+        model = await self._agent.inspect(
+            request.source, request.dtype or None, engine=engine, parsers=parsers
+        )
         return pb.InspectSourceResponse(model=wire.model_info(model), engine=model.engine)
 
     async def Promote(

@@ -23,6 +23,7 @@ from sllm.node.store.holds import Hold, HoldSpec
 from sllm.node.tiers.types import Copy, Link, TierUsage
 from sllm.node.transfers.work import Progress
 from sllm.node.worker.backends.names import TRANSFORMERS
+from sllm.node.worker.messages import ParserNames
 
 
 def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
@@ -66,6 +67,7 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
             _concurrency(config.max_concurrency) if config.HasField("max_concurrency") else None
         ),
         pack=config.pack,
+        parsers=parser_names(config),
     )
 
 
@@ -77,6 +79,20 @@ def engine_message(spec: EngineSpec) -> pb.EngineConfig:
         kv_cache_tokens=spec.kv_cache_tokens,
         max_concurrency=spec.max_concurrency,
         pack=spec.pack,
+        tool_parser=spec.parsers.tool,
+        reasoning_parser=spec.parsers.reasoning,
+    )
+
+
+def parser_names(config: pb.EngineConfig | node_pb.InspectSourceRequest) -> ParserNames:
+    """What is to take answers apart.
+
+    Raises:
+        errors.InvalidArgument: A name is too long.
+    """
+    return ParserNames(
+        bounds.name(config.tool_parser, "tool_parser"),
+        bounds.name(config.reasoning_parser, "reasoning_parser"),
     )
 
 

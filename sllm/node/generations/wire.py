@@ -12,6 +12,7 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm import errors
 from sllm.durations import to_duration
 from sllm.node.instances.phases import Phase
+from sllm.token_events import extend
 
 
 def phase_message(phase: Phase) -> pb.Phase:
@@ -27,12 +28,10 @@ def phase_message(phase: Phase) -> pb.Phase:
 def merge_tokens(parts: Sequence[inference_pb.Tokens]) -> inference_pb.Tokens:
     """One message of consecutive ones: what waits together travels together."""
     merged = inference_pb.Tokens()
-    for part in parts:
-        if not merged.token_ids:
-            merged.first_index = part.first_index
-        merged.token_ids.extend(part.token_ids)
-        merged.logprobs.extend(part.logprobs)
-    merged.text = "".join(part.text for part in parts)
+    if parts:
+        merged.CopyFrom(parts[0])
+    for part in parts[1:]:
+        extend(merged, part)
     return merged
 
 

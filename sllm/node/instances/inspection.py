@@ -9,6 +9,7 @@ from sllm.node.instances.private_memory import PrivateMemory, private_memory
 from sllm.node.instances.zygotes import Described, Zygotes
 from sllm.node.store.tier_store import TierStore
 from sllm.node.transfers.work import Found
+from sllm.node.worker.messages import ParserNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class Inspector:
         self._zygotes = zygotes
 
     async def inspect(
-        self, source: str, dtype: str | None, identity: str, engine: str
+        self, source: str, dtype: str | None, identity: str, engine: str, parsers: ParserNames
     ) -> ModelInfo:
         """See `Agent.inspect`."""
-        found, tried = await self._try(source, dtype, identity, engine)
+        found, tried = await self._try(source, dtype, identity, engine, parsers)
         return ModelInfo(
             architecture=tried.model.architecture,
             size_bytes=found.size_bytes,
@@ -55,18 +56,18 @@ class Inspector:
         )
 
     async def _try(
-        self, source: str, dtype: str | None, identity: str, engine: str
+        self, source: str, dtype: str | None, identity: str, engine: str, parsers: ParserNames
     ) -> tuple[Found, Described]:
         found = await self._store.inspect(source, dtype, identity=identity)
         self._devices.check_fits(found.size_bytes)
         try:
-            return found, await self._zygotes.describe(found.directory, dtype, engine)
+            return found, await self._zygotes.describe(found.directory, dtype, engine, parsers)
         except errors.SllmError:
             if await asyncio.to_thread(found.directory.is_dir):
                 raise
         # A copy that was found to be bad has been set aside while it was read.
         found = await self._store.inspect(source, dtype, identity=identity)
-        return found, await self._zygotes.describe(found.directory, dtype, engine)
+        return found, await self._zygotes.describe(found.directory, dtype, engine, parsers)
 
     async def _private(self, found: Found, tried: Described) -> PrivateMemory | None:
         """In a thread: mixtures of experts have many thousands of tensors."""

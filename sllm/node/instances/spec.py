@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sllm import errors
+from sllm.node.worker.messages import NO_PARSERS, ParserNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class EngineSpec:
     max_concurrency: int | None
     pack: bool = False
     """Whether local safetensors are packed on this node, and not read where they lie."""
+    parsers: ParserNames = NO_PARSERS
+    """That take answers in conversations apart."""
 
 
 @dataclass(frozen=True, slots=True)

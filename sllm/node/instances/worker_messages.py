@@ -43,6 +43,8 @@ def prepare_request(directory: Path, engine: EngineSpec) -> pb.PrepareRequest:
         dtype=engine.dtype or "",
         kv_cache_tokens=engine.kv_cache_tokens,
         max_concurrency=engine.max_concurrency,
+        tool_parser=engine.parsers.tool,
+        reasoning_parser=engine.parsers.reasoning,
     )
     return pb.PrepareRequest(checkpoint_dir=str(directory), engine=config)
 

@@ -13,7 +13,15 @@ import structlog
 from sllm import errors
 from sllm.node.instances.forked import ForkedWorker
 from sllm.node.instances.zygote_process import ZygoteLost, ZygoteProcess
-from sllm.node.worker.messages import Describe, Described, Fork, ModelDescription, Probe
+from sllm.node.worker.messages import (
+    NO_PARSERS,
+    Describe,
+    Described,
+    Fork,
+    ModelDescription,
+    ParserNames,
+    Probe,
+)
 
 log = structlog.get_logger()
 
@@ -109,12 +117,15 @@ class Zygote:
 
         return await self._ask(fork)
 
-    async def describe(self, directory: Path, dtype: str | None) -> ModelDescription:
+    async def describe(
+        self, directory: Path, dtype: str | None, parsers: ParserNames = NO_PARSERS
+    ) -> ModelDescription:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
         Args:
             directory: has `config.json`; weights are not looked at.
             dtype: name of a torch dtype that weights are converted to. None: as stored.
+            parsers: that are to take its answers apart.
 
         Raises:
             errors.UnsupportedModel: The engine cannot run it; says why.
@@ -124,7 +135,7 @@ class Zygote:
             compared = list(self._compared)
             answer = await self._ask(
                 lambda process: process.call(
-                    lambda call: Describe(call, str(directory), dtype, compared)
+                    lambda call: Describe(call, str(directory), dtype, compared, parsers)
                 )
             )
         assert isinstance(answer, Described)

@@ -11,7 +11,7 @@ import structlog
 from sllm import errors
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.worker.backends.names import TRANSFORMERS
-from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
 
 log = structlog.get_logger()
 
@@ -101,13 +101,20 @@ class Zygotes:
         settled = all(one.is_ready or one.has_failed for one in found)
         return settled and any(one.is_ready for one in found)
 
-    async def describe(self, directory: Path, dtype: str | None, engine: str) -> Described:
+    async def describe(
+        self,
+        directory: Path,
+        dtype: str | None,
+        engine: str,
+        parsers: ParserNames = NO_PARSERS,
+    ) -> Described:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
         Args:
             directory: see `Zygote.describe`.
             dtype: the same.
             engine: on which it is to be. `AUTO`: the first of the node's that can.
+            parsers: see `Zygote.describe`.
 
         Raises:
             errors.EngineUnavailable: The node does not have the engine.
@@ -115,11 +122,11 @@ class Zygotes:
             errors.StartFailed: As `Zygote.describe`.
         """
         if engine != AUTO:
-            return Described(engine, await self.of(engine).describe(directory, dtype))
+            return Described(engine, await self.of(engine).describe(directory, dtype, parsers))
         refusals: dict[str, errors.SllmError] = {}
         for name in self._worth_trying():
             try:
-                return Described(name, await self.of(name).describe(directory, dtype))
+                return Described(name, await self.of(name).describe(directory, dtype, parsers))
             except (errors.UnsupportedModel, errors.StartFailed) as refusal:
                 if not (isinstance(refusal, errors.UnsupportedModel) or self.of(name).has_failed):
                     raise  # it may go well the next time, and so on the engine that is preferred

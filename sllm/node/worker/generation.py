@@ -10,6 +10,7 @@ from sllm.node.worker.engine.interface import (
     TokenGrammar,
     TokenLogprob,
 )
+from sllm.node.worker.model.parsing import OutputParser, Parsed, Parsing, ToolCallDelta, joined
 from sllm.node.worker.model.prompts import Prompt
 from sllm.node.worker.model.text import TextDelta, TextStream, Vocabulary
 from sllm.sampling import Sampling
@@ -39,6 +40,8 @@ class GenerationRequest:
     """Whether special tokens are no part of the text."""
     form: Form | None = None
     """That the text has. None: any will do."""
+    parsing: Parsing | None = None
+    """How the text is taken apart, if the deployment has parsers. None: it is not."""
     gives_way: bool = False
     """Whether all others come before it; see `EngineRequest.gives_way`."""
 
@@ -62,6 +65,10 @@ class Tokens:
     """It may lag behind the tokens."""
     logprobs: tuple[TokenLogprob, ...]
     """One for each of token_ids, if the request asked."""
+    reasoning: str = ""
+    """What thoughts have grown by, where they are told apart."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """What calls of tools have grown by, the same."""
 
     def joined(self, later: "Tokens") -> "Tokens":
         """These tokens and those that follow them."""
@@ -70,6 +77,8 @@ class Tokens:
             self.token_ids + later.token_ids,
             self.text + later.text,
             self.logprobs + later.logprobs,
+            self.reasoning + later.reasoning,
+            joined(self.tool_calls, later.tool_calls),
         )
 
 
@@ -128,6 +137,7 @@ class Generation:
         vocabulary: Vocabulary,
         taken_at: float,
         grammar: TokenGrammar | None = None,
+        parser: OutputParser | None = None,
     ) -> None:
         """Begins after the tokens that were given out before.
 
@@ -137,9 +147,12 @@ class Generation:
             vocabulary: of the model.
             taken_at: when the worker took the request, by its clock.
             grammar: what the engine follows the text's form by.
+            parser: takes the text apart. None: it stays whole.
         """
         self._taken_at = taken_at
         self._grammar = grammar
+        self._parser = parser
+        self._has_called = False
         self._first_token_seconds: float | None = None
         self._prompt_tokens = prompt_tokens
         self._include_stop = request.include_stop
@@ -147,7 +160,9 @@ class Generation:
             vocabulary,
             request.stop,
             include_stop=request.include_stop,
-            skip_special_tokens=request.skip_special_tokens,
+            skip_special_tokens=(
+                parser.skips_special_tokens if parser else request.skip_special_tokens
+            ),
         )
         self._count = len(request.generated)
         self._stop: str | None = None
@@ -155,7 +170,9 @@ class Generation:
         for count, token_id in enumerate(request.generated, 1):
             ends = token_id in request.stop_token_ids and not request.include_stop
             push = self._text.push_end if ends else self._text.push
-            self._stop = push(token_id, may_stop=count >= self._min_tokens).stop
+            delta = push(token_id, may_stop=count >= self._min_tokens)
+            self._stop = delta.stop
+            self._parse(delta.text, token_id, finished=False)
 
     @property
     def begun(self) -> bool:
@@ -191,13 +208,22 @@ class Generation:
         if finish and not delta.stop:
             rest = self._text.finish(may_stop=may_stop)
             delta = TextDelta(delta.text + rest.text, rest.stop)
-        logprobs = (token.logprob,) if token.logprob else ()
-        tokens = Tokens(self._count, (token.token_id,), delta.text, logprobs)
-        self._count += 1
         reason = FinishReason.STOP if delta.stop else finish
+        parsed = self._parse(delta.text, token.token_id, finished=reason is not None)
+        logprobs, ids = (token.logprob,) if token.logprob else (), (token.token_id,)
+        said, thought, calls = parsed.text, parsed.reasoning, parsed.tool_calls
+        tokens = Tokens(self._count, ids, said, logprobs, thought, calls)
+        self._count += 1
         if reason is None:
             return tokens
         return self._completed(tokens, reason, delta.stop, token.cached_prompt_tokens)
+
+    def _parse(self, text: str, token_id: int, *, finished: bool) -> Parsed:
+        if self._parser is None:
+            return Parsed(text)
+        parsed = self._parser.push(text, token_id, finished=finished)
+        self._has_called |= bool(parsed.tool_calls)
+        return parsed
 
     def _end_of_form(self, count: int) -> FinishReason | None:
         """Whether nothing may follow so many tokens, which engines do not see."""
@@ -207,6 +233,8 @@ class Generation:
     def _completed(
         self, tokens: Tokens, reason: FinishReason, stop: str | None, cached: int
     ) -> Completed:
+        if self._has_called and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
         # The engine does not know where the prompt ends if it went on with a generation.
         usage = Usage(self._prompt_tokens, self._count, min(cached, self._prompt_tokens))
         return Completed(tokens, reason, usage, stop, self._first_token_seconds or 0.0)

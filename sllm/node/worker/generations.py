@@ -38,6 +38,7 @@ from sllm.node.worker.generation import (
 from sllm.node.worker.model import prompts, words
 from sllm.node.worker.model.grammars import Grammars
 from sllm.node.worker.model.module import ModelFiles
+from sllm.node.worker.model.parsing import OutputParser, Parsers
 from sllm.node.worker.model.prompts import RenderedPrompt, TextPrompt, TokenPrompt
 from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
@@ -78,6 +79,7 @@ class Generations:
         self,
         files: ModelFiles,
         texts: Texts,
+        parsers: Parsers | None,
         engine: Engine,
         context_tokens: int,
         outbox: Outbox,
@@ -90,6 +92,7 @@ class Generations:
         self._by_id: dict[str, _UnderWay] = {}
         self._by_key: dict[str, _UnderWay] = {}
         self._texts = texts
+        self._parsers = parsers
         self._grammars = Grammars(files.tokenizer, files.vocabulary_size, files.stop_token_ids)
 
     def submit(self, request: GenerationRequest) -> None:
@@ -152,7 +155,7 @@ class Generations:
                 len(request.generated),
                 self._follow,
                 request,
-                len(prompt),
+                prompt,
                 under_way.taken_at,
                 finish,
                 grammar,
@@ -197,14 +200,22 @@ class Generations:
     def _follow(
         self,
         request: GenerationRequest,
-        prompt_tokens: int,
+        prompt: tuple[int, ...],
         taken_at: float,
         finish: FinishReason | None,
         grammar: TokenGrammar | None,
     ) -> tuple[Generation, Completed | None]:
-        vocabulary = self._files.vocabulary
-        generation = Generation(request, prompt_tokens, vocabulary, taken_at, grammar)
+        vocabulary, parser = self._files.vocabulary, self._parser(request, prompt)
+        generation = Generation(request, len(prompt), vocabulary, taken_at, grammar, parser)
         return generation, generation.ended(finish)
+
+    def _parser(self, request: GenerationRequest, prompt: tuple[int, ...]) -> OutputParser | None:
+        """What takes the answer apart. Of what is computed ahead nothing is said."""
+        if self._parsers is None or request.parsing is None or request.gives_way:
+            return None
+        # One request has several ids on its way from node to node, which begin alike.
+        request_id = request.request_id.rpartition("/")[0] or request.request_id
+        return self._parsers.begin(request.parsing, prompt, request_id)
 
     def _engine_request(
         self, request: GenerationRequest, tokens: "_Encoded", key: str

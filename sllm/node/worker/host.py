@@ -22,11 +22,12 @@ from sllm.errors import (
 from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
 from sllm.node.worker.generations import Generations
-from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
 from sllm.node.worker.model.description import context_tokens, describe_config, kv_bytes_per_token
 from sllm.node.worker.model.device_weights import DeviceWeights, warm_up_device
 from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
 from sllm.node.worker.model.module import ModelFiles, load_files, run_dtype
+from sllm.node.worker.model.parsing import Parsers
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
@@ -52,6 +53,8 @@ class EngineOptions:
     """Requests at once. None: `DEFAULT_CONCURRENCY`."""
     dtype: str | None = None
     """Name of a torch dtype that weights have been converted to. None: as stored."""
+    parsers: ParserNames = NO_PARSERS
+    """That take answers in conversations apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class _Prepared:
     warm_up: float | None
     texts: Texts
     description: ModelDescription
+    parsers: Parsers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,9 @@ class ModelHost:
             context = min(context_tokens(config), capacity.kv_tokens)
             engine = loaded.engine(capacity)
             outbox = Outbox()
-            generations = Generations(prepared.files, prepared.texts, engine, context, outbox)
+            generations = Generations(
+                prepared.files, prepared.texts, prepared.parsers, engine, context, outbox
+            )
             self._running = _Running(held, loaded, engine, generations, outbox)
             await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         started = time.monotonic()
@@ -313,7 +319,8 @@ def _prepare(directory: Path, options: EngineOptions, backend: Backend) -> _Prep
     warm_up = warm_up_device()
     files = load_files(directory, backend.check)
     description = describe_config(files.architecture.config, options.dtype)
-    return _Prepared(files, options, warm_up, Texts(files), description)
+    parsers = backend.parsers(options.parsers, files.tokenizer)
+    return _Prepared(files, options, warm_up, Texts(files), description, parsers)
 
 
 def _capacity(prepared: _Prepared, backend: Backend, dtype: torch.dtype, kv_bytes: int) -> Capacity:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 MAX_PACKET_BYTES = 64 * 1024
 
@@ -20,6 +20,19 @@ class ModelDescription:
     """Name of the torch dtype in which the model is served."""
     vocabulary: int = 0
     """Tokens that the model knows. 0: not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParserNames:
+    """What takes answers in conversations apart. Empty: nothing does."""
+
+    tool: str = ""
+    """Calls of tools."""
+    reasoning: str = ""
+    """Thoughts."""
+
+
+NO_PARSERS: Final = ParserNames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,8 @@ class Describe:
     """Name of a torch dtype that weights are converted to. None: as stored."""
     compared: list[str]
     """The `Described.features` of models for which the engine need not be tried again."""
+    parsers: ParserNames = NO_PARSERS
+    """That are to take the model's answers apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,5 +149,7 @@ def from_packet(packet: bytes) -> Message:
     cls = _TYPES[content.pop("type")]
     if cls is Described:
         content["model"] = ModelDescription(**content["model"])
+    if cls is Describe:
+        content["parsers"] = ParserNames(**content["parsers"])
     message: Message = cls(**content)
     return message

@@ -7,7 +7,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from serverlessllm.v1 import worker_service_pb2 as pb
 
-from sllm.chat.wire import conversation
+from sllm.chat.wire import conversation, tool, tool_choice
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.durations import to_duration
 from sllm.errors import InvalidPrompt
@@ -27,8 +27,10 @@ from sllm.node.worker.host import (
     ParameterLocation,
     Prepared,
 )
+from sllm.node.worker.messages import ParserNames
 from sllm.node.worker.model.device_weights import DeviceWeights
 from sllm.node.worker.model.held_weights import PooledWeights
+from sllm.node.worker.model.parsing import Parsing
 from sllm.node.worker.model.prompts import Prompt, TextPrompt, TokenPrompt
 from sllm.sampling import Sampling
 from sllm.statuses import to_failure
@@ -42,6 +44,7 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
         kv_cache_tokens=config.kv_cache_tokens if config.HasField("kv_cache_tokens") else None,
         max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
         dtype=config.dtype or None,
+        parsers=ParserNames(config.tool_parser, config.reasoning_parser),
     )
 
 
@@ -86,6 +89,7 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
             request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         ),
         form=form(request.structured_output) if request.HasField("structured_output") else None,
+        parsing=_parsing(request.parsing) if request.HasField("parsing") else None,
         gives_way=command.gives_way,
     )
 
@@ -163,6 +167,11 @@ def _prompt(request: inference_pb.GenerateRequest) -> Prompt:
             raise InvalidPrompt("the request has no prompt; set text, token_ids or messages")
 
 
+def _parsing(message: types_pb2.OutputParsing) -> Parsing:
+    choice = tool_choice(message.tool_choice)
+    return Parsing(tuple(map(tool, message.tools)), choice, message.template_arguments)
+
+
 def _sampling(params: types_pb2.SamplingParams) -> Sampling:
     return Sampling.of({field.name: value for field, value in params.ListFields()})
 
@@ -188,6 +197,13 @@ def _tokens(tokens: Tokens) -> inference_pb.Tokens:
         token_ids=tokens.token_ids,
         text=tokens.text,
         logprobs=[_logprob(logprob) for logprob in tokens.logprobs],
+        reasoning=tokens.reasoning,
+        tool_calls=[
+            inference_pb.ToolCallDelta(
+                index=call.index, id=call.call_id, name=call.name, arguments=call.arguments
+            )
+            for call in tokens.tool_calls
+        ],
     )
 
 

@@ -189,7 +189,9 @@ def _describe(request: Describe, agent: socket.socket, backend: Backend) -> int:
     try:
         with refusing("the model could not be tried"):
             directory = Path(request.directory)
-            verdict = try_model(directory, request.dtype, request.compared, backend)
+            verdict = try_model(
+                directory, request.dtype, request.compared, backend, request.parsers
+            )
         answer = Described(request.call, verdict.model, verdict.features, verdict.unused)
     except SllmError as error:
         answer = failure(request.call, error)

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 import torch
 
 from sllm.node.worker.engine.interface import Capacity, Engine
+from sllm.node.worker.messages import ParserNames
 from sllm.node.worker.model.description import Architecture
 from sllm.node.worker.model.module import ModelFiles
+from sllm.node.worker.model.parsing import Parsers
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 
 
@@ -88,6 +90,18 @@ class Backend(Protocol):
 
         Raises:
             UnsupportedModel: The weights are not those of the model, or are not kept in this way.
+        """
+        ...
+
+    def parsers(self, names: ParserNames, tokenizer: Any) -> Parsers | None:
+        """What takes answers in conversations apart. None: nothing does.
+
+        Args:
+            names: of what is to do it.
+            tokenizer: the model's, from transformers.
+
+        Raises:
+            UnsupportedModel: There is no such parser, or it has no use for the tokenizer.
         """
         ...
 

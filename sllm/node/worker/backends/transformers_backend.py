@@ -12,11 +12,14 @@ from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for 
 from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
+from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest
 from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
+from sllm.node.worker.messages import NO_PARSERS, ParserNames
 from sllm.node.worker.model.description import Architecture, takes_paged_cache
 from sllm.node.worker.model.module import ModelFiles, build_module, build_module_on_device
+from sllm.node.worker.model.parsing import Parsers
 from sllm.node.worker.model.ready_module import build_ready_module, make_module_ready
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.sampling import Sampling
@@ -69,6 +72,14 @@ class TransformersBackend:
     def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
         """See `Backend.make_ready`."""
         return make_module_ready(files.architecture, weights)
+
+    def parsers(self, names: ParserNames, tokenizer: Any) -> Parsers | None:
+        """See `Backend.parsers`."""
+        if names != NO_PARSERS:
+            raise UnsupportedModel(
+                "tool_parser and reasoning_parser are vLLM's: deploy with engine 'vllm', or without"
+            )
+        return None
 
     def rehearse(self) -> None:
         """See `Backend.rehearse`. Brings a model up as a worker does.

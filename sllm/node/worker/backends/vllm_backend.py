@@ -23,8 +23,10 @@ from sllm.node.worker.backends.names import VLLM
 from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest, Step
 from sllm.node.worker.engine.vllm.config import PAGE_TOKENS, VllmModel
 from sllm.node.worker.engine.vllm.engine import VllmEngine
+from sllm.node.worker.messages import NO_PARSERS, ParserNames
 from sllm.node.worker.model.description import Architecture, context_tokens, kv_bytes_per_token
 from sllm.node.worker.model.module import ModelFiles, run_dtype
+from sllm.node.worker.model.parsing import Parsers
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.process import die_with_parent
@@ -32,6 +34,7 @@ from sllm.sampling import Sampling
 
 import vllm  # isort: skip - after the engine, which sets its environment
 from vllm.model_executor.models import ModelRegistry  # isort: skip
+from sllm.node.worker.backends.vllm_parsing import VllmParsers, import_parsers  # isort: skip
 from vllm.platforms import current_platform  # isort: skip
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # isort: skip
 
@@ -111,6 +114,10 @@ class VllmBackend:
         model = vllm_model(files.directory, files.architecture.config, weights)
         return VllmEngine(model, Capacity(PAGE_TOKENS, max_requests=1)).make_ready()
 
+    def parsers(self, names: ParserNames, tokenizer: Any) -> Parsers | None:
+        """See `Backend.parsers`."""
+        return VllmParsers(names, tokenizer) if names != NO_PARSERS else None
+
     def rehearse(self) -> None:
         """See `Backend.rehearse`. Imports what a start imports: children tell what that is.
 
@@ -121,6 +128,7 @@ class VllmBackend:
         warnings.filterwarnings("ignore", module="vllm")
         for name in _FAMILIES:
             know(name)
+        import_parsers()
         for _ in range(_REHEARSALS):
             missing = imported_by_a_start()
             if not missing:

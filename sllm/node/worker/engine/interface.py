@@ -17,6 +17,8 @@ class FinishReason(IntEnum):
     """The model ended its text, or a stop string or stop token was met."""
     LENGTH = 2
     """As many tokens as were allowed."""
+    TOOL_CALLS = 3
+    """As STOP, and the model has called tools: no engine knows."""
 
 
 class TokenGrammar(Protocol):

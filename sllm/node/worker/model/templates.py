@@ -51,7 +51,7 @@ def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
 
 def _apply(conversation: Conversation, tokenizer: Any, messages: list[dict[str, Any]]) -> str:
     options = {
-        "tools": [_seen_tool(tool) for tool in conversation.tools] or None,
+        "tools": [_seen_tool(tool) for tool in conversation.told_tools] or None,
         "add_generation_prompt": conversation.add_generation_prompt,
         "continue_final_message": conversation.continue_final_message,
         **conversation.variables(),

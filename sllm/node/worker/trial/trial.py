@@ -12,7 +12,7 @@ import tokenizers
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import NoCapacity, UnsupportedModel
 from sllm.node.worker.backends.interface import Backend
-from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
 from sllm.node.worker.model.description import Architecture, context_tokens, describe_config
 from sllm.node.worker.model.module import ModelFiles, load_files
 from sllm.node.worker.model.refusing import refusing
@@ -40,7 +40,11 @@ class Verdict:
 
 
 def try_model(
-    directory: Path, dtype: str | None, compared: Collection[str], backend: Backend
+    directory: Path,
+    dtype: str | None,
+    compared: Collection[str],
+    backend: Backend,
+    parsers: ParserNames = NO_PARSERS,
 ) -> Verdict:
     """Tries what a worker will do with a model, as far as that takes neither weights nor time.
 
@@ -49,6 +53,7 @@ def try_model(
         dtype: name of a torch dtype that weights are converted to. None: as stored.
         compared: `Verdict.features` for which a small copy need not be tried again.
         backend: of the engine that it is to run on.
+        parsers: that are to take its answers apart.
 
     Raises:
         UnsupportedModel: A start would fail, or the tokens be wrong; says why.
@@ -56,6 +61,7 @@ def try_model(
     files = load_files(directory, backend.check)
     model = describe_config(files.architecture.config, dtype)
     _try_tokenizer(files)
+    backend.parsers(parsers, files.tokenizer)
     unused = _try_weights(directory, files.architecture)
     config = small_copy(files.architecture)
     features = _digest(config, backend)

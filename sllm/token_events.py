@@ -1,0 +1,12 @@
+"""Events of tokens that wait together, as one: wherever they wait."""
+
+from serverlessllm.v1 import inference_service_pb2 as pb
+
+
+def extend(tokens: pb.Tokens, more: pb.Tokens) -> None:
+    """Adds what follows. A field that is forgotten here is lost when callers are slow."""
+    tokens.token_ids.extend(more.token_ids)
+    tokens.text += more.text
+    tokens.logprobs.extend(more.logprobs)
+    tokens.reasoning += more.reasoning
+    tokens.tool_calls.extend(more.tool_calls)
