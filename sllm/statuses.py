@@ -101,6 +101,8 @@ def _of_transport(error: grpc.aio.AioRpcError) -> errors.SllmError:
             return errors.Unreachable(said or "the connection was lost")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if _REQUEST_TOO_LARGE.match(said):
             return errors.InvalidArgument(f"the request is larger than a message may be: {said}")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return errors.NotServed(f"the server is of a version without this call: {said}")
         case _:
             return errors.Internal(
                 f"the call ended with {code.name}: {said}. No server of sllm says so, but gRPC, or "

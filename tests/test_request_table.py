@@ -36,7 +36,7 @@ def test_every_field_is_in_the_table_and_no_other() -> None:
     assert set(ROWS) == fields()
 
 
-ON_TRANSFORMERS = {"messages.tool_choice": "auto, none", "parsing": "no"}
+ON_TRANSFORMERS = {"parsing": "forced calls"}
 """What that engine does of fields that it does not take as vLLM does: parsers are vLLM's."""
 
 

@@ -213,6 +213,7 @@ TAKEN_FOR = {
     grpc.StatusCode.CANCELLED: errors.Unreachable,
     grpc.StatusCode.UNAVAILABLE: errors.Unreachable,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.UNIMPLEMENTED: errors.NotServed,
 }
 """Codes that mean the same whoever says them; the others are nobody's of ours."""
 

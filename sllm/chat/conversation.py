@@ -173,14 +173,17 @@ def check_choice(choice: ToolChoice, tools: Sequence[Tool]) -> None:
     """Checks that there is what has to be called.
 
     Raises:
-        InvalidPrompt: There is no tool at all, or none of the name.
+        InvalidPrompt: There is no tool at all, none of the name, or two.
     """
     if choice.is_forced and not tools:
         raise InvalidPrompt("tool_choice has a tool called, and there are no tools")
-    if choice.function and choice.function not in {tool.name for tool in tools}:
+    names = [tool.name for tool in tools]
+    if choice.function and choice.function not in names:
         raise InvalidPrompt(
             f"tool_choice names {choice.function!r:.80}, which is none of the tools"
         )
+    if choice.is_forced and len(set(names)) < len(names):
+        raise InvalidPrompt("tool_choice has a tool called, and two tools have the same name")
 
 
 def json_object(text: str, what: str) -> dict[str, Any]:

@@ -51,6 +51,20 @@ def tool_choice(message: pb.ToolChoice) -> ToolChoice:
     return ToolChoice(ToolChoiceMode(mode))
 
 
+def parsing(message: pb.OutputParsing) -> Conversation:
+    """The conversation that an answer is of, as far as it takes to take it apart.
+
+    Raises:
+        InvalidPrompt: Tools are called in a way that this version does not know.
+    """
+    return Conversation(
+        messages=(),
+        tools=tuple(map(tool, message.tools)),
+        arguments=message.template_arguments,
+        tool_choice=tool_choice(message.tool_choice),
+    )
+
+
 def output_parsing(chat: pb.ChatMessages) -> pb.OutputParsing:
     """What of a conversation it takes to take its answer apart."""
     return pb.OutputParsing(

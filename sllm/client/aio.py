@@ -241,8 +241,8 @@ class AsyncClient(TextClient):
             prompt_token_ids: ids in the model's vocabulary; or
             messages: a conversation, rendered with the model's chat template.
             tools: what the template tells the model of, beside messages. None: none.
-            tool_choice: "auto", "none", "required", or the tool to call; the last two need a
-                deployment with a `tool_parser`. None: "auto".
+            tool_choice: "auto", "none", "required", or the tool to call; with the last two the
+                answer is nothing but calls. None: "auto".
             template_arguments: variables for it, such as {"enable_thinking": False}. None: none.
             add_generation_prompt: whether it writes what an answer begins with. None: yes, unless
                 the last message is gone on with.

@@ -30,6 +30,7 @@ SllmError
 │   ├── CheckpointLeased    CHECKPOINT_LEASED
 │   ├── DeviceUnavailable   DEVICE_UNAVAILABLE
 │   ├── EngineUnavailable   ENGINE_UNAVAILABLE
+│   ├── NotServed           NOT_SERVED
 │   ├── SourceChanged       SOURCE_CHANGED
 │   ├── NodeDraining        NODE_DRAINING
 │   └── NodeNeeded          NODE_NEEDED
@@ -107,6 +108,7 @@ from sllm.errors.refusals import (
     NodeNeeded,
     NodeNotFound,
     NotFound,
+    NotServed,
     PinNotFound,
     RequestIdInUse,
     RequestNotFound,
@@ -152,6 +154,7 @@ __all__ = [
     "NodeNeeded",
     "NodeNotFound",
     "NotFound",
+    "NotServed",
     "PinNotFound",
     "QueueFull",
     "RequestIdInUse",

@@ -159,6 +159,12 @@ class EngineUnavailable(Unsupported):
     reason = "ENGINE_UNAVAILABLE"
 
 
+class NotServed(Unsupported):
+    """The server does not know the call: it is of an earlier version."""
+
+    reason = "NOT_SERVED"
+
+
 class SourceChanged(Unsupported):
     """A source is not what it was: its weights, or the files that shape what is made of them."""
 

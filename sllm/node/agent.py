@@ -20,7 +20,7 @@ from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
 from sllm.node.instances.ready_maker import ReadyMaker
 from sllm.node.instances.spec import InstanceSpec, check_same
-from sllm.node.instances.text_workers import TextSource, TextWorkers
+from sllm.node.instances.text_workers import SHORT_BYTES, TextSource, TextWorkers
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.instances.zygotes import AUTO, EngineState, Zygotes
@@ -210,10 +210,11 @@ class Agent:
                 pack=pack,
                 identity=identity,
             )
+            bring_up = partial(self._ready_maker.with_room, reach)
             if hold:
-                await self.holds.bring_up(hold, tier, reach)
+                await self.holds.bring_up(hold, tier, bring_up)
             else:
-                (await reach()).release()
+                (await bring_up()).release()
 
         return self._promotions.follow(promote, give_up=give_up and not hold)
 
@@ -239,22 +240,24 @@ class Agent:
         self.instances[spec.instance_id] = instance
         launch = partial(self._launch, zygote)
         maker = self._ready_maker
-        instance.begin(self.store, self.devices, launch, maker.form(spec), maker.make_room)
+        instance.begin(self.store, self.devices, launch, maker.form(spec), maker.with_room)
         maker.give_way(self.memory.free_bytes)
         self._text_workers.give_way(self.memory.free_bytes)
         self._changed()
         return instance
 
     @asynccontextmanager
-    async def text_worker(self, source: TextSource) -> AsyncIterator[Worker]:
+    async def text_worker(self, source: TextSource, size_bytes: int) -> AsyncIterator[Worker]:
         """A worker to ask of what a model makes of text: an instance's, or one without weights.
+
+        What is long is nothing for an instance, whose requests would wait for it.
 
         Raises:
             errors.EngineUnavailable: This node does not have its engine.
             errors.NoCapacity: All that there may be are busy.
             errors.SllmError: Why it cannot be started; whatever the block raises.
         """
-        if serving := self._serving(source):
+        if size_bytes <= SHORT_BYTES and (serving := self._serving(source)):
             yield serving
         else:
             async with self._text_workers.of(source) as worker:
@@ -262,8 +265,7 @@ class Agent:
 
     def _serving(self, source: TextSource) -> Worker | None:
         for one in self.instances.values():
-            same = one.spec.source == source.source and one.identity == source.identity
-            if same and one.state is InstanceState.READY:
+            if one.state is InstanceState.READY and source.is_of(one.spec, one.identity):
                 return one.ready_worker()
         return None
 

@@ -1,5 +1,6 @@
 """Answers taken apart into what they say, think and call, through the whole system."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -13,8 +14,6 @@ from sllm import errors
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES
 from tests.e2e.generations import moved, two_instances
-
-pytestmark = pytest.mark.skipif("vllm" not in ENGINES, reason="parsers are vLLM's")
 
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
@@ -33,13 +32,27 @@ ADD: sllm.Tool = {
         },
     },
 }
+SHORT: list[sllm.Tool] = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "properties": {"b": {"enum": ["x", "yy"]}},
+                "required": ["b"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("pick", "put")
+]
+"""Whose arguments come to an end, whatever the model likes."""
 NOW: sllm.Tool = {"type": "function", "function": {"name": "now", "parameters": {}}}
 HI: list[sllm.ChatMessage] = [{"role": "user", "content": "Hi"}]
 CHAT: dict[str, Any] = {"messages": HI, "tools": [ADD, NOW], "temperature": 0.0, "max_tokens": 400}
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 12, "b": "yy"}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
-BROKEN = '<tool_call>\n{"name": "add", "argu'
 ADDED = ("add", {"a": 12, "b": "yy"})
 ANSWERS: dict[str, tuple[str, str, str, list[tuple[str, Any]]]] = {
     # what the model writes: what it says, thinks and calls
@@ -64,6 +77,8 @@ def model(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(cluster: Cluster, model: Path) -> Iterator[Cluster]:
+    if "vllm" not in ENGINES:
+        pytest.skip("parsers are vLLM's")
     parsers = {"tool_parser": "hermes", "reasoning_parser": "qwen3"}
     with two_instances(cluster, "calls", model, "vllm", **parsers):
         yield cluster
@@ -91,10 +106,11 @@ async def test_an_answer_is_taken_apart(client: sllm.AsyncClient, name: str) -> 
     assert len({*ids, ""}) == len(calls) + 1
 
 
-async def test_what_no_parser_understands_is_lost_by_nobody(client: sllm.AsyncClient) -> None:
-    result = await client.complete("calls", **CHAT, **written(f"<think></think>{BROKEN}"))
-    assert result.finish_reason in ("STOP", "TOOL_CALLS")
-    assert result.token_ids
+@pytest.mark.parametrize("text", ["if a <", "<tool_call>hello</tool_call>", "So <tool_call>{}"])
+async def test_what_turns_out_to_be_no_call_is_text(client: sllm.AsyncClient, text: str) -> None:
+    result = await client.complete("calls", **CHAT, **written(f"<think></think>{text}"))
+    assert (result.text.strip(), result.tool_calls) == (text, ())
+    assert result.finish_reason == "STOP"
 
 
 async def test_a_prompt_that_is_no_conversation_is_answered_by_text(
@@ -124,23 +140,54 @@ async def test_it_is_the_same_wherever_it_goes_on(client: sllm.AsyncClient, at: 
     assert called(result) == [ADDED, ("now", {})]
 
 
-async def test_a_call_can_be_required(client: sllm.AsyncClient) -> None:
-    for seed in range(3):
-        options = {**CHAT, "temperature": 1.0, "seed": seed, "tool_choice": "required"}
-        result = await client.complete("calls", **{**options, "tools": [ADD]})
-        if result.finish_reason == "LENGTH":
-            continue  # a model of random weights calls and calls
-        assert {name for name, _ in called(result)} == {"add"}
-        assert all(arguments.keys() == {"a", "b"} for _, arguments in called(result))
-        assert (result.text, result.finish_reason) == ("", "TOOL_CALLS")
+@pytest.fixture(scope="module")
+def plain(cluster: Cluster, model: Path, engine: str) -> Iterator[str]:
+    """A deployment without parsers."""
+    cluster.client.deploy("plain", f"file://{model}", engine=engine, keep_alive=600.0)
+    yield "plain"
+    cluster.client.delete("plain")
+    cluster.wait_for_instances(0, "plain")
 
 
-async def test_a_tool_can_be_named(client: sllm.AsyncClient) -> None:
+def whole(result: sllm.Result) -> list[tuple[str, Any]]:
+    """Calls, but for the last one that was cut: a model of random weights calls and calls."""
+    cut = result.finish_reason == "LENGTH"
+    calls = result.tool_calls[: len(result.tool_calls) - cut]
+    return called(dataclasses.replace(result, tool_calls=calls))
+
+
+def test_a_call_can_be_required(cluster: Cluster, plain: str) -> None:
+    found = []
+    for seed in range(6):
+        options = {**CHAT, "temperature": 1.0, "seed": seed, "tools": SHORT}
+        result = cluster.client.complete(plain, **options, tool_choice="required")
+        assert (result.text, result.reasoning) == ("", "")
+        assert result.finish_reason in ("TOOL_CALLS", "LENGTH")
+        found += whole(result)
+    assert len(found) > 6, "several in one answer"
+    assert {name for name, _ in found} <= {"pick", "put"}
+    assert all(arguments["b"] in ("x", "yy") for _, arguments in found)
+
+
+def test_a_tool_can_be_named(cluster: Cluster, plain: str) -> None:
     named: sllm.NamedTool = {"type": "function", "function": {"name": "add"}}
-    result = await client.complete("calls", **CHAT, tool_choice=named)
+    result = cluster.client.complete(plain, **CHAT, tool_choice=named)
     ((name, arguments),) = called(result)
     assert (name, arguments["b"]) in {("add", "x"), ("add", "yy")}
-    assert (result.text, result.reasoning) == ("", "")
+    assert (result.text, result.finish_reason) == ("", "TOOL_CALLS")
+
+
+def test_without_a_parser_calls_are_text(cluster: Cluster, plain: str) -> None:
+    text = ANSWERS["a call"][0]
+    result = cluster.client.complete(plain, **CHAT, **written(text))
+    assert (result.text, result.tool_calls) == (text, ())
+
+
+async def test_a_call_that_is_due_is_none_of_the_parsers(client: sllm.AsyncClient) -> None:
+    """Nothing is thought before it, although thoughts are looked for."""
+    named: sllm.NamedTool = {"type": "function", "function": {"name": "now"}}
+    result = await client.complete("calls", **CHAT, tool_choice=named)
+    assert (called(result), result.reasoning) == ([("now", {})], "")
 
 
 async def test_the_model_is_not_told_of_tools_that_it_may_not_call(
@@ -157,6 +204,13 @@ BAD: dict[str, dict[str, Any]] = {
     "no tools": {"tools": None, "tool_choice": "required"},
     "no such choice": {"tool_choice": "perhaps"},
     "another form": {"tool_choice": "required", "structured_output": {"regex": "a"}},
+    "two of a name": {"tool_choice": "required", "tools": [NOW, NOW]},
+    "arguments that are no object": {
+        "tool_choice": "required",
+        "tools": [
+            {"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}
+        ],
+    },
 }
 
 
@@ -166,18 +220,7 @@ async def test_bad_choices_are_refused(client: sllm.AsyncClient, what: str) -> N
         await client.complete("calls", **{**CHAT, **BAD[what]})
 
 
-def test_without_a_parser_calls_are_text(cluster: Cluster, model: Path) -> None:
-    client, text = cluster.client, ANSWERS["a call"][0]
-    client.deploy("plain", f"file://{model}", engine="vllm", keep_alive=0.0)
-    try:
-        result = client.complete("plain", **CHAT, **written(text))
-        assert (result.text, result.tool_calls) == (text, ())
-        with pytest.raises(errors.InvalidPrompt, match="tool_parser"):
-            client.complete("plain", **CHAT, tool_choice="required")
-    finally:
-        client.delete("plain")
-
-
+@pytest.mark.skipif("vllm" not in ENGINES, reason="parsers are vLLM's")
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [

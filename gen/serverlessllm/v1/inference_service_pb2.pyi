@@ -154,8 +154,8 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def parsing(self) -> _types_pb2.OutputParsing:
-        """How the text is taken apart, where the deployment has parsers and the conversation that was the
-        prompt has been made tokens. A client that sends `messages` leaves it empty: they tell. Unset,
+        """How the text is taken apart, where calls are due or the deployment has parsers, and the
+        conversation that was the prompt has been made tokens. A client that sends `messages` leaves it empty: they tell. Unset,
         and the prompt is no conversation: it is not.
         """
 

@@ -63,7 +63,7 @@ class _ToolChoiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCh
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
     """None; the model is not told of any."""
     TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
-    """One or more. Needs EngineConfig.tool_parser."""
+    """One or more: the answer is nothing but calls."""
 
 class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper): ...
 
@@ -73,7 +73,7 @@ TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
 """None; the model is not told of any."""
 TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
-"""One or more. Needs EngineConfig.tool_parser."""
+"""One or more: the answer is nothing but calls."""
 Global___ToolChoiceMode: _TypeAlias = ToolChoiceMode  # noqa: Y015
 
 class _FinishReason:
@@ -627,7 +627,7 @@ class ToolChoice(_message.Message):
     FUNCTION_FIELD_NUMBER: _builtins.int
     mode: Global___ToolChoiceMode.ValueType
     function: _builtins.str
-    """Name of the tool that is called. Needs EngineConfig.tool_parser."""
+    """Name of the tool that is called: the answer is nothing but its arguments."""
     def __init__(
         self,
         *,

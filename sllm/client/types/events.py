@@ -256,7 +256,7 @@ class Tokens:
     reasoning: str = ""
     """What the model's thoughts have grown by, where the deployment has a `reasoning_parser`."""
     tool_calls: tuple[ToolCallDelta, ...] = ()
-    """What calls of tools have grown by, where it has a `tool_parser`."""
+    """What calls of tools have grown by, where they are due or it has a `tool_parser`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,4 +322,5 @@ class Result:
     reasoning: str = ""
     """What the model has thought, where the deployment has a `reasoning_parser`."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """What it has called, where it has a `tool_parser`: as the next message may have them."""
+    """What it has called, where that was due or there is a `tool_parser`: as the next message may
+    have them."""

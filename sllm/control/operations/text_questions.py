@@ -12,6 +12,15 @@ from sllm.control.wire.node_client import Node
 
 Answer = TypeVar("Answer")
 
+_OF_THE_NODE: Final = (
+    errors.SourceNotFound,
+    errors.Unavailable,
+    errors.NoCapacity,
+    errors.EngineUnavailable,
+    errors.DeadlineExceeded,
+    errors.NotServed,
+)
+"""What keeps one node from answering, and may keep no other."""
 _ASKED_NODES: Final = 4
 """One after the other, until one answers."""
 
@@ -48,7 +57,7 @@ class TextQuestions:
         for node in self._nodes(deployment)[:_ASKED_NODES]:
             try:
                 return await question(node)
-            except (errors.SourceNotFound, errors.Unavailable, errors.NoCapacity) as failure:
+            except _OF_THE_NODE as failure:
                 error = failure
         raise error
 

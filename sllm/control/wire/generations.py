@@ -9,8 +9,8 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors, prompt_size
 from sllm.chat.calls import call_schema
-from sllm.chat.conversation import Conversation, check_choice
-from sllm.chat.wire import conversation, output_parsing, tool, tool_choice
+from sllm.chat.conversation import Conversation
+from sllm.chat.wire import conversation, output_parsing, parsing
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.specs import Deployment
 from sllm.control.types.calls import GenerationAsk, Prompt
@@ -93,28 +93,23 @@ def settle_parsing(request: GenerateRequest, deployment: Deployment) -> None:
     """Says how the answer in a conversation is to be taken apart, and its form where calls are due.
 
     Raises:
-        errors.InvalidPrompt: A tool is to be called, and none can be told from text, or there is
-            none; or the answer is to have another form.
+        errors.InvalidPrompt: A tool is none, or to be called and not there; or the answer is to
+            have another form.
     """
     if request.HasField("messages"):
-        check_size(request, deployment)
         request.parsing.CopyFrom(output_parsing(request.messages))
     if not request.HasField("parsing"):
         return
-    choice, tools = tool_choice(request.parsing.tool_choice), request.parsing.tools
-    if choice.is_forced:
-        check_choice(choice, [tool(one) for one in tools])
-        _require_call(request, deployment, call_schema(choice, [tool(one) for one in tools]))
-    if not deployment.spec.engine.has_parsers:
+    check_size(request, deployment)
+    asked = parsing(request.parsing)
+    asked.validate()
+    if asked.tool_choice.is_forced:
+        _require_call(request, call_schema(asked.tool_choice, asked.tools))
+    elif not deployment.spec.engine.has_parsers:
         request.ClearField("parsing")
 
 
-def _require_call(request: GenerateRequest, deployment: Deployment, schema: str) -> None:
-    if not deployment.spec.engine.tool_parser:
-        raise errors.InvalidPrompt(
-            f"tool_choice has a tool called, and {deployment.name} has no tool_parser to tell "
-            "calls from text: deploy it with one"
-        )
+def _require_call(request: GenerateRequest, schema: str) -> None:
     due = pb.StructuredOutput(json_schema=schema)
     if request.HasField("structured_output") and request.structured_output != due:
         raise errors.InvalidPrompt("an answer that is a call of a tool has no other form")

@@ -21,6 +21,8 @@ class _Question(Protocol):
     @property
     def model(self) -> pb.ModelSource: ...
 
+    def ByteSize(self) -> int: ...
+
 
 Question = TypeVar("Question", bound=_Question)
 Answer = TypeVar("Answer")
@@ -61,7 +63,7 @@ class ModelServicer(ModelServiceServicer):
         return await self._ask(request, lambda models: models.RenderChat)
 
     async def _ask(self, request: Question, method: Method[Question, Answer]) -> Answer:
-        async with self._agent.text_worker(_source(request.model)) as worker:
+        async with self._agent.text_worker(_source(request.model), request.ByteSize()) as worker:
             return await worker.ask(method(worker.models), request)
 
 

@@ -167,7 +167,7 @@ class Generation:
 
     def _token_events(self, parts: Sequence[pb.Tokens]) -> Iterator[pb.GenerateResponse]:
         merged = parts[0] if len(parts) == 1 else wire.merge_tokens(parts)
-        if not merged.ByteSize():  # nor has an end anything to add
+        if not (merged.token_ids or merged.text or merged.reasoning or merged.tool_calls):
             return
         yield self._event(tokens=merged)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -18,7 +18,7 @@ from sllm.node.device.interface import Devices
 from sllm.node.instances.memory import OwnMemory
 from sllm.node.instances.phases import Timeline
 from sllm.node.instances.spec import InstanceSpec
-from sllm.node.instances.start import LaunchWorker, Running, Start
+from sllm.node.instances.start import LaunchWorker, Running, Start, WithRoom
 from sllm.node.instances.watchdog import Patience, watch
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.tier_store import TierStore
@@ -110,11 +110,11 @@ class Instance:
         devices: Devices,
         launch: LaunchWorker,
         form: Form | None = None,
-        make_room: Callable[[], Awaitable[bool]] | None = None,
+        with_room: WithRoom | None = None,
     ) -> None:
         """Begins the life of the instance, which goes on whoever watches it.
 
-        `form`: what its weights may have been made ready for. `make_room`: as `Start` has it.
+        `form`: what its weights may have been made ready for. `with_room`: as `Start` has it.
         """
         start = self._start = Start(
             self.spec,
@@ -124,7 +124,7 @@ class Instance:
             self.timeline,
             self._progress.publish,
             form,
-            make_room,
+            with_room,
         )
         held = AsyncExitStack()
         self._starting = asyncio.create_task(_run_start(start, held))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 
 LaunchEngine = Callable[[str, str], Awaitable[Worker]]
 """Forks a worker of an engine, under an id."""
+
+Brought = TypeVar("Brought")
 
 CALM_SECONDS = 3.0
 """Without a start before anything is made."""
@@ -125,6 +128,20 @@ class ReadyMaker:
         """Ends what is being made if memory is needed that only that has."""
         if free_bytes < self._memory_bytes:
             self._end_job()
+
+    async def with_room(self, bring_up: Callable[[], Awaitable[Brought]]) -> Brought:
+        """Brings weights up. What is being made ends if there is no room for them otherwise.
+
+        Raises:
+            errors.NoCapacity: There is none even so.
+            errors.SllmError: Whatever else `bring_up` raises.
+        """
+        try:
+            return await bring_up()
+        except errors.NoCapacity:
+            if not await self.make_room():
+                raise
+        return await bring_up()
 
     async def make_room(self) -> bool:
         """Ends what is being made, which holds room on SSD and in the pool; whether any was."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -27,6 +28,9 @@ log = structlog.get_logger()
 
 LaunchWorker = Callable[[str, Mapping[str, str]], Awaitable[Worker]]
 """Forks a worker for an instance's id, with these variables."""
+
+WithRoom = Callable[[Callable[[], Awaitable[Placed]]], Awaitable[Placed]]
+"""See `ReadyMaker.with_room`."""
 
 WORKERS = 3
 """Workers that are brought up, one after the other, where each dies with its zygote."""
@@ -83,7 +87,7 @@ class Start:
         timeline: Timeline,
         publish: Callable[[Progress], None],
         form: Form | None = None,
-        make_room: Callable[[], Awaitable[bool]] | None = None,
+        with_room: WithRoom | None = None,
     ) -> None:
         """Begins nothing yet.
 
@@ -95,10 +99,11 @@ class Start:
             timeline: gets the start's phases.
             publish: is told how far it is.
             form: what weights may have been made ready for. None: they are as published.
-            make_room: ends what holds room and nobody waits for; whether there was any.
+            with_room: brings weights up although what nobody waits for has the room. None: nothing
+                has.
         """
         self._form = form
-        self._make_room = make_room
+        self._with_room = with_room
         self._dropped_ready = False
         self._spec = spec
         self._store = store
@@ -210,12 +215,8 @@ class Start:
     async def _bring_up(self, seat: Seat) -> Placed:
         engine = self._spec.engine
         wish = WeightsWish(self._spec.source, engine.dtype, engine.pack, self._form)
-        try:
-            placed = await seat.bring_up(wish, self._publish)
-        except errors.NoCapacity:
-            if self._make_room is None or not await self._make_room():
-                raise
-            placed = await seat.bring_up(wish, self._publish)
+        bring_up = partial(seat.bring_up, wish, self._publish)
+        placed = await (self._with_room(bring_up) if self._with_room else bring_up())
         self._placed.append(placed)
         for step in placed.steps:
             self._record_step(step)

@@ -16,7 +16,7 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.node.instances.spec import EngineSpec
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.tier_store import TierStore
 
@@ -26,6 +26,10 @@ LaunchEngine = Callable[[str, str], Awaitable[Worker]]
 """Forks a worker of an engine, under an id."""
 
 MAX_WORKERS: Final = 4
+MAX_QUESTIONS: Final = 16
+"""At one worker at once: others are told to come again."""
+SHORT_BYTES: Final = 16 * 1024
+"""Of a question that is answered within milliseconds."""
 IDLE_SECONDS: Final = 60.0
 """For which one is kept that nobody asks."""
 WORKER_BYTES: Final = 256 << 20
@@ -42,6 +46,12 @@ class TextSource:
     engine: EngineSpec
     identity: str
     """Of what the source must be. Empty: whatever it is."""
+
+    def is_of(self, spec: InstanceSpec, identity: str) -> bool:
+        """Whether an instance that serves what has this identity has the same model."""
+        ours, its = self.engine, spec.engine
+        same = (ours.engine, ours.dtype) == (its.engine, its.dtype)
+        return same and self.source == spec.source and self.identity == identity
 
 
 @dataclass(slots=True, eq=False)
@@ -83,9 +93,13 @@ class TextWorkers:
         """
         kept = self._take(source)
         try:
-            yield await asyncio.shield(kept.starting)
-        except (errors.WorkerDied, errors.DeadlineExceeded):
+            yield await _started(kept)
+        except errors.WorkerDied:
             self._drop(source, kept)  # the next one gets another
+            raise
+        except errors.DeadlineExceeded:
+            if kept.users == 1:  # nobody else's question ends with it
+                self._drop(source, kept)
             raise
         finally:
             kept.users -= 1
@@ -117,8 +131,13 @@ class TextWorkers:
             self._make_room()
             name = f"text {next(_numbers)}"
             kept = _Kept(asyncio.create_task(self._start(source, name), name=name))
-            kept.starting.add_done_callback(lambda _: self._started(source, kept))
+            kept.starting.add_done_callback(lambda _: self._note(source, kept))
         self._kept[source] = kept
+        if kept.users >= MAX_QUESTIONS:
+            raise errors.NoCapacity(
+                f"{kept.users} questions about this model's text are being answered; try again",
+                retry_after=_BUSY_SECONDS,
+            )
         kept.users += 1
         if kept.expiry:
             kept.expiry.cancel()
@@ -137,7 +156,8 @@ class TextWorkers:
             retry_after=_BUSY_SECONDS,
         )
 
-    def _started(self, source: TextSource, kept: _Kept) -> None:
+    def _note(self, source: TextSource, kept: _Kept) -> None:
+        """Takes note of the end of a start."""
         if kept.starting.cancelled() or kept.starting.exception():
             self._drop(source, kept)
         else:
@@ -186,6 +206,16 @@ class TextWorkers:
         ending = asyncio.create_task(_stop(kept), name="end of a text worker")
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+
+async def _started(kept: _Kept) -> Worker:
+    try:
+        return await asyncio.shield(kept.starting)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise
+        raise errors.ShuttingDown("the worker that was to answer does not start") from error
 
 
 async def _stop(kept: _Kept) -> None:

@@ -220,6 +220,8 @@ class Worker:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise self.gone.result()
+            if answer.cancelled():  # its channel was closed
+                raise errors.WorkerDied(f"worker process {self.pid} was stopped meanwhile")
             return await answer
         except errors.Unreachable as error:
             # Its end closes the connection, and is told by another way.

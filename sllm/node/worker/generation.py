@@ -153,6 +153,7 @@ class Generation:
         self._grammar = grammar
         self._parser = parser
         self._has_called = False
+        self._last_token: int | None = None
         self._first_token_seconds: float | None = None
         self._prompt_tokens = prompt_tokens
         self._include_stop = request.include_stop
@@ -191,6 +192,8 @@ class Generation:
             finish: what the last token, or the number of tokens, makes an engine say.
         """
         finish = finish or self._end_of_form(self._count)
+        if finish and self._last_token is not None:
+            self._parse("", self._last_token, finished=True)  # what ends may turn out to be a call
         may_stop = self._count >= self._min_tokens
         stop = self._stop or (self._text.finish(may_stop=may_stop).stop if finish else None)
         reason = FinishReason.STOP if stop else finish
@@ -223,6 +226,7 @@ class Generation:
             return Parsed(text)
         parsed = self._parser.push(text, token_id, finished=finished)
         self._has_called |= bool(parsed.tool_calls)
+        self._last_token = token_id
         return parsed
 
     def _end_of_form(self, count: int) -> FinishReason | None:

@@ -36,6 +36,7 @@ from sllm.node.worker.generation import (
     Tokens,
 )
 from sllm.node.worker.model import prompts, words
+from sllm.node.worker.model.forced_calls import ForcedCalls
 from sllm.node.worker.model.grammars import Grammars
 from sllm.node.worker.model.module import ModelFiles
 from sllm.node.worker.model.parsing import OutputParser, Parsers
@@ -46,6 +47,9 @@ from sllm.prompt_size import check_size
 from sllm.sampling import MAX_SEED
 
 log = structlog.get_logger()
+
+_LETTERS_PER_TOKEN = 4
+"""Of text, about: what was generated elsewhere is made text again, and taken apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ class Generations:
             engine_request = self._engine_request(request, tokens, under_way.key)
             finish = _finish_before(engine_request)
             under_way.generation, ended = await self._texts.run(
-                len(request.generated),
+                _LETTERS_PER_TOKEN * len(request.generated),
                 self._follow,
                 request,
                 prompt,
@@ -211,11 +215,17 @@ class Generations:
 
     def _parser(self, request: GenerationRequest, prompt: tuple[int, ...]) -> OutputParser | None:
         """What takes the answer apart. Of what is computed ahead nothing is said."""
-        if self._parsers is None or request.parsing is None or request.gives_way:
+        parsing, skips = request.parsing, request.skip_special_tokens
+        if parsing is None or request.gives_way:
             return None
+        parsing.validate()
         # One request has several ids on its way from node to node, which begin alike.
         request_id = request.request_id.rpartition("/")[0] or request.request_id
-        return self._parsers.begin(request.parsing, prompt, request_id)
+        if parsing.choice.is_forced:
+            return ForcedCalls(parsing.choice, request_id, skips_special_tokens=skips)
+        if self._parsers is None:
+            return None
+        return self._parsers.begin(parsing, prompt, request_id, skips_special_tokens=skips)
 
     def _engine_request(
         self, request: GenerationRequest, tokens: "_Encoded", key: str

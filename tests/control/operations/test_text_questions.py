@@ -12,6 +12,9 @@ ELSEWHERE = [
     errors.WorkerDied("died"),
     errors.NoCapacity("busy"),
     errors.ShuttingDown("going"),
+    errors.EngineUnavailable("not any more"),
+    errors.DeadlineExceeded("slow"),
+    errors.NotServed("an earlier version"),
 ]
 
 

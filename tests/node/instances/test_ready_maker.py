@@ -231,6 +231,31 @@ async def test_it_gives_its_room_up_when_a_start_asks(
     await maker.close()
 
 
+@pytest.mark.parametrize("making", [False, True])
+async def test_who_needs_its_room_gets_it(
+    bench: Bench, writer: Writer, lease: Lease, making: bool
+) -> None:
+    maker, asked = maker_of(bench, writer), 0
+
+    async def bring_up() -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 1 or not writer.stopped:
+            raise errors.NoCapacity("no room")
+        return "brought"
+
+    if making:
+        writer.may_write.clear()
+        maker.started(spec_of(bench), running(lease), 1.0)
+        await assert_eventually(lambda: not writer.stopped)
+        assert await maker.with_room(bring_up) == "brought"
+    else:
+        with pytest.raises(errors.NoCapacity):
+            await maker.with_room(bring_up)
+    assert asked == 1 + making
+    await maker.close()
+
+
 async def test_what_holds_its_source_is_told_to_give_way(
     bench: Bench, writer: Writer, lease: Lease
 ) -> None:

@@ -12,6 +12,7 @@ from sllm.clock import ManualClock
 from sllm.node.instances.spec import EngineSpec
 from sllm.node.instances.text_workers import (
     IDLE_SECONDS,
+    MAX_QUESTIONS,
     MAX_WORKERS,
     WORKER_BYTES,
     TextSource,
@@ -25,13 +26,14 @@ from tests.support import assert_eventually
 class Pretender:
     """In the place of a worker."""
 
-    def __init__(self, failure: errors.SllmError | None) -> None:
+    def __init__(self, failure: errors.SllmError | None, may_serve: asyncio.Event) -> None:
         self._failure = failure
+        self._may_serve = may_serve
         self.gone: asyncio.Future[errors.WorkerDied] = asyncio.get_running_loop().create_future()
         self.stopped = False
 
     async def wait_until_serving(self) -> None:
-        """At once."""
+        await self._may_serve.wait()
 
     async def prepare(self, directory: Path, engine: EngineSpec) -> None:
         assert (directory / "config.json").exists()
@@ -50,10 +52,12 @@ class Texts:
         self.clock = ManualClock()
         self.launched: list[Pretender] = []
         self.failure: errors.SllmError | None = None
+        self.may_serve = asyncio.Event()
+        self.may_serve.set()
         self.workers = TextWorkers(bench.store, self._launch, self.clock)
 
     async def _launch(self, engine: str, name: str) -> Worker:
-        self.launched.append(Pretender(self.failure))
+        self.launched.append(Pretender(self.failure, self.may_serve))
         return cast(Worker, self.launched[-1])
 
     def source(self, seed: int) -> TextSource:
@@ -135,6 +139,38 @@ async def test_one_that_fails_while_it_is_asked_is_replaced(
     await texts.use(0)
     assert texts.running == 1
     await texts.workers.close()
+
+
+async def test_a_slow_question_ends_no_worker_that_others_ask(texts: Texts) -> None:
+    async with texts.workers.of(texts.source(0)):
+        with pytest.raises(errors.DeadlineExceeded):
+            async with texts.workers.of(texts.source(0)):
+                raise errors.DeadlineExceeded("slow")
+        assert texts.running == 1
+    assert len(texts.launched) == 1
+    await texts.workers.close()
+
+
+async def test_one_answers_so_many_questions_at_once_and_no_more(texts: Texts) -> None:
+    async with AsyncExitStack() as questions:
+        for _ in range(MAX_QUESTIONS):
+            await questions.enter_async_context(texts.workers.of(texts.source(0)))
+        with pytest.raises(errors.NoCapacity, match=f"{MAX_QUESTIONS} questions"):
+            await texts.use(0)
+        await texts.use(1)
+    await texts.use(0)
+    await texts.workers.close()
+    assert not texts.running
+
+
+async def test_who_waits_for_a_start_is_told_of_the_end(texts: Texts) -> None:
+    texts.may_serve.clear()
+    asking = asyncio.create_task(texts.use(0))
+    await assert_eventually(lambda: texts.launched)
+    await texts.workers.close()
+    with pytest.raises(errors.ShuttingDown):
+        await asking
+    assert not texts.running
 
 
 async def test_a_bad_question_ends_no_worker(texts: Texts) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from sllm.chat.conversation import AS_THE_MODEL_LIKES, Tool, ToolChoice
+from sllm.chat.conversation import AS_THE_MODEL_LIKES, Conversation, Tool, ToolChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,14 @@ class Parsing:
     choice: ToolChoice = AS_THE_MODEL_LIKES
     arguments: str = ""
     """A JSON object: the variables that its chat template had. Empty: none."""
+
+    def validate(self) -> None:
+        """Checks what a conversation would be checked for.
+
+        Raises:
+            InvalidPrompt: Says what is wrong, and where.
+        """
+        Conversation((), self.tools, self.arguments, tool_choice=self.choice).validate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +73,21 @@ class OutputParser(Protocol):
 class Parsers(Protocol):
     """Makes the parsers of one model's answers."""
 
-    def begin(self, parsing: Parsing, prompt: tuple[int, ...], request_id: str) -> OutputParser:
-        """A parser of a new answer.
+    def begin(
+        self,
+        parsing: Parsing,
+        prompt: tuple[int, ...],
+        request_id: str,
+        *,
+        skips_special_tokens: bool,
+    ) -> OutputParser:
+        """A parser of a new answer, which is free to be one.
 
         Args:
-            parsing: what there is to know of the conversation.
+            parsing: what there is to know of the conversation; it has been checked.
             prompt: token ids.
             request_id: names its calls.
+            skips_special_tokens: as the caller wants its text. A parser may want them all the same.
 
         Raises:
             InvalidPrompt: A tool is none that the parser takes.

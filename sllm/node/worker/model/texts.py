@@ -19,6 +19,7 @@ Outcome = TypeVar("Outcome")
 
 MAX_LETTERS: Final = 1 << 22
 """Of a text that nothing is generated from: what takes seconds to tokenize."""
+_LETTERS_PER_TOKEN: Final = 4
 _PROBE: Final = "sllm_probe"
 
 
@@ -109,11 +110,15 @@ class Texts:
         """
         if len(token_ids) > MAX_LETTERS:
             raise InvalidPrompt(f"{len(token_ids)} tokens; {MAX_LETTERS} are taken at most")
+        return await self.run(
+            _LETTERS_PER_TOKEN * len(token_ids), self._decode, token_ids, skip_special_tokens
+        )
+
+    def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         prompts.check_known(token_ids, self._files.vocabulary_size)
         decode = self._files.tokenizer.backend_tokenizer.decode
-        return await self.run(
-            len(token_ids), decode, list(token_ids), skip_special_tokens=skip_special_tokens
-        )
+        text: str = decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
 
     async def model(self) -> TextModel:
         """What there is to know of it."""
