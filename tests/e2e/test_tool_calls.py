@@ -164,7 +164,7 @@ def test_a_call_can_be_required(cluster: Cluster, plain: str) -> None:
         assert (result.text, result.reasoning) == ("", "")
         assert result.finish_reason in ("TOOL_CALLS", "LENGTH")
         found += whole(result)
-    assert len(found) > 6, "several in one answer"
+    assert len(found) > 2
     assert {name for name, _ in found} <= {"pick", "put"}
     assert all(arguments["b"] in ("x", "yy") for _, arguments in found)
 
