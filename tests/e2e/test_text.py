@@ -37,17 +37,15 @@ def deployed(
 
 
 @pytest.fixture
-def beside(cluster: Cluster, deployed: str, instance: int) -> Iterator[None]:
+def beside(cluster: Cluster, deployed: str, engine: str, instance: int) -> Iterator[None]:
     """An instance meanwhile, or none."""
-    if not instance:
-        yield
-        cluster.wait_for_instances(0)
-        return
-    prompt = {"prompt": "Hi", "max_tokens": 200, "ignore_eos": True, "keep_alive": 60.0}
-    with cluster.client.generate(deployed, **prompt) as stream:  # type: ignore[arg-type]  # by name
-        next(one for one in stream if isinstance(one, sllm.Tokens))
-        yield
-    cluster.client.deploy(deployed, cluster.client.deployment(deployed).source, keep_alive=0.0)
+    source = cluster.client.deployment(deployed).source
+    options: dict[str, Any] = {"engine": engine, "keep_alive": 0.0}
+    cluster.client.deploy(deployed, source, min_replicas=instance, **options)
+    cluster.wait_for_instances(instance, deployed)
+    yield
+    cluster.client.deploy(deployed, source, **options)
+    cluster.wait_for_instances(0, deployed)
 
 
 @INSTANCE
