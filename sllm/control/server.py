@@ -30,7 +30,13 @@ from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
 from sllm.control.state.sqlite import SqliteStore
-from sllm.process import keep_private, make_private, return_large_memory, until_terminated
+from sllm.process import (
+    keep_private,
+    leave_out_of_collections,
+    make_private,
+    return_large_memory,
+    until_terminated,
+)
 
 log = structlog.get_logger()
 
@@ -63,6 +69,7 @@ async def serve(config: ControlConfig) -> None:
     try:
         async with running(config) as address:
             print(f"listening on {address}", flush=True)  # noqa: T201 - for who started us
+            leave_out_of_collections()
             await asked_to_end
     finally:
         configured.shutdown()

@@ -40,7 +40,13 @@ from sllm.node.instances.zygotes import Zygotes
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
-from sllm.process import home_variables, keep_private, make_private, until_terminated
+from sllm.process import (
+    home_variables,
+    keep_private,
+    leave_out_of_collections,
+    make_private,
+    until_terminated,
+)
 
 log = structlog.get_logger()
 
@@ -68,6 +74,7 @@ async def serve(config: NodeConfig) -> None:
         )
         port = await _start(config, node_id, stack)
         print(f"listening on {_host(config)}:{port}", flush=True)  # noqa: T201 - for who started us
+        leave_out_of_collections()
         await terminated
 
 

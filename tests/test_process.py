@@ -1,0 +1,24 @@
+"""What processes do to themselves, each looked at in one of its own."""
+
+import subprocess
+import sys
+
+FREEZES = """
+import gc, weakref
+from sllm.process import leave_out_of_collections
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+leave_out_of_collections()
+later = weakref.ref(Cycle())
+gc.collect()
+print(gc.get_freeze_count() > 1000, later() is None)
+"""
+
+
+def test_collections_leave_out_what_was_there_and_nothing_else() -> None:
+    command = [sys.executable, "-c", FREEZES]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60.0)
+    assert told.stdout.split() == ["True", "True"]
