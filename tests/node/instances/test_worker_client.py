@@ -36,11 +36,15 @@ class Service(WorkerServiceServicer):
         self.outputs: asyncio.Queue[pb.RequestOutput | None] = asyncio.Queue()
         """None breaks the stream."""
         self.commands: list[pb.RunRequest] = []
+        self.asked = asyncio.Event()
+        """Set once something is asked that is not answered."""
 
     async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
         return pb.AttachResponse()
 
     async def MakeReady(self, request: pb.MakeReadyRequest, context: Any) -> pb.MakeReadyResponse:
+        self.asked.set()
+        await asyncio.Event().wait()
         return pb.MakeReadyResponse()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
@@ -173,3 +177,16 @@ async def test_a_worker_that_has_broken_off_its_stream_and_lives_is_ended(
     await assert_eventually(lambda: process.poll() is not None, timeout=60.0)
     forked.exited.set_result(Exit(9))
     assert "broke off its stream" in str(await worker.gone)
+
+
+async def test_who_waits_for_an_answer_is_told_that_the_worker_was_stopped(
+    worker: Worker, forked: ForkedWorker, service: Service, tmp_path: Path
+) -> None:
+    place = InPool((), 1)
+    asking = asyncio.create_task(worker.make_ready(NO_WEIGHTS, place, tmp_path))
+    await asyncio.wait_for(service.asked.wait(), 10.0)
+    stopping = asyncio.create_task(worker.stop())
+    with pytest.raises(errors.WorkerDied, match="stopped meanwhile"):
+        await asyncio.wait_for(asking, 10.0)
+    forked.exited.set_result(Exit(0))
+    await stopping
