@@ -206,11 +206,13 @@ async def _until_serving(worker: ForkedWorker) -> None:
     either: list[asyncio.Future[Any]] = [worker.serving, worker.exited]
     try:
         await asyncio.wait(either, timeout=SERVING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not (worker.serving.done() or worker.exited.done()):
-            worker.process.send(SIGKILL)
+    except asyncio.CancelledError:
+        worker.process.send(SIGKILL)  # also one that serves by now: nobody learns of it
+        raise
     if worker.serving.done():
         return
+    if not worker.exited.done():
+        worker.process.send(SIGKILL)
     if worker.exited.done() and worker.exited.result().orphaned:
         raise ZygoteLost(f"worker process {worker.pid} has died with its zygote")
     raise errors.StartFailed(f"worker process {worker.pid} ended before it served")

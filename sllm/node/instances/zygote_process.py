@@ -194,6 +194,10 @@ class ZygoteProcess:
             raise errors.StartFailed(
                 f"no answer within {ANSWER_SECONDS:g} s from the zygote"
             ) from error
+        except asyncio.CancelledError:
+            if answer.done() and not (answer.cancelled() or answer.exception()):
+                _give_back(answer.result())
+            raise
         finally:
             self._calls.pop(number, None)
 
@@ -300,6 +304,12 @@ class ZygoteProcess:
         for call in self._calls:
             self._fail(call, ZygoteLost(f"zygote {self._process.pid} has ended"))
         self._on_change()
+
+
+def _give_back(answer: Answer) -> None:
+    """Ends the worker that an answer is of, which came just as nobody waited for it any more."""
+    if isinstance(answer, ForkedWorker):
+        answer.process.send(signal.SIGKILL)
 
 
 def _spawn(

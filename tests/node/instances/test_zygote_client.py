@@ -3,7 +3,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,10 @@ from serverlessllm.v1.inference_service_pb2 import GenerateRequest
 
 from sllm import errors
 from sllm.clock import MonotonicClock
-from sllm.node.instances.forked import Exit
+from sllm.node.instances import zygote_client
+from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
+from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.watchdog import Patience, watch
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
@@ -88,6 +91,27 @@ async def test_the_socket_of_a_worker_that_nobody_waits_for_goes_with_it(
             os.kill(forking.result().pid, signal.SIGKILL)
     await assert_eventually(lambda: not children())
     await assert_eventually(lambda: not list(tmp_path.iterdir()))
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process in the place of a worker's."""
+    with subprocess.Popen(["sleep", "60"]) as found:
+        yield found
+        found.kill()
+
+
+async def test_one_that_serves_just_as_it_is_given_up_is_ended(
+    sleeper: "subprocess.Popen[bytes]",
+) -> None:
+    worker = ForkedWorker(ProcessHandle(sleeper.pid))
+    waiting = asyncio.create_task(zygote_client._until_serving(worker))
+    await asyncio.sleep(0)
+    worker.serving.set_result(None)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    await asyncio.wait_for(worker.process.ended, 5.0)
 
 
 async def test_models_are_described_in_a_process_of_their_own(
