@@ -64,15 +64,18 @@ def tokenize(
     """Show the tokens that a model makes of a text."""
     prompt = said(text)
     with connect(control) as client:
-        counted = client.count_tokens(name, prompt, add_special_tokens=special_tokens)
-        ids = None
-        if not count:
+        if count:
+            counted = client.count_tokens(name, prompt, add_special_tokens=special_tokens)
+        else:
             ids = client.tokenize(name, prompt, add_special_tokens=special_tokens)
-    if as_json:
-        more = {} if ids is None else {"token_ids": ids}
-        numbers = {"tokens": counted.tokens, "context_tokens": counted.context_tokens}
-        print_json({**numbers, **more})
-    elif ids is None:
-        typer.echo(f"{counted.tokens} of {counted.context_tokens}")
+    if count:
+        _tell(counted, f"{counted.tokens} of {counted.context_tokens}", as_json=as_json)
     else:
-        typer.echo(" ".join(map(str, ids)))
+        _tell({"token_ids": ids}, " ".join(map(str, ids)), as_json=as_json)
+
+
+def _tell(found: object, line: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(line)

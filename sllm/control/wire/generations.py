@@ -10,7 +10,7 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm import bounds, errors, prompt_size
 from sllm.chat.calls import call_schema
 from sllm.chat.conversation import Conversation
-from sllm.chat.wire import conversation, output_parsing, parsing
+from sllm.chat.wire import conversation, output_parsing, parsing, tool_choice
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.specs import Deployment
 from sllm.control.types.calls import GenerationAsk, Prompt
@@ -96,17 +96,21 @@ def settle_parsing(request: GenerateRequest, deployment: Deployment) -> None:
         errors.InvalidPrompt: A tool is none, or to be called and not there; or the answer is to
             have another form.
     """
-    if request.HasField("messages"):
+    is_chat = request.HasField("messages")
+    told = request.messages if is_chat else request.parsing
+    forced = tool_choice(told.tool_choice).is_forced
+    if not (forced or deployment.spec.engine.has_parsers):
+        request.ClearField("parsing")
+        return
+    check_size(request, deployment)
+    if is_chat:
         request.parsing.CopyFrom(output_parsing(request.messages))
     if not request.HasField("parsing"):
         return
-    check_size(request, deployment)
     asked = parsing(request.parsing)
     asked.validate()
-    if asked.tool_choice.is_forced:
+    if forced:
         _require_call(request, call_schema(asked.tool_choice, asked.tools))
-    elif not deployment.spec.engine.has_parsers:
-        request.ClearField("parsing")
 
 
 def _require_call(request: GenerateRequest, schema: str) -> None:

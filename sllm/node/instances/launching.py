@@ -1,11 +1,14 @@
 """A worker, from its fork to the agent's connection to it."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from sllm import errors
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
+
+LaunchEngine = Callable[[str, str], Awaitable[Worker]]
+"""Forks a worker of an engine, under an id."""
 
 
 async def launch(

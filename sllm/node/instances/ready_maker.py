@@ -16,6 +16,7 @@ from sllm.clock import Clock
 from sllm.config import format_bytes
 from sllm.node.device.interface import InPool
 from sllm.node.instances.forms import form_of
+from sllm.node.instances.launching import LaunchEngine
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.start import Running
 from sllm.node.instances.worker_client import Worker
@@ -26,9 +27,6 @@ from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form, Priority
 
 log = structlog.get_logger()
-
-LaunchEngine = Callable[[str, str], Awaitable[Worker]]
-"""Forks a worker of an engine, under an id."""
 
 Brought = TypeVar("Brought")
 

@@ -6,7 +6,7 @@ while. They are nobody's instances: what an instance needs of the memory, they g
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,12 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.node.instances.launching import LaunchEngine
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.tier_store import TierStore
 
 log = structlog.get_logger()
-
-LaunchEngine = Callable[[str, str], Awaitable[Worker]]
-"""Forks a worker of an engine, under an id."""
 
 MAX_WORKERS: Final = 4
 MAX_QUESTIONS: Final = 16

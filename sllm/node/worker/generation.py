@@ -192,12 +192,14 @@ class Generation:
             finish: what the last token, or the number of tokens, makes an engine say.
         """
         finish = finish or self._end_of_form(self._count)
-        if finish and self._last_token is not None:
-            self._parse("", self._last_token, finished=True)  # what ends may turn out to be a call
         may_stop = self._count >= self._min_tokens
         stop = self._stop or (self._text.finish(may_stop=may_stop).stop if finish else None)
         reason = FinishReason.STOP if stop else finish
-        return self._completed(Tokens(self._count, (), "", ()), reason, stop, 0) if reason else None
+        if reason is None:
+            return None
+        if self._last_token is not None:
+            self._parse("", self._last_token, finished=True)  # what ends may turn out to be a call
+        return self._completed(Tokens(self._count, (), "", ()), reason, stop, 0)
 
     def push(self, token: NewToken) -> Tokens | Completed:
         """Takes the next token; nothing is pushed after the generation is completed."""
@@ -213,9 +215,14 @@ class Generation:
             delta = TextDelta(delta.text + rest.text, rest.stop)
         reason = FinishReason.STOP if delta.stop else finish
         parsed = self._parse(delta.text, token.token_id, finished=reason is not None)
-        logprobs, ids = (token.logprob,) if token.logprob else (), (token.token_id,)
-        said, thought, calls = parsed.text, parsed.reasoning, parsed.tool_calls
-        tokens = Tokens(self._count, ids, said, logprobs, thought, calls)
+        tokens = Tokens(
+            first_index=self._count,
+            token_ids=(token.token_id,),
+            text=parsed.text,
+            logprobs=(token.logprob,) if token.logprob else (),
+            reasoning=parsed.reasoning,
+            tool_calls=parsed.tool_calls,
+        )
         self._count += 1
         if reason is None:
             return tokens

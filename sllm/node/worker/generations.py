@@ -48,9 +48,6 @@ from sllm.sampling import MAX_SEED
 
 log = structlog.get_logger()
 
-_LETTERS_PER_TOKEN = 4
-"""Of text, about: what was generated elsewhere is made text again, and taken apart."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
@@ -156,7 +153,7 @@ class Generations:
             engine_request = self._engine_request(request, tokens, under_way.key)
             finish = _finish_before(engine_request)
             under_way.generation, ended = await self._texts.run(
-                _LETTERS_PER_TOKEN * len(request.generated),
+                prompts.LETTERS_PER_TOKEN * len(request.generated),  # made text again
                 self._follow,
                 request,
                 prompt,

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sllm.chat.conversation import Conversation
 from sllm.errors import ContextExceeded, InvalidPrompt
+
+LETTERS_PER_TOKEN: Final = 4
+"""Of text, about: for how long it takes to make text of tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ Outcome = TypeVar("Outcome")
 
 MAX_LETTERS: Final = 1 << 22
 """Of a text that nothing is generated from: what takes seconds to tokenize."""
-_LETTERS_PER_TOKEN: Final = 4
 _PROBE: Final = "sllm_probe"
 
 
@@ -111,7 +110,10 @@ class Texts:
         if len(token_ids) > MAX_LETTERS:
             raise InvalidPrompt(f"{len(token_ids)} tokens; {MAX_LETTERS} are taken at most")
         return await self.run(
-            _LETTERS_PER_TOKEN * len(token_ids), self._decode, token_ids, skip_special_tokens
+            prompts.LETTERS_PER_TOKEN * len(token_ids),
+            self._decode,
+            token_ids,
+            skip_special_tokens,
         )
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
