@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sllm.client.stream import AsyncStream
     from sllm.client.sync import Client, Stream
     from sllm.client.types.deployments import Deployment, Instance, Model
+    from sllm.client.types.embeddings import Embedding, Embeddings, Score, Scores
     from sllm.client.types.enums import (
         DeploymentState,
         FinishReason,
@@ -64,16 +65,27 @@ if TYPE_CHECKING:
         Prefetched,
         StartEstimate,
     )
+    from sllm.embedding.purpose import Purpose
 
 _WHEN_USED = {
     "AsyncClient": "sllm.client.aio",
     "AsyncStream": "sllm.client.stream",
     "Client": "sllm.client.sync",
+    "Purpose": "sllm.embedding.purpose",
     "Stream": "sllm.client.sync",
 }
 _TYPES = tuple(
     f"sllm.client.types.{name}"
-    for name in ("deployments", "enums", "events", "migrations", "models", "nodes", "operations")
+    for name in (
+        "deployments",
+        "embeddings",
+        "enums",
+        "events",
+        "migrations",
+        "models",
+        "nodes",
+        "operations",
+    )
 )
 """What all other names are of."""
 
@@ -90,6 +102,8 @@ __all__ = [
     "DeploymentState",
     "Device",
     "DrainProgress",
+    "Embedding",
+    "Embeddings",
     "Event",
     "FinishReason",
     "Finished",
@@ -119,11 +133,14 @@ __all__ = [
     "PlacementCandidate",
     "Prefetched",
     "Progress",
+    "Purpose",
     "Queued",
     "Receipt",
     "RequestLimits",
     "RequestMigration",
     "Result",
+    "Score",
+    "Scores",
     "SpecialToken",
     "StartEstimate",
     "Started",

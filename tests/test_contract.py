@@ -8,6 +8,7 @@ import pytest
 from serverlessllm.v1 import (
     cluster_service_pb2,
     deployment_service_pb2,
+    embedding_service_pb2,
     fleet_service_pb2,
     inference_service_pb2,
     migration_service_pb2,
@@ -19,13 +20,16 @@ from serverlessllm.v1 import (
 import sllm
 from sllm.control.api.cluster_service import ClusterServicer
 from sllm.control.api.deployment_service import DeploymentServicer
+from sllm.control.api.embedding_service import EmbeddingServicer
 from sllm.control.api.fleet_service import FleetServicer
 from sllm.control.api.inference_service import InferenceServicer
 from sllm.control.api.model_service import ModelServicer
+from sllm.node.api.embedding_service import EmbeddingServicer as NodeEmbeddingServicer
 from sllm.node.api.inference_service import InferenceServicer as NodeInferenceServicer
 from sllm.node.api.migration_service import MigrationServicer
 from sllm.node.api.model_service import ModelServicer as NodeModelServicer
 from sllm.node.api.node_service import NodeServicer
+from sllm.node.worker import embedding_service as worker_embedding
 from sllm.node.worker import model_service as worker_models
 from sllm.node.worker import service as worker
 
@@ -34,6 +38,11 @@ PACKAGE = Path(sllm.__file__).parent
 SERVICERS: list[tuple[Any, str, list[type]]] = [
     (cluster_service_pb2, "ClusterService", [ClusterServicer]),
     (deployment_service_pb2, "DeploymentService", [DeploymentServicer]),
+    (
+        embedding_service_pb2,
+        "EmbeddingService",
+        [EmbeddingServicer, NodeEmbeddingServicer, worker_embedding.EmbeddingServicer],
+    ),
     (fleet_service_pb2, "FleetService", [FleetServicer]),
     (
         inference_service_pb2,
@@ -61,6 +70,7 @@ def test_every_rpc_has_a_handler(module: Any, name: str, servicers: list[type]) 
 CALLERS: list[tuple[Any, str, str]] = [
     (cluster_service_pb2, "ClusterService", "client"),
     (deployment_service_pb2, "DeploymentService", "client"),
+    (embedding_service_pb2, "EmbeddingService", "client"),
     (fleet_service_pb2, "FleetService", "node"),
     (inference_service_pb2, "InferenceService", "client"),
     (model_service_pb2, "ModelService", "client"),

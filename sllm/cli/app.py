@@ -8,6 +8,7 @@ from sllm.cli import (
     checkpoints,
     cluster,
     deployments,
+    embeddings,
     generate,
     listings,
     migrations,
@@ -51,6 +52,8 @@ app.command(rich_help_panel="Run it")(servers.node)
 app.command(rich_help_panel="Use it")(deployments.deploy)
 app.command(rich_help_panel="Use it")(generate.generate)
 app.command(rich_help_panel="Use it")(generate.chat)
+app.command(rich_help_panel="Use it")(embeddings.embed)
+app.command(rich_help_panel="Use it")(embeddings.score)
 app.command(rich_help_panel="Use it")(deployments.rm)
 app.command(rich_help_panel="Look at it")(listings.ls)
 app.command(rich_help_panel="Look at it")(models.model)

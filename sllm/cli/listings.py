@@ -48,13 +48,14 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
 def deployments_table(deployments: Sequence[Deployment]) -> Listing:
     """One row for each deployment."""
     table = Listing(
-        *("NAME", "STATE", "ENGINE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
+        *("NAME", "STATE", "TASK", "ENGINE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
         folded=("STATE", "SOURCE"),
     )
     for one in deployments:
         table.add_row(
             one.name,
             _state(one),
+            one.model.purpose.task,
             one.engine,
             f"{one.ready_instances}/{one.max_replicas}",
             str(one.queued_requests),

@@ -11,6 +11,7 @@ from sllm.cli.generate import said
 from sllm.cli.tables import Listing
 from sllm.client.types.models import ModelDetails
 from sllm.config import DEFAULT_CONTROL, format_bytes
+from sllm.embedding.purpose import Purpose, Task
 
 
 def model(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
@@ -30,6 +31,7 @@ def _table(found: ModelDetails) -> Listing:
     named = [f"{one.text} ({one.token_id})" for one in found.special_tokens]
     rows = {
         "architecture": found.info.architecture,
+        **_purpose(found.info.purpose),
         "engine": found.engine,
         "dtype": found.dtype,
         "size": format_bytes(found.info.size_bytes),
@@ -43,6 +45,19 @@ def _table(found: ModelDetails) -> Listing:
     for what, value in rows.items():
         table.add_row(what, escape(value))
     return table
+
+
+def _purpose(purpose: Purpose) -> dict[str, str]:
+    """What a model is for, and what it gives."""
+    rows = {"task": str(purpose.task)}
+    if purpose.task is Task.EMBED:
+        length = "of length 1" if purpose.normalizes else "of any length"
+        shorter = ", ".join(map(str, purpose.matryoshka_dimensions)) or "any number"
+        rows["vectors"] = f"{purpose.dimensions} numbers, {length}, by {purpose.pooling} pooling"
+        rows["shorter ones"] = shorter if purpose.matryoshka else "none"
+    if purpose.task is Task.SCORE:
+        rows["scores"] = f"{', '.join(purpose.labels)} (by {purpose.activation})"
+    return rows
 
 
 def tokenize(

@@ -10,6 +10,7 @@ from typing import Final, Protocol, TypeVar
 import grpc
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
+from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 
@@ -25,6 +26,7 @@ _SERVICE_CONFIG: Final = json.dumps(
                     {"service": "serverlessllm.v1.DeploymentService"},
                     {"service": "serverlessllm.v1.ClusterService"},
                     {"service": "serverlessllm.v1.ModelService"},
+                    {"service": "serverlessllm.v1.EmbeddingService"},
                     {"service": "serverlessllm.v1.InferenceService", "method": "Cancel"},
                 ],
                 "retryPolicy": {
@@ -68,6 +70,7 @@ class Connection:
         self.cluster = ClusterServiceStub(self._channel)
         self.inference = InferenceServiceStub(self._channel)
         self.models = ModelServiceStub(self._channel)
+        self.embedding = EmbeddingServiceStub(self._channel)
 
     async def close(self) -> None:
         """Ends the calls under way, whose callers get `errors.Cancelled`, and the channel."""
@@ -85,7 +88,17 @@ class Connection:
         Raises:
             errors.SllmError: As the server said, or because it could not be reached.
         """
-        seconds = bounded(self._call_timeout if timeout is None else timeout)
+        seconds = self._call_timeout if timeout is None else timeout
+        return await self.wait(method, request, seconds)
+
+    async def wait(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+    ) -> Response:
+        """The same for what may take as long as it takes, if `timeout` is None."""
+        seconds = bounded(timeout)
         with self.typed_errors():
             return await method(request, timeout=seconds, metadata=rpc.trace_metadata())
 

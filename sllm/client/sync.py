@@ -192,6 +192,8 @@ class Client(_Face[AsyncClient]):
     count_tokens = _blocking(AsyncClient.count_tokens)
     detokenize = _blocking(AsyncClient.detokenize)
     render_chat = _blocking(AsyncClient.render_chat)
+    embed = _blocking(AsyncClient.embed)
+    score = _blocking(AsyncClient.score)
     generate = _opening(AsyncClient.generate)
     complete = _blocking(AsyncClient.complete)
     cancel = _blocking(AsyncClient.cancel)

@@ -32,6 +32,7 @@ from sllm.control.orchestration.placer import Placer
 from sllm.control.orchestration.residency import Residency
 from sllm.control.orchestration.roll_over import RollOver
 from sllm.control.orchestration.scheduler import Scheduler
+from sllm.control.routing.encodings import Encodings
 from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
@@ -107,6 +108,7 @@ class ControlPlane:
         dispatcher = Dispatcher(state, nodes, launcher, agenda, clock)
         wait_estimates = WaitEstimates(state, placer, clock)
         self.router = Router(state, dispatcher, wait_estimates, clock, config)
+        self.encodings = Encodings(state, dispatcher, wait_estimates, clock, config)
         self.migrator = Migrator(state, nodes, placer, launcher, agenda, clock)
         self._evacuation = Evacuation(state, self.migrator, placer, clock)
 
@@ -170,6 +172,7 @@ class ControlPlane:
 
     def end_streams(self) -> None:
         """Ends the streams of callers and nodes with ShuttingDown, and takes no new ones."""
+        self.encodings.close()
         self.router.close()
         self.membership.end_streams()
         self.pinning.end_streams()

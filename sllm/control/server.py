@@ -9,12 +9,14 @@ import structlog
 from serverlessllm.v1 import (
     cluster_service_pb2,
     deployment_service_pb2,
+    embedding_service_pb2,
     fleet_service_pb2,
     inference_service_pb2,
     model_service_pb2,
 )
 from serverlessllm.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from serverlessllm.v1.deployment_service_pb2_grpc import add_DeploymentServiceServicer_to_server
+from serverlessllm.v1.embedding_service_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from serverlessllm.v1.fleet_service_pb2_grpc import add_FleetServiceServicer_to_server
 from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -23,6 +25,7 @@ from sllm import errors, rpc, telemetry
 from sllm.clock import MonotonicClock
 from sllm.control.api.cluster_service import ClusterServicer
 from sllm.control.api.deployment_service import DeploymentServicer
+from sllm.control.api.embedding_service import EmbeddingServicer
 from sllm.control.api.fleet_service import FleetServicer
 from sllm.control.api.inference_service import InferenceServicer
 from sllm.control.api.model_service import ModelServicer
@@ -46,6 +49,7 @@ _DEPLOYMENTS: Final = deployment_service_pb2.DESCRIPTOR.services_by_name["Deploy
 _SERVICES: Final = (
     cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
     _DEPLOYMENTS,
+    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
     fleet_service_pb2.DESCRIPTOR.services_by_name["FleetService"],
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -105,6 +109,7 @@ def _add_services(server: rpc.Server, plane: ControlPlane) -> None:
     add_DeploymentServiceServicer_to_server(DeploymentServicer(plane), server.grpc)
     add_InferenceServiceServicer_to_server(InferenceServicer(plane), server.grpc)
     add_ModelServiceServicer_to_server(ModelServicer(plane), server.grpc)
+    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(plane), server.grpc)
     add_ClusterServiceServicer_to_server(ClusterServicer(plane), server.grpc)
     add_FleetServiceServicer_to_server(FleetServicer(plane), server.grpc)
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import structlog
 from serverlessllm.v1 import (
+    embedding_service_pb2,
     inference_service_pb2,
     migration_service_pb2,
     model_service_pb2,
     node_service_pb2,
 )
+from serverlessllm.v1.embedding_service_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from serverlessllm.v1.migration_service_pb2_grpc import add_MigrationServiceServicer_to_server
 from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -25,6 +27,7 @@ from sllm import rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
 from sllm.errors import DeviceUnavailable, InvalidArgument
 from sllm.node.agent import Agent
+from sllm.node.api.embedding_service import EmbeddingServicer
 from sllm.node.api.inference_service import InferenceServicer
 from sllm.node.api.migration_service import MigrationServicer
 from sllm.node.api.model_service import ModelServicer
@@ -155,6 +158,7 @@ async def _listen(
     add_InferenceServiceServicer_to_server(InferenceServicer(generations), server.grpc)
     add_MigrationServiceServicer_to_server(MigrationServicer(*about), server.grpc)
     add_ModelServiceServicer_to_server(ModelServicer(agent), server.grpc)
+    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(agent), server.grpc)
     port = await server.start(config.listen_address, _SERVICES, not_yet=[_NODE_SERVICE.full_name])
     stack.push_async_callback(server.stop, STOP_GRACE)
     telling = asyncio.create_task(_tell_that_it_is_ready(server, zygotes), name="telling-ready")
@@ -179,6 +183,7 @@ _SERVICES = (
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     migration_service_pb2.DESCRIPTOR.services_by_name["MigrationService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
 )
 
 

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from serverlessllm.v1 import (
     cluster_service_pb2,
     deployment_service_pb2,
+    embedding_service_pb2,
     fleet_service_pb2,
     inference_service_pb2,
     migration_service_pb2,
@@ -50,11 +51,13 @@ _SERVED: dict[str, tuple[FileDescriptor, ...]] = {
     "control": (
         cluster_service_pb2.DESCRIPTOR,
         deployment_service_pb2.DESCRIPTOR,
+        embedding_service_pb2.DESCRIPTOR,
         fleet_service_pb2.DESCRIPTOR,
         inference_service_pb2.DESCRIPTOR,
         model_service_pb2.DESCRIPTOR,
     ),
     "node": (
+        embedding_service_pb2.DESCRIPTOR,
         inference_service_pb2.DESCRIPTOR,
         migration_service_pb2.DESCRIPTOR,
         model_service_pb2.DESCRIPTOR,

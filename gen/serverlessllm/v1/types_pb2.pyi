@@ -193,6 +193,31 @@ LOAD_PHASE_COPY: LoadPhase.ValueType  # 4
 """From the pool to the device, as fast as chunks come into the pool."""
 Global___LoadPhase: _TypeAlias = LoadPhase  # noqa: Y015
 
+class _ModelTask:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelTaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelTask.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_TASK_UNSPECIFIED: _ModelTask.ValueType  # 0
+    MODEL_TASK_GENERATE: _ModelTask.ValueType  # 1
+    """Text: InferenceService.Generate."""
+    MODEL_TASK_EMBED: _ModelTask.ValueType  # 2
+    """Vectors of texts: EmbeddingService.Embed, and Score by their cosine."""
+    MODEL_TASK_SCORE: _ModelTask.ValueType  # 3
+    """Numbers for texts or pairs of them: EmbeddingService.Score."""
+
+class ModelTask(_ModelTask, metaclass=_ModelTaskEnumTypeWrapper): ...
+
+MODEL_TASK_UNSPECIFIED: ModelTask.ValueType  # 0
+MODEL_TASK_GENERATE: ModelTask.ValueType  # 1
+"""Text: InferenceService.Generate."""
+MODEL_TASK_EMBED: ModelTask.ValueType  # 2
+"""Vectors of texts: EmbeddingService.Embed, and Score by their cosine."""
+MODEL_TASK_SCORE: ModelTask.ValueType  # 3
+"""Numbers for texts or pairs of them: EmbeddingService.Score."""
+Global___ModelTask: _TypeAlias = ModelTask  # noqa: Y015
+
 class _InstanceState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1014,6 +1039,7 @@ class ModelInfo(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     PRIVATE_BYTES_PER_REQUEST_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """The first entry of the configuration's `architectures`."""
     size_bytes: _builtins.int
@@ -1036,6 +1062,10 @@ class ModelInfo(_message.Message):
     """
     private_bytes_per_request: _builtins.int
     """What comes on top for each request that it works on at once."""
+    @_builtins.property
+    def purpose(self) -> Global___ModelPurpose:
+        """What it is for. Unset: to generate text."""
+
     def __init__(
         self,
         *,
@@ -1047,16 +1077,71 @@ class ModelInfo(_message.Message):
         identity: _builtins.str = ...,
         private_bytes: _builtins.int | None = ...,
         private_bytes_per_request: _builtins.int = ...,
+        purpose: Global___ModelPurpose | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "private_bytes", b"private_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "private_bytes", b"private_bytes", "purpose", b"purpose"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "private_bytes", b"private_bytes", "private_bytes_per_request", b"private_bytes_per_request", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "private_bytes", b"private_bytes", "private_bytes_per_request", b"private_bytes_per_request", "purpose", b"purpose", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
     _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class ModelPurpose(_message.Message):
+    """What a model is for, read from its files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    NORMALIZES_FIELD_NUMBER: _builtins.int
+    MATRYOSHKA_FIELD_NUMBER: _builtins.int
+    MATRYOSHKA_DIMENSIONS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    task: Global___ModelTask.ValueType
+    """Unspecified: GENERATE."""
+    dimensions: _builtins.int
+    """Of a model that embeds, the numbers in its vectors."""
+    pooling: _builtins.str
+    """How it makes one vector of those of its tokens: "mean", "cls", "last" or "max"."""
+    normalizes: _builtins.bool
+    """Whether its vectors have the length 1 unless asked otherwise."""
+    matryoshka: _builtins.bool
+    """Whether the first numbers of its vectors serve as shorter vectors."""
+    activation: _builtins.str
+    """What it makes scores with of its own numbers: "sigmoid", "softmax" or "none"."""
+    @_builtins.property
+    def matryoshka_dimensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many these may be. Empty: any number of them."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a model that scores, what its numbers are for."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___ModelTask.ValueType = ...,
+        dimensions: _builtins.int = ...,
+        pooling: _builtins.str = ...,
+        normalizes: _builtins.bool = ...,
+        matryoshka: _builtins.bool = ...,
+        matryoshka_dimensions: _abc.Iterable[_builtins.int] | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        activation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "dimensions", b"dimensions", "labels", b"labels", "matryoshka", b"matryoshka", "matryoshka_dimensions", b"matryoshka_dimensions", "normalizes", b"normalizes", "pooling", b"pooling", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPurpose: _TypeAlias = ModelPurpose  # noqa: Y015
 
 @_typing.final
 class Instance(_message.Message):

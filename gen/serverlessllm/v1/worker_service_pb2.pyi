@@ -55,6 +55,7 @@ class PrepareResponse(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     WARM_UP_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """What config.json says of the model; see ModelInfo."""
     context_tokens: _builtins.int
@@ -67,6 +68,10 @@ class PrepareResponse(_message.Message):
     def warm_up(self) -> _duration_pb2.Duration:
         """Of `duration`, its beginning: a first use of the device. Unset: there is none to warm up."""
 
+    @_builtins.property
+    def purpose(self) -> _types_pb2.ModelPurpose:
+        """As in ModelInfo."""
+
     def __init__(
         self,
         *,
@@ -76,10 +81,11 @@ class PrepareResponse(_message.Message):
         kv_bytes_per_token: _builtins.int = ...,
         dtype: _builtins.str = ...,
         warm_up: _duration_pb2.Duration | None = ...,
+        purpose: _types_pb2.ModelPurpose | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "warm_up", b"warm_up"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "purpose", b"purpose", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token", "warm_up", b"warm_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token", "purpose", b"purpose", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,7 @@ from sllm.checkpoint.importing.chunk_plan import ChunkPlan, plan_chunks
 from sllm.checkpoint.importing.chunk_workers import ChunkWorkers, Urgency
 from sllm.checkpoint.importing.import_plan import ImportPlan
 from sllm.checkpoint.importing.journal import JOURNAL_FILE, Journal
+from sllm.checkpoint.sources.file_names import carried_name
 from sllm.errors import Cancelled, SourceForbidden, SourceUnavailable
 
 _CONFIG = "config.json"
@@ -167,12 +168,12 @@ class _Import:
         return xxhash.xxh3_128_hexdigest(described.encode())
 
     def _copy(self, path: Path) -> FileEntry:
-        content = read_plain(path)
-        if path.name == _CONFIG and self._plan.dtype:
+        content, name = read_plain(path), carried_name(path)
+        if name == _CONFIG and self._plan.dtype:
             content = with_dtype(content, self._plan.dtype, path)
-        entry = write_small_file(self._destination / path.name, content)
+        entry = write_small_file(self._destination / name, content)
         if self._plan.packed and entry not in self._plan.packed.files:
-            raise corrupt(f"{self._plan.files.origin.url}/{path.name}", "is not what was packed")
+            raise corrupt(f"{self._plan.files.origin.url}/{name}", "is not what was packed")
         return entry
 
     def _check_unchanged(self) -> None:

@@ -7,7 +7,14 @@ from sllm.checkpoint.format import strict_json
 from sllm.checkpoint.format.manifest_file import FORMAT, MANIFEST_FILE
 from sllm.checkpoint.remote.listing import Listing, make_listing
 from sllm.checkpoint.remote.objects import Objects
-from sllm.checkpoint.sources.file_names import CONFIG, INDEX, WEIGHTS, matters
+from sllm.checkpoint.sources.file_names import (
+    CONFIG,
+    INDEX,
+    MODULES,
+    POOLING_FILE,
+    WEIGHTS,
+    matters,
+)
 from sllm.errors import SourceNotFound
 
 KNOWN_NAMES = (
@@ -15,13 +22,17 @@ KNOWN_NAMES = (
     WEIGHTS,
     INDEX,
     MANIFEST_FILE,
+    POOLING_FILE,
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "config_sentence_transformers.json",
     "merges.txt",
+    MODULES,
     "preprocessor_config.json",
     "processor_config.json",
+    "sentence_bert_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -38,7 +49,10 @@ async def list_objects(objects: Objects) -> Listing:
     Raises:
         SourceNotFound, SourceForbidden, SourceUnavailable: it cannot be had.
     """
-    files = make_listing(await objects.list_all())
+    found = await objects.list_all()
+    if any(file.name == MODULES for file in found):  # no other directory within is looked into
+        found += await objects.find([POOLING_FILE])
+    files = make_listing(found)
     packed = await _names_of_manifest(objects, files)
     return make_listing(file for file in files.files if matters(file.name) or file.name in packed)
 

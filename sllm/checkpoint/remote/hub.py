@@ -14,7 +14,7 @@ from sllm.checkpoint.remote.directories import KNOWN_NAMES
 from sllm.checkpoint.remote.failures import cause_of, forbidden
 from sllm.checkpoint.remote.listing import Listing, RemoteFile, make_listing
 from sllm.checkpoint.remote.options import RemoteOptions
-from sllm.checkpoint.sources.file_names import matters
+from sllm.checkpoint.sources.file_names import POOLING_FILE, matters
 from sllm.checkpoint.sources.remote_urls import HubRepository
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import (
@@ -131,7 +131,8 @@ def _unavailable(repository: HubRepository, error: Exception) -> SourceUnavailab
 def _files(info: "ModelInfo") -> Iterable[RemoteFile]:
     """Those that matter. What a commit holds never changes, so no tag is compared."""
     for file in info.siblings or ():
-        if "/" not in file.rfilename and matters(file.rfilename):
+        within = "/" in file.rfilename and file.rfilename != POOLING_FILE
+        if not within and matters(file.rfilename):
             yield RemoteFile(file.rfilename, file.size or 0, tag=None)
 
 

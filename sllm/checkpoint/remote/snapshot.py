@@ -86,7 +86,7 @@ class Snapshot:
                 f"tokenizer files have {_MAX_SMALL_BYTES} at most"
             )
         content = await self.objects.content(file)
-        await asyncio.to_thread((directory / file.name).write_bytes, content)
+        await asyncio.to_thread(_write, directory / file.name, content)
 
     async def _fetch_head(self, file: RemoteFile, directory: Path) -> None:
         """Of a partition nothing is needed: what is in it, the manifest tells."""
@@ -141,6 +141,11 @@ class RemoteReader:
         traceback: TracebackType | None,
     ) -> None:
         """Nothing is held between two reads."""
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
 
 
 def _is_small(name: str) -> bool:

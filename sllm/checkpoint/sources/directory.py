@@ -7,11 +7,11 @@ read, or wait for ever for the other end of a FIFO.
 import errno
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
-from sllm.checkpoint.sources.file_names import matters
+from sllm.checkpoint.sources.file_names import CONFIG, is_pooling, matters, pooling_name
 from sllm.errors import InvalidSource, SllmError, SourceNotFound, SourceUnavailable
 
 _PARTITION = re.compile(r"partition-.*")
@@ -34,10 +34,23 @@ def list_files(directory: Path) -> list[Path]:
     try:
         found = sorted(path for path in directory.iterdir() if _belongs(path.name))
         files = [path for path in found if not path.is_dir()]
+        files += _pooling_files(directory, {path.name for path in files})
         _check(directory, files)
         return files
     except OSError as error:
         raise _unlisted(directory, error) from error
+
+
+def _pooling_files(directory: Path, names: Collection[str]) -> list[Path]:
+    """Those that lie in directories of their own, unless they have been laid beside the others."""
+    within = sorted(path for path in directory.iterdir() if is_pooling(path.name))
+    return [
+        path / CONFIG
+        for path in within
+        if pooling_name(path.name) not in names
+        and not path.is_symlink()
+        and (path / CONFIG).exists()
+    ]
 
 
 def check_files(directory: Path, names: Iterable[str]) -> None:

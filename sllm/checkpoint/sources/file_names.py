@@ -1,12 +1,19 @@
 """Which files of a directory belong to a model, told by their names."""
 
+import re
 from fnmatch import fnmatch
+from pathlib import Path
 
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+MODULES = "modules.json"
+"""Of sentence-transformers: the parts of a model that embeds."""
+POOLING_FILE = "1_Pooling/config.json"
+"""Where sentence-transformers keeps how a model pools: the one directory within that counts."""
+_POOLING = re.compile(r"[0-9]{1,2}_Pooling")
 _CARRIED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 """Configuration, tokenizer, vocabulary, merges and chat templates, by the names in use."""
 
@@ -24,6 +31,21 @@ def is_carried(name: str) -> bool:
     describes = name == MANIFEST_FILE or is_index(name)
     carried = any(fnmatch(name, pattern) for pattern in _CARRIED)
     return carried and not describes and not name.startswith(".")
+
+
+def is_pooling(directory: str) -> bool:
+    """Whether a directory within a model's is one of `POOLING_FILE`'s kind."""
+    return _POOLING.fullmatch(directory) is not None
+
+
+def carried_name(path: Path) -> str:
+    """The name under which a small file goes with the weights, where all lie side by side."""
+    return pooling_name(path.parent.name) if is_pooling(path.parent.name) else path.name
+
+
+def pooling_name(directory: str) -> str:
+    """That of the file of a directory that `is_pooling`."""
+    return f"{directory}.{CONFIG}"
 
 
 def is_index(name: str) -> bool:

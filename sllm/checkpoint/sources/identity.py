@@ -20,6 +20,7 @@ import xxhash
 from sllm.checkpoint.format.file_errors import cannot_open, cannot_read
 from sllm.checkpoint.format.manifest import Manifest, corrupt
 from sllm.checkpoint.format.plain_files import open_plain, read_plain
+from sllm.checkpoint.sources.file_names import carried_name
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
 
 WHOLE_BYTES = 64 << 20
@@ -56,7 +57,7 @@ def packed_identity(files: SourceFiles, manifest: Manifest) -> str:
     """That of its content, which its digest names; small files may have been replaced since."""
     digests = {entry.name: entry.digest for entry in manifest.files}
     for path in files.files:
-        if xxhash.xxh3_128_hexdigest(_content(path)) != digests[path.name]:
+        if xxhash.xxh3_128_hexdigest(_content(path)) != digests[carried_name(path)]:
             raise corrupt(path, "is not what was packed")
     return manifest.digest
 
@@ -66,7 +67,9 @@ def _plain_identity(files: SourceFiles) -> str:
         (tensor.name, tensor.dtype, tensor.shape, tensor.file.name, tensor.offset)
         for tensor in files.tensors
     ]
-    small = [(path.name, xxhash.xxh3_128_hexdigest(_content(path))) for path in files.files]
+    small = [
+        (carried_name(path), xxhash.xxh3_128_hexdigest(_content(path))) for path in files.files
+    ]
     digest = xxhash.xxh3_128(json.dumps([sorted(tensors), sorted(small)]).encode())
     whole = files.size_bytes <= WHOLE_BYTES
     for path in sorted(files.weights):

@@ -14,7 +14,7 @@ from sllm.checkpoint.format.manifest import Manifest, TensorEntry
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
 from sllm.checkpoint.format.safetensors_header import TensorHeader
 from sllm.checkpoint.sources.directory import check_files, list_files
-from sllm.checkpoint.sources.file_names import CONFIG, is_carried, matters
+from sllm.checkpoint.sources.file_names import CONFIG, carried_name, is_carried, matters
 from sllm.checkpoint.sources.local_reader import LocalReader
 from sllm.checkpoint.sources.remote_urls import (
     SCHEMES,
@@ -125,7 +125,7 @@ def fingerprint(source: LocalSource) -> str:
         SourceNotFound: the directory is not there.
     """
     described = [
-        (path.name, status.st_size, status.st_mtime_ns)
+        (carried_name(path), status.st_size, status.st_mtime_ns)
         for path in list_files(source.directory)
         if matters(path.name) or path.name == MANIFEST_FILE
         for status in [path.stat()]
@@ -144,7 +144,7 @@ def inspect(source: LocalSource) -> SourceFiles:
         CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
     """
     files = _packed_files(source) if _is_packed(source) else find_files(source)
-    if not any(path.name == CONFIG for path in files.files):
+    if not any(carried_name(path) == CONFIG for path in files.files):
         raise InvalidSource(f"{source.directory} has no {CONFIG}: it is not a model's directory")
     return files
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sllm.client.types.enums import DeploymentState, InstanceState
 from sllm.client.types.events import Progress
+from sllm.embedding.purpose import GENERATES, Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Model:
     """Bytes of KV cache for one token."""
     digest: str
     """The checkpoint's content digest, once it has been imported somewhere. Empty before."""
+    purpose: Purpose = GENERATES
+    """What it is for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,12 +94,13 @@ def _finished(sequence: int, finished: inference_pb.Finished) -> events.Finished
         usage=events.Usage(
             usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens
         ),
-        receipt=_receipt(finished.receipt),
+        receipt=receipt(finished.receipt),
         stop=finished.stop if finished.HasField("stop") else None,
     )
 
 
-def _receipt(receipt: pb.Receipt) -> events.Receipt:
+def receipt(receipt: pb.Receipt) -> events.Receipt:
+    """Where the time to an answer went."""
     estimated = receipt.HasField("estimated_start")
     return events.Receipt(
         cold=receipt.cold,

@@ -8,6 +8,7 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm.client.types import deployments, enums, nodes
 from sllm.client.wire.events import progress
 from sllm.client.wire.values import known_tier, moment, named, seconds
+from sllm.embedding.wire import purpose
 
 
 def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
@@ -47,6 +48,7 @@ def model(model: pb.ModelInfo) -> deployments.Model:
         context_tokens=model.context_tokens,
         kv_bytes_per_token=model.kv_bytes_per_token,
         digest=model.digest,
+        purpose=purpose(model.purpose),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from sllm import bounds, errors
+from sllm.embedding.purpose import GENERATES, Purpose, Task
 
 AUTO: Final = "auto"
 """The first engine of a node that the model runs on."""
@@ -93,6 +94,8 @@ class ModelInfo:
     None: not known."""
     private_bytes_per_request: int = 0
     """What comes on top for each request that it works on at once."""
+    purpose: Purpose = GENERATES
+    """What it is for."""
 
     def private_bytes_for(self, requests: int) -> int | None:
         """For copies of an instance that works on so many requests at once. None: not known."""
@@ -138,7 +141,12 @@ class Deployment:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that prompt and generation of one request may have together, at most."""
+        """Tokens that prompt and generation of one request may have together, at most.
+
+        Of a model that does not generate, those of one text.
+        """
+        if self.model.purpose.task is not Task.GENERATE:
+            return self.model.context_tokens
         return min(self.model.context_tokens, self.kv_tokens)
 
     def runs_as(self, config: EngineConfig) -> bool:

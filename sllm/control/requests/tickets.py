@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sllm import errors
 from sllm.clock import Clock
@@ -16,6 +17,7 @@ from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Receipt, StartRecord
 from sllm.control.types.status import Loading
 from sllm.control.wire import generations
+from sllm.control.wire.answers import AnswerCall
 from sllm.control.wire.multiplex import GenerateCall
 from sllm.control.wire.node_client import Node
 
@@ -44,9 +46,12 @@ class Ticket:
         step_seconds: float,
         position: int = 0,
         estimated_wait: float | None = None,
+        stays: bool = False,
     ) -> None:
         """`step_seconds` of waiting are worth one step of priority."""
         self.request = request
+        self.stays = stays
+        """Whether it ends where it is, since there is nothing of it that could be migrated."""
         self.position = position
         """Requests of the same deployment that were ahead of it."""
         self.estimated_wait = estimated_wait
@@ -72,7 +77,7 @@ class Ticket:
         self.error: errors.SllmError | None = None
         """Why it was ended from outside its stream."""
         self._clock = clock
-        self._call: GenerateCall | None = None
+        self._call: GenerateCall | AnswerCall[Any] | None = None
         self._known_to_nodes = False
         """Whether any node was ever called for it."""
         self._loading: Loading | None = None
@@ -173,8 +178,15 @@ class Ticket:
         self._known_to_nodes = True
         self.dispatched_at = self._clock.now()
         self.request.instance_id = assignment.instance.instance_id
-        self._call = assignment.node.generate(self.request, self.remaining(), trace)
-        return self._call
+        call = assignment.node.generate(self.request, self.remaining(), trace)
+        self._call = call
+        return call
+
+    def follow(self, call: AnswerCall[Any]) -> None:
+        """Has a call of its instance's node, which answers it at once, end when it is ended."""
+        self.hang_up()
+        self.dispatched_at = self._clock.now()
+        self._call = call
 
     def hang_up(self) -> None:
         """Ends the call of the node, which stops the generation; one that has ended is no error."""

@@ -27,9 +27,18 @@ def check_fields(ask: GenerationAsk) -> None:
     ask.sampling.validate(ask.max_tokens)
     if ask.form:
         ask.form.validate()
-    if not -MAX_PRIORITY <= ask.priority <= MAX_PRIORITY:
+    check_priority(ask.priority)
+
+
+def check_priority(priority: int) -> None:
+    """Refuses one that is out of its bounds.
+
+    Raises:
+        errors.InvalidArgument: Names it.
+    """
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         raise errors.InvalidArgument(
-            f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, not {ask.priority}"
+            f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, not {priority}"
         )
 
 

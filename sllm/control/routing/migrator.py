@@ -203,6 +203,7 @@ class Migrator:
             one
             for one in self._state.tickets.values()
             if one.assignment
+            and not one.stays
             and one.assignment.instance.instance_id == instance_id
             and ask.request_id in (None, one.request_id)
         ]

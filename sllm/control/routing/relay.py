@@ -22,7 +22,7 @@ from sllm.control.wire import generations
 
 log = structlog.get_logger()
 
-_ELSEWHERE = (
+ELSEWHERE = (
     errors.NodeLost,
     errors.WorkerDied,
     errors.InstanceNotFound,
@@ -55,8 +55,8 @@ class Relay:
                 async with aclosing(self._served(ticket)) as served:
                     async for event in served:
                         yield ticket.stamp(event)
-            except _ELSEWHERE as error:
-                self._fail_over(ticket, error)
+            except ELSEWHERE as error:
+                self.fail_over(ticket, error)
 
     def release(self, ticket: Ticket) -> None:
         """Gives its slot back, if it has one."""
@@ -205,7 +205,7 @@ class Relay:
         )
         self._state.service_times.served(ticket.deployment, served)
 
-    def _fail_over(self, ticket: Ticket, error: errors.SllmError) -> None:
+    def fail_over(self, ticket: Ticket, error: errors.SllmError) -> None:
         """Puts a request back to the front of the queue, from where it goes on elsewhere.
 
         Raises:

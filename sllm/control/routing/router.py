@@ -17,6 +17,7 @@ from sllm.control.routing.relay import Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
 from sllm.control.wire import generations
+from sllm.embedding.purpose import Task
 from sllm.structured_output.checker import Checker
 
 _LOOK_SECONDS: Final = 0.05
@@ -173,6 +174,7 @@ class Router:
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
         deployment = self._state.deployment(request.deployment)
+        deployment.model.purpose.check_serves(Task.GENERATE, deployment.name)
         generations.check_size(request, deployment)
         admission.check_fields(generations.generation_ask(request))
         # Last of these checks, as reading on ends the former stream.

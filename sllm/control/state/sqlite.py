@@ -19,6 +19,7 @@ from sllm.control.cluster.tiers import Tier
 from sllm.control.state.database import Database
 from sllm.control.types.calls import Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
+from sllm.embedding.purpose import GENERATES, Purpose
 
 ANSWER_SECONDS = 7 * 24 * 3600.0
 """How long an answer is kept for callers that repeat their call."""
@@ -193,6 +194,12 @@ def _deployment(spec: str, model: str, created_at: float) -> Deployment:
     engine, scaling = EngineConfig(**fields.pop("engine")), ScalingPolicy(**fields.pop("scaling"))
     return Deployment(
         spec=DeploymentSpec(engine=engine, scaling=scaling, **fields),
-        model=ModelInfo(**json.loads(model)),
+        model=_model(json.loads(model)),
         created_at=created_at,
     )
+
+
+def _model(fields: dict[str, Any]) -> ModelInfo:
+    """Rows of earlier versions say of no purpose."""
+    told = fields.pop("purpose", None)
+    return ModelInfo(**fields, purpose=Purpose.of(told) if told else GENERATES)

@@ -242,7 +242,7 @@ class State:
             return snapshot
         running: dict[str, list[Running]] = {}
         for ticket in self.tickets.values():
-            if ticket.assignment:
+            if ticket.assignment and not ticket.stays:
                 instance_id = ticket.assignment.instance.instance_id
                 running.setdefault(instance_id, []).append(ticket.running())
         return replace(

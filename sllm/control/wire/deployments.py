@@ -11,6 +11,7 @@ from sllm.control.cluster import specs
 from sllm.control.types.calls import AnswerFormat
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire import common
+from sllm.embedding.wire import purpose, purpose_message
 
 
 def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
@@ -89,6 +90,7 @@ def model_info(info: pb.ModelInfo) -> specs.ModelInfo:
         private_bytes_per_request=bounds.count(
             info.private_bytes_per_request, "private_bytes_per_request"
         ),
+        purpose=purpose(info.purpose),
     )
 
 
@@ -114,6 +116,7 @@ def model_message(info: specs.ModelInfo) -> pb.ModelInfo:
         identity=info.identity,
         private_bytes=info.private_bytes,
         private_bytes_per_request=info.private_bytes_per_request,
+        purpose=purpose_message(info.purpose),
     )
 
 

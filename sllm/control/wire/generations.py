@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
@@ -21,6 +21,15 @@ from sllm.control.wire import common
 from sllm.sampling import MAX_SEED, Sampling
 from sllm.structured_output import wire as structured_output
 from sllm.structured_output.form import Form
+
+
+class HasReceipt(Protocol):
+    """The end of a request."""
+
+    @property
+    def receipt(self) -> pb.Receipt:
+        """Where the time to the first token went."""
+
 
 # Relayed or forwarded as they are: a message of the hot path is never translated.
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
@@ -212,9 +221,9 @@ def phases(messages: Iterable[pb.Phase]) -> tuple[Phase, ...]:
     )
 
 
-def fill_receipt(finished: Finished, receipt: Receipt) -> None:
+def fill_receipt(answer: HasReceipt, receipt: Receipt) -> None:
     """Replaces a node's receipt with the whole one."""
-    finished.receipt.CopyFrom(
+    answer.receipt.CopyFrom(
         pb.Receipt(
             cold=receipt.cold,
             from_tier=pb.Tier.ValueType(receipt.from_tier or 0),

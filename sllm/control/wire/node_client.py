@@ -10,6 +10,7 @@ import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
+from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
@@ -23,6 +24,7 @@ from sllm.control.types.migrations import Ended, MigrationReason, Moved, News, R
 from sllm.control.types.receipts import Phase
 from sllm.control.types.status import Loading
 from sllm.control.wire import common, deployments, fleet, generations
+from sllm.control.wire.answers import AnswerCall
 from sllm.control.wire.multiplex import GenerateCall, Multiplex
 
 Question = TypeVar("Question")
@@ -80,6 +82,8 @@ class Node:
         self._inference = InferenceServiceStub(self._channel)
         self.models = ModelServiceStub(self._channel)
         """What can be asked of models with `ask`."""
+        self.encoders = EmbeddingServiceStub(self._channel)
+        """What can be had of models with `encode`."""
         self._multiplex = Multiplex(self._node, self.typed_errors)
 
     @contextmanager
@@ -124,6 +128,22 @@ class Node:
         """Asks what a model makes of text: `method` is one of `models`."""
         with self.typed_errors():
             return await method(question, timeout=_ASK_SECONDS, metadata=rpc.trace_metadata())
+
+    def encode(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Question, Answer],
+        question: Question,
+        timeout: float | None,
+        trace: Mapping[str, str],
+    ) -> AnswerCall[Answer]:
+        """Has an instance make vectors or scores: `method` is one of `encoders`."""
+
+        async def answering() -> Answer:
+            with self.typed_errors():
+                metadata = tuple(trace.items())
+                return await method(question, timeout=timeout, metadata=metadata)
+
+        return AnswerCall(answering())
 
     async def promote(
         self,

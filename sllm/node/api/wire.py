@@ -9,6 +9,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.durations import to_duration
+from sllm.embedding.wire import purpose_message
 from sllm.node.agent import Agent
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.generations.outgoing_generation import Destination, Terms
@@ -152,6 +153,7 @@ def model_info(model: ModelInfo) -> pb.ModelInfo:
         identity=model.identity,
         private_bytes=model.private.bytes if model.private else None,
         private_bytes_per_request=model.private.bytes_per_request if model.private else 0,
+        purpose=purpose_message(model.purpose),
     )
 
 
@@ -197,6 +199,7 @@ def _running_model(running: Running) -> pb.ModelInfo:
         kv_bytes_per_token=running.model.kv_bytes_per_token,
         digest=running.digest,
         identity=running.identity,
+        purpose=purpose_message(running.model.purpose),
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from sllm import errors
+from sllm.embedding.purpose import Purpose
 from sllm.node.device.interface import Devices
 from sllm.node.instances.private_memory import PrivateMemory, private_memory
 from sllm.node.instances.zygotes import Described, Zygotes
@@ -27,6 +28,8 @@ class ModelInfo:
     """Of the source, as it is now."""
     engine: str
     """On which it was found to run."""
+    purpose: Purpose
+    """What it is for."""
     private: PrivateMemory | None
     """What an instance takes for copies of its own. None: they are in the memory of devices."""
 
@@ -52,6 +55,7 @@ class Inspector:
             digest=found.digest or "",
             identity=found.record.identity,
             engine=tried.engine,
+            purpose=tried.model.purpose,
             private=await self._private(found, tried),
         )
 

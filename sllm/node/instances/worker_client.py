@@ -11,6 +11,7 @@ import grpc
 import structlog
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import worker_service_pb2 as pb
+from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
@@ -76,7 +77,11 @@ class Worker:
         self._stub = WorkerServiceStub(self._channel)
         self.models = ModelServiceStub(self._channel)
         """What its model can be asked with `ask`, once it has prepared."""
+        self.encoders = EmbeddingServiceStub(self._channel)
+        """What can be had of its model with `encode`, if that embeds or scores."""
         self._streams: dict[str, OutputStream] = {}
+        self._encoding: set[asyncio.Future[errors.SllmError]] = set()
+        """Requests of `encode`: each can be given up with the reason."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._commands: asyncio.Queue[pb.RunRequest] = asyncio.Queue()
@@ -89,7 +94,7 @@ class Worker:
     @property
     def running(self) -> int:
         """Requests that were submitted and have not ended."""
-        return len(self._streams)
+        return len(self._streams) + len(self._encoding)
 
     async def wait_until_serving(self) -> None:
         """Returns once the worker answers on its socket."""
@@ -168,6 +173,9 @@ class Worker:
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)
             self.release(request_id)
+        for encoding in self._encoding:
+            if not encoding.done():
+                encoding.set_result(error)
 
     async def ask(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Question, Reply], question: Question
@@ -182,6 +190,40 @@ class Worker:
             errors.SllmError: What kept it from answering.
         """
         return await self._call(method(question, **_options(ASK_TIMEOUT)))
+
+    async def encode(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Question, Reply],
+        question: Question,
+        timeout: float | None,
+    ) -> Reply:
+        """Has the worker's model make vectors or scores: one of the requests that are `running`.
+
+        Args:
+            method: of `encoders`.
+            question: what is asked.
+            timeout: seconds. None: as long as it takes.
+
+        Raises:
+            errors.SllmError: What kept it from answering.
+        """
+        if self.gone.done():
+            raise self.gone.result()
+        given_up: asyncio.Future[errors.SllmError] = asyncio.get_running_loop().create_future()
+        self._encoding.add(given_up)
+        self._idle.clear()
+        answer = asyncio.ensure_future(self._call(method(question, **_options(timeout))))
+        try:
+            either: list[asyncio.Future[Any]] = [answer, given_up]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise given_up.result()
+            return await answer
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+            self._encoding.discard(given_up)
+            self._settle()
 
     async def steps(self, timeout: float) -> int | None:
         """Steps that its engine has begun. None: no answer within `timeout` seconds."""
@@ -264,9 +306,12 @@ class Worker:
 
     def _forget(self, request_id: str) -> OutputStream | None:
         stream = self._streams.pop(request_id, None)
-        if not self._streams:
-            self._idle.set()
+        self._settle()
         return stream
+
+    def _settle(self) -> None:
+        if not self.running:
+            self._idle.set()
 
     async def _end(self, exited: asyncio.Future[Exit]) -> None:
         """Fails what is left, once the process has ended and its last words have been heard."""
@@ -282,7 +327,7 @@ class Worker:
             self._forget(request_id)
 
 
-def _options(timeout: float) -> dict[str, Any]:
+def _options(timeout: float | None) -> dict[str, Any]:
     return {"timeout": timeout, "wait_for_ready": True, "metadata": rpc.trace_metadata()}
 
 

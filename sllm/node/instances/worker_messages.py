@@ -8,6 +8,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.durations import to_seconds
+from sllm.embedding.wire import purpose
 from sllm.node.device.interface import InPool, Place
 from sllm.node.instances.spec import EngineSpec
 from sllm.node.worker.messages import ModelDescription
@@ -56,6 +57,7 @@ def prepared(reply: pb.PrepareResponse) -> Prepared:
         context_tokens=reply.context_tokens,
         kv_bytes_per_token=reply.kv_bytes_per_token,
         dtype=reply.dtype,
+        purpose=purpose(reply.purpose),
     )
     warm_up = to_seconds(reply.warm_up) if reply.HasField("warm_up") else None
     return Prepared(model, to_seconds(reply.duration), warm_up)

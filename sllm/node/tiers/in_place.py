@@ -18,6 +18,7 @@ from sllm.checkpoint.format.layout import lie_as_used
 from sllm.checkpoint.format.manifest import Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.reading.weights import in_place
+from sllm.checkpoint.sources.file_names import carried_name
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
 from sllm.node.tiers.checkpoints import SourceRecord
 
@@ -84,7 +85,7 @@ def keep(files: SourceFiles, manifest: Manifest, directory: Path) -> None:
     """
     directory.mkdir()
     for path in files.files:
-        (directory / path.name).write_bytes(read_plain(path))
+        (directory / carried_name(path)).write_bytes(read_plain(path))
     _write(directory, files.directory, manifest)
 
 
@@ -106,7 +107,7 @@ def restore(directory: Path, chunk_bytes: int) -> tuple[Manifest, InPlace]:
     if manifest.digest != directory.name or wrong_chunks:
         raise corrupt(source.directory, "is not what it was")
     for path in files.files:
-        copy = directory / path.name
+        copy = directory / carried_name(path)
         if not copy.is_file() or copy.stat().st_size != path.stat().st_size:
             raise corrupt(copy, f"is not the whole of {path}")
     place = InPlace(source.directory, files.fingerprint, packed=files.packed is not None)

@@ -11,19 +11,23 @@ from pathlib import Path
 import structlog
 import torch
 
+from sllm.embedding.purpose import Task
 from sllm.errors import (
     EngineUnavailable,
     InvalidArgument,
     NoCapacity,
+    NotServed,
     SllmError,
     UnsupportedModel,
     WorkerDied,
 )
 from sllm.node.worker.backends.interface import Backend, Loaded
+from sllm.node.worker.encodings import Encodings
+from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
-from sllm.node.worker.model.description import context_tokens, describe_config, kv_bytes_per_token
+from sllm.node.worker.model.description import context_tokens, describe, kv_bytes_per_token
 from sllm.node.worker.model.device_weights import DeviceWeights, warm_up_device
 from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
 from sllm.node.worker.model.module import ModelFiles, load_files, run_dtype
@@ -103,9 +107,11 @@ class _Prepared:
 class _Running:
     weights: HeldWeights
     loaded: Loaded
-    engine: Engine
-    generations: Generations
+    engine: Engine | Encoder
+    requests: Generations | Encodings
+    """What the engine works on."""
     outbox: Outbox
+    """Has nothing in it but ends with the worker, where nothing is generated."""
 
 
 class ModelHost:
@@ -153,19 +159,39 @@ class ModelHost:
         held, loaded = await asyncio.to_thread(self._attach, prepared, weights)
         attached = time.monotonic()
         with refusing("the engine cannot run the model"):
-            dtype = run_dtype(held.given)
-            capacity = _capacity(prepared, self._backend, dtype, kv_bytes)
-            config = prepared.files.architecture.config
-            context = min(context_tokens(config), capacity.kv_tokens)
-            engine = loaded.engine(capacity)
-            outbox = Outbox()
-            generations = Generations(
-                prepared.files, prepared.texts, prepared.parsers, engine, context, outbox
-            )
-            self._running = _Running(held, loaded, engine, generations, outbox)
-            await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
+            if prepared.description.purpose.task is Task.GENERATE:
+                context = await self._begin_generating(prepared, held, loaded, kv_bytes)
+            else:
+                context = await self._begin_encoding(prepared, held, loaded)
         started = time.monotonic()
         return Attached(attached - began, started - attached, context)
+
+    async def _begin_generating(
+        self, prepared: _Prepared, held: HeldWeights, loaded: Loaded, kv_bytes: int
+    ) -> int:
+        """Starts the engine; gives the tokens that prompt and generation may have together."""
+        capacity = _capacity(prepared, self._backend, run_dtype(held.given), kv_bytes)
+        context = min(context_tokens(prepared.files.architecture.config), capacity.kv_tokens)
+        engine, outbox = loaded.engine(capacity), Outbox()
+        generations = Generations(
+            prepared.files, prepared.texts, prepared.parsers, engine, context, outbox
+        )
+        self._running = _Running(held, loaded, engine, generations, outbox)
+        await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
+        return context
+
+    async def _begin_encoding(self, prepared: _Prepared, held: HeldWeights, loaded: Loaded) -> int:
+        """Starts the encoder; gives the tokens that it sees of one text."""
+        loop, context = asyncio.get_running_loop(), prepared.description.context_tokens
+        encoder = loaded.encoder(prepared.description.purpose)
+        encodings = Encodings(prepared.files, prepared.texts, encoder, context)
+        self._running = _Running(held, loaded, encoder, encodings, Outbox())
+
+        def on_failure(error: Exception) -> None:
+            loop.call_soon_threadsafe(self.fail, error)
+
+        encoder.start(on_failure)
+        return context
 
     async def make_ready(self, weights: PooledWeights, directory: Path) -> float:
         """Writes weights as the engine's kernels read them, giving way to whoever else computes.
@@ -227,8 +253,25 @@ class ModelHost:
 
         Raises:
             InvalidArgument: The worker is not attached.
+            NotServed: Its model does not generate.
         """
-        return self._attached.generations
+        requests = self._attached.requests
+        if isinstance(requests, Generations):
+            return requests
+        raise NotServed("the model does not generate text: call Embed or Score")
+
+    @property
+    def encodings(self) -> Encodings:
+        """Texts of which vectors or scores are made.
+
+        Raises:
+            InvalidArgument: The worker is not attached.
+            NotServed: Its model generates.
+        """
+        requests = self._attached.requests
+        if isinstance(requests, Encodings):
+            return requests
+        raise NotServed("the model generates text: call Generate")
 
     @property
     def outbox(self) -> Outbox:
@@ -259,13 +302,23 @@ class ModelHost:
             for name, parameter in self._running.loaded.parameters()
         ]
 
+    def cancel(self, request_id: str) -> None:
+        """Ends a generation, which is not named again; one that is not there has ended."""
+        if isinstance(self._attached.requests, Generations):
+            self._attached.requests.cancel(request_id)
+
+    def cancel_all(self) -> None:
+        """Ends all generations without a word; other requests end with their calls."""
+        if isinstance(self._attached.requests, Generations):
+            self._attached.requests.cancel_all()
+
     def fail(self, error: Exception) -> None:
         """Gives up: all requests are told, and the process is to end."""
         if self.failed.done():
             return
         log.error("worker.failed", exc_info=error)
         reason = error if isinstance(error, SllmError) else WorkerDied(f"worker failed: {error!r}")
-        self._attached.generations.fail_all(reason)
+        self._attached.requests.fail_all(reason)
         self._attached.outbox.close()
         self.failed.set_result(None)
 
@@ -274,11 +327,11 @@ class ModelHost:
         if self._prepared:
             self._prepared.texts.close()
         if self._running:
-            self._running.generations.close()
+            self._running.requests.close()
             self._running.outbox.close()
             if not self.failed.done():
                 await asyncio.to_thread(self._running.engine.stop)
-            self._running.generations.release()  # what a last step has needed
+            self._running.requests.release()  # what a last step has needed
 
     def _checked(self) -> _Prepared:
         if self._prepared is None:
@@ -318,7 +371,7 @@ class ModelHost:
 def _prepare(directory: Path, options: EngineOptions, backend: Backend) -> _Prepared:
     warm_up = warm_up_device()
     files = load_files(directory, backend.check)
-    description = describe_config(files.architecture.config, options.dtype)
+    description = describe(files.architecture, options.dtype)
     parsers = backend.parsers(options.parsers, files.tokenizer)
     return _Prepared(files, options, warm_up, Texts(files), description, parsers)
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 import transformers
 import uvloop
-from serverlessllm.v1 import model_service_pb2, worker_service_pb2
+from serverlessllm.v1 import embedding_service_pb2, model_service_pb2, worker_service_pb2
+from serverlessllm.v1.embedding_service_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from serverlessllm.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 
 from sllm import rpc, telemetry
 from sllm.node.worker.backends.interface import Backend
+from sllm.node.worker.embedding_service import EmbeddingServicer
 from sllm.node.worker.host import ModelHost
 from sllm.node.worker.messages import Fork
 from sllm.node.worker.model_service import ModelServicer
@@ -34,6 +36,7 @@ EXPORT_TIMEOUT = 0.5
 _SERVICES = (
     worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
 )
 
 
@@ -72,6 +75,7 @@ async def _serve(
     server = rpc.Server(rpc.PROCESS_OPTIONS)
     add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
     add_ModelServiceServicer_to_server(ModelServicer(host), server.grpc)
+    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(host), server.grpc)
     await server.start(rpc.unix_address(Path(worker.socket)), _SERVICES)
     on_serving()
     terminated = asyncio.create_task(until_terminated())

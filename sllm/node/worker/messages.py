@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final, get_args
 
+from sllm.embedding.purpose import GENERATES, Purpose
+
 MAX_PACKET_BYTES = 64 * 1024
 
 
@@ -20,6 +22,8 @@ class ModelDescription:
     """Name of the torch dtype in which the model is served."""
     vocabulary: int = 0
     """Tokens that the model knows. 0: not told."""
+    purpose: Purpose = GENERATES
+    """What it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +152,12 @@ def from_packet(packet: bytes) -> Message:
     content = json.loads(packet)
     cls = _TYPES[content.pop("type")]
     if cls is Described:
-        content["model"] = ModelDescription(**content["model"])
+        content["model"] = _description(content["model"])
     if cls is Describe:
         content["parsers"] = ParserNames(**content["parsers"])
     message: Message = cls(**content)
     return message
+
+
+def _description(fields: dict[str, Any]) -> ModelDescription:
+    return ModelDescription(purpose=Purpose.of(fields.pop("purpose")), **fields)

@@ -51,7 +51,7 @@ class WorkerServicer(WorkerServiceServicer):
         self, requests: AsyncIterator[pb.RunRequest], context: Any
     ) -> AsyncIterator[pb.RunResponse]:
         """Takes requests and gives what comes of them. When the call ends, so do they."""
-        outbox, generations = self._host.outbox, self._host.generations
+        host, outbox = self._host, self._host.outbox
         if self._followed:
             raise InvalidArgument("another Run is under way; a worker has one")
         self._followed = True
@@ -61,7 +61,7 @@ class WorkerServicer(WorkerServiceServicer):
                 yield wire.run_response(outputs, outbox.counters)
         finally:
             commands.cancel()
-            generations.cancel_all()
+            host.cancel_all()
             self._followed = False
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
@@ -75,7 +75,7 @@ class WorkerServicer(WorkerServiceServicer):
                 if request.WhichOneof("command") == "submit":
                     self._submit(request)
                 else:
-                    self._host.generations.cancel(request.cancel_request_id)
+                    self._host.cancel(request.cancel_request_id)
         except Exception as error:
             self._host.fail(error)  # nobody is left to take commands
 

@@ -10,6 +10,7 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from sllm.chat.wire import conversation, tool, tool_choice
 from sllm.checkpoint.format.manifest import TensorEntry
 from sllm.durations import to_duration
+from sllm.embedding.wire import purpose_message
 from sllm.errors import InvalidPrompt
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.engine.interface import Counters, TokenLogprob
@@ -104,6 +105,7 @@ def prepare_response(prepared: Prepared) -> pb.PrepareResponse:
         kv_bytes_per_token=model.kv_bytes_per_token,
         dtype=model.dtype,
         warm_up=None if prepared.warm_up is None else to_duration(prepared.warm_up),
+        purpose=purpose_message(model.purpose),
     )
 
 

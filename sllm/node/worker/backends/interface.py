@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
+from sllm.embedding.purpose import Purpose
+from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Capacity, Engine
 from sllm.node.worker.messages import ParserNames
 from sllm.node.worker.model.description import Architecture
@@ -23,6 +25,14 @@ class Loaded(Protocol):
 
     def engine(self, capacity: Capacity) -> Engine:
         """An engine that has not been started."""
+        ...
+
+    def encoder(self, purpose: Purpose) -> Encoder:
+        """The same for a model that embeds or scores.
+
+        Raises:
+            UnsupportedModel: The engine runs none.
+        """
         ...
 
 

@@ -12,8 +12,10 @@ from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for 
 from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
+from sllm.embedding.purpose import Purpose, Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.names import TRANSFORMERS
+from sllm.node.worker.engine.encoder import Encoder, pooling_of
 from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest
 from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
 from sllm.node.worker.messages import NO_PARSERS, ParserNames
@@ -44,6 +46,10 @@ class LoadedModule:
         """See `Loaded.engine`."""
         return TransformersEngine(self._module, capacity)
 
+    def encoder(self, purpose: Purpose) -> Encoder:
+        """See `Loaded.encoder`."""
+        return Encoder(self._module.eval(), pooling_of(purpose))
+
 
 class TransformersBackend:
     """See `Backend`."""
@@ -70,7 +76,9 @@ class TransformersBackend:
         return LoadedModule(build(files.architecture, weights))
 
     def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
-        """See `Backend.make_ready`."""
+        """See `Backend.make_ready`. Models that only read are used as they are published."""
+        if files.architecture.use.purpose.task is not Task.GENERATE:
+            raise UnsupportedModel("weights of models that embed or score are not made ready")
         return make_module_ready(files.architecture, weights)
 
     def parsers(self, names: ParserNames, tokenizer: Any) -> Parsers | None:

@@ -18,8 +18,10 @@ import transformers
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sllm.embedding.purpose import Purpose, Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.names import VLLM
+from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest, Step
 from sllm.node.worker.engine.vllm.config import PAGE_TOKENS, VllmModel
 from sllm.node.worker.engine.vllm.engine import VllmEngine
@@ -71,6 +73,10 @@ class LoadedForVllm:
         """See `Loaded.engine`."""
         return VllmEngine(self._model, capacity)
 
+    def encoder(self, purpose: Purpose) -> Encoder:
+        """See `Loaded.encoder`: `check` refuses such models before any is loaded."""
+        raise UnsupportedModel(f"vLLM runs no models to {purpose.task} with here")
+
 
 class VllmBackend:
     """See `Backend`."""
@@ -82,7 +88,13 @@ class VllmBackend:
 
     def check(self, architecture: Architecture) -> None:
         """See `Backend.check`."""
-        name = architecture.name
+        name, task = architecture.name, architecture.use.purpose.task
+        if task is not Task.GENERATE:
+            raise UnsupportedModel(
+                f"{name} is a model to {task} with, which transformers runs here, and not vLLM: "
+                "deploy with engine 'transformers', or 'auto'",
+                metadata={"architecture": name},
+            )
         if name not in ModelRegistry.get_supported_archs():
             raise UnsupportedModel(
                 f"{name} is not among the architectures that vLLM {vllm.__version__} knows",

@@ -1,19 +1,42 @@
 """What a model's configuration says of it, and whether the engine can run it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+)
 from transformers.utils import CONFIG_NAME
 
+from sllm.embedding.purpose import Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.model.purposes import Use, use_of
 from sllm.node.worker.model.refusing import refusing
 
+_LATE_POSITIONS = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "longformer",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
+"""Models whose positions begin behind the number of the token that texts are padded with."""
+_MPNET_POSITIONS = 2
+"""The same, where it is always the same number."""
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 """Those that transformers' paged cache knows."""
 _COUNTS = (
@@ -43,6 +66,19 @@ class Architecture:
 
     config: Any
     model_class: Any
+    use: Use = Use()
+    """What it is for."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What its class is made with, beside the configuration: parts that are not needed go."""
+        task = self.use.purpose.task
+        pools = "add_pooling_layer" in signature(self.model_class.__init__).parameters
+        return {"add_pooling_layer": False} if task is Task.EMBED and pools else {}
+
+    def made(self, config: Any) -> Any:
+        """A model of its class, with random weights or, on the device "meta", without any."""
+        return self.model_class(config, **self.arguments)
 
     @property
     def name(self) -> str:
@@ -60,6 +96,8 @@ def takes_paged_cache(architecture: Architecture) -> None:
     Raises:
         UnsupportedModel: Names the architecture.
     """
+    if architecture.use.purpose.task is not Task.GENERATE:
+        return  # it has no cache
     model_class = architecture.model_class
     # Without it the model computes attention itself, past the paged cache.
     if not model_class._supports_attention_backend or model_class._is_stateful:
@@ -79,30 +117,51 @@ def load_architecture(directory: Path, check: Check = takes_paged_cache) -> Arch
     _check_file(directory / CONFIG_NAME)
     with refusing(_UNUSABLE):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        architecture = _architecture(config)
+        architecture = _architecture(config, use_of(directory, config))
         check(architecture)
     return architecture
 
 
-def describe_config(config: Any, dtype: str | None) -> ModelDescription:
-    """What the model of a configuration needs.
+def describe(architecture: Architecture, dtype: str | None) -> ModelDescription:
+    """What a model needs.
 
     Args:
-        config: as `load_architecture` gives it.
+        architecture: as `load_architecture` gives it.
         dtype: name of a torch dtype that the weights are converted to. None: as stored.
 
     Raises:
         UnsupportedModel: The configuration says nothing that can be used.
     """
+    config, purpose = architecture.config, architecture.use.purpose
     with refusing(_UNUSABLE):
         resolved = _dtype(dtype) if dtype else config.dtype or torch.float32
         return ModelDescription(
             architecture=_name(config),
-            context_tokens=context_tokens(config),
-            kv_bytes_per_token=kv_bytes_per_token(config, resolved),
+            context_tokens=seen_tokens(architecture),
+            kv_bytes_per_token=(
+                kv_bytes_per_token(config, resolved) if purpose.task is Task.GENERATE else 0
+            ),
             dtype=str(resolved).removeprefix("torch."),
             vocabulary=int(config.get_text_config().vocab_size),
+            purpose=purpose,
         )
+
+
+def seen_tokens(architecture: Architecture) -> int:
+    """Tokens of one request that the model takes in.
+
+    Of a model that embeds or scores, as many as its files say, and as have a position: those of
+    RoBERTa's kind begin behind the number of the token that texts are padded with.
+    """
+    config, most = architecture.config, architecture.use.most_tokens
+    positions = context_tokens(config)
+    if architecture.use.purpose.task is Task.GENERATE:
+        return positions
+    if config.model_type in _LATE_POSITIONS:
+        positions -= int(config.pad_token_id or 0) + 1
+    elif config.model_type == "mpnet":
+        positions -= _MPNET_POSITIONS
+    return min(positions, most or positions)
 
 
 def context_tokens(config: Any) -> int:
@@ -139,25 +198,53 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     return int(2 * text.num_hidden_layers * heads * head_dim * dtype.itemsize)
 
 
-def _architecture(config: Any) -> Architecture:
+def _architecture(config: Any, use: Use) -> Architecture:
     name = _name(config)
+    match use.purpose.task:
+        case Task.GENERATE:
+            model_class = _generating(name, config)
+            _check_layers(name, config)
+        case Task.EMBED:
+            model_class = _encoding(name, config, MODEL_MAPPING)
+        case Task.SCORE:
+            model_class = _encoding(name, config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+            if name != model_class.__name__:
+                raise _unsupported(name, f"is not {model_class.__name__}, which is what scores")
+    _check_config(name, config)
+    return Architecture(config, model_class, use)
+
+
+def _generating(name: str, config: Any) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _unsupported(name, "is not a causal language model that transformers knows")
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if name != model_class.__name__:
         raise _unsupported(name, f"is not {model_class.__name__}, which is what generates text")
-    _check_config(name, config)
-    return Architecture(config, model_class)
+    return model_class
 
 
-def _check_config(name: str, config: Any) -> None:
-    """Refuses what no engine is known to run, and numbers that cannot be."""
+def _encoding(name: str, config: Any, known: Mapping[type[Any], Any]) -> Any:
+    model_class = known.get(type(config), None)
+    if model_class is None or isinstance(model_class, tuple):
+        raise _unsupported(name, "is no model of its kind that transformers knows")
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unsupported(name, "has an encoder and a decoder")
+    return model_class
+
+
+def _check_layers(name: str, config: Any) -> None:
+    """Refuses what no paged cache is known to serve."""
     text = config.get_text_config()
     foreign = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
     if foreign:
         raise _unsupported(name, f"has layers of type {', '.join(sorted(foreign))}")
     if varying := getattr(text, "per_layer_attributes", None):
         raise _unsupported(name, f"has layers that differ in {', '.join(sorted(varying))}")
+
+
+def _check_config(name: str, config: Any) -> None:
+    """Refuses what no engine is known to run, and numbers that cannot be."""
+    text = config.get_text_config()
     if getattr(text, "max_position_embeddings", None) is None:
         raise _unsupported(name, "does not say how many positions it has")
     _check_not_quantized(name, config)
@@ -216,7 +303,8 @@ def _check_experts(text: Any) -> None:
 def _unsupported(name: str, why: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"{name} {why}; supported are causal language models of transformers whose layers are all "
-        f"of type {' or '.join(sorted(_LAYER_TYPES))}, such as Llama, Qwen2, Mistral, OPT or GPT-2",
+        f"of type {' or '.join(sorted(_LAYER_TYPES))}, such as Llama, Qwen2, Mistral or GPT-2; "
+        "and models that embed or score, such as BertModel or XLMRobertaForSequenceClassification",
         metadata={"architecture": name},
     )
 

@@ -118,6 +118,7 @@ def load_module(architecture: Architecture, weights: Mapping[str, torch.Tensor])
             config=architecture.config,
             state_dict=dict(weights),
             dtype=prevailing_dtype(weights),
+            **architecture.arguments,
             ignore_mismatched_sizes=True,  # they are named below, like the rest
             output_loading_info=True,
         )

@@ -32,7 +32,7 @@ def check_fit(architecture: Architecture, headers: Mapping[str, TensorHeader]) -
     """
     _check_depth(architecture.config, len(headers))
     with refusing("no model can be built from its config.json"), torch.device("meta"):
-        module = architecture.model_class(architecture.config)
+        module = architecture.made(architecture.config)
     if _are_those_of(module, headers):
         return ""
     return _load_without_memory(architecture, headers)

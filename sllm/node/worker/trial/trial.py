@@ -3,20 +3,27 @@
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from sllm.checkpoint.sources.sources import LocalSource, inspect
+from sllm.embedding.purpose import Task
 from sllm.errors import NoCapacity, UnsupportedModel
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
-from sllm.node.worker.model.description import Architecture, context_tokens, describe_config
+from sllm.node.worker.model.description import (
+    Architecture,
+    context_tokens,
+    describe,
+    seen_tokens,
+)
 from sllm.node.worker.model.module import ModelFiles, load_files
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.trial.comparison import compare, randomise
+from sllm.node.worker.trial.encoding import compare_encodings
 from sllm.node.worker.trial.fitting import check_fit
 from sllm.node.worker.trial.shrinking import tiny
 from sllm.node.worker.trial.suspects import to_blame
@@ -59,14 +66,18 @@ def try_model(
         UnsupportedModel: A start would fail, or the tokens be wrong; says why.
     """
     files = load_files(directory, backend.check)
-    model = describe_config(files.architecture.config, dtype)
+    model = describe(files.architecture, dtype)
     _try_tokenizer(files)
     backend.parsers(parsers, files.tokenizer)
     unused = _try_weights(directory, files.architecture)
     config = small_copy(files.architecture)
-    features = _digest(config, backend)
+    features = _digest(files.architecture, config, backend)
     if features not in compared:
-        try_engine(files.architecture, config, backend)
+        encodes = files.architecture.use.purpose.task is not Task.GENERATE
+        if encodes:
+            try_encoding(files.architecture, config)
+        else:
+            try_engine(files.architecture, config, backend)
     return Verdict(model, features, unused)
 
 
@@ -100,6 +111,25 @@ def try_engine(architecture: Architecture, config: Any, backend: Backend) -> Non
             f"{name} is not supported by {backend.name} because of {blamed}: {error.message}",
             metadata={"architecture": name},
         ) from error
+
+
+def try_encoding(architecture: Architecture, config: Any) -> None:
+    """Compares what a small copy makes of texts side by side with what it makes of each alone.
+
+    Args:
+        architecture: of the model.
+        config: of its small copy.
+
+    Raises:
+        UnsupportedModel: They differ, or either fails.
+    """
+    name, use = _name(architecture), architecture.use
+    with refusing(f"a small copy of {name} does not run"):
+        small = replace(architecture, config=config)
+        model = small.made(config).eval()
+        randomise(model)
+        vocabulary = config.get_text_config().vocab_size
+        compare_encodings(model, use.purpose, vocabulary, seen_tokens(small))
 
 
 def _compare(model_class: Any, config: Any, backend: Backend) -> None:
@@ -145,10 +175,12 @@ def _try_weights(directory: Path, architecture: Architecture) -> str:
     return check_fit(architecture, {header.name: header for header in found.tensors})
 
 
-def _digest(config: Any, backend: Backend) -> str:
+def _digest(architecture: Architecture, config: Any, backend: Backend) -> str:
     fields = {name: value for name, value in config.to_dict().items() if name not in _TELLS_NOTHING}
     versions = (*backend.versions, tokenizers.__version__)
-    text = json.dumps([fields, versions], sort_keys=True, default=repr)
+    use = architecture.use
+    told = [] if use.purpose.task is Task.GENERATE else [repr(use), _name(architecture)]
+    text = json.dumps([fields, versions, *told], sort_keys=True, default=repr)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

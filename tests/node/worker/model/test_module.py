@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import ModelDescription
-from sllm.node.worker.model.description import describe_config, load_architecture
+from sllm.node.worker.model import description
+from sllm.node.worker.model.description import load_architecture
 from sllm.node.worker.model.module import build_module, load_files
 from tests.node.worker.conftest import FAMILIES
 
@@ -75,21 +76,21 @@ def test_weights_that_are_not_the_models_are_refused_by_name(
 
 
 def describe(directory: Path, dtype: str | None) -> ModelDescription:
-    return describe_config(load_architecture(directory).config, dtype)
+    return description.describe(load_architecture(directory), dtype)
 
 
 def test_a_model_is_described_by_its_configuration(models: Path) -> None:
-    description = describe(models / "tiny-llama", None)
-    assert description.architecture == "LlamaForCausalLM"
-    assert description.context_tokens == 512
-    assert description.kv_bytes_per_token == 2 * 3 * 2 * 32 * 4  # layers, kv heads, head dim
-    assert description.dtype == "float32"
+    found = describe(models / "tiny-llama", None)
+    assert found.architecture == "LlamaForCausalLM"
+    assert found.context_tokens == 512
+    assert found.kv_bytes_per_token == 2 * 3 * 2 * 32 * 4  # layers, kv heads, head dim
+    assert found.dtype == "float32"
 
 
 def test_a_dtype_to_convert_to_counts_for_the_cache(models: Path) -> None:
-    description = describe(models / "tiny-gpt2", "bfloat16")
-    assert description.kv_bytes_per_token == 2 * 3 * 128 * 2
-    assert description.dtype == "bfloat16"
+    found = describe(models / "tiny-gpt2", "bfloat16")
+    assert found.kv_bytes_per_token == 2 * 3 * 128 * 2
+    assert found.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Texts as vectors and scores: what a model is for, and what may be asked of it."""
