@@ -104,6 +104,7 @@ METHODS = {
     "deployment",
     "deployments",
     "drain",
+    "embed",
     "explain",
     "detokenize",
     "generate",
@@ -115,6 +116,7 @@ METHODS = {
     "pins",
     "prefetch",
     "render_chat",
+    "score",
     "tokenize",
     "count_tokens",
     "undrain",
@@ -167,10 +169,12 @@ def test_the_clients_can_do_this(name: str) -> None:
     assert public == METHODS
 
 
-@pytest.mark.parametrize("module", ["deployments", "events", "migrations", "nodes", "operations"])
+@pytest.mark.parametrize(
+    "module", ["deployments", "embeddings", "events", "migrations", "nodes", "operations"]
+)
 def test_records_are_frozen(module: str) -> None:
     found = vars(importlib.import_module(f"sllm.client.types.{module}")).values()
-    classes = [one for one in found if dataclasses.is_dataclass(one)]
+    classes = [one for one in found if isinstance(one, type) and dataclasses.is_dataclass(one)]
     assert classes
     for cls in classes:
         assert vars(cls)["__dataclass_params__"].frozen, cls

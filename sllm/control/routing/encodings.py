@@ -1,10 +1,7 @@
 """Requests of Embed and Score: they wait as those of Generate do, and are answered at once."""
 
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import grpc
 from opentelemetry import trace
 
 from sllm import errors, rpc
@@ -21,17 +18,7 @@ from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
 from sllm.control.types import receipts
 from sllm.control.wire import encodings, generations
-from sllm.control.wire.encodings import EmbedRequest, EmbedResponse, ScoreRequest, ScoreResponse
-
-if TYPE_CHECKING:
-    from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
-
-Question = TypeVar("Question", EmbedRequest, ScoreRequest)
-Answer = TypeVar("Answer", EmbedResponse, ScoreResponse)
-Method: TypeAlias = Callable[
-    ["EmbeddingServiceAsyncStub"], grpc.aio.UnaryUnaryMultiCallable[Question, Answer]
-]
-"""Chooses what is asked of a node."""
+from sllm.control.wire.encodings import Answer, Method, Question
 
 
 class Encodings:
@@ -58,7 +45,7 @@ class Encodings:
         self._closing = False
 
     async def serve(
-        self, request: Question, remaining: float | None, method: "Method[Question, Answer]"
+        self, request: Question, remaining: float | None, method: Method[Question, Answer]
     ) -> Answer:
         """The answer to a request; the caller's leaving ends it.
 
@@ -83,7 +70,7 @@ class Encodings:
         """Takes no new requests; those under way end with all others."""
         self._closing = True
 
-    def _take(self, request: EmbedRequest | ScoreRequest, remaining: float | None) -> Ticket:
+    def _take(self, request: encodings.Request, remaining: float | None) -> Ticket:
         if self._closing:
             raise errors.ShuttingDown("the control plane is going down; try again")
         if remaining is not None and remaining <= 0:
@@ -102,7 +89,7 @@ class Encodings:
         return ticket
 
     async def _answer(
-        self, ticket: Ticket, request: Question, method: "Method[Question, Answer]"
+        self, ticket: Ticket, request: Question, method: Method[Question, Answer]
     ) -> Answer:
         while True:
             while await ticket.news():
@@ -122,7 +109,7 @@ class Encodings:
         ticket: Ticket,
         assignment: Assignment,
         request: Question,
-        method: "Method[Question, Answer]",
+        method: Method[Question, Answer],
     ) -> Answer:
         request.instance_id = assignment.instance.instance_id
         headers = rpc.trace_headers(trace.set_span_in_context(ticket.span))
@@ -131,9 +118,7 @@ class Encodings:
         ticket.follow(call)
         return await call.answer()
 
-    def _finish(
-        self, ticket: Ticket, assignment: Assignment, answer: EmbedResponse | ScoreResponse
-    ) -> None:
+    def _finish(self, ticket: Ticket, assignment: Assignment, answer: encodings.Response) -> None:
         """Tells where the time went, of which the answer counts as the first token."""
         ticket.outcome, now = "OK", self._clock.now()
         timing = receipts.Timing(ticket.taken_at, assignment.picked_at, ticket.dispatched_at, now)

@@ -1,8 +1,9 @@
 """Requests of Embed and Score as they are queued, from and to the protocol's messages."""
 
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+import grpc
 from serverlessllm.v1 import embedding_service_pb2 as pb
 
 from sllm import errors, prompt_size
@@ -10,13 +11,20 @@ from sllm.control.cluster.specs import Deployment
 from sllm.control.wire.generations import GenerateRequest
 from sllm.embedding import wire
 
-EmbedRequest: TypeAlias = pb.EmbedRequest
-EmbedResponse: TypeAlias = pb.EmbedResponse
-ScoreRequest: TypeAlias = pb.ScoreRequest
-ScoreResponse: TypeAlias = pb.ScoreResponse
+if TYPE_CHECKING:  # it is in the stubs alone
+    from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
+
+Request: TypeAlias = pb.EmbedRequest | pb.ScoreRequest
+Response: TypeAlias = pb.EmbedResponse | pb.ScoreResponse
+Question = TypeVar("Question", pb.EmbedRequest, pb.ScoreRequest)
+Answer = TypeVar("Answer", pb.EmbedResponse, pb.ScoreResponse)
+Method: TypeAlias = Callable[
+    ["EmbeddingServiceAsyncStub"], grpc.aio.UnaryUnaryMultiCallable[Question, Answer]
+]
+"""Chooses what is asked of a node."""
 
 
-def queued_as(request: EmbedRequest | ScoreRequest, request_id: str) -> GenerateRequest:
+def queued_as(request: Request, request_id: str) -> GenerateRequest:
     """What a request has in common with one of Generate: all that it takes to wait for its turn."""
     queued = GenerateRequest(
         deployment=request.deployment, request_id=request_id, priority=request.priority
@@ -26,7 +34,7 @@ def queued_as(request: EmbedRequest | ScoreRequest, request_id: str) -> Generate
     return queued
 
 
-def check(request: EmbedRequest | ScoreRequest, deployment: Deployment) -> None:
+def check(request: Request, deployment: Deployment) -> None:
     """Refuses what no instance of the deployment could answer.
 
     Raises:
@@ -35,14 +43,14 @@ def check(request: EmbedRequest | ScoreRequest, deployment: Deployment) -> None:
         errors.ContextExceeded: A text is longer than the model's context can be.
     """
     purpose, name = deployment.model.purpose, deployment.name
-    if isinstance(request, EmbedRequest):
+    if isinstance(request, pb.EmbedRequest):
         wire.embed_ask(request).validate(purpose, name)
     else:
         wire.score_ask(request).validate(purpose, name)
     context = deployment.context_tokens
     for text in _uncut(request):
         prompt_size.check_size(len(text), context)
-    if isinstance(request, EmbedRequest) and not request.truncate:
+    if isinstance(request, pb.EmbedRequest) and not request.truncate:
         most = max(len(one.token_ids.ids) for one in request.inputs)
         if most > context:
             raise errors.ContextExceeded(
@@ -52,13 +60,13 @@ def check(request: EmbedRequest | ScoreRequest, deployment: Deployment) -> None:
             )
 
 
-def _uncut(request: EmbedRequest | ScoreRequest) -> Iterator[str]:
+def _uncut(request: Request) -> Iterator[str]:
     """The texts whose end may not be left out."""
-    if isinstance(request, ScoreRequest):
+    if isinstance(request, pb.ScoreRequest):
         yield from request.queries
     if request.truncate:
         return
-    if isinstance(request, EmbedRequest):
+    if isinstance(request, pb.EmbedRequest):
         yield from (one.text for one in request.inputs)
     else:
         yield from request.documents

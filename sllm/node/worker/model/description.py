@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME
 from sllm.embedding.purpose import Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import ModelDescription
-from sllm.node.worker.model.purposes import Use, use_of
+from sllm.node.worker.model.purposes import GENERATES_TEXT, Use, use_of
 from sllm.node.worker.model.refusing import refusing
 
 _LATE_POSITIONS = frozenset(
@@ -66,7 +66,7 @@ class Architecture:
 
     config: Any
     model_class: Any
-    use: Use = Use()
+    use: Use = GENERATES_TEXT
     """What it is for."""
 
     @property

@@ -47,6 +47,9 @@ class Use:
     """Whether texts are given to its tokenizer in lower case."""
 
 
+GENERATES_TEXT: Final = Use()
+
+
 def use_of(directory: Path, config: Any) -> Use:
     """What a model is for.
 
@@ -62,7 +65,7 @@ def use_of(directory: Path, config: Any) -> Use:
         return Use(_scoring(config))
     modules = _read(directory / MODULES, list)
     if modules is None and not _is_bare(name, config):
-        return Use()
+        return GENERATES_TEXT
     most_tokens, lowers = _lengths(directory)
     return Use(_embedding(directory, config, modules), most_tokens, lowers)
 
