@@ -9,11 +9,13 @@ from typing import Any
 import grpc
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import embedding_service_pb2 as embedding_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import model_service_pb2 as model_pb
 from serverlessllm.v1 import types_pb2 as pb
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
+from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 
@@ -85,6 +87,7 @@ class Caller:
         self.inference = InferenceServiceStub(channel)
         self.cluster = ClusterServiceStub(channel)
         self.models = ModelServiceStub(channel)
+        self.embedding = EmbeddingServiceStub(channel)
 
     async def deploy(
         self,
@@ -166,6 +169,28 @@ class Caller:
                 request, timeout=SECONDS
             )
         return answer
+
+    async def embed(
+        self, *texts: str, name: str = "tiny", timeout: float = SECONDS, **fields: Any
+    ) -> embedding_pb.EmbedResponse:
+        inputs = [embedding_pb.EmbedInput(text=text) for text in texts]
+        request = embedding_pb.EmbedRequest(deployment=name, inputs=inputs, **fields)
+        answer: embedding_pb.EmbedResponse = await self.ask_encoder("Embed", request, timeout)
+        return answer
+
+    async def score(
+        self, query: str, *documents: str, name: str = "tiny", **fields: Any
+    ) -> embedding_pb.ScoreResponse:
+        request = embedding_pb.ScoreRequest(
+            deployment=name, queries=[query], documents=documents, **fields
+        )
+        answer: embedding_pb.ScoreResponse = await self.ask_encoder("Score", request)
+        return answer
+
+    async def ask_encoder(self, method: str, request: Any, timeout: float = SECONDS) -> Any:
+        """The answer to a call of EmbeddingService."""
+        with rpc.typed_errors():
+            return await getattr(self.embedding, method)(request, timeout=timeout)
 
     def generate(
         self,

@@ -8,6 +8,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
+from serverlessllm.v1.embedding_service_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from serverlessllm.v1.inference_service_pb2_grpc import (
     InferenceServiceServicer,
     add_InferenceServiceServicer_to_server,
@@ -20,6 +21,7 @@ from serverlessllm.v1.node_service_pb2_grpc import (
 
 from sllm import errors, rpc
 from sllm.node.generations.multiplexer import Multiplexer
+from tests.control.fake_encoders import FakeEncoders
 from tests.control.fake_models import FakeModels
 from tests.control.reporting_node import ReportingNode
 from tests.control.script import MIB
@@ -28,7 +30,9 @@ from tests.support import assert_eventually
 __all__ = ["MIB", "FakeNode"]
 
 
-class FakeNode(FakeModels, ReportingNode, NodeServiceServicer, InferenceServiceServicer):
+class FakeNode(
+    FakeModels, FakeEncoders, ReportingNode, NodeServiceServicer, InferenceServiceServicer
+):
     """Serves its services as far as tests need it, and reports to a control plane."""
 
     def __init__(self, node_id: str, *, dram_mib: int = 64, kv_mib: int = 64) -> None:
@@ -54,6 +58,7 @@ class FakeNode(FakeModels, ReportingNode, NodeServiceServicer, InferenceServiceS
         add_NodeServiceServicer_to_server(self, self._server.grpc)
         add_InferenceServiceServicer_to_server(self, self._server.grpc)
         add_ModelServiceServicer_to_server(self, self._server.grpc)
+        add_EmbeddingServiceServicer_to_server(self, self._server.grpc)
         port = await self._server.start(listen, [])
         self.address = f"127.0.0.1:{port}"
         self.begin_reports(control_address)
