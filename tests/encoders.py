@@ -9,7 +9,13 @@ import torch
 from make_models import TOKENS
 from text import train_tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 
 POSITIONS: Final = 96
 _SMALL: Final[Mapping[str, Any]] = {
@@ -37,6 +43,7 @@ def make_encoder(
     destination: Path,
     *,
     labels: int = 0,
+    head: str = "",
     pooling: str = "",
     normalize: bool = False,
     seed: int = 0,
@@ -48,6 +55,7 @@ def make_encoder(
         kind: such as "bert".
         destination: the directory.
         labels: of a model that scores. 0: it embeds.
+        head: that it was trained with, "causal" or "masked". Empty: none is left.
         pooling: as sentence-transformers calls it, such as "mean_tokens". Empty: it has no files
             of theirs.
         normalize: whether they say that vectors have the length 1.
@@ -69,7 +77,8 @@ def make_encoder(
     if labels:
         fields["num_labels"] = labels
     made = AutoConfig.for_model(kind, **fields)
-    auto = AutoModelForSequenceClassification if labels else AutoModel
+    heads = {"": AutoModel, "causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+    auto = AutoModelForSequenceClassification if labels else heads[head]
     model = auto.from_config(made).eval()
     for name, parameter in model.named_parameters():
         if "norm" not in name.lower():
