@@ -35,6 +35,23 @@ def write_model(
     return directory
 
 
+def write_pooling(directory: Path) -> None:
+    """Adds what sentence-transformers keeps of a model, in a directory of its own."""
+    (directory / "modules.json").write_text("[]")
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (directory / "1_Pooling" / "README.md").write_text("of no use")
+    (directory / "2_Dense").mkdir()
+    (directory / "2_Dense" / "config.json").write_text('{"of": "no use"}')
+
+
+def assert_pooling(manifest: Manifest, directory: Path) -> None:
+    """Makes sure that of it that came along which says how the model pools."""
+    names = {file.name for file in manifest.files}
+    assert names == {"config.json", "tokenizer.json", "modules.json", "1_Pooling.config.json"}
+    assert (directory / "1_Pooling.config.json").read_text() == '{"pooling_mode_cls_token": true}'
+
+
 def random_weights(seed: int = 0, layers: int = 3) -> dict[str, torch.Tensor]:
     """Some 50 KB: several chunks, none of them ending with a tensor."""
     random = torch.Generator().manual_seed(seed)

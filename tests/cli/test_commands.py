@@ -82,6 +82,7 @@ def test_ls(run: Run, listed: None) -> None:
     assert tiny == [
         "tiny",
         "AVAILABLE",
+        "generate",
         "vllm",
         "1/2",
         "3",
@@ -91,8 +92,8 @@ def test_ls(run: Run, listed: None) -> None:
         "KiB",
         "file:///models/tiny",
     ]
-    assert other[:4] == ["other", "PREPARING", "25%", "vllm"]
-    assert " ".join(broken).startswith("broken FAILED: the disk is full vllm 0/2")
+    assert other[:4] == ["other", "PREPARING", "25%", "generate"]
+    assert " ".join(broken).startswith("broken FAILED: the disk is full generate vllm 0/2")
 
 
 def test_ps(run: Run, listed: None) -> None:

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from serverlessllm.v1 import cluster_service_pb2 as cluster
 from serverlessllm.v1 import deployment_service_pb2 as deployment
+from serverlessllm.v1 import embedding_service_pb2 as embedding
 from serverlessllm.v1 import inference_service_pb2 as inference
 from serverlessllm.v1 import migration_service_pb2 as migration
 from serverlessllm.v1 import model_service_pb2 as model
@@ -26,6 +27,7 @@ _SERVICES: Final = (
     "serverlessllm.v1.ClusterService",
     "serverlessllm.v1.InferenceService",
     "serverlessllm.v1.ModelService",
+    "serverlessllm.v1.EmbeddingService",
 )
 
 
@@ -186,6 +188,38 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
         parsing=types.OutputParsing(tools=[tool]) if rng.random() < 0.2 else None,
         **prompt,
     )
+
+
+def _embed(facts: Facts, rng: Random) -> list[Message]:
+    text = embedding.EmbedInput(text="The for statement")
+    tokens = embedding.EmbedInput(token_ids=types.TokenIds(ids=[1, 5, 9]))
+    return [
+        embedding.EmbedRequest(
+            deployment=_name(facts, rng),
+            inputs=[text, tokens],
+            normalize=rng.choice((None, False, True)),
+            dimensions=rng.choice((None, 8)),
+            truncate=rng.random() < 0.5,
+            priority=rng.randrange(-3, 3),
+            keep_alive=Duration(seconds=1),
+            instance_id=facts.instance_id,
+        )
+    ]
+
+
+def _score(facts: Facts, rng: Random) -> list[Message]:
+    return [
+        embedding.ScoreRequest(
+            deployment=_name(facts, rng),
+            queries=rng.choice(([], ["Hello"], ["Hello", "again"])),
+            documents=["The for statement", "The while statement"],
+            raw=rng.random() < 0.5,
+            truncate=rng.random() < 0.5,
+            priority=rng.randrange(-3, 3),
+            keep_alive=Duration(seconds=1),
+            instance_id=facts.instance_id,
+        )
+    ]
 
 
 def _migration(facts: Facts, rng: Random) -> list[Message]:
@@ -356,6 +390,10 @@ _NODE: Mapping[str, Maker] = {
     "InferenceService.Cancel": lambda facts, rng: [inference.CancelRequest(request_id=_id(rng))],
     "MigrationService.Migrate": _migration,
 }
+_EMBEDDING: Mapping[str, Maker] = {
+    "EmbeddingService.Embed": _embed,
+    "EmbeddingService.Score": _score,
+}
 _COMMON: Mapping[str, Maker] = {
     "Health.Check": lambda facts, rng: [
         health_pb2.HealthCheckRequest(service=rng.choice(_SERVICES))
@@ -370,7 +408,7 @@ _COMMON: Mapping[str, Maker] = {
     ],
 }
 VALID: Mapping[str, Mapping[str, Maker]] = {
-    "control": {**_CONTROL, **_MODEL, **_COMMON},
-    "node": {**_NODE, **_MODEL, **_COMMON},
+    "control": {**_CONTROL, **_MODEL, **_EMBEDDING, **_COMMON},
+    "node": {**_NODE, **_MODEL, **_EMBEDDING, **_COMMON},
 }
 """By server and `Method.key`."""

@@ -37,28 +37,31 @@ class Hub(WebServer):
 
     def _info(self, asked: str) -> web.Response:
         if asked == f"{self.repository}/tree/{COMMIT}":
-            return web.json_response([_tree_entry(path) for path in self._paths()])
+            return web.json_response([self._tree_entry(path) for path in self._paths()])
         name, _, revision = asked.partition("/revision/")
         if name != self.repository:
             return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
         if revision not in ("", "main", "v1", COMMIT):
             return web.Response(status=404, headers={"X-Error-Code": "RevisionNotFound"})
         files = [
-            {"rfilename": path.name, "size": path.stat().st_size, "blobId": _sha(path)}
+            {"rfilename": self._name(path), "size": path.stat().st_size, "blobId": _sha(path)}
             for path in self._paths()
         ]
         return web.json_response({"id": name, "sha": COMMIT, "siblings": files})
 
     def _paths(self) -> list[Path]:
-        return sorted(self.root.iterdir())
+        return sorted(path for path in self.root.rglob("*") if path.is_file())
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
+
+    def _tree_entry(self, path: Path) -> dict[str, object]:
+        size = path.stat().st_size
+        return {"type": "file", "path": self._name(path), "size": size, "oid": _sha(path)}
 
     def _file(self, path: Path) -> web.FileResponse:
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_sha(path)}"'}
         return web.FileResponse(path, headers=headers)
-
-
-def _tree_entry(path: Path) -> dict[str, object]:
-    return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _sha(path)}
 
 
 def _sha(path: Path) -> str:

@@ -12,11 +12,13 @@ import pytest
 
 from sllm.checkpoint.format.manifest_file import read_manifest
 from tests.checkpoint.checkpoints import (
+    assert_pooling,
     assert_same,
     import_model,
     random_weights,
     tensors_on_disk,
     write_model,
+    write_pooling,
 )
 from tests.checkpoint.remote.hub import COMMIT, TOKEN, Hub
 
@@ -92,6 +94,19 @@ def test_a_model_comes_as_from_a_directory(
     assert digest == import_model(hub.root, tmp_path / "import").digest
     manifest = read_manifest(tmp_path / "a" / "out")
     assert_same(tensors_on_disk(manifest, tmp_path / "a" / "out"), random_weights())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_how_a_model_pools_comes_along(
+    hub: Hub, client: Client, tmp_path: Path, cached: bool
+) -> None:
+    write_pooling(hub.root)
+    if cached:
+        client.run(DOWNLOAD, "org/tiny")
+    digest = client.bring("hf://org/tiny")["digest"]
+    out = tmp_path / "a" / "out"
+    assert_pooling(read_manifest(out), out)
+    assert digest == import_model(hub.root, tmp_path / "import").digest
 
 
 def test_what_the_cache_has_is_not_asked_for(hub: Hub, client: Client) -> None:

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from sllm.errors import SourceForbidden, SourceNotFound, SourceUnavailable
-from tests.checkpoint.checkpoints import import_model, write_model
+from tests.checkpoint.checkpoints import assert_pooling, import_model, write_model, write_pooling
 from tests.checkpoint.remote.sources import bring
 from tests.checkpoint.remote.web import Hit, WebServer
 from tests.s3 import BUCKET, serving
@@ -32,8 +32,9 @@ def s3(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 def upload(directory: Path, bucket: str, prefix: str) -> str:
     client = boto3.Session().client("s3")
-    for path in directory.iterdir():
-        client.upload_file(str(path), bucket, f"{prefix}{path.name}")
+    for path in directory.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), bucket, f"{prefix}{path.relative_to(directory)}")
     return f"s3://{bucket}/{prefix}"
 
 
@@ -42,6 +43,12 @@ def test_a_model_comes_as_from_a_directory(s3: str, tmp_path: Path, prefix: str)
     local = write_model(tmp_path / "local")
     url = upload(local, s3, prefix)
     assert bring(url, tmp_path).manifest == import_model(local, tmp_path / "import")
+
+
+def test_how_a_model_pools_comes_along(s3: str, tmp_path: Path) -> None:
+    write_pooling(write_model(tmp_path / "local"))
+    brought = bring(upload(tmp_path / "local", s3, "pooling/"), tmp_path)
+    assert_pooling(brought.manifest, brought.directory)
 
 
 def test_a_packed_checkpoint_stays_what_it_is(s3: str, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
 from tests.checkpoint import checkpoints
 from tests.checkpoint.checkpoints import (
     CHUNK,
+    assert_pooling,
     assert_same,
     import_model,
     random_weights,
     tensors_on_disk,
     write_model,
+    write_pooling,
 )
 from tests.checkpoint.remote.sources import bring
 from tests.checkpoint.remote.web import WebServer
@@ -43,6 +45,12 @@ def test_a_model_comes_as_from_a_directory(
     assert (brought.directory / "tokenizer.json").read_bytes() == (
         local / "tokenizer.json"
     ).read_bytes()
+
+
+def test_how_a_model_pools_comes_along(web_server: WebServer, tmp_path: Path) -> None:
+    write_pooling(write_model(web_server.root))
+    brought = bring(web_server.url, tmp_path)
+    assert_pooling(brought.manifest, brought.directory)
 
 
 def test_shards_are_found_by_their_index(web_server: WebServer, tmp_path: Path) -> None:

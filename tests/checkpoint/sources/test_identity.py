@@ -12,7 +12,7 @@ from sllm import checkpoint
 from sllm.checkpoint.sources import identity
 from sllm.checkpoint.sources.sources import LocalSource, fingerprint
 from sllm.errors import CheckpointCorrupt
-from tests.checkpoint.checkpoints import flip_bit, random_weights, write_model
+from tests.checkpoint.checkpoints import flip_bit, random_weights, write_model, write_pooling
 
 
 def identity_of(directory: Path) -> str:
@@ -42,6 +42,7 @@ def _rewrite(name: str) -> Callable[[Path], object]:
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
+    "how it pools": write_pooling,
     "other weights": lambda model: write_model(model, seed=1),
     "one tensor of the same shape": lambda model: write_model(
         model, {**random_weights(), "model.norm.weight": torch.zeros(16)}

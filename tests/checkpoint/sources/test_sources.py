@@ -12,7 +12,7 @@ from sllm import checkpoint
 from sllm.checkpoint.format.safetensors_header import read_header
 from sllm.checkpoint.sources.sources import LocalSource, fingerprint, inspect, parse_source
 from sllm.errors import CheckpointCorrupt, InvalidArgument, InvalidSource, SourceNotFound
-from tests.checkpoint.checkpoints import random_weights, write_model
+from tests.checkpoint.checkpoints import random_weights, write_model, write_pooling
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,34 @@ def test_what_a_model_consists_of_is_found(tmp_path: Path) -> None:
     assert found.weights == (source / "model.safetensors",)
     assert {tensor.name for tensor in found.tensors} == set(random_weights())
     assert found.size_bytes == sum(tensor.nbytes for tensor in random_weights().values())
+
+
+def test_how_a_model_pools_lies_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model")
+    write_pooling(source)
+    before = fingerprint(LocalSource(source))
+    files = inspect(LocalSource(source)).files
+    assert [str(path.relative_to(source)) for path in files] == [
+        "config.json",
+        "modules.json",
+        "tokenizer.json",
+        "1_Pooling/config.json",
+    ]
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    assert fingerprint(LocalSource(source)) != before
+
+
+def test_how_a_model_pools_leads_nowhere_else(tmp_path: Path) -> None:
+    source, other = write_model(tmp_path / "model"), tmp_path / "other"
+    write_pooling(source)
+    (source / "1_Pooling").rename(other)
+    (source / "1_Pooling").symlink_to(other)
+    assert not [path for path in inspect(LocalSource(source)).files if "Pooling" in str(path)]
+    (source / "1_Pooling").unlink()
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").symlink_to(other / "config.json")
+    with pytest.raises(InvalidSource, match="a link out of its directory"):
+        inspect(LocalSource(source))
 
 
 def test_offsets_are_those_of_the_bytes(tmp_path: Path) -> None:

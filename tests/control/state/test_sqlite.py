@@ -14,6 +14,7 @@ from sllm import errors
 from sllm.control.cluster.specs import ModelInfo
 from sllm.control.state.sqlite import ANSWER_SECONDS, SqliteStore
 from sllm.control.types.calls import DONE_ALONE, UNASKED, Call, Done
+from sllm.embedding.purpose import Purpose, Task
 from tests.control.shapes import call, deployment
 from tests.processes import started
 
@@ -99,7 +100,18 @@ def test_what_becomes_known_of_a_model_is_kept(path: Path) -> None:
     store.close()
 
 
-def test_rows_of_earlier_versions_say_nothing_of_copies(path: Path) -> None:
+def test_what_a_model_is_for_is_kept(path: Path) -> None:
+    store = SqliteStore(path)
+    purpose = Purpose(Task.SCORE, labels=("good", "bad"), activation="softmax")
+    known = deployment("one", purpose=purpose)
+    store.put(known, call(""), b"", 1.0)
+    (kept,) = store.deployments()
+    assert kept == known
+    assert kept.model.purpose.task is Task.SCORE
+    store.close()
+
+
+def test_rows_of_earlier_versions_say_nothing_of_copies_and_generate(path: Path) -> None:
     store = SqliteStore(path)
     known = deployment("one", private_bytes=7, private_bytes_per_request=3)
     store.put(known, call(""), b"", 1.0)
@@ -108,8 +120,10 @@ def test_rows_of_earlier_versions_say_nothing_of_copies(path: Path) -> None:
     with sqlite3.connect(path) as rows:
         (model,) = rows.execute("SELECT model FROM deployments").fetchone()
         fields = json.loads(model)
-        earlier = {name: fields[name] for name in fields if not name.startswith("private_")}
-        assert len(earlier) == len(fields) - 2
+        earlier = {
+            name: fields[name] for name in fields if not name.startswith(("private_", "purpose"))
+        }
+        assert len(earlier) == len(fields) - 3
         rows.execute("UPDATE deployments SET model = ?", (json.dumps(earlier),))
     rows.close()
     store = SqliteStore(path)

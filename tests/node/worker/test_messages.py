@@ -1,5 +1,6 @@
 import pytest
 
+from sllm.embedding.purpose import Purpose, Task
 from sllm.node.worker.messages import (
     Describe,
     Described,
@@ -13,6 +14,10 @@ from sllm.node.worker.messages import (
     Serving,
     from_packet,
     to_packet,
+)
+
+EMBEDS = Purpose(
+    Task.EMBED, dimensions=64, pooling="mean", matryoshka=True, matryoshka_dimensions=(8, 32)
 )
 
 
@@ -31,6 +36,7 @@ from sllm.node.worker.messages import (
             "0123456789abcdef",
             "model.layers.9.w",
         ),
+        Described(3, ModelDescription("BertModel", 512, 0, "float32", 1024, EMBEDS), "", ""),
         Failed(3, 9, "UNSUPPORTED_MODEL", "no", {"architecture": "X"}),
     ],
 )

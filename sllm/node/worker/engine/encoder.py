@@ -155,8 +155,8 @@ class Encoder:
             self._changed.notify()
         if self._thread:
             self._thread.join()
-        for job in self._jobs:
-            _settle(job, ShuttingDown("the instance has ended"))
+        while self._jobs:
+            _settle(self._jobs.popleft(), ShuttingDown("the instance has ended"))
 
     def _run(self, on_failure: Callable[[Exception], None]) -> None:
         try:
