@@ -34,7 +34,11 @@ _MORE: Final[Mapping[str, Mapping[str, Any]]] = {
         "sep_token_id": 1,
         "cls_token_id": 2,
     },
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "squeezebert": {"embedding_size": 64},
+    **{
+        name: {"num_key_value_heads": 2, "head_dim": 16}
+        for name in ("qwen2", "qwen3", "mistral", "gemma", "gemma2")
+    },
 }
 
 

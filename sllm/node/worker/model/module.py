@@ -203,8 +203,9 @@ def _stop_token_ids(
 
     Files disagree often, as when a model was tuned for conversation: each names one that ends text.
     """
+    configs = (config, config.get_text_config())  # those that only read may know of no end
     named = {
-        "config.json": (config.eos_token_id, config.get_text_config().eos_token_id),
+        "config.json": tuple(getattr(one, "eos_token_id", None) for one in configs),
         "the tokenizer": (tokenizer.eos_token_id,),
     }
     if (directory / _GENERATION).exists():

@@ -71,10 +71,10 @@ def use_of(directory: Path, config: Any) -> Use:
 
 
 def _is_bare(name: str, config: Any) -> bool:
-    """Whether the architecture is a model without any head, that gives what it makes of tokens."""
+    """Whether it is a model without any head, that gives what it makes of tokens."""
     bare = MODEL_MAPPING.get(type(config), None)
-    reads = getattr(config.get_text_config(), "vocab_size", None) is not None
-    return reads and bare is not None and name == getattr(bare, "__name__", "")
+    reads = getattr(bare, "main_input_name", "") == "input_ids"
+    return reads and name == getattr(bare, "__name__", "")
 
 
 # --- models that embed ------------------------------------------------------------------------

@@ -24,6 +24,9 @@ from sllm.node.worker.trial.trial import try_model
 from sllm.sampling import Sampling
 from tests.node.worker.engines import CAPACITY, running
 from tests.node.worker.trial.architectures import CASES, TOKENS, Case, make
+from tests.node.worker.trial.encoders import ENCODERS, EncoderCase
+from tests.node.worker.trial.encoders import expected as transformers_makes
+from tests.node.worker.trial.encoders import served as encoded
 
 NEW_TOKENS = 20
 LENGTHS = (4, 18, 33, 7)
@@ -100,8 +103,43 @@ Written by `make architectures` with transformers {version}.
 """
 
 
+_ENCODERS_HEAD = """
+## Models that embed or score
+
+The same for vectors and scores (`tests/node/worker/trial/encoders.py`). *Served*: in float32, what
+comes of texts of several lengths side by side is what transformers makes of each alone.
+
+| `model_type` | what it does | outcome | reason |
+| --- | --- | --- | --- |
+"""
+
+
+def encoder_outcome(case: EncoderCase) -> tuple[str, str]:
+    """Of a model that embeds or scores: in a word, and why if it is refused."""
+    with TemporaryDirectory() as name:
+        directory = case.make(Path(name))
+        if refusal := refused(directory):
+            return "refused", refusal.partition("; supported are")[0]
+        pooling = load_architecture(directory).use.purpose.pooling
+        same = torch.allclose(
+            encoded(directory), transformers_makes(directory, pooling), rtol=1e-3, atol=1e-4
+        )
+        return ("served", "") if same else ("WRONG", "other numbers than transformers gives")
+
+
+def _encoders() -> tuple[str, int]:
+    """The table of models that embed or score, and how many are not as they are to be."""
+    rows, wrong = [], 0
+    for case in ENCODERS:
+        word, why = encoder_outcome(case)
+        wrong += word != ("refused" if case.refused else "served")
+        does = "scores" if case.labels else "embeds"
+        rows.append(f"| `{case.model_type}` | {does} | {word} | {why} |\n")
+    return _ENCODERS_HEAD + "".join(rows), wrong
+
+
 def main(path: Path) -> int:
-    """Writes the table; gives how many outcomes are not as they are to be."""
+    """Writes the tables; gives how many outcomes are not as they are to be."""
     rows, wrong = [], 0
     for case in CASES:
         word, why = outcome(case)
@@ -109,8 +147,9 @@ def main(path: Path) -> int:
         wrong += word != ("refused" if case.refused else "served")
         why = why.replace("|", "\\|")
         rows.append(f"| {case.name} | `{case.model_type}` | {word} | {why} |\n")
-    path.write_text(_HEAD.format(version=transformers.__version__) + "".join(rows))
-    return wrong
+    encoders, wrong_encoders = _encoders()
+    path.write_text(_HEAD.format(version=transformers.__version__) + "".join(rows) + encoders)
+    return wrong + wrong_encoders
 
 
 if __name__ == "__main__":
