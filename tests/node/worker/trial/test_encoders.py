@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_what_was_compared_is_not_compared_again(
     ],
 )
 def test_files_that_make_no_sense_are_refused(
-    tmp_path: Path, fields: dict[str, object], says: str
+    tmp_path: Path, fields: dict[str, Any], says: str
 ) -> None:
     directory = make_encoder("bert", tmp_path)
     change(directory, **fields)
@@ -107,7 +108,7 @@ def test_files_that_make_no_sense_are_refused(
     ],
 )
 def test_scores_are_made_as_the_files_say(
-    tmp_path: Path, fields: dict[str, object], activation: str
+    tmp_path: Path, fields: dict[str, Any], activation: str
 ) -> None:
     directory = make_encoder("bert", tmp_path, labels=1)
     change(directory, **fields)
