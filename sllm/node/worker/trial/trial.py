@@ -123,13 +123,17 @@ def try_encoding(architecture: Architecture, config: Any) -> None:
     Raises:
         UnsupportedModel: They differ, or either fails.
     """
-    name, use = _name(architecture), architecture.use
-    with refusing(f"a small copy of {name} does not run"):
-        small = replace(architecture, config=config)
-        model = small.made(config).eval()
-        randomise(model)
-        vocabulary = config.get_text_config().vocab_size
-        compare_encodings(model, use.purpose, vocabulary, seen_tokens(small))
+    name, small = _name(architecture), replace(architecture, config=config)
+    try:
+        with refusing("a small copy of it does not run"):
+            model = small.made(config).eval()
+            randomise(model)
+            vocabulary = config.get_text_config().vocab_size
+            compare_encodings(model, small.use.purpose, vocabulary, seen_tokens(small))
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"{name} is not supported: {error.message}", metadata={"architecture": name}
+        ) from error
 
 
 def _compare(model_class: Any, config: Any, backend: Backend) -> None:
