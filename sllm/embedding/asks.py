@@ -17,7 +17,7 @@ MAX_ANSWER_NUMBERS: Final = 12 * 1024 * 1024
 class EmbedAsk:
     """Texts, or tokens, to make vectors of."""
 
-    inputs: tuple[str | tuple[int, ...], ...]
+    inputs: tuple[str | Sequence[int], ...]
     normalize: bool | None = None
     """Whether vectors have the length 1. None: as the model's files say."""
     dimensions: int | None = None
@@ -100,7 +100,7 @@ class Answer:
     """Whether an end was left out."""
 
 
-def _check_texts(what: str, texts: Sequence[str | tuple[int, ...]]) -> None:
+def _check_texts(what: str, texts: Sequence[str | Sequence[int]]) -> None:
     if not 1 <= len(texts) <= MAX_INPUTS:
         raise InvalidPrompt(f"there are {len(texts)} {what}; give from 1 to {MAX_INPUTS}")
     for number, text in enumerate(texts):

@@ -1,6 +1,6 @@
 """What models are for, and what is asked of them, from and to the protocol's messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from serverlessllm.v1 import embedding_service_pb2 as pb
@@ -56,10 +56,9 @@ def embed_ask(request: pb.EmbedRequest) -> EmbedAsk:
     )
 
 
-def _input(message: pb.EmbedInput) -> str | tuple[int, ...]:
-    if message.HasField("token_ids"):
-        return tuple(message.token_ids.ids)
-    return message.text
+def _input(message: pb.EmbedInput) -> str | Sequence[int]:
+    """Tokens stay where they are: there may be millions."""
+    return message.token_ids.ids if message.HasField("token_ids") else message.text
 
 
 def score_ask(request: pb.ScoreRequest) -> ScoreAsk:

@@ -160,7 +160,7 @@ class EngineUnavailable(Unsupported):
 
 
 class NotServed(Unsupported):
-    """The server does not know the call: it is of an earlier version."""
+    """The server does not know the call, or a deployment's model is for something else."""
 
     reason = "NOT_SERVED"
 

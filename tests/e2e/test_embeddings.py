@@ -344,6 +344,7 @@ def test_an_instance_starts_with_the_first_and_ends_when_idle(
             receipt = cluster.client.embed(name, TEXTS).receipt
             assert receipt.cold
             assert receipt.engine == "transformers"
+            assert cluster.client.explain(name).why
             assert "PREFILL" in [phase.kind for phase in receipt.phases]
             cluster.wait_for_instances(0, name)
         assert cluster.client.embed(name, TEXTS, keep_alive=60.0).receipt.cold

@@ -1,5 +1,6 @@
 """What is made of whole texts, for whoever has the agent's socket: parse, call, translate."""
 
+import asyncio
 from typing import Any
 
 from serverlessllm.v1 import embedding_service_pb2 as pb
@@ -17,7 +18,8 @@ class EmbeddingServicer(EmbeddingServiceServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Makes vectors of texts."""
-        return wire.embed_response(await self._host.encodings.embed(wire.embed_ask(request)))
+        answers = await self._host.encodings.embed(wire.embed_ask(request))
+        return await asyncio.to_thread(wire.embed_response, answers)  # of millions of numbers
 
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
         """Scores documents."""

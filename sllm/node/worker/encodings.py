@@ -82,7 +82,7 @@ class Encodings:
         """Nothing to do."""
 
     async def _cut(
-        self, texts: Sequence[str | tuple[int, ...]], what: str, *, truncate: bool
+        self, texts: Sequence[str | Sequence[int]], what: str, *, truncate: bool
     ) -> list[Cut]:
         def cut() -> list[Cut]:
             return [

@@ -34,7 +34,7 @@ class Cutter:
         self._vocabulary_size = files.vocabulary_size
         self._context = context_tokens
 
-    def one(self, text: str | tuple[int, ...], what: str, *, truncate: bool) -> Cut:
+    def one(self, text: str | Sequence[int], what: str, *, truncate: bool) -> Cut:
         """What the model sees of a text, or of tokens.
 
         Args:
@@ -46,12 +46,13 @@ class Cutter:
             ContextExceeded: It is too long.
             InvalidPrompt: It has no tokens, or one that the model does not know.
         """
-        if isinstance(text, tuple):
-            check_known(text, self._vocabulary_size)
-            self._check(len(text), what, truncate)
-            return Cut(text[: self._context], (), len(text) > self._context)
-        encoding, whole = self._encode(text, truncate)
-        return self._joined(encoding, None, what, truncate=truncate, whole=whole)
+        if isinstance(text, str):
+            encoding, whole = self._encode(text, truncate)
+            return self._joined(encoding, None, what, truncate=truncate, whole=whole)
+        self._check(len(text), what, truncate)
+        kept = tuple(text[: self._context])
+        check_known(kept, self._vocabulary_size)
+        return Cut(kept, (), len(text) > self._context)
 
     def pair(self, query: str, document: str, what: str, *, truncate: bool) -> Cut:
         """What the model sees of a document beside a query, which is never cut.
@@ -102,6 +103,6 @@ class Cutter:
         )
 
 
-def size_bytes(texts: Sequence[str | tuple[int, ...]]) -> int:
+def size_bytes(texts: Sequence[str | Sequence[int]]) -> int:
     """Of what has to be tokenized, about: by its letters. Tokens are tokens already."""
     return sum(len(text) for text in texts if isinstance(text, str))

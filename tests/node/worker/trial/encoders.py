@@ -1,6 +1,6 @@
 """Models that embed and score: those that are served as transformers has them, and others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from sllm.node.worker.engine.encoder import Batches, Encodable, pooling_of
-from sllm.node.worker.model.description import load_architecture
+from sllm.node.worker.model.description import Architecture, load_architecture
 from sllm.node.worker.model.module import build_module
 from tests.encoders import POSITIONS, make_encoder
 
 _LENGTHS = (5, 18, 1, POSITIONS - 2, 33)
 _TOKENS = 1000
+
+Build = Callable[[Architecture, Mapping[str, torch.Tensor]], Any]
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ def _texts() -> list[list[int]]:
     return [torch.randint(9, _TOKENS, (n,), generator=generator).tolist() for n in _LENGTHS]
 
 
-def served(directory: Path) -> torch.Tensor:
+def served(directory: Path, build: Build = build_module) -> torch.Tensor:
     """What a worker makes of texts side by side, with the weights of the files."""
     architecture = load_architecture(directory)
-    module = build_module(architecture, load_file(directory / "model.safetensors")).eval()
+    module = build(architecture, load_file(directory / "model.safetensors")).eval()
     batches = Batches(module, pooling_of(architecture.use.purpose))
     return batches.compute([Encodable(tuple(text)) for text in _texts()])
 

@@ -11,6 +11,7 @@ from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.engine import encoder, pooling
 from sllm.node.worker.model.description import load_architecture
+from sllm.node.worker.model.module import build_module_on_device
 from sllm.node.worker.trial.trial import try_model
 from tests.encoders import change, make_encoder
 from tests.node.worker.trial.encoders import ENCODERS, EncoderCase, expected, served
@@ -32,6 +33,13 @@ def test_it_is_right_or_refused(case: EncoderCase, tmp_path: Path) -> None:
     torch.testing.assert_close(
         served(directory), expected(directory, purpose.pooling), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("case", [ENCODERS[0], EncoderCase("xlm-roberta", labels=1)])
+def test_over_weights_on_a_device_it_is_the_same(case: EncoderCase, tmp_path: Path) -> None:
+    directory = case.make(tmp_path)
+    found = served(directory, build_module_on_device)
+    torch.testing.assert_close(found, served(directory), rtol=1e-4, atol=1e-5)
 
 
 def test_the_table_that_users_read_says_the_same() -> None:
