@@ -8,9 +8,12 @@ from typing import Any, Final
 import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.gpt2 import modeling_gpt2  # noqa: F401 - imported for the children
+from transformers.models.bert import modeling_bert  # noqa: F401 - imported for the children
+from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
+from transformers.models.modernbert import modeling_modernbert  # noqa: F401
 from transformers.models.opt import modeling_opt  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
+from transformers.models.xlm_roberta import modeling_xlm_roberta  # noqa: F401
 
 from sllm.embedding.purpose import Purpose, Task
 from sllm.errors import UnsupportedModel
