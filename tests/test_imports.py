@@ -30,6 +30,7 @@ FLOORS = {
         "server",
         "api",
         "control_plane",
+        "batches",
         "operations | routing",
         "orchestration",
         "deployments",
