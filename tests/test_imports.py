@@ -74,10 +74,11 @@ FLOORS = {
     "sllm.client": (
         "sync",
         "aio",
-        "text",
+        "text | batches",
         "operator",
         "stream | watching",
-        "transcript | connection | wire",
+        "connection | wire",
+        "transcript",
         "types",
     ),
     "sllm.checkpoint": (
