@@ -68,6 +68,7 @@ class Router:
         """
         self._check(request, remaining)
         request.request_id = request.request_id or uuid.uuid4().hex
+        request.background = background
         generations.settle_seed(request)
         step = self._config.priority_step_seconds
         ticket = Ticket(request, remaining, self._clock, step_seconds=step, background=background)

@@ -16,6 +16,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DAY: Final = 24 * 3600.0
 _LONGEST: Final = 30 * _DAY
 _FOREIGN: Final = (
+    "background",
     "instance_id",
     "continuation",
     "resume_from_sequence",
