@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,12 +128,14 @@ class Outcome:
         return statistics.mean(self.beside.all) / statistics.mean(self.quiet.all)
 
 
-async def measure(cluster: LocalCluster, count: int, seconds: float, engine: str) -> Outcome:
-    """Deploys the models, and measures."""
+async def measure(
+    cluster: LocalCluster, count: int, seconds: float, options: Mapping[str, Any]
+) -> Outcome:
+    """Deploys the models with these options, and measures."""
     async with sllm.AsyncClient(cluster.address) as client:
         for name in NAMES:
             await client.deploy(
-                name, f"file://{MODEL}", engine=engine, kv_cache_tokens=10**6, keep_alive=10.0
+                name, f"file://{MODEL}", kv_cache_tokens=10**6, keep_alive=10.0, **options
             )
             await client.complete(name, "first", max_tokens=2)
         quiet = People()
@@ -210,6 +212,7 @@ def main(
     requests: Annotated[int, typer.Option(help="Of the batch.")] = 10_000,
     seconds: Annotated[float, typer.Option(help="How long people are listened to.")] = 60.0,
     engine: Annotated[str, typer.Option(help="vllm or transformers.")] = DEFAULT_ENGINE,
+    concurrency: Annotated[int, typer.Option(help="Requests of one instance at once.")] = 64,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Runs it and prints what has come of it; fails if a request was not answered once."""
@@ -220,8 +223,9 @@ def main(
         ) as cluster,
     ):
         cluster.wait_for_engines(NODES)
-        outcome = asyncio.run(measure(cluster, requests, seconds, engine))
-    _print(outcome, requests, engine)
+        options = {"engine": engine, "max_concurrency": concurrency}
+        outcome = asyncio.run(measure(cluster, requests, seconds, options))
+    _print(outcome, requests, f"{engine}, {concurrency} at once")
     write_figures(
         json,
         {
