@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from sllm.client.aio import AsyncClient
     from sllm.client.stream import AsyncStream
     from sllm.client.sync import Client, Stream
+    from sllm.client.types.batches import Batch, BatchRequest, BatchResult
     from sllm.client.types.deployments import Deployment, Instance, Model
     from sllm.client.types.embeddings import Embedding, Embeddings, Score, Scores
     from sllm.client.types.enums import (
+        BatchState,
         DeploymentState,
         FinishReason,
         InstanceState,
@@ -77,14 +79,8 @@ _WHEN_USED = {
 _TYPES = tuple(
     f"sllm.client.types.{name}"
     for name in (
-        "deployments",
-        "embeddings",
-        "enums",
-        "events",
-        "migrations",
-        "models",
-        "nodes",
-        "operations",
+        *("batches", "deployments", "embeddings", "enums", "events"),
+        *("migrations", "models", "nodes", "operations"),
     )
 )
 """What all other names are of."""
@@ -92,6 +88,10 @@ _TYPES = tuple(
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "Batch",
+    "BatchRequest",
+    "BatchResult",
+    "BatchState",
     "ChatMessage",
     "CheckpointCopy",
     "Client",

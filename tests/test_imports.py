@@ -30,6 +30,7 @@ FLOORS = {
         "server",
         "api",
         "control_plane",
+        "batches",
         "operations | routing",
         "orchestration",
         "deployments",
@@ -73,11 +74,11 @@ FLOORS = {
     "sllm.client": (
         "sync",
         "aio",
-        "embedding",
-        "text",
+        "text | batches | embedding",
         "operator",
         "stream | watching",
-        "transcript | connection | wire",
+        "connection | wire",
+        "transcript",
         "types",
     ),
     "sllm.checkpoint": (

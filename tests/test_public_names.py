@@ -14,6 +14,10 @@ from sllm import checkpoint
 PUBLIC = {
     "AsyncClient",
     "AsyncStream",
+    "Batch",
+    "BatchRequest",
+    "BatchResult",
+    "BatchState",
     "ChatMessage",
     "CheckpointCopy",
     "Client",
@@ -96,10 +100,15 @@ CHECKPOINT = {
 }
 METHODS = {
     "address",
+    "batch",
+    "batch_results",
+    "batches",
     "cancel",
+    "cancel_batch",
     "close",
     "complete",
     "delete",
+    "delete_batch",
     "deploy",
     "deployment",
     "deployments",
@@ -117,6 +126,7 @@ METHODS = {
     "prefetch",
     "render_chat",
     "score",
+    "submit_batch",
     "tokenize",
     "count_tokens",
     "undrain",
@@ -170,7 +180,8 @@ def test_the_clients_can_do_this(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["deployments", "embeddings", "events", "migrations", "nodes", "operations"]
+    "module",
+    ["batches", "deployments", "embeddings", "events", "migrations", "nodes", "operations"],
 )
 def test_records_are_frozen(module: str) -> None:
     found = vars(importlib.import_module(f"sllm.client.types.{module}")).values()

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from sllm.cli import (
+    batches,
     checkpoints,
     cluster,
     deployments,
@@ -55,6 +56,7 @@ app.command(rich_help_panel="Use it")(generate.chat)
 app.command(rich_help_panel="Use it")(embeddings.embed)
 app.command(rich_help_panel="Use it")(embeddings.score)
 app.command(rich_help_panel="Use it")(deployments.rm)
+app.add_typer(batches.app, name="batch", rich_help_panel="Use it")
 app.command(rich_help_panel="Look at it")(listings.ls)
 app.command(rich_help_panel="Look at it")(models.model)
 app.command(rich_help_panel="Look at it")(models.tokenize)

@@ -11,9 +11,11 @@ from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from sllm import errors
+from sllm.client.batches import BatchClient
 from sllm.client.embedding import EmbeddingClient
 from sllm.client.operator import PAGE_SIZE
 from sllm.client.stream import AsyncStream, ResumableCall
+from sllm.client.text import TextClient
 from sllm.client.types.deployments import Deployment
 from sllm.client.types.enums import DeploymentState
 from sllm.client.types.events import (
@@ -46,7 +48,7 @@ def _whole(
     return complete
 
 
-class AsyncClient(EmbeddingClient):
+class AsyncClient(TextClient, EmbeddingClient, BatchClient):
     """A client of one control plane. The tasks of one event loop may share it.
 
     Every method raises the class of `sllm.errors` that says what went wrong, `errors.Unreachable`

@@ -1,12 +1,12 @@
 """The client as those use it who search and sort: vectors and scores of whole texts."""
 
-from sllm.client.text import TextClient
+from sllm.client.operator import Operator
 from sllm.client.types.embeddings import Embeddings, Scores
 from sllm.client.wire import embeddings
 from sllm.client.wire.embeddings import Inputs, Texts
 
 
-class EmbeddingClient(TextClient):
+class EmbeddingClient(Operator):
     """The part of a client for models that embed or score."""
 
     async def embed(

@@ -77,6 +77,7 @@ class GenerateRequest(_message.Message):
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     PARSING_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -111,6 +112,10 @@ class GenerateRequest(_message.Message):
     """
     skip_special_tokens: _builtins.bool
     """Whether special tokens are left out of the text. Unset: they are."""
+    background: _builtins.bool
+    """Set by the router when it calls a node: nobody waits for it, and it stands still while others
+    wait for their first token. A client leaves it empty.
+    """
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
     @_builtins.property
@@ -184,10 +189,11 @@ class GenerateRequest(_message.Message):
         include_stop: _builtins.bool = ...,
         skip_special_tokens: _builtins.bool | None = ...,
         parsing: _types_pb2.OutputParsing | None = ...,
+        background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "parsing", b"parsing", "prompt", b"prompt", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "background", b"background", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015

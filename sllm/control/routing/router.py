@@ -1,5 +1,6 @@
 """Takes requests, and knows each until it has ended."""
 
+import copy
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -48,26 +49,33 @@ class Router:
         self._closing = False
         self._began = clock.now()
 
-    def take(self, request: generations.GenerateRequest, remaining: float | None) -> Ticket:
+    def take(
+        self,
+        request: generations.GenerateRequest,
+        remaining: float | None,
+        *,
+        background: bool = False,
+    ) -> Ticket:
         """Puts a request into the queue, or refuses it at once.
 
         Args:
             request: As the caller sent it; from here on it is the router's.
             remaining: Seconds until the caller's deadline. None: there is none.
+            background: Whether nobody waits for it: it gets what others leave, for as long as
+                they leave it.
 
         Raises:
             errors.SllmError: Why the request is refused.
         """
         self._check(request, remaining)
         request.request_id = request.request_id or uuid.uuid4().hex
+        request.background = background
         generations.settle_seed(request)
         step = self._config.priority_step_seconds
-        ticket = Ticket(request, remaining, self._clock, step_seconds=step)
+        ticket = Ticket(request, remaining, self._clock, step_seconds=step, background=background)
         generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
-        estimate = self._wait_estimates.of(ticket)
-        admission.check_queue(estimate, self._config)
-        admission.check_deadline(estimate, remaining)
-        ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
+        if not background:
+            self._admit(ticket)
         self._state.tickets[ticket.request_id] = ticket
         if ticket.resumes_from is None:
             self._dispatcher.enqueue(ticket)
@@ -100,6 +108,16 @@ class Router:
         if form := generations.form(request):
             generations.check_size(request, self._state.deployment(request.deployment))
             await self._forms.check(form)
+
+    async def check(self, request: generations.GenerateRequest) -> None:
+        """Looks at a request that is to be taken later. Changes nothing.
+
+        Raises:
+            errors.SllmError: Why it would be refused.
+        """
+        looked_at = copy.deepcopy(request)
+        self._check_fields(looked_at)
+        await self.settle(looked_at)
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
         """The caller's stream: `queued` first, `finished` last.
@@ -155,7 +173,7 @@ class Router:
         if self._state.tickets.get(ticket.request_id) is not ticket:
             return
         del self._state.tickets[ticket.request_id]
-        self._state.queue.remove(ticket)
+        self._state.line_of(ticket).remove(ticket)
         ticket.abandon()
         # After hanging up alone, a generation lingers on its node: as its caller wishes, or because
         # this control plane goes down, and callers read on after its restart.
@@ -168,15 +186,19 @@ class Router:
 
     # --- taking -------------------------------------------------------------------------------
 
+    def _admit(self, ticket: Ticket) -> None:
+        """Refuses a request that would wait for too long."""
+        estimate = self._wait_estimates.of(ticket)
+        admission.check_queue(estimate, self._config)
+        admission.check_deadline(estimate, ticket.remaining())
+        ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
+
     def _check(self, request: generations.GenerateRequest, remaining: float | None) -> None:
         if self._closing:
             raise errors.ShuttingDown(_GOING_DOWN)
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
-        deployment = self._state.deployment(request.deployment)
-        deployment.model.purpose.check_serves(Task.GENERATE, deployment.name)
-        generations.check_size(request, deployment)
-        admission.check_fields(generations.generation_ask(request))
+        self._check_fields(request)
         # Last of these checks, as reading on ends the former stream.
         former = self._state.tickets.get(request.request_id)
         if former and generations.resumes_from(request) is not None:
@@ -185,6 +207,12 @@ class Router:
             self.drop(former)
         elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
+
+    def _check_fields(self, request: generations.GenerateRequest) -> None:
+        deployment = self._state.deployment(request.deployment)
+        deployment.model.purpose.check_serves(Task.GENERATE, deployment.name)
+        generations.check_size(request, deployment)
+        admission.check_fields(generations.generation_ask(request))
 
     async def _reattach(self, ticket: Ticket) -> None:
         """Reads on where the generation goes on, or begins anew with what the caller has.

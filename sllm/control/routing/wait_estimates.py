@@ -1,6 +1,9 @@
 """What a request has to expect when it comes."""
 
+from collections.abc import Iterable
+
 from sllm.clock import Clock
+from sllm.control.cluster.instances import Instance
 from sllm.control.orchestration.placer import Placer
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import MigrateThenStart, Start, Wait
@@ -38,13 +41,19 @@ class WaitEstimates:
         name = ticket.deployment
         instances, need = self._state.fleet.instances_of(name), self._state.needs[name]
         uses, most = self._state.slots.uses, need.max_concurrency
-        if placement.free_instance(instances, uses, most) and not self._state.queue.count(name):
+        free = placement.free_instance(instances, uses, most) or self._may_give_way(instances)
+        if free and not self._state.queue.count(name):
             return 0.0
         # Whatever is first serves it: a start under way, a slot of a busy instance, or a new start.
         ways = [self._start_wait(name), self._turn_wait(name, ahead, expected)]
         if not instances:
             ways.append(self._new_wait(ticket))
         return min((way for way in ways if way is not None), default=None)
+
+    def _may_give_way(self, instances: Iterable[Instance]) -> bool:
+        """Whether any of them has a request that nobody waits for."""
+        uses = self._state.slots.uses
+        return any(uses[key].background for one in instances if (key := one.instance_id) in uses)
 
     def _start_wait(self, name: str) -> float | None:
         """Seconds until the first of the starts that are under way has ended."""

@@ -248,6 +248,7 @@ class Generations:
             logprobs=request.logprobs,
             first_position=generated,
             gives_way=request.gives_way,
+            background=request.background,
         )
 
     def _push(self, token: NewToken) -> Output | None:
