@@ -12,7 +12,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import embedding_service_pb2 as embedding_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import model_service_pb2 as model_pb
 
 from sllm import errors, rpc
 from sllm.client.sync import BackgroundLoop
@@ -20,7 +22,9 @@ from sllm.client.sync import BackgroundLoop
 SERVICES = (
     cluster_pb.DESCRIPTOR.services_by_name["ClusterService"],
     deployment_pb.DESCRIPTOR.services_by_name["DeploymentService"],
+    embedding_pb.DESCRIPTOR.services_by_name["EmbeddingService"],
     inference_pb.DESCRIPTOR.services_by_name["InferenceService"],
+    model_pb.DESCRIPTOR.services_by_name["ModelService"],
 )
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -18,6 +20,8 @@ from tests.e2e import workers
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES
 from tests.encoders import POSITIONS, change, hidden, make_encoder
+from tests.fuzz.calls import make_call, send
+from tests.fuzz.valid import Facts
 from tests.support import assert_eventually
 
 TEXTS = [
@@ -212,6 +216,31 @@ def test_vllm_says_that_it_does_not_run_them(cluster: Cluster, tmp_path: Path) -
     directory = make_encoder("bert", tmp_path / "elsewhere")
     with pytest.raises(errors.UnsupportedModel, match="which transformers runs here, and not vLLM"):
         cluster.client.deploy("elsewhere", f"file://{directory}", engine="vllm")
+
+
+async def test_wrong_messages_get_typed_answers(cluster: Cluster, tmp_path: Path) -> None:
+    directory = make_encoder("bert", tmp_path / "fuzzed")
+    with deployed(cluster, directory) as name:
+        instance_id = cluster.client.embed(name, ["a"]).receipt.instance_id
+        node = next(one for one in cluster.client.instances() if one.instance_id == instance_id)
+        address = cluster.node_of(node.node_id).address
+        addresses = {"control": cluster.control.address, "node": address}
+        facts = Facts(f"file://{directory}", name, node.node_id, instance_id, node.digest)
+        async with AsyncExitStack() as stack:
+            channels = {
+                server: await stack.enter_async_context(grpc.aio.insecure_channel(where))
+                for server, where in addresses.items()
+            }
+            answers = Counter[str]()
+            for number in range(6000):
+                call = make_call(0, number, facts)
+                if call.method.service.endswith("EmbeddingService"):
+                    outcome = await send(channels[call.method.server], call)
+                    assert not outcome.faults, (call, outcome)
+                    answers[outcome.reason or outcome.code] += 1
+        assert answers["OK"]
+        assert answers["INVALID_PROMPT"]
+        assert cluster.client.embed(name, ["a"]).receipt.instance_id == instance_id
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any, Final
 
 import torch
@@ -73,7 +74,10 @@ class Batches:
         self._module = module
         self._pooling = pooling
         self._device = next(module.parameters()).device
-        self._pad = module.config.get_text_config().pad_token_id
+        config = module.config.get_text_config()
+        self._pad = config.pad_token_id
+        takes_types = "token_type_ids" in signature(module.forward).parameters
+        self._types = getattr(config, "type_vocab_size", 0) if takes_types else 0
 
     @property
     def most_texts(self) -> int:
@@ -89,8 +93,10 @@ class Batches:
             "input_ids": self._padded([text.token_ids for text in texts], longest, self._pad or 0),
             "attention_mask": mask_of(lengths, longest).long(),
         }
-        if any(text.type_ids for text in texts):
-            given["token_type_ids"] = self._padded([text.type_ids for text in texts], longest, 0)
+        # Many tokenizers tell texts apart for models that do not.
+        types = [text.type_ids for text in texts]
+        if 0 < max(max(row, default=0) for row in types) < self._types:
+            given["token_type_ids"] = self._padded(types, longest, 0)
         output = self._module(**given)
         if self._pooling is None:
             scores: torch.Tensor = output.logits.float().cpu()
