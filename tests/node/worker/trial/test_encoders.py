@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.engine import encoder, pooling
 from sllm.node.worker.model.description import load_architecture
-from sllm.node.worker.model.module import build_module_on_device
+from sllm.node.worker.model.module import build_module, build_module_on_device
 from sllm.node.worker.trial.trial import try_model
 from tests.encoders import change, make_encoder
 from tests.node.worker.trial.encoders import ENCODERS, EncoderCase, expected, served
@@ -130,3 +131,21 @@ def test_other_ways_to_make_scores_are_refused(tmp_path: Path) -> None:
     change(directory, sbert_ce_default_activation_function="os.system")
     with pytest.raises(UnsupportedModel, match=r"made by os.system; supported are"):
         load_architecture(directory)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("bert", {"type_vocab_size": 1}), ("distilbert", {}), ("bert", {"type_vocab_size": 2})],
+)
+def test_texts_are_told_apart_only_for_models_that_are_told(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    """Whatever the tokenizer says: it is often one for other models as well."""
+    directory = make_encoder(kind, tmp_path, labels=1, **fields)
+    architecture = load_architecture(directory)
+    module = build_module(architecture, load_file(directory / "model.safetensors")).eval()
+    batches = encoder.Batches(module, None)
+    plain, told = (
+        batches.compute([encoder.Encodable((5, 6, 7), types)]) for types in ((), (0, 1, 1))
+    )
+    assert torch.equal(plain, told) == (fields.get("type_vocab_size") != 2)
