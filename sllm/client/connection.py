@@ -21,13 +21,13 @@ _SERVICE_CONFIG: Final = json.dumps(
     {
         "methodConfig": [
             {
-                # All but Generate and SubmitBatch. Those that change something carry a request id,
-                # or may be done twice, so that the control plane recognises a repetition.
+                # All but SubmitBatch and those that instances answer. Those that change something
+                # carry a request id, or may be done twice, so that the control plane recognises a
+                # repetition.
                 "name": [
                     {"service": "serverlessllm.v1.DeploymentService"},
                     {"service": "serverlessllm.v1.ClusterService"},
                     {"service": "serverlessllm.v1.ModelService"},
-                    {"service": "serverlessllm.v1.EmbeddingService"},
                     {"service": "serverlessllm.v1.InferenceService", "method": "Cancel"},
                     *(
                         {"service": "serverlessllm.v1.BatchService", "method": method}

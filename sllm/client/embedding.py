@@ -1,9 +1,21 @@
 """The client as those use it who search and sort: vectors and scores of whole texts."""
 
+import asyncio
+import time
+from typing import Final, TypeVar
+
+import grpc
+
+from sllm import errors
 from sllm.client.operator import Operator
 from sllm.client.types.embeddings import Embeddings, Scores
 from sllm.client.wire import embeddings
 from sllm.client.wire.embeddings import Inputs, Texts
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+_RETRY_SECONDS: Final = 0.2
 
 
 class EmbeddingClient(Operator):
@@ -19,6 +31,7 @@ class EmbeddingClient(Operator):
         truncate: bool = False,
         priority: int = 0,
         keep_alive: float | None = None,
+        reattach: float = 30.0,
         timeout: float | None = None,
     ) -> Embeddings:
         """Vectors of texts, by a model that embeds.
@@ -32,6 +45,8 @@ class EmbeddingClient(Operator):
             truncate: whether the end of what is longer than the model's context is left out.
             priority: as in `generate`.
             keep_alive: the same.
+            reattach: seconds for which a control plane that is restarted is waited for, and asked
+                again.
             timeout: seconds for all of it; None: as long as it takes.
 
         Raises:
@@ -49,7 +64,7 @@ class EmbeddingClient(Operator):
             priority=priority,
             keep_alive=keep_alive,
         )
-        answer = await self._connection.wait(self._connection.embedding.Embed, request, timeout)
+        answer = await self._asked(self._connection.embedding.Embed, request, reattach, timeout)
         return embeddings.embedded(answer)
 
     async def score(
@@ -62,6 +77,7 @@ class EmbeddingClient(Operator):
         truncate: bool = False,
         priority: int = 0,
         keep_alive: float | None = None,
+        reattach: float = 30.0,
         timeout: float | None = None,
     ) -> Scores:
         """Scores of documents: by a model that scores, or by the cosines of one that embeds.
@@ -75,7 +91,8 @@ class EmbeddingClient(Operator):
             truncate: whether the end of a document is left out that is too long beside its query.
             priority: as in `generate`.
             keep_alive: the same.
-            timeout: as in `embed`.
+            reattach: as in `embed`.
+            timeout: the same.
 
         Raises:
             errors.NotServed: The model does not score.
@@ -91,5 +108,27 @@ class EmbeddingClient(Operator):
             priority=priority,
             keep_alive=keep_alive,
         )
-        answer = await self._connection.wait(self._connection.embedding.Score, request, timeout)
+        answer = await self._asked(self._connection.embedding.Score, request, reattach, timeout)
         return embeddings.scored(answer)
+
+    async def _asked(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        reattach: float,
+        timeout: float | None,
+    ) -> Response:
+        """The answer, for which a control plane that has gone down meanwhile is asked once more."""
+        began, patience = time.monotonic(), None
+        while True:
+            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+            try:
+                return await self._connection.wait(method, request, left)
+            except (errors.ShuttingDown, errors.Unreachable) as error:
+                # Who cannot be reached at first may not be there at all: the caller is told.
+                if patience is None and isinstance(error, errors.Unreachable):
+                    raise
+                patience = patience or time.monotonic() + reattach
+                if time.monotonic() >= patience:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)

@@ -95,6 +95,26 @@ def test_what_no_message_holds_is_refused(call: Call, inputs: Any) -> None:
         call("embed", "e", inputs)
 
 
+GOING = errors.ShuttingDown("the control plane is going down; try again")
+
+
+def test_a_control_plane_that_is_restarted_is_asked_again(control: FakeControl, call: Call) -> None:
+    for outcome in (GOING, errors.Unreachable("not yet"), VECTORS):
+        control.reply("Embed", outcome)
+    assert len(call("embed", "e", ["a", "b"]).vectors) == 2
+    assert len(control.requests["Embed"]) == 3
+
+
+def test_who_does_not_want_to_wait_for_it_is_told(control: FakeControl, call: Call) -> None:
+    control.reply("Embed", GOING)
+    with pytest.raises(errors.ShuttingDown):
+        call("embed", "e", "a", reattach=0.0)
+    control.reply("Score", errors.Unreachable("nobody is there"))
+    with pytest.raises(errors.Unreachable):
+        call("score", "s", "q", "a")
+    assert len(control.requests["Embed"]) == len(control.requests["Score"]) == 1
+
+
 def test_errors_are_those_of_the_control_plane(control: FakeControl, call: Call) -> None:
     control.reply("Embed", errors.NotServed("e does not embed; it generates text: call Generate"))
     with pytest.raises(errors.NotServed, match="call Generate"):
