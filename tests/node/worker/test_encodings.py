@@ -18,6 +18,7 @@ from sllm.node.worker.engine.encoder import Batches
 from sllm.node.worker.host import EngineOptions, ModelHost
 from tests.encoders import POSITIONS, make_encoder
 from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
+from tests.support import assert_eventually
 
 OPTIONS = EngineOptions("transformers", kv_cache_tokens=None, max_concurrency=None)
 ONE = EmbedAsk(("Once upon a time",))
@@ -79,10 +80,9 @@ async def test_a_model_that_fails_ends_the_worker_and_tells_its_requests(
 async def test_its_end_is_told_to_those_that_wait(
     host: ModelHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = EmbedAsk(tuple((7,) * 90 for _ in range(2000)))
+    many = EmbedAsk(tuple((7,) * 90 for _ in range(1000)))
     asked = asyncio.create_task(host.encodings.embed(many))
-    while not host.counters.steps:
-        await asyncio.sleep(0)
+    await assert_eventually(lambda: host.counters.steps)
     await host.close()
     with pytest.raises(errors.ShuttingDown):
         await asked
