@@ -35,6 +35,7 @@ from sllm.control.orchestration.scheduler import Scheduler
 from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
+from sllm.control.routing.streams import Streams
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
@@ -83,7 +84,7 @@ class ControlPlane:
         loop = asyncio.create_task(plane.run())
         stream = plane.membership.open()
         async for answer, revision in plane.membership.follow(stream, reports_of_a_node):
-            ...  # meanwhile callers deploy, and give their requests to `plane.router`
+            ...  # meanwhile callers deploy, and open their streams at `plane.streams`
         plane.membership.leave(stream)
         plane.end_streams()
         loop.cancel()
@@ -107,6 +108,7 @@ class ControlPlane:
         dispatcher = Dispatcher(state, nodes, launcher, agenda, clock)
         wait_estimates = WaitEstimates(state, placer, clock)
         self.router = Router(state, dispatcher, wait_estimates, clock, config)
+        self.streams = Streams(self.router)
         self.migrator = Migrator(state, nodes, placer, launcher, agenda, clock)
         self._evacuation = Evacuation(state, self.migrator, placer, clock)
 

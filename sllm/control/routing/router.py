@@ -1,7 +1,7 @@
 """Takes requests, and knows each until it has ended."""
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -57,31 +57,51 @@ class Router:
         Raises:
             errors.SllmError: Why the request is refused.
         """
-        self._check(request, remaining)
-        request.request_id = request.request_id or uuid.uuid4().hex
-        generations.settle_seed(request)
-        step = self._config.priority_step_seconds
-        ticket = Ticket(request, remaining, self._clock, step_seconds=step)
-        generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
-        estimate = self._wait_estimates.of(ticket)
-        admission.check_queue(estimate, self._config)
-        admission.check_deadline(estimate, remaining)
-        ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
-        self._state.tickets[ticket.request_id] = ticket
-        if ticket.resumes_from is None:
-            self._dispatcher.enqueue(ticket)
+        (ticket,) = self.take_all([request], remaining)
         return ticket
 
-    async def vacant(self, request_id: str) -> None:
-        """Returns once an id may be used again: its former caller has left, and its node is told.
+    def take_all(
+        self, requests: Sequence[generations.GenerateRequest], remaining: float | None
+    ) -> list[Ticket]:
+        """Puts requests into the queue, or refuses all of them: samples of one prompt.
+
+        Raises:
+            errors.SllmError: Why they are refused.
+        """
+        self._check(requests, remaining)
+        tickets = [self._ticket(request, remaining) for request in requests]
+        first = last = self._wait_estimates.of(tickets[0])
+        if len(tickets) > 1:
+            last = self._wait_estimates.of(tickets[0], len(tickets))
+        admission.check_queue(last, self._config)
+        admission.check_deadline(last, remaining)
+        for place, ticket in enumerate(tickets):
+            ticket.position, ticket.estimated_wait = first.ahead + place, first.wait
+            self._state.tickets[ticket.request_id] = ticket
+        for ticket in tickets:
+            if ticket.resumes_from is None:
+                self._dispatcher.enqueue(ticket)
+        return tickets
+
+    def serves(self, request_id: str) -> bool:
+        """Whether a request of this id is under way."""
+        return request_id in self._state.tickets
+
+    def is_unread(self, request_id: str) -> bool:
+        """Whether a node goes on with a request that nobody reads."""
+        return self._dispatcher.unread_on(request_id) is not None
+
+    async def vacant(self, *request_ids: str) -> None:
+        """Returns once ids may be used again: their caller has left, and their nodes are told.
 
         That a caller has left may be known only a moment after its next call has come. If it has
         not left by then, its request is still under way.
         """
         settled_at = self._clock.now() + _LEAVING_SECONDS
-        while request_id in self._state.tickets and self._clock.now() < settled_at:
+        while any(map(self.serves, request_ids)) and self._clock.now() < settled_at:
             await self._clock.sleep(_LEAVING_LOOK_SECONDS)
-        await self._relay.ended(request_id)
+        for request_id in request_ids:
+            await self._relay.ended(request_id)
 
     async def settle(self, request: generations.GenerateRequest) -> None:
         """Completes a request by what its deployment does with answers.
@@ -167,15 +187,28 @@ class Router:
 
     # --- taking -------------------------------------------------------------------------------
 
-    def _check(self, request: generations.GenerateRequest, remaining: float | None) -> None:
+    def _check(
+        self, requests: Sequence[generations.GenerateRequest], remaining: float | None
+    ) -> None:
+        """`requests` differ in their ids, seeds and continuations alone."""
         if self._closing:
             raise errors.ShuttingDown(_GOING_DOWN)
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
-        deployment = self._state.deployment(request.deployment)
-        generations.check_size(request, deployment)
-        admission.check_fields(generations.generation_ask(request))
+        deployment = self._state.deployment(requests[0].deployment)
+        for request in requests:
+            generations.check_size(request, deployment)
+        admission.check_fields(generations.generation_ask(requests[0]))
         # Last of these checks, as reading on ends the former stream.
+        for request in requests:
+            self._take_over(request)
+
+    def _take_over(self, request: generations.GenerateRequest) -> None:
+        """Ends the stream that a caller had before who reads on.
+
+        Raises:
+            errors.RequestIdInUse: The caller does not, and another request has the id.
+        """
         former = self._state.tickets.get(request.request_id)
         if former and generations.resumes_from(request) is not None:
             former.fail(errors.Cancelled(f"request {request.request_id} is read on elsewhere"))
@@ -183,6 +216,14 @@ class Router:
             self.drop(former)
         elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
+
+    def _ticket(self, request: generations.GenerateRequest, remaining: float | None) -> Ticket:
+        request.request_id = request.request_id or uuid.uuid4().hex
+        generations.settle_seed(request)
+        step = self._config.priority_step_seconds
+        ticket = Ticket(request, remaining, self._clock, step_seconds=step)
+        generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
+        return ticket
 
     async def _reattach(self, ticket: Ticket) -> None:
         """Reads on where the generation goes on, or begins anew with what the caller has.

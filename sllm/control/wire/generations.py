@@ -61,7 +61,8 @@ def check_size(request: GenerateRequest, deployment: Deployment) -> None:
         errors.ContextExceeded: With the numbers.
     """
     context = deployment.context_tokens
-    size = request.ByteSize() - request.structured_output.ByteSize()
+    beside = [request.structured_output, *request.choices]  # each choice counts in its own request
+    size = request.ByteSize() - sum(one.ByteSize() for one in beside)
     prompt_size.check_size(size, context)
     prompt_size.check_tokens(len(request.token_ids.ids), context)
 

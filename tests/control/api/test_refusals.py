@@ -21,6 +21,15 @@ CONTEXT = 1024
 """Of the fake node's models."""
 LONG = "x" * (BYTES_BESIDE + MAX_BYTES_PER_TOKEN * CONTEXT)
 
+Choice = inference_pb.ChoiceContinuation
+FINISHED = inference_pb.Finished(usage=pb.Usage(completion_tokens=1))
+ENDLESS = inference_pb.Continuation(token_ids=[5] * len(LONG))
+
+
+def resumed(choices: list[Choice]) -> dict[str, Any]:
+    return {"resume_from_sequence": 3, "choices": choices}
+
+
 GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "an unknown deployment": ({"deployment": "nobody", "text": "a"}, errors.DeploymentNotFound),
     "no prompt": ({}, errors.InvalidPrompt),
@@ -62,6 +71,43 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     ),
     "stops that no context holds": ({"text": "a", "stop": [LONG]}, errors.ContextExceeded),
     "17 stops": ({"text": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
+    "no samples": ({"text": "a", "n": 0}, errors.InvalidArgument),
+    "129 samples": ({"text": "a", "n": 129}, errors.InvalidArgument),
+    "fewer than no samples": ({"text": "a", "n": -(2**31)}, errors.InvalidArgument),
+    "samples with a long id": (
+        {"text": "a", "n": 2, "request_id": "x" * 241},
+        errors.InvalidArgument,
+    ),
+    "an id of a sample": ({"text": "a", "request_id": "r/choice/1"}, errors.InvalidArgument),
+    "choices of one": ({"text": "a", "n": 1, **resumed([Choice()])}, errors.InvalidArgument),
+    "a sample too many": (
+        {"text": "a", "n": 2, **resumed([Choice(choice=2)])},
+        errors.InvalidArgument,
+    ),
+    "a negative sample": (
+        {"text": "a", "n": 2, **resumed([Choice(choice=-1)])},
+        errors.InvalidArgument,
+    ),
+    "a sample twice": (
+        {"text": "a", "n": 2, **resumed([Choice(), Choice()])},
+        errors.InvalidArgument,
+    ),
+    "an end with other tokens": (
+        {"text": "a", "n": 2, **resumed([Choice(finished=FINISHED)])},
+        errors.InvalidArgument,
+    ),
+    "samples that did not break off": (
+        {"text": "a", "n": 2, "choices": [Choice()]},
+        errors.InvalidArgument,
+    ),
+    "samples that go on as one": (
+        {"text": "a", "n": 2, "continuation": inference_pb.Continuation()},
+        errors.InvalidArgument,
+    ),
+    "a sample longer than the context": (
+        {"text": "a", "n": 2, **resumed([Choice(continuation=ENDLESS)])},
+        errors.ContextExceeded,
+    ),
 }
 
 
