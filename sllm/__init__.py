@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     )
     from sllm.client.types.events import (
         ChatMessage,
+        Choice,
+        ChoiceFinished,
         ContentPart,
         Event,
         Finished,
@@ -82,6 +84,8 @@ __all__ = [
     "AsyncStream",
     "ChatMessage",
     "CheckpointCopy",
+    "Choice",
+    "ChoiceFinished",
     "Client",
     "Cluster",
     "ContentPart",

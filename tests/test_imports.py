@@ -77,6 +77,7 @@ FLOORS = {
         "operator",
         "stream | watching",
         "transcript | connection | wire",
+        "sample",
         "types",
     ),
     "sllm.checkpoint": (

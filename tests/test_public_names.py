@@ -16,6 +16,8 @@ PUBLIC = {
     "AsyncStream",
     "ChatMessage",
     "CheckpointCopy",
+    "Choice",
+    "ChoiceFinished",
     "Client",
     "Cluster",
     "Deployment",

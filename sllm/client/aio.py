@@ -224,6 +224,7 @@ class AsyncClient(TextClient):
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         logprobs: int | None = None,
+        n: int | None = None,
         ignore_eos: bool = False,
         failover: bool = True,
         priority: int = 0,
@@ -266,6 +267,9 @@ class AsyncClient(TextClient):
             include_stop: whether the text ends behind the stop string or token, and not before it.
             skip_special_tokens: whether special tokens are left out of the text.
             logprobs: give logprobs, with this many alternatives for every token. None: no.
+            n: samples of the prompt, 1 to 128, that are generated side by side: each is one of
+                `Result.choices`, and events say which they are about. Each has its own seed, one
+                more than the sample's before it. None: one.
             ignore_eos: go on after the model's own end-of-text token.
             failover: go on elsewhere if the instance that serves it, or its node, is lost. False:
                 fail with it.
@@ -322,6 +326,7 @@ class AsyncClient(TextClient):
             priority=priority,
             keep_alive=keep_alive,
             linger=linger,
+            n=n,
         )
         call = ResumableCall(request, self._connection, timeout)
         return AsyncStream(call, wants_logprobs=logprobs is not None, reattach=reattach)

@@ -70,7 +70,8 @@ class AsyncStream:
         """Id by which the request can be cancelled from anywhere."""
         self._call = call
         self._reattach = reattach
-        self._transcript = Transcript(self.request_id, wants_logprobs=wants_logprobs)
+        n = max(1, call.request.n)  # whatever it may be, it is for the control plane to judge
+        self._transcript = Transcript(self.request_id, wants_logprobs=wants_logprobs, n=n)
         self._cancelled = False
         loop = asyncio.get_running_loop()
         # A stream may be dropped in any thread; its call belongs to the loop's.
@@ -97,8 +98,7 @@ class AsyncStream:
                 return None
             self._transcript.expect(message.sequence)
             event = events.event(message)
-            if message.HasField("started"):
-                requests.settle(self._call.request, message.started)
+            requests.settle(self._call.request, message)
             if event is not None:
                 self._transcript.add(event)
                 return event

@@ -118,3 +118,32 @@ def deployment(
         created_at=Timestamp(seconds=1_700_000_000, nanos=500_000_000),
         **fields,  # type: ignore[arg-type]  # by name
     )
+
+
+def about(
+    choice: int, message: pb.GenerateResponse, sequence: int | None = None
+) -> pb.GenerateResponse:
+    """A message that is about one of several samples; its `finished` is that one's alone."""
+    one = pb.GenerateResponse()
+    one.CopyFrom(message)
+    one.choice = choice
+    if message.HasField("finished"):
+        one.choice_finished.CopyFrom(message.finished)
+    if sequence is not None:
+        one.sequence = sequence
+    return one
+
+
+def samples() -> list[pb.GenerateResponse]:
+    """A whole generation of two samples, the second of which ends first."""
+    return [
+        QUEUED,
+        about(1, STARTED, 1),
+        about(1, tokens(2, 0, 20, 21, text="Twice")),
+        about(0, STARTED, 3),
+        about(0, tokens(4, 0, 10, text="Once ")),
+        about(1, finished(5)),
+        about(0, tokens(6, 1, 11, 12, text="upon")),
+        about(0, finished(7)),
+        finished(8),
+    ]

@@ -11,15 +11,17 @@ def event(message: inference_pb.GenerateResponse) -> events.Event | None:
     """The event of a message. None: it is of a kind that this version does not know."""
     match message.WhichOneof("event"):
         case "tokens":
-            return _tokens(message.sequence, message.tokens)
+            return _tokens(message)
         case "queued":
             return _queued(message.sequence, message.queued)
         case "loading":
             return _loading(message.sequence, message.loading)
         case "started":
-            return _started(message.sequence, message.started)
+            return _started(message)
         case "migrated":
-            return _migrated(message.sequence, message.migrated)
+            return _migrated(message)
+        case "choice_finished":
+            return _choice_finished(message)
         case "finished":
             return _finished(message.sequence, message.finished)
         case _:
@@ -43,19 +45,22 @@ def _loading(sequence: int, loading: pb.Loading) -> events.Loading:
     )
 
 
-def _started(sequence: int, started: inference_pb.Started) -> events.Started:
+def _started(message: inference_pb.GenerateResponse) -> events.Started:
+    started = message.started
     return events.Started(
-        sequence=sequence,
+        sequence=message.sequence,
         instance_id=started.instance_id,
         node_id=started.node_id,
         prompt_tokens=started.prompt_tokens,
         request_id=started.request_id,
+        choice=message.choice,
     )
 
 
-def _tokens(sequence: int, tokens: inference_pb.Tokens) -> events.Tokens:
+def _tokens(message: inference_pb.GenerateResponse) -> events.Tokens:
+    tokens = message.tokens
     return events.Tokens(
-        sequence=sequence,
+        sequence=message.sequence,
         first_index=tokens.first_index,
         token_ids=tuple(tokens.token_ids),
         text=tokens.text,
@@ -65,6 +70,7 @@ def _tokens(sequence: int, tokens: inference_pb.Tokens) -> events.Tokens:
             events.ToolCallDelta(one.index, one.id, one.name, one.arguments)
             for one in tokens.tool_calls
         ),
+        choice=message.choice,
     )
 
 
@@ -73,9 +79,10 @@ def _token_logprob(logprob: pb.TokenLogprob) -> events.TokenLogprob:
     return events.TokenLogprob(logprob.logprob, top)
 
 
-def _migrated(sequence: int, migrated: inference_pb.Migrated) -> events.Migrated:
+def _migrated(message: inference_pb.GenerateResponse) -> events.Migrated:
+    migrated = message.migrated
     return events.Migrated(
-        sequence=sequence,
+        sequence=message.sequence,
         from_node_id=migrated.from_node_id,
         to_node_id=migrated.to_node_id,
         to_instance_id=migrated.to_instance_id,
@@ -83,20 +90,42 @@ def _migrated(sequence: int, migrated: inference_pb.Migrated) -> events.Migrated
         reason=named(
             enums.MigrationReason, inference_pb.MigrationReason.DESCRIPTOR, migrated.reason
         ),
+        choice=message.choice,
+    )
+
+
+def _choice_finished(message: inference_pb.GenerateResponse) -> events.ChoiceFinished:
+    finished = message.choice_finished
+    return events.ChoiceFinished(
+        sequence=message.sequence,
+        choice=message.choice,
+        reason=_reason(finished),
+        usage=_usage(finished.usage),
+        receipt=_receipt(finished.receipt),
+        stop=_stop(finished),
     )
 
 
 def _finished(sequence: int, finished: inference_pb.Finished) -> events.Finished:
-    usage = finished.usage
     return events.Finished(
         sequence=sequence,
-        reason=named(enums.FinishReason, pb.FinishReason.DESCRIPTOR, finished.reason),
-        usage=events.Usage(
-            usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens
-        ),
+        reason=_reason(finished),
+        usage=_usage(finished.usage),
         receipt=_receipt(finished.receipt),
-        stop=finished.stop if finished.HasField("stop") else None,
+        stop=_stop(finished),
     )
+
+
+def _reason(finished: inference_pb.Finished) -> enums.FinishReason:
+    return named(enums.FinishReason, pb.FinishReason.DESCRIPTOR, finished.reason)
+
+
+def _stop(finished: inference_pb.Finished) -> str | None:
+    return finished.stop if finished.HasField("stop") else None
+
+
+def _usage(usage: pb.Usage) -> events.Usage:
+    return events.Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
 
 
 def _receipt(receipt: pb.Receipt) -> events.Receipt:
