@@ -51,6 +51,8 @@ PUBLIC = {
     "PlacementCandidate",
     "Prefetched",
     "Progress",
+    "PromptLogprob",
+    "PromptLogprobs",
     "Queued",
     "Receipt",
     "RequestMigration",

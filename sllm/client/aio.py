@@ -224,6 +224,7 @@ class AsyncClient(TextClient):
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         n: int | None = None,
         ignore_eos: bool = False,
         failover: bool = True,
@@ -267,6 +268,8 @@ class AsyncClient(TextClient):
             include_stop: whether the text ends behind the stop string or token, and not before it.
             skip_special_tokens: whether special tokens are left out of the text.
             logprobs: give logprobs, with this many alternatives for every token. None: no.
+            prompt_logprobs: the same for the prompt's tokens, told before the first that is
+                generated; all of the prompt is computed for it. None: no.
             n: samples of the prompt, 1 to 128, that are generated side by side: each is one of
                 `Result.choices`, and events say which they are about. Each has its own seed, one
                 more than the sample's before it. None: one.
@@ -327,6 +330,7 @@ class AsyncClient(TextClient):
             keep_alive=keep_alive,
             linger=linger,
             n=n,
+            prompt_logprobs=prompt_logprobs,
         )
         call = ResumableCall(request, self._connection, timeout)
         return AsyncStream(call, wants_logprobs=logprobs is not None, reattach=reattach)

@@ -37,7 +37,8 @@ class ResumableCall:
     def resume(self, transcript: Transcript) -> None:
         """Calls again, for what comes after what there is."""
         self.current.cancel()
-        requests.resume(self.request, transcript.next_sequence, transcript.token_ids)
+        sequence, told = transcript.next_sequence, transcript.prompt_logprobs
+        requests.resume(self.request, sequence, transcript.token_ids, told)
         self.current = self._open()
 
     def _open(self) -> Call:
@@ -70,8 +71,12 @@ class AsyncStream:
         """Id by which the request can be cancelled from anywhere."""
         self._call = call
         self._reattach = reattach
-        n = max(1, call.request.n)  # whatever it may be, it is for the control plane to judge
-        self._transcript = Transcript(self.request_id, wants_logprobs=wants_logprobs, n=n)
+        self._transcript = Transcript(
+            self.request_id,
+            wants_logprobs=wants_logprobs,
+            wants_prompt=call.request.HasField("prompt_logprobs"),
+            n=max(1, call.request.n),  # whatever it is, it is for the control plane to judge
+        )
         self._cancelled = False
         loop = asyncio.get_running_loop()
         # A stream may be dropped in any thread; its call belongs to the loop's.

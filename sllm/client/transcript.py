@@ -10,6 +10,8 @@ from sllm.client.types.events import (
     Event,
     Finished,
     Migrated,
+    PromptLogprob,
+    PromptLogprobs,
     Result,
     Tokens,
 )
@@ -18,8 +20,15 @@ from sllm.client.types.events import (
 class Transcript:
     """Takes a generation's events in order, and gives the result of them all."""
 
-    def __init__(self, request_id: str, *, wants_logprobs: bool, n: int = 1) -> None:
-        """`n`: samples that are asked for."""
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        wants_logprobs: bool,
+        wants_prompt: bool = False,
+        n: int = 1,
+    ) -> None:
+        """Of a request for `n` samples, and whether it asks for logprobs, and for the prompt's."""
         self._request_id = request_id
         self._next_sequence = 0
         self._wants_logprobs = wants_logprobs
@@ -28,6 +37,7 @@ class Transcript:
         """Those that have begun, by choice: nobody knows yet whether so many may be asked for."""
         self._ends: dict[int, ChoiceFinished] = {}
         """Of several samples, by choice."""
+        self._prompt: list[PromptLogprob] | None = [] if wants_prompt else None
         self._migrations: list[Migrated] = []
         self._finished: Finished | None = None
 
@@ -40,6 +50,11 @@ class Transcript:
     def token_ids(self) -> Sequence[Sequence[int]]:
         """The tokens of each sample so far."""
         return [self._sample(choice).token_ids for choice in range(self._n)]
+
+    @property
+    def prompt_logprobs(self) -> int:
+        """Tokens of the prompt, from its beginning, whose logprobs are there."""
+        return len(self._prompt or ())
 
     def expect(self, sequence: int) -> None:
         """Takes note of a message's place in the stream.
@@ -62,12 +77,22 @@ class Transcript:
         """
         if isinstance(event, Tokens):
             self._sample(event.choice).add(event)
+        elif isinstance(event, PromptLogprobs):
+            self._add_prompt(event)
         elif isinstance(event, Migrated):
             self._migrations.append(event)
         elif isinstance(event, ChoiceFinished):
             self._ends[event.choice] = event
         elif isinstance(event, Finished):
             self._finished = event
+
+    def _add_prompt(self, told: PromptLogprobs) -> None:
+        if self._prompt is None or told.first_index != len(self._prompt):
+            raise errors.Internal(
+                f"request {self._request_id} lost a part of its prompt: token {told.first_index} "
+                f"came where {self.prompt_logprobs} was due. Send the request again"
+            )
+        self._prompt += told.tokens
 
     def choice(self, number: int) -> Choice:
         """One sample, once it has ended.
@@ -103,6 +128,7 @@ class Transcript:
             reasoning=first.reasoning,
             tool_calls=first.tool_calls,
             choices=choices,
+            prompt_logprobs=None if self._prompt is None else tuple(self._prompt),
         )
 
     def _sample(self, choice: int) -> Sample:

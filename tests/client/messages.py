@@ -37,6 +37,19 @@ def tokens(sequence: int, first_index: int, *token_ids: int, text: str) -> pb.Ge
     )
 
 
+def prompt(sequence: int, first_index: int, *token_ids: int) -> pb.GenerateResponse:
+    """Logprobs of a part of the prompt; the first token has none."""
+    top = [types.TopLogprob(token_id=9, logprob=-0.25)]
+    parts = [
+        pb.PromptLogprob(token_id=one, logprob=-0.5, top=top)
+        if place
+        else pb.PromptLogprob(token_id=one)
+        for place, one in enumerate(token_ids, first_index)
+    ]
+    told = pb.PromptLogprobs(first_index=first_index, tokens=parts)
+    return pb.GenerateResponse(sequence=sequence, prompt_logprobs=told)
+
+
 def finished(sequence: int) -> pb.GenerateResponse:
     """The end of a generation that a stop string ended."""
     return pb.GenerateResponse(

@@ -185,6 +185,7 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
         skip_special_tokens=rng.choice((None, False, True)),
         parsing=types.OutputParsing(tools=[tool]) if rng.random() < 0.2 else None,
         n=rng.choice((None, None, 1, 2)),
+        prompt_logprobs=rng.choice((None, None, 0, 3)),
         choices=[_choice(rng)] if rng.random() < 0.1 else None,
         **prompt,
     )

@@ -79,6 +79,7 @@ class GenerateRequest(_message.Message):
     PARSING_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -119,6 +120,12 @@ class GenerateRequest(_message.Message):
     `<request_id>/choice/<choice>` (so that no caller may choose such ids, nor one of more than 240
     characters here), and draws with the seed that is its number greater. All are taken, or none is;
     if one fails, all do. Other than 1, it is for the control plane alone.
+    """
+    prompt_logprobs: _builtins.int
+    """Set: tell logprobs of the prompt's tokens as well, with this many alternatives for each, before
+    the first token that is generated. 0-20. The whole prompt is computed for it, whatever of it is
+    in the cache. They are not told with a continuation that has tokens; of several samples with the
+    first alone.
     """
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
@@ -201,10 +208,11 @@ class GenerateRequest(_message.Message):
         parsing: _types_pb2.OutputParsing | None = ...,
         n: _builtins.int | None = ...,
         choices: _abc.Iterable[Global___ChoiceContinuation] | None = ...,
+        prompt_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "parsing", b"parsing", "prompt", b"prompt", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "parsing", b"parsing", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "choices", b"choices", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "choices", b"choices", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -212,6 +220,8 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__resume_from_sequence: _TypeAlias = _typing.Literal["resume_from_sequence"]  # noqa: Y015
     _WhichOneofArgType__resume_from_sequence: _TypeAlias = _typing.Literal["_resume_from_sequence", b"_resume_from_sequence"]  # noqa: Y015
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
@@ -224,6 +234,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_from_sequence) -> _WhichOneofReturnType__resume_from_sequence | None: ...
     @_typing.overload
@@ -273,10 +285,13 @@ class Continuation(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """Of what they were generated with, as in ModelInfo; from `started`. Whoever serves something else
     refuses with SOURCE_CHANGED. Empty: not known.
     """
+    prompt_logprobs: _builtins.int
+    """Tokens of the prompt, from its beginning, of which `prompt_logprobs` has told."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that were generated, in order. They are not given out again, nor is their text."""
@@ -286,10 +301,11 @@ class Continuation(_message.Message):
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         identity: _builtins.str = ...,
+        prompt_logprobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "prompt_logprobs", b"prompt_logprobs", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,6 +324,7 @@ class GenerateResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     MOVED_FIELD_NUMBER: _builtins.int
     CHOICE_FINISHED_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 0, without gaps, for as long as the request lives."""
@@ -337,6 +354,10 @@ class GenerateResponse(_message.Message):
     def choice_finished(self) -> Global___Finished:
         """The end of one of several samples; with n = 1 `finished` alone tells of it."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> Global___PromptLogprobs:
+        """In as many as it takes, all of them before the first `tokens`."""
+
     def __init__(
         self,
         *,
@@ -349,13 +370,14 @@ class GenerateResponse(_message.Message):
         finished: Global___Finished | None = ...,
         moved: Global___Moved | None = ...,
         choice_finished: Global___Finished | None = ...,
+        prompt_logprobs: Global___PromptLogprobs | None = ...,
         choice: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["choice_finished", b"choice_finished", "event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice_finished", b"choice_finished", "event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "prompt_logprobs", b"prompt_logprobs", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "choice_finished", b"choice_finished", "event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "choice_finished", b"choice_finished", "event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "prompt_logprobs", b"prompt_logprobs", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "migrated", "finished", "moved", "choice_finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "migrated", "finished", "moved", "choice_finished", "prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -503,6 +525,63 @@ class Migrated(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Migrated: _TypeAlias = Migrated  # noqa: Y015
+
+@_typing.final
+class PromptLogprobs(_message.Message):
+    """How likely the tokens of a part of the prompt were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_INDEX_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    first_index: _builtins.int
+    """Index in the prompt of the first of them."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptLogprob]: ...
+    def __init__(
+        self,
+        *,
+        first_index: _builtins.int = ...,
+        tokens: _abc.Iterable[Global___PromptLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_index", b"first_index", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
+
+@_typing.final
+class PromptLogprob(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    logprob: _builtins.float
+    """Natural logarithm of its probability after the tokens before it. Unset: it is the first."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprob]:
+        """The most likely tokens in its place, likeliest first, as many as the request asked for."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        logprob: _builtins.float | None = ...,
+        top: _abc.Iterable[_types_pb2.TopLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
+
+Global___PromptLogprob: _TypeAlias = PromptLogprob  # noqa: Y015
 
 @_typing.final
 class Tokens(_message.Message):

@@ -150,6 +150,18 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """How likely a token of the prompt was after those before it, and what else was likely."""
+
+    token_id: int
+    """Id in the model's vocabulary."""
+    logprob: float | None
+    """Natural logarithm of the probability. None: it is the first."""
+    top: tuple[TopLogprob, ...]
+    """The likeliest tokens, likeliest first, as many as the request asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """A part of the way to the first token. Phases may overlap."""
 
@@ -225,6 +237,18 @@ class Started:
     can be migrated; to cancel one ends all."""
     choice: int = 0
     """Which of several samples it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """How likely the tokens of a part of the prompt were. All come before the first `Tokens`."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    first_index: int
+    """Index in the prompt of the first of `tokens`."""
+    tokens: tuple[PromptLogprob, ...]
+    """In their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +346,7 @@ class Finished:
     """The stop string that was met, if one was."""
 
 
-Event = Queued | Loading | Started | Tokens | Migrated | ChoiceFinished | Finished
+Event = Queued | Loading | Started | PromptLogprobs | Tokens | Migrated | ChoiceFinished | Finished
 """What a stream yields."""
 
 
@@ -376,3 +400,5 @@ class Result:
     have them."""
     choices: tuple[Choice, ...] = ()
     """Every sample, in order of its seed: one, or as many as `n`."""
+    prompt_logprobs: tuple[PromptLogprob, ...] | None = None
+    """One for each token of the prompt. None: the request did not ask."""

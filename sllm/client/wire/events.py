@@ -1,5 +1,8 @@
 """The messages of a stream, as the events that callers see."""
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
@@ -9,34 +12,21 @@ from sllm.client.wire.values import named, seconds, tier
 
 def event(message: inference_pb.GenerateResponse) -> events.Event | None:
     """The event of a message. None: it is of a kind that this version does not know."""
-    match message.WhichOneof("event"):
-        case "tokens":
-            return _tokens(message)
-        case "queued":
-            return _queued(message.sequence, message.queued)
-        case "loading":
-            return _loading(message.sequence, message.loading)
-        case "started":
-            return _started(message)
-        case "migrated":
-            return _migrated(message)
-        case "choice_finished":
-            return _choice_finished(message)
-        case "finished":
-            return _finished(message.sequence, message.finished)
-        case _:
-            return None
+    known = _KINDS.get(message.WhichOneof("event") or "")
+    return known(message) if known else None
 
 
-def _queued(sequence: int, queued: inference_pb.Queued) -> events.Queued:
+def _queued(message: inference_pb.GenerateResponse) -> events.Queued:
+    queued = message.queued
     wait = seconds(queued.estimated_wait) if queued.HasField("estimated_wait") else None
-    return events.Queued(sequence, queued.position, wait)
+    return events.Queued(message.sequence, queued.position, wait)
 
 
-def _loading(sequence: int, loading: pb.Loading) -> events.Loading:
+def _loading(message: inference_pb.GenerateResponse) -> events.Loading:
+    loading = message.loading
     found = progress(loading)
     return events.Loading(
-        sequence=sequence,
+        sequence=message.sequence,
         phase=found.phase,
         from_tier=found.from_tier,
         loaded_bytes=found.loaded_bytes,
@@ -75,8 +65,21 @@ def _tokens(message: inference_pb.GenerateResponse) -> events.Tokens:
 
 
 def _token_logprob(logprob: pb.TokenLogprob) -> events.TokenLogprob:
-    top = tuple(events.TopLogprob(one.token_id, one.logprob) for one in logprob.top)
-    return events.TokenLogprob(logprob.logprob, top)
+    return events.TokenLogprob(logprob.logprob, _top(logprob.top))
+
+
+def _prompt_logprobs(message: inference_pb.GenerateResponse) -> events.PromptLogprobs:
+    tokens = tuple(
+        events.PromptLogprob(
+            one.token_id, one.logprob if one.HasField("logprob") else None, _top(one.top)
+        )
+        for one in message.prompt_logprobs.tokens
+    )
+    return events.PromptLogprobs(message.sequence, message.prompt_logprobs.first_index, tokens)
+
+
+def _top(top: Iterable[pb.TopLogprob]) -> tuple[events.TopLogprob, ...]:
+    return tuple(events.TopLogprob(one.token_id, one.logprob) for one in top)
 
 
 def _migrated(message: inference_pb.GenerateResponse) -> events.Migrated:
@@ -106,9 +109,10 @@ def _choice_finished(message: inference_pb.GenerateResponse) -> events.ChoiceFin
     )
 
 
-def _finished(sequence: int, finished: inference_pb.Finished) -> events.Finished:
+def _finished(message: inference_pb.GenerateResponse) -> events.Finished:
+    finished = message.finished
     return events.Finished(
-        sequence=sequence,
+        sequence=message.sequence,
         reason=_reason(finished),
         usage=_usage(finished.usage),
         receipt=_receipt(finished.receipt),
@@ -162,3 +166,16 @@ def progress(loading: pb.Loading) -> events.Progress:
         total_bytes=loading.total_bytes,
         estimated_remaining=seconds(loading.estimated_remaining) if estimated else None,
     )
+
+
+_KINDS: Final[Mapping[str, Callable[[inference_pb.GenerateResponse], events.Event]]] = {
+    "queued": _queued,
+    "loading": _loading,
+    "started": _started,
+    "prompt_logprobs": _prompt_logprobs,
+    "tokens": _tokens,
+    "migrated": _migrated,
+    "choice_finished": _choice_finished,
+    "finished": _finished,
+}
+"""How each kind of event is made of its message."""

@@ -92,6 +92,7 @@ def generate(
     keep_alive: float | None,
     linger: float = 0.0,
     n: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> inference_pb.GenerateRequest:
     """The request for a generation; `sampling` holds the fields of SamplingParams.
 
@@ -116,6 +117,7 @@ def generate(
             priority=priority,
             keep_alive=None if keep_alive is None else duration(keep_alive),
             n=n,
+            prompt_logprobs=prompt_logprobs,
         )
         if linger:
             request.linger.CopyFrom(duration(linger))
@@ -127,10 +129,22 @@ def generate(
 
 
 def resume(
-    request: inference_pb.GenerateRequest, sequence: int, token_ids: Sequence[Sequence[int]]
+    request: inference_pb.GenerateRequest,
+    sequence: int,
+    token_ids: Sequence[Sequence[int]],
+    prompt_logprobs: int = 0,
 ) -> None:
-    """Makes a request ask for what comes after the messages, and each sample's tokens, so far."""
+    """Makes a request ask for what comes after what there is.
+
+    Args:
+        request: As it was sent before.
+        sequence: The number of the first message that is not there.
+        token_ids: Of each sample, those that are.
+        prompt_logprobs: Of so many tokens of the prompt, from its beginning.
+    """
     request.resume_from_sequence = sequence
+    if prompt_logprobs:
+        _continuation(request, 0).prompt_logprobs = prompt_logprobs
     for choice, tokens in enumerate(token_ids):
         continuation = _continuation(request, choice)
         continuation.token_ids[:] = tokens

@@ -23,7 +23,7 @@ def check_fields(ask: GenerationAsk) -> None:
         raise errors.InvalidPrompt(f"the request {ask.prompt.value}")
     if ask.conversation:
         ask.conversation.validate()
-    bounds.check_output(ask.max_tokens, ask.logprobs, ask.stop)
+    bounds.check_output(ask.max_tokens, ask.logprobs, ask.stop, ask.prompt_logprobs)
     ask.sampling.validate(ask.max_tokens)
     if ask.form:
         ask.form.validate()

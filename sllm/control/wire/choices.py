@@ -104,6 +104,8 @@ def _request(
     one.CopyFrom(request)
     one.ClearField("n")
     one.ClearField("choices")
+    if choice:
+        one.ClearField("prompt_logprobs")  # the first tells of the prompt
     one.request_id = choice_id(request.request_id, choice)
     if one.sampling.HasField("seed"):
         one.sampling.seed = (one.sampling.seed + choice) % (MAX_SEED + 1)

@@ -26,6 +26,7 @@ from sllm.structured_output.form import Form
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
 GenerateResponse: TypeAlias = inference_pb.GenerateResponse
 Tokens: TypeAlias = inference_pb.Tokens
+PromptLogprobs: TypeAlias = inference_pb.PromptLogprobs
 Moved: TypeAlias = inference_pb.Moved
 Finished: TypeAlias = inference_pb.Finished
 
@@ -48,6 +49,7 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
         stop=tuple(request.stop),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        prompt_logprobs=request.prompt_logprobs if request.HasField("prompt_logprobs") else None,
         priority=request.priority,
         keep_alive=keep_alive(request),
         linger=linger(request),
@@ -142,6 +144,12 @@ def resumes_from(request: GenerateRequest) -> int | None:
 def linger(request: GenerateRequest) -> float:
     """Seconds for which the caller wants a generation to go on without a reader."""
     return bounds.duration(request.linger, "linger", most=bounds.MAX_LINGER)
+
+
+def prompt_told(request: GenerateRequest) -> int:
+    """Tokens of the prompt, from its beginning, whose logprobs the caller has."""
+    told = request.continuation.prompt_logprobs
+    return bounds.count(told, "continuation.prompt_logprobs")
 
 
 def set_linger(request: GenerateRequest, seconds: float) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 from sllm.node.worker.engine.interface import Counters
-from sllm.node.worker.generation import Output, Tokens
+from sllm.node.worker.generation import Output, PromptPart, Tokens
 
 PAUSE_SECONDS: Final = 0.02
 """Between messages of tokens alone.
@@ -14,6 +14,10 @@ PAUSE_SECONDS: Final = 0.02
 A message costs every process up to the caller more than the tokens in it: a small model that takes
 a step each few milliseconds would have them spend more than its engine. Nobody reads so fast.
 """
+
+
+_PARTS_AT_ONCE: Final = 4
+"""Parts of prompts in one message: whoever makes it does nothing else meanwhile."""
 
 
 class Outbox:
@@ -56,8 +60,8 @@ class Outbox:
         await self._rest()
         if self._closed and not self._waiting:
             return None
-        waiting, self._waiting = self._waiting, []
-        if not self._closed:
+        waiting, self._waiting = _portion(self._waiting)
+        if not (self._closed or self._waiting):
             self._arrived.clear()
             self._urgent.clear()
         return _join(waiting)
@@ -69,6 +73,13 @@ class Outbox:
             async with asyncio.timeout_at(self._taken_at + self._pause):
                 await self._urgent.wait()
         self._taken_at = loop.time()
+
+
+def _portion(waiting: list[Output]) -> tuple[list[Output], list[Output]]:
+    """What goes into the next message, and what stays: parts of prompts are large."""
+    large = [place for place, one in enumerate(waiting) if isinstance(one.event, PromptPart)]
+    end = large[_PARTS_AT_ONCE] if len(large) > _PARTS_AT_ONCE else len(waiting)
+    return waiting[:end], waiting[end:]
 
 
 def _join(outputs: Sequence[Output]) -> list[Output]:

@@ -43,6 +43,12 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "no tokens": ({"text": "a", "max_tokens": 0}, errors.InvalidArgument),
     "logprobs above 20": ({"text": "a", "logprobs": 21}, errors.InvalidArgument),
     "negative logprobs": ({"text": "a", "logprobs": -1}, errors.InvalidArgument),
+    "prompt_logprobs above 20": ({"text": "a", "prompt_logprobs": 21}, errors.InvalidArgument),
+    "negative prompt_logprobs": ({"text": "a", "prompt_logprobs": -1}, errors.InvalidArgument),
+    "fewer than none told": (
+        {"text": "a", "continuation": inference_pb.Continuation(prompt_logprobs=-1)},
+        errors.InvalidArgument,
+    ),
     "an empty stop": ({"text": "a", "stop": [""]}, errors.InvalidArgument),
     "a negative keep_alive": (
         {"text": "a", "keep_alive": Duration(seconds=-1)},

@@ -171,7 +171,8 @@ class VllmEngine:
         stop_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         key = self._batch.enter(running)
-        request = _core_request(key, prompt, max_tokens, stop_token_ids)
+        told = running.request.prompt_logprobs
+        request = _core_request(key, prompt, max_tokens, stop_token_ids, told)
         self._core.add_request(*self._core.preprocess_add_request(request))
 
     def _step(self) -> None:
@@ -234,6 +235,7 @@ def _core_request(
     prompt: Sequence[int],
     max_tokens: int,
     stop_token_ids: frozenset[int] = frozenset(),
+    prompt_logprobs: int | None = None,
 ) -> EngineCoreRequest:
     params = SamplingParams(
         temperature=0.0,  # the sampler chooses
@@ -241,6 +243,7 @@ def _core_request(
         stop_token_ids=list(stop_token_ids),
         ignore_eos=True,  # each request brings its own
         detokenize=False,
+        prompt_logprobs=prompt_logprobs,
         extra_args={KEY: key},
     )
     return EngineCoreRequest(
