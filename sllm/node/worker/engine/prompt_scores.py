@@ -1,6 +1,6 @@
 """Logprobs of the tokens of a prompt, put together from the steps that it is computed in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,10 +42,22 @@ class PromptScores:
         count = min(count, len(self._next) - first_index)
         return PromptRows(self, first_row, first_index, count) if count > 0 else None
 
-    def put(self, first_index: int, logits: torch.Tensor) -> None:
-        """Takes logits, [tokens, vocabulary], of tokens from `first_index` on."""
-        for start in range(0, len(logits), _ROWS_AT_ONCE):
-            self._put(first_index + start, logits[start : start + _ROWS_AT_ONCE])
+    def put(
+        self,
+        first_index: int,
+        rows: torch.Tensor,
+        logits_of: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits,
+    ) -> None:
+        """Takes what the model has made of tokens from `first_index` on.
+
+        Args:
+            first_index: In the prompt.
+            rows: Logits, [tokens, vocabulary], or what they are made of.
+            logits_of: Makes logits of some rows.
+        """
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            self._put(first_index + start, logits_of(some))
 
     def whole(self) -> PromptLogprobs:
         """All of them, once the prompt has been computed."""

@@ -117,6 +117,30 @@ def test_what_a_model_does_behind_its_last_layer_is_in_them(
         check(model, one.prompt, first(results, one), 2)
 
 
+@needs_vllm
+def test_vllms_own_are_the_same(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked for where its runner does not show what it computes."""
+    from sllm.node.worker.engine.vllm import prompts as reading
+
+    monkeypatch.setattr(reading, "_METHOD", "not_there")
+    model = load(models / "tiny-llama", torch.float32)
+    engine: Any = make_engine("vllm", models / "tiny-llama", dtype=torch.float32)
+    with running(engine) as harness:
+        assert not engine._prompts.attached
+        prompts = made_prompts(model.config.vocab_size)
+        asked = [request(prompt, prompt_logprobs=2, max_tokens=3) for prompt in prompts]
+        results = harness.generate(asked)
+    for one in asked:
+        check(model, one.prompt, first(results, one), 2)
+
+
+@needs_vllm
+def test_vllms_runner_shows_what_it_computes(models: Path) -> None:
+    engine: Any = make_engine("vllm", models / "tiny-llama")
+    with running(engine):
+        assert engine._prompts.attached
+
+
 def test_asking_changes_no_token(llama: Harness) -> None:
     prompts = made_prompts(512, seed=1)
     plain = [request(prompt, sampling=SEEDED, max_tokens=12) for prompt in prompts]

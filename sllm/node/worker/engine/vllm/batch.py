@@ -7,6 +7,7 @@ from typing import Any
 
 from sllm.node.worker.engine.choosing import Chosen
 from sllm.node.worker.engine.interface import EngineRequest, FinishReason, NewToken, PromptLogprobs
+from sllm.node.worker.engine.prompt_scores import PromptScores
 
 
 @dataclass(slots=True)
@@ -18,8 +19,10 @@ class Running(Chosen):
     for each part. Empty: the core does not have it."""
     cached_prompt_tokens: int | None = None
     """None: it has not been scheduled."""
+    scores: PromptScores | None = None
+    """Of its prompt, if it asks and they are read here, until they are passed on."""
     prompt: PromptLogprobs | None = None
-    """Of its prompt, if it asks and the core has told them, until they are passed on."""
+    """The same as the core has told them."""
     computed: int = 0
     """Of one that gives way: tokens of the prompt, from its beginning, up to the end of the part
     that the core has or has had last; before the first, those that were in the cache."""
@@ -41,7 +44,8 @@ class Running(Chosen):
     def token(self, token_id: int, finish: FinishReason | None) -> NewToken:
         """The next token of the generation."""
         self.take(token_id)
-        prompt, self.prompt = self.prompt, None
+        prompt = self.scores.whole() if self.scores else self.prompt
+        self.scores = self.prompt = None
         return NewToken(
             request_id=self.request.request_id,
             token_id=token_id,
