@@ -9,11 +9,13 @@ from typing import Any
 
 import grpc
 import pytest
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import inference_service_pb2 as pb
+from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 import sllm
-from sllm import errors
+from sllm import errors, rpc
 from tests.e2e import workers
 from tests.e2e.cluster import Cluster
 from tests.e2e.generations import two_instances
@@ -44,11 +46,18 @@ async def client(pair: Cluster) -> AsyncIterator[sllm.AsyncClient]:
 
 
 async def nothing_is_left(cluster: Cluster) -> None:
-    def idle() -> bool:
-        counters = [workers.status(socket).counters for socket in workers.sockets(cluster)]
-        return not any(one.running_requests or one.waiting_requests for one in counters)
+    """Neither in a worker, nor on a node, where it could wait for a reader."""
 
-    await assert_eventually(idle, timeout=60.0)
+    async def nothing() -> bool:
+        counters = [workers.status(socket).counters for socket in workers.sockets(cluster)]
+        busy = any(one.running_requests or one.waiting_requests for one in counters)
+        async with rpc.channel(cluster.control.address) as channel:
+            request = cluster_pb.ListInstancesRequest()
+            listed = await ClusterServiceStub(channel).ListInstances(request, timeout=10.0)
+        kept = any(one.running_requests or one.unread_request_ids for one in listed.instances)
+        return not (busy or kept)
+
+    await assert_eventually(nothing, timeout=60.0)
 
 
 async def alone(
