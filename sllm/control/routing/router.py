@@ -57,18 +57,36 @@ class Router:
         Raises:
             errors.SllmError: Why the request is refused.
         """
+        self.check(request, remaining)
         (ticket,) = self.take_all([request], remaining)
         return ticket
+
+    def check(self, request: generations.GenerateRequest, remaining: float | None) -> None:
+        """Refuses a request that nothing could serve, before a copy of it is made.
+
+        Raises:
+            errors.SllmError: Why.
+        """
+        if self._closing:
+            raise errors.ShuttingDown(_GOING_DOWN)
+        if remaining is not None and remaining <= 0:
+            raise errors.DeadlineExceeded("the call's deadline has passed already")
+        generations.check_size(request, self._state.deployment(request.deployment))
+        admission.check_fields(generations.generation_ask(request))
 
     def take_all(
         self, requests: Sequence[generations.GenerateRequest], remaining: float | None
     ) -> list[Ticket]:
-        """Puts requests into the queue, or refuses all of them: samples of one prompt.
+        """Puts samples of one request, which was checked, into the queue, or none of them.
 
         Raises:
             errors.SllmError: Why they are refused.
         """
-        self._check(requests, remaining)
+        deployment = self._state.deployment(requests[0].deployment)
+        for request in requests:
+            generations.check_size(request, deployment)  # each has a continuation of its own
+        for request in requests:
+            self._take_over(request)
         tickets = [self._ticket(request, remaining) for request in requests]
         first = last = self._wait_estimates.of(tickets[0])
         if len(tickets) > 1:
@@ -186,22 +204,6 @@ class Router:
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
 
     # --- taking -------------------------------------------------------------------------------
-
-    def _check(
-        self, requests: Sequence[generations.GenerateRequest], remaining: float | None
-    ) -> None:
-        """`requests` differ in their ids, seeds and continuations alone."""
-        if self._closing:
-            raise errors.ShuttingDown(_GOING_DOWN)
-        if remaining is not None and remaining <= 0:
-            raise errors.DeadlineExceeded("the call's deadline has passed already")
-        deployment = self._state.deployment(requests[0].deployment)
-        for request in requests:
-            generations.check_size(request, deployment)
-        admission.check_fields(generations.generation_ask(requests[0]))
-        # Last of these checks, as reading on ends the former stream.
-        for request in requests:
-            self._take_over(request)
 
     def _take_over(self, request: generations.GenerateRequest) -> None:
         """Ends the stream that a caller had before who reads on.

@@ -71,6 +71,7 @@ def continuations(request: GenerateRequest) -> Mapping[int, pb.ChoiceContinuatio
         bounds.count(one.choice, "choice", most=request.n - 1)
         if one.choice in found:
             raise errors.InvalidArgument(f"choice {one.choice} goes on twice")
+        bounds.count(one.continuation.prompt_logprobs, "continuation.prompt_logprobs")
         if one.HasField("finished"):
             _check_end(one)
         found[one.choice] = one

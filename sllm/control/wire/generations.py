@@ -38,9 +38,10 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
     """The parts of a request that have bounds.
 
     Raises:
-        errors.InvalidArgument: A duration or the id is out of its bounds.
+        errors.InvalidArgument: A duration, a count or the id is out of its bounds.
     """
     bounds.name(request.request_id, "request_id")
+    prompt_told(request)
     return GenerationAsk(
         prompt=_prompt(request),
         sampling=_sampling(request.sampling),

@@ -23,6 +23,8 @@ LONG = "x" * (BYTES_BESIDE + MAX_BYTES_PER_TOKEN * CONTEXT)
 
 Choice = inference_pb.ChoiceContinuation
 FINISHED = inference_pb.Finished(usage=pb.Usage(completion_tokens=1))
+NOTHING = inference_pb.Finished()
+TOLD_LESS = inference_pb.Continuation(prompt_logprobs=-1)
 ENDLESS = inference_pb.Continuation(token_ids=[5] * len(LONG))
 
 
@@ -108,6 +110,18 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     ),
     "samples that go on as one": (
         {"text": "a", "n": 2, "continuation": inference_pb.Continuation()},
+        errors.InvalidArgument,
+    ),
+    "samples of a text that no context holds": (
+        {"text": LONG, "n": 128},
+        errors.ContextExceeded,
+    ),
+    "samples without a prompt that have all ended": (
+        {"n": 2, **resumed([Choice(finished=NOTHING), Choice(choice=1, finished=NOTHING)])},
+        errors.InvalidPrompt,
+    ),
+    "a sample with fewer than none told": (
+        {"text": "a", "n": 2, **resumed([Choice(continuation=TOLD_LESS)])},
         errors.InvalidArgument,
     ),
     "a sample longer than the context": (
