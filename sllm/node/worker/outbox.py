@@ -76,10 +76,19 @@ class Outbox:
 
 
 def _portion(waiting: list[Output]) -> tuple[list[Output], list[Output]]:
-    """What goes into the next message, and what stays: parts of prompts are large."""
-    large = [place for place, one in enumerate(waiting) if isinstance(one.event, PromptPart)]
-    end = large[_PARTS_AT_ONCE] if len(large) > _PARTS_AT_ONCE else len(waiting)
-    return waiting[:end], waiting[end:]
+    """What goes into the next message, with a few parts of prompts, and what stays."""
+    going: list[Output] = []
+    staying: list[Output] = []
+    parts, held = 0, set[str]()
+    for output in waiting:
+        is_part = isinstance(output.event, PromptPart)
+        if output.request_id in held or (is_part and parts == _PARTS_AT_ONCE):
+            held.add(output.request_id)  # the order of each request's outputs stays
+            staying.append(output)
+        else:
+            parts += is_part
+            going.append(output)
+    return going, staying
 
 
 def _join(outputs: Sequence[Output]) -> list[Output]:
