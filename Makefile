@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch clean
+.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch clean
 
 setup: $(STAMP)
 
@@ -75,6 +75,9 @@ bench-engine: setup
 
 bench-ready: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.ready_made $(BENCH)
+
+bench-batch: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.batching $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)

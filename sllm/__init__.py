@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from sllm.client.aio import AsyncClient
     from sllm.client.stream import AsyncStream
     from sllm.client.sync import Client, Stream
+    from sllm.client.types.batches import Batch, BatchRequest, BatchResult
     from sllm.client.types.deployments import Deployment, Instance, Model
     from sllm.client.types.enums import (
+        BatchState,
         DeploymentState,
         FinishReason,
         InstanceState,
@@ -77,13 +79,20 @@ _WHEN_USED = {
 }
 _TYPES = tuple(
     f"sllm.client.types.{name}"
-    for name in ("deployments", "enums", "events", "migrations", "models", "nodes", "operations")
+    for name in (
+        *("batches", "deployments", "enums", "events", "migrations", "models", "nodes"),
+        "operations",
+    )
 )
 """What all other names are of."""
 
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "Batch",
+    "BatchRequest",
+    "BatchResult",
+    "BatchState",
     "ChatMessage",
     "CheckpointCopy",
     "Choice",

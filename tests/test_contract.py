@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from serverlessllm.v1 import (
+    batch_service_pb2,
     cluster_service_pb2,
     deployment_service_pb2,
     fleet_service_pb2,
@@ -17,6 +18,7 @@ from serverlessllm.v1 import (
 )
 
 import sllm
+from sllm.control.api.batch_service import BatchServicer
 from sllm.control.api.cluster_service import ClusterServicer
 from sllm.control.api.deployment_service import DeploymentServicer
 from sllm.control.api.fleet_service import FleetServicer
@@ -30,8 +32,10 @@ from sllm.node.worker import model_service as worker_models
 from sllm.node.worker import service as worker
 
 PACKAGE = Path(sllm.__file__).parent
+PROTOS = PACKAGE.parent / "protos" / "serverlessllm" / "v1"
 
 SERVICERS: list[tuple[Any, str, list[type]]] = [
+    (batch_service_pb2, "BatchService", [BatchServicer]),
     (cluster_service_pb2, "ClusterService", [ClusterServicer]),
     (deployment_service_pb2, "DeploymentService", [DeploymentServicer]),
     (fleet_service_pb2, "FleetService", [FleetServicer]),
@@ -59,6 +63,7 @@ def test_every_rpc_has_a_handler(module: Any, name: str, servicers: list[type]) 
 
 
 CALLERS: list[tuple[Any, str, str]] = [
+    (batch_service_pb2, "BatchService", "client"),
     (cluster_service_pb2, "ClusterService", "client"),
     (deployment_service_pb2, "DeploymentService", "client"),
     (fleet_service_pb2, "FleetService", "node"),
@@ -75,6 +80,10 @@ def test_every_rpc_has_a_caller(module: Any, name: str, part: str) -> None:
 
 
 def test_every_service_is_listed_here() -> None:
+    files = {path.stem for path in PROTOS.glob("*_service.proto")}
+    assert {module.__name__.rpartition(".")[2] for module, _, _ in SERVICERS} == {
+        f"{name}_pb2" for name in files
+    }
     listed = {(module.__name__, name) for module, name, _ in SERVICERS}
     declared = {
         (module.__name__, name)

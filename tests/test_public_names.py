@@ -14,6 +14,10 @@ from sllm import checkpoint
 PUBLIC = {
     "AsyncClient",
     "AsyncStream",
+    "Batch",
+    "BatchRequest",
+    "BatchResult",
+    "BatchState",
     "ChatMessage",
     "CheckpointCopy",
     "Choice",
@@ -95,10 +99,15 @@ CHECKPOINT = {
 }
 METHODS = {
     "address",
+    "batch",
+    "batch_results",
+    "batches",
     "cancel",
+    "cancel_batch",
     "close",
     "complete",
     "delete",
+    "delete_batch",
     "deploy",
     "deployment",
     "deployments",
@@ -114,6 +123,7 @@ METHODS = {
     "pins",
     "prefetch",
     "render_chat",
+    "submit_batch",
     "tokenize",
     "count_tokens",
     "undrain",
@@ -166,7 +176,9 @@ def test_the_clients_can_do_this(name: str) -> None:
     assert public == METHODS
 
 
-@pytest.mark.parametrize("module", ["deployments", "events", "migrations", "nodes", "operations"])
+@pytest.mark.parametrize(
+    "module", ["batches", "deployments", "events", "migrations", "nodes", "operations"]
+)
 def test_records_are_frozen(module: str) -> None:
     found = vars(importlib.import_module(f"sllm.client.types.{module}")).values()
     classes = [one for one in found if dataclasses.is_dataclass(one)]

@@ -21,8 +21,8 @@ INNER: dict[str, Descriptor] = {
     "messages": pb.ChatMessages.DESCRIPTOR,
     "structured_output": pb.StructuredOutput.DESCRIPTOR,
 }
-NOT_ASKED = {"deployment", "instance_id"}
-"""Who serves it, which is no part of what is served."""
+NOT_ASKED = {"background", "deployment", "instance_id"}
+"""Who serves it, and what the router says of it: no part of what is served."""
 
 
 def fields() -> set[str]:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from sllm.cli import (
+    batches,
     checkpoints,
     cluster,
     deployments,
@@ -52,6 +53,7 @@ app.command(rich_help_panel="Use it")(deployments.deploy)
 app.command(rich_help_panel="Use it")(generate.generate)
 app.command(rich_help_panel="Use it")(generate.chat)
 app.command(rich_help_panel="Use it")(deployments.rm)
+app.add_typer(batches.app, name="batch", rich_help_panel="Use it")
 app.command(rich_help_panel="Look at it")(listings.ls)
 app.command(rich_help_panel="Look at it")(models.model)
 app.command(rich_help_panel="Look at it")(models.tokenize)

@@ -11,6 +11,7 @@ from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from sllm import errors
+from sllm.client.batches import BatchClient
 from sllm.client.operator import PAGE_SIZE
 from sllm.client.stream import AsyncStream, ResumableCall
 from sllm.client.text import TextClient
@@ -46,7 +47,7 @@ def _whole(
     return complete
 
 
-class AsyncClient(TextClient):
+class AsyncClient(TextClient, BatchClient):
     """A client of one control plane. The tasks of one event loop may share it.
 
     Every method raises the class of `sllm.errors` that says what went wrong, `errors.Unreachable`

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
 import grpc
+from serverlessllm.v1.batch_service_pb2_grpc import BatchServiceStub
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
@@ -19,13 +20,17 @@ _SERVICE_CONFIG: Final = json.dumps(
     {
         "methodConfig": [
             {
-                # All but Generate. Those that change something carry a request id, so that the
-                # control plane recognises a repetition.
+                # All but Generate and SubmitBatch. Those that change something carry a request id,
+                # or may be done twice, so that the control plane recognises a repetition.
                 "name": [
                     {"service": "serverlessllm.v1.DeploymentService"},
                     {"service": "serverlessllm.v1.ClusterService"},
                     {"service": "serverlessllm.v1.ModelService"},
                     {"service": "serverlessllm.v1.InferenceService", "method": "Cancel"},
+                    *(
+                        {"service": "serverlessllm.v1.BatchService", "method": method}
+                        for method in ("GetBatch", "ListBatches", "CancelBatch")
+                    ),
                 ],
                 "retryPolicy": {
                     "maxAttempts": 4,
@@ -68,6 +73,7 @@ class Connection:
         self.cluster = ClusterServiceStub(self._channel)
         self.inference = InferenceServiceStub(self._channel)
         self.models = ModelServiceStub(self._channel)
+        self.batches = BatchServiceStub(self._channel)
 
     async def close(self) -> None:
         """Ends the calls under way, whose callers get `errors.Cancelled`, and the channel."""
@@ -121,6 +127,30 @@ class Connection:
             with self.typed_errors():
                 async for message in call:
                     yield message
+        finally:
+            call.cancel()
+
+    async def send_all(
+        self,
+        method: grpc.aio.StreamUnaryMultiCallable[Request, Response],
+        messages: AsyncIterator[Request],
+        timeout: float | None = None,
+    ) -> Response:
+        """The answer to a stream of messages.
+
+        Raises:
+            errors.SllmError: As the server said, or because it could not be reached.
+        """
+        call = method(timeout=bounded(timeout), metadata=rpc.trace_metadata())
+        try:
+            with self.typed_errors():
+                async for message in messages:
+                    await call.write(message)
+                    if call.done():  # the server has heard enough
+                        break
+                else:
+                    await call.done_writing()
+                return await call
         finally:
             call.cancel()
 

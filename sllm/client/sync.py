@@ -195,6 +195,12 @@ class Client(_Face[AsyncClient]):
     generate = _opening(AsyncClient.generate)
     complete = _blocking(AsyncClient.complete)
     cancel = _blocking(AsyncClient.cancel)
+    submit_batch = _blocking(AsyncClient.submit_batch)
+    batch = _blocking(AsyncClient.batch)
+    batches = _blocking(AsyncClient.batches)
+    batch_results = _iterating(AsyncClient.batch_results)
+    cancel_batch = _blocking(AsyncClient.cancel_batch)
+    delete_batch = _blocking(AsyncClient.delete_batch)
 
     def close(self) -> None:
         """Ends the streams under way, and the connection."""

@@ -42,6 +42,12 @@ class ControlConfig:
     """How long nodes go on with requests when this control plane is gone; callers read them on."""
     stop_grace_seconds: float = 2.0
     """Time that calls have to end when the process is asked to."""
+    max_batch_requests: int = 50_000
+    """Requests of one batch; more are refused."""
+    max_batch_bytes: int = 256 << 20
+    """Bytes that they may have together."""
+    batch_retention_seconds: float = 7 * 24 * 3600.0
+    """How long a batch that has ended can be read."""
     metrics_port: int | None = None
     """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
 
@@ -49,3 +55,8 @@ class ControlConfig:
     def state_path(self) -> Path:
         """The SQLite file."""
         return self.directory / "state.db"
+
+    @property
+    def batches_path(self) -> Path:
+        """That of batches: many and large writes, which nothing else is to wait for."""
+        return self.directory / "batches" / "batches.db"

@@ -1,11 +1,14 @@
 """The control plane's parts, put together: what its servicers call."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
+from sllm.control.batches.batches import Batches
+from sllm.control.batches.store import BatchStore
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import DeploymentSpec
@@ -79,7 +82,8 @@ class ControlPlane:
 
     `server.running` puts one behind gRPC. By itself it is used like this:
 
-        plane = ControlPlane(config, SqliteStore(config.state_path), MonotonicClock())
+        stores = SqliteStore(config.state_path), BatchStore(config.batches_path)
+        plane = ControlPlane(config, *stores, MonotonicClock())
         await plane.load()
         loop = asyncio.create_task(plane.run())
         stream = plane.membership.open()
@@ -91,7 +95,9 @@ class ControlPlane:
         await plane.close()
     """
 
-    def __init__(self, config: ControlConfig, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, config: ControlConfig, store: Store, batch_store: BatchStore, clock: Clock
+    ) -> None:
         self.config = config
         self.state = state = State()
         self._nodes = nodes = Nodes()
@@ -111,6 +117,7 @@ class ControlPlane:
         self.streams = Streams(self.router)
         self.migrator = Migrator(state, nodes, placer, launcher, agenda, clock)
         self._evacuation = Evacuation(state, self.migrator, placer, clock)
+        self.batches = Batches(batch_store, self.router, config)
 
         scheduler = Scheduler(state, placer, residency, self._evacuation, agenda, clock, config)
         adoption = Adoption(state, launcher, agenda, clock, config)
@@ -157,6 +164,7 @@ class ControlPlane:
         await self._catalog.load()
         await self.pinning.load()
         await self.drains.load()
+        await self.batches.load()
 
     async def state_problem(self) -> errors.SllmError | None:
         """Why nothing can be stored any more. None: what was stored is where it should be."""
@@ -168,10 +176,13 @@ class ControlPlane:
 
     async def run(self) -> None:
         """Works until it is cancelled."""
-        await self._orchestrator.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._orchestrator.run())
+            group.create_task(self.batches.run())
 
     def end_streams(self) -> None:
         """Ends the streams of callers and nodes with ShuttingDown, and takes no new ones."""
+        self.batches.end_streams()
         self.router.close()
         self.membership.end_streams()
         self.pinning.end_streams()
@@ -183,6 +194,7 @@ class ControlPlane:
     async def close(self) -> None:
         """Leaves the nodes with what they do, and closes the store."""
         await self._evacuation.close()
+        await self.batches.close()
         await self.router.stop()
         await self._launcher.close()
         await self._preparation.close()

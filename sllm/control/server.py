@@ -7,12 +7,14 @@ from typing import Final
 
 import structlog
 from serverlessllm.v1 import (
+    batch_service_pb2,
     cluster_service_pb2,
     deployment_service_pb2,
     fleet_service_pb2,
     inference_service_pb2,
     model_service_pb2,
 )
+from serverlessllm.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
 from serverlessllm.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from serverlessllm.v1.deployment_service_pb2_grpc import add_DeploymentServiceServicer_to_server
 from serverlessllm.v1.fleet_service_pb2_grpc import add_FleetServiceServicer_to_server
@@ -21,11 +23,13 @@ from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_
 
 from sllm import errors, rpc, telemetry
 from sllm.clock import MonotonicClock
+from sllm.control.api.batch_service import BatchServicer
 from sllm.control.api.cluster_service import ClusterServicer
 from sllm.control.api.deployment_service import DeploymentServicer
 from sllm.control.api.fleet_service import FleetServicer
 from sllm.control.api.inference_service import InferenceServicer
 from sllm.control.api.model_service import ModelServicer
+from sllm.control.batches.store import BatchStore
 from sllm.control.cluster.specs import DeploymentState
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
@@ -44,6 +48,7 @@ _LOOK_SECONDS: Final = 1.0
 """Between two looks at whether what is stored is still there."""
 _DEPLOYMENTS: Final = deployment_service_pb2.DESCRIPTOR.services_by_name["DeploymentService"]
 _SERVICES: Final = (
+    batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"],
     cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
     _DEPLOYMENTS,
     fleet_service_pb2.DESCRIPTOR.services_by_name["FleetService"],
@@ -60,8 +65,9 @@ async def serve(config: ControlConfig) -> None:
     """
     return_large_memory()
     keep_private()
-    for path in config.directory.glob(f"{config.state_path.name}*"):
-        make_private(path)
+    for kept in (config.state_path, config.batches_path):
+        for path in kept.parent.glob(f"{kept.name}*"):
+            make_private(path)
     configured = telemetry.configure(
         "sllm-control", instance_id="control", metrics_port=config.metrics_port
     )
@@ -81,8 +87,8 @@ async def running(config: ControlConfig) -> AsyncIterator[str]:
 
     If the control plane's loop dies, what runs inside is cancelled and the error raised.
     """
-    store = await asyncio.to_thread(SqliteStore, config.state_path)
-    plane = ControlPlane(config, store, MonotonicClock())
+    store, batches = await asyncio.to_thread(_open_stores, config)
+    plane = ControlPlane(config, store, batches, MonotonicClock())
     server = rpc.Server()
     _add_services(server, plane)
     try:
@@ -101,10 +107,20 @@ async def running(config: ControlConfig) -> AsyncIterator[str]:
         await plane.close()
 
 
+def _open_stores(config: ControlConfig) -> tuple[SqliteStore, BatchStore]:
+    store = SqliteStore(config.state_path)
+    try:
+        return store, BatchStore(config.batches_path)
+    except BaseException:
+        store.close()
+        raise
+
+
 def _add_services(server: rpc.Server, plane: ControlPlane) -> None:
     add_DeploymentServiceServicer_to_server(DeploymentServicer(plane), server.grpc)
     add_InferenceServiceServicer_to_server(InferenceServicer(plane), server.grpc)
     add_ModelServiceServicer_to_server(ModelServicer(plane), server.grpc)
+    add_BatchServiceServicer_to_server(BatchServicer(plane), server.grpc)
     add_ClusterServiceServicer_to_server(ClusterServicer(plane), server.grpc)
     add_FleetServiceServicer_to_server(FleetServicer(plane), server.grpc)
 

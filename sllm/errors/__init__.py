@@ -13,6 +13,7 @@ SllmError
 │   ├── InvalidSource       INVALID_SOURCE
 │   └── ContextExceeded     CONTEXT_EXCEEDED
 ├── NotFound
+│   ├── BatchNotFound       BATCH_NOT_FOUND
 │   ├── DeploymentNotFound  DEPLOYMENT_NOT_FOUND
 │   ├── InstanceNotFound    INSTANCE_NOT_FOUND
 │   ├── NodeNotFound        NODE_NOT_FOUND
@@ -32,6 +33,7 @@ SllmError
 │   ├── EngineUnavailable   ENGINE_UNAVAILABLE
 │   ├── NotServed           NOT_SERVED
 │   ├── SourceChanged       SOURCE_CHANGED
+│   ├── BatchUnderWay       BATCH_UNDER_WAY
 │   ├── NodeDraining        NODE_DRAINING
 │   └── NodeNeeded          NODE_NEEDED
 ├── SourceForbidden         SOURCE_FORBIDDEN
@@ -86,6 +88,8 @@ from sllm.errors.reasons import (
     make_error,
 )
 from sllm.errors.refusals import (
+    BatchNotFound,
+    BatchUnderWay,
     CheckpointLeased,
     CheckpointNotFound,
     Conflict,
@@ -121,6 +125,8 @@ from sllm.errors.refusals import (
 __all__ = [
     "BY_REASON",
     "DOMAIN",
+    "BatchNotFound",
+    "BatchUnderWay",
     "Cancelled",
     "CheckpointCorrupt",
     "CheckpointLeased",

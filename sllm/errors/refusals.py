@@ -87,6 +87,12 @@ class RequestNotFound(NotFound):
     reason = "REQUEST_NOT_FOUND"
 
 
+class BatchNotFound(NotFound):
+    """There is no such batch."""
+
+    reason = "BATCH_NOT_FOUND"
+
+
 class CheckpointNotFound(NotFound):
     """The node does not hold this checkpoint."""
 
@@ -169,6 +175,12 @@ class SourceChanged(Unsupported):
     """A source is not what it was: its weights, or the files that shape what is made of them."""
 
     reason = "SOURCE_CHANGED"
+
+
+class BatchUnderWay(Unsupported):
+    """The batch has not ended."""
+
+    reason = "BATCH_UNDER_WAY"
 
 
 class NodeDraining(Unsupported):

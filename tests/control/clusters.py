@@ -1,25 +1,29 @@
 """A real control plane with fake nodes, and a caller of it, all in this process."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
+from serverlessllm.v1 import batch_service_pb2 as batch_pb
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import model_service_pb2 as model_pb
 from serverlessllm.v1 import types_pb2 as pb
+from serverlessllm.v1.batch_service_pb2_grpc import BatchServiceStub
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 
 from sllm import errors, rpc
+from sllm.control.batches.store import BatchStore
 from sllm.control.config import ControlConfig
 from sllm.control.server import running
+from sllm.control.state.sqlite import SqliteStore
 from tests.control.fake_node import FakeNode
 from tests.support import assert_eventually
 
@@ -85,6 +89,7 @@ class Caller:
         self.inference = InferenceServiceStub(channel)
         self.cluster = ClusterServiceStub(channel)
         self.models = ModelServiceStub(channel)
+        self.batches = BatchServiceStub(channel)
 
     async def deploy(
         self,
@@ -183,6 +188,41 @@ class Caller:
     async def complete(self, name: str = "tiny", **fields: Any) -> Stream:
         return await self.generate(name, **fields).end()
 
+    async def submit(
+        self,
+        requests: Iterable[inference_pb.GenerateRequest],
+        batch_id: str = "",
+        time_limit: float | None = None,
+    ) -> batch_pb.Batch:
+        header = batch_pb.BatchHeader(batch_id=batch_id)
+        if time_limit is not None:
+            header.time_limit.FromNanoseconds(int(time_limit * 1e9))
+        messages = [batch_pb.SubmitBatchRequest(header=header)]
+        messages += [batch_pb.SubmitBatchRequest(request=one) for one in requests]
+        with rpc.typed_errors():
+            answer: batch_pb.SubmitBatchResponse = await self.batches.SubmitBatch(
+                iter(messages), timeout=SECONDS
+            )
+        return answer.batch
+
+    async def batch(self, batch_id: str) -> batch_pb.Batch:
+        with rpc.typed_errors():
+            request = batch_pb.GetBatchRequest(batch_id=batch_id)
+            answer: batch_pb.GetBatchResponse = await self.batches.GetBatch(
+                request, timeout=SECONDS, wait_for_ready=True
+            )
+        return answer.batch
+
+    async def results(
+        self, batch_id: str, first: int = 0, *, follow: bool = True
+    ) -> list[batch_pb.BatchResult]:
+        request = batch_pb.ReadBatchResultsRequest(
+            batch_id=batch_id, from_number=first, follow=follow
+        )
+        with rpc.typed_errors():
+            call = self.batches.ReadBatchResults(request, timeout=SECONDS)
+            return [answer.result async for answer in call]
+
     async def cancel(self, request_id: str) -> None:
         with rpc.typed_errors():
             request = inference_pb.CancelRequest(request_id=request_id)
@@ -249,6 +289,11 @@ class Cluster:
         await self.stop_control()
         for node in self.nodes.values():
             await node.die()
+
+
+def stores_of(config: ControlConfig) -> tuple[SqliteStore, BatchStore]:
+    """What a control plane keeps its state in."""
+    return SqliteStore(config.state_path), BatchStore(config.batches_path)
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from sllm.clock import MonotonicClock
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
 from sllm.control.orchestration.membership import Answer
-from sllm.control.state.sqlite import SqliteStore
 from sllm.control.types.reports import Full, Report
+from tests.control.clusters import stores_of
 from tests.control.shapes import deployment, facts
 
 SECONDS = 5.0
@@ -26,7 +26,7 @@ async def _reports() -> AsyncIterator[Report]:
 
 async def test_nodes_report_and_requests_wait_without_any_server(tmp_path: Path) -> None:
     config = ControlConfig(tmp_path)
-    plane = ControlPlane(config, SqliteStore(config.state_path), MonotonicClock())
+    plane = ControlPlane(config, *stores_of(config), MonotonicClock())
     await plane.load()
     loop = asyncio.create_task(plane.run())
     async with asyncio.timeout(SECONDS):

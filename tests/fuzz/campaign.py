@@ -110,13 +110,16 @@ class Campaign:
     # --- the cluster between rounds -----------------------------------------------------------
 
     def _restore(self) -> None:
-        """Takes back what calls may rightly have done: drains, pins, deployments."""
+        """Takes back what calls may rightly have done: drains, pins, deployments, batches."""
         self._wait("nodes are missing", self._has_its_nodes)
         for node in self._cluster.nodes:
             self._client.undrain(node.name)
         for pin in self._client.pins():
             self._client.unpin(pin.deployment, tier=pin.tier, node=pin.node_id)
         self._release_holds()
+        for batch in self._client.batches():
+            self._client.cancel_batch(batch.batch_id)
+            self._client.delete_batch(batch.batch_id)
         for deployment in self._client.deployments():
             if deployment.name != DEPLOYMENT:
                 self._client.delete(deployment.name)

@@ -9,6 +9,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from serverlessllm.v1 import (
+    batch_service_pb2,
     cluster_service_pb2,
     deployment_service_pb2,
     fleet_service_pb2,
@@ -48,6 +49,7 @@ class Method:
 _COMMON: tuple[FileDescriptor, ...] = (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
 _SERVED: dict[str, tuple[FileDescriptor, ...]] = {
     "control": (
+        batch_service_pb2.DESCRIPTOR,
         cluster_service_pb2.DESCRIPTOR,
         deployment_service_pb2.DESCRIPTOR,
         fleet_service_pb2.DESCRIPTOR,

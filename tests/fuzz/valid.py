@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from serverlessllm.v1 import batch_service_pb2 as batch
 from serverlessllm.v1 import cluster_service_pb2 as cluster
 from serverlessllm.v1 import deployment_service_pb2 as deployment
 from serverlessllm.v1 import inference_service_pb2 as inference
@@ -22,6 +23,7 @@ from tests.fuzz.ghosts import NOWHERE, reports
 _KV_BYTES: Final = 16 * 1024 * 1024
 _SERVICES: Final = (
     "",
+    "serverlessllm.v1.BatchService",
     "serverlessllm.v1.NodeService",
     "serverlessllm.v1.ClusterService",
     "serverlessllm.v1.InferenceService",
@@ -308,6 +310,48 @@ _MODEL: Mapping[str, Maker] = {
     "ModelService.RenderChat": _asking(model.RenderChatRequest),
 }
 
+# --- batches ----------------------------------------------------------------------------------
+
+
+def _submit_batch(facts: Facts, rng: Random) -> list[Message]:
+    header = batch.BatchHeader(batch_id=_id(rng, "batch"), time_limit=Duration(seconds=5))
+    requests = [_generation(facts, rng, facts.deployment) for _ in range(rng.randrange(1, 4))]
+    for number, request in enumerate(requests):
+        request.request_id = rng.choice(("", f"item-{number}"))
+        for foreign in (
+            *("instance_id", "continuation", "resume_from_sequence"),
+            *("linger", "priority", "keep_alive"),
+        ):
+            request.ClearField(foreign)
+    return [
+        batch.SubmitBatchRequest(header=header),
+        *(batch.SubmitBatchRequest(request=request) for request in requests),
+    ]
+
+
+def _read_batch_results(facts: Facts, rng: Random) -> list[Message]:
+    return [
+        batch.ReadBatchResultsRequest(
+            batch_id=_id(rng, "batch"), from_number=rng.randrange(3), follow=rng.random() < 0.5
+        )
+    ]
+
+
+_BATCH: Mapping[str, Maker] = {
+    "BatchService.SubmitBatch": _submit_batch,
+    "BatchService.GetBatch": lambda facts, rng: [batch.GetBatchRequest(batch_id=_id(rng, "batch"))],
+    "BatchService.ListBatches": lambda facts, rng: [
+        batch.ListBatchesRequest(page_size=rng.randrange(3), page_token="f")
+    ],
+    "BatchService.ReadBatchResults": _read_batch_results,
+    "BatchService.CancelBatch": lambda facts, rng: [
+        batch.CancelBatchRequest(batch_id=_id(rng, "batch"))
+    ],
+    "BatchService.DeleteBatch": lambda facts, rng: [
+        batch.DeleteBatchRequest(batch_id=_id(rng, "batch"))
+    ],
+}
+
 # --- all of them ------------------------------------------------------------------------------
 
 _CONTROL: Mapping[str, Maker] = {
@@ -382,7 +426,7 @@ _COMMON: Mapping[str, Maker] = {
     ],
 }
 VALID: Mapping[str, Mapping[str, Maker]] = {
-    "control": {**_CONTROL, **_MODEL, **_COMMON},
+    "control": {**_BATCH, **_CONTROL, **_MODEL, **_COMMON},
     "node": {**_NODE, **_MODEL, **_COMMON},
 }
 """By server and `Method.key`."""

@@ -80,6 +80,7 @@ class GenerateRequest(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -126,6 +127,10 @@ class GenerateRequest(_message.Message):
     the first token that is generated. 0-20. The whole prompt is computed for it, whatever of it is
     in the cache. They are not told with a continuation that has tokens; of several samples with the
     first alone.
+    """
+    background: _builtins.bool
+    """Set by the router when it calls a node: nobody waits for it, and it stands still while others
+    wait for their first token. A client leaves it empty.
     """
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
@@ -209,10 +214,11 @@ class GenerateRequest(_message.Message):
         n: _builtins.int | None = ...,
         choices: _abc.Iterable[Global___ChoiceContinuation] | None = ...,
         prompt_logprobs: _builtins.int | None = ...,
+        background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "parsing", b"parsing", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "choices", b"choices", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "background", b"background", "choices", b"choices", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015

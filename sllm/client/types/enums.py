@@ -32,6 +32,17 @@ class DeploymentState(StrEnum):
     """The checkpoint could not be brought to any node."""
 
 
+class BatchState(StrEnum):
+    """How far a batch is."""
+
+    UNKNOWN = "UNKNOWN"
+    RUNNING = "RUNNING"
+    """Some of its requests wait, or are under way."""
+    ENDED = "ENDED"
+    """All of them have ended."""
+    CANCELLED = "CANCELLED"
+
+
 class InstanceState(StrEnum):
     """The life of an instance, in order."""
 

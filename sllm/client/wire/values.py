@@ -10,6 +10,7 @@ from sllm.client.types import enums
 E = TypeVar(
     "E",
     enums.Tier,
+    enums.BatchState,
     enums.DeploymentState,
     enums.InstanceState,
     enums.FinishReason,

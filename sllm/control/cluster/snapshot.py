@@ -59,5 +59,5 @@ class Snapshot:
 
     @cached_property
     def idle_nodes(self) -> frozenset[str]:
-        """Nodes with instances that have no request."""
-        return frozenset(use.node_id for use in self.uses.values() if not use.in_flight)
+        """Nodes with instances that have no request that anybody waits for."""
+        return frozenset(use.node_id for use in self.uses.values() if not use.is_busy)

@@ -12,12 +12,22 @@ class Use:
     in_flight: int
     """Requests that it has given to the instance and that have not ended."""
     last_used: float
-    """Clock's seconds when the last request came or went, or the instance became ready."""
+    """Clock's seconds when the last request that somebody waited for came or went, or the instance
+    became ready."""
     kept_until: float = 0.0
     """Clock's seconds until which a request has wished it to stay."""
     demand: float = -math.inf
     """How much its deployment was asked for of late, as a binary logarithm: 1 more is twice the
     requests. They fade with time; all levels refer to one moment, so that they can be compared."""
+    background: int = 0
+    """How many of those in flight nobody waits for: they give way to others."""
+    asked_for: bool = False
+    """Whether it ever had a request that somebody waited for."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has requests that somebody waits for."""
+        return self.in_flight > self.background
 
 
 @dataclass(frozen=True, slots=True)

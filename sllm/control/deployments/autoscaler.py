@@ -22,6 +22,8 @@ class Replica:
     """Clock's seconds."""
     kept_until: float = 0.0
     """Clock's seconds until which a request has wished it to stay."""
+    background: int = 0
+    """How many of those in flight give way to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Load:
     """Requests that one instance works on at once."""
     outdated: Sequence[Replica] = ()
     """Ready instances from before a change, which those of today replace."""
+    background: int = 0
+    """Requests that wait, and for which nobody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ def plan(load: Load, policy: ScalingPolicy, now: float) -> Plan:
     wanted = _wanted(load, policy, present)
     start = max(0, min(ramp, wanted - present))
     retire = _replaced(load, wanted)
-    if load.waiting:
+    if load.waiting or load.background:
         return Plan(start, retire=retire)
 
     def expiry(replica: Replica) -> float:
@@ -83,9 +87,18 @@ def _replaced(load: Load, wanted: int) -> tuple[str, ...]:
     return tuple(one.instance_id for one in busiest_last[:leaving])
 
 
+def _requests(load: Load) -> int:
+    """Those that instances are wanted for: while others wait, what gives way to them is none."""
+    replicas = (*load.ready, *load.outdated)
+    in_flight = sum(one.in_flight for one in replicas)
+    if load.waiting:
+        return load.waiting + in_flight - sum(one.background for one in replicas)
+    return load.background + in_flight
+
+
 def _wanted(load: Load, policy: ScalingPolicy, present: int) -> int:
     """Instances that there should be, idle ones aside."""
+    requests = _requests(load)
     target = min(policy.target_concurrency or load.max_concurrency, load.max_concurrency)
-    requests = load.waiting + sum(one.in_flight for one in (*load.ready, *load.outdated))
     more = math.ceil(max(0, requests - present * target) / target)
     return max(policy.min_replicas, min(policy.max_replicas, present + more))

@@ -69,12 +69,15 @@ class Scaler:
             starting=sum(one.state is InstanceState.STARTING for one in instances),
             max_concurrency=deployment.spec.engine.max_concurrency,
             outdated=[one for one in replicas if one.instance_id in outdated],
+            background=self._state.background.count(deployment.name),
         )
 
     def _replicas(self, name: str) -> list[autoscaler.Replica]:
         uses = self._state.slots.uses
         return [
-            autoscaler.Replica(one.instance_id, use.in_flight, use.last_used, use.kept_until)
+            autoscaler.Replica(
+                one.instance_id, use.in_flight, use.last_used, use.kept_until, use.background
+            )
             for one in self._state.ready_replicas(name)
             if (use := uses.get(one.instance_id))
         ]

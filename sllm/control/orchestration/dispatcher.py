@@ -6,6 +6,7 @@ from sllm.control.cluster.needs import Need
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.launcher import Launcher
 from sllm.control.placement import placement
+from sllm.control.requests.queue import RequestQueue
 from sllm.control.requests.tickets import Assignment, Ticket
 from sllm.control.state.state import State
 from sllm.control.wire.node_client import Node, Nodes
@@ -22,12 +23,14 @@ class Dispatcher:
         self._launcher = launcher
         self._agenda = agenda
         self._clock = clock
+        self._giving_way: set[Ticket] = set()
+        """Requests that still have the slots which others will get."""
 
     # --- requests that wait -------------------------------------------------------------------
 
     def enqueue(self, ticket: Ticket) -> None:
         """Puts a request into its line; it has an instance at once if one has a free slot."""
-        self._state.queue.add(ticket)
+        self._state.line_of(ticket).add(ticket)
         self.dispatch(ticket.deployment)
         if ticket.assignment is None:
             self._agenda.wake(ticket.deployment)
@@ -37,20 +40,45 @@ class Dispatcher:
 
     def requeue(self, ticket: Ticket) -> None:
         """Puts a request back into its line: its instance is gone."""
-        self._state.queue.add(ticket)
+        self._state.line_of(ticket).add(ticket)
         self._agenda.wake(ticket.deployment)
 
     def dispatch(self, name: str) -> None:
-        """Gives waiting requests to instances with free slots, oldest first."""
-        state, need = self._state, self._state.needs.get(name)
-        while need and state.queue.head(name):
+        """Gives waiting requests to instances with free slots: whoever waits longest goes first.
+
+        Those that nobody waits for get what is left, and give their slots up where one is lacking.
+        """
+        need = self._state.needs.get(name)
+        if need is None:
+            return
+        if self._deal_out(self._state.queue, need):
+            self._deal_out(self._state.background, need)
+        else:
+            self._make_way(name)
+
+    def _deal_out(self, line: RequestQueue[Ticket], need: Need) -> bool:
+        """Gives the requests of a line to instances; says whether all of them have one."""
+        name = need.deployment
+        while line.head(name):
             picked_at = self._clock.now()
             instance = self._free_instance(need)
             if instance is None:
-                return
-            assignment = self._take(instance, name, picked_at)
-            state.queue.pop(name).assign(assignment)
+                return False
+            ticket = line.pop(name)
+            ticket.assign(self._take(ticket, instance, picked_at))
             self._agenda.wake(name)  # one that is as busy as it should be may want another beside
+        return True
+
+    def _make_way(self, name: str) -> None:
+        """Has as many requests that nobody waits for give their slots up as others wait."""
+        state = self._state
+        leaving = sum(one.deployment == name for one in self._giving_way)
+        lacking = max(0, state.queue.count(name) - leaving)
+        instances = state.fleet.instances_of(name) if lacking else ()
+        there = [one for each in instances for one in state.background_on(each.instance_id)]
+        for ticket in [one for one in there if not one.gave_way][:lacking]:
+            self._giving_way.add(ticket)
+            ticket.give_way()
 
     def _free_instance(self, need: Need) -> Instance | None:
         """One that runs as its deployment is to; one from before a change if there is none yet."""
@@ -70,7 +98,7 @@ class Dispatcher:
         instance = self._state.fleet.instance(instance_id)
         if instance is None or instance_id not in self._state.slots.uses:
             return None
-        return self._take(instance, ticket.deployment, self._clock.now())
+        return self._take(ticket, instance, self._clock.now())
 
     def reattach(self, ticket: Ticket) -> bool:
         """Gives a request whose caller reads on to the instance that goes on with it, if any."""
@@ -89,9 +117,12 @@ class Dispatcher:
                 return self._nodes.by_id.get(instance.node_id)
         return None
 
-    def _take(self, instance: Instance, deployment: str, now: float) -> Assignment:
+    def _take(self, ticket: Ticket, instance: Instance, now: float) -> Assignment:
         """Takes a slot of an instance."""
-        self._state.slots.take(instance.instance_id, deployment, now)
+        if ticket.background:
+            self._state.slots.take_background(instance.instance_id)
+        else:
+            self._state.slots.take(instance.instance_id, ticket.deployment, now)
         node = self._nodes.by_id[instance.node_id]
         return Assignment(instance, node, self._state.records.get(instance.instance_id), now)
 
@@ -99,13 +130,18 @@ class Dispatcher:
 
     def released(self, ticket: Ticket, assignment: Assignment) -> None:
         """A request has left its instance."""
-        instance_id, now = assignment.instance.instance_id, self._clock.now()
-        idle = self._state.slots.release(instance_id, now, ticket.keep_alive)
-        if idle:
+        if self._release(ticket, assignment.instance.instance_id):
             self._agenda.wake(ticket.deployment)
             self._agenda.wake_for_room()
         else:
             self.dispatch(ticket.deployment)
+
+    def _release(self, ticket: Ticket, instance_id: str) -> bool:
+        """Gives a slot back; says whether its instance is idle now."""
+        if not ticket.background:
+            return self._state.slots.release(instance_id, self._clock.now(), ticket.keep_alive)
+        self._giving_way.discard(ticket)
+        return self._state.slots.release_background(instance_id)
 
     def instance_failed(self, instance: Instance) -> None:
         """An instance has failed a request: it gets no more, and ends if it has not yet."""

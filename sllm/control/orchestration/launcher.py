@@ -90,6 +90,8 @@ class Launcher:
 
     def end(self, instance: Instance) -> None:
         """Stops an instance at once; its room counts as free from now on."""
+        for ticket in self._state.background_on(instance.instance_id):
+            ticket.give_way()
         self._state.fleet.leave(instance.instance_id)
         self.forget([instance.instance_id])
         if start := self._state.starts.get(instance.instance_id):

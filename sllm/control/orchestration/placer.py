@@ -54,9 +54,10 @@ class Placer:
         state, now = self._state, self._clock.now()
         failed = state.failed_starts.get(name)
         alone = not state.fleet.instances_of(name)
+        waiting = state.queue.count(name)
         return Demand(
             need=state.needs[name],
-            waiting=state.queue.count(name),
+            waiting=waiting,
             slot_wait=self._slot_wait(name),
             impatient=alone
             and state.queue.waited(name, now) >= self._config.drain_patience_seconds,
@@ -64,7 +65,14 @@ class Placer:
             closed=closed or {},
             draining=frozenset(state.draining),
             resident=frozenset(self._residency.resident(now)),
+            background=not waiting and self._is_for_background(name),
         )
+
+    def _is_for_background(self, name: str) -> bool:
+        """Whether an instance more is wanted for nothing but what nobody waits for."""
+        state = self._state
+        least = state.deployments[name].spec.scaling.min_replicas
+        return state.background.count(name) > 0 and len(state.fleet.instances_of(name)) >= least
 
     def _slot_wait(self, name: str) -> float:
         """`Demand.slot_wait`, from how long requests take and how many slots there are."""
@@ -101,7 +109,8 @@ class Placer:
 
     def _decide(self, demand: Demand) -> Decision:
         state = self._state
-        if self._config.migrate and demand.need.deployment not in self._unmoved():
+        may_migrate = self._config.migrate and not demand.background
+        if may_migrate and demand.need.deployment not in self._unmoved():
             demand = replace(demand, may_migrate=True)
             return placement.place(state.snapshot_for_moves(), demand)
         return placement.place(state.snapshot(), demand)

@@ -33,6 +33,8 @@ class Demand:
     """Idle instances of its own deployment that may end for the one that replaces them."""
     may_migrate: bool = False
     """Whether running instances of other deployments may be migrated away to make room."""
+    background: bool = False
+    """Whether nobody waits for what it is wanted for: then it takes what others leave."""
 
 
 @dataclass(frozen=True, slots=True)

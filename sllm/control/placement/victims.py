@@ -35,7 +35,7 @@ def idle_victims(
     kv_bytes = room.kv_grant(node, need)
     if room.shortage(node, need, kv_bytes, gone).none:
         return ()
-    idle = [one for one in yielding(snapshot, demand, node) if not is_busy(snapshot, one)]
+    idle = [one for one in yielding(snapshot, demand, node) if not keeps(snapshot, demand, one)]
     idle.sort(key=lambda one: missed(snapshot, node, one))
     return room.make(node, need, kv_bytes, idle, gone)
 
@@ -77,5 +77,16 @@ def missed(snapshot: Snapshot, node: NodeView, instance: Instance) -> tuple[floa
 
 
 def is_busy(snapshot: Snapshot, instance: Instance) -> bool:
-    """Whether an instance has requests."""
-    return snapshot.uses[instance.instance_id].in_flight > 0
+    """Whether an instance has requests that somebody waits for."""
+    return snapshot.uses[instance.instance_id].is_busy
+
+
+def keeps(snapshot: Snapshot, demand: Demand, instance: Instance) -> bool:
+    """Whether an instance keeps its room: it is busy, or nobody waits for what asks for it.
+
+    Then it ends only if all that it ever had was of that kind, and has ended.
+    """
+    use = snapshot.uses[instance.instance_id]
+    if demand.background:
+        return use.asked_for or use.in_flight > 0
+    return use.is_busy

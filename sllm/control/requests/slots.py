@@ -31,6 +31,16 @@ class Slots:
         claimed = self._claimed.get(instance_id, 0)  # for requests that are to move here
         self._uses.setdefault(instance_id, Use(node_id, claimed, now))
 
+    def take_background(self, instance_id: str) -> None:
+        """Gives the instance one more of the requests that nobody waits for.
+
+        They keep no instance for longer, and say nothing of how much it is asked for.
+        """
+        use = self._uses[instance_id]
+        self._uses[instance_id] = replace(
+            use, in_flight=use.in_flight + 1, background=use.background + 1
+        )
+
     def take(self, instance_id: str, deployment: str, now: float) -> None:
         """Gives the instance one request more."""
         count = self._requests.get(deployment, Decaying()).plus_one(now, HALF_LIFE_SECONDS)
@@ -41,7 +51,18 @@ class Slots:
             in_flight=use.in_flight + 1,
             last_used=now,
             demand=count.level(HALF_LIFE_SECONDS),
+            asked_for=True,
         )
+
+    def release_background(self, instance_id: str) -> bool:
+        """Takes one of the requests away that nobody waits for; says whether it is idle now."""
+        use = self._uses.get(instance_id)
+        if use is None:
+            return False
+        self._uses[instance_id] = replace(
+            use, in_flight=use.in_flight - 1, background=use.background - 1
+        )
+        return use.in_flight == 1
 
     def release(self, instance_id: str, now: float, keep_alive: float | None = None) -> bool:
         """Takes one of its requests away; says whether it is idle now.

@@ -44,6 +44,7 @@ class Ticket:
         step_seconds: float,
         position: int = 0,
         estimated_wait: float | None = None,
+        background: bool = False,
     ) -> None:
         """`step_seconds` of waiting are worth one step of priority."""
         self.request = request
@@ -73,6 +74,10 @@ class Ticket:
         """"OK", or the reason of the error; empty while it is under way."""
         self.error: errors.SllmError | None = None
         """Why it was ended from outside its stream."""
+        self.background = background
+        """Whether nobody waits for it: it gives way to others."""
+        self.gave_way = False
+        """Whether it was ended for them, and may be begun again."""
         self._clock = clock
         self._call: GenerateCall | None = None
         self._known_to_nodes = False
@@ -136,6 +141,11 @@ class Ticket:
         self._changed.set()
         if self._call:
             self._call.hang_up(self.error)
+
+    def give_way(self) -> None:
+        """Ends it where it is, because others need its slot or its instance's room."""
+        self.gave_way = self.error is None
+        self.fail(errors.NoCapacity("it has given way to requests that somebody waits for"))
 
     def abandon(self) -> None:
         """Ends it without a word: its caller is gone."""

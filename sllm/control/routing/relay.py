@@ -182,11 +182,12 @@ class Relay:
         )
         generations.fill_receipt(finished, receipt)
         ticket.receipt = receipt
-        if first is assignment:
+        if first is assignment and not ticket.background:
             self._learn(ticket, finished)
         generated = len(ticket.progress.token_ids)
         metrics.generated_tokens.add(generated, {"deployment": ticket.deployment})
-        metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
+        if not ticket.background:
+            metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
 
     def _follow(self, ticket: Ticket, assignment: Assignment, moved: generations.Moved) -> None:
         """Goes where the generation has gone. Its new place is taken before the old one is left."""

@@ -1,5 +1,6 @@
 """Takes requests, and knows each until it has ended."""
 
+import copy
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -47,21 +48,29 @@ class Router:
         self._closing = False
         self._began = clock.now()
 
-    def take(self, request: generations.GenerateRequest, remaining: float | None) -> Ticket:
+    def take(
+        self,
+        request: generations.GenerateRequest,
+        remaining: float | None,
+        *,
+        background: bool = False,
+    ) -> Ticket:
         """Puts a request into the queue, or refuses it at once.
 
         Args:
             request: As the caller sent it; from here on it is the router's.
             remaining: Seconds until the caller's deadline. None: there is none.
+            background: Whether nobody waits for it: it gets what others leave, for as long as
+                they leave it.
 
         Raises:
             errors.SllmError: Why the request is refused.
         """
-        self.check(request, remaining)
-        (ticket,) = self.take_all([request], remaining)
+        self.screen(request, remaining)
+        (ticket,) = self.take_all([request], remaining, background=background)
         return ticket
 
-    def check(self, request: generations.GenerateRequest, remaining: float | None) -> None:
+    def screen(self, request: generations.GenerateRequest, remaining: float | None) -> None:
         """Refuses a request that nothing could serve, before a copy of it is made.
 
         Raises:
@@ -71,13 +80,16 @@ class Router:
             raise errors.ShuttingDown(_GOING_DOWN)
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
-        generations.check_size(request, self._state.deployment(request.deployment))
-        admission.check_fields(generations.generation_ask(request))
+        self._check_fields(request)
 
     def take_all(
-        self, requests: Sequence[generations.GenerateRequest], remaining: float | None
+        self,
+        requests: Sequence[generations.GenerateRequest],
+        remaining: float | None,
+        *,
+        background: bool = False,
     ) -> list[Ticket]:
-        """Puts samples of one request, which was checked, into the queue, or none of them.
+        """Puts samples of one request, which was screened, into the queue, or none of them.
 
         Raises:
             errors.SllmError: Why they are refused.
@@ -87,14 +99,10 @@ class Router:
             generations.check_size(request, deployment)  # each has a continuation of its own
         for request in requests:
             self._take_over(request)
-        tickets = [self._ticket(request, remaining) for request in requests]
-        first = last = self._wait_estimates.of(tickets[0])
-        if len(tickets) > 1:
-            last = self._wait_estimates.of(tickets[0], len(tickets))
-        admission.check_queue(last, self._config)
-        admission.check_deadline(last, remaining)
-        for place, ticket in enumerate(tickets):
-            ticket.position, ticket.estimated_wait = first.ahead + place, first.wait
+        tickets = [self._ticket(request, remaining, background) for request in requests]
+        if not background:
+            self._admit(tickets)
+        for ticket in tickets:
             self._state.tickets[ticket.request_id] = ticket
         for ticket in tickets:
             if ticket.resumes_from is None:
@@ -137,6 +145,16 @@ class Router:
         if form := generations.form(request):
             generations.check_size(request, self._state.deployment(request.deployment))
             await self._forms.check(form)
+
+    async def check(self, request: generations.GenerateRequest) -> None:
+        """Looks at a request that is to be taken later. Changes nothing.
+
+        Raises:
+            errors.SllmError: Why it would be refused.
+        """
+        looked_at = copy.deepcopy(request)
+        self._check_fields(looked_at)
+        await self.settle(looked_at)
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
         """The caller's stream: `queued` first, `finished` last.
@@ -192,7 +210,7 @@ class Router:
         if self._state.tickets.get(ticket.request_id) is not ticket:
             return
         del self._state.tickets[ticket.request_id]
-        self._state.queue.remove(ticket)
+        self._state.line_of(ticket).remove(ticket)
         ticket.abandon()
         # After hanging up alone, a generation lingers on its node: as its caller wishes, or because
         # this control plane goes down, and callers read on after its restart.
@@ -204,6 +222,20 @@ class Router:
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
 
     # --- taking -------------------------------------------------------------------------------
+
+    def _admit(self, tickets: Sequence[Ticket]) -> None:
+        """Refuses requests the last of which would wait for too long."""
+        first = last = self._wait_estimates.of(tickets[0])
+        if len(tickets) > 1:
+            last = self._wait_estimates.of(tickets[0], len(tickets))
+        admission.check_queue(last, self._config)
+        admission.check_deadline(last, tickets[0].remaining())
+        for place, ticket in enumerate(tickets):
+            ticket.position, ticket.estimated_wait = first.ahead + place, first.wait
+
+    def _check_fields(self, request: generations.GenerateRequest) -> None:
+        generations.check_size(request, self._state.deployment(request.deployment))
+        admission.check_fields(generations.generation_ask(request))
 
     def _take_over(self, request: generations.GenerateRequest) -> None:
         """Ends the stream that a caller had before who reads on.
@@ -219,11 +251,14 @@ class Router:
         elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
 
-    def _ticket(self, request: generations.GenerateRequest, remaining: float | None) -> Ticket:
+    def _ticket(
+        self, request: generations.GenerateRequest, remaining: float | None, background: bool
+    ) -> Ticket:
         request.request_id = request.request_id or uuid.uuid4().hex
+        request.background = background
         generations.settle_seed(request)
         step = self._config.priority_step_seconds
-        ticket = Ticket(request, remaining, self._clock, step_seconds=step)
+        ticket = Ticket(request, remaining, self._clock, step_seconds=step, background=background)
         generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
         return ticket
 

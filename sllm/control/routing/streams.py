@@ -81,7 +81,7 @@ class Streams:
         sequence = generations.resumes_from(request)
         if self._router.serves(request_id) or (sequence is None and request_id in self._several):
             raise _in_use(request_id)
-        self._router.check(request, remaining)
+        self._router.screen(request, remaining)
         generations.settle_seed(request)
         had = choices.continuations(request)
         ones = dict(choices.requests(request, had))

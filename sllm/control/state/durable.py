@@ -12,24 +12,35 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Durable:
-    """What has to survive a restart, for those that live in the event loop."""
+class StoreThread:
+    """Calls methods that block, one at a time, for those that live in the event loop."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        """Its methods block: they go through `run`."""
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
 
     async def run(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """The result of a method of the store, called after all those before.
+        """The result of a method of a store, called after all those before.
 
         A task that is cancelled meanwhile gets it all the same, and is cancelled where it waits
         next: what is stored has to come into force as well.
         """
         loop = asyncio.get_running_loop()
         return await _whole(loop.run_in_executor(self._thread, lambda: work(*args, **kwargs)))
+
+    def end(self) -> None:
+        """Lets the thread end."""
+        self._thread.shutdown()
+
+
+class Durable(StoreThread):
+    """What has to survive a restart, for those that live in the event loop."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        """Its methods block: they go through `run`."""
 
     async def recall(self, call: Call[Answer]) -> Answer | None:
         """The first answer to a call that is repeated, or None if it is new.
@@ -42,7 +53,7 @@ class Durable:
     async def close(self) -> None:
         """Ends the use of the store, once what is under way is done."""
         await self.run(self.store.close)
-        self._thread.shutdown()
+        self.end()
 
 
 async def _whole(work: asyncio.Future[Result]) -> Result:

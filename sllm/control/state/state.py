@@ -53,6 +53,8 @@ class State:
     fleet: Fleet = field(default_factory=Fleet)
     slots: Slots = field(default_factory=Slots)
     queue: RequestQueue[Ticket] = field(default_factory=RequestQueue)
+    background: RequestQueue[Ticket] = field(default_factory=RequestQueue)
+    """Requests that nobody waits for: they get what those in `queue` leave."""
     tickets: dict[str, Ticket] = field(default_factory=dict)
     """All requests under way, queued or running, by id."""
     deployments: dict[str, Deployment] = field(default_factory=dict)
@@ -202,6 +204,24 @@ class State:
         for name, deployment in self.deployments.items():
             if deployment.model.digest in digests:
                 self.changes.notify(name)
+
+    def line_of(self, ticket: Ticket) -> RequestQueue[Ticket]:
+        """Where a request waits."""
+        return self.background if ticket.background else self.queue
+
+    def background_on(self, instance_id: str) -> list[Ticket]:
+        """The requests on an instance that nobody waits for, those begun last first."""
+        use = self.slots.uses.get(instance_id)
+        if use is None or not use.background:
+            return []
+        there = [
+            one
+            for one in self.tickets.values()
+            if one.background
+            and one.assignment
+            and one.assignment.instance.instance_id == instance_id
+        ]
+        return sorted(there, key=lambda one: one.dispatched_at, reverse=True)
 
     def first_start(self, name: str) -> StartUnderWay | None:
         """The start of a deployment that was decided on first, of those under way."""

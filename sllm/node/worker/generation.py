@@ -52,6 +52,8 @@ class GenerationRequest:
     """How the text is taken apart, if the deployment has parsers. None: it is not."""
     gives_way: bool = False
     """Whether all others come before it; see `EngineRequest.gives_way`."""
+    background: bool = False
+    """Whether nobody waits for it; see `EngineRequest.background`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,6 +257,7 @@ class Generations:
             prompt_logprobs=None if generated or request.gives_way else asked,
             first_position=generated,
             gives_way=request.gives_way,
+            background=request.background,
         )
 
     def _push(self, token: NewToken) -> Iterator[Output]:

@@ -93,6 +93,7 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
         form=form(request.structured_output) if request.HasField("structured_output") else None,
         parsing=_parsing(request.parsing) if request.HasField("parsing") else None,
         gives_way=command.gives_way,
+        background=request.background,
     )
 
 

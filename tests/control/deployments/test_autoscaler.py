@@ -94,6 +94,21 @@ def test_a_wish_does_not_shorten_what_the_policy_says() -> None:
     assert plan(_load(wished), ScalingPolicy(keep_alive=60.0), NOW) == Plan(next_expiry=110.0)
 
 
+def test_what_nobody_waits_for_starts_an_instance_and_keeps_none_from_ending() -> None:
+    policy = ScalingPolicy(max_replicas=3, keep_alive=0.0)
+    assert plan(Load(0, (), 0, 4, background=1), policy, NOW).start == 1
+    full = Replica("i", 4, NOW, background=4)
+    assert plan(Load(0, (full,), 0, 4, background=9), policy, NOW).start == 2
+    assert plan(Load(0, (idle(),), 0, 4), policy, NOW).stop == ("i",)
+
+
+def test_those_who_wait_get_slots_of_what_gives_way_before_anything_starts() -> None:
+    policy = ScalingPolicy(max_replicas=3)
+    full = Replica("i", 4, NOW, background=3)
+    assert plan(Load(3, (full,), 0, 4, background=9), policy, NOW).start == 0
+    assert plan(Load(4, (full,), 0, 4, background=9), policy, NOW).start == 1
+
+
 replicas = st.lists(
     st.builds(Replica, st.uuids().map(str), st.integers(0, 4), st.floats(0, NOW)), max_size=5
 )

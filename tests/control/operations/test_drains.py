@@ -15,11 +15,10 @@ from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
 from sllm.control.operations.drains import stranded
 from sllm.control.requests.tickets import Ticket
-from sllm.control.state.sqlite import SqliteStore
 from sllm.control.types.calls import DONE_ALONE, Call
 from sllm.control.types.reports import Full, Report
 from tests.control import shapes
-from tests.control.clusters import SECONDS, Cluster
+from tests.control.clusters import SECONDS, Cluster, stores_of
 from tests.control.fake_node import FakeNode
 from tests.support import assert_eventually
 
@@ -120,7 +119,7 @@ async def test_the_last_node_with_work_is_not_drained_unless_forced(
 
 async def test_of_two_drains_at_once_one_finds_its_node_needed(tmp_path: Path) -> None:
     config, clock = ControlConfig(tmp_path), MonotonicClock()
-    plane = ControlPlane(config, SqliteStore(config.state_path), clock)
+    plane = ControlPlane(config, *stores_of(config), clock)
     state, drains = plane.state, plane.drains
     state.set_deployment(shapes.deployment("tiny"))
     for node_id in ("n1", "n2"):

@@ -159,6 +159,36 @@ def test_no_more_instances_end_than_must() -> None:
     assert action.victims == ("large",)
 
 
+def test_what_runs_for_nobody_makes_room_before_what_is_idle() -> None:
+    others = [instance("idle", "o1", kv=450), instance("batch", "o2", kv=450)]
+    node = view(facts(kv=900), instances=others)
+    uses = {
+        "idle": Use("n1", 0, 1.0, demand=3.0, asked_for=True),
+        "batch": Use("n1", 4, 2.0, background=4),
+    }
+    around = replace(snapshot(node, uses=uses), needs={"o1": need("o1"), "o2": need("o2")})
+    action = place(around, Demand(NEED)).action
+    assert isinstance(action, Start)
+    assert action.victims == ("batch",)
+
+
+@pytest.mark.parametrize(
+    ("use", "ends"),
+    [
+        (Use("n1", 0, 0.0), True),
+        (Use("n1", 0, 0.0, asked_for=True), False),
+        (Use("n1", 1, 0.0, background=1), False),
+        (Use("n1", 1, 0.0, asked_for=True), False),
+    ],
+)
+def test_for_what_nobody_waits_for_only_what_nobody_has_used_ends(use: Use, ends: bool) -> None:
+    node = view(facts(kv=100), instances=[instance("i1", kv=100)])
+    action = place(
+        snapshot(node, uses={"i1": use}), Demand(NEED, waiting=0, background=True)
+    ).action
+    assert isinstance(action, Start) == ends
+
+
 def test_leased_weights_make_room_when_their_instance_ends() -> None:
     held = copy("x", Tier.DRAM, size=950, leased=True)
     node = view(copies=[held], instances=[instance(digest="x")])
@@ -353,7 +383,14 @@ def clusters(draw: st.DrawFn) -> Snapshot:
             if one:
                 free -= one.kv_bytes
                 instances.append(one)
-                uses[one.instance_id] = Use(node_id, draw(st.integers(0, 2)), draw(st.floats(0, 9)))
+                in_flight = draw(st.integers(0, 2))
+                uses[one.instance_id] = Use(
+                    node_id,
+                    in_flight,
+                    draw(st.floats(0, 9)),
+                    background=draw(st.integers(0, in_flight)),
+                    asked_for=draw(st.booleans()),
+                )
                 if draw(st.booleans()):
                     protected.append(one.instance_id)
             size = model.checkpoint.size_bytes
@@ -375,11 +412,12 @@ def _instance(draw: st.DrawFn, model: Need, node_id: str, free: int) -> Instance
     )
 
 
-@given(clusters(), st.sampled_from(MODELS), st.booleans())
+@given(clusters(), st.sampled_from(MODELS), st.booleans(), st.booleans())
 def test_a_start_never_exceeds_a_budget_nor_ends_what_is_busy_or_kept(
-    cluster: Snapshot, wanted: Need, impatient: bool
+    cluster: Snapshot, wanted: Need, impatient: bool, background: bool
 ) -> None:
-    action = place(cluster, Demand(wanted, impatient=impatient)).action
+    demand = Demand(wanted, impatient=impatient, background=background)
+    action = place(cluster, demand).action
     if not isinstance(action, Start):
         return
     node = cluster.nodes[action.node_id]
@@ -387,7 +425,9 @@ def test_a_start_never_exceeds_a_budget_nor_ends_what_is_busy_or_kept(
     assert left.none
     assert action.kv_bytes >= wanted.least_kv_bytes
     for victim in action.victims:
-        assert cluster.uses[victim].in_flight == 0
+        use = cluster.uses[victim]
+        assert use.in_flight == use.background
+        assert not background or not (use.in_flight or use.asked_for)
         assert victim not in cluster.protected
         assert node.instances[victim].state is InstanceState.READY
         assert node.instances[victim].deployment != wanted.deployment

@@ -19,6 +19,22 @@ def test_an_instance_is_idle_when_its_last_request_has_gone() -> None:
     assert (slots.uses["i"].in_flight, slots.uses["i"].last_used) == (0, 4.0)
 
 
+def test_what_nobody_waits_for_keeps_nothing_and_shows_no_demand() -> None:
+    slots = _ready("i")
+    slots.take_background("i")
+    slots.take("i", "m", 1.0)
+    assert slots.uses["i"].is_busy
+    assert not slots.release("i", 2.0)
+    use = slots.uses["i"]
+    assert (use.in_flight, use.background, use.is_busy, use.asked_for) == (1, 1, False, True)
+    asked = use.demand
+    slots.take_background("i")
+    assert not slots.release_background("i")
+    assert slots.release_background("i")
+    use = slots.uses["i"]
+    assert (use.in_flight, use.background, use.last_used, use.demand) == (0, 0, 2.0, asked)
+
+
 def test_the_longest_wish_to_stay_counts() -> None:
     slots = _ready("i")
     for wish in (10.0, 100.0, None, 5.0):

@@ -102,6 +102,11 @@ class Batch:
         running = self._requests.get(request_id)
         return running is not None and running.scores is not None
 
+    def is_background(self, request_id: str) -> bool:
+        """Whether a request stands still while others are computed up to their first token."""
+        running = self._requests.get(request_id)
+        return running is not None and running.request.background
+
     def begin_step(self, scheduled: Sequence[FutureRequestState]) -> list[_Running | None]:
         """Counts a step; gives the requests that get a token from it, in the order of the rows."""
         self._steps += 1
@@ -255,9 +260,10 @@ class Scheduler(FIFOScheduler):  # type: ignore[misc]  # untyped library
         first = [one for one in candidates if not self._batch.gives_way(one.request_id)]
         last = [one for one in candidates if self._batch.gives_way(one.request_id)]
         prompts = {one.request_id for one in first if one.status != RequestStatus.DECODING}
-        chosen = _Chosen(
-            *super()._process_candidates(first, token_budget, cache_budget, no_longer_waiting)
-        )
+        budgets = token_budget, cache_budget, no_longer_waiting
+        chosen = _Chosen(*super()._process_candidates(self._awaited(first), *budgets))
+        if not chosen.requests:  # there is no room for those that somebody waits for
+            chosen = _Chosen(*super()._process_candidates(first, *budgets))
         tokens = token_budget - chosen.query_tokens
         if chosen.requests:
             tokens = min(tokens, _AHEAD_TOKENS)
@@ -269,6 +275,12 @@ class Scheduler(FIFOScheduler):  # type: ignore[misc]  # untyped library
         ahead = _Chosen(*super()._process_candidates(last, tokens, left, no_longer_waiting))
         self.starved_requests = starved + self.starved_requests
         return chosen.with_those(ahead)
+
+    def _awaited(self, candidates: list[RequestState]) -> list[RequestState]:
+        """Those that somebody waits for while any of them has no token yet; all of them else."""
+        awaited = [one for one in candidates if not self._batch.is_background(one.request_id)]
+        has_prompts = any(one.status != RequestStatus.DECODING for one in awaited)
+        return awaited if has_prompts else candidates
 
 
 class Router(OutputRouter):  # type: ignore[misc]  # untyped library

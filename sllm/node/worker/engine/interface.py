@@ -72,6 +72,8 @@ class EngineRequest:
     """Whether it waits while prompts of others are computed, and takes a small part of each step
     in which others generate: it is computed ahead, and nobody waits for its tokens. It ends with
     its first one, and leaves what it has computed in the cache."""
+    background: bool = False
+    """Whether it stands still while others are computed up to their first token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ from sllm.errors import NoCapacity
 from sllm.node.worker.engine.interface import Capacity, EngineRequest, FinishReason
 from sllm.sampling import Sampling
 from tests.node.worker.conftest import FAMILIES
-from tests.node.worker.engines import ENGINES, TIMEOUT, Harness, load, make_engine, running
+from tests.node.worker.engines import (
+    ENGINES,
+    TIMEOUT,
+    Harness,
+    Results,
+    load,
+    make_engine,
+    running,
+)
 from tests.support import wait_until
 
 GREEDY = Sampling(temperature=0, seed=0)
@@ -264,6 +273,46 @@ def test_what_gives_way_ends_with_its_first_token_and_leaves_its_cache(
         # It took part in no other step, and is not counted as cancelled.
         assert harness.engine.counters.steps == 2
         assert harness.engine.counters.cancelled_requests == 0
+
+
+def test_what_nobody_waits_for_stands_still_up_to_the_first_token_of_others(
+    models: Path, kind: str
+) -> None:
+    with running(make_engine(kind, models / "tiny-llama", dtype=torch.float32)) as harness:
+        sampling = Sampling(temperature=1.0, seed=3)
+        alone = [request(PROMPTS[n], sampling=sampling, max_tokens=120) for n in range(4)]
+        expected = harness.generate(alone)
+        behind = [replace(one, request_id=f"b-{one.request_id}", background=True) for one in alone]
+        for one in behind:
+            harness.engine.submit(one)
+        results = Results()
+        while len(results.tokens) < len(behind):
+            results.take(harness.steps.get(timeout=TIMEOUT))
+        urgent = [request((n,) * 450, max_tokens=3) for n in (60, 61)]
+        for one in urgent:
+            harness.engine.submit(one)
+        first: set[str] = set()
+        while not results.finished.issuperset(one.request_id for one in (*urgent, *behind)):
+            step = harness.steps.get(timeout=TIMEOUT)
+            begun = {one.request_id for one in urgent if one.request_id not in results.tokens}
+            if begun & {token.request_id for token in step.tokens}:
+                first |= {token.request_id for token in step.tokens}
+            results.take(step)
+        assert not first & {one.request_id for one in behind}
+        for one, other in zip(alone, behind, strict=True):
+            assert results.ids(other.request_id) == expected.ids(one.request_id)
+
+
+def test_what_nobody_waits_for_goes_on_where_the_cache_has_no_room_for_others(
+    models: Path, kind: str
+) -> None:
+    capacity = Capacity(kv_tokens=512, max_requests=8)
+    with running(make_engine(kind, models / "tiny-llama", capacity)) as harness:
+        behind = request((7,) * 200, max_tokens=200, background=True)
+        harness.engine.submit(behind)
+        wait_until(lambda: harness.steps.get(timeout=TIMEOUT).tokens)
+        results = harness.generate([request((8,) * 400, max_tokens=4)])
+        assert behind.request_id in results.finished
 
 
 def test_requests_are_served_after_the_cache_was_short_and_all_were_cancelled(

@@ -97,6 +97,18 @@ class Batch:
         """Whether a request has neither ended nor been cancelled."""
         return self._by_id.get(running.request.request_id) is running
 
+    def is_background(self, key: str) -> bool:
+        """Whether nobody waits for what the core has under this id."""
+        running = self._by_key.get(key)
+        return running is not None and running.request.background
+
+    def has_awaited(self) -> bool:
+        """Whether somebody waits for a first token."""
+        return any(
+            not (one.generated or one.request.background or one.request.gives_way)
+            for one in self._by_key.values()
+        )
+
     def in_core(self) -> Iterable[Running]:
         """Requests that the core has."""
         return self._by_key.values()

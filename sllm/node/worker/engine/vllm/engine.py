@@ -27,6 +27,7 @@ from sllm.node.worker.engine.interface import (
 from sllm.node.worker.engine.prompt_scores import PromptScores
 from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 from sllm.node.worker.engine.vllm.ahead import Ahead
+from sllm.node.worker.engine.vllm.background import standing_aside
 from sllm.node.worker.engine.vllm.batch import Batch, Running
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config, max_batch_tokens
 from sllm.node.worker.engine.vllm.loader import MadeReady, loading
@@ -64,6 +65,8 @@ class VllmEngine:
         self._core: Any = None
         self._thread: threading.Thread | None = None
         self._steps = self._generated = self._cancelled = 0
+        self._has_stepped = True
+        """Whether the last step has computed anything."""
 
     def start(
         self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
@@ -189,7 +192,9 @@ class VllmEngine:
         if part := self._ahead.next_part(self._batch.in_core()):
             part.running.computed = part.end
             self._enter(part.running, part.running.request.prompt[: part.end], max_tokens=1)
-        outputs, executed = self._core.step()
+        with standing_aside(self._core.scheduler, self._batch, only_if=self._has_stepped):
+            outputs, executed = self._core.step()
+        self._has_stepped = executed
         self._steps += executed
         ours = outputs[0].outputs if 0 in outputs else ()
         broken = tuple(name for output in ours if (name := self._break(output)))

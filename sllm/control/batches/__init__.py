@@ -1,0 +1,1 @@
+"""Batches: taken whole, run with what other requests leave, and kept until they are read."""

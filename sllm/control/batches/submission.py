@@ -1,0 +1,111 @@
+"""How a batch comes in: each of its requests is looked at, and stored, before the batch is one."""
+
+import hashlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Final
+
+from sllm import errors
+from sllm.control.batches.book import BatchBook
+from sllm.control.config import ControlConfig
+from sllm.control.routing.router import Router
+from sllm.control.types.batches import Batch, BatchHead, Item
+from sllm.control.wire import batches as wire
+
+_STAGED: Final = 256
+_STAGED_BYTES: Final = 1 << 20
+"""Requests, and their bytes, that are stored together."""
+
+
+class Submission:
+    """One batch on its way in."""
+
+    def __init__(
+        self, head: BatchHead, book: BatchBook, router: Router, config: ControlConfig
+    ) -> None:
+        self._head = head
+        self._book = book
+        self._router = router
+        self._config = config
+        self._run_id = uuid.uuid4().hex
+        self._digest = hashlib.sha256(repr(head.time_limit).encode())
+        self._ids: set[str] = set()
+        self._size = 0
+        self._unstored: list[Item] = []
+        self._unstored_bytes = 0
+
+    async def take(self, requests: AsyncIterator[wire.GenerateRequest]) -> Batch:
+        """Takes all of them, or none.
+
+        Raises:
+            errors.SllmError: Why one of them is refused, and with it the batch.
+            errors.InvalidArgument: There are none, or too many.
+            errors.RequestIdInUse: There is a batch of this id, with other content.
+        """
+        try:
+            async for request in requests:
+                await self._add(request)
+            if not self._ids:
+                raise errors.InvalidArgument("a batch has at least one request")
+            await self._store()
+            return await self._book.add(self._batch())
+        except BaseException:
+            await self._book.unstage(self._run_id)
+            raise
+
+    def made(self, batch: Batch) -> bool:
+        """Whether a batch is the one that was taken here, and was not there before."""
+        return batch.run_id == self._run_id
+
+    async def _add(self, request: wire.GenerateRequest) -> None:
+        number = len(self._ids)
+        request_id = request.request_id or str(number)
+        try:
+            content = wire.content(request)
+            self._count(request_id, len(content))
+            await self._router.check(request)
+        except errors.SllmError as error:
+            raise _of_request(error, request_id, number) from error
+        self._digest.update(len(content).to_bytes(8) + content)
+        stored = wire.settled(request)
+        self._unstored.append(Item(self._run_id, number, request_id, request.deployment, stored))
+        self._unstored_bytes += len(stored)
+        if len(self._unstored) >= _STAGED or self._unstored_bytes >= _STAGED_BYTES:
+            await self._store()
+
+    def _count(self, request_id: str, size: int) -> None:
+        if request_id in self._ids:
+            raise errors.InvalidArgument("two requests of a batch have this request_id")
+        self._ids.add(request_id)
+        self._size += size
+        config = self._config
+        if len(self._ids) > config.max_batch_requests or self._size > config.max_batch_bytes:
+            raise errors.InvalidArgument(
+                f"a batch may have {config.max_batch_requests} requests of {config.max_batch_bytes}"
+                " bytes together; make several of it"
+            )
+
+    async def _store(self) -> None:
+        items, self._unstored, self._unstored_bytes = self._unstored, [], 0
+        await self._book.stage(items)
+
+    def _batch(self) -> Batch:
+        now = time.time()
+        return Batch(
+            batch_id=self._head.batch_id or self._run_id,
+            run_id=self._run_id,
+            fingerprint=self._digest.hexdigest(),
+            requests=len(self._ids),
+            created_at=now,
+            expires_at=now + self._head.time_limit,
+        )
+
+
+def _of_request(error: errors.SllmError, request_id: str, number: int) -> errors.SllmError:
+    """The same error, which says whose it is."""
+    return type(error)(
+        f"request {request_id!r} (number {number}) of the batch: {error.message}",
+        metadata={**error.metadata, "request_id": request_id, "number": str(number)},
+        retry_after=error.retry_after,
+    )

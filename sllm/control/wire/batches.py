@@ -1,0 +1,176 @@
+"""Batches, from and to the protocol's messages."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Final
+
+from serverlessllm.v1 import batch_service_pb2 as pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+
+from sllm import bounds, errors, statuses, token_events
+from sllm.control.types.batches import Batch, BatchHead, Outcome
+from sllm.control.wire import common, generations
+from sllm.control.wire.generations import GenerateRequest as GenerateRequest
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DAY: Final = 24 * 3600.0
+_LONGEST: Final = 30 * _DAY
+_FOREIGN: Final = (
+    "background",
+    "instance_id",
+    "continuation",
+    "resume_from_sequence",
+    "linger",
+    "priority",
+    "keep_alive",
+    "n",
+    "choices",
+    "prompt_logprobs",
+)
+"""Fields of a request that have no sense where nobody waits for it, or no place in its result."""
+
+
+# --- submitting -------------------------------------------------------------------------------
+
+
+def head(message: pb.SubmitBatchRequest) -> BatchHead:
+    """What the first message says of a batch as a whole.
+
+    Raises:
+        errors.InvalidArgument: It is no header, or says what a batch may not have.
+    """
+    if message.WhichOneof("part") != "header":
+        raise errors.InvalidArgument("the first message of a batch is its header")
+    header, limit = message.header, _DAY
+    if header.batch_id and not _ID.fullmatch(header.batch_id):
+        raise errors.InvalidArgument(
+            f"batch_id must be 1-128 of [A-Za-z0-9._-], beginning with a letter or digit, it is "
+            f"{header.batch_id!r}"
+        )
+    if header.HasField("time_limit"):
+        limit = bounds.positive_duration(header.time_limit, "time_limit", most=_LONGEST)
+    return BatchHead(header.batch_id, limit)
+
+
+async def requests(
+    messages: AsyncIterator[pb.SubmitBatchRequest],
+) -> AsyncIterator[GenerateRequest]:
+    """Those of the messages that follow the header.
+
+    Raises:
+        errors.InvalidArgument: One of them is none.
+    """
+    async for message in messages:
+        if message.WhichOneof("part") != "request":
+            raise errors.InvalidArgument("after the header of a batch there are requests alone")
+        yield message.request
+
+
+def content(request: GenerateRequest) -> bytes:
+    """What tells a request from others: the whole of it.
+
+    Raises:
+        errors.InvalidArgument: It has a field that only a request has that somebody waits for.
+    """
+    given = {field.name for field, _ in request.ListFields()}
+    if foreign := sorted(given.intersection(_FOREIGN)):
+        raise errors.InvalidArgument(f"{foreign[0]} has no place in a batch; leave it out")
+    return request.SerializeToString(deterministic=True)
+
+
+def settled(request: GenerateRequest) -> bytes:
+    """A request as it is stored: if it is begun twice, it gives the same."""
+    stored = GenerateRequest()
+    stored.CopyFrom(request)
+    generations.settle_seed(stored)
+    return stored.SerializeToString()
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def begun(stored: bytes, request_id: str) -> GenerateRequest:
+    """A stored request as the router takes it, whatever has come of it before a restart."""
+    request = GenerateRequest.FromString(stored)
+    request.request_id = request_id
+    request.resume_from_sequence = 0
+    request.continuation.SetInParent()
+    return request
+
+
+class Gathered:
+    """An answer, as far as it has come."""
+
+    def __init__(self) -> None:
+        self._tokens = generations.Tokens()
+        self._finished = generations.Finished()
+        self._started = inference_pb.Started()
+
+    def take(self, event: generations.GenerateResponse) -> bool:
+        """Takes in what has come; says whether an instance has begun with the request."""
+        match event.WhichOneof("event"):
+            case "started":
+                self._started = event.started
+            case "tokens":
+                token_events.extend(self._tokens, event.tokens)
+            case "finished":
+                self._finished = event.finished
+            case _:
+                return False
+        return True
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there are any tokens."""
+        return bool(self._tokens.token_ids)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._tokens.Clear()
+        self._started.Clear()
+
+    def continue_in(self, request: GenerateRequest) -> None:
+        """Makes a request go on after what has come."""
+        started = self._started
+        token_ids = self._tokens.token_ids
+        generations.go_on(request, started.prompt_token_ids, token_ids, started.identity)
+
+    def answer(self) -> pb.BatchAnswer:
+        """The whole, once it has finished."""
+        return pb.BatchAnswer(tokens=self._tokens, finished=self._finished)
+
+
+def answered(request_id: str, gathered: Gathered) -> bytes:
+    """The result of a request that has an answer."""
+    return pb.BatchResult(request_id=request_id, answer=gathered.answer()).SerializeToString()
+
+
+def failed(request_id: str, error: errors.SllmError) -> bytes:
+    """That of one that has none."""
+    failure = statuses.to_failure(error)
+    return pb.BatchResult(request_id=request_id, failure=failure).SerializeToString()
+
+
+# --- telling ----------------------------------------------------------------------------------
+
+
+def message(batch: Batch, kept_until: float | None) -> pb.Batch:
+    """A batch, for callers."""
+    return pb.Batch(
+        batch_id=batch.batch_id,
+        state=pb.BatchState.ValueType(batch.state),
+        requests=batch.requests,
+        finished=batch.finished,
+        failed=batch.failed,
+        created_at=common.timestamp(batch.created_at),
+        expires_at=common.timestamp(batch.expires_at),
+        ended_at=common.optional_timestamp(batch.ended_at),
+        kept_until=common.optional_timestamp(kept_until),
+    )
+
+
+def result(outcome: Outcome) -> pb.ReadBatchResultsResponse:
+    """What has come of a request, for callers."""
+    told = pb.BatchResult.FromString(outcome.outcome)
+    told.number = outcome.number
+    return pb.ReadBatchResultsResponse(result=told)
