@@ -217,7 +217,7 @@ class Router:
         if not (self._closing or ticket.linger or ticket.outcome == "OK"):
             self._relay.end(ticket)
         self._relay.release(ticket)
-        outcome = ticket.outcome or "CANCELLED"
+        outcome = "GAVE_WAY" if ticket.gave_way else ticket.outcome or "CANCELLED"
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
 
