@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch clean
+.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms clean
 
 setup: $(STAMP)
 
@@ -78,6 +78,9 @@ bench-ready: setup
 
 bench-batch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.batching $(BENCH)
+
+bench-forms: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.structured_output $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)

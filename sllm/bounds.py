@@ -157,7 +157,12 @@ def name(value: str, what: str) -> str:
     return value
 
 
-def check_output(max_tokens: int | None, logprobs: int | None, stop: Sequence[str]) -> None:
+def check_output(
+    max_tokens: int | None,
+    logprobs: int | None,
+    stop: Sequence[str],
+    prompt_logprobs: int | None = None,
+) -> None:
     """What a request may ask of its output, wherever it comes in.
 
     Raises:
@@ -168,5 +173,7 @@ def check_output(max_tokens: int | None, logprobs: int | None, stop: Sequence[st
         count(max_tokens, "max_tokens", least=1)
     if logprobs is not None:
         count(logprobs, "logprobs", most=MAX_LOGPROBS)
+    if prompt_logprobs is not None:
+        count(prompt_logprobs, "prompt_logprobs", most=MAX_LOGPROBS)
     if len(stop) > MAX_STOPS or not all(stop):
         raise InvalidArgument(f"stop must be at most {MAX_STOPS} strings, none of them empty")

@@ -79,6 +79,7 @@ FLOORS = {
         "stream | watching",
         "connection | wire",
         "transcript",
+        "sample",
         "types",
     ),
     "sllm.checkpoint": (

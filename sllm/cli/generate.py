@@ -1,6 +1,7 @@
 """`sllm generate` and `chat`: text, as it comes."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,15 @@ from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.cli.receipts import receipts_table
-from sllm.client.types.events import ChatMessage, Loading, Result, StructuredOutput, Tokens
+from sllm.client.types.events import (
+    ChatMessage,
+    ChoiceFinished,
+    Event,
+    Loading,
+    Result,
+    StructuredOutput,
+    Tokens,
+)
 from sllm.config import DEFAULT_CONTROL
 
 if TYPE_CHECKING:
@@ -80,6 +89,9 @@ def generate(
     special_tokens: Annotated[
         bool, typer.Option("--special-tokens", help="Show special tokens in the text.")
     ] = False,
+    n: Annotated[
+        int, typer.Option("--n", help="Samples to generate, shown as they end.", min=1)
+    ] = 1,
     timeout: Annotated[float | None, duration_option("Time for all of it, such as 30s.")] = None,
     failover: Annotated[
         bool, typer.Option(help="Go on elsewhere if what serves it is lost.")
@@ -123,9 +135,11 @@ def generate(
             failover=failover,
             priority=priority,
             keep_alive=keep_alive,
+            n=n if n > 1 else None,
         ) as stream,
     ):
-        result = stream.result() if as_json else _show(stream)
+        show = _show if n == 1 else _show_samples
+        result = stream.result() if as_json else show(stream)
     if as_json:
         print_json(result)
     if receipt:
@@ -236,15 +250,31 @@ def _show(stream: "Stream") -> Result:
     return stream.result()
 
 
+def _show_samples(stream: "Stream") -> Result:
+    """Writes each of several samples to stdout as it ends, under its number."""
+    texts: dict[int, list[str]] = defaultdict(list)
+    for event in _told(stream):
+        if isinstance(event, Tokens):
+            texts[event.choice].append(event.text)
+        elif isinstance(event, ChoiceFinished):
+            _write(f"[{event.choice}]\n{''.join(texts.pop(event.choice, ()))}\n")
+    return stream.result()
+
+
 def _events(stream: "Stream") -> Iterator[Tokens]:
-    """The pieces of the answer as they come; until the first, a cold start is shown."""
+    """The pieces of the answer as they come."""
+    return (event for event in _told(stream) if isinstance(event, Tokens))
+
+
+def _told(stream: "Stream") -> Iterator[Event]:
+    """What is said of the answer as it comes; until its first piece, a cold start is shown."""
     with LoadingBar() as bar:
         for event in stream:
             if isinstance(event, Loading):
                 bar.show(event)
-            elif isinstance(event, Tokens):
+            if isinstance(event, Tokens):
                 bar.hide()
-                yield event
+            yield event
 
 
 def _write(text: str) -> None:

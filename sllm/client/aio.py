@@ -226,6 +226,8 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        n: int | None = None,
         ignore_eos: bool = False,
         failover: bool = True,
         priority: int = 0,
@@ -268,6 +270,11 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             include_stop: whether the text ends behind the stop string or token, and not before it.
             skip_special_tokens: whether special tokens are left out of the text.
             logprobs: give logprobs, with this many alternatives for every token. None: no.
+            prompt_logprobs: the same for the prompt's tokens, told before the first that is
+                generated; all of the prompt is computed for it. None: no.
+            n: samples of the prompt, 1 to 128, that are generated side by side: each is one of
+                `Result.choices`, and events say which they are about. Each has its own seed, one
+                more than the sample's before it. None: one.
             ignore_eos: go on after the model's own end-of-text token.
             failover: go on elsewhere if the instance that serves it, or its node, is lost. False:
                 fail with it.
@@ -324,6 +331,8 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             priority=priority,
             keep_alive=keep_alive,
             linger=linger,
+            n=n,
+            prompt_logprobs=prompt_logprobs,
         )
         call = ResumableCall(request, self._connection, timeout)
         return AsyncStream(call, wants_logprobs=logprobs is not None, reattach=reattach)

@@ -37,7 +37,8 @@ class ResumableCall:
     def resume(self, transcript: Transcript) -> None:
         """Calls again, for what comes after what there is."""
         self.current.cancel()
-        requests.resume(self.request, transcript.next_sequence, transcript.token_ids)
+        sequence, told = transcript.next_sequence, transcript.prompt_logprobs
+        requests.resume(self.request, sequence, transcript.token_ids, told)
         self.current = self._open()
 
     def _open(self) -> Call:
@@ -70,7 +71,12 @@ class AsyncStream:
         """Id by which the request can be cancelled from anywhere."""
         self._call = call
         self._reattach = reattach
-        self._transcript = Transcript(self.request_id, wants_logprobs=wants_logprobs)
+        self._transcript = Transcript(
+            self.request_id,
+            wants_logprobs=wants_logprobs,
+            wants_prompt=call.request.HasField("prompt_logprobs"),
+            n=max(1, call.request.n),  # whatever it is, it is for the control plane to judge
+        )
         self._cancelled = False
         loop = asyncio.get_running_loop()
         # A stream may be dropped in any thread; its call belongs to the loop's.
@@ -97,8 +103,7 @@ class AsyncStream:
                 return None
             self._transcript.expect(message.sequence)
             event = events.event(message)
-            if message.HasField("started"):
-                requests.settle(self._call.request, message.started)
+            requests.settle(self._call.request, message)
             if event is not None:
                 self._transcript.add(event)
                 return event

@@ -3,31 +3,41 @@
 from collections.abc import Sequence
 
 from sllm import errors
+from sllm.client.sample import Sample
 from sllm.client.types.events import (
+    Choice,
+    ChoiceFinished,
     Event,
     Finished,
     Migrated,
+    PromptLogprob,
+    PromptLogprobs,
     Result,
-    TokenLogprob,
     Tokens,
-    ToolCall,
-    ToolCallDelta,
 )
 
 
 class Transcript:
     """Takes a generation's events in order, and gives the result of them all."""
 
-    def __init__(self, request_id: str, *, wants_logprobs: bool) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        wants_logprobs: bool,
+        wants_prompt: bool = False,
+        n: int = 1,
+    ) -> None:
+        """Of a request for `n` samples, and whether it asks for logprobs, and for the prompt's."""
         self._request_id = request_id
-        self._wants_logprobs = wants_logprobs
         self._next_sequence = 0
-        self._text: list[str] = []
-        self._token_ids: list[int] = []
-        self._reasoning: list[str] = []
-        self._calls: dict[int, list[ToolCallDelta]] = {}
-        """What each call has grown by, by its index."""
-        self._logprobs: list[TokenLogprob] = []
+        self._wants_logprobs = wants_logprobs
+        self._n = n
+        self._samples: dict[int, Sample] = {}
+        """Those that have begun, by choice: nobody knows yet whether so many may be asked for."""
+        self._ends: dict[int, ChoiceFinished] = {}
+        """Of several samples, by choice."""
+        self._prompt: list[PromptLogprob] | None = [] if wants_prompt else None
         self._migrations: list[Migrated] = []
         self._finished: Finished | None = None
 
@@ -37,9 +47,14 @@ class Transcript:
         return self._next_sequence
 
     @property
-    def token_ids(self) -> Sequence[int]:
-        """The tokens so far."""
-        return self._token_ids
+    def token_ids(self) -> Sequence[Sequence[int]]:
+        """The tokens of each sample so far."""
+        return [self._sample(choice).token_ids for choice in range(self._n)]
+
+    @property
+    def prompt_logprobs(self) -> int:
+        """Tokens of the prompt, from its beginning, whose logprobs are there."""
+        return len(self._prompt or ())
 
     def expect(self, sequence: int) -> None:
         """Takes note of a message's place in the stream.
@@ -58,27 +73,37 @@ class Transcript:
         """Takes the next event.
 
         Raises:
-            errors.Internal: Tokens before it are missing.
+            errors.Internal: Tokens before it are missing, or nobody asked for its sample.
         """
         if isinstance(event, Tokens):
-            self._add_tokens(event)
+            self._sample(event.choice).add(event)
+        elif isinstance(event, PromptLogprobs):
+            self._add_prompt(event)
         elif isinstance(event, Migrated):
             self._migrations.append(event)
+        elif isinstance(event, ChoiceFinished):
+            self._ends[event.choice] = event
         elif isinstance(event, Finished):
             self._finished = event
 
-    def _add_tokens(self, tokens: Tokens) -> None:
-        if tokens.first_index != len(self._token_ids):
+    def _add_prompt(self, told: PromptLogprobs) -> None:
+        if self._prompt is None or told.first_index != len(self._prompt):
             raise errors.Internal(
-                f"request {self._request_id} lost tokens: {tokens.first_index} came where "
-                f"{len(self._token_ids)} was due. Send the request again"
+                f"request {self._request_id} lost a part of its prompt: token {told.first_index} "
+                f"came where {self.prompt_logprobs} was due. Send the request again"
             )
-        self._text.append(tokens.text)
-        self._reasoning.append(tokens.reasoning)
-        for delta in tokens.tool_calls:
-            self._calls.setdefault(delta.index, []).append(delta)
-        self._token_ids += tokens.token_ids
-        self._logprobs += tokens.logprobs
+        self._prompt += told.tokens
+
+    def choice(self, number: int) -> Choice:
+        """One sample, once it has ended.
+
+        Raises:
+            errors.Internal: It has not.
+        """
+        end = self._ends.get(number) if self._n > 1 else self._finished
+        if end is None:
+            raise errors.Internal(f"choice {number} of {self._request_id} came without its end")
+        return self._sample(number).choice(end)
 
     def result(self) -> Result:
         """The whole generation.
@@ -88,23 +113,28 @@ class Transcript:
         """
         if self._finished is None:
             raise errors.Internal(f"request {self._request_id} ended without its last message")
+        choices = tuple(map(self.choice, range(self._n)))
+        first = choices[0]
         return Result(
             request_id=self._request_id,
-            text="".join(self._text),
-            token_ids=tuple(self._token_ids),
-            logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
+            text=first.text,
+            token_ids=first.token_ids,
+            logprobs=first.logprobs,
             finish_reason=self._finished.reason,
             stop=self._finished.stop,
             usage=self._finished.usage,
             receipt=self._finished.receipt,
             migrations=tuple(self._migrations),
-            reasoning="".join(self._reasoning),
-            tool_calls=tuple(_call(self._calls[index]) for index in sorted(self._calls)),
+            reasoning=first.reasoning,
+            tool_calls=first.tool_calls,
+            choices=choices,
+            prompt_logprobs=None if self._prompt is None else tuple(self._prompt),
         )
 
-
-def _call(deltas: Sequence[ToolCallDelta]) -> ToolCall:
-    arguments = "".join(one.arguments for one in deltas)
-    name = next((one.name for one in deltas if one.name), "")
-    call_id = next((one.id for one in deltas if one.id), "")
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    def _sample(self, choice: int) -> Sample:
+        if not 0 <= choice < self._n:
+            raise errors.Internal(f"request {self._request_id} has no choice {choice}")
+        if choice not in self._samples:
+            sample = Sample(self._request_id, wants_logprobs=self._wants_logprobs)
+            self._samples[choice] = sample
+        return self._samples[choice]

@@ -39,6 +39,7 @@ from sllm.control.routing.encodings import Encodings
 from sllm.control.routing.evacuation import Evacuation
 from sllm.control.routing.migrator import Migrator
 from sllm.control.routing.router import Router
+from sllm.control.routing.streams import Streams
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
@@ -88,7 +89,7 @@ class ControlPlane:
         loop = asyncio.create_task(plane.run())
         stream = plane.membership.open()
         async for answer, revision in plane.membership.follow(stream, reports_of_a_node):
-            ...  # meanwhile callers deploy, and give their requests to `plane.router`
+            ...  # meanwhile callers deploy, and open their streams at `plane.streams`
         plane.membership.leave(stream)
         plane.end_streams()
         loop.cancel()
@@ -115,6 +116,7 @@ class ControlPlane:
         wait_estimates = WaitEstimates(state, placer, clock)
         self.router = Router(state, dispatcher, wait_estimates, clock, config)
         self.encodings = Encodings(state, dispatcher, wait_estimates, clock, config)
+        self.streams = Streams(self.router)
         self.migrator = Migrator(state, nodes, placer, launcher, agenda, clock)
         self._evacuation = Evacuation(state, self.migrator, placer, clock)
         self.batches = Batches(batch_store, self.router, config)

@@ -15,7 +15,7 @@ from sllm import errors
 from sllm.cli.app import app
 from tests.cli.conftest import Run
 from tests.client.fake_control import FakeControl
-from tests.client.messages import QUEUED, deployment, generation
+from tests.client.messages import QUEUED, deployment, generation, samples
 
 MIB = 1024 * 1024
 PREPARING = deployment(
@@ -233,6 +233,24 @@ def test_generate_as_json(run: Run, control: FakeControl) -> None:
 
     assert (result["text"], result["token_ids"]) == ("Once upon", [10, 11, 12])
     assert result["receipt"]["time_to_first_token"] == 1.25
+
+
+def test_generate_shows_samples_as_they_end(run: Run, control: FakeControl) -> None:
+    control.reply("Generate", *samples())
+
+    outcome = run("generate", "tiny", "Once", "--n", "2")
+
+    assert (outcome.code, outcome.out) == (0, "[1]\nTwice\n[0]\nOnce upon\n")
+    assert control.requests["Generate"][0].n == 2
+
+
+def test_generate_samples_as_json(run: Run, control: FakeControl) -> None:
+    control.reply("Generate", *samples())
+
+    result = json.loads(run("generate", "tiny", "Once", "--n", "2", "--json").out)
+
+    assert [one["text"] for one in result["choices"]] == ["Once upon", "Twice"]
+    assert result["text"] == "Once upon"
 
 
 def test_chat_carries_the_conversation_on(run: Run, control: FakeControl) -> None:

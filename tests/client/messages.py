@@ -37,6 +37,19 @@ def tokens(sequence: int, first_index: int, *token_ids: int, text: str) -> pb.Ge
     )
 
 
+def prompt(sequence: int, first_index: int, *token_ids: int) -> pb.GenerateResponse:
+    """Logprobs of a part of the prompt; the first token has none."""
+    top = [types.TopLogprob(token_id=9, logprob=-0.25)]
+    parts = [
+        pb.PromptLogprob(token_id=one, logprob=-0.5, top=top)
+        if place
+        else pb.PromptLogprob(token_id=one)
+        for place, one in enumerate(token_ids, first_index)
+    ]
+    told = pb.PromptLogprobs(first_index=first_index, tokens=parts)
+    return pb.GenerateResponse(sequence=sequence, prompt_logprobs=told)
+
+
 def finished(sequence: int) -> pb.GenerateResponse:
     """The end of a generation that a stop string ended."""
     return pb.GenerateResponse(
@@ -118,3 +131,32 @@ def deployment(
         created_at=Timestamp(seconds=1_700_000_000, nanos=500_000_000),
         **fields,  # type: ignore[arg-type]  # by name
     )
+
+
+def about(
+    choice: int, message: pb.GenerateResponse, sequence: int | None = None
+) -> pb.GenerateResponse:
+    """A message that is about one of several samples; its `finished` is that one's alone."""
+    one = pb.GenerateResponse()
+    one.CopyFrom(message)
+    one.choice = choice
+    if message.HasField("finished"):
+        one.choice_finished.CopyFrom(message.finished)
+    if sequence is not None:
+        one.sequence = sequence
+    return one
+
+
+def samples() -> list[pb.GenerateResponse]:
+    """A whole generation of two samples, the second of which ends first."""
+    return [
+        QUEUED,
+        about(1, STARTED, 1),
+        about(1, tokens(2, 0, 20, 21, text="Twice")),
+        about(0, STARTED, 3),
+        about(0, tokens(4, 0, 10, text="Once ")),
+        about(1, finished(5)),
+        about(0, tokens(6, 1, 11, 12, text="upon")),
+        about(0, finished(7)),
+        finished(8),
+    ]

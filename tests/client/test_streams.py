@@ -85,6 +85,7 @@ def test_the_result_is_the_whole_generation(control: FakeControl, collect: Colle
             node_id="n-1",
             instance_id="i-1",
         ),
+        choices=(sllm.Choice("Once upon", (10, 11, 12), None, sllm.FinishReason.STOP, stop="END"),),
     )
 
 

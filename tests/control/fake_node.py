@@ -274,6 +274,11 @@ class FakeNode(
                 identity=serving.identity,
             )
         )
+        if request.HasField("prompt_logprobs") and not request.continuation.token_ids:
+            for index, token_id in enumerate((7, 8)):
+                token = inference_pb.PromptLogprob(token_id=token_id)
+                told = inference_pb.PromptLogprobs(first_index=index, tokens=[token])
+                yield Response(prompt_logprobs=told)
         await self.script.before_tokens.passed()
         if self.script.generate_errors:
             raise self.script.generate_errors.pop(0)

@@ -188,7 +188,19 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
         include_stop=rng.random() < 0.5,
         skip_special_tokens=rng.choice((None, False, True)),
         parsing=types.OutputParsing(tools=[tool]) if rng.random() < 0.2 else None,
+        n=rng.choice((None, None, 1, 2)),
+        prompt_logprobs=rng.choice((None, None, 0, 3)),
+        choices=[_choice(rng)] if rng.random() < 0.1 else None,
         **prompt,
+    )
+
+
+def _choice(rng: Random) -> inference.ChoiceContinuation:
+    ended = inference.Finished(usage=types.Usage(completion_tokens=2))
+    return inference.ChoiceContinuation(
+        choice=rng.randrange(2),
+        continuation=inference.Continuation(token_ids=[7, 8]),
+        finished=ended if rng.random() < 0.5 else None,
     )
 
 

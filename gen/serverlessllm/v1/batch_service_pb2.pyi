@@ -60,7 +60,8 @@ class SubmitBatchRequest(_message.Message):
     def request(self) -> _inference_service_pb2.GenerateRequest:
         """Every other one. `request_id` names it within the batch; empty: its number there, from 0.
         What belongs to a stream, or to requests that somebody waits for, is left out: `instance_id`,
-        `continuation`, `resume_from_sequence`, `linger`, `priority`, `keep_alive`.
+        `continuation`, `resume_from_sequence`, `linger`, `priority`, `keep_alive`; and what has no place
+        in its one answer: `n`, `choices`, `prompt_logprobs`.
         """
 
     def __init__(

@@ -77,6 +77,9 @@ class GenerateRequest(_message.Message):
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     PARSING_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
@@ -112,6 +115,19 @@ class GenerateRequest(_message.Message):
     """
     skip_special_tokens: _builtins.bool
     """Whether special tokens are left out of the text. Unset: they are."""
+    n: _builtins.int
+    """How many samples of the prompt to generate, side by side: 1-128; unset: 1. Their events share the
+    stream and name their choice. Each is served as a request of its own, of the id
+    `<request_id>/choice/<choice>` (so that no caller may choose such ids, nor one of more than 240
+    characters here), and draws with the seed that is its number greater. All are taken, or none is;
+    if one fails, all do. Other than 1, it is for the control plane alone.
+    """
+    prompt_logprobs: _builtins.int
+    """Set: tell logprobs of the prompt's tokens as well, with this many alternatives for each, before
+    the first token that is generated. 0-20. The whole prompt is computed for it, whatever of it is
+    in the cache. They are not told with a continuation that has tokens; of several samples with the
+    first alone.
+    """
     background: _builtins.bool
     """Set by the router when it calls a node: nobody waits for it, and it stands still while others
     wait for their first token. A client leaves it empty.
@@ -164,6 +180,12 @@ class GenerateRequest(_message.Message):
         and the prompt is no conversation: it is not.
         """
 
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceContinuation]:
+        """With `resume_from_sequence` where n > 1, in the place of `continuation`: what the caller has of each
+        choice. Each at most once; one that is left out has not begun.
+        """
+
     def __init__(
         self,
         *,
@@ -189,16 +211,23 @@ class GenerateRequest(_message.Message):
         include_stop: _builtins.bool = ...,
         skip_special_tokens: _builtins.bool | None = ...,
         parsing: _types_pb2.OutputParsing | None = ...,
+        n: _builtins.int | None = ...,
+        choices: _abc.Iterable[Global___ChoiceContinuation] | None = ...,
+        prompt_logprobs: _builtins.int | None = ...,
         background: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "parsing", b"parsing", "prompt", b"prompt", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "parsing", b"parsing", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "background", b"background", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "background", b"background", "choices", b"choices", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__resume_from_sequence: _TypeAlias = _typing.Literal["resume_from_sequence"]  # noqa: Y015
     _WhichOneofArgType__resume_from_sequence: _TypeAlias = _typing.Literal["_resume_from_sequence", b"_resume_from_sequence"]  # noqa: Y015
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
@@ -210,6 +239,10 @@ class GenerateRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_from_sequence) -> _WhichOneofReturnType__resume_from_sequence | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__skip_special_tokens) -> _WhichOneofReturnType__skip_special_tokens | None: ...
@@ -219,6 +252,38 @@ class GenerateRequest(_message.Message):
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
+class ChoiceContinuation(_message.Message):
+    """One of several samples so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOICE_FIELD_NUMBER: _builtins.int
+    CONTINUATION_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    choice: _builtins.int
+    """Which, from 0."""
+    @_builtins.property
+    def continuation(self) -> Global___Continuation: ...
+    @_builtins.property
+    def finished(self) -> Global___Finished:
+        """Its `choice_finished`, if that has come."""
+
+    def __init__(
+        self,
+        *,
+        choice: _builtins.int = ...,
+        continuation: Global___Continuation | None = ...,
+        finished: Global___Finished | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["continuation", b"continuation", "finished", b"finished"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "continuation", b"continuation", "finished", b"finished"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChoiceContinuation: _TypeAlias = ChoiceContinuation  # noqa: Y015
+
+@_typing.final
 class Continuation(_message.Message):
     """A generation so far."""
 
@@ -226,10 +291,13 @@ class Continuation(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """Of what they were generated with, as in ModelInfo; from `started`. Whoever serves something else
     refuses with SOURCE_CHANGED. Empty: not known.
     """
+    prompt_logprobs: _builtins.int
+    """Tokens of the prompt, from its beginning, of which `prompt_logprobs` has told."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that were generated, in order. They are not given out again, nor is their text."""
@@ -239,10 +307,11 @@ class Continuation(_message.Message):
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         identity: _builtins.str = ...,
+        prompt_logprobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "prompt_logprobs", b"prompt_logprobs", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,8 +329,15 @@ class GenerateResponse(_message.Message):
     MIGRATED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     MOVED_FIELD_NUMBER: _builtins.int
+    CHOICE_FINISHED_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 0, without gaps, for as long as the request lives."""
+    choice: _builtins.int
+    """Which of several samples `started`, `tokens`, `migrated` and `choice_finished` are about, from 0.
+    `queued`, `loading` and `finished` are about all of them.
+    """
     @_builtins.property
     def queued(self) -> Global___Queued: ...
     @_builtins.property
@@ -280,6 +356,14 @@ class GenerateResponse(_message.Message):
     def moved(self) -> Global___Moved:
         """Node -> router only, and the last there."""
 
+    @_builtins.property
+    def choice_finished(self) -> Global___Finished:
+        """The end of one of several samples; with n = 1 `finished` alone tells of it."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> Global___PromptLogprobs:
+        """In as many as it takes, all of them before the first `tokens`."""
+
     def __init__(
         self,
         *,
@@ -291,12 +375,15 @@ class GenerateResponse(_message.Message):
         migrated: Global___Migrated | None = ...,
         finished: Global___Finished | None = ...,
         moved: Global___Moved | None = ...,
+        choice_finished: Global___Finished | None = ...,
+        prompt_logprobs: Global___PromptLogprobs | None = ...,
+        choice: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice_finished", b"choice_finished", "event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "prompt_logprobs", b"prompt_logprobs", "queued", b"queued", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "choice_finished", b"choice_finished", "event", b"event", "finished", b"finished", "loading", b"loading", "migrated", b"migrated", "moved", b"moved", "prompt_logprobs", b"prompt_logprobs", "queued", b"queued", "sequence", b"sequence", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "migrated", "finished", "moved"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "loading", "started", "tokens", "migrated", "finished", "moved", "choice_finished", "prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -348,11 +435,12 @@ class Started(_message.Message):
     node_id: _builtins.str
     prompt_tokens: _builtins.int
     request_id: _builtins.str
+    """Of several samples each has its own, by which it can be migrated; to cancel one ends all."""
     identity: _builtins.str
     """Of what the instance serves, as in ModelInfo: to be sent with a continuation."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The prompt as the model sees it. Empty if it came as token ids."""
+        """The prompt as the model sees it. Empty if it came as token ids, or another choice has told it."""
 
     def __init__(
         self,
@@ -445,6 +533,63 @@ class Migrated(_message.Message):
 Global___Migrated: _TypeAlias = Migrated  # noqa: Y015
 
 @_typing.final
+class PromptLogprobs(_message.Message):
+    """How likely the tokens of a part of the prompt were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_INDEX_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    first_index: _builtins.int
+    """Index in the prompt of the first of them."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptLogprob]: ...
+    def __init__(
+        self,
+        *,
+        first_index: _builtins.int = ...,
+        tokens: _abc.Iterable[Global___PromptLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_index", b"first_index", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
+
+@_typing.final
+class PromptLogprob(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    logprob: _builtins.float
+    """Natural logarithm of its probability after the tokens before it. Unset: it is the first."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprob]:
+        """The most likely tokens in its place, likeliest first, as many as the request asked for."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        logprob: _builtins.float | None = ...,
+        top: _abc.Iterable[_types_pb2.TopLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
+
+Global___PromptLogprob: _TypeAlias = PromptLogprob  # noqa: Y015
+
+@_typing.final
 class Tokens(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -526,6 +671,10 @@ Global___ToolCallDelta: _TypeAlias = ToolCallDelta  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
+    """Of several samples together: `reason` and `stop` are those of choice 0, `usage` counts the prompt once
+    and the tokens of all, and `receipt` is of the choice whose first token came first.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int

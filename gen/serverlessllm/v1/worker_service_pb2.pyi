@@ -373,6 +373,7 @@ class RequestOutput(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     @_builtins.property
     def accepted(self) -> Global___Accepted:
@@ -388,6 +389,10 @@ class RequestOutput(_message.Message):
     def failure(self) -> Global___Failure:
         """The last of the request."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _inference_service_pb2.PromptLogprobs:
+        """Of a part of the prompt, before its first tokens."""
+
     def __init__(
         self,
         *,
@@ -396,12 +401,13 @@ class RequestOutput(_message.Message):
         tokens: _inference_service_pb2.Tokens | None = ...,
         completed: Global___Completed | None = ...,
         failure: Global___Failure | None = ...,
+        prompt_logprobs: _inference_service_pb2.PromptLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completed", b"completed", "failure", b"failure", "output", b"output", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completed", b"completed", "failure", b"failure", "output", b"output", "prompt_logprobs", b"prompt_logprobs", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completed", b"completed", "failure", b"failure", "output", b"output", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completed", b"completed", "failure", b"failure", "output", b"output", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["accepted", "tokens", "completed", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["accepted", "tokens", "completed", "failure", "prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_output) -> _WhichOneofReturnType_output | None: ...
 

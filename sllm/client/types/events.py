@@ -150,6 +150,18 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """How likely a token of the prompt was after those before it, and what else was likely."""
+
+    token_id: int
+    """Id in the model's vocabulary."""
+    logprob: float | None
+    """Natural logarithm of the probability. None: it is the first."""
+    top: tuple[TopLogprob, ...]
+    """The likeliest tokens, likeliest first, as many as the request asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """A part of the way to the first token. Phases may overlap."""
 
@@ -221,7 +233,22 @@ class Started:
     prompt_tokens: int
     """Tokens of the prompt."""
     request_id: str
-    """Id by which the request can be cancelled."""
+    """Id by which the request can be cancelled. Of several samples each has its own, by which it
+    can be migrated; to cancel one ends all."""
+    choice: int = 0
+    """Which of several samples it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """How likely the tokens of a part of the prompt were. All come before the first `Tokens`."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    first_index: int
+    """Index in the prompt of the first of `tokens`."""
+    tokens: tuple[PromptLogprob, ...]
+    """In their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +284,8 @@ class Tokens:
     """What the model's thoughts have grown by, where the deployment has a `reasoning_parser`."""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """What calls of tools have grown by, where they are due or it has a `tool_parser`."""
+    choice: int = 0
+    """Which of several samples has grown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +304,35 @@ class Migrated:
     """Seconds between the last token from there and the first one from here."""
     reason: MigrationReason
     """Why it has gone on elsewhere."""
+    choice: int = 0
+    """Which of several samples has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFinished:
+    """One of several samples has ended."""
+
+    sequence: int
+    """Position in the stream, from 0, without gaps."""
+    choice: int
+    """Which, from 0."""
+    reason: FinishReason
+    """Why it ended."""
+    usage: Usage
+    """Tokens that it took and gave."""
+    receipt: Receipt
+    """Where the time to its first token went."""
+    stop: str | None
+    """The stop string that was met, if one was."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The generation has ended. Always the last event."""
+    """The generation has ended. Always the last event.
+
+    Of several samples `reason` and `stop` are those of the first, `usage` counts the prompt once
+    and the tokens of all, and `receipt` is of the one whose first token came first.
+    """
 
     sequence: int
     """Position in the stream, from 0, without gaps."""
@@ -293,13 +346,34 @@ class Finished:
     """The stop string that was met, if one was."""
 
 
-Event = Queued | Loading | Started | Tokens | Migrated | Finished
+Event = Queued | Loading | Started | PromptLogprobs | Tokens | Migrated | ChoiceFinished | Finished
 """What a stream yields."""
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One sample of a prompt."""
+
+    text: str
+    """The text generated, without the prompt."""
+    token_ids: tuple[int, ...]
+    """The tokens generated."""
+    logprobs: tuple[TokenLogprob, ...] | None
+    """One for each of `token_ids`. None: the request did not ask."""
+    finish_reason: FinishReason
+    """Why it ended."""
+    stop: str | None
+    """The stop string that was met, if one was."""
+    reasoning: str = ""
+    """What the model has thought, where the deployment has a `reasoning_parser`."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What it has called, where that was due or there is a `tool_parser`: as the next message may
+    have them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """A whole generation."""
+    """A whole generation. Of several samples, what is not of all of them is of the first."""
 
     request_id: str
     """Id of the request."""
@@ -324,3 +398,7 @@ class Result:
     tool_calls: tuple[ToolCall, ...] = ()
     """What it has called, where that was due or there is a `tool_parser`: as the next message may
     have them."""
+    choices: tuple[Choice, ...] = ()
+    """Every sample, in order of its seed: one, or as many as `n`."""
+    prompt_logprobs: tuple[PromptLogprob, ...] | None = None
+    """One for each token of the prompt. None: the request did not ask."""

@@ -1,5 +1,8 @@
 """The messages of a stream, as the events that callers see."""
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
@@ -9,32 +12,21 @@ from sllm.client.wire.values import named, seconds, tier
 
 def event(message: inference_pb.GenerateResponse) -> events.Event | None:
     """The event of a message. None: it is of a kind that this version does not know."""
-    match message.WhichOneof("event"):
-        case "tokens":
-            return _tokens(message.sequence, message.tokens)
-        case "queued":
-            return _queued(message.sequence, message.queued)
-        case "loading":
-            return _loading(message.sequence, message.loading)
-        case "started":
-            return _started(message.sequence, message.started)
-        case "migrated":
-            return _migrated(message.sequence, message.migrated)
-        case "finished":
-            return _finished(message.sequence, message.finished)
-        case _:
-            return None
+    known = _KINDS.get(message.WhichOneof("event") or "")
+    return known(message) if known else None
 
 
-def _queued(sequence: int, queued: inference_pb.Queued) -> events.Queued:
+def _queued(message: inference_pb.GenerateResponse) -> events.Queued:
+    queued = message.queued
     wait = seconds(queued.estimated_wait) if queued.HasField("estimated_wait") else None
-    return events.Queued(sequence, queued.position, wait)
+    return events.Queued(message.sequence, queued.position, wait)
 
 
-def _loading(sequence: int, loading: pb.Loading) -> events.Loading:
+def _loading(message: inference_pb.GenerateResponse) -> events.Loading:
+    loading = message.loading
     found = progress(loading)
     return events.Loading(
-        sequence=sequence,
+        sequence=message.sequence,
         phase=found.phase,
         from_tier=found.from_tier,
         loaded_bytes=found.loaded_bytes,
@@ -43,19 +35,22 @@ def _loading(sequence: int, loading: pb.Loading) -> events.Loading:
     )
 
 
-def _started(sequence: int, started: inference_pb.Started) -> events.Started:
+def _started(message: inference_pb.GenerateResponse) -> events.Started:
+    started = message.started
     return events.Started(
-        sequence=sequence,
+        sequence=message.sequence,
         instance_id=started.instance_id,
         node_id=started.node_id,
         prompt_tokens=started.prompt_tokens,
         request_id=started.request_id,
+        choice=message.choice,
     )
 
 
-def _tokens(sequence: int, tokens: inference_pb.Tokens) -> events.Tokens:
+def _tokens(message: inference_pb.GenerateResponse) -> events.Tokens:
+    tokens = message.tokens
     return events.Tokens(
-        sequence=sequence,
+        sequence=message.sequence,
         first_index=tokens.first_index,
         token_ids=tuple(tokens.token_ids),
         text=tokens.text,
@@ -65,17 +60,32 @@ def _tokens(sequence: int, tokens: inference_pb.Tokens) -> events.Tokens:
             events.ToolCallDelta(one.index, one.id, one.name, one.arguments)
             for one in tokens.tool_calls
         ),
+        choice=message.choice,
     )
 
 
 def _token_logprob(logprob: pb.TokenLogprob) -> events.TokenLogprob:
-    top = tuple(events.TopLogprob(one.token_id, one.logprob) for one in logprob.top)
-    return events.TokenLogprob(logprob.logprob, top)
+    return events.TokenLogprob(logprob.logprob, _top(logprob.top))
 
 
-def _migrated(sequence: int, migrated: inference_pb.Migrated) -> events.Migrated:
+def _prompt_logprobs(message: inference_pb.GenerateResponse) -> events.PromptLogprobs:
+    tokens = tuple(
+        events.PromptLogprob(
+            one.token_id, one.logprob if one.HasField("logprob") else None, _top(one.top)
+        )
+        for one in message.prompt_logprobs.tokens
+    )
+    return events.PromptLogprobs(message.sequence, message.prompt_logprobs.first_index, tokens)
+
+
+def _top(top: Iterable[pb.TopLogprob]) -> tuple[events.TopLogprob, ...]:
+    return tuple(events.TopLogprob(one.token_id, one.logprob) for one in top)
+
+
+def _migrated(message: inference_pb.GenerateResponse) -> events.Migrated:
+    migrated = message.migrated
     return events.Migrated(
-        sequence=sequence,
+        sequence=message.sequence,
         from_node_id=migrated.from_node_id,
         to_node_id=migrated.to_node_id,
         to_instance_id=migrated.to_instance_id,
@@ -83,20 +93,43 @@ def _migrated(sequence: int, migrated: inference_pb.Migrated) -> events.Migrated
         reason=named(
             enums.MigrationReason, inference_pb.MigrationReason.DESCRIPTOR, migrated.reason
         ),
+        choice=message.choice,
     )
 
 
-def _finished(sequence: int, finished: inference_pb.Finished) -> events.Finished:
-    usage = finished.usage
-    return events.Finished(
-        sequence=sequence,
-        reason=named(enums.FinishReason, pb.FinishReason.DESCRIPTOR, finished.reason),
-        usage=events.Usage(
-            usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens
-        ),
+def _choice_finished(message: inference_pb.GenerateResponse) -> events.ChoiceFinished:
+    finished = message.choice_finished
+    return events.ChoiceFinished(
+        sequence=message.sequence,
+        choice=message.choice,
+        reason=_reason(finished),
+        usage=_usage(finished.usage),
         receipt=receipt(finished.receipt),
-        stop=finished.stop if finished.HasField("stop") else None,
+        stop=_stop(finished),
     )
+
+
+def _finished(message: inference_pb.GenerateResponse) -> events.Finished:
+    finished = message.finished
+    return events.Finished(
+        sequence=message.sequence,
+        reason=_reason(finished),
+        usage=_usage(finished.usage),
+        receipt=receipt(finished.receipt),
+        stop=_stop(finished),
+    )
+
+
+def _reason(finished: inference_pb.Finished) -> enums.FinishReason:
+    return named(enums.FinishReason, pb.FinishReason.DESCRIPTOR, finished.reason)
+
+
+def _stop(finished: inference_pb.Finished) -> str | None:
+    return finished.stop if finished.HasField("stop") else None
+
+
+def _usage(usage: pb.Usage) -> events.Usage:
+    return events.Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
 
 
 def receipt(receipt: pb.Receipt) -> events.Receipt:
@@ -134,3 +167,16 @@ def progress(loading: pb.Loading) -> events.Progress:
         total_bytes=loading.total_bytes,
         estimated_remaining=seconds(loading.estimated_remaining) if estimated else None,
     )
+
+
+_KINDS: Final[Mapping[str, Callable[[inference_pb.GenerateResponse], events.Event]]] = {
+    "queued": _queued,
+    "loading": _loading,
+    "started": _started,
+    "prompt_logprobs": _prompt_logprobs,
+    "tokens": _tokens,
+    "migrated": _migrated,
+    "choice_finished": _choice_finished,
+    "finished": _finished,
+}
+"""How each kind of event is made of its message."""

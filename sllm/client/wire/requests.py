@@ -91,6 +91,8 @@ def generate(
     priority: int,
     keep_alive: float | None,
     linger: float = 0.0,
+    n: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> inference_pb.GenerateRequest:
     """The request for a generation; `sampling` holds the fields of SamplingParams.
 
@@ -114,6 +116,8 @@ def generate(
             no_failover=not failover,
             priority=priority,
             keep_alive=None if keep_alive is None else duration(keep_alive),
+            n=n,
+            prompt_logprobs=prompt_logprobs,
         )
         if linger:
             request.linger.CopyFrom(duration(linger))
@@ -124,20 +128,51 @@ def generate(
     return request
 
 
-def resume(request: inference_pb.GenerateRequest, sequence: int, token_ids: Sequence[int]) -> None:
-    """Makes a request ask for what comes after the messages and tokens that there are."""
+def resume(
+    request: inference_pb.GenerateRequest,
+    sequence: int,
+    token_ids: Sequence[Sequence[int]],
+    prompt_logprobs: int = 0,
+) -> None:
+    """Makes a request ask for what comes after what there is.
+
+    Args:
+        request: As it was sent before.
+        sequence: The number of the first message that is not there.
+        token_ids: Of each sample, those that are.
+        prompt_logprobs: Of so many tokens of the prompt, from its beginning.
+    """
     request.resume_from_sequence = sequence
-    request.continuation.token_ids[:] = token_ids
-    request.continuation.SetInParent()  # also without any tokens
+    if prompt_logprobs:
+        _continuation(request, 0).prompt_logprobs = prompt_logprobs
+    for choice, tokens in enumerate(token_ids):
+        continuation = _continuation(request, choice)
+        continuation.token_ids[:] = tokens
+        continuation.SetInParent()  # also without any tokens
 
 
-def settle(request: inference_pb.GenerateRequest, started: inference_pb.Started) -> None:
-    """Keeps what it takes to read on: the prompt's tokens, and what generates from them."""
+def settle(request: inference_pb.GenerateRequest, message: inference_pb.GenerateResponse) -> None:
+    """Keeps what it takes to read on: the prompt's tokens, what generates from them, and ends."""
+    if message.HasField("choice_finished"):
+        _choice(request, message.choice).finished.CopyFrom(message.choice_finished)
+    if not message.HasField("started"):
+        return
     if request.HasField("messages"):
         request.parsing.CopyFrom(output_parsing(request.messages))
-    if started.prompt_token_ids:
-        request.token_ids.CopyFrom(pb.TokenIds(ids=started.prompt_token_ids))
-    request.continuation.identity = started.identity
+    if message.started.prompt_token_ids:
+        request.token_ids.CopyFrom(pb.TokenIds(ids=message.started.prompt_token_ids))
+    _continuation(request, message.choice).identity = message.started.identity
+
+
+def _continuation(request: inference_pb.GenerateRequest, choice: int) -> inference_pb.Continuation:
+    return _choice(request, choice).continuation if request.n > 1 else request.continuation
+
+
+def _choice(request: inference_pb.GenerateRequest, choice: int) -> inference_pb.ChoiceContinuation:
+    for one in request.choices:
+        if one.choice == choice:
+            return one
+    return request.choices.add(choice=choice)
 
 
 def _settle_seed(sampling: pb.SamplingParams) -> None:

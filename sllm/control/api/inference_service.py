@@ -14,23 +14,20 @@ class InferenceServicer(InferenceServiceServicer):
     """Messages pass through as they are: a token is never translated."""
 
     def __init__(self, plane: ControlPlane) -> None:
-        self._router = plane.router
+        self._streams = plane.streams
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Serves a request from its queueing to its end."""
-        if not request.HasField("resume_from_sequence"):
-            await self._router.vacant(request.request_id)
-        await self._router.settle(request)
-        ticket = self._router.take(request, context.time_remaining())
+        stream = await self._streams.open(request, context.time_remaining())
         # A caller may leave while nothing here is running: this stops the node all the same.
-        context.add_done_callback(lambda _: self._router.drop(ticket))
-        async with aclosing(self._router.events(ticket)) as events:
+        context.add_done_callback(lambda _: stream.drop())
+        async with aclosing(stream.events()) as events:
             async for event in events:
                 yield event
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         """Ends a request from outside its stream."""
-        await self._router.cancel(request.request_id)
+        await self._streams.cancel(request.request_id)
         return pb.CancelResponse()

@@ -19,6 +19,8 @@ from sllm.control.wire import batches as wire
 
 log = structlog.get_logger()
 
+_PAUSES: Final = (1.0, 5.0, 30.0)
+"""Seconds before a request is tried again for which nobody could do anything."""
 _IN_LINE: Final = 32
 """Requests that wait for one deployment: enough for an instance that has just got ready."""
 
@@ -114,10 +116,16 @@ class Runner:
             errors.SllmError: Why there is none.
         """
         request = wire.begun(item.request, f"{batch.batch_id}/{batch.run_id}/{item.number}")
-        gathered = wire.Gathered()
-        while not await self._is_whole(batch, request, gathered, place):
+        gathered, pauses = wire.Gathered(), iter(_PAUSES)
+        while True:
+            try:
+                if await self._is_whole(batch, request, gathered, place):
+                    return gathered
+            except errors.Unavailable:
+                if self._closing or (pause := next(pauses, None)) is None:
+                    raise
+                await asyncio.sleep(pause)
             gathered.continue_in(request)
-        return gathered
 
     async def _is_whole(
         self,

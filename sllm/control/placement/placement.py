@@ -90,6 +90,14 @@ def free_instance(
     return chosen
 
 
+def free_slots(instances: Iterable[Instance], uses: Mapping[str, Use], max_concurrency: int) -> int:
+    """How many requests ready instances would take at once."""
+    used = [
+        uses[one.instance_id] for one in instances if _is_ready(one) and one.instance_id in uses
+    ]
+    return sum(max(0, max_concurrency - use.in_flight) for use in used)
+
+
 def _is_ready(instance: Instance) -> bool:
     return instance.state is InstanceState.READY
 

@@ -13,11 +13,15 @@ TRIES_IN_ALL: Final = 12
 class Progress:
     """The tokens of one request that its caller has, and how often it has failed."""
 
-    def __init__(self, generated: Sequence[int] = (), identity: str = "") -> None:
+    def __init__(
+        self, generated: Sequence[int] = (), identity: str = "", *, prompt_told: int = 0
+    ) -> None:
         self.identity = identity
         """Of what generates it, once an instance has told it. Empty: not known."""
         self.prompt: Sequence[int] = ()
         """Token ids, once an instance has told them. Empty: they are in the request."""
+        self.prompt_told = prompt_told
+        """Tokens of the prompt, from its beginning, whose logprobs its caller has."""
         self.token_ids = list(generated)
         """All tokens of the generation that have been relayed."""
         self.first_token_at: float | None = None
@@ -42,6 +46,20 @@ class Progress:
         self.last_token_at = now
         if self.first_token_at is None:
             self.first_token_at = now
+
+    def known_of_prompt(self, first_index: int, count: int) -> int:
+        """How many of `count` tokens of the prompt were told before, as by another instance.
+
+        Raises:
+            errors.Internal: Tokens before them were not.
+        """
+        if first_index > self.prompt_told:
+            raise errors.Internal(
+                f"prompt token {first_index} came from the node where {self.prompt_told} was due"
+            )
+        known = min(count, self.prompt_told - first_index)
+        self.prompt_told = max(self.prompt_told, first_index + count)
+        return known
 
     def fail(self) -> bool:
         """Counts a failure of the instance; says whether another one may be tried."""

@@ -67,7 +67,9 @@ class Ticket:
         """Clock's seconds. None: the caller waits for as long as it takes."""
         self.assignment: Assignment | None = None
         self.dispatched_at = self.taken_at
-        self.progress = Progress(request.continuation.token_ids, request.continuation.identity)
+        had = request.continuation
+        told = generations.prompt_told(request)
+        self.progress = Progress(had.token_ids, had.identity, prompt_told=told)
         self.departure: Departure | None = None
         """Where it has left, until its caller has been told where it has gone on."""
         self.first: tuple[Assignment, float] | None = None

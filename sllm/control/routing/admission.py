@@ -23,7 +23,7 @@ def check_fields(ask: GenerationAsk) -> None:
         raise errors.InvalidPrompt(f"the request {ask.prompt.value}")
     if ask.conversation:
         ask.conversation.validate()
-    bounds.check_output(ask.max_tokens, ask.logprobs, ask.stop)
+    bounds.check_output(ask.max_tokens, ask.logprobs, ask.stop, ask.prompt_logprobs)
     ask.sampling.validate(ask.max_tokens)
     if ask.form:
         ask.form.validate()
@@ -53,6 +53,8 @@ class WaitEstimate:
     """Requests that wait for its deployment."""
     waiting_in_all: int
     """Requests that wait for any."""
+    to_wait: int
+    """How many more would wait with it: one, none, or several that come together."""
     wait: float | None
     """Seconds until it is given to an instance; 0: at once. None: nobody knows."""
     first_token: float
@@ -60,21 +62,24 @@ class WaitEstimate:
 
 
 def check_queue(estimate: WaitEstimate, config: ControlConfig) -> None:
-    """Refuses a request that would have to wait in a queue that is full.
+    """Refuses what would have to wait in a queue that is full.
 
     Raises:
         errors.QueueFull: With the time after which it may be tried again.
     """
-    if estimate.wait == 0.0 and not estimate.waiting:
+    if not estimate.to_wait:
         return
-    full = ""
-    if estimate.waiting >= config.max_queued_per_deployment:
+    full, most = "", 0
+    if estimate.waiting + estimate.to_wait > config.max_queued_per_deployment:
+        most = config.max_queued_per_deployment
         full = f"{estimate.waiting} requests wait for {estimate.deployment}"
-    elif estimate.waiting_in_all >= config.max_queued:
+    elif estimate.waiting_in_all + estimate.to_wait > config.max_queued:
+        most = config.max_queued
         full = f"{estimate.waiting_in_all} requests wait in all"
     if full:
+        more = f", {estimate.to_wait} more would, and {most} may" if estimate.to_wait > 1 else ""
         raise errors.QueueFull(
-            f"{full}, as many as may; try again later, or raise the limit",
+            f"{full}{more or ', as many as may'}; try again later, or raise the limit",
             metadata={"deployment": estimate.deployment},
             retry_after=max(1.0, estimate.wait or 0.0),
         )

@@ -31,6 +31,7 @@ from sllm.control.types.migrations import (
     News,
     Stayed,
 )
+from sllm.control.wire import choices
 from sllm.control.wire.node_client import Nodes
 
 log = structlog.get_logger()
@@ -65,12 +66,21 @@ class Migrator:
             errors.RequestNotFound: It is not under way, or waits for an instance.
         """
         ticket = self._state.tickets.get(request_id)
+        if ticket is None and (several := self._choices(request_id)):
+            raise errors.RequestNotFound(
+                f"request {request_id!r} has several samples, which move one by one: "
+                f"{', '.join(several)}"
+            )
         if ticket is None or ticket.assignment is None:
             raise errors.RequestNotFound(
                 f"no request {request_id!r} is being generated; it may wait, or have finished"
             )
         source = ticket.assignment.instance
         return MigrationAsk(source, MigrationReason.OPERATOR, request_id, to_node)
+
+    def _choices(self, request_id: str) -> list[str]:
+        """Ids of the samples of a request that are under way."""
+        return [one for one in choices.choice_ids(request_id) if one in self._state.tickets]
 
     def of_instance(self, instance_id: str, to_node: str | None) -> MigrationAsk:
         """What an operator asks for an instance.

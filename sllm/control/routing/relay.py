@@ -119,6 +119,8 @@ class Relay:
                 ticket.progress.prompt = event.started.prompt_token_ids or ticket.progress.prompt
                 ticket.progress.identity = event.started.identity
                 return [] if ticket.departure else [event]  # its caller has had one, from before
+            case "prompt_logprobs":
+                return [event] if self._is_new(ticket, event.prompt_logprobs) else []
             case "tokens":
                 arrival = self._arrive(ticket, assignment)
                 self._count(ticket, assignment, event.tokens)
@@ -129,6 +131,13 @@ class Relay:
                 arrival = self._arrive(ticket, assignment)
                 self._finish(ticket, assignment, event.finished)
         return [*arrival, event]
+
+    def _is_new(self, ticket: Ticket, told: generations.PromptLogprobs) -> bool:
+        """Leaves out what the caller has of the prompt; says whether that leaves anything."""
+        known = ticket.progress.known_of_prompt(told.first_index, len(told.tokens))
+        told.first_index += known
+        del told.tokens[:known]
+        return bool(told.tokens)
 
     def _arrive(self, ticket: Ticket, assignment: Assignment) -> list[generations.GenerateResponse]:
         """Tells the caller, before anything else, that its generation has gone on elsewhere."""

@@ -2,7 +2,7 @@
 
 import copy
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -67,30 +67,68 @@ class Router:
         Raises:
             errors.SllmError: Why the request is refused.
         """
-        self._check(request, remaining)
-        request.request_id = request.request_id or uuid.uuid4().hex
-        request.background = background
-        generations.settle_seed(request)
-        step = self._config.priority_step_seconds
-        ticket = Ticket(request, remaining, self._clock, step_seconds=step, background=background)
-        generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
-        if not background:
-            self._admit(ticket)
-        self._state.tickets[ticket.request_id] = ticket
-        if ticket.resumes_from is None:
-            self._dispatcher.enqueue(ticket)
+        self.screen(request, remaining)
+        (ticket,) = self.take_all([request], remaining, background=background)
         return ticket
 
-    async def vacant(self, request_id: str) -> None:
-        """Returns once an id may be used again: its former caller has left, and its node is told.
+    def screen(self, request: generations.GenerateRequest, remaining: float | None) -> None:
+        """Refuses a request that nothing could serve, before a copy of it is made.
+
+        Raises:
+            errors.SllmError: Why.
+        """
+        if self._closing:
+            raise errors.ShuttingDown(_GOING_DOWN)
+        if remaining is not None and remaining <= 0:
+            raise errors.DeadlineExceeded("the call's deadline has passed already")
+        self._check_fields(request)
+
+    def take_all(
+        self,
+        requests: Sequence[generations.GenerateRequest],
+        remaining: float | None,
+        *,
+        background: bool = False,
+    ) -> list[Ticket]:
+        """Puts samples of one request, which was screened, into the queue, or none of them.
+
+        Raises:
+            errors.SllmError: Why they are refused.
+        """
+        deployment = self._state.deployment(requests[0].deployment)
+        for request in requests:
+            generations.check_size(request, deployment)  # each has a continuation of its own
+        for request in requests:
+            self._take_over(request)
+        tickets = [self._ticket(request, remaining, background) for request in requests]
+        if not background:
+            self._admit(tickets)
+        for ticket in tickets:
+            self._state.tickets[ticket.request_id] = ticket
+        for ticket in tickets:
+            if ticket.resumes_from is None:
+                self._dispatcher.enqueue(ticket)
+        return tickets
+
+    def serves(self, request_id: str) -> bool:
+        """Whether a request of this id is under way."""
+        return request_id in self._state.tickets
+
+    def is_unread(self, request_id: str) -> bool:
+        """Whether a node goes on with a request that nobody reads."""
+        return self._dispatcher.unread_on(request_id) is not None
+
+    async def vacant(self, *request_ids: str) -> None:
+        """Returns once ids may be used again: their caller has left, and their nodes are told.
 
         That a caller has left may be known only a moment after its next call has come. If it has
         not left by then, its request is still under way.
         """
         settled_at = self._clock.now() + _LEAVING_SECONDS
-        while request_id in self._state.tickets and self._clock.now() < settled_at:
+        while any(map(self.serves, request_ids)) and self._clock.now() < settled_at:
             await self._clock.sleep(_LEAVING_LOOK_SECONDS)
-        await self._relay.ended(request_id)
+        for request_id in request_ids:
+            await self._relay.ended(request_id)
 
     async def settle(self, request: generations.GenerateRequest) -> None:
         """Completes a request by what its deployment does with answers.
@@ -180,26 +218,34 @@ class Router:
         if not (self._closing or ticket.linger or ticket.outcome == "OK"):
             self._relay.end(ticket)
         self._relay.release(ticket)
-        outcome = ticket.outcome or "CANCELLED"
+        outcome = "GAVE_WAY" if ticket.gave_way else ticket.outcome or "CANCELLED"
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
 
     # --- taking -------------------------------------------------------------------------------
 
-    def _admit(self, ticket: Ticket) -> None:
-        """Refuses a request that would wait for too long."""
-        estimate = self._wait_estimates.of(ticket)
-        admission.check_queue(estimate, self._config)
-        admission.check_deadline(estimate, ticket.remaining())
-        ticket.position, ticket.estimated_wait = estimate.ahead, estimate.wait
+    def _admit(self, tickets: Sequence[Ticket]) -> None:
+        """Refuses requests the last of which would wait for too long."""
+        first = last = self._wait_estimates.of(tickets[0])
+        if len(tickets) > 1:
+            last = self._wait_estimates.of(tickets[0], len(tickets))
+        admission.check_queue(last, self._config)
+        admission.check_deadline(last, tickets[0].remaining())
+        for place, ticket in enumerate(tickets):
+            ticket.position, ticket.estimated_wait = first.ahead + place, first.wait
 
-    def _check(self, request: generations.GenerateRequest, remaining: float | None) -> None:
-        if self._closing:
-            raise errors.ShuttingDown(_GOING_DOWN)
-        if remaining is not None and remaining <= 0:
-            raise errors.DeadlineExceeded("the call's deadline has passed already")
-        self._check_fields(request)
-        # Last of these checks, as reading on ends the former stream.
+    def _check_fields(self, request: generations.GenerateRequest) -> None:
+        deployment = self._state.deployment(request.deployment)
+        deployment.model.purpose.check_serves(Task.GENERATE, deployment.name)
+        generations.check_size(request, deployment)
+        admission.check_fields(generations.generation_ask(request))
+
+    def _take_over(self, request: generations.GenerateRequest) -> None:
+        """Ends the stream that a caller had before who reads on.
+
+        Raises:
+            errors.RequestIdInUse: The caller does not, and another request has the id.
+        """
         former = self._state.tickets.get(request.request_id)
         if former and generations.resumes_from(request) is not None:
             former.fail(errors.Cancelled(f"request {request.request_id} is read on elsewhere"))
@@ -208,11 +254,16 @@ class Router:
         elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
 
-    def _check_fields(self, request: generations.GenerateRequest) -> None:
-        deployment = self._state.deployment(request.deployment)
-        deployment.model.purpose.check_serves(Task.GENERATE, deployment.name)
-        generations.check_size(request, deployment)
-        admission.check_fields(generations.generation_ask(request))
+    def _ticket(
+        self, request: generations.GenerateRequest, remaining: float | None, background: bool
+    ) -> Ticket:
+        request.request_id = request.request_id or uuid.uuid4().hex
+        request.background = background
+        generations.settle_seed(request)
+        step = self._config.priority_step_seconds
+        ticket = Ticket(request, remaining, self._clock, step_seconds=step, background=background)
+        generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
+        return ticket
 
     async def _reattach(self, ticket: Ticket) -> None:
         """Reads on where the generation goes on, or begins anew with what the caller has.

@@ -1,9 +1,6 @@
 """What a request has to expect when it comes."""
 
-from collections.abc import Iterable
-
 from sllm.clock import Clock
-from sllm.control.cluster.instances import Instance
 from sllm.control.orchestration.placer import Placer
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import MigrateThenStart, Start, Wait
@@ -22,38 +19,38 @@ class WaitEstimates:
         self._placer = placer
         self._clock = clock
 
-    def of(self, ticket: Ticket) -> WaitEstimate:
-        """What a request that is about to be queued has to expect."""
+    def of(self, ticket: Ticket, count: int = 1) -> WaitEstimate:
+        """What the last of `count` requests that are about to be queued together has to expect."""
         name, queue = ticket.deployment, self._state.queue
-        ahead = queue.ahead(name, ticket.turn)
+        ahead = queue.ahead(name, ticket.turn) + count - 1
         expected = self._state.service_times.expectation(name)
         return WaitEstimate(
             deployment=name,
             ahead=ahead,
             waiting=queue.count(name),
             waiting_in_all=len(queue),
+            to_wait=max(0, count - self._free_slots(name)),
             wait=self._wait(ticket, ahead, expected),
             first_token=expected.first_token_seconds if expected else 0.0,
         )
 
     def _wait(self, ticket: Ticket, ahead: int, expected: Expectation | None) -> float | None:
         """Seconds until it would be with an instance, if anyone knows."""
-        name = ticket.deployment
-        instances, need = self._state.fleet.instances_of(name), self._state.needs[name]
-        uses, most = self._state.slots.uses, need.max_concurrency
-        free = placement.free_instance(instances, uses, most) or self._may_give_way(instances)
-        if free and not self._state.queue.count(name):
+        name, free = ticket.deployment, self._free_slots(ticket.deployment)
+        if free > ahead:
             return 0.0
         # Whatever is first serves it: a start under way, a slot of a busy instance, or a new start.
-        ways = [self._start_wait(name), self._turn_wait(name, ahead, expected)]
-        if not instances:
+        ways = [self._start_wait(name), self._turn_wait(name, ahead - free, expected)]
+        if not self._state.fleet.instances_of(name):
             ways.append(self._new_wait(ticket))
         return min((way for way in ways if way is not None), default=None)
 
-    def _may_give_way(self, instances: Iterable[Instance]) -> bool:
-        """Whether any of them has a request that nobody waits for."""
-        uses = self._state.slots.uses
-        return any(uses[key].background for one in instances if (key := one.instance_id) in uses)
+    def _free_slots(self, name: str) -> int:
+        """Slots of a deployment's ready instances that nobody waits for."""
+        if self._state.queue.count(name):
+            return 0
+        instances, need = self._state.fleet.instances_of(name), self._state.needs[name]
+        return placement.free_slots(instances, self._state.slots.uses, need.max_concurrency)
 
     def _start_wait(self, name: str) -> float | None:
         """Seconds until the first of the starts that are under way has ended."""

@@ -75,6 +75,7 @@ class GenerationAsk:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     priority: int = 0
     keep_alive: float | None = None
     """Seconds."""

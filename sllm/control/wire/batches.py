@@ -23,8 +23,11 @@ _FOREIGN: Final = (
     "linger",
     "priority",
     "keep_alive",
+    "n",
+    "choices",
+    "prompt_logprobs",
 )
-"""Fields of a request that have no sense where nobody waits for it."""
+"""Fields of a request that have no sense where nobody waits for it, or no place in its result."""
 
 
 # --- submitting -------------------------------------------------------------------------------
@@ -71,7 +74,7 @@ def content(request: GenerateRequest) -> bytes:
     """
     given = {field.name for field, _ in request.ListFields()}
     if foreign := sorted(given.intersection(_FOREIGN)):
-        raise errors.InvalidArgument(f"{foreign[0]} has no sense in a batch; leave it out")
+        raise errors.InvalidArgument(f"{foreign[0]} has no place in a batch; leave it out")
     return request.SerializeToString(deterministic=True)
 
 

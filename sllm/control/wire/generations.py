@@ -35,6 +35,7 @@ class HasReceipt(Protocol):
 GenerateRequest: TypeAlias = inference_pb.GenerateRequest
 GenerateResponse: TypeAlias = inference_pb.GenerateResponse
 Tokens: TypeAlias = inference_pb.Tokens
+PromptLogprobs: TypeAlias = inference_pb.PromptLogprobs
 Moved: TypeAlias = inference_pb.Moved
 Finished: TypeAlias = inference_pb.Finished
 
@@ -46,9 +47,10 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
     """The parts of a request that have bounds.
 
     Raises:
-        errors.InvalidArgument: A duration or the id is out of its bounds.
+        errors.InvalidArgument: A duration, a count or the id is out of its bounds.
     """
     bounds.name(request.request_id, "request_id")
+    prompt_told(request)
     return GenerationAsk(
         prompt=_prompt(request),
         sampling=_sampling(request.sampling),
@@ -57,6 +59,7 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
         stop=tuple(request.stop),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        prompt_logprobs=request.prompt_logprobs if request.HasField("prompt_logprobs") else None,
         priority=request.priority,
         keep_alive=keep_alive(request),
         linger=linger(request),
@@ -70,7 +73,8 @@ def check_size(request: GenerateRequest, deployment: Deployment) -> None:
         errors.ContextExceeded: With the numbers.
     """
     context = deployment.context_tokens
-    size = request.ByteSize() - request.structured_output.ByteSize()
+    beside = [request.structured_output, *request.choices]  # each choice counts in its own request
+    size = request.ByteSize() - sum(one.ByteSize() for one in beside)
     prompt_size.check_size(size, context)
     prompt_size.check_tokens(len(request.token_ids.ids), context)
 
@@ -150,6 +154,12 @@ def resumes_from(request: GenerateRequest) -> int | None:
 def linger(request: GenerateRequest) -> float:
     """Seconds for which the caller wants a generation to go on without a reader."""
     return bounds.duration(request.linger, "linger", most=bounds.MAX_LINGER)
+
+
+def prompt_told(request: GenerateRequest) -> int:
+    """Tokens of the prompt, from its beginning, whose logprobs the caller has."""
+    told = request.continuation.prompt_logprobs
+    return bounds.count(told, "continuation.prompt_logprobs")
 
 
 def set_linger(request: GenerateRequest, seconds: float) -> None:

@@ -159,6 +159,8 @@ class Generation:
                     tokens.append(completed.tokens)
                 case "failure":
                     raise from_failure(output.failure)
+                case _:
+                    yield self._event(prompt_logprobs=output.prompt_logprobs)
         yield from self._token_events(tokens)
         if completed:
             yield self._event(finished=self._finished(completed))
@@ -201,12 +203,18 @@ class Generation:
         self,
         *,
         started: pb.Started | None = None,
+        prompt_logprobs: pb.PromptLogprobs | None = None,
         tokens: pb.Tokens | None = None,
         moved: pb.Moved | None = None,
         finished: pb.Finished | None = None,
     ) -> pb.GenerateResponse:
         event = pb.GenerateResponse(
-            sequence=self._sequence, started=started, tokens=tokens, moved=moved, finished=finished
+            sequence=self._sequence,
+            started=started,
+            prompt_logprobs=prompt_logprobs,
+            tokens=tokens,
+            moved=moved,
+            finished=finished,
         )
         self._sequence += 1
         return event

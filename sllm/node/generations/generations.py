@@ -112,6 +112,8 @@ class Generations:
         """The generation that a call of Generate is about."""
         if not bounds.name(request.request_id, "request_id"):
             raise errors.InvalidArgument("request_id is empty; a request has an id of its own")
+        if request.choices or (request.HasField("n") and request.n != 1):
+            raise errors.InvalidArgument("a node serves one sample: ask a control plane for n")
         known = self._by_id.get(request.request_id)
         if known and known.outputs.failed:
             known = None  # as when its worker was lost: begun again, it may be served

@@ -29,6 +29,7 @@ class OutputStream:
         self._outputs: list[pb.RequestOutput] = []
         self._taken = 0
         self._accepted = False
+        self._prompt_told = 0
         self._refused = False
         self._error: errors.SllmError | None = None
         self._arrived = asyncio.Event()
@@ -42,6 +43,11 @@ class OutputStream:
                     return  # it went on after a move that came to nothing
                 self._accepted = True
                 self.prompt = output.accepted.prompt_token_ids
+            case "prompt_logprobs":
+                told = output.prompt_logprobs
+                if told.first_index < self._prompt_told:
+                    return  # the same
+                self._prompt_told = told.first_index + len(told.tokens)
             case "tokens":
                 self.token_ids.extend(output.tokens.token_ids)
             case "completed":

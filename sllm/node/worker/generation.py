@@ -1,12 +1,15 @@
 """One request in a worker, from its tokens' coming out of the engine to what its caller sees."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from sllm.errors import SllmError
 from sllm.node.worker.engine.interface import (
     FinishReason,
     NewToken,
+    PromptLogprobs,
     TokenGrammar,
     TokenLogprob,
 )
@@ -15,6 +18,9 @@ from sllm.node.worker.model.prompts import Prompt
 from sllm.node.worker.model.text import TextDelta, TextStream, Vocabulary
 from sllm.sampling import Sampling
 from sllm.structured_output.form import Form
+
+_ENTRIES_OF_PART: Final = 4096
+"""Logprobs in one message: some 50 kB, and ten milliseconds to make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class GenerationRequest:
     ignore_eos: bool
     logprobs: int | None
     """How many alternatives to give for every token. None: no logprobs at all."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens, before the first that is generated."""
     generated: tuple[int, ...] = ()
     """Tokens of the generation that were given out before, elsewhere."""
     include_stop: bool = False
@@ -54,6 +62,17 @@ class Accepted:
 
     prompt: tuple[int, ...]
     """Token ids."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptPart:
+    """How likely the tokens of a part of the prompt were."""
+
+    first_index: int
+    """Index in the prompt of the first of token_ids."""
+    token_ids: tuple[int, ...]
+    logprobs: PromptLogprobs
+    """Of all the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +133,7 @@ class Failed:
     error: SllmError
 
 
-Event = Accepted | Tokens | Completed | Failed
+Event = Accepted | PromptPart | Tokens | Completed | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +142,14 @@ class Output:
 
     request_id: str
     event: Event
+
+
+def prompt_parts(prompt: tuple[int, ...], logprobs: PromptLogprobs) -> Iterator[PromptPart]:
+    """A prompt in parts that make messages of a moderate size."""
+    alternatives = logprobs.top_ids.shape[-1]
+    size = max(1, _ENTRIES_OF_PART // (1 + alternatives))
+    for first in range(0, len(prompt), size):
+        yield PromptPart(first, prompt[first : first + size], logprobs)
 
 
 class Generation:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import structlog
@@ -34,6 +35,7 @@ from sllm.node.worker.generation import (
     GenerationRequest,
     Output,
     Tokens,
+    prompt_parts,
 )
 from sllm.node.worker.model import prompts, words
 from sllm.node.worker.model.forced_calls import ForcedCalls
@@ -71,6 +73,8 @@ class _UnderWay:
     """Set while its prompt is being tokenised."""
     generation: Generation | None = None
     """Set once the engine has it."""
+    prompt: tuple[int, ...] = ()
+    """Token ids, if logprobs of them are still to come."""
 
 
 class Generations:
@@ -117,7 +121,7 @@ class Generations:
     def take_step(self, step: Step) -> None:
         """Turns a step's tokens into events."""
         first = any(self._is_first(token) for token in step.tokens)
-        outputs = [output for token in step.tokens if (output := self._push(token))]
+        outputs = [output for token in step.tokens for output in self._push(token)]
         outputs += [output for key in step.broken if (output := self._break(key))]
         more = all(isinstance(output.event, Tokens) for output in outputs)
         self._outbox.put(outputs, step.counters, at_once=first or not more)
@@ -152,6 +156,8 @@ class Generations:
             prompt = tokens.prompt
             engine_request = self._engine_request(request, tokens, under_way.key)
             finish = _finish_before(engine_request)
+            if engine_request.prompt_logprobs is not None:
+                under_way.prompt = prompt
             under_way.generation, ended = await self._texts.run(
                 prompts.LETTERS_PER_TOKEN * len(request.generated),  # made text again
                 self._follow,
@@ -228,7 +234,8 @@ class Generations:
         self, request: GenerationRequest, tokens: "_Encoded", key: str
     ) -> EngineRequest:
         prompt = tokens.prompt
-        bounds.check_output(request.max_tokens, request.logprobs, request.stop)
+        asked = request.prompt_logprobs
+        bounds.check_output(request.max_tokens, request.logprobs, request.stop, asked)
         allowance = prompts.token_allowance(len(prompt), request.max_tokens, self._context_tokens)
         generated = len(request.generated)
         if generated > allowance:
@@ -246,21 +253,27 @@ class Generations:
             forbidden=tokens.forbidden,
             grammar=tokens.grammar,
             logprobs=request.logprobs,
+            # Told before the first token, wherever that was generated.
+            prompt_logprobs=None if generated or request.gives_way else asked,
             first_position=generated,
             gives_way=request.gives_way,
             background=request.background,
         )
 
-    def _push(self, token: NewToken) -> Output | None:
+    def _push(self, token: NewToken) -> Iterator[Output]:
         under_way = self._by_key.get(token.request_id)
         if under_way is None or under_way.generation is None:
-            return None  # cancelled, or stopped by its text, while the step was under way
+            return  # cancelled, or stopped by its text, while the step was under way
+        if token.prompt:
+            for part in prompt_parts(under_way.prompt, token.prompt):
+                yield Output(under_way.request_id, part)
+            under_way.prompt = ()
         event = under_way.generation.push(token)
         if isinstance(event, Completed):
             self._forget(under_way)
             if not token.finish:
                 self._engine.finish(token.request_id)  # a stop string, which engines do not see
-        return Output(under_way.request_id, event)
+        yield Output(under_way.request_id, event)
 
     def _is_first(self, token: NewToken) -> bool:
         under_way = self._by_key.get(token.request_id)

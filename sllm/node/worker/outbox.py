@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 from sllm.node.worker.engine.interface import Counters
-from sllm.node.worker.generation import Output, Tokens
+from sllm.node.worker.generation import Output, PromptPart, Tokens
 
 PAUSE_SECONDS: Final = 0.02
 """Between messages of tokens alone.
@@ -14,6 +14,10 @@ PAUSE_SECONDS: Final = 0.02
 A message costs every process up to the caller more than the tokens in it: a small model that takes
 a step each few milliseconds would have them spend more than its engine. Nobody reads so fast.
 """
+
+
+_PARTS_AT_ONCE: Final = 4
+"""Parts of prompts in one message: whoever makes it does nothing else meanwhile."""
 
 
 class Outbox:
@@ -56,8 +60,8 @@ class Outbox:
         await self._rest()
         if self._closed and not self._waiting:
             return None
-        waiting, self._waiting = self._waiting, []
-        if not self._closed:
+        waiting, self._waiting = _portion(self._waiting)
+        if not (self._closed or self._waiting):
             self._arrived.clear()
             self._urgent.clear()
         return _join(waiting)
@@ -69,6 +73,22 @@ class Outbox:
             async with asyncio.timeout_at(self._taken_at + self._pause):
                 await self._urgent.wait()
         self._taken_at = loop.time()
+
+
+def _portion(waiting: list[Output]) -> tuple[list[Output], list[Output]]:
+    """What goes into the next message, with a few parts of prompts, and what stays."""
+    going: list[Output] = []
+    staying: list[Output] = []
+    parts, held = 0, set[str]()
+    for output in waiting:
+        is_part = isinstance(output.event, PromptPart)
+        if output.request_id in held or (is_part and parts == _PARTS_AT_ONCE):
+            held.add(output.request_id)  # the order of each request's outputs stays
+            staying.append(output)
+        else:
+            parts += is_part
+            going.append(output)
+    return going, staying
 
 
 def _join(outputs: Sequence[Output]) -> list[Output]:

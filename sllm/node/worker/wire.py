@@ -20,6 +20,7 @@ from sllm.node.worker.generation import (
     Failed,
     GenerationRequest,
     Output,
+    PromptPart,
     Tokens,
 )
 from sllm.node.worker.host import (
@@ -84,6 +85,7 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs if request.HasField("logprobs") else None,
+        prompt_logprobs=request.prompt_logprobs if request.HasField("prompt_logprobs") else None,
         generated=tuple(request.continuation.token_ids),
         include_stop=request.include_stop,
         skip_special_tokens=(
@@ -150,6 +152,8 @@ def request_output(output: Output) -> pb.RequestOutput:
         case Accepted(prompt):
             accepted = pb.Accepted(prompt_tokens=len(prompt), prompt_token_ids=prompt)
             return pb.RequestOutput(request_id=request_id, accepted=accepted)
+        case PromptPart() as part:
+            return pb.RequestOutput(request_id=request_id, prompt_logprobs=_prompt_logprobs(part))
         case Tokens() as tokens:
             return pb.RequestOutput(request_id=request_id, tokens=_tokens(tokens))
         case Completed() as completed:
@@ -208,6 +212,28 @@ def _tokens(tokens: Tokens) -> inference_pb.Tokens:
             for call in tokens.tool_calls
         ],
     )
+
+
+def _prompt_logprobs(part: PromptPart) -> inference_pb.PromptLogprobs:
+    """The first token of a prompt comes after none, and has no logprob."""
+    begins = part.first_index == 0
+    rows = slice(part.first_index - 1 + begins, part.first_index - 1 + len(part.token_ids))
+    told = part.logprobs
+    of_rows = zip(
+        part.token_ids[begins:],
+        told.logprobs[rows].tolist(),
+        told.top_ids[rows].tolist(),
+        told.top_logprobs[rows].tolist(),
+        strict=True,
+    )
+    message = inference_pb.PromptLogprobs(first_index=part.first_index)
+    if begins:
+        message.tokens.add(token_id=part.token_ids[0])
+    for token_id, logprob, ids, logprobs in of_rows:
+        token = message.tokens.add(token_id=token_id, logprob=logprob)
+        for top_id, top in zip(ids, logprobs, strict=True):
+            token.top.add(token_id=top_id, logprob=top)
+    return message
 
 
 def _logprob(logprob: TokenLogprob) -> types_pb2.TokenLogprob:

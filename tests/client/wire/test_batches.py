@@ -10,8 +10,17 @@ import sllm
 from sllm import errors
 from sllm.client.wire import batches
 
-NOT_THEIRS = {"self", "priority", "keep_alive", "linger", "reattach", "timeout"}
-"""Arguments of `generate` that have no sense where nobody waits."""
+NOT_THEIRS = {
+    "self",
+    "priority",
+    "keep_alive",
+    "linger",
+    "reattach",
+    "timeout",
+    "n",
+    "prompt_logprobs",
+}
+"""Arguments of `generate` that have no sense where nobody waits, or no place in the one answer."""
 
 
 def test_it_has_the_arguments_of_generate() -> None:

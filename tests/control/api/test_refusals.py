@@ -21,6 +21,17 @@ CONTEXT = 1024
 """Of the fake node's models."""
 LONG = "x" * (BYTES_BESIDE + MAX_BYTES_PER_TOKEN * CONTEXT)
 
+Choice = inference_pb.ChoiceContinuation
+FINISHED = inference_pb.Finished(usage=pb.Usage(completion_tokens=1))
+NOTHING = inference_pb.Finished()
+TOLD_LESS = inference_pb.Continuation(prompt_logprobs=-1)
+ENDLESS = inference_pb.Continuation(token_ids=[5] * len(LONG))
+
+
+def resumed(choices: list[Choice]) -> dict[str, Any]:
+    return {"resume_from_sequence": 3, "choices": choices}
+
+
 GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "an unknown deployment": ({"deployment": "nobody", "text": "a"}, errors.DeploymentNotFound),
     "no prompt": ({}, errors.InvalidPrompt),
@@ -34,6 +45,12 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "no tokens": ({"text": "a", "max_tokens": 0}, errors.InvalidArgument),
     "logprobs above 20": ({"text": "a", "logprobs": 21}, errors.InvalidArgument),
     "negative logprobs": ({"text": "a", "logprobs": -1}, errors.InvalidArgument),
+    "prompt_logprobs above 20": ({"text": "a", "prompt_logprobs": 21}, errors.InvalidArgument),
+    "negative prompt_logprobs": ({"text": "a", "prompt_logprobs": -1}, errors.InvalidArgument),
+    "fewer than none told": (
+        {"text": "a", "continuation": inference_pb.Continuation(prompt_logprobs=-1)},
+        errors.InvalidArgument,
+    ),
     "an empty stop": ({"text": "a", "stop": [""]}, errors.InvalidArgument),
     "a negative keep_alive": (
         {"text": "a", "keep_alive": Duration(seconds=-1)},
@@ -62,6 +79,55 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     ),
     "stops that no context holds": ({"text": "a", "stop": [LONG]}, errors.ContextExceeded),
     "17 stops": ({"text": "a", "stop": ["x"] * 17}, errors.InvalidArgument),
+    "no samples": ({"text": "a", "n": 0}, errors.InvalidArgument),
+    "129 samples": ({"text": "a", "n": 129}, errors.InvalidArgument),
+    "fewer than no samples": ({"text": "a", "n": -(2**31)}, errors.InvalidArgument),
+    "samples with a long id": (
+        {"text": "a", "n": 2, "request_id": "x" * 241},
+        errors.InvalidArgument,
+    ),
+    "an id of a sample": ({"text": "a", "request_id": "r/choice/1"}, errors.InvalidArgument),
+    "choices of one": ({"text": "a", "n": 1, **resumed([Choice()])}, errors.InvalidArgument),
+    "a sample too many": (
+        {"text": "a", "n": 2, **resumed([Choice(choice=2)])},
+        errors.InvalidArgument,
+    ),
+    "a negative sample": (
+        {"text": "a", "n": 2, **resumed([Choice(choice=-1)])},
+        errors.InvalidArgument,
+    ),
+    "a sample twice": (
+        {"text": "a", "n": 2, **resumed([Choice(), Choice()])},
+        errors.InvalidArgument,
+    ),
+    "an end with other tokens": (
+        {"text": "a", "n": 2, **resumed([Choice(finished=FINISHED)])},
+        errors.InvalidArgument,
+    ),
+    "samples that did not break off": (
+        {"text": "a", "n": 2, "choices": [Choice()]},
+        errors.InvalidArgument,
+    ),
+    "samples that go on as one": (
+        {"text": "a", "n": 2, "continuation": inference_pb.Continuation()},
+        errors.InvalidArgument,
+    ),
+    "samples of a text that no context holds": (
+        {"text": LONG, "n": 128},
+        errors.ContextExceeded,
+    ),
+    "samples without a prompt that have all ended": (
+        {"n": 2, **resumed([Choice(finished=NOTHING), Choice(choice=1, finished=NOTHING)])},
+        errors.InvalidPrompt,
+    ),
+    "a sample with fewer than none told": (
+        {"text": "a", "n": 2, **resumed([Choice(continuation=TOLD_LESS)])},
+        errors.InvalidArgument,
+    ),
+    "a sample longer than the context": (
+        {"text": "a", "n": 2, **resumed([Choice(continuation=ENDLESS)])},
+        errors.ContextExceeded,
+    ),
 }
 
 

@@ -316,6 +316,16 @@ async def test_a_node_that_is_lost_costs_a_batch_no_request(tmp_path: Path) -> N
         assert [list(one.answer.tokens.token_ids) for one in results] == [[0, 1, 2, 3]] * 10
 
 
+async def test_what_fails_for_want_of_anybody_is_tried_again(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy(max_concurrency=1)
+    node.script.generate_errors = [errors.WorkerDied("gone")] * 3  # as many as the router tries
+    await cluster.caller.submit(requests(1, max_tokens=4), "b")
+    (result,) = await cluster.caller.results("b")
+    assert list(result.answer.tokens.token_ids) == [0, 1, 2, 3]
+
+
 async def test_a_model_that_fails_to_start_is_tried_again(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy()
     node.script.start_errors = [errors.StartFailed("no luck")] * 2
@@ -367,6 +377,8 @@ REFUSED = {
         errors.ContextExceeded,
     ),
     "priority": ([request(priority=1)], errors.InvalidArgument),
+    "several samples": ([request(n=2)], errors.InvalidArgument),
+    "logprobs of the prompt": ([request(prompt_logprobs=1)], errors.InvalidArgument),
     "an instance": ([request(instance_id="i")], errors.InvalidArgument),
     "resumption": ([request(resume_from_sequence=0)], errors.InvalidArgument),
     "too many": (requests(11), errors.InvalidArgument),

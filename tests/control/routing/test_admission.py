@@ -10,7 +10,7 @@ from sllm.control.config import ControlConfig
 from sllm.control.routing.admission import WaitEstimate, check_deadline, check_queue
 
 CONFIG = ControlConfig(Path("/nowhere"), max_queued=10, max_queued_per_deployment=4)
-CALM = WaitEstimate("m", ahead=0, waiting=0, waiting_in_all=0, wait=5.0, first_token=1.0)
+CALM = WaitEstimate("m", ahead=0, waiting=0, waiting_in_all=0, to_wait=1, wait=5.0, first_token=1.0)
 
 
 def test_a_queue_with_room_takes_a_request() -> None:
@@ -33,7 +33,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(
 
 
 def test_who_need_not_wait_is_taken_whoever_else_waits() -> None:
-    check_queue(replace(CALM, waiting_in_all=10, wait=0.0), CONFIG)
+    check_queue(replace(CALM, waiting_in_all=10, to_wait=0, wait=0.0), CONFIG)
 
 
 def test_who_would_come_too_late_is_told_the_estimate() -> None:

@@ -278,3 +278,46 @@ async def test_what_may_linger_ends_when_it_is_cancelled(
     with pytest.raises(errors.Cancelled):
         await stream.end()
     await assert_eventually(lambda: halfway.count("Cancel"))
+
+
+def of_prompt(stream: Stream) -> list[int]:
+    """What was told of the prompt, in order and without gaps."""
+    told = [event.prompt_logprobs for event in stream.events if event.HasField("prompt_logprobs")]
+    firsts = [one.first_index for one in told]
+    begun = [sum(len(each.tokens) for each in told[:place]) for place in range(len(told))]
+    assert [first - firsts[0] for first in firsts] == begun
+    return [token.token_id for one in told for token in one.tokens]
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+async def test_the_prompts_logprobs_are_told_once(
+    cluster: Cluster, node: FakeNode, failures: int
+) -> None:
+    await cluster.caller.deploy()
+    node.script.generate_errors += [DIED] * failures
+    node.script.tokens_before_gate = AMID
+    node.script.amid_errors.append(DIED)
+    stream = await cluster.caller.complete(max_tokens=TOKENS, prompt_logprobs=0)
+    assert_whole(stream)
+    assert of_prompt(stream) == [7, 8]
+    assert stream.kinds.index("prompt_logprobs") < stream.kinds.index("tokens")
+
+
+@pytest.mark.parametrize("told", [0, 1, 2])
+async def test_who_reads_on_is_told_what_is_lacking_of_the_prompt(
+    cluster: Cluster, node: FakeNode, told: int
+) -> None:
+    await cluster.caller.deploy()
+    had = inference_pb.Continuation(prompt_logprobs=told)
+    asked: dict[str, Any] = {"max_tokens": TOKENS, "request_id": "r", "prompt_logprobs": 0}
+    stream = await cluster.caller.complete(resume_from_sequence=2, continuation=had, **asked)
+    assert of_prompt(stream) == [7, 8][told:]
+    assert [event.sequence for event in stream.events] == list(range(2, 2 + len(stream.events)))
+
+
+async def test_of_several_samples_the_first_tells_of_the_prompt(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    stream = await cluster.caller.complete(n=3, prompt_logprobs=0)
+    assert of_prompt(stream) == [7, 8]

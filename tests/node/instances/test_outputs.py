@@ -123,3 +123,22 @@ async def test_growth_is_noticed() -> None:
     put(outputs, tokens(0, 1))
     assert grown.is_set()
     assert not outputs.grown().is_set()
+
+
+def prompt(first: int, count: int) -> pb.RequestOutput:
+    parts = [inference_pb.PromptLogprob(token_id=first + place) for place in range(count)]
+    told = inference_pb.PromptLogprobs(first_index=first, tokens=parts)
+    return pb.RequestOutput(prompt_logprobs=told)
+
+
+async def test_what_was_told_of_the_prompt_is_not_told_again() -> None:
+    outputs = stream()
+    put(outputs, ACCEPTED, prompt(0, 2), prompt(2, 1))
+    await outputs.take()
+    put(outputs, ACCEPTED, prompt(0, 2), prompt(2, 1), tokens(0, 10))  # a move came to nothing
+    assert await outputs.take() == [tokens(0, 10)]
+    assert outputs.rewind(0)
+    assert await outputs.take() == [ACCEPTED, prompt(0, 2), prompt(2, 1), tokens(0, 10)]
+    assert outputs.rewind(1)
+    put(outputs, tokens(1, 11))
+    assert await outputs.take() == [tokens(1, 11)]

@@ -38,6 +38,7 @@ class Followed:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[types_pb2.TokenLogprob] = field(default_factory=list)
+    prompt: list[inference_pb.PromptLogprob] = field(default_factory=list)
     completed: pb.Completed | None = None
     failure: pb.Failure | None = None
 
@@ -52,6 +53,10 @@ class Followed:
         match output.WhichOneof("output"):
             case "accepted":
                 self.accepted = output.accepted
+            case "prompt_logprobs":
+                assert not self.tokens, "they come before the first token"
+                assert output.prompt_logprobs.first_index == len(self.prompt)
+                self.prompt += output.prompt_logprobs.tokens
             case "tokens":
                 self._grow(output.tokens)
             case "completed":

@@ -1,7 +1,21 @@
 import asyncio
 
-from sllm.node.worker.engine.interface import Counters, FinishReason
-from sllm.node.worker.generation import Accepted, Completed, Event, Output, Tokens, Usage
+import pytest
+import torch
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
+
+from sllm.node.worker import wire
+from sllm.node.worker.engine.interface import Counters, FinishReason, PromptLogprobs
+from sllm.node.worker.generation import (
+    Accepted,
+    Completed,
+    Event,
+    Output,
+    PromptPart,
+    Tokens,
+    Usage,
+    prompt_parts,
+)
 from sllm.node.worker.outbox import Outbox
 
 
@@ -52,6 +66,53 @@ async def test_a_closed_outbox_gives_what_waits_and_then_nothing() -> None:
     outbox.close()
     assert await outbox.take() == [Output("a", Accepted((1,)))]
     assert await outbox.take() is None
+
+
+async def test_parts_of_prompts_leave_a_few_at_a_time_and_in_order() -> None:
+    outbox = Outbox(pause=0.0)
+    told = PromptLogprobs(torch.zeros(9), torch.zeros(9, 0), torch.zeros(9, 0))
+    put(outbox, "a", Accepted((3,) * 10))
+    for first in range(10):
+        put(outbox, "a", PromptPart(first, (3,), told))
+    put(outbox, "a", tokens(0, 10))
+    put(outbox, "b", tokens(0, 20))
+    taken: list[Output] = []
+    while len(taken) < 13:
+        outputs = await outbox.take()
+        assert outputs
+        parts = [one.event.first_index for one in outputs if isinstance(one.event, PromptPart)]
+        assert len(parts) <= 4
+        if not taken:
+            assert outputs[-1].request_id == "b", "who has no part in it does not wait"
+        taken += outputs
+    assert [one.event.first_index for one in taken if isinstance(one.event, PromptPart)] == [
+        *range(10)
+    ]
+    mine = [one for one in taken if one.request_id == "a"]
+    assert [type(one.event) for one in mine] == [Accepted, *[PromptPart] * 10, Tokens]
+
+
+@pytest.mark.parametrize("alternatives", [0, 20])
+@pytest.mark.parametrize("length", [1, 2, 300, 9000])
+def test_a_prompt_is_told_in_parts_of_a_moderate_size(length: int, alternatives: int) -> None:
+    prompt = tuple(range(length))
+    told = PromptLogprobs(
+        torch.arange(1, length).float(),
+        torch.arange(1, length).unsqueeze(-1).expand(-1, alternatives),
+        torch.zeros(length - 1, alternatives),
+    )
+    found: list[inference_pb.PromptLogprob] = []
+    for part in prompt_parts(prompt, told):
+        message = wire.request_output(Output("a", part)).prompt_logprobs
+        assert message.first_index == len(found)
+        assert message.ByteSize() < 128 * 1024
+        found += message.tokens
+    assert [one.token_id for one in found] == list(prompt)
+    assert not found[0].HasField("logprob")
+    assert [one.logprob for one in found[1:]] == list(range(1, length))
+    assert all(
+        [top.token_id for top in one.top] == [one.token_id] * alternatives for one in found[1:]
+    )
 
 
 async def test_tokens_alone_wait_for_the_pause_to_pass_and_leave_with_what_cannot_wait() -> None:

@@ -150,6 +150,26 @@ async def test_logprobs_come_with_their_tokens(worker: WorkerClient) -> None:
         assert logprob.top[0].logprob == pytest.approx(logprob.logprob)
 
 
+@pytest.mark.parametrize("alternatives", [0, 20])
+async def test_logprobs_of_a_prompt_come_before_its_tokens(
+    worker: WorkerClient, alternatives: int
+) -> None:
+    asked = {"prompt_logprobs": alternatives, "max_tokens": 3}
+    found = await worker.generate(rid(), text=TEXT * 20, **asked)
+    assert found.accepted is not None
+    assert [one.token_id for one in found.prompt] == list(found.accepted.prompt_token_ids)
+    assert not found.prompt[0].HasField("logprob")
+    assert all(one.HasField("logprob") for one in found.prompt[1:])
+    assert {len(one.top) for one in found.prompt[1:]} == {alternatives}
+    assert found.tokens
+    prompt = inference_ids(found.accepted.prompt_token_ids)
+    told = [
+        await worker.generate(rid(), token_ids=prompt, continuation=so_far(tokens), **asked)
+        for tokens in ([], found.tokens[:1])
+    ]
+    assert [len(one.prompt) for one in told] == [len(prompt.ids), 0]
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 async def test_a_generation_goes_on_from_any_token(worker: WorkerClient, sampled: bool) -> None:
     fields = {"max_tokens": 40, "logprobs": 2, "ignore_eos": True, "stop": ["never in it"]}
@@ -265,6 +285,8 @@ async def test_a_cancelled_request_ends_without_a_word(worker: WorkerClient) -> 
         ({"text": TEXT, "max_tokens": 0}, "INVALID_ARGUMENT"),
         ({"text": TEXT, "logprobs": -1}, "INVALID_ARGUMENT"),
         ({"text": TEXT, "logprobs": 21}, "INVALID_ARGUMENT"),
+        ({"text": TEXT, "prompt_logprobs": -1}, "INVALID_ARGUMENT"),
+        ({"text": TEXT, "prompt_logprobs": 21}, "INVALID_ARGUMENT"),
         ({"text": TEXT, "stop": [""]}, "INVALID_ARGUMENT"),
         ({"text": TEXT, "stop": ["x"] * 17}, "INVALID_ARGUMENT"),
         (

@@ -1,10 +1,10 @@
-"""The requests of transformers' continuous batching, and the three places where it lets us in.
+"""The requests of transformers' continuous batching, and the places where it lets us in.
 
 In its thread, one step goes: the scheduler drops cancelled requests and chooses a batch, the
 forward pass runs, the logits processor sees the logits, the router gets the tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from sllm.node.worker.engine.interface import (
     NewToken,
     Step,
 )
+from sllm.node.worker.engine.prompt_hooks import PromptHooks
+from sllm.node.worker.engine.prompt_scores import PromptRows, PromptScores
 
 _AHEAD_TOKENS = 32
 """Tokens of those that give way in a step in which others generate: each adds to their wait."""
@@ -41,6 +43,8 @@ class _Running(Chosen):
 
     cached_prompt_tokens: int | None = None
     """None: not yet scheduled."""
+    scores: PromptScores | None = None
+    """Of its prompt, if it asks, until they are told."""
 
 
 class Batch:
@@ -53,6 +57,8 @@ class Batch:
     def __init__(self, on_step: Callable[[Step], None]) -> None:
         self.counters = Counters()
         """As of the latest step; replaced, never changed."""
+        self.prompts = PromptHooks()
+        """Of the model that is run."""
         self._on_step = on_step
         self._requests: dict[str, _Running] = {}
         self._finished: set[str] = set()
@@ -64,7 +70,9 @@ class Batch:
 
     def add(self, request: EngineRequest) -> None:
         """Takes a request that is about to be given to transformers."""
-        self._requests[request.request_id] = _Running(request)
+        running = self._requests[request.request_id] = _Running(request)
+        if request.prompt_logprobs is not None:
+            running.scores = PromptScores(request.prompt, request.prompt_logprobs)
 
     def drop(self, request_id: str, *, finished: bool = False) -> bool:
         """Forgets a request before the scheduler does; false if it has ended."""
@@ -89,6 +97,11 @@ class Batch:
         running = self._requests.get(request_id)
         return running is not None and running.request.gives_way
 
+    def asks_of_prompt(self, request_id: str) -> bool:
+        """Whether all of a request's prompt has to be computed, whatever the cache has."""
+        running = self._requests.get(request_id)
+        return running is not None and running.scores is not None
+
     def is_background(self, request_id: str) -> bool:
         """Whether a request stands still while others are computed up to their first token."""
         running = self._requests.get(request_id)
@@ -97,6 +110,7 @@ class Batch:
     def begin_step(self, scheduled: Sequence[FutureRequestState]) -> list[_Running | None]:
         """Counts a step; gives the requests that get a token from it, in the order of the rows."""
         self._steps += 1
+        self.prompts.expect(list(self._prompt_parts(scheduled)))
         self.counters = replace(self.counters, steps=self._steps)  # also if nothing comes of it
         for future in scheduled:
             running = self._requests.get(future.state.request_id)
@@ -105,6 +119,17 @@ class Batch:
                 running.cached_prompt_tokens = future.state.position_offset - future.query_length
         getting = (future.state.request_id for future in scheduled if future.has_new_token)
         return [self._requests.get(request_id) for request_id in getting]
+
+    def _prompt_parts(self, scheduled: Sequence[FutureRequestState]) -> Iterator[PromptRows]:
+        """The parts of prompts in a step of which logprobs are asked for."""
+        row = 0
+        for future in scheduled:
+            running = self._requests.get(future.state.request_id)
+            if running and running.scores:
+                first = future.state.position_offset - future.query_length
+                if part := running.scores.part(row, first, future.query_length):
+                    yield part
+            row += future.query_length
 
     def end_step(self, outputs: Sequence[GenerationOutput]) -> None:
         """Counts the tokens of a step and hands them on."""
@@ -134,12 +159,14 @@ class Batch:
             finish = self._leave_cache(output.request_id)
         if finish:
             self._requests.pop(output.request_id, None)
+        scores, running.scores = running.scores, None
         return NewToken(
             request_id=output.request_id,
             token_id=token_id,
             logprob=running.logprob,
             finish=finish,
             cached_prompt_tokens=running.cached_prompt_tokens or 0,
+            prompt=scores.whole() if scores else None,
         )
 
     def _leave_cache(self, request_id: str) -> FinishReason:
@@ -196,7 +223,16 @@ class Scheduler(FIFOScheduler):  # type: ignore[misc]  # untyped library
         super().__init__(**options)
         self._batch = batch
         self.starved_requests: list[Any]
+        self._match_prefix = self.cache.search_prefix_match
+        self.cache.search_prefix_match = self._search_prefix
         batch.watch(self)
+
+    def _search_prefix(self, request_id: str, prompt_ids: list[int]) -> int:
+        """Tokens of a prompt that need not be computed."""
+        if self._batch.asks_of_prompt(request_id):
+            return 0
+        matched: int = self._match_prefix(request_id, prompt_ids)
+        return matched
 
     def clear_cancelled_requests(self) -> list[RequestState]:
         """Drops cancelled requests before a step."""

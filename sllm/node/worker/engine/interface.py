@@ -58,6 +58,9 @@ class EngineRequest:
     """Each of them ends the generation, and is its last token."""
     logprobs: int | None = None
     """How many alternatives to give for every token. None: no logprobs at all."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens: all of them are computed then, whatever the cache has. None
+    where the prompt ends with tokens of the generation."""
     first_position: int = 0
     """Index in the generation of the first token to draw: the prompt ends with this many tokens
     that an earlier engine has drawn."""
@@ -91,6 +94,18 @@ class TokenLogprob:
     """The likeliest tokens, likeliest first."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogprobs:
+    """Of the tokens of a prompt but the first, each after those before it; on the CPU."""
+
+    logprobs: torch.Tensor
+    """Natural logarithms of their probabilities, float32 [tokens - 1]."""
+    top_ids: torch.Tensor
+    """The likeliest in their places, likeliest first, integers [tokens - 1, alternatives]."""
+    top_logprobs: torch.Tensor
+    """Of these, float32 [tokens - 1, alternatives]."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewToken:
     """What one step gave one request."""
@@ -102,6 +117,8 @@ class NewToken:
     """None: the generation goes on."""
     cached_prompt_tokens: int
     """Prompt tokens whose cache entries were found and not computed again."""
+    prompt: PromptLogprobs | None = None
+    """With the first token, if the request has asked."""
 
 
 @dataclass(frozen=True, slots=True)

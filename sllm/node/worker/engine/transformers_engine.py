@@ -64,6 +64,7 @@ class TransformersEngine:
             _config(self._capacity, self._model.device.type),
         )
         self._manager.logit_processor = Sampler(batch)
+        batch.prompts.attach(self._model)
         self._manager.output_router = Router(batch, fail)
         SCHEDULER_MAPPING[_SCHEDULER] = partial(Scheduler, batch)
         try:
@@ -106,6 +107,8 @@ class TransformersEngine:
             status = self._manager.background_thread_status
             status.request_stop(BackgroundThreadStatus.HARD_STOP, 0)
             self._watcher.join(_STOP_TIMEOUT)
+        if self._batch:
+            self._batch.prompts.detach()
 
     @property
     def _started_batch(self) -> Batch:

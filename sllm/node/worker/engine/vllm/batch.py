@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sllm.node.worker.engine.choosing import Chosen
-from sllm.node.worker.engine.interface import EngineRequest, FinishReason, NewToken
+from sllm.node.worker.engine.interface import EngineRequest, FinishReason, NewToken, PromptLogprobs
+from sllm.node.worker.engine.prompt_scores import PromptScores
 
 
 @dataclass(slots=True)
@@ -18,6 +19,10 @@ class Running(Chosen):
     for each part. Empty: the core does not have it."""
     cached_prompt_tokens: int | None = None
     """None: it has not been scheduled."""
+    scores: PromptScores | None = None
+    """Of its prompt, if it asks and they are read here, until they are passed on."""
+    prompt: PromptLogprobs | None = None
+    """The same as the core has told them."""
     computed: int = 0
     """Of one that gives way: tokens of the prompt, from its beginning, up to the end of the part
     that the core has or has had last; before the first, those that were in the cache."""
@@ -31,16 +36,23 @@ class Running(Chosen):
         """Notes what an output of the core says beside its token."""
         if self.cached_prompt_tokens is None and output.prefill_stats is not None:
             self.cached_prompt_tokens = output.prefill_stats.num_cached_tokens
+        if (told := output.new_prompt_logprobs_tensors) is not None:
+            # Of each token of the prompt the first column is its own.
+            ids, logprobs = told.logprob_token_ids.cpu(), told.logprobs.cpu()
+            self.prompt = PromptLogprobs(logprobs[:, 0], ids[:, 1:], logprobs[:, 1:])
 
     def token(self, token_id: int, finish: FinishReason | None) -> NewToken:
         """The next token of the generation."""
         self.take(token_id)
+        prompt = self.scores.whole() if self.scores else self.prompt
+        self.scores = self.prompt = None
         return NewToken(
             request_id=self.request.request_id,
             token_id=token_id,
             logprob=self.logprob,
             finish=finish,
             cached_prompt_tokens=self.cached_prompt_tokens or 0,
+            prompt=prompt,
         )
 
 

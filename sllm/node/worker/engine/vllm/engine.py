@@ -24,12 +24,14 @@ from sllm.node.worker.engine.interface import (
     NewToken,
     Step,
 )
+from sllm.node.worker.engine.prompt_scores import PromptScores
 from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 from sllm.node.worker.engine.vllm.ahead import Ahead
 from sllm.node.worker.engine.vllm.background import standing_aside
 from sllm.node.worker.engine.vllm.batch import Batch, Running
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config, max_batch_tokens
 from sllm.node.worker.engine.vllm.loader import MadeReady, loading
+from sllm.node.worker.engine.vllm.prompts import PromptReader
 from sllm.node.worker.engine.vllm.sampler import KEY, sampler_of
 from sllm.node.worker.ready_made.contents import ReadyMade
 
@@ -57,6 +59,7 @@ class VllmEngine:
         self._capacity = capacity
         self._threads = threads_for(model.weight_bytes)
         self._batch = Batch()
+        self._prompts = PromptReader(self._batch.of_key)
         self._ahead = Ahead(max_batch_tokens(capacity))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._core: Any = None
@@ -71,6 +74,7 @@ class VllmEngine:
         """See `Engine.start`."""
         self._on_step = on_step
         self._core = self._make_core()
+        self._prompts.attach(self._core)
         self._thread = threading.Thread(target=self._run, args=(on_failure,), name="engine")
         self._thread.start()
 
@@ -155,7 +159,7 @@ class VllmEngine:
 
     def _cached(self, prompt: Sequence[int]) -> int:
         """Tokens at the beginning of a prompt that need not be computed."""
-        request, _ = self._core.preprocess_add_request(_core_request("", prompt, max_tokens=1))
+        request, _ = self._core.preprocess_add_request(_core_request("", prompt, _params("", 1)))
         _, tokens, *_ = self._core.scheduler.kv_cache_manager.get_computed_blocks(request)
         return int(tokens)
 
@@ -174,7 +178,14 @@ class VllmEngine:
         stop_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         key = self._batch.enter(running)
-        request = _core_request(key, prompt, max_tokens, stop_token_ids)
+        params = _params(key, max_tokens, stop_token_ids)
+        if (asked := running.request.prompt_logprobs) is not None:
+            params.skip_reading_prefix_cache = True
+            if self._prompts.attached:
+                running.scores = PromptScores(prompt, asked)
+            else:
+                params.prompt_logprobs = asked
+        request = _core_request(key, prompt, params)
         self._core.add_request(*self._core.preprocess_add_request(request))
 
     def _step(self) -> None:
@@ -234,13 +245,10 @@ class VllmEngine:
         self._on_step(Step(tokens, self.counters, broken))
 
 
-def _core_request(
-    key: str,
-    prompt: Sequence[int],
-    max_tokens: int,
-    stop_token_ids: frozenset[int] = frozenset(),
-) -> EngineCoreRequest:
-    params = SamplingParams(
+def _params(
+    key: str, max_tokens: int, stop_token_ids: frozenset[int] = frozenset()
+) -> SamplingParams:
+    return SamplingParams(
         temperature=0.0,  # the sampler chooses
         max_tokens=max_tokens,
         stop_token_ids=list(stop_token_ids),
@@ -248,6 +256,9 @@ def _core_request(
         detokenize=False,
         extra_args={KEY: key},
     )
+
+
+def _core_request(key: str, prompt: Sequence[int], params: SamplingParams) -> EngineCoreRequest:
     return EngineCoreRequest(
         request_id=key,
         prompt_token_ids=list(prompt),
