@@ -100,14 +100,18 @@ class Dispatcher:
             return None
         return self._take(ticket, instance, self._clock.now())
 
-    def reattach(self, ticket: Ticket) -> bool:
-        """Gives a request whose caller reads on to the instance that goes on with it, if any."""
-        for instance in self._state.fleet.instances_of(ticket.deployment):
-            if ticket.request_id in instance.unread:
-                assignment = self.arrive(ticket, instance.instance_id)
-                if assignment:
-                    ticket.assign(assignment)
-                    return True
+    def reattach(self, ticket: Ticket, left: str = "") -> bool:
+        """Gives a request whose caller reads on to the instance that goes on with it, if any.
+
+        That is the one where its caller has `left` it, or one that is reported to have it unread.
+        """
+        instances = self._state.fleet.instances_of(ticket.deployment)
+        unread = [one.instance_id for one in instances if ticket.request_id in one.unread]
+        for instance_id in (left, *unread):
+            assignment = self.arrive(ticket, instance_id)
+            if assignment:
+                ticket.assign(assignment)
+                return True
         return False
 
     def unread_on(self, request_id: str) -> Node | None:

@@ -46,6 +46,8 @@ class Router:
         self._config = config
         self._relay = Relay(state, dispatcher, clock)
         self._forms = Checker()
+        self._left: dict[str, tuple[str, float]] = {}
+        """Requests that linger: the instance, and when they end there, in the clock's seconds."""
         self._closing = False
         self._began = clock.now()
 
@@ -215,7 +217,9 @@ class Router:
         ticket.abandon()
         # After hanging up alone, a generation lingers on its node: as its caller wishes, or because
         # this control plane goes down, and callers read on after its restart.
-        if not (self._closing or ticket.linger or ticket.outcome == "OK"):
+        if ticket.linger and ticket.assignment and ticket.outcome != "OK":
+            self._remember(ticket.request_id, ticket.assignment.instance.instance_id, ticket.linger)
+        elif not (self._closing or ticket.linger or ticket.outcome == "OK"):
             self._relay.end(ticket)
         self._relay.release(ticket)
         outcome = "GAVE_WAY" if ticket.gave_way else ticket.outcome or "CANCELLED"
@@ -265,14 +269,21 @@ class Router:
         generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
         return ticket
 
+    def _remember(self, request_id: str, instance_id: str, linger: float) -> None:
+        """Keeps where a request lingers: its caller may come back before its node has told."""
+        now = self._clock.now()
+        self._left = {key: left for key, left in self._left.items() if left[1] > now}
+        self._left[request_id] = instance_id, now + linger
+
     async def _reattach(self, ticket: Ticket) -> None:
         """Reads on where the generation goes on, or begins anew with what the caller has.
 
         Soon after a restart, nodes have not all reported yet.
         """
         settled_at = self._began + self._config.lease_seconds
+        left, _ = self._left.pop(ticket.request_id, ("", 0.0))
         while not ticket.error:
-            if self._dispatcher.reattach(ticket):
+            if self._dispatcher.reattach(ticket, left):
                 return
             if self._clock.now() >= settled_at:
                 self._dispatcher.enqueue(ticket)

@@ -266,6 +266,33 @@ async def test_what_may_linger_is_left_alone(cluster: Cluster, halfway: FakeNode
     assert not halfway.count("Cancel")
 
 
+async def test_what_lingers_is_read_on_where_it_is(cluster: Cluster, halfway: FakeNode) -> None:
+    """Its node has not told yet that nobody reads it, and another has a free instance as well."""
+    await cluster.add_node("n2")
+    await cluster.caller.deploy(max_replicas=2, min_replicas=2, max_concurrency=1)
+    await cluster.wait_for_instances(2)
+    stream = cluster.caller.generate(
+        max_tokens=TOKENS, request_id="mine", linger=Duration(seconds=60)
+    )
+    for node in cluster.nodes.values():
+        node.script.tokens_before_gate = AMID
+        node.script.amid_tokens.shut()
+    stream = await until_amid(stream)
+    (there,) = [node for node in cluster.nodes.values() if node.running]
+    stream.call.cancel()
+    again = cluster.caller.generate(
+        max_tokens=TOKENS,
+        request_id="mine",
+        linger=Duration(seconds=60),
+        resume_from_sequence=len(stream.events),
+        continuation=inference_pb.Continuation(token_ids=range(AMID)),
+    )
+    await again.end()
+    assert there.served().count("mine") == 2
+    assert [node for node in cluster.nodes.values() if "mine" in node.served()] == [there]
+    assert stream.text + again.text == "".join(f"{index} " for index in range(TOKENS))
+
+
 async def test_what_may_linger_ends_when_it_is_cancelled(
     cluster: Cluster, halfway: FakeNode
 ) -> None:
