@@ -271,14 +271,17 @@ async def test_what_lingers_is_read_on_where_it_is(cluster: Cluster, halfway: Fa
     await cluster.add_node("n2")
     await cluster.caller.deploy(max_replicas=2, min_replicas=2, max_concurrency=1)
     await cluster.wait_for_instances(2)
-    stream = cluster.caller.generate(
-        max_tokens=TOKENS, request_id="mine", linger=Duration(seconds=60)
-    )
     for node in cluster.nodes.values():
         node.script.tokens_before_gate = AMID
         node.script.amid_tokens.shut()
-    stream = await until_amid(stream)
-    (there,) = [node for node in cluster.nodes.values() if node.running]
+    # It is served by the one that would not be chosen if both were free.
+    other = await until_amid(cluster.caller.generate(max_tokens=TOKENS))
+    stream = await until_amid(
+        cluster.caller.generate(max_tokens=TOKENS, request_id="mine", linger=Duration(seconds=60))
+    )
+    other.call.cancel()
+    (there,) = [node for node in cluster.nodes.values() if "mine" in node.running]
+    await assert_eventually(lambda: sum(len(one.running) for one in cluster.nodes.values()) == 1)
     stream.call.cancel()
     again = cluster.caller.generate(
         max_tokens=TOKENS,
