@@ -69,15 +69,18 @@ def _requests(lines: TextIO, deployment: str | None) -> Iterator[dict[str, Any]]
     Raises:
         errors.InvalidArgument: A line is no JSON object.
     """
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield {"deployment": deployment or "", **_object(line, f"line {number}")}
+    try:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield {"deployment": deployment or "", **_object(line, f"line {number}")}
+    except UnicodeDecodeError as error:
+        raise errors.InvalidArgument(f"the file is not UTF-8: {error}") from error
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.InvalidArgument(f"{where} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise errors.InvalidArgument(f"{where} is no JSON object")

@@ -46,6 +46,8 @@ class ControlConfig:
     """Requests of one batch; more are refused."""
     max_batch_bytes: int = 256 << 20
     """Bytes that they may have together."""
+    max_batches: int = 1_000
+    """Batches that are kept, those included that have ended; more are refused."""
     batch_retention_seconds: float = 7 * 24 * 3600.0
     """How long a batch that has ended can be read."""
     metrics_port: int | None = None

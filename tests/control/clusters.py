@@ -224,6 +224,8 @@ class Caller:
             header.time_limit.FromNanoseconds(int(time_limit * 1e9))
         messages = [batch_pb.SubmitBatchRequest(header=header)]
         messages += [batch_pb.SubmitBatchRequest(request=one) for one in requests]
+        end = batch_pb.BatchEnd(requests=len(messages) - 1)
+        messages.append(batch_pb.SubmitBatchRequest(end=end))
         with rpc.typed_errors():
             answer: batch_pb.SubmitBatchResponse = await self.batches.SubmitBatch(
                 iter(messages), timeout=SECONDS

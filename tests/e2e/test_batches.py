@@ -112,6 +112,8 @@ def test_a_file_of_requests_becomes_lines_of_results(
         ('{"deployment": "x", "prompt": "a", "stop": 1}', "INVALID_ARGUMENT", "what it should"),
         ('{"deployment": "x", "prompt": "a", "logit_bias": [1]}', "INVALID_ARGUMENT", "list"),
         ('{"deployment": "x", "prompt": "a", "logit_bias": {"b": 1}}', "INVALID_ARGUMENT", "'b'"),
+        ('{"deployment": "x", "prompt": "a", "max_tokens": 1.5}', "INVALID_ARGUMENT", "number 0"),
+        ("[" * 100_000, "INVALID_ARGUMENT", "line 2"),
         ('{"deployment": "x", "messages": "a"}', "INVALID_PROMPT", ""),
         ('{"deployment": "x", "prompt": "a", "max_tokens": "b"}', "INVALID_ARGUMENT", ""),
     ],

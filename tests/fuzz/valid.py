@@ -360,6 +360,7 @@ def _submit_batch(facts: Facts, rng: Random) -> list[Message]:
     return [
         batch.SubmitBatchRequest(header=header),
         *(batch.SubmitBatchRequest(request=request) for request in requests),
+        batch.SubmitBatchRequest(end=batch.BatchEnd(requests=len(requests))),
     ]
 
 

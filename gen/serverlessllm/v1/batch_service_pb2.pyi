@@ -52,33 +52,59 @@ class SubmitBatchRequest(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___BatchHeader:
         """The first message."""
 
     @_builtins.property
     def request(self) -> _inference_service_pb2.GenerateRequest:
-        """Every other one. `request_id` names it within the batch; empty: its number there, from 0.
+        """Those between. `request_id` names it within the batch; empty: its number there, from 0.
         What belongs to a stream, or to requests that somebody waits for, is left out: `instance_id`,
         `continuation`, `resume_from_sequence`, `linger`, `priority`, `keep_alive`; and what has no place
         in its one answer: `n`, `choices`, `prompt_logprobs`.
         """
+
+    @_builtins.property
+    def end(self) -> Global___BatchEnd:
+        """The last message. A stream that ends without it has broken off, and is no batch."""
 
     def __init__(
         self,
         *,
         header: Global___BatchHeader | None = ...,
         request: _inference_service_pb2.GenerateRequest | None = ...,
+        end: Global___BatchEnd | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "request"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "request", "end"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___SubmitBatchRequest: _TypeAlias = SubmitBatchRequest  # noqa: Y015
+
+@_typing.final
+class BatchEnd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """How many there were."""
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEnd: _TypeAlias = BatchEnd  # noqa: Y015
 
 @_typing.final
 class BatchHeader(_message.Message):

@@ -51,8 +51,23 @@ async def submission(
     if time_limit is not None:
         header.time_limit.CopyFrom(requests.duration(time_limit))
     yield pb.SubmitBatchRequest(header=header)
+    number = 0
     async for one in _each(batched):
-        yield pb.SubmitBatchRequest(request=request(one))
+        try:
+            yield pb.SubmitBatchRequest(request=request(one))
+        except errors.SllmError as error:
+            raise _of_request(error, one, number) from error
+        number += 1
+    yield pb.SubmitBatchRequest(end=pb.BatchEnd(requests=number))
+
+
+def _of_request(error: errors.SllmError, one: Mapping[str, Any], number: int) -> errors.SllmError:
+    """The same error, which says whose it is."""
+    name = str(one.get("request_id") or number)
+    return type(error)(
+        f"request {name!r} (number {number}) of the batch: {error.message}",
+        metadata={**error.metadata, "request_id": name, "number": str(number)},
+    )
 
 
 async def _each(

@@ -20,7 +20,7 @@ from sllm.control.wire import batches as wire
 
 log = structlog.get_logger()
 
-_SWEEP_SECONDS: Final = 60.0
+_SWEEP_SECONDS: Final = 1.0
 
 
 class Batches:
@@ -32,6 +32,8 @@ class Batches:
         self._config = config
         self._runner = Runner(self._book, router)
         self._tasks = Tasks()
+        self._expired: set[str] = set()
+        """Runs whose time limit has passed."""
 
     @property
     def known(self) -> Mapping[str, Batch]:
@@ -56,11 +58,11 @@ class Batches:
         self._tasks.spawn(self._runner.begin(batch), name=f"begin {batch.batch_id}")
 
     async def run(self) -> None:
-        """Forgets batches whose time is up, until it is cancelled."""
+        """Ends batches whose time is up, and forgets those that ended long ago, until cancelled."""
         while True:
             try:
                 await self._sweep()
-            except errors.StateUnavailable as error:
+            except errors.SllmError as error:
                 log.warning("control.batches_not_swept", error=error.message)
             await asyncio.sleep(_SWEEP_SECONDS)
 
@@ -106,4 +108,8 @@ class Batches:
         for batch in list(self._book.batches.values()):
             until = self.kept_until(batch)
             if until is not None and until <= now:
-                await self._book.delete(batch.batch_id)
+                await self._book.forget(batch)
+                self._expired.discard(batch.run_id)
+            elif until is None and batch.expires_at <= now and batch.run_id not in self._expired:
+                self._expired.add(batch.run_id)
+                await self._runner.expire(batch)

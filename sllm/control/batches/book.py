@@ -15,6 +15,8 @@ from sllm.control.types.batches import Batch, BatchState, Ended, Item, Outcome
 log = structlog.get_logger()
 
 _PAGE: Final = 256
+_RESULTS_PAGE: Final = 32
+"""Results may be large, and each reader has a page of them."""
 _RETRY_SECONDS: Final = 1.0
 
 Arguments = ParamSpec("Arguments")
@@ -98,14 +100,18 @@ class BatchBook:
         return known
 
     async def record(self, batch_id: str, ended: Sequence[Ended]) -> None:
-        """Stores results; those of what is cancelled or forgotten by now are dropped."""
+        """Stores results; those of what is cancelled or forgotten by now are dropped.
+
+        Raises:
+            errors.StateUnavailable: They are not stored.
+        """
         async with self._changing:
             batch = self._batches.get(batch_id)
             mine = [one for one in ended if batch and one.item.run_id == batch.run_id]
             if batch is None or batch.state is not BatchState.RUNNING:
                 return
             now = time.time()
-            self._batches[batch_id] = await self._surely(self._store.record, batch, mine, now)
+            self._batches[batch_id] = await self._thread.run(self._store.record, batch, mine, now)
         self._tell()
 
     async def cancel(self, batch_id: str) -> Batch:
@@ -138,6 +144,16 @@ class BatchBook:
             del self._batches[batch_id]
         self._tell()
 
+    async def forget(self, batch: Batch) -> None:
+        """The same by itself: of one that is another by now nothing is forgotten."""
+        async with self._changing:
+            known = self._batches.get(batch.batch_id)
+            if known is None or known.run_id != batch.run_id:
+                return
+            await self._thread.run(self._store.delete, batch)
+            del self._batches[batch.batch_id]
+        self._tell()
+
     # --- reading ------------------------------------------------------------------------------
 
     async def deployments(self, batch: Batch) -> list[str]:
@@ -162,7 +178,8 @@ class BatchBook:
         """
         run_id = self.batch(batch_id).run_id
         while True:
-            for outcome in await self._thread.run(self._store.results, run_id, first, _PAGE):
+            page = await self._thread.run(self._store.results, run_id, first, _RESULTS_PAGE)
+            for outcome in page:
                 first = outcome.number + 1
                 yield outcome
             changed = self._changed

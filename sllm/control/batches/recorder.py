@@ -3,12 +3,18 @@
 import asyncio
 from typing import Final
 
+import structlog
+
+from sllm import errors
 from sllm.control.batches.book import BatchBook
 from sllm.control.tasks import Tasks
 from sllm.control.types.batches import Ended
 
+log = structlog.get_logger()
+
 _GATHER_SECONDS: Final = 0.05
 """For how long results gather: to store some costs about as much as to store one."""
+_RETRY_SECONDS: Final = 1.0
 _CLOSING_SECONDS: Final = 2.0
 _MOST: Final = 1_024
 """Results that may wait to be stored; until there are fewer, nothing more is begun."""
@@ -51,7 +57,16 @@ class Recorder:
             await asyncio.sleep(_GATHER_SECONDS)
             for batch_id in list(self._waiting):
                 ended = self._waiting.pop(batch_id)
-                await self._book.record(batch_id, ended)
+                await self._stored(batch_id, ended)
                 self._count -= len(ended)
             if self._count < _MOST:
                 self._room.set()
+
+    async def _stored(self, batch_id: str, ended: list[Ended]) -> None:
+        """Returns once they are. Others may change batches between two tries."""
+        while True:
+            try:
+                return await self._book.record(batch_id, ended)
+            except errors.StateUnavailable as error:
+                log.warning("control.results_not_stored", batch=batch_id, error=error.message)
+                await asyncio.sleep(_RETRY_SECONDS)

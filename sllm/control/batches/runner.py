@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Final
 
@@ -52,6 +52,17 @@ class Runner:
         """Ends what is under way of a batch."""
         for task in list(self._under_way.get(batch.run_id, ())):
             task.cancel()
+
+    async def expire(self, batch: Batch) -> None:
+        """Has everything fail that has not ended: the batch's time is up."""
+        self.end(batch)
+        late = errors.DeadlineExceeded("the batch's time limit passed before it had ended")
+        for name in await self._book.deployments(batch):
+            async with aclosing(self._book.waiting(batch, name)) as items:
+                async for item in items:
+                    await self._recorder.has_room()
+                    outcome = wire.failed(item.request_id, late)
+                    self._recorder.add(batch.batch_id, Ended(item, False, outcome))
 
     def leave_off(self) -> None:
         """Begins nothing more, and takes ends from now on for those of this control plane."""
@@ -115,17 +126,24 @@ class Runner:
         Raises:
             errors.SllmError: Why there is none.
         """
-        request = wire.begun(item.request, f"{batch.batch_id}/{batch.run_id}/{item.number}")
+        request_id = f"{batch.batch_id}/{batch.run_id}/{item.number}"
+        request = wire.begun(item.request, request_id, may_be_under_way=True)
         gathered, pauses = wire.Gathered(), iter(_PAUSES)
         while True:
             try:
                 if await self._is_whole(batch, request, gathered, place):
                     return gathered
+                gathered.continue_in(request)
+            except errors.SourceChanged:
+                if not request.continuation.identity:
+                    raise
+                # Nobody has seen any of it, and its tokens are of another model.
+                gathered, request = wire.Gathered(), wire.begun(item.request, request_id)
             except errors.Unavailable:
                 if self._closing or (pause := next(pauses, None)) is None:
                     raise
+                gathered.continue_in(request)
                 await asyncio.sleep(pause)
-            gathered.continue_in(request)
 
     async def _is_whole(
         self,
@@ -135,7 +153,7 @@ class Runner:
         place: "_Place",
     ) -> bool:
         """Gathers what comes of a request; says whether that is all of it, or it gave way."""
-        await place.take()
+        await place.take(batch.expires_at - time.time())
         await self._router.vacant(request.request_id)
         await self._router.settle(request)
         ticket = self._router.take(request, batch.expires_at - time.time(), background=True)
@@ -144,11 +162,6 @@ class Runner:
                 async for event in events:
                     if gathered.take(event):
                         place.leave()
-        except errors.SourceChanged:
-            if not gathered.is_begun:
-                raise
-            gathered.forget()  # nobody has seen any of it
-            return False
         except errors.SllmError:
             if not ticket.gave_way:
                 raise
@@ -171,11 +184,12 @@ class _Place:
         self._line = line
         self._held = True
 
-    async def take(self) -> None:
-        """Returns once the place is there."""
+    async def take(self, timeout: float) -> None:
+        """Returns once the place is there, or after `timeout` seconds: the request will be told."""
         if not self._held:
-            await self._line.acquire()
-            self._held = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._line.acquire(), max(0.0, timeout))
+                self._held = True
 
     def leave(self) -> None:
         """Gives it to the next, if it is held."""

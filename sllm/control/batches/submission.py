@@ -1,5 +1,6 @@
 """How a batch comes in: each of its requests is looked at, and stored, before the batch is one."""
 
+import asyncio
 import hashlib
 import time
 import uuid
@@ -13,6 +14,7 @@ from sllm.control.routing.router import Router
 from sllm.control.types.batches import Batch, BatchHead, Item
 from sllm.control.wire import batches as wire
 
+_SILENCE_SECONDS: Final = 60.0
 _STAGED: Final = 256
 _STAGED_BYTES: Final = 1 << 20
 """Requests, and their bytes, that are stored together."""
@@ -44,7 +46,8 @@ class Submission:
             errors.RequestIdInUse: There is a batch of this id, with other content.
         """
         try:
-            async for request in requests:
+            self._check_count()
+            async for request in _in_time(requests):
                 await self._add(request)
             if not self._ids:
                 raise errors.InvalidArgument("a batch has at least one request")
@@ -53,6 +56,14 @@ class Submission:
         except BaseException:
             await self._book.unstage(self._run_id)
             raise
+
+    def _check_count(self) -> None:
+        most = self._config.max_batches
+        if len(self._book.batches) >= most and self._head.batch_id not in self._book.batches:
+            raise errors.QueueFull(
+                f"{most} batches are kept, as many as may; delete some that have ended, or cancel "
+                "some"
+            )
 
     def made(self, batch: Batch) -> bool:
         """Whether a batch is the one that was taken here, and was not there before."""
@@ -76,7 +87,10 @@ class Submission:
 
     def _count(self, request_id: str, size: int) -> None:
         if request_id in self._ids:
-            raise errors.InvalidArgument("two requests of a batch have this request_id")
+            raise errors.InvalidArgument(
+                "two requests of a batch have this request_id, or it is the number of one that has "
+                "none; give all of them one, or none"
+            )
         self._ids.add(request_id)
         self._size += size
         config = self._config
@@ -100,6 +114,26 @@ class Submission:
             created_at=now,
             expires_at=now + self._head.time_limit,
         )
+
+
+async def _in_time(
+    requests: AsyncIterator[wire.GenerateRequest],
+) -> AsyncIterator[wire.GenerateRequest]:
+    """Those of a caller that does not stand still.
+
+    Raises:
+        errors.DeadlineExceeded: It does.
+    """
+    while True:
+        try:
+            request = await asyncio.wait_for(anext(requests, None), _SILENCE_SECONDS)
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(
+                f"nothing more of the batch came for {_SILENCE_SECONDS:g} s; submit it again"
+            ) from error
+        if request is None:
+            return
+        yield request
 
 
 def _of_request(error: errors.SllmError, request_id: str, number: int) -> errors.SllmError:

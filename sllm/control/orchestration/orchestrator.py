@@ -126,7 +126,10 @@ class Orchestrator:
         if deployment is None and not self._adoption.keeps(instance):
             self._launcher.end(instance)
         elif instance.state is InstanceState.READY:
-            self._state.slots.add(instance.instance_id, instance.node_id, self._clock.now())
+            adopted = instance.instance_id not in self._state.starts
+            self._state.slots.add(
+                instance.instance_id, instance.node_id, self._clock.now(), asked_for=adopted
+            )
             if deployment and not instance.serves(deployment.model.identity):
                 self._retire(instance)  # it was rolled over while this control plane was away
         stays = deployment and not self._roll_over.replaces(deployment, instance)

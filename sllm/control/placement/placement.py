@@ -91,11 +91,11 @@ def free_instance(
 
 
 def free_slots(instances: Iterable[Instance], uses: Mapping[str, Use], max_concurrency: int) -> int:
-    """How many requests ready instances would take at once."""
+    """How many requests ready instances would take at once: others that nobody waits for leave."""
     used = [
         uses[one.instance_id] for one in instances if _is_ready(one) and one.instance_id in uses
     ]
-    return sum(max(0, max_concurrency - use.in_flight) for use in used)
+    return sum(max(0, max_concurrency - use.in_flight + use.background) for use in used)
 
 
 def _is_ready(instance: Instance) -> bool:

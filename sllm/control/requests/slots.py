@@ -26,10 +26,13 @@ class Slots:
         """The present use of every known instance."""
         return self._uses
 
-    def add(self, instance_id: str, node_id: str, now: float) -> None:
-        """Takes in an instance that is ready; it is idle from now on."""
+    def add(self, instance_id: str, node_id: str, now: float, *, asked_for: bool = False) -> None:
+        """Takes in an instance that is ready; it is idle from now on.
+
+        `asked_for`: it may have had requests that somebody waited for.
+        """
         claimed = self._claimed.get(instance_id, 0)  # for requests that are to move here
-        self._uses.setdefault(instance_id, Use(node_id, claimed, now))
+        self._uses.setdefault(instance_id, Use(node_id, claimed, now, asked_for=asked_for))
 
     def take_background(self, instance_id: str) -> None:
         """Gives the instance one more of the requests that nobody waits for.

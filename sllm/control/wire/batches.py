@@ -7,12 +7,13 @@ from typing import Final
 from serverlessllm.v1 import batch_service_pb2 as pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
-from sllm import bounds, errors, statuses, token_events
+from sllm import bounds, errors, rpc, statuses, token_events
 from sllm.control.types.batches import Batch, BatchHead, Outcome
 from sllm.control.wire import common, generations
 from sllm.control.wire.generations import GenerateRequest as GenerateRequest
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_LARGEST: Final = rpc.MAX_MESSAGE_BYTES - 4096
 _DAY: Final = 24 * 3600.0
 _LONGEST: Final = 30 * _DAY
 _FOREIGN: Final = (
@@ -55,15 +56,27 @@ def head(message: pb.SubmitBatchRequest) -> BatchHead:
 async def requests(
     messages: AsyncIterator[pb.SubmitBatchRequest],
 ) -> AsyncIterator[GenerateRequest]:
-    """Those of the messages that follow the header.
+    """Those of the messages that follow the header, if all of them have come.
 
     Raises:
-        errors.InvalidArgument: One of them is none.
+        errors.InvalidArgument: One of them is none, or the end is missing: to the server a call
+            that was given up looks like one that has said all.
     """
+    count = 0
     async for message in messages:
-        if message.WhichOneof("part") != "request":
-            raise errors.InvalidArgument("after the header of a batch there are requests alone")
-        yield message.request
+        match message.WhichOneof("part"):
+            case "request":
+                count += 1
+                yield message.request
+            case "end" if message.end.requests == count:
+                return
+            case "end":
+                raise errors.InvalidArgument(
+                    f"{message.end.requests} requests were sent, and {count} have come"
+                )
+            case _:
+                raise errors.InvalidArgument("after a batch's header come requests, then its end")
+    raise errors.InvalidArgument(f"the batch broke off after {count} requests; submit it again")
 
 
 def content(request: GenerateRequest) -> bytes:
@@ -89,12 +102,19 @@ def settled(request: GenerateRequest) -> bytes:
 # --- running ----------------------------------------------------------------------------------
 
 
-def begun(stored: bytes, request_id: str) -> GenerateRequest:
-    """A stored request as the router takes it, whatever has come of it before a restart."""
+def begun(stored: bytes, request_id: str, *, may_be_under_way: bool = False) -> GenerateRequest:
+    """A stored request as the router takes it.
+
+    Args:
+        stored: As `settled` has made it.
+        request_id: Unique among the requests under way.
+        may_be_under_way: Whether nodes may have begun it before a restart: it is read on then.
+    """
     request = GenerateRequest.FromString(stored)
     request.request_id = request_id
-    request.resume_from_sequence = 0
-    request.continuation.SetInParent()
+    if may_be_under_way:
+        request.resume_from_sequence = 0
+        request.continuation.SetInParent()
     return request
 
 
@@ -119,21 +139,12 @@ class Gathered:
                 return False
         return True
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether there are any tokens."""
-        return bool(self._tokens.token_ids)
-
-    def forget(self) -> None:
-        """Begins anew."""
-        self._tokens.Clear()
-        self._started.Clear()
-
     def continue_in(self, request: GenerateRequest) -> None:
         """Makes a request go on after what has come."""
         started = self._started
         token_ids = self._tokens.token_ids
         generations.go_on(request, started.prompt_token_ids, token_ids, started.identity)
+        request.ClearField("resume_from_sequence")  # nothing of it is under way any more
 
     def answer(self) -> pb.BatchAnswer:
         """The whole, once it has finished."""
@@ -141,8 +152,18 @@ class Gathered:
 
 
 def answered(request_id: str, gathered: Gathered) -> bytes:
-    """The result of a request that has an answer."""
-    return pb.BatchResult(request_id=request_id, answer=gathered.answer()).SerializeToString()
+    """The result of a request that has an answer.
+
+    Raises:
+        errors.InvalidArgument: It is larger than any message may be.
+    """
+    result = pb.BatchResult(request_id=request_id, answer=gathered.answer()).SerializeToString()
+    if len(result) > _LARGEST:
+        raise errors.InvalidArgument(
+            f"the answer takes {len(result)} bytes, and no message may have more than {_LARGEST}; "
+            "ask for fewer tokens, or fewer logprobs"
+        )
+    return result
 
 
 def failed(request_id: str, error: errors.SllmError) -> bytes:

@@ -1,5 +1,8 @@
 """Batches through a real control plane with fake nodes: taken whole, run, read, and ended."""
 
+import asyncio
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,17 @@ async def test_what_its_time_limit_ends_has_failed(cluster: Cluster, node: FakeN
     await cluster.caller.submit(requests(3), "b", time_limit=0.5)
     results = await cluster.caller.results("b")
     assert [one.failure.reason for one in results] == ["DEADLINE_EXCEEDED"] * 3
+
+
+async def test_a_time_limit_is_kept_behind_others(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy(max_concurrency=1)
+    node.script.before_finish.shut()
+    await cluster.caller.submit(requests(100), "first")
+    await cluster.caller.submit(requests(3), "second", time_limit=0.5)
+    results = await cluster.caller.results("second")
+    assert [one.failure.reason for one in results] == ["DEADLINE_EXCEEDED"] * 3
+    node.script.before_finish.open()
+    assert len(await cluster.caller.results("first")) == 100
 
 
 async def test_the_same_batch_may_be_submitted_again(cluster: Cluster, node: FakeNode) -> None:
@@ -207,6 +221,38 @@ async def test_batches_of_models_that_do_not_fit_together_take_turns(tmp_path: P
         assert sorted(node.started()) == ["a", "b", "c"]
 
 
+async def test_a_restart_makes_no_instance_one_that_nobody_has_used(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path) as cluster:
+        node = await cluster.add_node("n1", dram_mib=15)
+        await cluster.caller.deploy("a", "file:///models/a", keep_alive=60.0)
+        await cluster.caller.deploy("b", "file:///models/b")
+        await cluster.caller.complete("a")
+        await cluster.restart_control()
+        await cluster.caller.submit(requests(1, "b"), "batch")
+        await cluster.caller.complete("a")
+        assert node.started() == ["a"]
+        await cluster.caller.delete("a")
+        assert len(await cluster.caller.results("batch")) == 1
+
+
+async def test_who_waits_is_not_told_to_wait_for_a_batch(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy(max_concurrency=1)
+    node.script.before_finish.shut()
+    slow = await cluster.caller.generate().until("tokens")
+    await asyncio.sleep(1.0)  # what a request takes, as the control plane learns
+    node.script.before_finish.open()
+    await slow.end()
+    node.script.before_finish.shut()
+    await cluster.caller.submit(requests(3), "b")
+    await begun(node, 1)
+    stream = await cluster.caller.generate(timeout=0.8).until("tokens")
+    queued = stream.events[0].queued
+    assert (queued.position, queued.estimated_wait.ToNanoseconds()) == (0, 0)
+    stream.call.cancel()
+    node.script.before_finish.open()
+    assert len(await cluster.caller.results("b")) == 3
+
+
 async def test_a_full_queue_is_none_of_a_batch(tmp_path: Path) -> None:
     async with cluster_of(tmp_path, max_queued_per_deployment=1, max_queued=1) as cluster:
         node = await cluster.add_node("n1")
@@ -302,6 +348,57 @@ async def test_a_restart_loses_nothing_and_does_nothing_twice(
     assert all(list(one.answer.tokens.token_ids) == [0, 1, 2, 3] for one in results)
 
 
+async def test_what_cannot_be_stored_waits_and_holds_up_nobody(
+    tmp_path: Path, cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy(max_concurrency=1)
+    node.script.before_finish.shut()
+    await cluster.caller.submit(requests(3), "b")
+    await begun(node, 1)
+    path = tmp_path / "batches" / "batches.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    node.script.before_finish.open()
+    await assert_eventually(lambda: len(node.served()) == 3)
+    for _ in range(2):
+        with pytest.raises(errors.StateUnavailable), rpc.typed_errors():
+            await cluster.caller.batches.CancelBatch(
+                pb.CancelBatchRequest(batch_id="b"), timeout=SECONDS
+            )
+    other.rollback()
+    other.close()
+    assert len(await cluster.caller.results("b")) == 3
+
+
+async def test_what_ended_long_ago_is_forgotten_once_and_not_what_has_its_name(
+    tmp_path: Path,
+) -> None:
+    async with cluster_of(tmp_path, batch_retention_seconds=0.0) as cluster:
+        await cluster.add_node()
+        await cluster.caller.deploy()
+        for _ in range(3):
+            await cluster.caller.submit(requests(2), "b")
+
+            async def gone() -> bool:
+                with suppress(errors.BatchNotFound):
+                    await cluster.caller.batch("b")
+                    return False
+                return True
+
+            await assert_eventually(gone)
+        await cluster.caller.complete()
+
+
+async def test_no_more_batches_are_kept_than_may_be(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path, max_batches=2) as cluster:
+        await cluster.add_node()
+        await cluster.caller.deploy()
+        for name in ("a", "b", "a"):
+            await cluster.caller.submit(requests(1), name)
+        with pytest.raises(errors.QueueFull):
+            await cluster.caller.submit(requests(1), "c")
+
+
 async def test_a_node_that_is_lost_costs_a_batch_no_request(tmp_path: Path) -> None:
     async with cluster_of(tmp_path) as cluster:
         first = await cluster.add_node("n1")
@@ -333,20 +430,26 @@ async def test_a_model_that_fails_to_start_is_tried_again(cluster: Cluster, node
     assert len([one for one in await cluster.caller.results("b") if one.HasField("answer")]) == 2
 
 
-async def test_a_model_that_is_rolled_over_is_begun_anew(cluster: Cluster, node: FakeNode) -> None:
+@pytest.mark.parametrize("tokens", [0, 1])
+async def test_a_model_that_is_rolled_over_is_begun_anew(
+    cluster: Cluster, node: FakeNode, tokens: int
+) -> None:
     await cluster.caller.deploy(max_concurrency=1)
-    node.script.tokens_before_gate = 1
-    node.script.amid_tokens.shut()
+    node.script.tokens_before_gate = tokens
+    (node.script.amid_tokens if tokens else node.script.before_tokens).shut()
     await cluster.caller.submit(requests(1, max_tokens=4), "b")
     await begun(node, 1)
     waiting = cluster.caller.generate()
-    await waiting.until("tokens")  # the batch has given way, with a token
+    await waiting.until("started")  # the batch has given way
     node.script.model.identity = "B"
     await cluster.caller.deploy("tiny", "file:///models/tiny", max_concurrency=1)
     node.script.amid_tokens.open()
+    node.script.before_tokens.open()
     await waiting.end()
     (result,) = await cluster.caller.results("b")
     assert list(result.answer.tokens.token_ids) == [0, 1, 2, 3]
+    last = [one for one in node.calls if isinstance(one, inference_pb.GenerateRequest)][-1]
+    assert last.text == "hello"  # and not the tokens that another tokenizer had made of it
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -421,6 +524,15 @@ HEADERS = [
     [pb.SubmitBatchRequest()],
     [pb.SubmitBatchRequest(request=request())],
     [pb.SubmitBatchRequest(header=pb.BatchHeader())] * 2,
+    [
+        pb.SubmitBatchRequest(header=pb.BatchHeader()),
+        pb.SubmitBatchRequest(request=request()),
+    ],
+    [
+        pb.SubmitBatchRequest(header=pb.BatchHeader()),
+        pb.SubmitBatchRequest(request=request()),
+        pb.SubmitBatchRequest(end=pb.BatchEnd(requests=2)),
+    ],
     [pb.SubmitBatchRequest(header=pb.BatchHeader(batch_id="a/b"))],
     [pb.SubmitBatchRequest(header=pb.BatchHeader(batch_id="x" * 129))],
     [pb.SubmitBatchRequest(header=pb.BatchHeader(time_limit=Duration(seconds=-1)))],
@@ -429,9 +541,10 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("messages", HEADERS)
-async def test_a_batch_has_one_header_and_it_comes_first(
-    cluster: Cluster, messages: list[pb.SubmitBatchRequest]
+async def test_a_batch_has_one_header_and_it_comes_first_and_one_end(
+    cluster: Cluster, node: FakeNode, messages: list[pb.SubmitBatchRequest]
 ) -> None:
+    await cluster.caller.deploy()
     with pytest.raises(errors.InvalidArgument), rpc.typed_errors():
         await cluster.caller.batches.SubmitBatch(iter(messages), timeout=SECONDS)
 
