@@ -25,6 +25,7 @@ from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.encodings import Encodings
 from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
+from sllm.node.worker.engine.yielding import YieldingEngine
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
 from sllm.node.worker.model.description import context_tokens, describe, kv_bytes_per_token
@@ -172,7 +173,7 @@ class ModelHost:
         """Starts the engine; gives the tokens that prompt and generation may have together."""
         capacity = _capacity(prepared, self._backend, run_dtype(held.given), kv_bytes)
         context = min(context_tokens(prepared.files.architecture.config), capacity.kv_tokens)
-        engine, outbox = loaded.engine(capacity), Outbox()
+        engine, outbox = YieldingEngine(loaded.engine(capacity)), Outbox()
         generations = Generations(
             prepared.files, prepared.texts, prepared.parsers, engine, context, outbox
         )
