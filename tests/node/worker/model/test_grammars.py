@@ -146,3 +146,19 @@ async def test_every_choice_can_be_written(grammars: Grammars) -> None:
     for text in ("\x7f", "\x00", 'a "quote"', "\u00e9\n\\", "\U0001f600", "\u2028"):
         tokens = await written(grammars, Form(Kind.CHOICE, (text,)), 0)
         assert grammars._hf_tokenizer.decode(tokens, skip_special_tokens=True) == text
+
+
+async def test_a_tokenizers_padding_and_truncation_change_nothing(
+    models: Path, grammars: Grammars
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "tiny-llama")
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    others = Grammars(tokenizer, VOCABULARY, [tokenizer.eos_token_id])
+    for form in FORMS.values():
+        one, other = await grammars.begin(form, ()), await others.begin(form, ())
+        for token in await written(grammars, form, seed=3):
+            assert may(one) == may(other)
+            one.take(token)
+            other.take(token)
+    others.close()
