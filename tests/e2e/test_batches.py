@@ -23,6 +23,8 @@ KINDS: list[dict[str, Any]] = [
     {"prompt": "A", "max_tokens": 30, "seed": 3, "structured_output": {"regex": "(ab)*c"}},
     {"prompt": "B", "max_tokens": 16, "seed": 5, "presence_penalty": 1.5, "bad_words": ["a"]},
     {"prompt": "C", "max_tokens": 40, "seed": 2, "stop": "e", "include_stop": True},
+    {"prompt": "D", "max_tokens": 10, "seed": 4, "n": 3},
+    {"prompt": "Of the prompt", "max_tokens": 3, "temperature": 0, "prompt_logprobs": 2},
 ]
 
 
@@ -55,6 +57,14 @@ def test_each_answer_is_what_the_same_request_gets_by_itself(
             found = results[f"{kind}-{copy}"]
             assert found is not None
             assert (found.text, found.token_ids) == (alone.text, alone.token_ids)
+            assert [(one.text, one.finish_reason) for one in found.choices] == [
+                (one.text, one.finish_reason) for one in alone.choices
+            ]
+            assert (found.prompt_logprobs is None) == (alone.prompt_logprobs is None)
+            prompts = found.prompt_logprobs or (), alone.prompt_logprobs or ()
+            for one, other in zip(*prompts, strict=True):
+                assert one.token_id == other.token_id
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
             assert (found.finish_reason, found.stop) == (alone.finish_reason, alone.stop)
             assert len(found.logprobs or ()) == len(alone.logprobs or ())
             assert found.usage.completion_tokens == alone.usage.completion_tokens

@@ -393,10 +393,48 @@ class BatchAnswer(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> _inference_service_pb2.Tokens:
-        """All of it, as one event."""
+        """All of it, as one event; of several samples, the first."""
 
+    @_builtins.property
+    def finished(self) -> _inference_service_pb2.Finished:
+        """As the last message of a stream."""
+
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchSample]:
+        """The samples after the first, if several were asked for, in order of their seeds."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _inference_service_pb2.PromptLogprobs:
+        """As one event. Unset: the request has not asked."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _inference_service_pb2.Tokens | None = ...,
+        finished: _inference_service_pb2.Finished | None = ...,
+        more: _abc.Iterable[Global___BatchSample] | None = ...,
+        prompt_logprobs: _inference_service_pb2.PromptLogprobs | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "prompt_logprobs", b"prompt_logprobs", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "more", b"more", "prompt_logprobs", b"prompt_logprobs", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAnswer: _TypeAlias = BatchAnswer  # noqa: Y015
+
+@_typing.final
+class BatchSample(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _inference_service_pb2.Tokens: ...
     @_builtins.property
     def finished(self) -> _inference_service_pb2.Finished: ...
     def __init__(
@@ -411,7 +449,7 @@ class BatchAnswer(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BatchAnswer: _TypeAlias = BatchAnswer  # noqa: Y015
+Global___BatchSample: _TypeAlias = BatchSample  # noqa: Y015
 
 @_typing.final
 class CancelBatchRequest(_message.Message):

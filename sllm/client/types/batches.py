@@ -51,6 +51,8 @@ class BatchRequest(TypedDict, total=False):
     include_stop: bool
     skip_special_tokens: bool
     logprobs: int
+    prompt_logprobs: int
+    n: int
     ignore_eos: bool
     failover: bool
     request_id: str

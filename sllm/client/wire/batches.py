@@ -1,6 +1,6 @@
 """Batches, to and from the protocol's messages."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
@@ -36,6 +36,8 @@ _DEFAULTS: Final = {
     "max_tokens": None,
     "ignore_eos": False,
     "logprobs": None,
+    "prompt_logprobs": None,
+    "n": None,
     "failover": True,
 }
 """Of the arguments that are neither, where they are not given."""
@@ -148,12 +150,28 @@ def result(message: pb.BatchResult) -> BatchResult:
 
 
 def _answer(request_id: str, answer: pb.BatchAnswer) -> Result:
-    transcript = Transcript(request_id, wants_logprobs=bool(answer.tokens.logprobs))
-    for message in (
-        inference_pb.GenerateResponse(tokens=answer.tokens),
-        inference_pb.GenerateResponse(finished=answer.finished),
-    ):
+    transcript = Transcript(
+        request_id,
+        wants_logprobs=bool(answer.tokens.logprobs),
+        wants_prompt=answer.HasField("prompt_logprobs"),
+        n=1 + len(answer.more),
+    )
+    for message in _messages(answer):
         event = events.event(message)
         assert event is not None
         transcript.add(event)
     return transcript.result()
+
+
+def _messages(answer: pb.BatchAnswer) -> Iterator[inference_pb.GenerateResponse]:
+    """The messages of a stream that would have said the same."""
+    Message = inference_pb.GenerateResponse
+    if answer.HasField("prompt_logprobs"):
+        yield Message(prompt_logprobs=answer.prompt_logprobs)
+    yield Message(tokens=answer.tokens)
+    if answer.more:
+        yield Message(choice_finished=answer.finished)  # its reason is that of the first
+    for choice, sample in enumerate(answer.more, 1):
+        yield Message(choice=choice, tokens=sample.tokens)
+        yield Message(choice=choice, choice_finished=sample.finished)
+    yield Message(finished=answer.finished)

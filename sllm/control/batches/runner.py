@@ -110,8 +110,9 @@ class Runner:
     async def _finish(self, batch: Batch, item: Item, place: "_Place") -> None:
         """Sees to it that there is a result of a request, unless the control plane goes down."""
         try:
-            answer = await self._answer(batch, item, place)
-            outcome, is_answer = wire.answered(item.request_id, answer), True
+            samples = range(wire.samples(item.request))
+            answers = [await self._answer(batch, item, sample, place) for sample in samples]
+            outcome, is_answer = wire.answered(item.request_id, answers), True
         except Exception as error:
             if self._closing:
                 return
@@ -120,14 +121,16 @@ class Runner:
             place.leave()
         self._recorder.add(batch.batch_id, Ended(item, is_answer, outcome))
 
-    async def _answer(self, batch: Batch, item: Item, place: "_Place") -> wire.Gathered:
-        """The whole answer, however often it gives way.
+    async def _answer(
+        self, batch: Batch, item: Item, sample: int, place: "_Place"
+    ) -> wire.Gathered:
+        """The whole of one sample, however often it gives way. The next follows: nobody waits.
 
         Raises:
             errors.SllmError: Why there is none.
         """
         request_id = f"{batch.batch_id}/{batch.run_id}/{item.number}"
-        request = wire.begun(item.request, request_id, may_be_under_way=True)
+        request = wire.begun(item.request, request_id, sample, may_be_under_way=True)
         gathered, pauses = wire.Gathered(), iter(_PAUSES)
         while True:
             try:
@@ -138,7 +141,8 @@ class Runner:
                 if not request.continuation.identity:
                     raise
                 # Nobody has seen any of it, and its tokens are of another model.
-                gathered, request = wire.Gathered(), wire.begun(item.request, request_id)
+                gathered = wire.Gathered()
+                request = wire.begun(item.request, request_id, sample)
             except errors.Unavailable:
                 if self._closing or (pause := next(pauses, None)) is None:
                     raise

@@ -1,7 +1,7 @@
 """Batches, from and to the protocol's messages."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from serverlessllm.v1 import batch_service_pb2 as pb
@@ -9,7 +9,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from sllm import bounds, errors, rpc, statuses, token_events
 from sllm.control.types.batches import Batch, BatchHead, Outcome
-from sllm.control.wire import common, generations
+from sllm.control.wire import choices, common, generations
 from sllm.control.wire.generations import GenerateRequest as GenerateRequest
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -24,11 +24,9 @@ _FOREIGN: Final = (
     "linger",
     "priority",
     "keep_alive",
-    "n",
     "choices",
-    "prompt_logprobs",
 )
-"""Fields of a request that have no sense where nobody waits for it, or no place in its result."""
+"""Fields of a request that have no sense where nobody waits for it."""
 
 
 # --- submitting -------------------------------------------------------------------------------
@@ -83,11 +81,13 @@ def content(request: GenerateRequest) -> bytes:
     """What tells a request from others: the whole of it.
 
     Raises:
-        errors.InvalidArgument: It has a field that only a request has that somebody waits for.
+        errors.InvalidArgument: It has a field that only a request has that somebody waits for, or
+            asks for too many samples.
     """
     given = {field.name for field, _ in request.ListFields()}
     if foreign := sorted(given.intersection(_FOREIGN)):
         raise errors.InvalidArgument(f"{foreign[0]} has no place in a batch; leave it out")
+    choices.count(request)
     return request.SerializeToString(deterministic=True)
 
 
@@ -102,16 +102,26 @@ def settled(request: GenerateRequest) -> bytes:
 # --- running ----------------------------------------------------------------------------------
 
 
-def begun(stored: bytes, request_id: str, *, may_be_under_way: bool = False) -> GenerateRequest:
-    """A stored request as the router takes it.
+def samples(stored: bytes) -> int:
+    """How many a stored request has asked for."""
+    return choices.count(GenerateRequest.FromString(stored))
+
+
+def begun(
+    stored: bytes, request_id: str, sample: int, *, may_be_under_way: bool = False
+) -> GenerateRequest:
+    """One of the samples of a stored request as the router takes it.
 
     Args:
         stored: As `settled` has made it.
         request_id: Unique among the requests under way.
+        sample: Which, from 0.
         may_be_under_way: Whether nodes may have begun it before a restart: it is read on then.
     """
     request = GenerateRequest.FromString(stored)
     request.request_id = request_id
+    if request.HasField("n"):
+        request = choices.sample(request, sample)
     if may_be_under_way:
         request.resume_from_sequence = 0
         request.continuation.SetInParent()
@@ -125,12 +135,16 @@ class Gathered:
         self._tokens = generations.Tokens()
         self._finished = generations.Finished()
         self._started = inference_pb.Started()
+        self._prompt: inference_pb.PromptLogprobs | None = None
 
     def take(self, event: generations.GenerateResponse) -> bool:
         """Takes in what has come; says whether an instance has begun with the request."""
         match event.WhichOneof("event"):
             case "started":
                 self._started = event.started
+            case "prompt_logprobs":
+                self._prompt = self._prompt or inference_pb.PromptLogprobs()
+                self._prompt.tokens.extend(event.prompt_logprobs.tokens)
             case "tokens":
                 token_events.extend(self._tokens, event.tokens)
             case "finished":
@@ -144,20 +158,35 @@ class Gathered:
         started = self._started
         token_ids = self._tokens.token_ids
         generations.go_on(request, started.prompt_token_ids, token_ids, started.identity)
+        request.continuation.prompt_logprobs = len(self._prompt.tokens) if self._prompt else 0
         request.ClearField("resume_from_sequence")  # nothing of it is under way any more
 
-    def answer(self) -> pb.BatchAnswer:
-        """The whole, once it has finished."""
-        return pb.BatchAnswer(tokens=self._tokens, finished=self._finished)
+    def sample(self) -> pb.BatchSample:
+        """The whole, once it has finished, as one of several samples."""
+        return pb.BatchSample(tokens=self._tokens, finished=self._finished)
+
+    def answer(self, more: Sequence["Gathered"]) -> pb.BatchAnswer:
+        """The whole, once it has finished, with the samples after it."""
+        finished = self._finished
+        if more:
+            ends = [self._finished, *(one._finished for one in more)]
+            finished = choices.together(dict(enumerate(ends))).finished
+        return pb.BatchAnswer(
+            tokens=self._tokens,
+            finished=finished,
+            more=[one.sample() for one in more],
+            prompt_logprobs=self._prompt,
+        )
 
 
-def answered(request_id: str, gathered: Gathered) -> bytes:
-    """The result of a request that has an answer.
+def answered(request_id: str, gathered: Sequence[Gathered]) -> bytes:
+    """The result of a request that has an answer: all samples of it.
 
     Raises:
         errors.InvalidArgument: It is larger than any message may be.
     """
-    result = pb.BatchResult(request_id=request_id, answer=gathered.answer()).SerializeToString()
+    first, *more = gathered
+    result = pb.BatchResult(request_id=request_id, answer=first.answer(more)).SerializeToString()
     if len(result) > _LARGEST:
         raise errors.InvalidArgument(
             f"the answer takes {len(result)} bytes, and no message may have more than {_LARGEST}; "

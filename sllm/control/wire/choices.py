@@ -95,12 +95,13 @@ def requests(
     """The request of each choice that has not finished, by its number."""
     for choice in range(request.n):
         if choice not in had or not had[choice].HasField("finished"):
-            yield choice, _request(request, choice, had.get(choice))
+            yield choice, sample(request, choice, had.get(choice))
 
 
-def _request(
-    request: GenerateRequest, choice: int, had: pb.ChoiceContinuation | None
+def sample(
+    request: GenerateRequest, choice: int, had: pb.ChoiceContinuation | None = None
 ) -> GenerateRequest:
+    """The request that one of several samples is served as."""
     one = GenerateRequest()
     one.CopyFrom(request)
     one.ClearField("n")

@@ -17,8 +17,6 @@ NOT_THEIRS = {
     "linger",
     "reattach",
     "timeout",
-    "n",
-    "prompt_logprobs",
 }
 """Arguments of `generate` that have no sense where nobody waits, or no place in the one answer."""
 

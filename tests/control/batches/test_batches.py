@@ -66,6 +66,24 @@ async def test_an_instance_that_nobody_asked_for_leaves_with_the_last_of_a_batch
     await cluster.wait_for_instances(0)
 
 
+async def test_samples_of_a_request_are_one_answer(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy(max_concurrency=2)
+    sampling = types_pb2.SamplingParams(seed=2**64 - 1)
+    asked = request(n=3, max_tokens=4, sampling=sampling, prompt_logprobs=0)
+    await cluster.caller.submit([asked, *requests(2)], "b")
+    told = {one.request_id: one.answer for one in await cluster.caller.results("b")}
+    answer = told["0"]
+    tokens = [answer.tokens, *(one.tokens for one in answer.more)]
+    assert [list(one.token_ids) for one in tokens] == [[0, 1, 2, 3]] * 3
+    assert answer.finished.usage.completion_tokens == 12
+    assert [one.token_id for one in answer.prompt_logprobs.tokens] == [7, 8]
+    assert not told["1"].more
+    assert not told["1"].HasField("prompt_logprobs")
+    sent = [one for one in node.calls if isinstance(one, inference_pb.GenerateRequest)]
+    drawn = [one.sampling.seed for one in sent if "/choice/" in one.request_id]
+    assert sorted(drawn) == [0, 1, 2**64 - 1]
+
+
 async def test_results_are_read_from_any_number_on(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy(max_concurrency=1)
     node.script.tokens_before_gate = 1
@@ -480,8 +498,8 @@ REFUSED = {
         errors.ContextExceeded,
     ),
     "priority": ([request(priority=1)], errors.InvalidArgument),
-    "several samples": ([request(n=2)], errors.InvalidArgument),
-    "logprobs of the prompt": ([request(prompt_logprobs=1)], errors.InvalidArgument),
+    "too many samples": ([request(n=129)], errors.InvalidArgument),
+    "too many logprobs of the prompt": ([request(prompt_logprobs=21)], errors.InvalidArgument),
     "an instance": ([request(instance_id="i")], errors.InvalidArgument),
     "resumption": ([request(resume_from_sequence=0)], errors.InvalidArgument),
     "too many": (requests(11), errors.InvalidArgument),
