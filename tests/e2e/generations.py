@@ -8,6 +8,7 @@ from typing import Any
 import sllm
 from sllm import errors
 from tests.e2e.cluster import Cluster
+from tests.support import assert_eventually
 
 TOKENS = 300
 _TRIES = 10
@@ -20,6 +21,18 @@ def ask(
     options = {"max_tokens": TOKENS, "ignore_eos": True, "stop": ["never in it"], **options}
     options |= {"temperature": 0.0} if number % 2 else {"temperature": 1.0, "seed": number}
     return client.generate(deployment, f"Caller number {number} says", **options)
+
+
+async def busiest(client: sllm.AsyncClient, deployment: str | None = None) -> sllm.Instance:
+    """The instance with the most requests, once its node has told of any."""
+    found: list[sllm.Instance] = []
+
+    async def told() -> bool:
+        found[:] = await client.instances(deployment)
+        return any(one.running_requests and one.worker_pid for one in found)
+
+    await assert_eventually(told, 60.0)
+    return max(found, key=lambda one: one.running_requests)
 
 
 async def read_to(stream: sllm.AsyncStream, count: int) -> None:

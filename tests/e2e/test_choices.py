@@ -18,7 +18,7 @@ import sllm
 from sllm import errors, rpc
 from tests.e2e import workers
 from tests.e2e.cluster import Cluster
-from tests.e2e.generations import two_instances
+from tests.e2e.generations import busiest, two_instances
 from tests.support import assert_eventually
 
 N = 4
@@ -170,7 +170,7 @@ async def test_all_of_an_instance_move_with_it(client: sllm.AsyncClient, pair: C
     expected = await alone(client, options)
     stream = client.generate("sampled", PROMPT, n=N, **options)
     await started(stream, 8)
-    instance, *_ = [one for one in await client.instances() if one.running_requests]
+    instance = await busiest(client)
     await client.migrate(instance_id=instance.instance_id)
     result = await stream.result()
     assert without_ids(result.choices) == without_ids(expected)
@@ -185,8 +185,8 @@ async def test_a_worker_that_is_killed_costs_no_token(
     expected = await alone(client, options)
     stream = client.generate("sampled", PROMPT, n=N, **options)
     await started(stream, 5)
-    busiest = max(await client.instances(), key=lambda one: one.running_requests)
-    await asyncio.to_thread(pair.signal_worker, busiest.instance_id, signal.SIGKILL)
+    instance = await busiest(client)
+    await asyncio.to_thread(pair.signal_worker, instance.instance_id, signal.SIGKILL)
     result = await stream.result()
     assert without_ids(result.choices) == without_ids(expected)
     assert {one.reason for one in result.migrations} == {"FAILOVER"}

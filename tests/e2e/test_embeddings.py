@@ -19,6 +19,7 @@ from sllm import checkpoint, errors
 from tests.e2e import workers
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES
+from tests.e2e.generations import busiest
 from tests.encoders import POSITIONS, change, hidden, make_encoder
 from tests.fuzz.calls import make_call, send
 from tests.fuzz.valid import Facts
@@ -401,24 +402,12 @@ def idle(socket: Path) -> bool:
     return not workers.status(socket).counters.running_requests
 
 
-async def busy(client: sllm.AsyncClient, name: str) -> sllm.Instance:
-    """The instance of a deployment, once it has a request."""
-    found: list[sllm.Instance] = []
-
-    async def there() -> bool:
-        found[:] = [one for one in await client.instances() if one.deployment == name]
-        return any(one.running_requests and one.worker_pid for one in found)
-
-    await assert_eventually(there, 60.0)
-    return next(one for one in found if one.running_requests)
-
-
 async def test_a_worker_that_is_killed_amid_a_request_is_no_matter(
     cluster: Cluster, caller: sllm.AsyncClient, slow: Path
 ) -> None:
     with deployed(cluster, slow) as name:
         asked = asyncio.create_task(caller.embed(name, MANY))
-        instance = await busy(caller, name)
+        instance = await busiest(caller, name)
         cluster.signal_worker(instance.instance_id, signal.SIGKILL)
         found = await asked
         assert found.receipt.instance_id != instance.instance_id
@@ -451,7 +440,7 @@ async def test_a_short_request_does_not_wait_for_a_long_one(
     with deployed(cluster, slow) as name:
         await caller.embed(name, MANY[:1])
         long = asyncio.create_task(caller.embed(name, MANY))
-        await busy(caller, name)
+        await busiest(caller, name)
         await asyncio.gather(*(caller.embed(name, [one]) for one in MANY[:4]))
         assert not long.done()
         await long
@@ -462,7 +451,7 @@ async def test_a_drained_node_ends_what_it_has(
 ) -> None:
     with deployed(cluster, slow) as name:
         asked = asyncio.create_task(caller.embed(name, MANY))
-        instance = await busy(caller, name)
+        instance = await busiest(caller, name)
         await caller.drain(instance.node_id)
         found = await asked
         assert found.receipt.instance_id == instance.instance_id

@@ -17,7 +17,7 @@ import sllm
 from sllm import errors, rpc
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES, SLOW_ON
-from tests.e2e.generations import ask, moved, read_to, same, two_instances
+from tests.e2e.generations import ask, busiest, moved, read_to, same, two_instances
 
 CAUGHT_SECONDS = 60.0
 LONG: dict[str, Any] = {"deployment": "leaving", "max_tokens": 220}
@@ -234,7 +234,7 @@ async def test_bad_destinations_leave_it_undisturbed(client: sllm.AsyncClient) -
     expected = await ask(client, 0).result()
     stream = ask(client, 0)
     await read_to(stream, 3)
-    (here,) = [one.node_id for one in await client.instances() if one.running_requests]
+    here = (await busiest(client)).node_id
     with pytest.raises(errors.NodeNotFound):
         await move(client, stream, "nowhere")
     with pytest.raises(errors.InvalidArgument):
