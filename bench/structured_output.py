@@ -52,7 +52,7 @@ PLACE = {
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "notes": {"type": "string", "minLength": 400},
+        "notes": {"type": "string"},
         "name": {"enum": ["book_a_room", "find_a_flight", "say_what_the_weather_is"]},
         "arguments": {
             "type": "object",
@@ -81,7 +81,6 @@ SCHEMA: dict[str, Any] = {
     "required": ["notes", "name", "arguments"],
     "additionalProperties": False,
 }
-"""`notes` come first and are long, so that no text ends before it is measured."""
 
 
 def save_tokenizer(directory: Path) -> None:
@@ -118,7 +117,7 @@ async def step_seconds(client: sllm.AsyncClient, form: Any, seed: int) -> float:
         for number in range(STREAMS)
     ]
     times = await asyncio.gather(*map(_times, streams))
-    return median((one[-1] - one[0]) / (TOKENS - 1) for one in times)
+    return median((one[-1] - one[0]) / (len(one) - 1) for one in times)
 
 
 async def _times(stream: sllm.AsyncStream) -> list[float]:

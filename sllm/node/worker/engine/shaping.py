@@ -6,6 +6,7 @@ anywhere as it would have. The order is that of vLLM's sampler (`vllm/v1/sample/
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from sllm.node.worker.engine.interface import EngineRequest
@@ -84,7 +85,13 @@ class Shape:
         self._penalise(logits)
 
     def _keep_form(self, logits: torch.Tensor) -> None:
-        if self._grammar is not None and (allowed := self._grammar.allowed()) is not None:
+        if self._grammar is None or (allowed := self._grammar.allowed()) is None:
+            return
+        if logits.device.type == "cpu":
+            # In this thread alone: torch's would wait for each other, and one of them for the
+            # processor on which the next tokens of the form are being found out.
+            np.copyto(logits.numpy(), _OUT, where=~allowed.numpy())
+        else:
             logits.masked_fill_(~allowed.to(logits.device), _OUT)
 
     def _must_end(self, logits: torch.Tensor) -> bool:
