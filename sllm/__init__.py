@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from sllm.client.stream import AsyncStream
     from sllm.client.sync import Client, Stream
     from sllm.client.types.batches import Batch, BatchRequest, BatchResult
+    from sllm.client.types.chats import (
+        ChatMessage,
+        ContentPart,
+        Function,
+        FunctionDescription,
+        FunctionName,
+        NamedTool,
+        StructuredOutput,
+        Tool,
+        ToolCall,
+        ToolChoice,
+    )
     from sllm.client.types.deployments import Deployment, Instance, Model
     from sllm.client.types.embeddings import Embedding, Embeddings, Score, Scores
     from sllm.client.types.enums import (
@@ -27,18 +39,12 @@ if TYPE_CHECKING:
         Tier,
     )
     from sllm.client.types.events import (
-        ChatMessage,
         Choice,
         ChoiceFinished,
-        ContentPart,
         Event,
         Finished,
-        Function,
-        FunctionDescription,
-        FunctionName,
         Loading,
         Migrated,
-        NamedTool,
         Phase,
         Progress,
         PromptLogprob,
@@ -47,13 +53,9 @@ if TYPE_CHECKING:
         Receipt,
         Result,
         Started,
-        StructuredOutput,
         TokenLogprob,
         Tokens,
-        Tool,
-        ToolCall,
         ToolCallDelta,
-        ToolChoice,
         TopLogprob,
         Usage,
     )
@@ -83,7 +85,7 @@ _WHEN_USED = {
 _TYPES = tuple(
     f"sllm.client.types.{name}"
     for name in (
-        *("batches", "deployments", "embeddings", "enums", "events"),
+        *("batches", "chats", "deployments", "embeddings", "enums", "events"),
         *("migrations", "models", "nodes", "operations"),
     )
 )

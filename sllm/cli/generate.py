@@ -15,15 +15,8 @@ from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.cli.receipts import receipts_table
-from sllm.client.types.events import (
-    ChatMessage,
-    ChoiceFinished,
-    Event,
-    Loading,
-    Result,
-    StructuredOutput,
-    Tokens,
-)
+from sllm.client.types.chats import ChatMessage, StructuredOutput
+from sllm.client.types.events import ChoiceFinished, Event, Loading, Result, Tokens
 from sllm.config import DEFAULT_CONTROL
 
 if TYPE_CHECKING:

@@ -16,17 +16,16 @@ from sllm.client.embedding import EmbeddingClient
 from sllm.client.operator import PAGE_SIZE
 from sllm.client.stream import AsyncStream, ResumableCall
 from sllm.client.text import TextClient
-from sllm.client.types.deployments import Deployment
-from sllm.client.types.enums import DeploymentState
-from sllm.client.types.events import (
+from sllm.client.types.chats import (
     ChatMessage,
     NamedTool,
-    Progress,
-    Result,
     StructuredOutput,
     Tool,
     ToolChoice,
 )
+from sllm.client.types.deployments import Deployment
+from sllm.client.types.enums import DeploymentState
+from sllm.client.types.events import Progress, Result
 from sllm.client.wire import listings, requests
 from sllm.client.wire.chats import Chat
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from sllm import errors
+from sllm.client.types.chats import ToolCall
 from sllm.client.types.events import (
     Choice,
     ChoiceFinished,
     Finished,
     TokenLogprob,
     Tokens,
-    ToolCall,
     ToolCallDelta,
 )
 

@@ -6,7 +6,7 @@ from typing import Any
 from serverlessllm.v1 import model_service_pb2 as pb
 
 from sllm.client.operator import Operator
-from sllm.client.types.events import ChatMessage, Tool
+from sllm.client.types.chats import ChatMessage, Tool
 from sllm.client.types.models import ModelDetails, TokenCount
 from sllm.client.wire import chats, models
 from sllm.client.wire.chats import Chat

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Required, TypedDict
 
-from sllm.client.types.enums import BatchState
-from sllm.client.types.events import (
+from sllm.client.types.chats import (
     ChatMessage,
     NamedTool,
-    Result,
     StructuredOutput,
     Tool,
     ToolChoice,
 )
+from sllm.client.types.enums import BatchState
+from sllm.client.types.events import Result
 from sllm.errors import SllmError
 
 

@@ -1,104 +1,12 @@
-"""A generation: what is said to a model, the events of the stream, and the result of them all.
+"""A generation: the events of the stream, and the result of them all.
 
 All times are seconds.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
 
+from sllm.client.types.chats import ToolCall
 from sllm.client.types.enums import FinishReason, LoadPhase, MigrationReason, PhaseKind, Tier
-
-
-class ContentPart(TypedDict):
-    """A part of what was said."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Function(TypedDict):
-    """A function's name, and what it is called with."""
-
-    name: str
-    arguments: Mapping[str, Any] | str
-    """An object, or its JSON."""
-
-
-ToolChoice = Literal["auto", "none", "required"]
-
-
-class ToolCall(TypedDict):
-    """A call of a tool that a model has asked for."""
-
-    id: NotRequired[str]
-    type: Literal["function"]
-    function: Function
-
-
-class FunctionName(TypedDict):
-    """A function by its name."""
-
-    name: str
-
-
-class NamedTool(TypedDict):
-    """The tool that is to be called."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
-class ChatMessage(TypedDict):
-    """One message of a conversation, in OpenAI's form."""
-
-    role: str
-    """As the model's chat template knows it, commonly "system", "user", "assistant" or "tool"."""
-    content: NotRequired[str | Sequence[ContentPart] | None]
-    """What was said."""
-    tool_calls: NotRequired[Sequence[ToolCall]]
-    """What an assistant has asked for."""
-    tool_call_id: NotRequired[str]
-    """Of the call whose result this is."""
-    name: NotRequired[str]
-    """Of the tool whose result this is, or of who speaks."""
-
-
-class FunctionDescription(TypedDict):
-    """What a function does, and takes."""
-
-    name: str
-    description: NotRequired[str]
-    parameters: NotRequired[Mapping[str, Any]]
-    """A JSON Schema."""
-
-
-class Tool(TypedDict):
-    """What a model may have called, in OpenAI's form."""
-
-    type: Literal["function"]
-    function: FunctionDescription
-
-
-class StructuredOutput(TypedDict, total=False):
-    """The form that a text is to have: one of these.
-
-    Example:
-        schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
-        result = client.complete("llama", "Who?", structured_output={"json_schema": schema})
-        json.loads(result.text)["age"]
-    """
-
-    json_schema: Mapping[str, Any] | bool | str
-    """JSON of this JSON Schema, which may be given as JSON text."""
-    json_object: bool
-    """True: any JSON object."""
-    regex: str
-    """The whole text matches a regular expression, in the syntax of Rust's `regex`."""
-    choice: Sequence[str]
-    """One of these texts."""
-    grammar: str
-    """A context-free grammar in EBNF, as Lark or llama.cpp (GBNF) writes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
-from sllm.client.types.events import (
+from sllm.client.types.chats import (
     ChatMessage,
     ContentPart,
     NamedTool,

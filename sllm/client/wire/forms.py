@@ -5,7 +5,7 @@ import json
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
-from sllm.client.types.events import StructuredOutput
+from sllm.client.types.chats import StructuredOutput
 
 
 def structured_output(form: StructuredOutput) -> pb.StructuredOutput:

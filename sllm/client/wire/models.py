@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from serverlessllm.v1 import model_service_pb2 as pb
 
 from sllm.client.types import models
-from sllm.client.types.events import ChatMessage
+from sllm.client.types.chats import ChatMessage
 from sllm.client.wire import chats, listings
 from sllm.client.wire.chats import Chat
 from sllm.client.wire.requests import check_prompts, fitting

@@ -15,7 +15,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
 from sllm.chat.wire import output_parsing
-from sllm.client.types.events import ChatMessage, StructuredOutput
+from sllm.client.types.chats import ChatMessage, StructuredOutput
 from sllm.client.wire import chats, forms
 from sllm.client.wire.chats import Chat
 from sllm.sampling import MAX_SEED
