@@ -62,6 +62,7 @@ FLOORS = {
         "service | model_service | embedding_service",
         "wire",
         "host",
+        "making_ready",
         "generations | encodings",
         "outbox",
         "generation",

@@ -46,8 +46,11 @@ async def read_to(stream: sllm.AsyncStream, count: int) -> None:
 
 def same(found: Sequence[sllm.Result], expected: Sequence[sllm.Result]) -> None:
     """Compares all that is the same however they were served."""
-    for one, other in zip(found, expected, strict=True):
-        assert one.token_ids == other.token_ids
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        pairs = zip(one.token_ids, other.token_ids, strict=False)
+        differ = [(at, *pair) for at, pair in enumerate(pairs) if pair[0] != pair[1]]
+        moves = [(move.reason, move.from_node_id) for move in (*one.migrations, *other.migrations)]
+        assert one.token_ids == other.token_ids, f"{number}, moved {moves}: {differ[:8]}"
         assert one.text == other.text
         assert one.usage.completion_tokens == other.usage.completion_tokens
         assert one.usage.prompt_tokens == other.usage.prompt_tokens

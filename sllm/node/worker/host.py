@@ -1,9 +1,6 @@
 """The one model of a worker process: prepared, then attached to its weights, then serving."""
 
 import asyncio
-import errno
-import os
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,6 @@ from sllm.errors import (
     NoCapacity,
     NotServed,
     SllmError,
-    UnsupportedModel,
     WorkerDied,
 )
 from sllm.node.worker.backends.interface import Backend, Loaded
@@ -27,6 +23,7 @@ from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
 from sllm.node.worker.engine.yielding import YieldingEngine
 from sllm.node.worker.generations import Generations
+from sllm.node.worker.making_ready import make_ready
 from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
 from sllm.node.worker.model.description import context_tokens, describe, kv_bytes_per_token
 from sllm.node.worker.model.device_weights import DeviceWeights, warm_up_device
@@ -36,15 +33,11 @@ from sllm.node.worker.model.parsing import Parsers
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
-from sllm.node.worker.ready_made import contents
-from sllm.node.worker.ready_made.packed_weight import can_pack
 
 log = structlog.get_logger()
 
 DEFAULT_KV_TOKENS = 8192
 DEFAULT_CONCURRENCY = 64
-_LEAST = 19
-"""Niceness of work that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,25 +203,10 @@ class ModelHost:
             NoCapacity: The disk is full.
         """
         prepared, began = self._checked(), time.monotonic()
-        await asyncio.to_thread(self._make_ready, prepared, weights, directory)
+        await asyncio.to_thread(
+            make_ready, self._backend, prepared.files, self._pool_fd, weights, directory
+        )
         return time.monotonic() - began
-
-    def _make_ready(self, prepared: _Prepared, weights: PooledWeights, directory: Path) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST)
-        torch.set_num_threads(1)  # the others would not give way
-        held = hold(self._pool_fd, weights)
-        if not can_pack():
-            raise UnsupportedModel("weights are made ready with oneDNN, which torch lacks here")
-        with refusing("its weights cannot be made ready"):
-            ready = self._backend.make_ready(prepared.files, held.tensors)
-        if not ready.packed:
-            raise UnsupportedModel("its kernels read weights as they are published")
-        try:
-            contents.write(ready, directory, weights.chunk_bytes)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise NoCapacity(f"no room for ready-made weights: {error}") from error
 
     @property
     def texts(self) -> Texts:
