@@ -25,6 +25,8 @@ MAX_LINGER: Final = 3600.0
 """Seconds for which a generation goes on without a reader, at most."""
 MAX_CONCURRENCY: Final = 4096
 """Requests that one instance works on at once, at most."""
+MAX_TENSOR_PARALLEL: Final = 64
+"""Devices of one instance, at most."""
 MAX_REPLICAS: Final = 1024
 """Instances of one deployment, at most."""
 MAX_NAME: Final = 256

@@ -13,6 +13,7 @@ from pathlib import Path
 _NICENESS = 10
 _PRIVATE = 0o077
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LARGE_BYTES = 1 << 20
 
@@ -77,6 +78,19 @@ def die_with_parent(parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of its children's children once these have lost theirs.
+
+    It is to wait for them then: in a container there may be nobody else who does.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def return_large_memory() -> None:

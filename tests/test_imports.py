@@ -62,7 +62,7 @@ FLOORS = {
         "service | model_service | embedding_service",
         "wire",
         "host",
-        "making_ready",
+        "making_ready | ranks",
         "generations | encodings",
         "outbox",
         "generation",

@@ -32,6 +32,7 @@ class InspectSourceRequest(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -39,6 +40,8 @@ class InspectSourceRequest(_message.Message):
     """The same."""
     tool_parser: _builtins.str
     reasoning_parser: _builtins.str
+    tensor_parallel: _builtins.int
+    """The same."""
     def __init__(
         self,
         *,
@@ -47,10 +50,11 @@ class InspectSourceRequest(_message.Message):
         engine: _builtins.str = ...,
         tool_parser: _builtins.str = ...,
         reasoning_parser: _builtins.str = ...,
+        tensor_parallel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "reasoning_parser", b"reasoning_parser", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "reasoning_parser", b"reasoning_parser", "source", b"source", "tensor_parallel", b"tensor_parallel", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -93,6 +97,7 @@ class PromoteRequest(_message.Message):
     GIVE_UP_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -113,6 +118,8 @@ class PromoteRequest(_message.Message):
     """As in StartInstanceRequest."""
     engine: _builtins.str
     """That the model is to run on, as in EngineConfig."""
+    tensor_parallel: _builtins.int
+    """The same."""
     @_builtins.property
     def hold_ttl(self) -> _duration_pb2.Duration:
         """How long it is held, from when it is there. Above zero. Unset: until it is released."""
@@ -129,10 +136,11 @@ class PromoteRequest(_message.Message):
         give_up: _builtins.bool = ...,
         identity: _builtins.str = ...,
         engine: _builtins.str = ...,
+        tensor_parallel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold_ttl", b"hold_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "identity", b"identity", "pack", b"pack", "source", b"source", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "identity", b"identity", "pack", b"pack", "source", b"source", "tensor_parallel", b"tensor_parallel", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -930,6 +930,7 @@ class EngineConfig(_message.Message):
     PACK_FIELD_NUMBER: _builtins.int
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """"vllm", "transformers" or "auto". Empty: "auto", the first engine of a node, in that node's own
     order, that the model runs on. A deployment tells the one that was found when it was made.
@@ -952,6 +953,11 @@ class EngineConfig(_message.Message):
     engine "vllm". Empty: what a model says of calls and thoughts stays text.
     """
     reasoning_parser: _builtins.str
+    tensor_parallel: _builtins.int
+    """Devices of one node that an instance runs on together, each with its part of the weights and of
+    the KV cache: on nodes without accelerators, processes. It divides the model's heads, and needs
+    the engine "vllm". kv_cache_tokens is what they hold together. Unset or 0: 1.
+    """
     def __init__(
         self,
         *,
@@ -962,10 +968,11 @@ class EngineConfig(_message.Message):
         pack: _builtins.bool = ...,
         tool_parser: _builtins.str = ...,
         reasoning_parser: _builtins.str = ...,
+        tensor_parallel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency", "pack", b"pack", "reasoning_parser", b"reasoning_parser", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency", "pack", b"pack", "reasoning_parser", b"reasoning_parser", "tensor_parallel", b"tensor_parallel", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_cache_tokens: _TypeAlias = _typing.Literal["kv_cache_tokens"]  # noqa: Y015
     _WhichOneofArgType__kv_cache_tokens: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens"]  # noqa: Y015
@@ -1456,6 +1463,7 @@ class Node(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
+    MAX_TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     """host:port of its gRPC server, as others can reach it."""
@@ -1468,6 +1476,10 @@ class Node(_message.Message):
     """It gets no new work, and what runs there ends; see ClusterService.DrainNode."""
     leaving: _builtins.bool
     """Whether it is about to go down, and waits for what it runs to go on elsewhere. Told by the node."""
+    max_tensor_parallel: _builtins.int
+    """Devices that one instance may run on together there; see EngineConfig.tensor_parallel. Where the
+    pool is the device, processors. 0: a node of an earlier version, which has 1.
+    """
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierUsage]: ...
     @_builtins.property
@@ -1517,10 +1529,11 @@ class Node(_message.Message):
         devices: _abc.Iterable[Global___Device] | None = ...,
         memory: Global___NodeMemory | None = ...,
         engines: _abc.Iterable[Global___NodeEngine] | None = ...,
+        max_tensor_parallel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "engines", b"engines", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "memory", b"memory", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "engines", b"engines", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "max_tensor_parallel", b"max_tensor_parallel", "memory", b"memory", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

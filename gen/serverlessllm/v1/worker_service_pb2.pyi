@@ -56,6 +56,7 @@ class PrepareResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     WARM_UP_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
+    RANK_PIDS_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """What config.json says of the model; see ModelInfo."""
     context_tokens: _builtins.int
@@ -72,6 +73,10 @@ class PrepareResponse(_message.Message):
     def purpose(self) -> _types_pb2.ModelPurpose:
         """As in ModelInfo."""
 
+    @_builtins.property
+    def rank_pids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Process ids of the others that run the model with the worker; see EngineConfig.tensor_parallel."""
+
     def __init__(
         self,
         *,
@@ -82,10 +87,11 @@ class PrepareResponse(_message.Message):
         dtype: _builtins.str = ...,
         warm_up: _duration_pb2.Duration | None = ...,
         purpose: _types_pb2.ModelPurpose | None = ...,
+        rank_pids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "purpose", b"purpose", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token", "purpose", b"purpose", "warm_up", b"warm_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token", "purpose", b"purpose", "rank_pids", b"rank_pids", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,22 +290,30 @@ class AttachResponse(_message.Message):
     ATTACH_FIELD_NUMBER: _builtins.int
     ENGINE_INIT_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    RANK_READ_BYTES_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """What a request may use: the model's context, or what the KV cache holds if that is less."""
     @_builtins.property
     def attach(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def engine_init(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def rank_read_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Bytes of the weights that each of the processes that run the model has copied, the worker first.
+        Empty: they are used where they lie.
+        """
+
     def __init__(
         self,
         *,
         attach: _duration_pb2.Duration | None = ...,
         engine_init: _duration_pb2.Duration | None = ...,
         context_tokens: _builtins.int = ...,
+        rank_read_bytes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "engine_init", b"engine_init"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "context_tokens", b"context_tokens", "engine_init", b"engine_init"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "context_tokens", b"context_tokens", "engine_init", b"engine_init", "rank_read_bytes", b"rank_read_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

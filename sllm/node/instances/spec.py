@@ -19,6 +19,8 @@ class EngineSpec:
     """Whether local safetensors are packed on this node, and not read where they lie."""
     parsers: ParserNames = NO_PARSERS
     """That take answers in conversations apart."""
+    tensor_parallel: int = 1
+    """Devices that run the model together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,10 @@ class InstanceSpec:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """The same for instances of one checkpoint on one engine."""
-        return self.identity or self.source, self.engine.dtype or "", self.engine.engine
+        """The same for instances of one checkpoint that one engine runs on as many devices."""
+        engine = self.engine
+        ranks = str(engine.tensor_parallel)
+        return self.identity or self.source, engine.dtype or "", engine.engine, ranks
 
 
 def check_same(known: InstanceSpec, asked: InstanceSpec) -> None:

@@ -46,6 +46,7 @@ def prepare_request(directory: Path, engine: EngineSpec) -> pb.PrepareRequest:
         max_concurrency=engine.max_concurrency,
         tool_parser=engine.parsers.tool,
         reasoning_parser=engine.parsers.reasoning,
+        tensor_parallel=engine.tensor_parallel,
     )
     return pb.PrepareRequest(checkpoint_dir=str(directory), engine=config)
 

@@ -46,6 +46,8 @@ class WorkerSpec:
     """Unix socket to serve on; what is there goes."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables to set, beside those of the agent."""
+    ranks: int = 1
+    """Processes that run the model together."""
 
 
 class Zygote:
@@ -106,7 +108,7 @@ class Zygote:
         Raises:
             errors.StartFailed: The zygote or the worker ended or did not answer.
         """
-        message = (spec.instance_id, str(spec.socket), dict(spec.environment))
+        message = (spec.instance_id, str(spec.socket), dict(spec.environment), spec.ranks)
 
         async def fork(process: ZygoteProcess) -> ForkedWorker:
             spec.socket.unlink(missing_ok=True)  # a worker of a zygote that was lost had its own
@@ -118,7 +120,11 @@ class Zygote:
         return await self._ask(fork)
 
     async def describe(
-        self, directory: Path, dtype: str | None, parsers: ParserNames = NO_PARSERS
+        self,
+        directory: Path,
+        dtype: str | None,
+        parsers: ParserNames = NO_PARSERS,
+        ranks: int = 1,
     ) -> ModelDescription:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
@@ -126,6 +132,7 @@ class Zygote:
             directory: has `config.json`; weights are not looked at.
             dtype: name of a torch dtype that weights are converted to. None: as stored.
             parsers: that are to take its answers apart.
+            ranks: processes that run it together.
 
         Raises:
             errors.UnsupportedModel: The engine cannot run it; says why.
@@ -135,7 +142,7 @@ class Zygote:
             compared = list(self._compared)
             answer = await self._ask(
                 lambda process: process.call(
-                    lambda call: Describe(call, str(directory), dtype, compared, parsers)
+                    lambda call: Describe(call, str(directory), dtype, compared, parsers, ranks)
                 )
             )
         assert isinstance(answer, Described)

@@ -33,11 +33,14 @@ from sllm.node.worker.model.parsing import Parsers
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
+from sllm.node.worker.ranks import END_SECONDS, Process, Ranks
 
 log = structlog.get_logger()
 
 DEFAULT_KV_TOKENS = 8192
 DEFAULT_CONCURRENCY = 64
+RANK_END_SECONDS = 1.0
+"""What the end of another rank, which fails the engine as well, may take to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class EngineOptions:
     """Name of a torch dtype that weights have been converted to. None: as stored."""
     parsers: ParserNames = NO_PARSERS
     """That take answers in conversations apart."""
+    ranks: int = 1
+    """Processes that run it together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Attached:
     """Creating the engine and its KV cache."""
     context_tokens: int
     """What prompt and generation of one request may have together."""
+    read_bytes: tuple[int, ...] = ()
+    """Of the weights, copied by each rank. Empty: they are used as they lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,25 +118,40 @@ class _Running:
 class ModelHost:
     """Belongs to the event loop; what takes long runs in threads beside it."""
 
-    def __init__(self, pool_fd: int, backend: Backend) -> None:
+    def __init__(self, pool_fd: int, backend: Backend, ranks: Ranks) -> None:
+        """Holds nothing yet.
+
+        Args:
+            pool_fd: the agent's pool.
+            backend: of the engine.
+            ranks: the other processes that run the model.
+        """
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the worker is of no use any more, and all requests have been told."""
         self._pool_fd = pool_fd
         self._backend = backend
         self._prepared: _Prepared | None = None
         self._running: _Running | None = None
+        self._ranks = ranks
+        for one in ranks.processes:
+            asyncio.get_running_loop().add_reader(one.ended, self._lose_rank, one)
 
     async def prepare(self, directory: Path, options: EngineOptions) -> Prepared:
         """Loads what does not need the weights.
 
         Raises:
             EngineUnavailable: The engine is another one than this worker's.
+            InvalidArgument: The worker was forked for another number of ranks.
             UnsupportedModel: The engine cannot run the model.
         """
         if options.engine != self._backend.name:
             raise EngineUnavailable(f"this worker runs {self._backend.name}, not {options.engine}")
+        if options.ranks != self._ranks.group.rank.size:
+            size = self._ranks.group.rank.size
+            raise InvalidArgument(f"this worker is {size} processes, not {options.ranks}")
         began = time.monotonic()
         self._prepared = await asyncio.to_thread(_prepare, directory, options, self._backend)
+        self._ranks.prepare(directory)  # which the first has found to be of use
         prepared = self._prepared
         return Prepared(time.monotonic() - began, prepared.description, prepared.warm_up)
 
@@ -150,21 +172,30 @@ class ModelHost:
         if prepared is None or self._running is not None:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
+        self._check_ranks(weights)
         held, loaded = await asyncio.to_thread(self._attach, prepared, weights)
         attached = time.monotonic()
         with refusing("the engine cannot run the model"):
             if prepared.description.purpose.task is Task.GENERATE:
-                context = await self._begin_generating(prepared, held, loaded, kv_bytes)
+                context = await self._begin_generating(prepared, held, loaded, weights, kv_bytes)
             else:
                 context = await self._begin_encoding(prepared, held, loaded)
         started = time.monotonic()
-        return Attached(attached - began, started - attached, context)
+        read = loaded.read_bytes()
+        return Attached(attached - began, started - attached, context, read)
 
     async def _begin_generating(
-        self, prepared: _Prepared, held: HeldWeights, loaded: Loaded, kv_bytes: int
+        self,
+        prepared: _Prepared,
+        held: HeldWeights,
+        loaded: Loaded,
+        weights: PooledWeights | DeviceWeights,
+        kv_bytes: int,
     ) -> int:
         """Starts the engine; gives the tokens that prompt and generation may have together."""
         capacity = _capacity(prepared, self._backend, run_dtype(held.given), kv_bytes)
+        if isinstance(weights, PooledWeights):
+            await asyncio.to_thread(self._ranks.attach, weights, capacity)
         context = min(context_tokens(prepared.files.architecture.config), capacity.kv_tokens)
         engine, outbox = YieldingEngine(loaded.engine(capacity)), Outbox()
         generations = Generations(
@@ -207,6 +238,11 @@ class ModelHost:
             make_ready, self._backend, prepared.files, self._pool_fd, weights, directory
         )
         return time.monotonic() - began
+
+    @property
+    def rank_pids(self) -> tuple[int, ...]:
+        """Processes that run the model beside this one."""
+        return tuple(one.pid for one in self._ranks.processes)
 
     @property
     def texts(self) -> Texts:
@@ -297,8 +333,9 @@ class ModelHost:
             return
         log.error("worker.failed", exc_info=error)
         reason = error if isinstance(error, SllmError) else WorkerDied(f"worker failed: {error!r}")
-        self._attached.requests.fail_all(reason)
-        self._attached.outbox.close()
+        if self._running:
+            self._running.requests.fail_all(reason)
+            self._running.outbox.close()
         self.failed.set_result(None)
 
     async def close(self) -> None:
@@ -311,6 +348,23 @@ class ModelHost:
             if not self.failed.done():
                 await asyncio.to_thread(self._running.engine.stop)
             self._running.requests.release()  # what a last step has needed
+        self._forget_ranks()
+        await asyncio.to_thread(self._ranks.close, 0 if self.failed.done() else END_SECONDS)
+
+    def _lose_rank(self, process: Process) -> None:
+        self._forget_ranks()
+        self.fail(self._ranks.end_of(process))
+
+    def _forget_ranks(self) -> None:
+        for one in self._ranks.processes:
+            asyncio.get_running_loop().remove_reader(one.ended)
+
+    def _fail_engine(self, error: Exception) -> None:
+        """Fails; where another rank has ended, that says more than what the engine makes of it."""
+        if self._ranks.processes:
+            asyncio.get_running_loop().call_later(RANK_END_SECONDS, self.fail, error)
+        else:
+            self.fail(error)
 
     def _checked(self) -> _Prepared:
         if self._prepared is None:
@@ -323,11 +377,20 @@ class ModelHost:
             raise InvalidArgument("the worker takes requests once it is attached")
         return self._running
 
+    def _check_ranks(self, weights: PooledWeights | DeviceWeights) -> None:
+        if not self._ranks.processes:
+            return
+        if not isinstance(weights, PooledWeights) or weights.ready_made:
+            raise InvalidArgument(
+                "a model that several processes run takes its weights out of the pool, as published"
+            )
+
     def _attach(
         self, prepared: _Prepared, weights: PooledWeights | DeviceWeights
     ) -> tuple[HeldWeights, Loaded]:
         held = hold(self._pool_fd, weights)
-        return held, self._backend.load(prepared.files, held.given, on_device=held.on_device)
+        load, group = self._backend.load, self._ranks.group
+        return held, load(prepared.files, held.given, on_device=held.on_device, group=group)
 
     def _start(
         self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop
@@ -342,7 +405,7 @@ class ModelHost:
             loop.call_soon_threadsafe(take_step, step)
 
         def on_failure(error: Exception) -> None:
-            loop.call_soon_threadsafe(self.fail, error)
+            loop.call_soon_threadsafe(self._fail_engine, error)
 
         engine.start(on_step, on_failure)
 
@@ -350,14 +413,16 @@ class ModelHost:
 def _prepare(directory: Path, options: EngineOptions, backend: Backend) -> _Prepared:
     warm_up = warm_up_device()
     files = load_files(directory, backend.check)
-    description = describe(files.architecture, options.dtype)
+    backend.check_ranks(files.architecture, options.ranks)
+    description = describe(files.architecture, options.dtype, options.ranks)
     parsers = backend.parsers(options.parsers, files.tokenizer)
     return _Prepared(files, options, warm_up, Texts(files), description, parsers)
 
 
 def _capacity(prepared: _Prepared, backend: Backend, dtype: torch.dtype, kv_bytes: int) -> Capacity:
-    per_token = kv_bytes_per_token(prepared.files.architecture.config, dtype)
     options = prepared.options
+    config, ranks = prepared.files.architecture.config, options.ranks
+    per_token = ranks * kv_bytes_per_token(config, dtype, ranks)
     tokens = min(options.kv_cache_tokens or DEFAULT_KV_TOKENS, kv_bytes // per_token)
     if backend.whole_pages:
         tokens -= tokens % backend.page_tokens

@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -18,9 +20,11 @@ from serverlessllm.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_t
 from sllm import rpc, telemetry
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.embedding_service import EmbeddingServicer
+from sllm.node.worker.engine.group import Rank
 from sllm.node.worker.host import ModelHost
 from sllm.node.worker.messages import Fork
 from sllm.node.worker.model_service import ModelServicer
+from sllm.node.worker.ranks import fork_ranks, serve_rank
 from sllm.node.worker.service import WorkerServicer
 from sllm.process import until_terminated
 
@@ -46,6 +50,7 @@ def run(
     backend: Backend,
     threads: int,
     on_serving: Callable[[], None],
+    on_rank: Callable[[], None],
 ) -> int:
     """Serves until SIGTERM or a failure of the engine; gives the exit status.
 
@@ -55,23 +60,31 @@ def run(
         backend: Of the engine.
         threads: Those that compute.
         on_serving: Called once calls are taken.
+        on_rank: Called in each process that is forked to run the model with this one.
     """
     os.environ.update(worker.environment)
+
+    def serve(pipe: Connection, rank: Rank) -> int:
+        on_rank()
+        return serve_rank(backend, pool_fd, threads, pipe, rank)
+
+    ranks = fork_ranks(worker.ranks, serve)
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     # Not `uvloop.run`: what it tidies up afterwards takes threads, which a process that is out of
     # memory may not get, and ends with the process anyway.
     loop = uvloop.new_event_loop()
-    status: int = loop.run_until_complete(_serve(worker, pool_fd, backend, on_serving))
+    host = partial(ModelHost, pool_fd, backend, ranks)
+    status: int = loop.run_until_complete(_serve(worker, host, on_serving))
     return status
 
 
 async def _serve(
-    worker: Fork, pool_fd: int, backend: Backend, on_serving: Callable[[], None]
+    worker: Fork, make_host: Callable[[], ModelHost], on_serving: Callable[[], None]
 ) -> int:
     exporters = telemetry.configure("sllm-worker", instance_id=worker.instance_id)
-    host = ModelHost(pool_fd, backend)
+    host = make_host()
     server = rpc.Server(rpc.PROCESS_OPTIONS)
     add_WorkerServiceServicer_to_server(WorkerServicer(host), server.grpc)
     add_ModelServiceServicer_to_server(ModelServicer(host), server.grpc)

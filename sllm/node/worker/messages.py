@@ -55,6 +55,8 @@ class Fork:
     """Path of the Unix socket that the worker serves on."""
     environment: dict[str, str]
     """Variables to set, beside those that the zygote was started with."""
+    ranks: int = 1
+    """Processes that run the model together: the worker forks all but itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class Describe:
     """The `Described.features` of models for which the engine need not be tried again."""
     parsers: ParserNames = NO_PARSERS
     """That are to take the model's answers apart."""
+    ranks: int = 1
+    """Processes that are to run it together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ class WorkerServicer(WorkerServiceServicer):
         """Loads the tokenizer and the model's classes."""
         with tracer.start_as_current_span("sllm.prepare"):
             directory, options = Path(request.checkpoint_dir), wire.engine_options(request.engine)
-            return wire.prepare_response(await self._host.prepare(directory, options))
+            prepared = await self._host.prepare(directory, options)
+            return wire.prepare_response(prepared, self._host.rank_pids)
 
     async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
         """Maps the weights, builds the module over them and starts the engine."""

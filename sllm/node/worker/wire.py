@@ -47,6 +47,7 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
         max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
         dtype=config.dtype or None,
         parsers=ParserNames(config.tool_parser, config.reasoning_parser),
+        ranks=config.tensor_parallel or 1,
     )
 
 
@@ -98,8 +99,8 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
     )
 
 
-def prepare_response(prepared: Prepared) -> pb.PrepareResponse:
-    """How long preparing took, and what the model needs."""
+def prepare_response(prepared: Prepared, rank_pids: Sequence[int]) -> pb.PrepareResponse:
+    """How long preparing took, what the model needs, and who runs it with this process."""
     model = prepared.model
     return pb.PrepareResponse(
         duration=to_duration(prepared.seconds),
@@ -109,6 +110,7 @@ def prepare_response(prepared: Prepared) -> pb.PrepareResponse:
         dtype=model.dtype,
         warm_up=None if prepared.warm_up is None else to_duration(prepared.warm_up),
         purpose=purpose_message(model.purpose),
+        rank_pids=rank_pids,
     )
 
 
@@ -118,6 +120,7 @@ def attach_response(attached: Attached) -> pb.AttachResponse:
         attach=to_duration(attached.attach_seconds),
         engine_init=to_duration(attached.engine_seconds),
         context_tokens=attached.context_tokens,
+        rank_read_bytes=attached.read_bytes,
     )
 
 

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -46,7 +47,7 @@ from sllm.node.worker.messages import (
 from sllm.node.worker.model.device_weights import device_problem
 from sllm.node.worker.model.refusing import refusing
 from sllm.node.worker.trial.trial import try_model
-from sllm.process import die_with_parent
+from sllm.process import adopt_orphans, die_with_parent
 
 TRIAL_SECONDS = 30
 """Of a processor's time that trying a model may take."""
@@ -121,7 +122,14 @@ class Zygote:
                 self._answerers[pid] = call
 
     def _run_worker(self, fork: Fork) -> int:
-        return main.run(fork, self._pool_fd, self._backend, self._threads, self._tell_serving)
+        return main.run(
+            fork,
+            self._pool_fd,
+            self._backend,
+            self._threads,
+            self._tell_serving,
+            self._agent.close,
+        )
 
     def _fork(self, work: Callable[[], int]) -> int:
         parent = os.getpid()
@@ -152,24 +160,28 @@ class Zygote:
         self._agent.close()
 
     def _reap(self) -> None:
-        while self._workers or self._answerers:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
-            if not pid:
-                return
-            if pid in self._workers:
-                self._workers.discard(pid)
-                self._send(Exited(pid, status))
-            elif status:
-                error = ended_badly(status, usage.ru_utime + usage.ru_stime)
-                self._send(failure(self._answerers.pop(pid), error))
-            else:
-                del self._answerers[pid]
+        with suppress(ChildProcessError):  # there is none any more
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if not pid:
+                    return
+                self._note_end(pid, status, usage.ru_utime + usage.ru_stime)
+
+    def _note_end(self, pid: int, status: int, seconds: float) -> None:
+        if pid in self._workers:
+            self._workers.discard(pid)
+            self._send(Exited(pid, status))
+        elif pid in self._answerers:  # all others were forked by a worker that has gone
+            call = self._answerers.pop(pid)
+            if status:
+                self._send(failure(call, ended_badly(status, seconds)))
 
     def _end_children(self) -> None:
         for pid in (*self._workers, *self._answerers):
             os.kill(pid, signal.SIGKILL)
-        for pid in (*self._workers, *self._answerers):
-            os.waitpid(pid, 0)
+        with suppress(ChildProcessError):
+            while True:  # the kernel ends whom they have forked
+                os.wait()
 
     def _send(self, message: Message) -> None:
         try:
@@ -190,7 +202,12 @@ def _describe(request: Describe, agent: socket.socket, backend: Backend) -> int:
         with refusing("the model could not be tried"):
             directory = Path(request.directory)
             verdict = try_model(
-                directory, request.dtype, request.compared, backend, request.parsers
+                directory,
+                request.dtype,
+                request.compared,
+                backend,
+                request.parsers,
+                request.ranks,
             )
         answer = Described(request.call, verdict.model, verdict.features, verdict.unused)
     except SllmError as error:
@@ -255,6 +272,7 @@ def await_single_thread() -> None:
 def serve(engine: str, agent_fd: int, pool_fd: int) -> None:
     """Makes this process the zygote of an engine."""
     transformers.utils.logging.disable_progress_bar()
+    adopt_orphans()
     backend = backend_of(engine)
     backend.rehearse()
     await_single_thread()

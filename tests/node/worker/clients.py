@@ -102,6 +102,10 @@ class WorkerClient:
     async def bring_up(self, staged: Staged, **engine: Any) -> pb.AttachResponse:
         """Prepares, attaches and opens Run."""
         await self.prepare(staged.directory, **engine)
+        return await self.attach_and_run(staged)
+
+    async def attach_and_run(self, staged: Staged) -> pb.AttachResponse:
+        """Attaches what has prepared, and opens Run."""
         response = await self.attach(staged)
         self.reader = asyncio.create_task(self._read())
         return response
@@ -155,9 +159,10 @@ class WorkerClient:
             yield await self._commands.get()
 
 
-async def fork(zygote: Zygote, socket: Path, **environment: str) -> WorkerClient:
-    """Forks a worker, with these variables, and connects to it."""
-    return WorkerClient(await zygote.fork(WorkerSpec(socket.stem, socket, environment)), socket)
+async def fork(zygote: Zygote, socket: Path, *, ranks: int = 1, **environment: str) -> WorkerClient:
+    """Forks a worker of so many processes, with these variables, and connects to it."""
+    spec = WorkerSpec(socket.stem, socket, environment, ranks)
+    return WorkerClient(await zygote.fork(spec), socket)
 
 
 async def is_idle(worker: WorkerClient) -> bool:

@@ -21,6 +21,11 @@ class Staged:
     chunks: tuple[tuple[int, ...], ...]
     """For each partition, its chunks."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(one.size for one in self.manifest.tensors)
+
 
 def stage(model: Path, destination: Path, pool: Pool, dtype: str | None = None) -> Staged:
     """Imports a model and reads its weights into the pool."""

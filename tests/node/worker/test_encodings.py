@@ -16,6 +16,7 @@ from sllm.node.worker import wire
 from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.engine.encoder import Batches
 from sllm.node.worker.host import EngineOptions, ModelHost
+from sllm.node.worker.ranks import Ranks
 from tests.encoders import POSITIONS, make_encoder
 from tests.node.worker.staging import CHUNK_BYTES, Staged, stage
 from tests.support import assert_eventually
@@ -32,7 +33,7 @@ def attach(staged: Staged) -> pb.AttachRequest:
 async def host(pool: Pool, tmp_path: Path) -> AsyncIterator[ModelHost]:
     model = make_encoder("bert", tmp_path / "model", pooling="mean_tokens")
     staged = stage(model, tmp_path / "staged", pool)
-    host = ModelHost(pool.fd, TransformersBackend())
+    host = ModelHost(pool.fd, TransformersBackend(), Ranks())
     prepared = await host.prepare(staged.directory, OPTIONS)
     assert prepared.model.kv_bytes_per_token == 0
     attached = await host.attach(wire.weights(attach(staged)), 0)

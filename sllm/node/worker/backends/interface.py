@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from sllm.embedding.purpose import Purpose
 from sllm.node.worker.engine.encoder import Encoder
+from sllm.node.worker.engine.group import ALONE, Group, Rank
 from sllm.node.worker.engine.interface import Capacity, Engine
 from sllm.node.worker.messages import ParserNames
 from sllm.node.worker.model.description import Architecture
@@ -25,6 +28,13 @@ class Loaded(Protocol):
 
     def engine(self, capacity: Capacity) -> Engine:
         """An engine that has not been started."""
+        ...
+
+    def read_bytes(self) -> tuple[int, ...]:
+        """Bytes of the weights that each rank has copied, once the engine has started.
+
+        Empty where they are used as they lie.
+        """
         ...
 
     def encoder(self, purpose: Purpose) -> Encoder:
@@ -67,6 +77,14 @@ class Backend(Protocol):
         """
         ...
 
+    def check_ranks(self, architecture: Architecture, ranks: int) -> None:
+        """Refuses what cannot be divided among so many processes.
+
+        Raises:
+            UnsupportedModel: With the numbers.
+        """
+        ...
+
     def engine_over(self, model: Any, capacity: Capacity) -> AbstractContextManager[Engine]:
         """An engine over a small model of transformers, to be started before the context ends.
 
@@ -76,13 +94,40 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, files: ModelFiles, weights: Weights, *, on_device: bool) -> Loaded:
+    def load(
+        self, files: ModelFiles, weights: Weights, *, on_device: bool, group: Group = ALONE
+    ) -> Loaded:
         """Brings a model and its weights together.
 
         Args:
             files: the model's.
-            weights: the model's; ready-made ones are of this engine.
+            weights: the model's; ready-made ones are of this engine, for a model in one process.
             on_device: whether they lie on an accelerator, and not in the pool.
+            group: the processes that run it, of which this is the first.
+
+        Raises:
+            UnsupportedModel: The weights are not those of the model.
+        """
+        ...
+
+    def follow(
+        self,
+        directory: Path,
+        config: Any,
+        weights: Weights,
+        capacity: Capacity,
+        pipe: Connection,
+        rank: Rank,
+    ) -> None:
+        """Runs one of the other ranks of a model; returns when the first lets go of the pipe.
+
+        Args:
+            directory: has the model's `config.json`.
+            config: that, read.
+            weights: all of the model's, of which the rank takes its part.
+            capacity: of the engine.
+            pipe: to the first rank.
+            rank: which one this is.
 
         Raises:
             UnsupportedModel: The weights are not those of the model.

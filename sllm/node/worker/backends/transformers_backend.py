@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,6 +21,7 @@ from sllm.embedding.purpose import Purpose, Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.engine.encoder import Encoder, pooling_of
+from sllm.node.worker.engine.group import ALONE, Group, Rank
 from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest
 from sllm.node.worker.engine.transformers_engine import PAGE_TOKENS, TransformersEngine
 from sllm.node.worker.messages import NO_PARSERS, ParserNames
@@ -49,6 +52,10 @@ class LoadedModule:
         """See `Loaded.engine`."""
         return TransformersEngine(self._module, capacity)
 
+    def read_bytes(self) -> tuple[int, ...]:
+        """See `Loaded.read_bytes`."""
+        return ()
+
     def encoder(self, purpose: Purpose) -> Encoder:
         """See `Loaded.encoder`."""
         return Encoder(self._module.eval(), pooling_of(purpose))
@@ -66,17 +73,39 @@ class TransformersBackend:
         """See `Backend.check`."""
         takes_paged_cache(architecture)
 
+    def check_ranks(self, architecture: Architecture, ranks: int) -> None:
+        """See `Backend.check_ranks`."""
+        if ranks > 1:
+            raise UnsupportedModel(
+                f"tensor_parallel is {ranks}, and transformers runs a model in one process: deploy "
+                "with engine 'vllm', or with tensor_parallel 1"
+            )
+
     @contextmanager
     def engine_over(self, model: Any, capacity: Capacity) -> Iterator[Engine]:
         """See `Backend.engine_over`."""
         yield TransformersEngine(model, capacity)
 
-    def load(self, files: ModelFiles, weights: Weights, *, on_device: bool) -> LoadedModule:
+    def load(
+        self, files: ModelFiles, weights: Weights, *, on_device: bool, group: Group = ALONE
+    ) -> LoadedModule:
         """See `Backend.load`. Nothing is copied."""
         if isinstance(weights, ReadyMade):
             return LoadedModule(build_ready_module(files.architecture, weights))
         build = build_module_on_device if on_device else build_module
         return LoadedModule(build(files.architecture, weights))
+
+    def follow(
+        self,
+        directory: Path,
+        config: Any,
+        weights: Weights,
+        capacity: Capacity,
+        pipe: Connection,
+        rank: Rank,
+    ) -> None:
+        """See `Backend.follow`: `check_ranks` refuses such models before."""
+        raise UnsupportedModel("transformers runs a model in one process")
 
     def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
         """See `Backend.make_ready`. Models that only read are used as they are published."""

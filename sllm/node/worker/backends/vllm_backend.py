@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -22,11 +23,14 @@ from sllm.embedding.purpose import Purpose, Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.names import VLLM
 from sllm.node.worker.engine.encoder import Encoder
+from sllm.node.worker.engine.group import ALONE, Group, Rank
 from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest, Step
 from sllm.node.worker.engine.vllm.config import PAGE_TOKENS, VllmModel
 from sllm.node.worker.engine.vllm.engine import VllmEngine
+from sllm.node.worker.engine.vllm.follower import follow
 from sllm.node.worker.messages import NO_PARSERS, ParserNames
 from sllm.node.worker.model.description import Architecture, context_tokens, kv_bytes_per_token
+from sllm.node.worker.model.dividing import check_divisible
 from sllm.node.worker.model.module import ModelFiles, run_dtype
 from sllm.node.worker.model.parsing import Parsers
 from sllm.node.worker.model.refusing import refusing
@@ -62,8 +66,10 @@ _TOKEN_TIMEOUT: Final = 120.0
 class LoadedForVllm:
     """A model that vLLM makes when its engine starts."""
 
-    def __init__(self, model: VllmModel) -> None:
+    def __init__(self, model: VllmModel, group: Group = ALONE) -> None:
         self._model = model
+        self._group = group
+        self._engine: VllmEngine | None = None
 
     def parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
         """See `Loaded.parameters`: vLLM has copies of its own."""
@@ -71,7 +77,12 @@ class LoadedForVllm:
 
     def engine(self, capacity: Capacity) -> Engine:
         """See `Loaded.engine`."""
-        return VllmEngine(self._model, capacity)
+        self._engine = VllmEngine(self._model, capacity, self._group)
+        return self._engine
+
+    def read_bytes(self) -> tuple[int, ...]:
+        """See `Loaded.read_bytes`."""
+        return self._engine.read_bytes if self._engine else ()
 
     def encoder(self, purpose: Purpose) -> Encoder:
         """See `Loaded.encoder`: `check` refuses such models before any is loaded."""
@@ -104,6 +115,10 @@ class VllmBackend:
             know(name)
             _check_head_size(architecture)
 
+    def check_ranks(self, architecture: Architecture, ranks: int) -> None:
+        """See `Backend.check_ranks`."""
+        check_divisible(architecture, ranks)
+
     @contextmanager
     def engine_over(self, model: Any, capacity: Capacity) -> Iterator[Engine]:
         """See `Backend.engine_over`. It gets the tensors by the names that checkpoints have."""
@@ -117,9 +132,24 @@ class VllmBackend:
             }
             yield loaded(directory, model.config, weights).engine(capacity)
 
-    def load(self, files: ModelFiles, weights: Weights, *, on_device: bool) -> LoadedForVllm:
+    def load(
+        self, files: ModelFiles, weights: Weights, *, on_device: bool, group: Group = ALONE
+    ) -> LoadedForVllm:
         """See `Backend.load`. What vLLM copies, it copies as its engine starts."""
-        return loaded(files.directory, files.architecture.config, weights)
+        config = files.architecture.config
+        return LoadedForVllm(vllm_model(files.directory, config, weights, group.rank.size), group)
+
+    def follow(
+        self,
+        directory: Path,
+        config: Any,
+        weights: Weights,
+        capacity: Capacity,
+        pipe: Connection,
+        rank: Rank,
+    ) -> None:
+        """See `Backend.follow`."""
+        follow(vllm_model(directory, config, weights, rank.size), capacity, pipe, rank)
 
     def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
         """See `Backend.make_ready`: what vLLM has made of the weights before it packs them."""
@@ -157,11 +187,11 @@ def loaded(directory: Path, config: Any, weights: Weights) -> LoadedForVllm:
     return LoadedForVllm(vllm_model(directory, config, weights))
 
 
-def vllm_model(directory: Path, config: Any, weights: Weights) -> VllmModel:
-    """The same, as the engine wants it."""
+def vllm_model(directory: Path, config: Any, weights: Weights, ranks: int = 1) -> VllmModel:
+    """The same, as the engine wants it, on so many ranks."""
     dtype = run_dtype(weights)
-    per_token = kv_bytes_per_token(config, dtype)
-    return VllmModel(directory, weights, dtype, context_tokens(config), per_token)
+    per_token = kv_bytes_per_token(config, dtype, ranks)
+    return VllmModel(directory, weights, dtype, context_tokens(config), per_token, ranks)
 
 
 def _check_head_size(architecture: Architecture) -> None:

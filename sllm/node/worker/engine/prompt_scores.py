@@ -1,6 +1,6 @@
 """Logprobs of the tokens of a prompt, put together from the steps that it is computed in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +10,12 @@ from sllm.node.worker.engine.interface import PromptLogprobs
 
 _ROWS_AT_ONCE: Final = 32
 """Of logits, whose probabilities are of the size of the vocabulary, each."""
+
+
+def in_pieces(rows: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """A few rows after the other, each time with the index of the first."""
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        yield start, rows[start : start + _ROWS_AT_ONCE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +48,10 @@ class PromptScores:
         count = min(count, len(self._next) - first_index)
         return PromptRows(self, first_row, first_index, count) if count > 0 else None
 
-    def put(
-        self,
-        first_index: int,
-        rows: torch.Tensor,
-        logits_of: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits,
-    ) -> None:
-        """Takes what the model has made of tokens from `first_index` on.
-
-        Args:
-            first_index: In the prompt.
-            rows: Logits, [tokens, vocabulary], or what they are made of.
-            logits_of: Makes logits of some rows.
-        """
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[start : start + _ROWS_AT_ONCE]
-            self._put(first_index + start, logits_of(some))
+    def put(self, first_index: int, logits: torch.Tensor) -> None:
+        """Takes the logits, [tokens, vocabulary], of tokens of the prompt from `first_index` on."""
+        for start, some in in_pieces(logits):
+            self._put(first_index + start, some)
 
     def whole(self) -> PromptLogprobs:
         """All of them, once the prompt has been computed."""

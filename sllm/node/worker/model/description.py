@@ -122,12 +122,13 @@ def load_architecture(directory: Path, check: Check = takes_paged_cache) -> Arch
     return architecture
 
 
-def describe(architecture: Architecture, dtype: str | None) -> ModelDescription:
+def describe(architecture: Architecture, dtype: str | None, ranks: int = 1) -> ModelDescription:
     """What a model needs.
 
     Args:
         architecture: as `load_architecture` gives it.
         dtype: name of a torch dtype that the weights are converted to. None: as stored.
+        ranks: processes that run it together.
 
     Raises:
         UnsupportedModel: The configuration says nothing that can be used.
@@ -139,7 +140,9 @@ def describe(architecture: Architecture, dtype: str | None) -> ModelDescription:
             architecture=_name(config),
             context_tokens=seen_tokens(architecture),
             kv_bytes_per_token=(
-                kv_bytes_per_token(config, resolved) if purpose.task is Task.GENERATE else 0
+                ranks * kv_bytes_per_token(config, resolved, ranks)
+                if purpose.task is Task.GENERATE
+                else 0
             ),
             dtype=str(resolved).removeprefix("torch."),
             vocabulary=int(config.get_text_config().vocab_size),
@@ -190,12 +193,20 @@ def rope_scalings(text: Any) -> list[dict[str, Any]]:
     return [found, *(scaling for scaling in found.values() if isinstance(scaling, dict))]
 
 
-def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Bytes of KV cache that one token takes: keys and values, of all layers and heads."""
+def kv_bytes_per_token(config: Any, dtype: torch.dtype, ranks: int = 1) -> int:
+    """Bytes of KV cache that one token takes: keys and values, of all layers and heads.
+
+    Args:
+        config: the model's.
+        dtype: in which it is run.
+        ranks: processes that run it together. It is what one of them has: its part of the heads, or
+            one that others have as well where there are fewer.
+    """
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * head_dim * dtype.itemsize)
+    heads_here = max(1, heads // ranks)
+    return int(2 * text.num_hidden_layers * heads_here * head_dim * dtype.itemsize)
 
 
 def _architecture(config: Any, use: Use) -> Architecture:

@@ -52,6 +52,7 @@ def try_model(
     compared: Collection[str],
     backend: Backend,
     parsers: ParserNames = NO_PARSERS,
+    ranks: int = 1,
 ) -> Verdict:
     """Tries what a worker will do with a model, as far as that takes neither weights nor time.
 
@@ -61,12 +62,14 @@ def try_model(
         compared: `Verdict.features` for which a small copy need not be tried again.
         backend: of the engine that it is to run on.
         parsers: that are to take its answers apart.
+        ranks: processes that are to run it together. The small copy runs in one.
 
     Raises:
         UnsupportedModel: A start would fail, or the tokens be wrong; says why.
     """
     files = load_files(directory, backend.check)
-    model = describe(files.architecture, dtype)
+    backend.check_ranks(files.architecture, ranks)
+    model = describe(files.architecture, dtype, ranks)
     _try_tokenizer(files)
     backend.parsers(parsers, files.tokenizer)
     unused = _try_weights(directory, files.architecture)

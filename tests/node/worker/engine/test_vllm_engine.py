@@ -118,7 +118,7 @@ def test_a_core_that_fails_is_told_once_and_ends_the_engine(models: Path) -> Non
 
 @pytest.mark.parametrize(("weight_bytes", "threads"), [(7 << 20, 1), (1 << 30, None)])
 def test_small_models_run_on_one_thread(weight_bytes: int, threads: int | None) -> None:
-    from sllm.node.worker.engine.vllm.engine import threads_for
+    from sllm.node.worker.engine.vllm.making import threads_for
 
     assert threads_for(weight_bytes) == (threads or machine.processors())
 
@@ -136,12 +136,16 @@ def test_compiled_kernels_are_found_again_from_another_directory(
 ) -> None:
     """By vLLM's own digest, which a node, its directories and its budgets have no part in."""
     from sllm.node.worker.backends.vllm_backend import vllm_model
+    from sllm.node.worker.engine.group import ALONE
     from sllm.node.worker.engine.vllm.config import engine_config
+    from sllm.node.worker.engine.vllm.ranks import executor_of
+
+    executor = executor_of(ALONE, lambda _: None)
 
     def digest(directory: Path, tokens: int) -> str:
         architecture = load_architecture(directory)
         model = vllm_model(directory, architecture.config, {"a": torch.zeros(1)})
-        found: str = engine_config(model, Capacity(tokens, 2), object).compute_hash()
+        found: str = engine_config(model, Capacity(tokens, 2), object, executor).compute_hash()
         return found
 
     elsewhere = shutil.copytree(models / "tiny-llama", tmp_path / "elsewhere")

@@ -119,5 +119,5 @@ def test_handles_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, doub
 def test_what_the_first_use_of_a_device_took_is_told_to_the_agent() -> None:
     model = ModelDescription("Llama", 512, 64, "bfloat16")
     for warm_up in (0.5, None):
-        told = worker_messages.prepared(wire.prepare_response(Prepared(2.0, model, warm_up)))
+        told = worker_messages.prepared(wire.prepare_response(Prepared(2.0, model, warm_up), ()))
         assert told == worker_messages.Prepared(model, 2.0, warm_up)

@@ -32,6 +32,9 @@ class VllmModel:
     context_tokens: int
     """Tokens that the model's positions allow."""
     kv_bytes_per_token: int
+    """On each rank."""
+    ranks: int = 1
+    """Processes that run it together, each with a part of the weights and of the cache."""
 
     @property
     def weight_bytes(self) -> int:
@@ -46,13 +49,16 @@ def max_batch_tokens(capacity: Capacity) -> int:
     return max(_MAX_BATCH_TOKENS[current_platform.device_type], capacity.max_requests)
 
 
-def engine_config(model: VllmModel, capacity: Capacity, sampler: type[Any]) -> Any:
+def engine_config(
+    model: VllmModel, capacity: Capacity, sampler: type[Any], executor: type[Any]
+) -> Any:
     """VLLM's configuration.
 
     Args:
         model: what is run.
         capacity: pages for so many tokens are allocated.
         sampler: the logits processor that chooses tokens.
+        executor: what has the ranks of the model compute.
     """
     # One more page, since vLLM keeps one that nothing is written to.
     pages = capacity.kv_tokens // PAGE_TOKENS + 1
@@ -61,6 +67,8 @@ def engine_config(model: VllmModel, capacity: Capacity, sampler: type[Any]) -> A
         load_format=LOAD_FORMAT,
         dtype=str(model.dtype).removeprefix("torch."),
         skip_tokenizer_init=True,
+        tensor_parallel_size=model.ranks,
+        distributed_executor_backend=executor,
         generation_config="vllm",  # sampling is ours
         max_model_len=min(model.context_tokens, capacity.kv_tokens // PAGE_TOKENS * PAGE_TOKENS),
         max_num_seqs=capacity.max_requests,

@@ -12,10 +12,8 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
-from vllm.v1.executor import Executor
 
-from sllm import machine
-from sllm.errors import NoCapacity
+from sllm.node.worker.engine.group import ALONE, Group
 from sllm.node.worker.engine.interface import (
     Capacity,
     Counters,
@@ -25,39 +23,33 @@ from sllm.node.worker.engine.interface import (
     Step,
 )
 from sllm.node.worker.engine.prompt_scores import PromptScores
-from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 from sllm.node.worker.engine.vllm.ahead import Ahead
 from sllm.node.worker.engine.vllm.background import standing_aside
 from sllm.node.worker.engine.vllm.batch import Batch, Running
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config, max_batch_tokens
-from sllm.node.worker.engine.vllm.loader import MadeReady, loading
-from sllm.node.worker.engine.vllm.prompts import PromptReader
+from sllm.node.worker.engine.vllm.loader import MadeReady
+from sllm.node.worker.engine.vllm.making import NICENESS, making, threads_for
+from sllm.node.worker.engine.vllm.prompts import SCORED, PromptReader
+from sllm.node.worker.engine.vllm.ranks import Filled, begin, executor_of
 from sllm.node.worker.engine.vllm.sampler import KEY, sampler_of
 from sllm.node.worker.ready_made.contents import ReadyMade
 
 _STOP_TIMEOUT = 5.0
 """Seconds that a step under way has to end."""
-_NICENESS = 10
-"""Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
-whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
-
-_SMALL_BYTES = 32 << 20
-"""Of weights. Steps of a model that small are over before threads have helped one another."""
-
-_set_num_threads = torch.set_num_threads
-"""vLLM puts a function in its place that does nothing."""
-
 Command = Callable[[], None]
 
 
 class VllmEngine:
     """See `Engine`."""
 
-    def __init__(self, model: VllmModel, capacity: Capacity) -> None:
+    def __init__(self, model: VllmModel, capacity: Capacity, group: Group = ALONE) -> None:
         self.counters = Counters()
         self._model = model
         self._capacity = capacity
-        self._threads = threads_for(model.weight_bytes)
+        self._group = group
+        self.read_bytes: tuple[int, ...] = ()
+        """Of the weights, by each rank, once it has started."""
+        self._threads = threads_for(model.weight_bytes, model.ranks)
         self._batch = Batch()
         self._prompts = PromptReader(self._batch.of_key)
         self._ahead = Ahead(max_batch_tokens(capacity))
@@ -74,7 +66,8 @@ class VllmEngine:
         """See `Engine.start`."""
         self._on_step = on_step
         self._core = self._make_core()
-        self._prompts.attach(self._core)
+        begin(self._group)
+        self._prompts.attach(self._core.model_executor.driver_worker.worker.model_runner)
         self._thread = threading.Thread(target=self._run, args=(on_failure,), name="engine")
         self._thread.start()
 
@@ -111,23 +104,17 @@ class VllmEngine:
         raise RuntimeError("vLLM has made its model without filling it with weights")
 
     def _make_core(self, *, making_ready: bool = False) -> Any:
-        _allow_tiles()
-        config = engine_config(self._model, self._capacity, sampler_of(self._batch.of_key))
-        try:
-            with UntouchedZeros(), loading(self._model.weights, making_ready=making_ready):
-                return EngineCore(config, Executor.get_class(config), log_stats=False)
-        except (MemoryError, torch.OutOfMemoryError, OSError) as error:
-            raise NoCapacity(f"no memory for the KV cache: {error}") from error
-        except ValueError as error:
-            # What vLLM says of memory that it cannot have, by measure or by reckoning.
-            if "memory" not in str(error):
-                raise
-            raise NoCapacity(f"no memory for the KV cache: {error}") from error
-        finally:
-            torch.set_num_threads = _set_num_threads
+        sampler = sampler_of(self._batch.of_key, self._model.ranks)
+        others: list[Filled] = []
+        executor = executor_of(self._group, others.append)
+        config = engine_config(self._model, self._capacity, sampler, executor)
+        with making(self._model, making_ready=making_ready) as loading:
+            core = EngineCore(config, executor, log_stats=False)
+        self.read_bytes = (loading.read_bytes, *(one.read_bytes for one in others))
+        return core
 
     def _run(self, on_failure: Callable[[Exception], None]) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         torch.set_num_threads(self._threads)
         try:
             while self._take_commands():
@@ -182,6 +169,7 @@ class VllmEngine:
         if (asked := running.request.prompt_logprobs) is not None:
             params.skip_reading_prefix_cache = True
             if self._prompts.attached:
+                params.extra_args[SCORED] = True
                 running.scores = PromptScores(prompt, asked)
             else:
                 params.prompt_logprobs = asked
@@ -270,24 +258,6 @@ def _core_request(key: str, prompt: Sequence[int], params: SamplingParams) -> En
         cache_salt=None,
         data_parallel_rank=None,
     )
-
-
-def _allow_tiles() -> None:
-    """Asks the kernel for the tile registers of AMX, which vLLM's attention uses unasked.
-
-    A process, and what it forks, is killed by its first such instruction otherwise; see
-    arch_prctl(2), `ARCH_REQ_XCOMP_PERM`. Other libraries ask for themselves, if they are used.
-
-    Raises:
-        RuntimeError: The kernel refuses them.
-    """
-    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
-        raise RuntimeError("the kernel refuses the tile registers that vLLM's kernels would use")
-
-
-def threads_for(weight_bytes: int) -> int:
-    """Threads that a model's steps are divided among: all that there are, or one."""
-    return 1 if weight_bytes <= _SMALL_BYTES else machine.processors()
 
 
 def _finish_reason(output: Any) -> FinishReason | None:

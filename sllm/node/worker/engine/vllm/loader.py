@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from sllm.errors import UnsupportedModel
+from sllm.node.worker.engine.vllm.reading import ReadBytes
 from sllm.node.worker.engine.vllm.ready_made import (
     Kernels,
     bind,
@@ -30,8 +32,16 @@ class MadeReady(Exception):
         self.ready = ready
 
 
+@dataclass(slots=True)
+class Loading:
+    """How filling a model with weights went."""
+
+    read_bytes: int = 0
+    """Of a checkpoint's weights: those that were copied. Ready-made ones stay where they are."""
+
+
 @contextmanager
-def loading(weights: Weights, *, making_ready: bool = False) -> Iterator[None]:
+def loading(weights: Weights, *, making_ready: bool = False) -> Iterator[Loading]:
     """Has a model that vLLM makes in `LOAD_FORMAT` meanwhile take these weights.
 
     VLLM copies a checkpoint's into parameters of its own, where those that are used together lie
@@ -41,6 +51,7 @@ def loading(weights: Weights, *, making_ready: bool = False) -> Iterator[None]:
         weights: of the model.
         making_ready: whether the model goes no further than to `MadeReady`, which is raised.
     """
+    loading = Loading()
     with ExitStack() as post_processing:
 
         def fill(model: Any, dtype: torch.dtype) -> None:
@@ -48,13 +59,15 @@ def loading(weights: Weights, *, making_ready: bool = False) -> Iterator[None]:
             if isinstance(weights, ReadyMade):
                 kernels = bind(model, weights)
             else:
-                _fill(model, weights)
+                with ReadBytes(weights) as read:
+                    _fill(model, weights)
+                loading.read_bytes = read.bytes
             if making_ready:
                 raise MadeReady(make_ready(model, dtype))
             post_processing.enter_context(multiplying(kernels, embedding_only(model)))
 
         register_model_loader(LOAD_FORMAT)(_loader(fill))
-        yield
+        yield loading
 
 
 def _loader(fill: Callable[[Any, torch.dtype], None]) -> type[Any]:

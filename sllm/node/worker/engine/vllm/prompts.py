@@ -4,18 +4,35 @@ The runner's own way makes logits of all of a prompt's tokens in a step at once:
 in the vocabulary 660 MB, for which no node has set memory aside. So a method of it is replaced by
 one that takes a few rows after the other. A newer runner, which takes few at once by itself, has
 no such method; there vLLM's own logprobs are asked for.
+
+All ranks of a model have to make logits together. So they go by what is said in the core's request,
+also where nobody wants it any more.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
+from sllm.node.worker.engine.prompt_scores import PromptScores, in_pieces
 from sllm.node.worker.engine.vllm.batch import Running
 
+SCORED: Final = "scored"
+"""Which of the extra arguments of a request says that its prompt's logprobs are wanted."""
 _METHOD: Final = "_get_prompt_logprobs_dict"
 """Called with the hidden states of a step."""
+
+
+class _Part(NamedTuple):
+    """Of a prompt, in a step."""
+
+    key: str
+    """Of its request in the core."""
+    first: int
+    """Index in the prompt of its first token."""
+    hidden: torch.Tensor
+    """[tokens, width], of those that are followed by another."""
 
 
 class PromptReader:
@@ -27,9 +44,8 @@ class PromptReader:
         self.attached = False
         """Whether prompts are read here, and vLLM is not to be asked."""
 
-    def attach(self, core: Any) -> None:
-        """Has a core's runner show what it computes, if it is one that does."""
-        runner = core.model_executor.driver_worker.worker.model_runner
+    def attach(self, runner: Any) -> None:
+        """Has a runner of vLLM's show what it computes, if it is one that does."""
         self.attached = hasattr(runner, _METHOD)
         if self.attached:
             setattr(runner, _METHOD, partial(self._read, runner))
@@ -44,13 +60,28 @@ class PromptReader:
             hidden_states: [tokens, width], as the last layer has left them.
             scheduled: Tokens of each request, by its id in the core.
         """
-        for key, count in scheduled.items():
-            running = self._running(key)
-            if running is None or running.scores is None:
-                continue
-            row = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[key]])
-            first = runner.requests[key].num_computed_tokens
-            if part := running.scores.part(row, first, count):
-                hidden = hidden_states[row : row + part.count]
-                running.scores.put(first, hidden, runner.model.compute_logits)
+        for part in _parts(runner, hidden_states, scheduled):
+            scores = self._scores(part.key)
+            for start, some in in_pieces(part.hidden):
+                logits = runner.model.compute_logits(some)
+                if scores is not None:
+                    scores.put(part.first + start, logits)
         return {}
+
+    def _scores(self, key: str) -> PromptScores | None:
+        running = self._running(key)
+        return running.scores if running else None
+
+
+def _parts(
+    runner: Any, hidden_states: torch.Tensor, scheduled: Mapping[str, int]
+) -> Iterator[_Part]:
+    for key, count in scheduled.items():
+        request = runner.requests[key]
+        if not request.sampling_params.extra_args.get(SCORED):
+            continue
+        first = request.num_computed_tokens
+        count = min(count, request.num_prompt_tokens - 1 - first)
+        if count > 0:
+            row = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[key]])
+            yield _Part(key, first, hidden_states[row : row + count])

@@ -8,16 +8,18 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirec
 
 from sllm.node.worker.engine.choosing import choose
 from sllm.node.worker.engine.vllm.batch import Running
+from sllm.node.worker.engine.vllm.choices import share_choice, take_choice
 
 KEY = "sllm"
 """Which of the extra arguments of a request says what its id is."""
 
 
-def sampler_of(running: Callable[[str], Running | None]) -> type[Any]:
+def sampler_of(running: Callable[[str], Running | None], ranks: int = 1) -> type[Any]:
     """A class of logits processors for one engine.
 
     Args:
         running: the request of an id in the core, if anybody wants its token.
+        ranks: how many run the model: the others are told what is chosen here.
     """
 
     class Sampler(LogitsProcessor):  # type: ignore[misc]  # untyped library
@@ -38,9 +40,28 @@ def sampler_of(running: Callable[[str], Running | None]) -> type[Any]:
         def apply(self, logits: torch.Tensor) -> torch.Tensor:
             """Chooses tokens by logits, float32 [rows, vocabulary], changed in place."""
             found = [(row, running(key)) for row, key in self.rows.keys.items()]
-            return choose(logits, [(row, one) for row, one in found if one is not None])
+            chosen = choose(logits, [(row, one) for row, one in found if one is not None])
+            return share_choice(chosen) if ranks > 1 else chosen
 
     return Sampler
+
+
+class FollowingSampler(LogitsProcessor):  # type: ignore[misc]  # untyped library
+    """On all ranks but the first, which alone knows what requests ask for."""
+
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+        """Needs none of it."""
+
+    def is_argmax_invariant(self) -> bool:
+        """It decides the argmax."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """Rows are in the same order on all ranks."""
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Has tokens be those that the first rank has chosen; changes logits in place."""
+        return take_choice(logits)
 
 
 class Rows:

@@ -1,0 +1,67 @@
+"""Making an engine of vLLM's, or one rank of it, over weights that are in memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+from sllm import machine
+from sllm.errors import NoCapacity
+from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
+from sllm.node.worker.engine.vllm.config import VllmModel
+from sllm.node.worker.engine.vllm.loader import Loading, loading
+
+NICENESS: Final = 10
+"""Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
+whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
+
+_SMALL_BYTES: Final = 32 << 20
+"""Of weights. Steps of a model that small are over before threads have helped one another."""
+
+_set_num_threads = torch.set_num_threads
+"""vLLM puts a function in its place that does nothing."""
+
+
+@contextmanager
+def making(model: VllmModel, *, making_ready: bool = False) -> Iterator[Loading]:
+    """Has what vLLM makes within the context take a model's weights.
+
+    Args:
+        model: whose they are.
+        making_ready: see `loading`.
+
+    Raises:
+        NoCapacity: There is no memory for the KV cache.
+    """
+    _allow_tiles()
+    try:
+        with UntouchedZeros(), loading(model.weights, making_ready=making_ready) as loaded:
+            yield loaded
+    except (MemoryError, torch.OutOfMemoryError, OSError) as error:
+        raise NoCapacity(f"no memory for the KV cache: {error}") from error
+    except ValueError as error:
+        # What vLLM says of memory that it cannot have, by measure or by reckoning.
+        if "memory" not in str(error):
+            raise
+        raise NoCapacity(f"no memory for the KV cache: {error}") from error
+    finally:
+        torch.set_num_threads = _set_num_threads
+
+
+def threads_for(weight_bytes: int, ranks: int = 1) -> int:
+    """Threads that a model's steps are divided among in each rank: its part of all, or one."""
+    return 1 if weight_bytes // ranks <= _SMALL_BYTES else max(1, machine.processors() // ranks)
+
+
+def _allow_tiles() -> None:
+    """Asks the kernel for the tile registers of AMX, which vLLM's attention uses unasked.
+
+    A process, and what it forks, is killed by its first such instruction otherwise; see
+    arch_prctl(2), `ARCH_REQ_XCOMP_PERM`. Other libraries ask for themselves, if they are used.
+
+    Raises:
+        RuntimeError: The kernel refuses them.
+    """
+    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+        raise RuntimeError("the kernel refuses the tile registers that vLLM's kernels would use")
