@@ -57,6 +57,14 @@ def deploy(
     reasoning_parser: Annotated[
         str, typer.Option(help="vLLM's parser of thoughts, such as qwen3.", show_default=False)
     ] = "",
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Devices of one node that an instance runs on together, each with its part of the "
+            "model; on nodes without accelerators, processes. It needs vllm.",
+        ),
+    ] = 1,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -78,6 +86,7 @@ def deploy(
             pack=pack,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
+            tensor_parallel=tensor_parallel,
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

@@ -56,7 +56,7 @@ def deployments_table(deployments: Sequence[Deployment]) -> Listing:
             one.name,
             _state(one),
             one.model.purpose.task,
-            one.engine,
+            one.engine if one.tensor_parallel == 1 else f"{one.engine} x{one.tensor_parallel}",
             f"{one.ready_instances}/{one.max_replicas}",
             str(one.queued_requests),
             f"{one.keep_alive:g} s",

@@ -14,7 +14,7 @@ from sllm.clock import Clock
 from sllm.node.config import INSTANCE_BYTES, SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
-from sllm.node.instances.inspection import Inspector, ModelInfo
+from sllm.node.instances.inspection import Asked, Inspector, ModelInfo
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
@@ -161,6 +161,7 @@ class Agent:
         identity: str = "",
         engine: str = AUTO,
         parsers: ParserNames = NO_PARSERS,
+        tensor_parallel: int = 1,
     ) -> ModelInfo:
         """What the model at `source` needs, which must be of this identity unless that is empty.
 
@@ -170,12 +171,14 @@ class Agent:
             identity: of what the source must be.
             engine: on which it is to run. `AUTO`: the first of this node's that can.
             parsers: that are to take its answers apart.
+            tensor_parallel: devices that run it together.
 
         Raises:
             errors.SllmError: Why it cannot be served here.
         """
         inspector = Inspector(self.store, self.devices, self._zygotes)
-        return await inspector.inspect(source, dtype, identity, engine, parsers)
+        asked = Asked(engine, parsers, tensor_parallel)
+        return await inspector.inspect(source, dtype, identity, asked)
 
     def promote(
         self,
@@ -323,6 +326,7 @@ class Agent:
 
     def _check_room(self, spec: InstanceSpec) -> None:
         self._check_staying()
+        self._check_devices(spec)
         capacity = self.devices.kv_capacity_bytes
         free = capacity - self.kv_used_bytes
         if spec.kv_bytes > free:
@@ -331,6 +335,14 @@ class Agent:
                 f"{capacity} are free on this node"
             )
         self.memory.check_room(spec.deployment, spec.kind, self._private_bytes(spec))
+
+    def _check_devices(self, spec: InstanceSpec) -> None:
+        asked, most = spec.engine.tensor_parallel, self.devices.max_together
+        if asked > most:
+            raise errors.NoCapacity(
+                f"{spec.deployment} runs on {asked} devices together, and {most} may run one "
+                "instance on this node"
+            )
 
     def _taken(self, instance: Instance) -> Taken:
         spec = instance.spec
@@ -345,7 +357,8 @@ class Agent:
     ) -> Worker:
         if not zygote.is_ready:
             self._belated.add(instance_id)
-        return await launch(zygote, instance_id, self._socket(instance_id), environment)
+        ranks = self.instances[instance_id].spec.engine.tensor_parallel
+        return await launch(zygote, instance_id, self._socket(instance_id), environment, ranks)
 
     async def _launch_engine(self, engine: str, name: str) -> Worker:
         return await launch(self._zygotes.of(engine), name, self._socket(name), {})

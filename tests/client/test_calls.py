@@ -75,6 +75,7 @@ def test_deploy_returns_the_deployment(control: FakeControl, call: Call) -> None
         target_concurrency=3,
         tool_parser="",
         reasoning_parser="",
+        tensor_parallel=1,
         pack=False,
         min_replicas=0,
         max_replicas=2,

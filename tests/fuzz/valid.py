@@ -70,7 +70,9 @@ def _tier(rng: Random) -> types.Tier.ValueType:
 
 
 def _engine() -> types.EngineConfig:
-    return types.EngineConfig(engine="transformers", kv_cache_tokens=1024, max_concurrency=8)
+    return types.EngineConfig(
+        engine="transformers", kv_cache_tokens=1024, max_concurrency=8, tensor_parallel=1
+    )
 
 
 # --- deployments and the cluster --------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from make_models import make_model
 
-from sllm import errors
+from sllm import errors, machine
 from sllm.clock import MonotonicClock
 from sllm.node.agent import Agent
 from sllm.node.api import wire
@@ -54,6 +54,14 @@ async def test_a_start_that_is_asked_for_twice_is_joined(agent: Agent) -> None:
     await agent.stop_instance("i", grace=0.0)
     assert not agent.instances
     assert agent.kv_used_bytes == 0
+
+
+async def test_more_devices_than_there_are_are_refused(agent: Agent) -> None:
+    count = machine.processors() + 1
+    asked = replace(spec("i"), engine=replace(ENGINE, tensor_parallel=count))
+    with pytest.raises(errors.NoCapacity, match=f"{count} devices together, and {count - 1} may"):
+        agent.start_instance(asked)
+    assert not agent.instances
 
 
 async def test_instances_beyond_the_memory_are_refused(bench: Bench, tmp_path: Path) -> None:

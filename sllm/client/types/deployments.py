@@ -55,6 +55,8 @@ class Deployment:
     """That takes calls of tools out of answers. Empty: they stay text."""
     reasoning_parser: str
     """The same of thoughts."""
+    tensor_parallel: int
+    """Devices of one node that an instance runs on together."""
     min_replicas: int
     """Instances kept even without requests."""
     max_replicas: int

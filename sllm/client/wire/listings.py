@@ -26,6 +26,7 @@ def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
         pack=engine.pack,
         tool_parser=engine.tool_parser,
         reasoning_parser=engine.reasoning_parser,
+        tensor_parallel=engine.tensor_parallel or 1,
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
         keep_alive=seconds(scaling.keep_alive),

@@ -37,6 +37,7 @@ def deploy(
     pack: bool,
     tool_parser: str,
     reasoning_parser: str,
+    tensor_parallel: int | None,
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
@@ -60,6 +61,7 @@ def deploy(
                 pack=pack,
                 tool_parser=tool_parser,
                 reasoning_parser=reasoning_parser,
+                tensor_parallel=tensor_parallel or 0,
             ),
             scaling=pb.ScalingPolicy(
                 min_replicas=min_replicas,

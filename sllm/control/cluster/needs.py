@@ -40,6 +40,8 @@ class Need:
     private_bytes: int | None = None
     """Memory that an instance takes for copies of its own, where weights are not on devices, as
     estimated. None: not known."""
+    tensor_parallel: int = 1
+    """Devices that an instance runs on together."""
 
 
 def need_of(deployment: Deployment) -> Need:
@@ -54,4 +56,5 @@ def need_of(deployment: Deployment) -> Need:
         max_concurrency=spec.engine.max_concurrency,
         engine=spec.engine.engine,
         private_bytes=model.private_bytes_for(spec.engine.max_concurrency),
+        tensor_parallel=spec.engine.tensor_parallel,
     )

@@ -71,6 +71,8 @@ class NodeFacts:
     """None: the node does not tell, and has no bound."""
     engines: Mapping[str, bool] = field(default_factory=lambda: {TRANSFORMERS: True})
     """What instances can run on, the one that the node prefers first, and whether it is ready."""
+    max_tensor_parallel: int = 1
+    """Devices that one instance may run on together."""
 
 
 class Kind(NamedTuple):
@@ -79,11 +81,19 @@ class Kind(NamedTuple):
     checkpoint: str
     """Its key on the node. Empty: not known."""
     engine: str
+    tensor_parallel: int = 1
+    """Devices that run it together."""
 
     @classmethod
-    def of(cls, checkpoint: str, engine: str) -> "Kind":
+    def of(cls, checkpoint: str, engine: str, tensor_parallel: int = 1) -> "Kind":
         """Of a checkpoint and an engine, which nodes of earlier versions do not name."""
-        return cls(checkpoint, engine or TRANSFORMERS)
+        return cls(checkpoint, engine or TRANSFORMERS, tensor_parallel)
+
+    @classmethod
+    def of_instance(cls, instance: Instance, checkpoint: str) -> "Kind":
+        """Of an instance of a checkpoint."""
+        count = instance.config.tensor_parallel if instance.config else 1
+        return cls.of(checkpoint, instance.engine, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +196,7 @@ class NodeView:
     def _own_measured(self) -> list[own_memory.Taken]:
         """What present instances take for themselves, where it was measured."""
         return [
-            own_memory.Taken(Kind.of(one.digest, one.engine), one.own_bytes, one.private_bytes)
+            own_memory.Taken(Kind.of_instance(one, one.digest), one.own_bytes, one.private_bytes)
             for one in self.present
             if one.own_bytes
         ]
@@ -197,7 +207,7 @@ class NodeView:
             return instance.own_bytes
         plan = self.planned.get(instance.instance_id)
         key = instance.digest or (self.key_here(plan.checkpoint) if plan else "")
-        return self.own_expected(Kind.of(key, instance.engine), instance.private_bytes)
+        return self.own_expected(Kind.of_instance(instance, key), instance.private_bytes)
 
     @cached_property
     def own_held(self) -> int:

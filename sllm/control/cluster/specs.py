@@ -44,6 +44,8 @@ class EngineConfig:
     """vLLM's, which takes calls of tools out of answers. Empty: they stay text."""
     reasoning_parser: str = ""
     """The same of thoughts."""
+    tensor_parallel: int = 1
+    """Devices of one node that an instance runs on together."""
 
     @property
     def has_parsers(self) -> bool:
@@ -104,9 +106,10 @@ class ModelInfo:
         return min(self.private_bytes + requests * self.private_bytes_per_request, bounds.LARGEST)
 
     def with_private_of(self, other: "ModelInfo") -> "ModelInfo":
-        """This model, with what is known of the other's copies."""
+        """This model, with what the other's cache and copies take on its engine."""
         return replace(
             self,
+            kv_bytes_per_token=other.kv_bytes_per_token,
             private_bytes=other.private_bytes,
             private_bytes_per_request=other.private_bytes_per_request,
         )
@@ -160,8 +163,8 @@ class Deployment:
     @property
     def _running(self) -> tuple[str | int, ...]:
         engine = self.spec.engine
-        parsers = engine.tool_parser, engine.reasoning_parser
-        return engine.engine, engine.dtype, self.kv_tokens, engine.max_concurrency, *parsers
+        sizes = self.kv_tokens, engine.max_concurrency, engine.tensor_parallel
+        return engine.engine, engine.dtype, *sizes, engine.tool_parser, engine.reasoning_parser
 
 
 class DeploymentState(IntEnum):
@@ -218,6 +221,7 @@ def _validate_engine(engine: EngineConfig) -> None:
         engine.engine != TRANSFORMERS or not engine.has_parsers,
         f"tool_parser and reasoning_parser are vLLM's; engine {engine.engine!r} has none",
     )
+    _validate_tensor_parallel(engine)
     bounds.name(engine.tool_parser, "tool_parser")
     bounds.name(engine.reasoning_parser, "reasoning_parser")
     _require(engine.dtype in DTYPES, f"dtype {engine.dtype!r} is unknown; known: {DTYPES[1:]}")
@@ -232,6 +236,16 @@ def _validate_engine(engine: EngineConfig) -> None:
     _require(
         0 < most <= bounds.MAX_CONCURRENCY,
         f"max_concurrency must be from 1 to {bounds.MAX_CONCURRENCY}, not {most}",
+    )
+
+
+def _validate_tensor_parallel(engine: EngineConfig) -> None:
+    count, most = engine.tensor_parallel, bounds.MAX_TENSOR_PARALLEL
+    _require(0 < count <= most, f"tensor_parallel must be from 1 to {most}, it is {count}")
+    _require(
+        count == 1 or engine.engine != TRANSFORMERS,
+        f"tensor_parallel is {count}, and engine {TRANSFORMERS!r} runs a model on one device; "
+        f"deploy with engine {VLLM!r}, or with tensor_parallel 1",
     )
 
 

@@ -51,6 +51,8 @@ class Catalog:
         specs.validate(spec)
         if (first := await self._durable.recall(call)) is not None:
             return first
+        if spec.engine.tensor_parallel > 1:
+            spec = _on(spec, specs.VLLM)  # the one engine that has several devices run a model
         # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
         # at again afterwards.
         present = self._state.deployments.get(spec.name)
@@ -178,6 +180,7 @@ class Catalog:
                     config.engine,
                     config.tool_parser,
                     config.reasoning_parser,
+                    config.tensor_parallel,
                 )
             except (errors.SourceNotFound, errors.Unavailable) as failure:
                 error = failure

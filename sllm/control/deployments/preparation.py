@@ -144,6 +144,7 @@ class Preparation:
             give_up=True,
             identity=deployment.model.identity,
             engine=spec.engine.engine,
+            tensor_parallel=spec.engine.tensor_parallel,
         )
         async with aclosing(promotion) as steps:
             async for step in steps:

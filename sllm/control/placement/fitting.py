@@ -37,7 +37,17 @@ def too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
 
 def unfit(node: NodeView, need: Need) -> str | None:
     """Why not even the empty node would do."""
-    return lacks_engine(node, need) or too_small(node, need)
+    return lacks_engine(node, need) or lacks_devices(node, need) or too_small(node, need)
+
+
+def lacks_devices(node: NodeView, need: Need) -> str | None:
+    """Why the node cannot run the model, if it has an instance run on fewer devices."""
+    if need.tensor_parallel <= node.facts.max_tensor_parallel:
+        return None
+    return (
+        f"{node.node_id}: tensor_parallel is {need.tensor_parallel}, and "
+        f"{node.facts.max_tensor_parallel} of its devices may run an instance together"
+    )
 
 
 def lacks_engine(node: NodeView, need: Need) -> str | None:

@@ -31,7 +31,7 @@ from sllm.control.placement.decisions import (
     Start,
     Wait,
 )
-from sllm.control.placement.fitting import lacks_engine, too_large
+from sllm.control.placement.fitting import lacks_devices, lacks_engine, too_large
 from sllm.control.placement.ranking import Rank, Ranking
 from sllm.control.placement.relocation import Relief, Relocations
 from sllm.control.placement.start_estimate import start_seconds
@@ -327,7 +327,7 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
 
 
 def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
-    if lacking := lacks_engine(node, demand.need):
+    if lacking := lacks_engine(node, demand.need) or lacks_devices(node, demand.need):
         return Candidate(node.node_id, None, rejected=lacking, unfit=True)
     if small := room.too_small(node, demand.need):
         return Candidate(node.node_id, None, rejected=f"too small: {small}", unfit=True)

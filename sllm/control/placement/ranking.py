@@ -105,6 +105,8 @@ class _Column(NamedTuple):
     on_vllm: float
     """Seconds until the engine can be had there. Infinite: the node does not have it."""
     on_transformers: float
+    max_tensor_parallel: float
+    """Devices that run one instance together there."""
 
 
 def _column(node: NodeView, typical: Typical) -> _Column:
@@ -123,6 +125,7 @@ def _column(node: NodeView, typical: Typical) -> _Column:
         room.beside(node, 0),
         node.engine_wait(VLLM),
         node.engine_wait(TRANSFORMERS),
+        node.facts.max_tensor_parallel,
     )
 
 
@@ -197,6 +200,7 @@ def _are_large(columns: Any, need: Need) -> Flags:
     copies = columns.copies_here * (need.private_bytes or 0)
     large: Flags = fits & (columns.kv_capacity >= least) & (columns.beside_in_empty >= copies)
     large &= np.isfinite(_engine_wait(columns, need))
+    large &= columns.max_tensor_parallel >= need.tensor_parallel
     return large
 
 

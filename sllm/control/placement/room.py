@@ -51,7 +51,7 @@ def too_small(node: NodeView, need: Need) -> str | None:
 
 
 def _kind(node: NodeView, need: Need) -> Kind:
-    return Kind.of(node.key_here(need.checkpoint.key), need.engine)
+    return Kind.of(node.key_here(need.checkpoint.key), need.engine, need.tensor_parallel)
 
 
 def free(node: NodeView) -> Bounds:

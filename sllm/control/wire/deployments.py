@@ -44,6 +44,7 @@ def engine_config(config: pb.EngineConfig) -> specs.EngineConfig:
         pack=config.pack,
         tool_parser=config.tool_parser,
         reasoning_parser=config.reasoning_parser,
+        tensor_parallel=config.tensor_parallel or default.tensor_parallel,
     )
 
 
@@ -70,6 +71,7 @@ def engine_message(engine: specs.EngineConfig) -> pb.EngineConfig:
         pack=engine.pack,
         tool_parser=engine.tool_parser,
         reasoning_parser=engine.reasoning_parser,
+        tensor_parallel=engine.tensor_parallel,
     )
 
 

@@ -62,6 +62,7 @@ def _facts(node: pb.Node, node_id: str) -> NodeFacts:
         devices=tuple(map(_device, node.devices)),
         memory=_memory(node.memory) if node.HasField("memory") else None,
         engines={one.name: one.ready for one in node.engines} or {TRANSFORMERS: True},
+        max_tensor_parallel=bounds.count(node.max_tensor_parallel, "max_tensor_parallel") or 1,
     )
 
 

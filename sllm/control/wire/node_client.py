@@ -107,7 +107,13 @@ class Node:
             raise self._gone("it has stopped reporting") from error
 
     async def inspect(
-        self, source: str, dtype: str, engine: str, tool_parser: str, reasoning_parser: str
+        self,
+        source: str,
+        dtype: str,
+        engine: str,
+        tool_parser: str,
+        reasoning_parser: str,
+        tensor_parallel: int,
     ) -> Inspected:
         """What the model at `source` needs, and the engine that it runs on, or why it cannot."""
         request = pb.InspectSourceRequest(
@@ -116,6 +122,7 @@ class Node:
             engine=engine,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
+            tensor_parallel=tensor_parallel,
         )
         with self.typed_errors():
             response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
@@ -157,6 +164,7 @@ class Node:
         give_up: bool = False,
         identity: str = "",
         engine: str = "",
+        tensor_parallel: int = 1,
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
         """Brings a checkpoint to a tier and holds it there; yields progress, then the model."""
         request = pb.PromoteRequest(
@@ -167,6 +175,7 @@ class Node:
             give_up=give_up,
             identity=identity,
             engine=engine,
+            tensor_parallel=tensor_parallel,
         )
         if hold:
             request.hold_id = hold.hold_id

@@ -34,7 +34,11 @@ class NodeServicer(NodeServiceServicer):
         engine = request.engine or AUTO
         parsers = wire.parser_names(request)
         model = await self._agent.inspect(
-            request.source, request.dtype or None, engine=engine, parsers=parsers
+            request.source,
+            request.dtype or None,
+            engine=engine,
+            parsers=parsers,
+            tensor_parallel=wire.tensor_parallel(request),
         )
         return pb.InspectSourceResponse(model=wire.model_info(model), engine=model.engine)
 
@@ -44,6 +48,7 @@ class NodeServicer(NodeServiceServicer):
         """Brings a checkpoint up to a tier."""
         tier, dtype = bounds.one_of(request.tier, STORED_ON, "tier"), request.dtype or None
         hold, engine = wire.hold_spec(request), request.engine or AUTO
+        tensor_parallel = wire.tensor_parallel(request)
         check_has(engine, self._agent.engines)
         promotion = self._agent.promote(
             request.source,
@@ -57,7 +62,9 @@ class NodeServicer(NodeServiceServicer):
         async with aclosing(promotion) as steps:
             async for progress in steps:
                 yield pb.PromoteResponse(loading=wire.loading(progress))
-        model = await self._agent.inspect(request.source, dtype, request.identity, engine)
+        model = await self._agent.inspect(
+            request.source, dtype, request.identity, engine, tensor_parallel=tensor_parallel
+        )
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.model_info(model)))
 
     async def ReleaseHold(

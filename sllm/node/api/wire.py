@@ -69,6 +69,7 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
         ),
         pack=config.pack,
         parsers=parser_names(config),
+        tensor_parallel=tensor_parallel(config),
     )
 
 
@@ -82,6 +83,7 @@ def engine_message(spec: EngineSpec) -> pb.EngineConfig:
         pack=spec.pack,
         tool_parser=spec.parsers.tool,
         reasoning_parser=spec.parsers.reasoning,
+        tensor_parallel=spec.tensor_parallel,
     )
 
 
@@ -95,6 +97,18 @@ def parser_names(config: pb.EngineConfig | node_pb.InspectSourceRequest) -> Pars
         bounds.name(config.tool_parser, "tool_parser"),
         bounds.name(config.reasoning_parser, "reasoning_parser"),
     )
+
+
+def tensor_parallel(
+    config: pb.EngineConfig | node_pb.InspectSourceRequest | node_pb.PromoteRequest,
+) -> int:
+    """Devices that an instance runs on together.
+
+    Raises:
+        errors.InvalidArgument: It is negative, or too many.
+    """
+    asked, most = config.tensor_parallel or 1, bounds.MAX_TENSOR_PARALLEL
+    return bounds.count(asked, "tensor_parallel", least=1, most=most)
 
 
 def _concurrency(value: int) -> int:
@@ -240,6 +254,7 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         memory=_memory(agent.memory),
         engines=[pb.NodeEngine(name=one.name, ready=one.ready) for one in agent.engines],
         init_time=None if agent.init_times.mean is None else to_duration(agent.init_times.mean),
+        max_tensor_parallel=agent.devices.max_together,
     )
 
 

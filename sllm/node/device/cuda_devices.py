@@ -99,6 +99,11 @@ class CudaDevices:
         """See `Devices.kv_capacity_bytes`."""
         return sum(device.info.kv_capacity_bytes for device in self.all)
 
+    @property
+    def max_together(self) -> int:
+        """See `Devices.max_together`: a checkpoint is brought to one device, as a whole."""
+        return 1
+
     def check_fits(self, size_bytes: int) -> None:
         """See `Devices.check_fits`."""
         largest = max(device.tier.copies.ledger.capacity for device in self.all)

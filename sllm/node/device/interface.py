@@ -162,6 +162,11 @@ class Devices(Protocol):
         """What the KV caches of all instances may take."""
         ...
 
+    @property
+    def max_together(self) -> int:
+        """How many devices may run one instance together."""
+        ...
+
     def infos(self) -> tuple[DeviceInfo, ...]:
         """Every device; none where the pool is the device."""
         ...

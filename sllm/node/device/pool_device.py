@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+from sllm import machine
 from sllm.errors import CheckpointNotFound
 from sllm.node.device.interface import DeviceInfo, InPool, Placed, Seat, WeightsWish
 from sllm.node.store.tier_store import TierStore
@@ -17,11 +18,17 @@ class PoolDevice:
     def __init__(self, store: TierStore, kv_bytes: int) -> None:
         self._seat = _PoolSeat(store)
         self._kv_bytes = kv_bytes
+        self._processors = machine.processors()
 
     @property
     def kv_capacity_bytes(self) -> int:
         """See `Devices.kv_capacity_bytes`."""
         return self._kv_bytes
+
+    @property
+    def max_together(self) -> int:
+        """See `Devices.max_together`: processes, as many as compute at once."""
+        return self._processors
 
     def check_fits(self, size_bytes: int) -> None:
         """See `Devices.check_fits`: the store says it itself, when the pool makes room."""

@@ -34,6 +34,17 @@ class ModelInfo:
     """What an instance takes for copies of its own. None: they are in the memory of devices."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a model is to be run."""
+
+    engine: str
+    parsers: ParserNames
+    """That are to take its answers apart."""
+    tensor_parallel: int = 1
+    """Devices that run it together."""
+
+
 class Inspector:
     """Looks at models where they lie, and tries them."""
 
@@ -43,10 +54,10 @@ class Inspector:
         self._zygotes = zygotes
 
     async def inspect(
-        self, source: str, dtype: str | None, identity: str, engine: str, parsers: ParserNames
+        self, source: str, dtype: str | None, identity: str, asked: Asked
     ) -> ModelInfo:
         """See `Agent.inspect`."""
-        found, tried = await self._try(source, dtype, identity, engine, parsers)
+        found, tried = await self._try(source, dtype, identity, asked)
         return ModelInfo(
             architecture=tried.model.architecture,
             size_bytes=found.size_bytes,
@@ -56,26 +67,35 @@ class Inspector:
             identity=found.record.identity,
             engine=tried.engine,
             purpose=tried.model.purpose,
-            private=await self._private(found, tried),
+            private=await self._private(found, tried, asked.tensor_parallel),
         )
 
     async def _try(
-        self, source: str, dtype: str | None, identity: str, engine: str, parsers: ParserNames
+        self, source: str, dtype: str | None, identity: str, asked: Asked
     ) -> tuple[Found, Described]:
         found = await self._store.inspect(source, dtype, identity=identity)
         self._devices.check_fits(found.size_bytes)
         try:
-            return found, await self._zygotes.describe(found.directory, dtype, engine, parsers)
+            return found, await self._describe(found, dtype, asked)
         except errors.SllmError:
             if await asyncio.to_thread(found.directory.is_dir):
                 raise
         # A copy that was found to be bad has been set aside while it was read.
         found = await self._store.inspect(source, dtype, identity=identity)
-        return found, await self._zygotes.describe(found.directory, dtype, engine, parsers)
+        return found, await self._describe(found, dtype, asked)
 
-    async def _private(self, found: Found, tried: Described) -> PrivateMemory | None:
+    async def _describe(self, found: Found, dtype: str | None, asked: Asked) -> Described:
+        return await self._zygotes.describe(
+            found.directory, dtype, asked.engine, asked.parsers, asked.tensor_parallel
+        )
+
+    async def _private(
+        self, found: Found, tried: Described, tensor_parallel: int
+    ) -> PrivateMemory | None:
         """In a thread: mixtures of experts have many thousands of tensors."""
         if self._devices.infos():
             return None
-        vocabulary = tried.model.vocabulary
-        return await asyncio.to_thread(private_memory, tried.engine, found.tensors, vocabulary)
+        engine, vocabulary = tried.engine, tried.model.vocabulary
+        return await asyncio.to_thread(
+            private_memory, engine, found.tensors, vocabulary, tensor_parallel
+        )

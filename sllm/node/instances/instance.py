@@ -175,7 +175,7 @@ class Instance:
                 worker = self.running.worker
                 # On a device the KV cache is in the device's memory.
                 kv_bytes = self.spec.kv_bytes if self.device is None else 0
-                measure = self.memory.measure(worker.pid, kv_bytes, self._clock)
+                measure = self.memory.measure(worker.pids, kv_bytes, self._clock)
                 for task in (self._watch(worker), measure):
                     held.callback(asyncio.create_task(task).cancel)
                 await self._serve(worker)

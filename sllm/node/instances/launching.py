@@ -12,15 +12,19 @@ LaunchEngine = Callable[[str, str], Awaitable[Worker]]
 
 
 async def launch(
-    zygote: Zygote, instance_id: str, socket: Path, environment: Mapping[str, str]
+    zygote: Zygote,
+    instance_id: str,
+    socket: Path,
+    environment: Mapping[str, str],
+    ranks: int = 1,
 ) -> Worker:
-    """Forks a worker that serves on a socket.
+    """Forks a worker of so many processes that serves on a socket.
 
     Raises:
         errors.StartFailed: It cannot make its socket, ended, or did not serve in time.
     """
     _see_to(socket.parent)
-    forked = await zygote.fork(WorkerSpec(instance_id, socket, dict(environment)))
+    forked = await zygote.fork(WorkerSpec(instance_id, socket, dict(environment), ranks))
     return Worker(forked, socket)
 
 

@@ -8,7 +8,7 @@ second worker is forked; here the zygote's pages count once, as the node's own. 
 
 import asyncio
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,22 +49,23 @@ class OwnMemory:
         """0: not yet measured."""
         self._ready_bytes = 0
 
-    async def measure(self, pid: int, kv_bytes: int, clock: Clock) -> None:
+    async def measure(self, pids: Sequence[int], kv_bytes: int, clock: Clock) -> None:
         """Measures until the worker has gone.
 
         Args:
-            pid: The worker's, which is ready and has an empty KV cache.
+            pids: Of its processes, which are ready and have an empty KV cache.
             kv_bytes: What that may come to take of the same memory.
             clock: Waits between two measurements.
         """
         try:
             while True:
-                self.take(await asyncio.to_thread(private_bytes, pid), kv_bytes)
+                found = await asyncio.to_thread(lambda: sum(map(private_bytes, pids)))
+                self.take(found, kv_bytes)
                 await clock.sleep(LOOK_SECONDS)
         except (FileNotFoundError, ProcessLookupError):
             return  # it has gone
         except OSError as error:
-            log.warning("worker.not_measured", pid=pid, problem=str(error))
+            log.warning("worker.not_measured", pids=pids, problem=str(error))
 
     def take(self, private: int, kv_bytes: int) -> None:
         """Takes a measurement in: of what has come since the first, the KV cache may be a part.

@@ -17,6 +17,8 @@ from sllm.node.worker.backends.names import VLLM
 
 _BUFFERS: Final = 64 << 20
 """Bytes of tables, steps and kernels' scratch, whatever the model."""
+_RANK: Final = 64 << 20
+"""Bytes that a further process takes, whatever the model."""
 _LOGITS_COPIES: Final = 4
 """Of a step's logits in float32 while tokens are drawn."""
 _FLOAT32_BYTES: Final = 4
@@ -31,25 +33,29 @@ class PrivateMemory:
     """For each request that the instance works on at once."""
 
 
-def private_memory(engine: str, tensors: Sequence[TensorEntry], vocabulary: int) -> PrivateMemory:
+def private_memory(
+    engine: str, tensors: Sequence[TensorEntry], vocabulary: int, ranks: int = 1
+) -> PrivateMemory:
     """What an instance copies, and what it computes with.
 
     Args:
         engine: that it runs on.
         tensors: the checkpoint's, as they will lie in the pool.
         vocabulary: tokens that the model knows.
+        ranks: processes that run it together.
     """
     if engine == VLLM:
-        return _of_vllm(tensors, vocabulary)
+        return _of_vllm(tensors, vocabulary, ranks)
     # Weights are used where they lie, but for experts that would have to lie side by side.
     return PrivateMemory(apart_bytes(tensors))
 
 
-def _of_vllm(tensors: Sequence[TensorEntry], vocabulary: int) -> PrivateMemory:
+def _of_vllm(tensors: Sequence[TensorEntry], vocabulary: int, ranks: int) -> PrivateMemory:
     """VLLM copies all weights into parameters of its own, and those into its kernels' form.
 
     It does so tensor by tensor; what has been made into that form goes, but for embeddings and
-    heads, which stay in both.
+    heads, which stay in both. Each rank has its part of them, what is too small to be divided, and
+    the logits of all.
     """
     bits = _prevailing_bits(tensors)
     sizes: defaultdict[str, int] = defaultdict(int)
@@ -58,7 +64,8 @@ def _of_vllm(tensors: Sequence[TensorEntry], vocabulary: int) -> PrivateMemory:
     both = sum(_size(one, bits) for one in tensors if one.shape[:1] == (vocabulary,))
     under_way = max(sizes.values(), default=0)
     fixed = sum(sizes.values()) + both + under_way + _BUFFERS
-    return PrivateMemory(fixed, _LOGITS_COPIES * _FLOAT32_BYTES * vocabulary)
+    others = (ranks - 1) * (_BUFFERS + _RANK)
+    return PrivateMemory(fixed + others, ranks * _LOGITS_COPIES * _FLOAT32_BYTES * vocabulary)
 
 
 def _parameter(name: str) -> str:

@@ -102,14 +102,14 @@ class ReadyMaker:
 
     def form(self, spec: InstanceSpec) -> Form | None:
         """What weights of an instance may have been made ready for. None: they are not."""
-        if self._least_bytes is None:
-            return None
+        if self._least_bytes is None or spec.engine.tensor_parallel > 1:
+            return None  # what is made is of whole weights
         return Form(form_of(spec.engine.engine), self._gains.get(_kind(spec), 0.0))
 
     def started(self, spec: InstanceSpec, running: Running, attach_seconds: float) -> None:
         """Learns of a start, and has what it lacked made."""
         self._last_start = self._clock.now()
-        if self._least_bytes is None or running.ready_made:
+        if self._least_bytes is None or running.ready_made or spec.engine.tensor_parallel > 1:
             return
         self._gains[_kind(spec)] = attach_seconds
         form = Form(form_of(spec.engine.engine))

@@ -277,7 +277,7 @@ class Start:
 
         One that not even the kernel can end keeps them for as long as that lasts.
         """
-        processes = [worker.process for worker in self._workers]
+        processes = [one for worker in self._workers for one in worker.processes]
         left = [process for process in processes if not process.ended.done()]
         if left:
             pids = [process.pid for process in left]

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from sllm.durations import to_seconds
 from sllm.node.device.interface import Place
 from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
+from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.spec import EngineSpec
 from sllm.node.instances.worker_messages import (
     Attached,
@@ -65,6 +67,8 @@ class Worker:
         self.pid = forked.pid
         self.process = forked.process
         """As the kernel knows it: it may go on for a moment after it was told to be `gone`."""
+        self.ranks: tuple[ProcessHandle, ...] = ()
+        """The processes that run its model with it, which the kernel ends with it."""
         self.gone: asyncio.Future[errors.WorkerDied] = asyncio.get_running_loop().create_future()
         """Resolved with the reason once the process has ended."""
         self.orphaned = False
@@ -92,6 +96,16 @@ class Worker:
         self._ending = asyncio.create_task(self._end(forked.exited), name=f"worker-{self.pid}-end")
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of all that run its model, its own first."""
+        return (self.pid, *(one.pid for one in self.ranks))
+
+    @property
+    def processes(self) -> tuple[ProcessHandle, ...]:
+        """All that may read its weights."""
+        return (self.process, *self.ranks)
+
+    @property
     def running(self) -> int:
         """Requests that were submitted and have not ended."""
         return len(self._streams) + len(self._encoding)
@@ -104,6 +118,7 @@ class Worker:
         """Has the worker load what it can before the weights are there; it says what it found."""
         request = prepare_request(checkpoint_dir, engine)
         reply = await self._call(self._stub.Prepare(request, **_options(PREPARE_TIMEOUT)))
+        self.ranks = _handles(reply.rank_pids)
         return prepared(reply)
 
     async def attach(
@@ -250,6 +265,8 @@ class Worker:
             await asyncio.wait([self.process.ended], timeout=timeout)
         if self.process.ended.done():
             await asyncio.wait([self.gone], timeout=STOP_TIMEOUT)  # the zygote tells how
+        if self.ranks:
+            await asyncio.wait([one.ended for one in self.ranks], timeout=KILL_TIMEOUT)
         if self._reader:
             await asyncio.wait([self._reader], timeout=STOP_TIMEOUT)
         self._socket.unlink(missing_ok=True)
@@ -325,6 +342,13 @@ class Worker:
         for request_id, stream in list(self._streams.items()):
             stream.fail(error)
             self._forget(request_id)
+
+
+def _handles(pids: Sequence[int]) -> tuple[ProcessHandle, ...]:
+    try:
+        return tuple(ProcessHandle(pid) for pid in pids)
+    except OSError as error:
+        raise errors.StartFailed(f"a worker's processes cannot be watched: {error}") from error
 
 
 def _options(timeout: float | None) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class Zygotes:
         dtype: str | None,
         engine: str,
         parsers: ParserNames = NO_PARSERS,
+        ranks: int = 1,
     ) -> Described:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
@@ -115,6 +116,7 @@ class Zygotes:
             dtype: the same.
             engine: on which it is to be. `AUTO`: the first of the node's that can.
             parsers: see `Zygote.describe`.
+            ranks: the same.
 
         Raises:
             errors.EngineUnavailable: The node does not have the engine.
@@ -122,17 +124,23 @@ class Zygotes:
             errors.StartFailed: As `Zygote.describe`.
         """
         if engine != AUTO:
-            return Described(engine, await self.of(engine).describe(directory, dtype, parsers))
+            return await self._describe(engine, directory, dtype, parsers, ranks)
         refusals: dict[str, errors.SllmError] = {}
         for name in self._worth_trying():
             try:
-                return Described(name, await self.of(name).describe(directory, dtype, parsers))
+                return await self._describe(name, directory, dtype, parsers, ranks)
             except (errors.UnsupportedModel, errors.StartFailed) as refusal:
                 if not (isinstance(refusal, errors.UnsupportedModel) or self.of(name).has_failed):
                     raise  # it may go well the next time, and so on the engine that is preferred
                 log.info("zygote.refused", engine=name, problem=refusal.message)
                 refusals[name] = refusal
         raise _of_all(refusals)
+
+    async def _describe(
+        self, engine: str, directory: Path, dtype: str | None, parsers: ParserNames, ranks: int
+    ) -> Described:
+        found = await self.of(engine).describe(directory, dtype, parsers, ranks)
+        return Described(engine, found)
 
     async def probe(self, environment: Mapping[str, str]) -> str:
         """See `Zygote.probe`. All engines use devices by the same library."""

@@ -17,13 +17,17 @@ from sllm.control.state.fleet import Fleet
 from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, need, snapshot, view
 
-MODELS = [need(f"m{index}", size=50 + 100 * index, digest=f"d{index}") for index in range(3)]
+MODELS = [
+    replace(need(f"m{index}", size=50 + 100 * index, digest=f"d{index}"), tensor_parallel=index + 1)
+    for index in range(3)
+]
 
 
 def _by_itself(cluster: Snapshot, index: int) -> list[tuple[float, str]]:
     model = MODELS[index]
     nodes = [one for one in cluster.nodes.values() if one.weights_capacity >= 50 + 100 * index]
     nodes = [one for one in nodes if one.facts.kv_capacity >= model.least_kv_bytes]
+    nodes = [one for one in nodes if one.facts.max_tensor_parallel >= model.tensor_parallel]
     return sorted((start_seconds(one, model, cluster.typical), one.node_id) for one in nodes)
 
 
@@ -65,7 +69,8 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
         for one in held
         for size in [one.checkpoint.size_bytes]
     )
-    return replace(of, init_times=InitTimes(init_times)), copies
+    devices = draw(st.integers(1, 4))
+    return replace(of, init_times=InitTimes(init_times), max_tensor_parallel=devices), copies
 
 
 @given(st.tuples(*(told(f"n{index}") for index in range(4))))

@@ -82,6 +82,14 @@ def test_vllm_copies_weights_in_the_dtype_that_most_have_and_embeddings_twice() 
     assert foretold == PrivateMemory(3 * embeddings + others + BUFFERS, 16 * VOCABULARY)
 
 
+def test_each_further_process_takes_scratch_of_its_own_and_all_logits() -> None:
+    tensors = entries(("embed", (VOCABULARY, 64), "BF16"))
+    alone = private_memory("vllm", tensors, VOCABULARY)
+    of_four = private_memory("vllm", tensors, VOCABULARY, ranks=4)
+    assert of_four.bytes == alone.bytes + 3 * (BUFFERS + (64 << 20))
+    assert of_four.bytes_per_request == 4 * alone.bytes_per_request
+
+
 def test_vllm_makes_one_parameter_of_all_experts_of_a_layer() -> None:
     names = [f"{EXPERTS}{n}.{part}.weight" for n in range(4) for part in ("gate_proj", "up_proj")]
     tensors = entries(("q", (64, 64), "BF16"), *((name, (64, 32), "BF16") for name in names))

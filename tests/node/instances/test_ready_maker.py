@@ -124,6 +124,19 @@ async def test_it_is_made_once_and_read_ahead(bench: Bench, writer: Writer, leas
     assert form is None  # it is closed
 
 
+async def test_nothing_is_made_for_several_devices_or_used_by_them(
+    bench: Bench, writer: Writer, lease: Lease
+) -> None:
+    """What is made is of whole weights, and each of them has a part."""
+    maker, spec = maker_of(bench, writer), spec_of(bench)
+    parted = replace(spec, engine=replace(spec.engine, tensor_parallel=2))
+    maker.started(parted, running(lease), 7.0)
+    assert maker.form(parted) is None
+    assert maker.form(spec)
+    await maker.close()
+    assert not writer.launched
+
+
 async def test_the_gain_is_what_starts_without_it_took(
     bench: Bench, writer: Writer, lease: Lease
 ) -> None:
