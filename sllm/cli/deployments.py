@@ -65,6 +65,14 @@ def deploy(
             "model; on nodes without accelerators, processes. It needs vllm.",
         ),
     ] = 1,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            help="Jinja file with which conversations are rendered; else the model's own.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -87,6 +95,7 @@ def deploy(
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
             tensor_parallel=tensor_parallel,
+            chat_template=chat_template.read_text() if chat_template else "",
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

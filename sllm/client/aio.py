@@ -81,6 +81,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         tool_parser: str = "",
         reasoning_parser: str = "",
         tensor_parallel: int | None = None,
+        chat_template: str = "",
         wait: bool = True,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -110,6 +111,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             reasoning_parser: the same of thoughts, such as "qwen3".
             tensor_parallel: devices of one node that an instance runs on together, each with its
                 part of the model; on nodes without accelerators, processes. It needs vLLM. None: 1.
+            chat_template: in Jinja, what conversations are rendered with. Empty: the model's own.
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
             on_progress: told how far the checkpoint has come, in the event loop's thread.
@@ -133,6 +135,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
             tensor_parallel=tensor_parallel,
+            chat_template=chat_template,
             min_replicas=min_replicas,
             max_replicas=max_replicas,
             keep_alive=keep_alive,

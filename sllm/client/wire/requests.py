@@ -38,6 +38,7 @@ def deploy(
     tool_parser: str,
     reasoning_parser: str,
     tensor_parallel: int | None,
+    chat_template: str,
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
@@ -69,6 +70,7 @@ def deploy(
                 keep_alive=duration(keep_alive),
                 target_concurrency=target_concurrency,
             ),
+            chat_template=chat_template,
         )
 
 
