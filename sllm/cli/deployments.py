@@ -7,6 +7,7 @@ import typer
 
 from sllm.cli.common import Control, Json, connect, print_json
 from sllm.cli.durations import duration_option
+from sllm.cli.listings import engine_label
 from sllm.cli.progress import LoadingBar
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
@@ -104,7 +105,7 @@ def deploy(
         print_json(deployment)
     else:
         size = format_bytes(deployment.model.size_bytes)
-        what = f"{deployment.model.architecture}, {size}, on {deployment.engine}"
+        what = f"{deployment.model.architecture}, {size}, on {engine_label(deployment)}"
         typer.echo(f"{name}: {what}, {deployment.state}")
 
 

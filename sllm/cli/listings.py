@@ -56,7 +56,7 @@ def deployments_table(deployments: Sequence[Deployment]) -> Listing:
             one.name,
             _state(one),
             one.model.purpose.task,
-            one.engine if one.tensor_parallel == 1 else f"{one.engine} x{one.tensor_parallel}",
+            engine_label(one),
             f"{one.ready_instances}/{one.max_replicas}",
             str(one.queued_requests),
             f"{one.keep_alive:g} s",
@@ -64,6 +64,12 @@ def deployments_table(deployments: Sequence[Deployment]) -> Listing:
             one.source,
         )
     return table
+
+
+def engine_label(deployment: Deployment) -> str:
+    """The engine of a deployment, and on how many devices it runs an instance."""
+    count = deployment.tensor_parallel
+    return deployment.engine if count == 1 else f"{deployment.engine} x{count}"
 
 
 def _state(deployment: Deployment) -> str:

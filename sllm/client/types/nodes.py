@@ -156,3 +156,5 @@ class Node:
     """What its instances take. None: the node does not tell."""
     engines: tuple[Engine, ...] = ()
     """What instances can run on there, the one that it prefers first."""
+    max_tensor_parallel: int = 1
+    """Devices that one instance may run on together there."""

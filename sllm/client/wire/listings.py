@@ -88,6 +88,7 @@ def node(message: pb.Node) -> nodes.Node:
         devices=tuple(map(_device, message.devices)),
         memory=_memory(message.memory) if message.HasField("memory") else None,
         engines=tuple(nodes.Engine(one.name, one.ready) for one in message.engines),
+        max_tensor_parallel=message.max_tensor_parallel or 1,
     )
 
 

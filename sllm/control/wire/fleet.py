@@ -210,6 +210,7 @@ def node_message(view: NodeView, *, draining: bool = False) -> pb.Node:
         devices=[_device_message(one) for one in facts.devices],
         memory=_memory_message(facts.memory) if facts.memory else None,
         engines=[pb.NodeEngine(name=name, ready=ready) for name, ready in facts.engines.items()],
+        max_tensor_parallel=facts.max_tensor_parallel,
     )
 
 
