@@ -8,17 +8,21 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from socket import socket as Socket
+from socket import socketpair
 from typing import Final
 
 import torch
 
 from sllm.errors import WorkerDied
 from sllm.node.worker.backends.interface import Backend
+from sllm.node.worker.engine.exchange import shared_bytes
 from sllm.node.worker.engine.group import ALONE, Group, Rank
 from sllm.node.worker.engine.interface import Capacity
 from sllm.node.worker.model.description import load_architecture
@@ -112,15 +116,35 @@ def fork_ranks(count: int, serve: Callable[[Connection, Rank], int]) -> Ranks:
     """
     if count == 1:
         return Ranks()
-    store_fd = os.memfd_create("sllm-ranks")
+    first, *others = _ranks(count)
     processes: list[Process] = []
-    for index in range(1, count):
-        processes.append(_fork(Rank(index, count, store_fd), processes, serve))
+    for rank in others:
+        unused = [one.peers for one in (first, *others) if one is not rank]
+        inherited = [socket for peers in unused for socket in peers.values()]
+        inherited += [one.pipe for one in processes]
+        processes.append(_fork(rank, inherited, serve))
+    for one in others:
+        for socket in one.peers.values():
+            socket.close()
     pipes = tuple(one.pipe for one in processes)
-    return Ranks(Group(Rank(0, count, store_fd), pipes), tuple(processes))
+    return Ranks(Group(first, pipes), tuple(processes))
 
 
-def _fork(rank: Rank, earlier: list[Process], serve: Callable[[Connection, Rank], int]) -> Process:
+def _ranks(count: int) -> list[Rank]:
+    """All of them, with what they have in common and between any two."""
+    store_fd, memory_fd = os.memfd_create("sllm-ranks"), os.memfd_create("sllm-exchange")
+    os.ftruncate(memory_fd, shared_bytes(count))
+    peers: list[dict[int, Socket]] = [{} for _ in range(count)]
+    for one, other in combinations(range(count), 2):
+        peers[one][other], peers[other][one] = socketpair()
+    return [Rank(index, count, store_fd, memory_fd, peers[index]) for index in range(count)]
+
+
+def _fork(
+    rank: Rank,
+    inherited: Sequence[Connection | Socket],
+    serve: Callable[[Connection, Rank], int],
+) -> Process:
     ours, theirs = Pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -130,8 +154,8 @@ def _fork(rank: Rank, earlier: list[Process], serve: Callable[[Connection, Rank]
     status = 1
     try:
         die_with_parent(parent)
-        for pipe in (ours, *(one.pipe for one in earlier)):
-            pipe.close()  # or the others would not see the first rank close them
+        for one in (ours, *inherited):
+            one.close()  # or others would not see whose it is close it
         status = serve(theirs, rank)
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -153,6 +153,24 @@ async def test_the_end_of_one_process_is_that_of_all(
     await assert_eventually(lambda: not _exists(worker.pid) and not _exists(other))
 
 
+async def test_who_has_ended_by_itself_is_told_and_not_who_noticed(
+    vllm_zygote: Zygote, llama: Staged, tmp_path: Path
+) -> None:
+    worker = await fork(vllm_zygote, tmp_path / "four.sock", ranks=4)
+    prepared = await worker.prepare(llama.directory, engine="vllm", tensor_parallel=4)
+    await worker.attach_and_run(llama)
+    followed = worker.submit(rid(), token_ids=inference_ids(PROMPTS[0]), max_tokens=480)
+    await worker.until(lambda: len(followed.tokens) > 3)
+    os.kill(prepared.rank_pids[1], signal.SIGKILL)
+    await worker.until(lambda: followed.ended)
+    assert followed.failure
+    assert "rank 2 of the 4" in followed.failure.message
+    assert "killed by SIGKILL" in followed.failure.message
+    await asyncio.wait_for(worker.forked.exited, 20)
+    await assert_eventually(lambda: not any(map(_exists, prepared.rank_pids)))
+    await worker.close()
+
+
 async def test_a_process_that_dies_before_the_weights_come_fails_the_start(
     llama: Staged, two: tuple[WorkerClient, int]
 ) -> None:

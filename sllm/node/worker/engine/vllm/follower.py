@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -11,6 +12,7 @@ from vllm.v1.serial_utils import run_method
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from sllm.errors import SllmError
+from sllm.node.worker.engine.exchange import PeerLost
 from sllm.node.worker.engine.group import ALONE, Rank
 from sllm.node.worker.engine.interface import Capacity
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config
@@ -46,6 +48,10 @@ def follow(model: VllmModel, capacity: Capacity, pipe: Connection, rank: Rank) -
         follower.run()
     except (EOFError, ConnectionResetError):
         return  # the first rank has let go
+    except PeerLost:
+        with suppress(EOFError, ConnectionResetError):
+            while True:  # the first ends all, and says which has ended by itself
+                pipe.recv()
 
 
 class _Follower:
