@@ -120,14 +120,13 @@ def fork_ranks(count: int, serve: Callable[[Connection, Rank], int]) -> Ranks:
     processes: list[Process] = []
     for rank in others:
         unused = [one.peers for one in (first, *others) if one is not rank]
-        inherited = [socket for peers in unused for socket in peers.values()]
-        inherited += [one.pipe for one in processes]
-        processes.append(_fork(rank, inherited, serve))
+        sockets = [socket for peers in unused for socket in peers.values()]
+        pipes = [one.pipe for one in processes]
+        processes.append(_fork(rank, (*sockets, *pipes), serve))
     for one in others:
         for socket in one.peers.values():
             socket.close()
-    pipes = tuple(one.pipe for one in processes)
-    return Ranks(Group(first, pipes), tuple(processes))
+    return Ranks(Group(first, tuple(one.pipe for one in processes)), tuple(processes))
 
 
 def _ranks(count: int) -> list[Rank]:
