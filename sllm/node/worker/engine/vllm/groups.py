@@ -62,7 +62,8 @@ def process_group(rank: Rank) -> Iterator[None]:
     """
     platform, groups = type(current_platform), parallel_state.init_model_parallel_group
     nodes, communicator = parallel_state._node_count, platform.get_device_communicator_cls
-    _join(rank)
+    if not torch.distributed.is_initialized() and (rank.size > 1 or current_platform.is_cpu()):
+        _join(rank)
     if rank.size > 1:
         parallel_state.init_model_parallel_group = partial(_without_queue, groups)
         parallel_state._node_count = lambda group: 1

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from sllm.errors import make_error
@@ -60,7 +61,10 @@ def executor_of(group: Group, on_filled: Callable[[Filled], None]) -> type[Any]:
                 on_filled(_checked(pipe.recv()))
 
         def _distributed_args(self) -> tuple[str, int, int]:
-            return "", 0, 0  # they have found each other
+            if torch.distributed.is_initialized():
+                return "", 0, 0
+            args: tuple[str, int, int] = super()._distributed_args()
+            return args
 
         def collective_rpc(
             self,
