@@ -18,6 +18,7 @@ from sllm.cli import (
     servers,
     top,
 )
+from sllm.cli.extras import NeedsServer
 from sllm.cli.failures import Commands
 
 app = typer.Typer(
@@ -47,9 +48,9 @@ def _options(
 ) -> None: ...
 
 
-app.command(rich_help_panel="Run it")(cluster.up)
-app.command(rich_help_panel="Run it")(servers.control)
-app.command(rich_help_panel="Run it")(servers.node)
+app.command(cls=NeedsServer, rich_help_panel="Run it")(cluster.up)
+app.command(cls=NeedsServer, rich_help_panel="Run it")(servers.control)
+app.command(cls=NeedsServer, rich_help_panel="Run it")(servers.node)
 app.command(rich_help_panel="Use it")(deployments.deploy)
 app.command(rich_help_panel="Use it")(generate.generate)
 app.command(rich_help_panel="Use it")(generate.chat)
@@ -70,6 +71,6 @@ app.command(rich_help_panel="Operate it")(operations.unpin)
 app.command(rich_help_panel="Operate it")(operations.pins)
 app.command(rich_help_panel="Operate it")(operations.drain)
 app.command(rich_help_panel="Operate it")(migrations.migrate)
-app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
-app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
-app.command(rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)
+app.command(cls=NeedsServer, rich_help_panel="Checkpoints, without a cluster")(checkpoints.pack)
+app.command(cls=NeedsServer, rich_help_panel="Checkpoints, without a cluster")(checkpoints.verify)
+app.command(cls=NeedsServer, rich_help_panel="Checkpoints, without a cluster")(checkpoints.inspect)

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from sllm import errors
+from sllm.cli.extras import NotInstalled
 
 FAILED: Final = 1
 MISUSED: Final = 2
@@ -69,6 +70,8 @@ class Commands(TyperGroup):
             if not as_json:
                 raise  # typer says how the command is used
             failure, status = Failure("USAGE", _line(error.format_message())), MISUSED
+        except NotInstalled as error:
+            failure, status = Failure("NOT_INSTALLED", str(error)), FAILED
         except BrokenPipeError as error:
             raise typer.Exit(READER_GONE) from error
         except OSError as error:
