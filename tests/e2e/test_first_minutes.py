@@ -1,0 +1,37 @@
+"""What someone types first, against a real cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.cluster import Cluster
+from tests.processes import started
+
+SLLM = (sys.executable, "-m", "sllm.cli.main")
+TINY = Path(__file__).parents[2] / "examples" / "tiny-llama"
+TIMEOUT = 60
+
+
+def test_run_leaves_nothing_behind_and_events_tell_of_it(cluster: Cluster) -> None:
+    environment = {**os.environ, "SLLM_CONTROL": cluster.control.address}
+    with started((*SLLM, "events", "--json"), env=environment, stderr=subprocess.PIPE) as events:
+        assert events.stdout
+        assert events.stderr
+        assert events.stderr.readline().startswith("following 2 nodes, 0 instances")
+        command = (*SLLM, "run", str(TINY), "Once", "--max-tokens=8", "--engine=transformers")
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=environment
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.strip()
+        told = []
+        while not told or told[-1]["kind"] != "INSTANCE" or told[-1]["what"] != "GONE":
+            told.append(json.loads(events.stdout.readline()))
+        events.send_signal(signal.SIGINT)
+        assert events.wait(TIMEOUT) == 0
+    kinds = {(one["kind"], one["what"]) for one in told}
+    assert {("DEPLOYMENT", "ADDED"), ("DEPLOYMENT", "GONE"), ("INSTANCE", "GONE")} <= kinds
+    assert cluster.client.deployments() == []
