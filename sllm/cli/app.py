@@ -17,6 +17,7 @@ from sllm.cli import (
     migrations,
     models,
     operations,
+    receipts,
     run,
     servers,
     top,
@@ -71,6 +72,7 @@ app.command(rich_help_panel="Look at it")(listings.ps)
 app.command(rich_help_panel="Look at it")(listings.nodes)
 app.command(rich_help_panel="Look at it")(top.top)
 app.command(rich_help_panel="Look at it")(events.events)
+app.command(rich_help_panel="Look at it")(receipts.receipt)
 app.command(rich_help_panel="Look at it")(operations.explain)
 app.command(rich_help_panel="Operate it")(operations.prefetch)
 app.command(rich_help_panel="Operate it")(operations.pin)

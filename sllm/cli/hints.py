@@ -18,7 +18,7 @@ HINTS: Final[Mapping[str, str]] = {
     "INSTANCE_NOT_FOUND": "`sllm ps` lists them",
     "NODE_NOT_FOUND": "`sllm nodes` lists them",
     "PIN_NOT_FOUND": "`sllm pins` lists them",
-    "REQUEST_NOT_FOUND": "`sllm top` shows what runs",
+    "REQUEST_NOT_FOUND": "`sllm top` shows what runs, `sllm receipt` what ended last",
     "CHECKPOINT_NOT_FOUND": "`sllm prefetch NAME` brings it to a node",
     "SOURCE_NOT_FOUND": "`sllm deploy NAME SOURCE` with a path or URL that nodes can read",
     "DEPLOYMENT_EXISTS": "`sllm ls` shows its source; `sllm rm NAME` ends it, or take another name",

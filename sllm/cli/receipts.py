@@ -1,18 +1,41 @@
 """Receipts, as a waterfall or side by side: where the time to the first token went."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
+import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sllm.cli.common import Control, Json, connect, output, print_json
 from sllm.client.types.enums import PhaseKind
 from sllm.client.types.events import Phase, Receipt
-from sllm.config import format_bytes
+from sllm.config import DEFAULT_CONTROL, format_bytes
 
 _WIDTH: Final = 24
 """Characters of the way to the first token: with all else they fit a terminal of 80."""
+
+
+def receipt(
+    request: Annotated[
+        str | None,
+        typer.Argument(
+            help="Id of a request that has ended; nothing: the one that ended last.",
+            show_default=False,
+        ),
+    ] = None,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
+    """Show where the time to a request's first token went; the last 1,000 are kept."""
+    with connect(control) as client:
+        found = client.receipt(request)
+    if as_json:
+        print_json(found)
+    else:
+        output().print(f"{found.request_id} of {found.deployment}")
+        output().print(waterfall(found.receipt))
 
 
 def waterfall(receipt: Receipt) -> RenderableType:

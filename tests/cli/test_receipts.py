@@ -1,12 +1,18 @@
 """A receipt as a waterfall."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
 from sllm.cli.receipts import waterfall
 from sllm.client.types.enums import PhaseKind, Tier
 from sllm.client.types.events import Phase, Receipt
+from tests.cli.conftest import Run
 from tests.cli.screen import lines
+from tests.client.fake_control import FakeControl
+from tests.client.messages import finished
 
 SECONDS = st.integers(0, 10**14).map(lambda nanoseconds: nanoseconds / 1e9)  # as they come
 
@@ -39,3 +45,17 @@ def test_every_phase_is_seen_whatever_it_took(
     bars = [line.count("━") for line in shown if "━" in line]
     assert len(bars) == len(phases)
     assert all(1 <= one <= 24 for one in bars)
+
+
+def test_the_receipt_of_a_request_is_asked_for(run: Run, control: FakeControl) -> None:
+    receipt = finished(0).finished.receipt
+    answer = cluster_pb.GetReceiptResponse(request_id="r-1", deployment="tiny", receipt=receipt)
+    for _ in range(2):
+        control.reply("GetReceipt", answer)
+    shown = run("receipt").out.splitlines()
+    assert shown[:2] == [
+        "r-1 of tiny",
+        "1250.0 ms to the first token, cold, SSD, an engine unknown on n-1",
+    ]
+    assert json.loads(run("receipt", "r-1", "--json").out)["receipt"]["node_id"] == "n-1"
+    assert [one.request_id for one in control.requests["GetReceipt"]] == ["", "r-1"]

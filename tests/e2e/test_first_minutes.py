@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from sllm import errors
 from tests.e2e.cluster import Cluster
 from tests.processes import started
 
@@ -27,7 +30,7 @@ def test_run_leaves_nothing_behind_and_events_tell_of_it(cluster: Cluster) -> No
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.strip()
-        told = []
+        told: list[dict[str, str]] = []
         while not told or told[-1]["kind"] != "INSTANCE" or told[-1]["what"] != "GONE":
             told.append(json.loads(events.stdout.readline()))
         events.send_signal(signal.SIGINT)
@@ -35,3 +38,16 @@ def test_run_leaves_nothing_behind_and_events_tell_of_it(cluster: Cluster) -> No
     kinds = {(one["kind"], one["what"]) for one in told}
     assert {("DEPLOYMENT", "ADDED"), ("DEPLOYMENT", "GONE"), ("INSTANCE", "GONE")} <= kinds
     assert cluster.client.deployments() == []
+
+
+def test_receipts_are_kept_for_those_who_ask_later(cluster: Cluster) -> None:
+    cluster.client.deploy("kept", TINY, engine="transformers")
+    first = cluster.client.complete("kept", "Once", max_tokens=2, request_id="r-kept")
+    assert cluster.client.receipt().receipt == first.receipt
+    cluster.client.complete("kept", "Once", max_tokens=2)
+    found = cluster.client.receipt("r-kept")
+    assert (found.request_id, found.deployment) == ("r-kept", "kept")
+    assert found.receipt == first.receipt
+    cluster.client.delete("kept")
+    with pytest.raises(errors.RequestNotFound):
+        cluster.client.receipt("nobody")
