@@ -31,7 +31,8 @@ from sllm.control.types.receipts import StartRecord
 from sllm.node.tiers import metrics as node
 for one in vars(control).values():
     if hasattr(one, "record"):
-        one.record(0.02, {"cold": True})
+        for cold in (True, False):
+            one.record(0.02, {"cold": cold})
     elif hasattr(one, "add"):
         one.add(1, {"deployment": "tiny", "outcome": "OK", "reason": "DRAIN"})
 control.observe_queue(lambda: 1)
@@ -71,6 +72,12 @@ def test_every_series_is_one_that_servers_have(expression: str) -> None:
     assert asked <= _series()
 
 
+@pytest.mark.parametrize("expression", [*EXPRESSIONS, ALERTS.read_text()])
+def test_every_label_is_asked_for_as_it_is_exported(expression: str) -> None:
+    for label in re.findall(r'\b\w+="[^"$]*"', expression):
+        assert label in exported(), label
+
+
 def test_every_metric_is_in_a_picture() -> None:
     shown = {name.removesuffix("_bucket") for name in NAME.findall("\n".join(EXPRESSIONS))}
     measured = {re.sub(r"_(bucket|count|sum)$", "", name) for name in _series()}
@@ -107,8 +114,8 @@ QUIET = [
     ("sllm_queue_depth", "1x60"),
     ('sllm_requests_total{deployment="tiny",outcome="OK"}', "0+60x60"),
     ('sllm_instance_starts_total{outcome="ok"}', "0+1x60"),
-    ('sllm_time_to_first_token_seconds_bucket{cold="False",le="0.1"}', "0+60x60"),
-    ('sllm_time_to_first_token_seconds_bucket{cold="False",le="+Inf"}', "0+60x60"),
+    ('sllm_time_to_first_token_seconds_bucket{cold="false",le="0.1"}', "0+60x60"),
+    ('sllm_time_to_first_token_seconds_bucket{cold="false",le="+Inf"}', "0+60x60"),
     ('sllm_ssd_refusals_total{instance="n"}', "0x60"),
     ('sllm_checkpoint_quarantined_total{instance="n"}', "0x60"),
 ]
@@ -120,8 +127,8 @@ TROUBLE = {
     },
     "SllmRequestsWait": {"sllm_queue_depth": "500x60"},
     "SllmFirstTokensSlow": {
-        f'{_FIRST}{{cold="False",le="60"}}': "0+120x60",
-        f'{_FIRST}{{cold="False",le="+Inf"}}': "0+120x60",
+        f'{_FIRST}{{cold="false",le="60"}}': "0+120x60",
+        f'{_FIRST}{{cold="false",le="+Inf"}}': "0+120x60",
     },
     "SllmStartsFail": {'sllm_instance_starts_total{outcome="START_FAILED"}': "0+1x60"},
     "SllmDiskRefuses": {'sllm_ssd_refusals_total{instance="n"}': "0+1x60"},

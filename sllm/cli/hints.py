@@ -11,6 +11,7 @@ HINTS: Final[Mapping[str, str]] = {
     "INVALID_PROMPT": f"{_HELP} says what it takes; `sllm tokenize NAME TEXT` shows tokens",
     "INVALID_SAMPLING": f"{_HELP} says what it takes",
     "INVALID_STRUCTURED_OUTPUT": f"{_HELP} says which forms there are",
+    "INVALID_CHAT_TEMPLATE": f"{_HELP} says how one is given; `sllm model NAME` shows a model's",
     "INVALID_SOURCE": "`sllm {command} --help` says what it may be; `sllm inspect PATH` looks",
     "CONTEXT_EXCEEDED": "`sllm model NAME` tells the context, `sllm tokenize NAME TEXT` counts",
     "BATCH_NOT_FOUND": "`sllm batch ls` lists them",

@@ -112,7 +112,7 @@ def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(
     assert re.search(r'sllm_requests_total\{.*outcome="OK".*\}', control)
     assert re.search(r'sllm_instance_starts_total\{.*outcome="ok".*\}', control)
     assert re.search(
-        r'sllm_time_to_first_token_seconds_bucket\{cold="True",.*le="0.05".*\}', control
+        r'sllm_time_to_first_token_seconds_bucket\{cold="true",.*le="0.05".*\}', control
     )
     assert re.search(r'sllm_tier_used_bytes\{.*tier="DRAM"\} [1-9]', node)
     assert re.search(r'sllm_load_bytes_total\{.*phase="read"\} [1-9]', node)

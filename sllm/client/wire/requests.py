@@ -37,6 +37,7 @@ def deploy(
     pack: bool,
     tool_parser: str,
     reasoning_parser: str,
+    chat_template: str,
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
@@ -67,6 +68,7 @@ def deploy(
                 keep_alive=duration(keep_alive),
                 target_concurrency=target_concurrency,
             ),
+            chat_template=chat_template,
         )
 
 
