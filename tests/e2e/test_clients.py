@@ -42,7 +42,12 @@ LANGUAGES = (
     Language(
         "go",
         ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc"),
-        (GOCODE / "google.golang.org/grpc", GOCODE / "google.golang.org/genproto"),
+        (
+            GOCODE / "google.golang.org/grpc",
+            GOCODE / "google.golang.org/genproto",
+            GOCODE / "google.golang.org/protobuf",
+            GOCODE / "github.com/golang/protobuf/proto/wire.go",  # of 1.5, not of 1.3
+        ),
     ),
     Language(
         "cpp",
@@ -52,7 +57,10 @@ LANGUAGES = (
     Language(
         "java",
         ("javac", "java", "protoc", "grpc_java_plugin"),
-        (JARS / "grpc-netty.jar", JARS / "netty-all.jar", JARS / "perfmark-api.jar"),
+        tuple(
+            JARS / f"{name}.jar"
+            for name in ("grpc-netty", "netty-all", "perfmark-api", "proto-google-common-protos")
+        ),
     ),
 )
 
