@@ -65,6 +65,7 @@ class Devices:
 
     infos_now: tuple[DeviceInfo, ...] = ()
     kv_capacity_bytes: int = 0
+    max_together: int = 1
 
     def infos(self) -> tuple[DeviceInfo, ...]:
         return self.infos_now
