@@ -17,6 +17,7 @@ PARTS = ("control", "node", "client")
 FLOORS = {
     "sllm": (
         "cli",
+        "gateway",
         "control | node | client",
         "checkpoint",
         "rpc",
@@ -104,6 +105,7 @@ GENERATED_CODE = {
     "sllm.control.server": set(),
     "sllm.control.wire": set(),
     "sllm.embedding.wire": set(),
+    "sllm.gateway.connect.services": set(),
     "sllm.node.api": set(),
     "sllm.node.generations": set(),
     "sllm.node.instances.outputs": set(),
