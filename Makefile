@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms clean
+.PHONY: setup demo test architectures fuzz check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-console clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ check: setup
 	./tools/check-breaking $(BIN)/buf
 	./tools/check-generated $(BIN)/python
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
+
+# What it builds is committed: nobody needs Node.js but who changes the page.
+console: setup
+	./tools/build-console $(BIN)/python
 
 gen: setup
 	$(BIN)/python tools/generate.py gen
@@ -81,6 +85,9 @@ bench-batch: setup
 
 bench-forms: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.structured_output $(BENCH)
+
+bench-console: setup
+	$(BIN)/python -m bench.console $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)
