@@ -67,7 +67,7 @@ async def browsing(width: int = 1280, height: int = 800) -> AsyncIterator[Page]:
 
 
 def _listen(shown: Page, complaints: list[str]) -> None:
-    """Takes down what the page itself is at fault for: that a call fails may be what a test wants."""
+    """Takes down what the page is at fault for: that a call fails may be what a test wants."""
 
     def said(message: ConsoleMessage) -> None:
         if message.type == "error" and not message.text.startswith("Failed to load resource"):
