@@ -1,0 +1,18 @@
+"""The routes of OpenAI's protocol."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sllm.gateway.endpoint import Endpoint
+from sllm.gateway.openai import chat, completions, models
+from sllm.gateway.openai.chat_request import ChatRequest
+from sllm.gateway.openai.completion_request import CompletionRequest
+
+ENDPOINTS: Final[Sequence[Endpoint]] = (
+    Endpoint("GET", "/v1/models", models.listed, "Deployments."),
+    Endpoint("GET", "/v1/models/{model}", models.one, "One deployment."),
+    Endpoint("POST", "/v1/chat/completions", chat.complete, "Answers a conversation.", ChatRequest),
+    Endpoint(
+        "POST", "/v1/completions", completions.complete, "Goes on with texts.", CompletionRequest
+    ),
+)
