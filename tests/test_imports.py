@@ -87,7 +87,8 @@ FLOORS = {
     "sllm.gateway": (
         "server",
         "app",
-        "openapi | service | openai | anthropic",
+        "openapi | service | tokens | anthropic",
+        "openai",
         "endpoint | generating | parameters",
         "exchange | fields",
         "gateway",

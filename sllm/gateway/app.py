@@ -8,7 +8,8 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sllm import errors
-from sllm.gateway import openapi, service
+from sllm.gateway import openapi, service, tokens
+from sllm.gateway.anthropic import routes as anthropic_routes
 from sllm.gateway.endpoint import Answering, Endpoint
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.failures import Refusal
@@ -17,7 +18,9 @@ from sllm.gateway.openai import routes as openai_routes
 
 ENDPOINTS: Final[Sequence[Endpoint]] = (
     *service.ENDPOINTS,
+    *tokens.ENDPOINTS,
     *openai_routes.ENDPOINTS,
+    *anthropic_routes.ENDPOINTS,
 )
 """Everything that is answered in JSON or events."""
 

@@ -39,10 +39,10 @@ class ControlPlanes:
         for _ in self._clients[1:]:
             asked = self._current
             try:
-                return await call(self._clients[asked])
+                return await _called(call, self._clients[asked])
             except _GONE as error:
                 self._turn_from(asked, error)
-        return await call(self.current)
+        return await _called(call, self.current)
 
     async def begin(self, deployment: str, arguments: dict[str, Any]) -> tuple[AsyncStream, Event]:
         """A generation that a control plane has taken, and its first event.
@@ -52,10 +52,7 @@ class ControlPlanes:
         """
 
         async def begin(client: AsyncClient) -> tuple[AsyncStream, Event]:
-            try:
-                stream = client.generate(deployment, **arguments)
-            except (TypeError, AttributeError) as error:  # it has come over the wire
-                raise invalid(f"a field is not what it should be: {error}") from error
+            stream = client.generate(deployment, **arguments)
             try:
                 return stream, await anext(stream)
             except StopAsyncIteration as error:
@@ -93,3 +90,10 @@ class ControlPlanes:
             self._current = (asked + 1) % len(self._clients)
             address = self.current.address
             log.warning("gateway.control_changed", to=address, error=error.message)
+
+
+async def _called(call: Callable[[AsyncClient], Awaitable[T]], client: AsyncClient) -> T:
+    try:
+        return await call(client)
+    except (TypeError, AttributeError) as error:  # of what has come over the wire
+        raise invalid(f"a field is not what it should be: {error}") from error

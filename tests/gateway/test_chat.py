@@ -6,6 +6,7 @@ import httpx2
 import openai
 import pytest
 from serverlessllm.v1 import inference_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types
 
 from sllm import errors
 from tests.client.fake_control import FakeControl
@@ -94,7 +95,7 @@ def _thoughts_and_calls() -> list[pb.GenerateResponse]:
         _said(3, first_index=2, token_ids=[3], tool_calls=[more, other]),
     ]
     end.sequence = 4
-    end.finished.reason = 3
+    end.finished.reason = types.FINISH_REASON_TOOL_CALLS
     return [queued, *said, end]
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm import errors
+from sllm.gateway.anthropic.requests import MessageRequest
 from sllm.gateway.bodies import checked
 from sllm.gateway.control_planes import ControlPlanes
 from sllm.gateway.openai.chat_request import ChatRequest
@@ -158,15 +159,22 @@ JSON = st.recursive(
 
 KEYS = (
     *("role", "content", "type", "text", "function", "name", "parameters", "tool_calls", "id"),
+    *("input", "tool_use_id", "input_schema", "format", "effort"),
     *("arguments", "json_schema", "schema", "regex", "choice", "grammar", "json_object"),
 )
 PART = st.recursive(
-    st.dictionaries(st.sampled_from(KEYS), JSON | st.sampled_from(["function", "user", "text"])),
+    st.dictionaries(
+        st.sampled_from(KEYS),
+        JSON | st.sampled_from(["function", "user", "text", "tool_use", "tool_result"]),
+    ),
     lambda inner: st.dictionaries(st.sampled_from(KEYS), inner | st.lists(inner, max_size=2)),
     max_leaves=4,
 )
 PARTS = st.lists(PART, max_size=2)
-FORMS = ("tool_choice", "structured_output", "response_format", "template_arguments")
+FORMS = (
+    *("tool_choice", "structured_output", "response_format", "template_arguments"),
+    *("output_config", "thinking", "system"),
+)
 
 
 def _bodies(kind: Any, good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -191,6 +199,12 @@ def test_any_completion_is_taken_or_refused(body: dict[str, Any]) -> None:
         return {**request.arguments(), **request.prompts()[0]}
 
     asyncio.run(_taken(arguments))
+
+
+@settings(max_examples=200)
+@given(_bodies(MessageRequest, {**CHAT, "max_tokens": 3}))
+def test_any_message_is_taken_or_refused(body: dict[str, Any]) -> None:
+    asyncio.run(_taken(lambda: checked(MessageRequest, body).arguments()))
 
 
 async def _taken(arguments: Callable[[], dict[str, Any]]) -> None:
