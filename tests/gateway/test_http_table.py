@@ -8,6 +8,7 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from sllm import errors
 from sllm.gateway.anthropic.requests import CountRequest, MessageRequest
@@ -17,6 +18,7 @@ from sllm.gateway.fields import ForeignFields
 from sllm.gateway.openai.chat_request import ChatRequest
 from sllm.gateway.openai.completion_request import CompletionRequest
 from sllm.gateway.openai.embeddings import EmbeddingRequest
+from sllm.gateway.openai.response_request import ResponseRequest
 from sllm.gateway.tokens import DetokenizeRequest, TokenizeRequest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
@@ -32,6 +34,11 @@ KINDS: dict[str, tuple[type[ForeignFields], Any, dict[str, Any]]] = {
         CompletionRequest,
         completion_create_params.CompletionCreateParamsBase,
         {"model": "tiny", "prompt": "Hi"},
+    ),
+    "POST /v1/responses": (
+        ResponseRequest,
+        response_create_params.ResponseCreateParamsBase,
+        {"model": "tiny", "input": "Hi"},
     ),
     "POST /v1/embeddings": (
         EmbeddingRequest,

@@ -59,5 +59,5 @@ def set_reasoning(part: Any, text: str) -> None:
 
 
 def encoded(answer: BaseModel) -> bytes:
-    """JSON of what has been set."""
-    return answer.model_dump_json(exclude_unset=True).encode()
+    """JSON of what has been set; a request's own words go back as they came."""
+    return answer.model_dump_json(exclude_unset=True, warnings=False).encode()
