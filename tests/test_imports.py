@@ -92,7 +92,7 @@ FLOORS = {
         "endpoint | generating | parameters",
         "exchange | fields",
         "gateway",
-        "token_texts",
+        "token_texts | files",
         "control_planes",
         "context | bodies | protocol",
         "failures",

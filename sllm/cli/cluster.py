@@ -77,7 +77,7 @@ class Plan:
             port = HTTP_PORT if _is_free(HTTP_PORT) else 0
         return Command(
             name="gateway",
-            arguments=("gateway", "--control", control_address),
+            arguments=("gateway", "--control", control_address, *self._common("gateway", 0)[:2]),
             listen=f"127.0.0.1:{port}",
             log=self._log("gateway"),
             keeps_address=True,

@@ -1,6 +1,7 @@
 """`sllm gateway`: an HTTP door, in this process."""
 
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -32,6 +33,14 @@ def gateway(
     control: Controls = config.DEFAULT_CONTROL,
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
     port: Port = HTTP_PORT,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="Where files of batches are kept; gateways may share it.",
+            show_default="a directory that goes with it",
+        ),
+    ] = None,
     listen: Annotated[
         str | None, typer.Option(help="host:port, instead of these two.", hidden=True)
     ] = None,
@@ -44,7 +53,8 @@ def gateway(
         from sllm.gateway.settings import GatewaySettings, addresses
     if listen is not None:
         host, port = _host_and_port(listen)
-    settings = GatewaySettings(controls=tuple(addresses(control)), host=host, port=port)
+    controls = tuple(addresses(control))
+    settings = GatewaySettings(controls, host, port, files_directory=files)
     with interrupts_end_it():
         server = _server(settings)
     run_server(server)

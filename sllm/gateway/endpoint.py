@@ -99,6 +99,9 @@ class Answering:
         status, error = refusal.status, refusal.error
         body = self._endpoint.tell(error, status, exchange.context.request_id)
         stream = exchange.stream
+        if exchange.status:  # a part of the answer has gone: its caller sees that it breaks off
+            log.warning("gateway.answer_broken_off", reason=error.reason, error=error.message)
+            return
         if stream is None or not stream.opened:
             exchange.stream = None
             await exchange.reply(body, status, failures.headers(error, status))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -73,6 +73,15 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": _raw(told)})
         await self._send({"type": "http.response.body", "body": body})
         self.status = status
+
+    async def send_all(self, parts: AsyncIterator[bytes], content_type: str) -> None:
+        """Answers with a body of any size, as fast as its caller reads."""
+        told = {"content-type": content_type, **self._own_headers()}
+        await self._send({"type": "http.response.start", "status": 200, "headers": _raw(told)})
+        self.status = 200
+        async for part in parts:
+            await self._send({"type": "http.response.body", "body": part, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def events(self) -> EventStream:
         """Answers with a stream of events."""

@@ -1,9 +1,11 @@
 """One gateway: its control planes, and the requests under way. Belongs to one event loop."""
 
+import asyncio
 from typing import Protocol
 
 from sllm import errors
 from sllm.gateway.control_planes import ControlPlanes
+from sllm.gateway.files import FileStore
 from sllm.gateway.settings import GatewaySettings
 from sllm.gateway.token_texts import TokenTexts
 
@@ -24,6 +26,7 @@ class Gateway:
         self.settings = settings
         self.planes = ControlPlanes(settings.controls)
         self.token_texts = TokenTexts(self.planes)
+        self.files = FileStore(settings.files_directory, settings.max_files_bytes)
         self._under_way: set[UnderWay] = set()
         self._closing = False
 
@@ -60,5 +63,6 @@ class Gateway:
             exchange.end()
 
     async def close(self) -> None:
-        """Leaves the control planes."""
+        """Leaves the control planes, and no files that nobody else has."""
         await self.planes.close()
+        await asyncio.to_thread(self.files.close)

@@ -14,7 +14,7 @@ from sllm.gateway.app import application
 from sllm.gateway.gateway import Gateway
 from sllm.gateway.protocol import protocol
 from sllm.gateway.settings import GatewaySettings
-from sllm.process import leave_out_of_collections, return_large_memory, until_terminated
+from sllm.process import keep_private, leave_out_of_collections, return_large_memory, until_terminated
 
 log = structlog.get_logger()
 
@@ -31,6 +31,7 @@ async def serve(settings: GatewaySettings) -> None:
         errors.Unreachable: The address cannot be bound.
     """
     return_large_memory()
+    keep_private()
     configured = telemetry.configure("sllm-gateway", instance_id="gateway", collects=True)
     asked_to_end = asyncio.create_task(until_terminated())  # before anybody knows that we are here
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from sllm import bounds
@@ -23,8 +24,12 @@ class GatewaySettings:
     """Of a request that is no file."""
     max_file_bytes: int = 512 * MIB
     """Of a file that is uploaded."""
+    files_directory: Path | None = None
+    """For files of batches, which gateways may share. None: one that goes with the gateway."""
+    max_files_bytes: int = 8 * 1024 * MIB
+    """Of all files together."""
     body_seconds: float = 60.0
-    """For a request's body to arrive; a file has as much for each of its mebibytes."""
+    """For a request's body to arrive, or the next part of a file's."""
     header_seconds: float = 20.0
     """For a request's head to arrive, from when the connection is there."""
     idle_seconds: float = 75.0

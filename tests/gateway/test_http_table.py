@@ -6,7 +6,11 @@ from typing import Any, get_type_hints
 
 import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
-from openai.types import completion_create_params, embedding_create_params
+from openai.types import (
+    batch_create_params,
+    completion_create_params,
+    embedding_create_params,
+)
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
@@ -15,6 +19,7 @@ from sllm.gateway.anthropic.requests import CountRequest, MessageRequest
 from sllm.gateway.app import ENDPOINTS
 from sllm.gateway.bodies import checked
 from sllm.gateway.fields import ForeignFields
+from sllm.gateway.openai.batches import BatchBody
 from sllm.gateway.openai.chat_request import ChatRequest
 from sllm.gateway.openai.completion_request import CompletionRequest
 from sllm.gateway.openai.embeddings import EmbeddingRequest
@@ -44,6 +49,15 @@ KINDS: dict[str, tuple[type[ForeignFields], Any, dict[str, Any]]] = {
         EmbeddingRequest,
         embedding_create_params.EmbeddingCreateParams,
         {"model": "tiny", "input": "Hi"},
+    ),
+    "POST /v1/batches": (
+        BatchBody,
+        batch_create_params.BatchCreateParams,
+        {
+            "completion_window": "24h",
+            "endpoint": "/v1/completions",
+            "input_file_id": "file-1",
+        },
     ),
     "POST /v1/messages": (
         MessageRequest,

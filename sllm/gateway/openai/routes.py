@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from sllm.gateway.endpoint import Endpoint
-from sllm.gateway.openai import chat, completions, embeddings, models, responses
+from sllm.gateway.openai import batches, chat, completions, embeddings, files, models, responses
+from sllm.gateway.openai.batches import BatchBody
 from sllm.gateway.openai.chat_request import ChatRequest
 from sllm.gateway.openai.completion_request import CompletionRequest
 from sllm.gateway.openai.embeddings import EmbeddingRequest
@@ -29,4 +30,13 @@ ENDPOINTS: Final[Sequence[Endpoint]] = (
     Endpoint(
         "POST", "/v1/embeddings", embeddings.embed, "Makes vectors of texts.", EmbeddingRequest
     ),
+    Endpoint("POST", "/v1/files", files.upload, "Takes a file."),
+    Endpoint("GET", "/v1/files", files.listed, "All files."),
+    Endpoint("GET", "/v1/files/{file}", files.one, "One file."),
+    Endpoint("DELETE", "/v1/files/{file}", files.delete, "Forgets a file."),
+    Endpoint("GET", "/v1/files/{file}/content", files.content, "What is in a file."),
+    Endpoint("POST", "/v1/batches", batches.create, "Has many requests done.", BatchBody),
+    Endpoint("GET", "/v1/batches", batches.listed, "All batches."),
+    Endpoint("GET", "/v1/batches/{batch}", batches.one, "One batch."),
+    Endpoint("POST", "/v1/batches/{batch}/cancel", batches.cancel, "Ends a batch."),
 )
