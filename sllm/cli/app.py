@@ -10,6 +10,7 @@ from sllm.cli import (
     cluster,
     deployments,
     embeddings,
+    gateway,
     generate,
     listings,
     migrations,
@@ -50,6 +51,7 @@ def _options(
 app.command(rich_help_panel="Run it")(cluster.up)
 app.command(rich_help_panel="Run it")(servers.control)
 app.command(rich_help_panel="Run it")(servers.node)
+app.command(rich_help_panel="Run it")(gateway.gateway)
 app.command(rich_help_panel="Use it")(deployments.deploy)
 app.command(rich_help_panel="Use it")(generate.generate)
 app.command(rich_help_panel="Use it")(generate.chat)

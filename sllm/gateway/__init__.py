@@ -1,1 +1,1 @@
-"""Doors for what speaks HTTP: a client of the control plane over gRPC, without state of its own."""
+"""The HTTP door: OpenAI's and Anthropic's protocols, answered by a control plane over gRPC."""

@@ -70,6 +70,7 @@ def _up(
     directory: Path, *arguments: str, **options: Any
 ) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
+    command += [] if "--http" in arguments else ["--no-http"]
     return started([*command, *SMALL, *arguments], **options)
 
 

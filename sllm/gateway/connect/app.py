@@ -1,5 +1,6 @@
 """The application: every service by Connect, gRPC-Web and plain JSON, with reflection."""
 
+import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -7,13 +8,13 @@ from typing import Any, Final
 from connectrpc.method import StreamType
 from connectrpc.server import ConnectASGIApplication
 from starlette.routing import BaseRoute, Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sllm import rpc
 from sllm.gateway.connect import reflection, services
 from sllm.gateway.connect.codecs import CODECS
 from sllm.gateway.connect.forwarding import Forwarder
 from sllm.gateway.connect.lines import Lines
+from sllm.gateway.gateway import Gateway
 
 _GRPC: Final = b"application/grpc"
 _WEB: Final = b"application/grpc-web"
@@ -25,13 +26,15 @@ _ONLY_GRPC: Final = (
 class Connect:
     """Serves the control plane's services over HTTP."""
 
-    def __init__(self, control_address: str) -> None:
-        self._forwarder = Forwarder(control_address)
+    def __init__(self, gateway: Gateway) -> None:
+        self._forwarder = Forwarder(gateway)
+        self._patience = gateway.settings.body_seconds
+        most = gateway.settings.max_body_bytes
         served = list(services.methods())
         endpoints = {one.path: self._forwarder.endpoint(one) for one in served}
-        app: Any = _Services({**endpoints, **reflection.endpoints()})
+        app: Any = _Services({**endpoints, **reflection.endpoints()}, most)
         streams = [one.path for one in served if one.stream_type is StreamType.SERVER_STREAM]
-        self._app: ASGIApp = Lines(app, streams, rpc.MAX_MESSAGE_BYTES)
+        self._app: ASGIApp = Lines(app, streams, most)
 
     def routes(self) -> list[BaseRoute]:
         """Where it is served: at `/package.Service/Method`, as all of its clients expect."""
@@ -48,7 +51,25 @@ class Connect:
         if kind.startswith(_GRPC) and not kind.startswith(_WEB):
             await _refuse(send)
         else:
-            await self._app(_plain(scope), receive, send)
+            await self._app(_plain(scope), _InTime(receive, self._patience), send)
+
+
+class _InTime:
+    """A request's body: whoever takes too long over the next part of it has left."""
+
+    def __init__(self, receive: Receive, seconds: float) -> None:
+        self._receive = receive
+        self._seconds = seconds
+        self._whole = False
+
+    async def __call__(self) -> Message:
+        try:
+            async with asyncio.timeout(None if self._whole else self._seconds):
+                message = await self._receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        self._whole = not message.get("more_body", False)
+        return message
 
 
 def _plain(scope: Scope) -> Scope:
@@ -68,12 +89,12 @@ async def _refuse(send: Send) -> None:
 class _Services(ConnectASGIApplication[Mapping[str, Any]]):
     """The library's application over all services together."""
 
-    def __init__(self, endpoints: Mapping[str, Any]) -> None:
+    def __init__(self, endpoints: Mapping[str, Any], most_bytes: int) -> None:
         super().__init__(
             service=endpoints,
             endpoints=lambda found: found,
             codecs=CODECS,
-            read_max_bytes=rpc.MAX_MESSAGE_BYTES,
+            read_max_bytes=most_bytes,
         )
 
     @property

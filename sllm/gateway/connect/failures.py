@@ -63,6 +63,11 @@ def told(method: str, control_address: str) -> Iterator[None]:
         raise to_connect(handlers.as_typed(error, method)) from error
 
 
+def is_away(error: ConnectError) -> bool:
+    """Whether it is the control plane that cannot be reached."""
+    return isinstance(error.__cause__, grpc.aio.AioRpcError) and error.code is Code.UNAVAILABLE
+
+
 def _from_rpc(error: grpc.aio.AioRpcError, control_address: str) -> errors.SllmError:
     typed = statuses.from_rpc_error(error)
     if isinstance(typed, errors.Unreachable) and statuses.is_of_transport(error):

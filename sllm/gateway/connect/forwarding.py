@@ -1,11 +1,12 @@
 """Calls of HTTP as calls of gRPC: bytes in, bytes out, at the pace of whoever reads."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
+from connectrpc.errors import ConnectError
 from connectrpc.method import StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import Endpoint
@@ -14,6 +15,7 @@ from sllm import bounds, errors, rpc
 from sllm.gateway.connect import failures
 from sllm.gateway.connect.codecs import Encoded, from_wire
 from sllm.gateway.connect.services import Method
+from sllm.gateway.gateway import GOING_DOWN, Gateway
 
 _CARRIED: Final = ("traceparent", "tracestate", "baggage", "authorization")
 """Headers that go along as metadata."""
@@ -21,17 +23,32 @@ _CARRIED: Final = ("traceparent", "tracestate", "baggage", "authorization")
 Context = RequestContext[Any, Any]
 
 
-class Forwarder:
-    """The way to one control plane. Its channel is made with the first call, and shared by all."""
+class _UnderWay:
+    """A call that is being answered: the gateway ends it when it goes down."""
 
-    def __init__(self, control_address: str) -> None:
-        self._address = control_address
-        self._channel: grpc.aio.Channel | None = None
+    def __init__(self) -> None:
+        self.call: Any = None
+        self.ended = False
+
+    def end(self) -> None:
+        self.ended = True
+        if self.call is not None:
+            self.call.cancel()
+
+
+class Forwarder:
+    """The way to a gateway's control planes. Each has a channel, made with its first call."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._addresses = gateway.settings.controls
+        self._current = 0
+        self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def close(self) -> None:
-        """Ends the calls under way, and the channel."""
-        if self._channel is not None:
-            await self._channel.close(None)
+        """Ends the calls under way, and the channels."""
+        for channel in self._channels.values():
+            await channel.close(None)
 
     def endpoint(self, method: Method) -> Any:
         """What serves a method."""
@@ -45,19 +62,20 @@ class Forwarder:
 
     def _unary(self, method: Method) -> Callable[[Encoded, Context], Any]:
         async def serve(request: Encoded, context: Context) -> bytes:
-            with self._told(method, context):
+            with self._told(method, context) as under_way:
                 wire = await request.to_wire(method.request)
-                call = self._to_control().unary_unary(method.path)
-                answer = await call(wire, **_options(context))
-                return await from_wire(request.codec, answer, method.response)
+                ask: Any = self._channel().unary_unary(method.path)
+                call = under_way.call = ask(wire, **_options(context))
+                return await from_wire(request.codec, await call, method.response)
 
         return serve
 
     def _server_stream(self, method: Method) -> Callable[[Encoded, Context], Any]:
         async def serve(request: Encoded, context: Context) -> AsyncGenerator[bytes]:
-            with self._told(method, context):
+            with self._told(method, context) as under_way:
                 wire = await request.to_wire(method.request)
-                call = self._to_control().unary_stream(method.path)(wire, **_options(context))
+                ask: Any = self._channel().unary_stream(method.path)
+                call = under_way.call = ask(wire, **_options(context))
                 try:
                     async for answer in call:
                         yield await from_wire(request.codec, answer, method.response)
@@ -68,8 +86,9 @@ class Forwarder:
 
     def _client_stream(self, method: Method) -> Callable[[AsyncIterator[Encoded], Context], Any]:
         async def serve(requests: AsyncIterator[Encoded], context: Context) -> bytes:
-            with self._told(method, context):
-                call = self._to_control().stream_unary(method.path)(**_options(context))
+            with self._told(method, context) as under_way:
+                ask: Any = self._channel().stream_unary(method.path)
+                call = under_way.call = ask(**_options(context))
                 try:
                     codec = await _send_all(call, requests, method)
                     return await from_wire(codec, await call, method.response)
@@ -79,21 +98,33 @@ class Forwarder:
         return serve
 
     @contextmanager
-    def _told(self, method: Method, context: Context) -> Any:
+    def _told(self, method: Method, context: Context) -> Iterator[_UnderWay]:
+        """A call within which failures are told as its caller reads them."""
+        asked = self._current
+        under_way = _UnderWay()
         try:
-            with failures.told(method.path, self._address):
-                yield
+            with failures.told(method.path, self._addresses[asked]):
+                self._gateway.enter(under_way)
+                yield under_way
+        except ConnectError as error:
+            if failures.is_away(error):
+                self._turn_from(asked)
+            raise
         except asyncio.CancelledError as error:
-            if not _is_late(context):
-                raise
-            # The deadline has cancelled this: its caller is told in our words, with a reason.
-            message = f"{method.path} had no end before its deadline"
-            raise failures.to_connect(errors.DeadlineExceeded(message)) from error
+            raise _in_words(error, method, context, under_way) from error
+        finally:
+            self._gateway.leave(under_way)
 
-    def _to_control(self) -> Any:
-        if self._channel is None:
-            self._channel = rpc.channel(self._address)
-        return self._channel
+    def _turn_from(self, asked: int) -> None:
+        """The next call goes to another control plane, if there is any."""
+        if self._current == asked:
+            self._current = (asked + 1) % len(self._addresses)
+
+    def _channel(self) -> grpc.aio.Channel:
+        address = self._addresses[self._current]
+        if address not in self._channels:
+            self._channels[address] = rpc.channel(address)
+        return self._channels[address]
 
 
 async def _send_all(call: Any, requests: AsyncIterator[Encoded], method: Method) -> str:
@@ -108,14 +139,22 @@ async def _send_all(call: Any, requests: AsyncIterator[Encoded], method: Method)
 
 
 def _options(context: Context) -> dict[str, Any]:
-    metadata = [
-        (key, context.request_headers[key]) for key in _CARRIED if key in context.request_headers
-    ]
+    headers = context.request_headers
+    metadata = [(key, headers[key]) for key in _CARRIED if key in headers]
     left = context.timeout_ms
     timeout = None if left is None else min(max(left, 0.0) / 1000.0, bounds.LONGEST)
     return {"timeout": timeout, "metadata": metadata}
 
 
-def _is_late(context: Context) -> bool:
+def _in_words(
+    error: asyncio.CancelledError, method: Method, context: Context, under_way: _UnderWay
+) -> BaseException:
+    """What a caller is told whose deadline, or whose gateway's end, has cancelled its call."""
+    task = asyncio.current_task()
+    if under_way.ended and not (task and task.cancelling()):
+        return failures.to_connect(errors.ShuttingDown(GOING_DOWN))
     left = context.timeout_ms
-    return left is not None and left <= 0.0
+    if left is not None and left <= 0.0:
+        message = f"{method.path} had no end before its deadline"
+        return failures.to_connect(errors.DeadlineExceeded(message))
+    return error

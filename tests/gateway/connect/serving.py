@@ -1,6 +1,5 @@
 """The services over HTTP, as a real server in this process, and clients of each protocol."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import uvicorn
 from connectrpc.client import ConnectClient
 from connectrpc.codec import Codec
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 from connectrpc.protocol import ProtocolType
-from starlette.applications import Starlette
 
-from sllm.gateway.connect.app import Connect
 from sllm.gateway.connect.services import Method, methods
-from tests.support import assert_eventually
+from sllm.gateway.server import running
+from sllm.gateway.settings import GatewaySettings
 
 METHODS: dict[str, Method] = {method.path.rpartition(".")[2]: method for method in methods()}
 """By service and name, without the package."""
@@ -59,26 +56,8 @@ class Door:
 
 
 @asynccontextmanager
-async def served(app: Any) -> AsyncIterator[str]:
-    """Serves an application on a free port, and gives its URL."""
-    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve(), name="uvicorn")
-    try:
-        await assert_eventually(lambda: server.started or task.done())
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        await task
-
-
-@asynccontextmanager
-async def door_of(control_address: str) -> AsyncIterator[Door]:
-    """The services of a control plane over HTTP."""
-    connect = Connect(control_address)
-    try:
-        async with served(Starlette(routes=connect.routes())) as url:
-            yield Door(url)
-    finally:
-        await connect.close()
+async def door_of(*controls: str, **settings: Any) -> AsyncIterator[Door]:
+    """A gateway of control planes, in this process."""
+    given = {"port": 0, "stop_seconds": 0.2, **settings}
+    async with running(GatewaySettings(controls, **given)) as address:
+        yield Door(f"http://{address}")

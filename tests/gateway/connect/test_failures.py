@@ -143,11 +143,39 @@ async def test_a_control_plane_that_is_away() -> None:
     assert "127.0.0.1:1" in told["message"]
 
 
+async def test_another_control_plane_is_asked_next(cluster: Cluster, node: FakeNode) -> None:
+    async with door_of("127.0.0.1:1", cluster.address) as door:
+        told = [await door.ask("ClusterService/ListNodes", {}) for _ in range(2)]
+    assert [status for status, _ in told] == [503, 200]
+
+
+async def test_a_gateway_that_goes_down_says_so(cluster: Cluster, node: FakeNode) -> None:
+    """Streams without an end are ended, so that their readers look for another gateway."""
+    async with aiohttp.ClientSession() as session:
+        async with door_of(cluster.address) as door:
+            reply = await session.post(door.path("ClusterService/WatchCluster"), json={})
+            await reply.content.readline()
+        *_, last = [json.loads(line) async for line in reply.content]
+        reply.close()
+    assert (last["error"]["code"], _reason(last["error"])) == ("unavailable", "SHUTTING_DOWN")
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(cluster: Cluster) -> None:
+    async with door_of(cluster.address, body_seconds=0.1) as door:
+        address, port = door.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(address, int(port))
+        path = METHODS["ClusterService/ListNodes"].path
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n"
+        writer.write(f"{head}content-type: application/json\r\n\r\n".encode())
+        assert b"499" in await reader.readline()
+        writer.close()
+
+
 async def test_what_parts_of_the_cluster_say_to_one_another_is_not_served(door: Door) -> None:
     async with aiohttp.ClientSession() as session:
         for name in ("FleetService/Report", "NodeService/StopInstance", "Nothing/At"):
-            reply = await session.post(f"{door.url}/serverlessllm.v1.{name}", json={})
-            assert reply.status == 404
+            async with session.post(f"{door.url}/serverlessllm.v1.{name}", json={}) as reply:
+                assert reply.status == 404
 
 
 async def test_grpc_itself_has_another_port(door: Door) -> None:

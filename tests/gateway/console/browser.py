@@ -7,12 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
-from starlette.applications import Starlette
 
-from sllm.gateway.connect.app import Connect
-from sllm.gateway.console import page
-from sllm.gateway.console.same_origin import SameOrigin
-from tests.gateway.connect.serving import served
+from tests.gateway.connect.serving import door_of
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
 """None: there is no browser here, and what needs one is skipped."""
@@ -31,14 +27,9 @@ TIMEOUT_MS: Final = 15_000
 
 @asynccontextmanager
 async def console_of(control_address: str) -> AsyncIterator[str]:
-    """The URL of a console for a control plane."""
-    connect = Connect(control_address)
-    app = SameOrigin(Starlette(routes=[*connect.routes(), *page.routes()]))
-    try:
-        async with served(app) as url:
-            yield url
-    finally:
-        await connect.close()
+    """The URL of a gateway for a control plane."""
+    async with door_of(control_address) as door:
+        yield door.url
 
 
 @asynccontextmanager
