@@ -7,7 +7,8 @@ import type { Start, Step } from "../state/starts";
 import { now } from "../state/summary";
 
 export function StartBar({ start }: { start: Start }) {
-  const at = now.value;
+  // A start may be younger than the last look at the clock.
+  const at = Math.max(now.value, start.beganAt);
   const whole = Math.max(start.readyAt ?? 0, at) - start.beganAt || 1;
   const last = start.steps.at(-1);
   const left = start.readyAt === undefined ? "" : leftOf(start.readyAt - at);
