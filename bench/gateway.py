@@ -92,7 +92,7 @@ def gateway(address: str) -> Iterator[Door]:
     finally:
         process.terminate()
         process.wait(START_SECONDS)
-        if process.stdout:
+        if process.stdout is not None:
             process.stdout.close()
 
 

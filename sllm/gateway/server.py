@@ -14,7 +14,12 @@ from sllm.gateway.app import application
 from sllm.gateway.gateway import Gateway
 from sllm.gateway.protocol import protocol
 from sllm.gateway.settings import GatewaySettings
-from sllm.process import keep_private, leave_out_of_collections, return_large_memory, until_terminated
+from sllm.process import (
+    keep_private,
+    leave_out_of_collections,
+    return_large_memory,
+    until_terminated,
+)
 
 log = structlog.get_logger()
 
