@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway clean
+.PHONY: setup demo test architectures fuzz fuzz-http check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ architectures: setup
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+fuzz-http: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt schemathesis
+	PYTHONPATH=examples $(BIN)/python -m tests.gateway.fuzz $(FUZZ)
 
 check: setup
 	$(BIN)/ruff check .
