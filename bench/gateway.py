@@ -158,8 +158,10 @@ async def _beside_slow(door: Door, rounds: int) -> float:
     found = []
     for _ in range(rounds):
         async with AsyncExitStack() as stack:
+            held = []  # a reader that nobody has closes its connection
             for _ in range(STREAMS):
-                _, writer = await door.open({"max_tokens": 400, "ignore_eos": True})
+                reader, writer = await door.open({"max_tokens": 400, "ignore_eos": True})
+                held.append(reader)
                 writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket
                 stack.callback(writer.transport.abort)
             await asyncio.sleep(2.0)  # they have said what nobody will read
@@ -174,10 +176,12 @@ async def _idle(client: sllm.AsyncClient, door: Door, count: int) -> float:
         for name in names:
             await client.deploy(name, MODEL, keep_alive=0.0, max_concurrency=1)
             stack.push_async_callback(client.delete, name)
+        held = []
         for number in range(count):
             name = names[number % len(names)]
             body: dict[str, object] = {"model": name, "max_tokens": 480, "ignore_eos": True}
-            _, writer = await door.open(body)
+            reader, writer = await door.open(body)
+            held.append(reader)
             stack.callback(writer.transport.abort)
         await _until_waiting(client, names, int(0.9 * count))
         return float(door.process.memory_info().rss)
