@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz fuzz-http check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway clean
+.PHONY: setup demo test architectures fuzz fuzz-http every-step check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ fuzz: setup
 fuzz-http: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt schemathesis
 	PYTHONPATH=examples $(BIN)/python -m tests.gateway.fuzz $(FUZZ)
+
+# Generations that are moved after each of their tokens; `make test` moves them after a few.
+every-step: setup
+	EVERY_STEP=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder -k any_step tests/e2e
 
 check: setup
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ FLOORS = {
         "gateway",
         "control | node | client",
         "checkpoint",
-        "rpc",
+        "rpc | sending",
         "handlers",
         "statuses | token_events",
         "telemetry | process | machine | config | prompt_size | sampling | bounds"

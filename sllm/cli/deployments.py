@@ -57,6 +57,14 @@ def deploy(
     reasoning_parser: Annotated[
         str, typer.Option(help="vLLM's parser of thoughts, such as qwen3.", show_default=False)
     ] = "",
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            help="Jinja file with which conversations are rendered; else the model's own.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -78,6 +86,7 @@ def deploy(
             pack=pack,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
+            chat_template=chat_template.read_text() if chat_template else "",
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

@@ -80,6 +80,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         pack: bool = False,
         tool_parser: str = "",
         reasoning_parser: str = "",
+        chat_template: str = "",
         wait: bool = True,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -107,6 +108,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             tool_parser: vLLM's, such as "hermes", that takes calls of tools out of answers. Empty:
                 they stay text.
             reasoning_parser: the same of thoughts, such as "qwen3".
+            chat_template: in Jinja, what conversations are rendered with. Empty: the model's own.
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
             on_progress: told how far the checkpoint has come, in the event loop's thread.
@@ -129,6 +131,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             pack=pack,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
+            chat_template=chat_template,
             min_replicas=min_replicas,
             max_replicas=max_replicas,
             keep_alive=keep_alive,

@@ -117,6 +117,7 @@ class DeployRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller; a repeated call with the same id and content changes nothing and
     returns the first answer. Empty: the call is not idempotent.
@@ -124,6 +125,10 @@ class DeployRequest(_message.Message):
     name: _builtins.str
     """1-63 of [a-z0-9._-], beginning with a letter or digit."""
     source: _builtins.str
+    chat_template: _builtins.str
+    """In Jinja, at most 131,072 letters: what conversations are rendered with, in place of the model's
+    own. Tried out with the model at once; GetModel tells it. Empty: the model's own.
+    """
     @_builtins.property
     def engine(self) -> _types_pb2.EngineConfig: ...
     @_builtins.property
@@ -136,10 +141,11 @@ class DeployRequest(_message.Message):
         source: _builtins.str = ...,
         engine: _types_pb2.EngineConfig | None = ...,
         scaling: _types_pb2.ScalingPolicy | None = ...,
+        chat_template: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "engine", b"engine", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

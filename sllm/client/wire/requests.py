@@ -42,6 +42,7 @@ def deploy(
     pack: bool,
     tool_parser: str,
     reasoning_parser: str,
+    chat_template: str,
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
@@ -72,6 +73,7 @@ def deploy(
                 keep_alive=duration(keep_alive),
                 target_concurrency=target_concurrency,
             ),
+            chat_template=chat_template,
         )
 
 

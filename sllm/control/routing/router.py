@@ -18,6 +18,7 @@ from sllm.control.routing.relay import Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
 from sllm.control.wire import generations
+from sllm.control.wire.chats import take_template
 from sllm.embedding.purpose import Task
 from sllm.structured_output.checker import Checker
 
@@ -144,6 +145,7 @@ class Router:
             raise errors.ShuttingDown(_GOING_DOWN)
         deployment = self._state.deployments.get(request.deployment)
         if deployment:
+            take_template(request, deployment)
             generations.settle_parsing(request, deployment)
         if form := generations.form(request):
             generations.check_size(request, self._state.deployment(request.deployment))
