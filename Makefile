@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-console clean
+.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway bench-console clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ architectures: setup
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+fuzz-http: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt schemathesis
+	PYTHONPATH=examples $(BIN)/python -m tests.gateway.fuzz $(FUZZ)
 
 # Generations that are moved after each of their tokens; `make test` moves them after a few.
 every-step: setup
@@ -92,6 +96,9 @@ bench-forms: setup
 
 bench-console: setup
 	$(BIN)/python -m bench.console $(BENCH)
+
+bench-gateway: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.gateway $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ STREAMS = 32
 TOKENS = 128
 PROMPT = "The for statement"
 START_SECONDS = 60.0
+QUEUE = 800
+"""Requests that wait for one deployment: the router takes 1,000."""
 
 Ask = Callable[[], Awaitable[float]]
 """One request of `TOKENS` tokens; gives the seconds to its first."""
@@ -92,7 +94,7 @@ def gateway(address: str) -> Iterator[Door]:
     finally:
         process.terminate()
         process.wait(START_SECONDS)
-        if process.stdout:
+        if process.stdout is not None:
             process.stdout.close()
 
 
@@ -146,6 +148,7 @@ async def measure(address: str, door: Door, rounds: int, idle: int) -> Figures:
             for found, ask in zip(rates, (grpc, http), strict=True):
                 found.append(await rate(ask))
         slow = await _beside_slow(door, rounds)
+        await client.delete("tiny")
         idle_bytes = await _idle(client, door, idle)
     return Figures(*firsts, *rates, idle_bytes, slow / statistics.median(rates[1]))
 
@@ -155,8 +158,10 @@ async def _beside_slow(door: Door, rounds: int) -> float:
     found = []
     for _ in range(rounds):
         async with AsyncExitStack() as stack:
+            held = []  # a reader that nobody has closes its connection
             for _ in range(STREAMS):
-                _, writer = await door.open({"max_tokens": 400, "ignore_eos": True})
+                reader, writer = await door.open({"max_tokens": 400, "ignore_eos": True})
+                held.append(reader)
                 writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket
                 stack.callback(writer.transport.abort)
             await asyncio.sleep(2.0)  # they have said what nobody will read
@@ -166,22 +171,25 @@ async def _beside_slow(door: Door, rounds: int) -> float:
 
 async def _idle(client: sllm.AsyncClient, door: Door, count: int) -> float:
     """Resident bytes of the gateway with so many streams that wait for an instance."""
-    await client.deploy(
-        "idle", MODEL, keep_alive=0.0, max_concurrency=1, kv_cache_tokens=512, max_replicas=1
-    )
+    names = [f"idle-{number}" for number in range(1 + count // QUEUE)]
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(client.delete, "idle")
-        for _ in range(count):
-            body: dict[str, object] = {"model": "idle", "max_tokens": 480, "ignore_eos": True}
-            _, writer = await door.open(body)
+        for name in names:
+            await client.deploy(name, MODEL, keep_alive=0.0, max_concurrency=1)
+            stack.push_async_callback(client.delete, name)
+        held = []
+        for number in range(count):
+            name = names[number % len(names)]
+            body: dict[str, object] = {"model": name, "max_tokens": 480, "ignore_eos": True}
+            reader, writer = await door.open(body)
+            held.append(reader)
             stack.callback(writer.transport.abort)
-        await _until_waiting(client, count // 2)
+        await _until_waiting(client, names, int(0.9 * count))
         return float(door.process.memory_info().rss)
 
 
-async def _until_waiting(client: sllm.AsyncClient, count: int) -> None:
+async def _until_waiting(client: sllm.AsyncClient, names: Sequence[str], count: int) -> None:
     until = time.monotonic() + START_SECONDS
-    while (await client.deployment("idle")).queued_requests < count:
+    while sum([(await client.deployment(name)).queued_requests for name in names]) < count:
         if time.monotonic() > until:
             raise TimeoutError("the streams did not come to wait")
         await asyncio.sleep(0.2)

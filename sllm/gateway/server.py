@@ -66,7 +66,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[str]:
             serving = group.create_task(server.serve([listening]), name="http")
             await _started(server, serving)
             yield f"{settings.host}:{listening.getsockname()[1]}"
-            await _end(gateway, settings)
+            await _end(gateway, connect, settings)
             server.should_exit = True
     finally:
         listening.close()
@@ -119,9 +119,10 @@ async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def _end(gateway: Gateway, settings: GatewaySettings) -> None:
+async def _end(gateway: Gateway, connect: Connect, settings: GatewaySettings) -> None:
     """Takes nothing more, lets what is under way end, and ends what does not."""
     gateway.close_door()
+    connect.end_watches()
     for seconds, then in ((settings.stop_seconds, gateway.end_all), (_LAST_WORDS_SECONDS, None)):
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -93,7 +93,7 @@ async def test_a_tool_is_called(gateway: Part, client: openai.AsyncOpenAI) -> No
     choice: Any = {"type": "function", "function": {"name": "pick"}}
     options: dict[str, Any] = {"tools": [tool], "tool_choice": choice}
     answer = await client.chat.completions.create(**ASKED, **options)
-    (call,) = answer.choices[0].message.tool_calls or ()
+    (call,) = answer.choices[0].message.tool_calls or []
     assert call.type == "function"
     assert json.loads(call.function.arguments)["b"] in ("x", "yy")
     async with anthropic.AsyncAnthropic(

@@ -30,8 +30,8 @@ def _file(lines: list[Any]) -> tuple[str, bytes]:
     return "in.jsonl", b"\n".join(json.dumps(line).encode() for line in lines)
 
 
-def _batch(batch_id: str, state: Any, **counts: int) -> pb.Batch:
-    ended = {} if state == pb.BATCH_STATE_RUNNING else {"ended_at": WHEN}
+def _batch(batch_id: str, state: Any, **counts: Any) -> pb.Batch:
+    ended: Any = {} if state == pb.BATCH_STATE_RUNNING else {"ended_at": WHEN}
     return pb.Batch(
         batch_id=batch_id,
         state=state,

@@ -164,3 +164,30 @@ async def test_no_control_plane_is_told(opened: Open) -> None:
         assert "retry-after: 1" in head
         length = int(head.partition("content-length: ")[2].split()[0])
         assert json.loads(await reader.readexactly(length))["error"]["code"] == "UNREACHABLE"
+
+
+async def test_nothing_is_left_of_requests(control: FakeControl, url: str) -> None:
+    """Whichever way they have ended."""
+    ends = [
+        generation(),
+        [*generation()[:4], DROP],
+        [errors.QueueFull("full")],
+        [*generation()[:4], Silence()],
+        [Silence()],
+    ]
+    before = asyncio.all_tasks()
+    for end in ends:
+        for body in (CHAT, STREAMED):
+            control.reply("Generate", *end)
+            count = len(control.requests["Generate"])
+            async with connected(url) as (reader, writer):
+                writer.write(post("/v1/chat/completions", body, "connection: close\r\n"))
+                await assert_eventually(lambda: len(control.requests["Generate"]) > count)  # noqa: B023
+                if not isinstance(end[-1], Silence):
+                    await asyncio.wait_for(reader.read(), 10)
+    await assert_eventually(lambda: len(control.abandoned) == 4)
+    await assert_eventually(lambda: not _of_requests(asyncio.all_tasks() - before))
+
+
+def _of_requests(tasks: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    return [task for task in tasks if "AioServer" not in repr(task)]

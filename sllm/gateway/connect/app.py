@@ -41,6 +41,10 @@ class Connect:
         names = [service.full_name for service in services.SERVICES]
         return [Mount(f"/{name}", app=self) for name in (*names, *reflection.names())]
 
+    def end_watches(self) -> None:
+        """Ends the calls that would not end by themselves; their callers call again elsewhere."""
+        self._forwarder.end_watches()
+
     async def close(self) -> None:
         """Ends the calls under way."""
         await self._forwarder.close()

@@ -44,6 +44,13 @@ class Forwarder:
         self._addresses = gateway.settings.controls
         self._current = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._watches: set[_UnderWay] = set()
+        """Calls that have no end of their own."""
+
+    def end_watches(self) -> None:
+        """Ends the calls that would not end by themselves."""
+        for one in list(self._watches):
+            one.end()
 
     async def close(self) -> None:
         """Ends the calls under way, and the channels."""
@@ -105,6 +112,8 @@ class Forwarder:
         try:
             with failures.told(method.path, self._addresses[asked]):
                 self._gateway.enter(under_way)
+                if _is_watch(method):
+                    self._watches.add(under_way)
                 yield under_way
         except ConnectError as error:
             if failures.is_away(error):
@@ -113,6 +122,7 @@ class Forwarder:
         except asyncio.CancelledError as error:
             raise _in_words(error, method, context, under_way) from error
         finally:
+            self._watches.discard(under_way)
             self._gateway.leave(under_way)
 
     def _turn_from(self, asked: int) -> None:
@@ -125,6 +135,10 @@ class Forwarder:
         if address not in self._channels:
             self._channels[address] = rpc.channel(address)
         return self._channels[address]
+
+
+def _is_watch(method: Method) -> bool:
+    return method.path.rpartition("/")[2].startswith("Watch")
 
 
 async def _send_all(call: Any, requests: AsyncIterator[Encoded], method: Method) -> str:

@@ -5,7 +5,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, cast
 
 from openai.types import Batch as OpenAIBatch
 from openai.types.batch_request_counts import BatchRequestCounts
@@ -105,8 +105,7 @@ def _arguments(line: Line) -> BatchRequest:
             raise invalid("a batch has no stream, and of each request one prompt", "prompt")
         model, found = text.model, {**text.arguments(), **prompts[0]}
     request_id = batch_results.custom_id(model, line.custom_id)
-    request: BatchRequest = {"deployment": model, "request_id": request_id, **found}
-    return request
+    return cast(BatchRequest, {"deployment": model, "request_id": request_id, **found})
 
 
 async def one(exchange: Exchange) -> None:

@@ -1,7 +1,7 @@
 """/v1/files: what batches are made of, and what comes of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -120,7 +120,7 @@ async def content(exchange: Exchange) -> None:
         await exchange.send_all(parts, "application/jsonl")
 
 
-async def _read(path: str) -> AsyncIterator[bytes]:
+async def _read(path: str) -> AsyncGenerator[bytes]:
     with open(path, "rb") as file:  # noqa: ASYNC230 - opening takes no time; reading is a thread's
         while part := await asyncio.to_thread(file.read, 1 << 20):
             yield part

@@ -71,7 +71,7 @@ class ResponseRequest(OwnChatFields):
             "temperature": self.temperature,
             "top_p": self.top_p,
         }
-        found = {name: value for name, value in given.items() if value is not None}
+        found: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
         found |= self.own_arguments()
         found["messages"] = response_input.messages(self.instructions, self.input)
         if self.tools:
