@@ -37,9 +37,13 @@ class SameOrigin:
         if _is_loopback(scope) and not self._may_be(_name(host)):
             return f"this server is not called {host!r}; --allow-host lets it be"
         origin = headers.get(b"origin", "").lower()
-        if origin and origin.partition("://")[2] != host:
+        if origin and not self._is_own(origin.partition("://")[2], host):
             return f"pages of {origin} may not call this server"
         return ""
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page is of this server, or of a proxy that calls it by another name."""
+        return origin == host or _name(origin) in self._hosts
 
     def _may_be(self, name: str) -> bool:
         if name in self._hosts or name == _LOCAL or name.endswith(f".{_LOCAL}"):

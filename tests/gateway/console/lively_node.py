@@ -21,6 +21,8 @@ class LivelyNode(FakeNode):
         super().__init__(node_id, **sizes)
         self.load_seconds = 0.0
         self.token_seconds = 0.0
+        self.call: inference_pb.ToolCallDelta | None = None
+        """What the next generation calls before it ends."""
 
     async def StartInstance(
         self, request: node_pb.StartInstanceRequest, context: Any
@@ -66,4 +68,13 @@ class LivelyNode(FakeNode):
         async for event in super()._events(request):
             if event.HasField("tokens"):
                 await asyncio.sleep(self.token_seconds)
+            elif event.HasField("finished") and self.call:
+                called, self.call = self.call, None
+                tokens = inference_pb.Tokens(
+                    first_index=event.finished.usage.completion_tokens,
+                    token_ids=[1],
+                    tool_calls=[called],
+                )
+                yield inference_pb.GenerateResponse(tokens=tokens)
+                event.finished.reason = pb.FINISH_REASON_TOOL_CALLS
             yield event

@@ -3,6 +3,7 @@
 import re
 
 from playwright.async_api import Locator, expect
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from tests.gateway.console.conftest import Scene
 from tests.support import assert_eventually
@@ -112,6 +113,38 @@ async def test_a_conversation_shows_its_cold_start(scene: Scene) -> None:
     await scene.page.get_by_role("button", name="Stop").click()
     await assert_eventually(lambda: [one for node in scene.nodes for one in node.cancelled])
     await expect(scene.page.get_by_role("button", name="Send")).to_be_visible()
+
+
+async def test_a_model_calls_a_tool(scene: Scene) -> None:
+    """Somebody says what the tool has answered, and the conversation goes on with that."""
+    call = inference_pb.ToolCallDelta(id="c1", name="weather", arguments='{"city": "Rome"}')
+    for node in scene.nodes:
+        node.call = call
+    await scene.cluster.caller.deploy()
+    await scene.goto("playground/tiny")
+    await expect(scene.page.get_by_text("it has no chat template")).to_be_visible()
+    await scene.page.get_by_role("checkbox").check()
+    await scene.page.get_by_label("Tools").fill("[{")
+    await scene.page.get_by_label("What to say").fill("Is it warm?")
+    await scene.page.keyboard.press("Enter")
+    await expect(scene.page.get_by_role("alert")).to_contain_text("not JSON")
+    await scene.page.get_by_label("Tools").fill('[{"name": "weather", "parameters": {}}]')
+    await scene.page.get_by_role("button", name="Send").click()
+    await expect(scene.page.locator(".call")).to_contain_text('{"city": "Rome"}')
+    await scene.page.get_by_label("Result of weather").fill("31 degrees")
+    await scene.page.get_by_role("button", name="Send results").click()
+    await expect(scene.page.locator(".turn")).to_have_count(3)
+    await expect(scene.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    asked = [
+        one
+        for node in scene.nodes
+        for one in node.calls
+        if isinstance(one, inference_pb.GenerateRequest)
+    ]
+    said = [(one.role, one.content, one.tool_call_id) for one in asked[-1].messages.messages]
+    assert said[0] == ("user", "Is it warm?", "")
+    assert said[-1] == ("tool", "31 degrees", "c1")
+    assert [one.name for one in asked[-1].messages.tools] == ["weather"]
 
 
 async def test_deployments_are_made_pinned_and_deleted(scene: Scene) -> None:

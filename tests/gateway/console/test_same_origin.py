@@ -17,6 +17,7 @@ CASES: dict[str, tuple[tuple[str, int], dict[str, str], bool]] = {
     "its own page": (HERE, {"host": "localhost:8080", "origin": "http://localhost:8080"}, True),
     "behind TLS": (ELSEWHERE, {"host": "a.example", "origin": "https://a.example"}, True),
     "curl from elsewhere": (ELSEWHERE, {"host": "gateway:8080"}, True),
+    "a proxy's page": (HERE, {"host": "localhost", "origin": "https://models.example"}, True),
     "DNS that leads here": (HERE, {"host": "evil.example:8080"}, False),
     "one that looks like it": (HERE, {"host": "localhost.evil.example"}, False),
     "no host at all": (HERE, {"host": ""}, False),
