@@ -168,7 +168,7 @@ async def test_no_control_plane_is_told(opened: Open) -> None:
 
 async def test_nothing_is_left_of_requests(control: FakeControl, url: str) -> None:
     """Whichever way they have ended."""
-    ends = [
+    ends: list[list[Any]] = [
         generation(),
         [*generation()[:4], DROP],
         [errors.QueueFull("full")],
