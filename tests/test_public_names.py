@@ -134,6 +134,7 @@ METHODS = {
     "score",
     "submit_batch",
     "tokenize",
+    "token_texts",
     "count_tokens",
     "undrain",
     "unpin",
