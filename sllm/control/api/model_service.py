@@ -38,7 +38,9 @@ class ModelServicer(ModelServiceServicer):
         """Tells what there is to know of a deployment's model."""
         model = await self._ask(request, lambda models: models.GetModel)
         deployment = self._questions.deployment(request.deployment)
-        model.info.CopyFrom(deployments.model_message(deployment.model))
+        named = self._questions.named(request.deployment)
+        model.info.CopyFrom(deployments.model_message(named.model))
+        model.base = named.spec.base
         model.engine = deployment.spec.engine.engine
         model.context_tokens = deployment.context_tokens
         return model

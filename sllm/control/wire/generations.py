@@ -244,6 +244,8 @@ def fill_receipt(answer: HasReceipt, receipt: Receipt) -> None:
             instance_id=receipt.instance_id,
             actual_start=common.optional_duration(receipt.actual_start),
             engine=receipt.engine,
+            deployment=receipt.deployment,
+            adapter=receipt.adapter,
         )
     )
 

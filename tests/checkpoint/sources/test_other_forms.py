@@ -20,8 +20,7 @@ POINTER = (
         (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pickled"),
         (["consolidated.00.pth"], "pickled"),
         (["model-q4_k_m.gguf"], r"q4_k_m\.gguf.*GGUF"),
-        (["adapter_config.json", "adapter_model.safetensors"], "adapter.*merge"),
-        (["adapter_config.json", "adapter_model.bin"], "adapter.*merge"),
+        (["adapter_config.json", "adapter_model.bin"], "adapter.*save_pretrained"),
         ([], r"has no \*\.safetensors"),
     ],
 )
