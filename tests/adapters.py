@@ -20,30 +20,25 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def make_adapter(
+def make_adapters(
     base: Path,
-    directory: Path,
+    directories: Sequence[Path],
     *,
     seed: int = 0,
     rank: int = 4,
     targets: Sequence[str] | str = "all-linear",
-    strength: float = 1.0,
-    dtype: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes an adapter of random weights over a base, so strong that it shows in every text.
+) -> None:
+    """Writes adapters of random weights over a base, so strong that they show in every text.
 
     Args:
         base: directory of the model.
-        directory: where it is written.
-        seed: of its weights.
-        rank: of all that it adds.
+        directories: where they are written.
+        seed: of the first one's weights; each has another.
+        rank: of all that they add.
         targets: last parts of layers' names, or "all-linear".
-        strength: what it adds is as many times as large as it is anyway.
-        dtype: that it is written in. None: float32.
         settings: further ones of PEFT's.
     """
-    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = LoraConfig(
         r=rank,
@@ -53,13 +48,18 @@ def make_adapter(
         **(settings or {}),
     )
     adapted = get_peft_model(model, config)
-    with torch.no_grad():
-        for name, one in adapted.named_parameters():
-            if "lora_" in name:
-                one.normal_(0.0, strength / max(one.shape) ** 0.5)
-    if dtype:
-        adapted = adapted.to(dtype)
-    adapted.save_pretrained(str(directory))
+    for number, directory in enumerate(directories, seed):
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for name, one in adapted.named_parameters():
+                if "lora_" in name:
+                    one.normal_(0.0, 1 / max(one.shape) ** 0.5)
+        adapted.save_pretrained(str(directory))
+
+
+def make_adapter(base: Path, directory: Path, **options: Any) -> Path:
+    """Writes one adapter; see `make_adapters`."""
+    make_adapters(base, [directory], **options)
     return directory
 
 

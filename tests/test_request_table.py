@@ -21,7 +21,7 @@ INNER: dict[str, Descriptor] = {
     "messages": pb.ChatMessages.DESCRIPTOR,
     "structured_output": pb.StructuredOutput.DESCRIPTOR,
 }
-NOT_ASKED = {"background", "deployment", "instance_id"}
+NOT_ASKED = {"adapter", "background", "deployment", "instance_id"}
 """Who serves it, and what the router says of it: no part of what is served."""
 
 

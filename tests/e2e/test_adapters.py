@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import sllm
 from sllm import errors
-from tests.adapters import greedy_ids, make_adapter, merged
+from tests.adapters import greedy_ids, make_adapter, make_adapters, merged
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES
 from tests.e2e.generations import moved
@@ -49,10 +50,11 @@ def _merged(adapters: Adapters, number: int | None) -> Any:
 @pytest.fixture(scope="module")
 def adapters(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
     directory, base = tmp_path_factory.mktemp("adapters"), models / "tiny-llama"
-    for number in range(COUNTS[ENGINES[0]]):
-        targets = ["q_proj", "v_proj", "down_proj"] if number % 2 else "all-linear"
-        make_adapter(base, directory / f"a{number}", seed=number, rank=4, targets=targets)
-    return Adapters(base, directory)
+    found = Adapters(base, directory)
+    paths = [found.path(number) for number in range(COUNTS[ENGINES[0]])]
+    make_adapters(base, paths[::2], rank=4)
+    make_adapters(base, paths[1::2], seed=100, rank=4, targets=["q_proj", "v_proj", "down_proj"])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ async def test_a_deleted_adapter_ends_its_requests_alone(
     client: sllm.AsyncClient, adapters: Adapters, base: str
 ) -> None:
     await client.deploy("brief", adapters.path(1), base=base)
-    stream = client.generate("brief", PROMPTS[0], max_tokens=900, temperature=0.0, ignore_eos=True)
+    stream = client.generate("brief", PROMPTS[0], max_tokens=500, temperature=0.0, ignore_eos=True)
     other = client.generate(base, PROMPTS[0], max_tokens=300, temperature=0.0, ignore_eos=True)
     async for event in stream:
         if isinstance(event, sllm.Tokens):
@@ -210,7 +212,7 @@ async def test_a_generation_takes_its_adapter_along(
         client, lambda: client.generate("moving-adapter", PROMPTS[0], **options), 20
     )
     assert list((await stream.result()).token_ids) == expected
-    assert migration.outcome == "MOVED"
+    assert migration.requests[0].outcome == "MOVED"
     lost = client.generate("moving-adapter", PROMPTS[0], **options)
     async for event in lost:
         if isinstance(event, sllm.Started):
@@ -256,10 +258,19 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(
         await client.deploy("bad", directory, base=base)
 
 
+def _wider(model: Path, directory: Path) -> Path:
+    """A model like another, of which a few layers are wider."""
+    config = AutoConfig.from_pretrained(model)
+    config.intermediate_size *= 2
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
 async def test_adapters_of_others_and_other_things_are_refused(
     client: sllm.AsyncClient, adapters: Adapters, base: str, models: Path, tmp_path: Path
 ) -> None:
-    other = make_adapter(models / "tiny-qwen2", tmp_path / "other")
+    wider = _wider(adapters.base, tmp_path / "wider")
+    other = make_adapter(wider, tmp_path / "other", targets=["up_proj"])
     with pytest.raises(errors.UnsupportedAdapter, match=r"for another base.* instead of"):
         await client.deploy("bad", other, base=base)
     gpt = make_adapter(models / "tiny-gpt2", tmp_path / "gpt", targets=["c_attn"])

@@ -71,9 +71,11 @@ class Generation:
         self._node_id = node_id
         self._gives_way = gives_way
         self._timeline = Timeline(clock)
-        self._submitted_at = clock.now()
+        self._clock = clock
         self._sequence = 0
         self._work: Work | None = None
+        self._first_work: Work | None = None
+        """What it was begun as, when it went on here after a move that came to nothing."""
         self._submit(request)
 
     @property
@@ -146,8 +148,15 @@ class Generation:
         work.CopyFrom(request)
         work.request_id = f"{request.request_id}/{next(_numbers)}"
         self._work = Work(
-            work, self.outputs, self._worker, self._adapters, gives_way=self._gives_way
+            work,
+            self.outputs,
+            self._worker,
+            self._adapters,
+            self._clock,
+            self._timeline,
+            gives_way=self._gives_way,
         )
+        self._first_work = self._first_work or self._work
 
     def _let_go(self) -> None:
         if self._work:
@@ -197,7 +206,8 @@ class Generation:
 
     def _finished(self, completed: worker_pb.Completed) -> pb.Finished:
         prefill = to_seconds(completed.first_token)
-        self._timeline.add(PhaseKind.PREFILL, self._submitted_at, prefill)
+        submitted_at = self._first_work.submitted_at if self._first_work else 0.0
+        self._timeline.add(PhaseKind.PREFILL, submitted_at, prefill)
         receipt = types_pb.Receipt(
             phases=[wire.phase_message(phase) for phase in self._timeline.phases],
             node_id=self._node_id,

@@ -6,9 +6,12 @@ import structlog
 from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import errors
+from sllm.clock import Clock
 from sllm.node.generations import wire
 from sllm.node.instances.adapters import AdapterUse, InstanceAdapters
 from sllm.node.instances.outputs import OutputStream
+from sllm.node.instances.phases import PhaseKind, Timeline
+from sllm.node.instances.start import STEP_KINDS
 from sllm.node.instances.worker_client import Worker
 
 log = structlog.get_logger()
@@ -23,6 +26,8 @@ class Work:
         outputs: OutputStream,
         worker: Worker,
         adapters: InstanceAdapters | None,
+        clock: Clock,
+        timeline: Timeline,
         *,
         gives_way: bool,
     ) -> None:
@@ -33,6 +38,8 @@ class Work:
             outputs: gets what comes of it, and why it cannot be submitted.
             worker: of the instance.
             adapters: the instance's. None: it takes none.
+            clock: the timeline's.
+            timeline: gets the load of its adapter, if it has to wait for that.
             gives_way: whether the engine computes all others before it.
 
         Raises:
@@ -41,7 +48,11 @@ class Work:
         self._request = request
         self._outputs = outputs
         self._worker = worker
+        self._clock = clock
+        self._timeline = timeline
         self._gives_way = gives_way
+        self.submitted_at = clock.now()
+        """When the worker was given it, in the clock's seconds."""
         self._use: AdapterUse | None = None
         self._beginning: asyncio.Task[None] | None = None
         if request.HasField("adapter"):
@@ -66,6 +77,7 @@ class Work:
             if adapters is None:
                 raise errors.NotServed("the instance takes no adapters (max_adapters)")
             use = self._use = await adapters.take(wire.adapter_spec(self._request.adapter))
+            self._tell(use)
             self._request.adapter.identity = use.adapter_id
             self._submit()
         except errors.SllmError as error:
@@ -74,5 +86,15 @@ class Work:
             log.exception("node.adapter_failed", request=self._request.request_id)
             self._outputs.fail(errors.Internal(f"the adapter could not be loaded: {error!r}"))
 
+    def _tell(self, use: AdapterUse) -> None:
+        """Tells what was waited for."""
+        if use.steps is None:
+            return
+        for step in use.steps:
+            self._timeline.add(STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)
+        seconds = self._clock.now() - self.submitted_at
+        self._timeline.add(PhaseKind.ATTACH, self.submitted_at, seconds)
+
     def _submit(self) -> None:
+        self.submitted_at = self._clock.now()
         self._worker.submit(self._request, self._outputs, gives_way=self._gives_way)

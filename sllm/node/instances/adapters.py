@@ -8,7 +8,7 @@ be their turn.
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from sllm.node.instances.worker_client import Worker
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.types import Tier
+from sllm.node.transfers.work import Step
 
 log = structlog.get_logger()
 
@@ -69,9 +70,13 @@ class _Loaded:
 class AdapterUse:
     """One request's hold on an adapter."""
 
-    def __init__(self, adapter_id: str, release: Callable[[], None]) -> None:
+    def __init__(
+        self, adapter_id: str, release: Callable[[], None], steps: Sequence[Step] | None
+    ) -> None:
         self.adapter_id = adapter_id
         """That the worker knows it by."""
+        self.steps = steps
+        """Transfers of the load that was waited for. None: it was there."""
         self._release: Callable[[], None] | None = release
 
     def release(self) -> None:
@@ -129,6 +134,7 @@ class InstanceAdapters:
             errors.SllmError: Why it cannot be loaded.
         """
         loaded = self._by_key.get(spec.key)
+        was_there = loaded is not None and _is_there(loaded)
         if loaded is None or self._others_wait_long():
             async with self._turn:
                 loaded = self._by_key.get(spec.key) or await self._begin(spec)
@@ -136,7 +142,7 @@ class InstanceAdapters:
         else:
             self._hold(loaded, spec)
         try:
-            await asyncio.shield(loaded.loading)
+            lease = await asyncio.shield(loaded.loading)
         except asyncio.CancelledError:
             self._release(loaded)
             if loaded.loading.cancelled():
@@ -148,7 +154,8 @@ class InstanceAdapters:
         except BaseException:
             self._release(loaded)
             raise
-        return AdapterUse(loaded.adapter_id, lambda: self._release(loaded))
+        steps = None if was_there else lease.steps
+        return AdapterUse(loaded.adapter_id, lambda: self._release(loaded), steps)
 
     async def close(self) -> None:
         """Gives their weights back; the worker has ended."""

@@ -1,10 +1,12 @@
 """What a model needs from this node, found out before any of it is started."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sllm import errors
 from sllm.checkpoint.sources.adapters import is_adapter
@@ -120,7 +122,12 @@ class Inspector:
                 f"{source} is no adapter, which has an {ADAPTER_CONFIG}: deploy it without a base"
             )
         zygote = self._zygotes.of(base.engine)
-        fit = await zygote.describe_adapter(found.directory, model.directory, base.max_rank)
+        with TemporaryDirectory() as scratch:
+            tensors = Path(scratch) / "tensors.json"  # there may be more than a message holds
+            await asyncio.to_thread(_list_tensors, found, tensors)
+            fit = await zygote.describe_adapter(
+                found.directory, tensors, model.directory, base.max_rank
+            )
         return replace(
             _adapter_info(found),
             rank=fit.rank,
@@ -164,6 +171,11 @@ class Inspector:
             return None
         vocabulary = tried.model.vocabulary
         return await asyncio.to_thread(private_memory, tried.engine, found.tensors, vocabulary)
+
+
+def _list_tensors(found: Found, file: Path) -> None:
+    forms = [(one.name, one.dtype, list(one.shape)) for one in found.tensors]
+    file.write_text(json.dumps(forms))
 
 
 async def _adapts(found: Found) -> bool:

@@ -155,12 +155,13 @@ class Zygote:
         return answer.model
 
     async def describe_adapter(
-        self, directory: Path, base: Path, max_rank: int
+        self, directory: Path, tensors: Path, base: Path, max_rank: int
     ) -> AdapterDescribed:
         """Holds an adapter against the model that is to be its base.
 
         Args:
-            directory: has its settings, and its weights, their headers or their manifest.
+            directory: has its settings.
+            tensors: lists its tensors, as `DescribeAdapter` has it.
             base: has the base's small files.
             max_rank: that adapters of the base may have.
 
@@ -169,10 +170,9 @@ class Zygote:
             errors.StartFailed: The zygote ended or did not answer.
         """
         async with self._trials:
+            paths = str(directory), str(tensors), str(base)
             answer = await self._ask(
-                lambda process: process.call(
-                    lambda call: DescribeAdapter(call, str(directory), str(base), max_rank)
-                )
+                lambda process: process.call(lambda call: DescribeAdapter(call, *paths, max_rank))
             )
         assert isinstance(answer, AdapterDescribed)
         return answer

@@ -104,7 +104,9 @@ class DescribeAdapter:
 
     call: int
     directory: str
-    """Has the adapter's settings, and its weights, their headers or their manifest."""
+    """Has the adapter's settings."""
+    tensors: str
+    """A file that lists its tensors as JSON: name, dtype and shape of each."""
     base: str
     """Has the base's small files."""
     max_rank: int

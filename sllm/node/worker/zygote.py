@@ -217,8 +217,8 @@ def _describe_adapter(request: DescribeAdapter, agent: socket.socket, backend: B
     answer: AdapterDescribed | Failed
     try:
         with refusing("the adapter could not be held against its base"):
-            directory, base = Path(request.directory), Path(request.base)
-            verdict = try_adapter(directory, base, request.max_rank, backend)
+            paths = Path(request.directory), Path(request.tensors), Path(request.base)
+            verdict = try_adapter(*paths, request.max_rank, backend)
         answer = AdapterDescribed(request.call, verdict.rank, list(verdict.target_modules))
     except SllmError as error:
         answer = failure(request.call, error)

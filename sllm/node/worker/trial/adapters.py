@@ -1,13 +1,11 @@
 """Adapters held against their base before they are deployed: by headers and names alone."""
 
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
-from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.embedding.purpose import Task
 from sllm.errors import UnsupportedAdapter
 from sllm.node.worker.backends.interface import Backend
@@ -27,11 +25,14 @@ class AdapterVerdict:
     """Last parts of the names of the layers that it adds to, in order."""
 
 
-def try_adapter(directory: Path, base: Path, max_rank: int, backend: Backend) -> AdapterVerdict:
+def try_adapter(
+    directory: Path, tensors: Path, base: Path, max_rank: int, backend: Backend
+) -> AdapterVerdict:
     """Looks whether what an adapter adds to is there in its base, and as large.
 
     Args:
-        directory: has the adapter's settings, and its weights, their headers or their manifest.
+        directory: has the adapter's settings.
+        tensors: lists its tensors, as `DescribeAdapter` has it.
         base: has the base's small files.
         max_rank: that adapters of the base may have.
         backend: of the engine that the base runs on.
@@ -42,7 +43,8 @@ def try_adapter(directory: Path, base: Path, max_rank: int, backend: Backend) ->
     """
     architecture = load_architecture(base, backend.check)
     check_takes_adapters(architecture, backend)
-    layers = adapter_layers(directory, _forms(directory))
+    forms = [TensorForm(*one) for one in json.loads(tensors.read_bytes())]
+    layers = adapter_layers(directory, forms)
     with refusing("the base's layers cannot be told"), torch.device("meta"):
         there = layer_sizes(architecture.made(architecture.config))
     check_fits(layers, there, max_rank)
@@ -63,12 +65,3 @@ def check_takes_adapters(architecture: Architecture, backend: Backend) -> None:
             "served over models that generate"
         )
     backend.check_adapters(architecture)
-
-
-def _forms(directory: Path) -> Sequence[TensorForm]:
-    """Of an adapter that is held in memory alone there is only the manifest."""
-    if (directory / MANIFEST_FILE).exists():
-        tensors = read_manifest(directory).tensors
-        return [TensorForm(one.name, one.dtype, one.shape) for one in tensors]
-    found = inspect(LocalSource(directory)).tensors
-    return [TensorForm(one.name, one.dtype, one.shape) for one in found]
