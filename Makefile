@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms clean
+.PHONY: setup demo test architectures fuzz every-step check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ architectures: setup
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+# Generations that are moved after each of their tokens; `make test` moves them after a few.
+every-step: setup
+	EVERY_STEP=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder -k any_step tests/e2e
 
 check: setup
 	$(BIN)/ruff check .

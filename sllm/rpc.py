@@ -1,15 +1,13 @@
 """What every gRPC server and client here shares: options, addresses, and how calls are made."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 import grpc
-import structlog
 from google.protobuf import descriptor
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import DESCRIPTOR as HEALTH_DESCRIPTOR
@@ -24,8 +22,6 @@ from opentelemetry import propagate
 from opentelemetry.context import Context
 
 from sllm import bounds, errors, handlers, statuses
-
-log = structlog.get_logger()
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _HEALTH_SECONDS: Final = 5.0
@@ -112,33 +108,6 @@ def typed_errors() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise statuses.from_rpc_error(error) from error
-
-
-@asynccontextmanager
-async def sending(call: Any, requests: "asyncio.Queue[Any]") -> AsyncIterator[None]:
-    """Sends over a stream, while the block lasts, what comes in `requests`; None ends it in order.
-
-    gRPC can take an iterator of requests instead, but then leaves behind the task that waits for
-    the next one if the stream breaks.
-    """
-    task = asyncio.create_task(_send(call, requests))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _send(call: Any, requests: "asyncio.Queue[Any]") -> None:
-    try:
-        while (request := await requests.get()) is not None:
-            await call.write(request)
-        await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        return  # the stream has ended; whoever reads the answers is told why
-    except Exception:
-        log.exception("rpc.request_not_sent")
-        call.cancel()
 
 
 async def is_serving(address: str, name: str) -> bool:

@@ -6,11 +6,11 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
+from sllm import sending
 
 POLL_SECONDS = 0.02
 _PROBE_SECONDS = 0.001
@@ -46,7 +46,7 @@ def tasks_beside_this() -> list[asyncio.Task[object]]:
 
 
 @asynccontextmanager
-async def sending(call: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def sent(call: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """Writes what an iterator gives to a call while one reads from it; both end on leaving.
 
     A call to which the iterator itself is given waits for it even after it has failed, and its
@@ -54,10 +54,10 @@ async def sending(call: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]
     """
 
     async def write() -> None:
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader is told
-            async for request in requests:
-                await call.write(request)
-            await call.done_writing()
+        async for request in requests:
+            if not await sending.write(call, request):
+                return  # the reader is told why
+        await call.done_writing()
 
     writer = asyncio.create_task(write(), name="requests of a call")
     try:

@@ -19,7 +19,7 @@ FLOORS = {
         "cli",
         "control | node | client",
         "checkpoint",
-        "rpc",
+        "rpc | sending",
         "handlers",
         "statuses | token_events",
         "telemetry | process | machine | config | prompt_size | sampling | bounds"

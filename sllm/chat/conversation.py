@@ -103,7 +103,7 @@ AS_THE_MODEL_LIKES: Final = ToolChoice()
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Rendered with the model's chat template."""
+    """Rendered with a chat template."""
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
@@ -114,6 +114,8 @@ class Conversation:
     continue_final_message: bool = False
     """Whether the last message is gone on with; nothing is written after it then."""
     tool_choice: ToolChoice = AS_THE_MODEL_LIKES
+    template: str = ""
+    """In Jinja, in place of the model's own. Empty: that."""
 
     @property
     def told_tools(self) -> tuple[Tool, ...]:

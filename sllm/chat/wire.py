@@ -29,6 +29,7 @@ def conversation(chat: pb.ChatMessages) -> Conversation:
         ),
         continue_final_message=continues,
         tool_choice=tool_choice(chat.tool_choice),
+        template=chat.chat_template,
     )
 
 

@@ -70,6 +70,14 @@ def deploy(
     max_adapter_rank: Annotated[
         int | None, typer.Option(help="The greatest rank of adapters over it. Unset: 64.")
     ] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            help="Jinja file with which conversations are rendered; else the model's own.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -94,6 +102,7 @@ def deploy(
             base=base,
             max_adapters=max_adapters,
             max_adapter_rank=max_adapter_rank,
+            chat_template=chat_template.read_text() if chat_template else "",
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

@@ -48,17 +48,17 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
 
 
 def deployments_table(deployments: Sequence[Deployment]) -> Listing:
-    """One row for each deployment."""
+    """One row for each deployment; with their bases, if there are adapters."""
+    has_adapters = any(one.base for one in deployments)
     table = Listing(
-        *("NAME", "BASE", "STATE", "TASK", "ENGINE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE"),
-        "SOURCE",
+        *("NAME", "BASE") if has_adapters else ("NAME",),
+        *("STATE", "TASK", "ENGINE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
         folded=("STATE", "SOURCE"),
     )
     most = {one.name: one.max_replicas for one in deployments}
     for one in deployments:
         table.add_row(
-            one.name,
-            one.base or "-",
+            *(one.name, one.base or "-") if has_adapters else (one.name,),
             _state(one),
             one.model.purpose.task,
             one.engine,

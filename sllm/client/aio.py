@@ -83,6 +83,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         base: str = "",
         max_adapters: int = 0,
         max_adapter_rank: int | None = None,
+        chat_template: str = "",
         wait: bool = True,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -115,6 +116,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
                 keep_alive, dtype and pack are its own. Empty: it is a model of its own.
             max_adapters: adapters over this deployment that an instance has at once. 0: none.
             max_adapter_rank: the greatest rank that they may have. None: 64.
+            chat_template: in Jinja, what conversations are rendered with. Empty: the model's own.
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
             on_progress: told how far the checkpoint has come, in the event loop's thread.
@@ -139,6 +141,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             pack=pack,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
+            chat_template=chat_template,
             min_replicas=min_replicas,
             max_replicas=max_replicas,
             keep_alive=keep_alive,

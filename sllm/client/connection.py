@@ -15,7 +15,7 @@ from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 
-from sllm import bounds, errors, rpc, statuses
+from sllm import bounds, errors, rpc, sending, statuses
 
 _SERVICE_CONFIG: Final = json.dumps(
     {
@@ -158,9 +158,8 @@ class Connection:
         try:
             with self.typed_errors():
                 async for message in messages:
-                    await call.write(message)
-                    if call.done():  # the server has heard enough
-                        break
+                    if not await sending.write(call, message):
+                        break  # the server has heard enough
                 else:
                     await call.done_writing()
                 return await call

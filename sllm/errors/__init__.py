@@ -6,6 +6,7 @@ A leaf stands beside the reason that other languages branch on; whoever catches 
 SllmError
 ├── InvalidRequest          what was asked makes no sense, whatever the state of the cluster
 │   ├── InvalidArgument     INVALID_ARGUMENT
+│   ├── InvalidChatTemplate INVALID_CHAT_TEMPLATE
 │   ├── InvalidName         INVALID_NAME
 │   ├── InvalidPrompt       INVALID_PROMPT
 │   ├── InvalidSampling     INVALID_SAMPLING
@@ -103,6 +104,7 @@ from sllm.errors.refusals import (
     EngineUnavailable,
     InstanceNotFound,
     InvalidArgument,
+    InvalidChatTemplate,
     InvalidName,
     InvalidPrompt,
     InvalidRequest,
@@ -150,6 +152,7 @@ __all__ = [
     "InstanceNotFound",
     "Internal",
     "InvalidArgument",
+    "InvalidChatTemplate",
     "InvalidName",
     "InvalidPrompt",
     "InvalidRequest",

@@ -39,6 +39,12 @@ class InvalidStructuredOutput(InvalidRequest):
     reason = "INVALID_STRUCTURED_OUTPUT"
 
 
+class InvalidChatTemplate(InvalidRequest):
+    """A chat template is no Jinja."""
+
+    reason = "INVALID_CHAT_TEMPLATE"
+
+
 class InvalidSource(InvalidRequest):
     """A source is not one that this version can read, or lacks what a model needs."""
 

@@ -44,9 +44,14 @@ def grammar_of(kind: str, texts: Sequence[str]) -> str:
             return matcher.grammar_from_regex(texts[0])
         case "choice":
             choices = " | ".join(map(_literal, texts))
-            return matcher.grammar_from_lark(f"start: {choices}")
+            return _of_lark(f"start: {choices}")
         case _:
-            return matcher.grammar_from_lark(_lark(texts[0]))
+            return _of_lark(_lark(texts[0]))
+
+
+def _of_lark(grammar: str) -> str:
+    """As JSON, in which no letter ends a text for C."""
+    return json.dumps({"grammars": [{"lark_grammar": grammar}]})
 
 
 def _literal(text: str) -> str:

@@ -13,7 +13,7 @@ from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
 
 from sllm import rpc
 from tests.control.script import MIB, Script
-from tests.support import sending
+from tests.support import sent
 
 Outbox = asyncio.Queue[fleet_pb.ReportRequest]
 """Reports to be sent."""
@@ -69,7 +69,7 @@ class ReportingNode:
             outbox = self._outbox = asyncio.Queue()
             self.send_full()
             try:
-                async with sending(stub.Report(), _messages(outbox)) as call:
+                async with sent(stub.Report(), _messages(outbox)) as call:
                     await self._follow(call)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from sllm import rpc
-from tests.support import sending
+from tests.support import sent
 
 Watch = Callable[[str, bool, bytes], Awaitable[None]]
 """Told of every message before it is passed on: method, whether it is a request, and its bytes."""
@@ -74,7 +74,7 @@ class Between(grpc.GenericRpcHandler):
         call = begin(timeout=context.time_remaining(), metadata=metadata)
         self._calls[call] = method
         try:
-            async with sending(call, asking):
+            async with sent(call, asking):
                 async for response in self._seen(method, False, call):
                     yield response
         except grpc.aio.AioRpcError as error:

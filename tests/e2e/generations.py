@@ -1,5 +1,6 @@
 """Generations that tests move about, and what they are compared by."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,11 @@ def same(found: Sequence[sllm.Result], expected: Sequence[sllm.Result]) -> None:
         assert one.usage.completion_tokens == other.usage.completion_tokens
         assert one.usage.prompt_tokens == other.usage.prompt_tokens
         assert one.finish_reason == other.finish_reason
+
+
+def steps(*few: int) -> list[int]:
+    """Tokens after which a generation moves: a few; with `make every-step` each to the last."""
+    return list(range(1, few[-1] + 1)) if os.environ.get("EVERY_STEP") else list(few)
 
 
 @contextmanager

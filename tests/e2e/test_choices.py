@@ -18,7 +18,7 @@ import sllm
 from sllm import errors, rpc
 from tests.e2e import workers
 from tests.e2e.cluster import Cluster
-from tests.e2e.generations import busiest, two_instances
+from tests.e2e.generations import busiest, steps, two_instances
 from tests.support import assert_eventually
 
 N = 4
@@ -141,7 +141,7 @@ async def started(stream: sllm.AsyncStream, each: int) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("at", [1, 17, 33, 80])
+@pytest.mark.parametrize("at", steps(1, 17, 33, 80))
 async def test_each_moves_at_any_step(
     client: sllm.AsyncClient, at: int, options: dict[str, Any]
 ) -> None:

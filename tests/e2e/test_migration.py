@@ -17,7 +17,7 @@ import sllm
 from sllm import errors, rpc
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES, SLOW_ON
-from tests.e2e.generations import ask, busiest, moved, read_to, same, two_instances
+from tests.e2e.generations import ask, busiest, moved, read_to, same, steps, two_instances
 
 CAUGHT_SECONDS = 60.0
 LONG: dict[str, Any] = {"deployment": "leaving", "max_tokens": 220}
@@ -66,7 +66,10 @@ async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int, number: 
 
 
 @pytest.mark.parametrize("number", [0, 1])
-async def test_what_is_said_of_tokens_goes_along(client: sllm.AsyncClient, number: int) -> None:
+@pytest.mark.parametrize("at", steps(60))
+async def test_what_is_said_of_tokens_goes_along_at_any_step(
+    client: sllm.AsyncClient, at: int, number: int
+) -> None:
     options: dict[str, Any] = {
         "repetition_penalty": 1.1,
         "presence_penalty": 0.3,
@@ -78,7 +81,7 @@ async def test_what_is_said_of_tokens_goes_along(client: sllm.AsyncClient, numbe
         "max_tokens": 320,
     }
     expected = await ask(client, number, **options).result()
-    stream, migration = await moved(client, lambda: ask(client, number, **options), 60)
+    stream, migration = await moved(client, lambda: ask(client, number, **options), at)
     same([await stream.result()], [expected])
     assert [one.outcome for one in migration.requests] == ["MOVED"]
     plain = await ask(client, number, max_tokens=320).result()

@@ -12,7 +12,7 @@ import pytest
 
 import sllm
 from tests.e2e.cluster import Cluster
-from tests.e2e.generations import ask, moved, same, two_instances
+from tests.e2e.generations import ask, moved, same, steps, two_instances
 
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 """A model of random weights would write blanks for ever."""
@@ -101,7 +101,7 @@ async def test_those_beside_it_are_as_they_would_be(client: sllm.AsyncClient) ->
 
 
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("at", [1, 40, 111])
+@pytest.mark.parametrize("at", steps(1, 40, 111))
 async def test_it_moves_at_any_step(client: sllm.AsyncClient, number: int, at: int) -> None:
     options: dict[str, Any] = {
         "structured_output": {"json_schema": LONG},

@@ -13,7 +13,7 @@ import sllm
 from sllm import errors
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import ENGINES
-from tests.e2e.generations import moved, two_instances
+from tests.e2e.generations import moved, steps, two_instances
 
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
@@ -127,8 +127,8 @@ async def test_no_tools_are_called_without_any(client: sllm.AsyncClient) -> None
     assert (result.text, result.reasoning, result.tool_calls) == (CALL, "x", ())
 
 
-@pytest.mark.parametrize("at", [1, 20, 45, 60])
-async def test_it_is_the_same_wherever_it_goes_on(client: sllm.AsyncClient, at: int) -> None:
+@pytest.mark.parametrize("at", steps(1, 20, 45, 60))
+async def test_it_moves_at_any_step(client: sllm.AsyncClient, at: int) -> None:
     text = f"<think>{'I see. ' * 6}</think>So {CALL}\n{OTHER}"
     options = {**CHAT, **written(text), "request_id": f"moving-{at}"}
     expected = await client.complete("calls", **options)

@@ -122,6 +122,7 @@ class DeployRequest(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller; a repeated call with the same id and content changes nothing and
     returns the first answer. Empty: the call is not idempotent.
@@ -132,8 +133,13 @@ class DeployRequest(_message.Message):
     base: _builtins.str
     """Name of another deployment. Set: the source is a low-rank adapter (LoRA, as PEFT saves it) over that
     one's model. Requests for it are served by instances of the base, which has to allow for
-    `max_adapters`. Of `engine` only `dtype` and `pack` are its own then, and of `scaling` only
-    `keep_alive`: how long the adapter stays in an instance that has no requests for it.
+    `max_adapters`. Of `engine` only `dtype` and `pack` are its own then, of `scaling` only
+    `keep_alive`: how long the adapter stays in an instance that has no requests for it. A template of
+    its own takes the place of its base's.
+    """
+    chat_template: _builtins.str
+    """In Jinja, at most 131,072 letters: what conversations are rendered with, in place of the model's
+    own. Tried out with the model at once; GetModel tells it. Empty: the model's own.
     """
     @_builtins.property
     def engine(self) -> _types_pb2.EngineConfig: ...
@@ -148,10 +154,11 @@ class DeployRequest(_message.Message):
         engine: _types_pb2.EngineConfig | None = ...,
         scaling: _types_pb2.ScalingPolicy | None = ...,
         base: _builtins.str = ...,
+        chat_template: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "engine", b"engine", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "chat_template", b"chat_template", "engine", b"engine", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

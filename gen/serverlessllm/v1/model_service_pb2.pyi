@@ -57,9 +57,12 @@ class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
+    chat_template: _builtins.str
+    """The same: the deployment's template, in place of the model's own."""
     @_builtins.property
     def model(self) -> Global___ModelSource:
         """Set by the control plane when it calls a node. A client leaves it empty."""
@@ -68,11 +71,12 @@ class GetModelRequest(_message.Message):
         self,
         *,
         deployment: _builtins.str = ...,
+        chat_template: _builtins.str = ...,
         model: Global___ModelSource | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "deployment", b"deployment", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,7 +108,9 @@ class GetModelResponse(_message.Message):
     dtype: _builtins.str
     """Name of the torch dtype in which it is served."""
     chat_template: _builtins.str
-    """In Jinja. Empty: the model has none, and takes no conversations."""
+    """In Jinja: the deployment's, or else the model's own. Empty: there is none, and it takes no
+    conversations.
+    """
     takes_tools: _builtins.bool
     """Whether the template tells the model of tools."""
     base: _builtins.str

@@ -37,6 +37,7 @@ def deploy(
     pack: bool,
     tool_parser: str,
     reasoning_parser: str,
+    chat_template: str,
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
@@ -73,6 +74,7 @@ def deploy(
                 target_concurrency=target_concurrency,
             ),
             base=base,
+            chat_template=chat_template,
         )
 
 

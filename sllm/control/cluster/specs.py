@@ -22,6 +22,9 @@ DEFAULT_ADAPTER_RANK: Final = 64
 DEFAULT_KV_TOKENS: Final = 8192
 """Tokens of KV cache that an instance gets if its deployment does not say."""
 
+MAX_TEMPLATE: Final = 131_072
+"""Letters of a chat template: ten times those of long ones."""
+
 _QUOTED: Final = str.maketrans({"%": "%25", "#": "%23", "?": "%3F"})
 """What means something in a URL and nothing in a path."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -86,6 +89,8 @@ class DeploymentSpec:
     scaling: ScalingPolicy = ScalingPolicy()
     base: str = ""
     """Name of the deployment that this is an adapter over. Empty: it is a model of its own."""
+    chat_template: str = ""
+    """In Jinja, for conversations. Empty: the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +235,11 @@ def validate(spec: DeploymentSpec) -> None:
             f"deployment name {spec.name!r} must be 1-63 of [a-z0-9._-], beginning with a letter "
             "or digit"
         )
+    letters = len(spec.chat_template)
+    _require(
+        letters <= MAX_TEMPLATE,
+        f"chat_template has {letters} letters, and may have {MAX_TEMPLATE}",
+    )
     _validate_engine(spec.engine)
     _validate_scaling(spec.scaling)
     _validate_target(spec.scaling.target_concurrency, spec.engine.max_concurrency)

@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -18,9 +18,12 @@ from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
+from sllm.control.wire.deployments import template_trial
 from sllm.control.wire.node_client import Inspected, Node, Nodes
 
 log = structlog.get_logger()
+
+Answer = TypeVar("Answer")
 
 _INSPECTED_NODES: Final = 4
 """How many nodes are asked, one after the other, until one of them sees the source."""
@@ -60,6 +63,7 @@ class Catalog:
         found = await self._look_for_room(spec, present)
         spec = _on(spec, found.engine)
         specs.validate(spec)
+        await self._try_template(spec, found.model)
         async with self._changing:
             deployment = self._revised(spec, found.model)
             if before := self._state.deployments.get(spec.name):
@@ -74,6 +78,8 @@ class Catalog:
         if present:
             specs.check_source(present, spec)
         found = await self._look_at_adapter(spec, base, present)
+        rendered = dataclasses.replace(base.spec, chat_template=spec.chat_template)
+        await self._try_template(rendered, base.model)
         async with self._changing:
             base = self._base_of(spec)  # looking may take a minute
             held_against = found.adapter.base_identity if found.adapter else ""
@@ -96,7 +102,7 @@ class Catalog:
         """What the source is now. One that is there is what it was if nobody can tell."""
         engine = base.spec.engine.engine
         try:
-            found = await self._ask_nodes(
+            found = await self._of_any(
                 engine, lambda node: node.inspect_adapter(spec.source, spec.engine.dtype, base)
             )
         except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
@@ -216,18 +222,31 @@ class Catalog:
             errors.EngineUnavailable: No node has the engine.
             errors.SllmError: Why it cannot be served.
         """
-        return await self._ask_nodes(config.engine, lambda node: node.inspect(source, config))
+        return await self._of_any(config.engine, lambda node: node.inspect(source, config))
 
-    async def _ask_nodes(
-        self, engine: str, inspect: Callable[[Node], Awaitable[Inspected]]
-    ) -> Inspected:
+    async def _try_template(self, spec: DeploymentSpec, model: ModelInfo) -> None:
+        """Makes sure that a node can read a template; what it refuses to render is its own affair.
+
+        Raises:
+            errors.InvalidChatTemplate: It is no Jinja.
+        """
+        if not spec.chat_template:
+            return
+        trial = template_trial(spec, model)
+        with suppress(errors.InvalidPrompt):
+            await self._of_any(
+                spec.engine.engine, lambda node: node.ask(node.models.RenderChat, trial)
+            )
+
+    async def _of_any(self, engine: str, ask: Callable[[Node], Awaitable[Answer]]) -> Answer:
+        """The answer of the first node with an engine that has one."""
         error: errors.SllmError = errors.NoNodes(
             "no node is connected that could inspect the source; start one and try again",
             retry_after=1.0,
         )
         for node in self.with_engine(engine)[:_INSPECTED_NODES]:
             try:
-                return await inspect(node)
+                return await ask(node)
             except (errors.SourceNotFound, errors.Unavailable) as failure:
                 error = failure
         raise error

@@ -18,6 +18,7 @@ from sllm.control.routing.relay import Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
 from sllm.control.wire import deployments, generations
+from sllm.control.wire.chats import take_template
 from sllm.embedding.purpose import Task
 from sllm.structured_output.checker import Checker
 
@@ -143,7 +144,9 @@ class Router:
         if self._closing:
             raise errors.ShuttingDown(_GOING_DOWN)
         if request.deployment in self._state.deployments:
-            generations.settle_parsing(request, self._state.serving(request.deployment))
+            deployment = self._state.serving(request.deployment)
+            take_template(request, deployment)
+            generations.settle_parsing(request, deployment)
         if form := generations.form(request):
             generations.check_size(request, self._state.serving(request.deployment))
             await self._forms.check(form)

@@ -102,11 +102,16 @@ class State:
     def serving(self, name: str) -> Deployment:
         """The deployment whose instances serve requests for this one: its base, or itself.
 
+        A chat template of an adapter's own takes the place of its base's.
+
         Raises:
             errors.DeploymentNotFound: There is none of this name.
         """
         deployment = self.deployment(name)
-        return self.deployment(deployment.spec.base) if deployment.spec.base else deployment
+        if not deployment.spec.base:
+            return deployment
+        base, template = self.deployment(deployment.spec.base), deployment.spec.chat_template
+        return replace(base, spec=replace(base.spec, chat_template=template)) if template else base
 
     def adapters_of(self, name: str) -> list[Deployment]:
         """The adapters over a deployment."""

@@ -28,6 +28,7 @@ def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
         engine=engine_config(request.engine),
         scaling=_scaling(request.scaling),
         base=request.base,
+        chat_template=request.chat_template,
     )
 
 
@@ -105,14 +106,25 @@ def _adapter(info: pb.AdapterInfo) -> specs.AdapterInfo:
     return specs.AdapterInfo(info.rank, tuple(info.target_modules), info.base_identity)
 
 
-def model_source(deployment: specs.Deployment) -> model_pb.ModelSource:
+def model_source(spec: specs.DeploymentSpec, model: specs.ModelInfo) -> model_pb.ModelSource:
     """Whose small files a node is to read."""
-    spec = deployment.spec
     return model_pb.ModelSource(
         source=spec.source,
         dtype=spec.engine.dtype,
         engine=spec.engine.engine,
-        identity=deployment.model.identity,
+        identity=model.identity,
+    )
+
+
+def template_trial(
+    spec: specs.DeploymentSpec, model: specs.ModelInfo
+) -> model_pb.RenderChatRequest:
+    """Has a node render a conversation with a deployment's template."""
+    said = pb.ChatMessage(role="user", content="Hi")
+    return model_pb.RenderChatRequest(
+        deployment=spec.name,
+        messages=pb.ChatMessages(messages=[said], chat_template=spec.chat_template),
+        model=model_source(spec, model),
     )
 
 

@@ -75,6 +75,7 @@ def check_size(request: GenerateRequest, deployment: Deployment) -> None:
     context = deployment.context_tokens
     beside = [request.structured_output, *request.choices]  # each choice counts in its own request
     size = request.ByteSize() - sum(one.ByteSize() for one in beside)
+    size -= len(request.messages.chat_template.encode())  # the deployment's
     prompt_size.check_size(size, context)
     prompt_size.check_tokens(len(request.token_ids.ids), context)
 

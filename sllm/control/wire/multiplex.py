@@ -11,7 +11,7 @@ import structlog
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as pb
 
-from sllm import errors, rpc
+from sllm import errors, rpc, sending
 from sllm.control.wire import common
 from sllm.statuses import from_failure
 from sllm.token_events import extend
@@ -186,7 +186,7 @@ class _Stream:
     async def _follow(self) -> None:
         """Deals out what comes, until the node ends the stream."""
         steps = self._stub.Multiplex()
-        async with rpc.sending(steps, self._commands):
+        async with sending.from_queue(steps, self._commands):
             async for step in steps:
                 for output in step.outputs:
                     self._deal(output)

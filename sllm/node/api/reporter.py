@@ -12,6 +12,7 @@ from serverlessllm.v1 import fleet_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceStub
 
+from sllm import sending
 from sllm.clock import Clock
 from sllm.durations import to_seconds
 from sllm.node.agent import Agent
@@ -80,9 +81,12 @@ class Reporter:
         self._resync = True
         call = self._stub.Report()
         sides = [asyncio.create_task(side(call)) for side in (self._receive, self._send)]
+        receiving, sent = sides
         try:
             await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
-            await next(side for side in sides if side.done())
+            if sent.done():
+                await sent
+            await receiving  # it knows how a stream ended that takes no more
         finally:
             call.cancel()
             for side in sides:
@@ -92,7 +96,8 @@ class Reporter:
     async def _send(self, call: ReportCall) -> None:
         async with aclosing(self._messages()) as messages:
             async for message in messages:
-                await call.write(message)
+                if not await sending.write(call, message):
+                    return
 
     async def _receive(self, call: ReportCall) -> None:
         async for response in call:

@@ -10,7 +10,7 @@ import structlog
 from serverlessllm.v1 import migration_service_pb2 as pb
 from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceStub
 
-from sllm import errors, rpc
+from sllm import errors, rpc, sending
 from sllm.node.generations import wire
 
 log = structlog.get_logger()
@@ -132,7 +132,7 @@ async def migration_to(
         # A node that is busy takes a while to answer a new connection.
         call = MigrationServiceStub(channel).Migrate(wait_for_ready=True)
         stream = MigrationStream(node_id, call, outbox)
-        async with rpc.sending(call, outbox):
+        async with sending.from_queue(call, outbox):
             try:
                 await stream.open()
                 async with stream.heard():

@@ -15,7 +15,7 @@ from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-from sllm import errors, rpc
+from sllm import errors, rpc, sending
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.durations import to_seconds
 from sllm.node.device.interface import Place
@@ -305,7 +305,7 @@ class Worker:
         """Deals the engine's steps out to the requests until the stream ends."""
         try:
             call = self._stub.Run()
-            async with rpc.sending(call, self._commands):
+            async with sending.from_queue(call, self._commands):
                 async for step in call:
                     self.counters = step.counters
                     for output in step.outputs:

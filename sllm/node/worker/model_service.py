@@ -29,7 +29,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """Tells what the model knows of text."""
-        model = await self._host.texts.model()
+        model = await self._host.texts.model(request.chat_template)
         return _message(model, self._host.description.dtype)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:

@@ -133,7 +133,7 @@ async def test_what_is_no_base_or_has_a_say_of_its_own_is_refused(
         await cluster.caller.deploy("over", LEGAL, base="nobody")
     for said in ({"min_replicas": 1}, {"engine": "vllm"}, {"kv_cache_tokens": 9}):
         with pytest.raises(errors.InvalidArgument, match="its base's"):
-            await cluster.caller.deploy("over", LEGAL, base=base, **said)  # type: ignore[arg-type]
+            await cluster.caller.deploy("over", LEGAL, base=base, **said)
     with pytest.raises(errors.InvalidArgument, match="its own base"):
         await cluster.caller.deploy("over", LEGAL, base="over")
     with pytest.raises(errors.DeploymentExists, match="an adapter over tiny"):

@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 def test_deployments_come_back_as_they_were(path: Path) -> None:
     store = SqliteStore(path)
     engine = replace(ONE.spec.engine, kv_cache_tokens=5)
-    full = replace(ONE, spec=replace(ONE.spec, engine=engine))
+    full = replace(ONE, spec=replace(ONE.spec, engine=engine, chat_template="{{ 'hi' }}"))
     store.put(full, call(""), b"answer", 1.0)
     store.put(deployment("another"), call(""), b"answer", 1.0)
     adapter = AdapterInfo(4, ("q_proj", "v_proj"), "A")

@@ -152,9 +152,9 @@ async def test_who_leaves_while_waiting_leaves_nothing(setting: Setting) -> None
     for one in waiting:
         one.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    for one in uses:
-        one.release()
-        one.release()  # twice is once
+    for use in uses:
+        use.release()
+        use.release()  # twice is once
     (await setting.take(5)).release()
     assert len(setting.there()) == MOST
     await setting.adapters.close()

@@ -20,7 +20,7 @@ from sllm.node.instances.forked import ForkedWorker
 from sllm.node.instances.worker_messages import attach_request
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from tests.node.worker.staging import CHUNK_BYTES, Staged
-from tests.support import sending
+from tests.support import sent
 
 TIMEOUT = 60.0
 KV_BYTES = 8 << 20
@@ -144,7 +144,7 @@ class WorkerClient:
         await self._channel.close(grace=None)
 
     async def _read(self) -> None:
-        async with sending(self._stub.Run(), self._next_commands()) as call:
+        async with sent(self._stub.Run(), self._next_commands()) as call:
             async for response in call:
                 for output in response.outputs:
                     self._requests[output.request_id].take(output)

@@ -12,17 +12,15 @@ from typing import Final
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.hf import from_tokenizer
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from transformers import PreTrainedTokenizerFast
 
 from sllm.errors import InvalidArgument, InvalidStructuredOutput, UnsupportedModel
+from sllm.node.worker.model.matching import Limits, Matcher, TokenTree
 from sllm.structured_output.form import Form
 from sllm.structured_output.grammar import grammar_of
 
 _LETTERS_SHOWN: Final = 500
-_LIMITS: Final = LLParserLimits(max_lexer_states=20_000, step_lexer_fuel=50_000)
+_LIMITS: Final = Limits(max_lexer_states=20_000, step_lexer_fuel=50_000)
 """A tenth to a quarter of llguidance's own: what one text may take of memory, and of each step."""
 
 
@@ -67,53 +65,38 @@ class Grammars:
             thread.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, form: Form, generated: Sequence[int]) -> "Grammar":
-        tokenizer = self._tokenizer
+        tree = self._tree
         try:
             grammar = grammar_of(form.kind, form.texts)
         except (ValueError, RecursionError) as error:
             raise InvalidStructuredOutput(f"{form.kind} cannot be used: {error}") from error
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+        matcher = Matcher(tree, grammar, _LIMITS)
         if problem := _problem(matcher):
             raise InvalidStructuredOutput(f"{form.kind} cannot be used: {problem}")
-        if not matcher.consume_tokens(list(generated)):
+        if not matcher.consume(generated):
             raise InvalidArgument(f"the tokens so far are none of a text of this {form.kind}")
         return Grammar(
             matcher,
             self._vocabulary,
-            tokenizer.vocab_size,
             self._thread,
             never=self._never,
             taken=len(generated),
         )
 
     @cached_property
-    def _tokenizer(self) -> LLTokenizer:
+    def _tree(self) -> TokenTree:
         known = len(self._hf_tokenizer)
         ends = [token for token in self._stop_token_ids if 0 <= token < known]
         if not ends:
             # There must be one. For a model that never ends a text by itself it is never allowed.
             ends = self._never = [min(self._hf_tokenizer.all_special_ids, default=0)]
+        tokenizer, tokens = self._hf_tokenizer.backend_tokenizer, max(self._vocabulary, known)
         try:
-            return _llguidances(self._hf_tokenizer, max(self._vocabulary, known), ends)
+            return TokenTree(tokenizer, tokens=tokens, ends=ends)
         except ValueError as error:
             raise UnsupportedModel(
                 f"structured_output does not work with this model's tokenizer: {error}"
             ) from error
-
-
-def _llguidances(tokenizer: PreTrainedTokenizerFast, tokens: int, ends: list[int]) -> LLTokenizer:
-    """A tokenizer as llguidance has it; Python's lock is held for as long as this takes.
-
-    llguidance would make a copy first, to switch padding and truncation off: half of the time, and
-    hardly ever is there any.
-
-    Raises:
-        ValueError: It is of a kind that llguidance does not know.
-    """
-    backend = tokenizer.backend_tokenizer
-    if backend.padding or backend.truncation:
-        return from_tokenizer(tokenizer, n_vocab=tokens, eos_token=ends)
-    return LLTokenizer(backend.to_str(), n_vocab=tokens, eos_token=ends)
 
 
 class Grammar:
@@ -121,9 +104,8 @@ class Grammar:
 
     def __init__(
         self,
-        matcher: LLMatcher,
+        matcher: Matcher,
         vocabulary: int,
-        tokens: int,
         thread: ThreadPoolExecutor,
         *,
         never: Sequence[int],
@@ -134,7 +116,6 @@ class Grammar:
         Args:
             matcher: nobody else's from here on.
             vocabulary: columns of the logits.
-            tokens: that the matcher knows, no fewer.
             thread: where the next tokens are found out.
             never: tokens that may not come whatever the matcher says.
             taken: tokens that the matcher has taken.
@@ -143,7 +124,7 @@ class Grammar:
         self.problem = ""
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._words = allocate_token_bitmask(1, tokens)
+        self._mask = matcher.new_mask()
         self._thread = thread
         self._never = list(never)
         self._taken = taken
@@ -160,11 +141,11 @@ class Grammar:
             return
         self._allowed.result()  # the matcher is this thread's again
         self._taken += 1
-        self._matcher.consume_token(token_id)
+        self._matcher.consume([token_id])
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        if self._matcher.is_stopped() and not self._matcher.is_error():
+        if self._matcher.is_stopped() and not self._matcher.problem():
             self.ends_after, self._allowed = self._taken, None
         else:
             self._allowed = self._thread.submit(self._find_allowed)
@@ -174,14 +155,13 @@ class Grammar:
         self.problem = _problem(self._matcher)
         if self.problem:
             return torch.zeros(self._vocabulary, dtype=torch.bool)
-        fill_next_token_bitmask(self._matcher, self._words)
-        bits = np.unpackbits(self._words.view(np.uint8)[0], bitorder="little")
+        self._matcher.fill(self._mask)
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
         self.problem = _problem(self._matcher)  # where finding out was too much
         bits[self._never] = 0
         return torch.from_numpy(bits[: self._vocabulary].view(np.bool_))
 
 
-def _problem(matcher: LLMatcher) -> str:
+def _problem(matcher: Matcher) -> str:
     """What has brought a matcher to its end, without what it says for its developers."""
-    error: str = matcher.get_error()
-    return error[:_LETTERS_SHOWN]
+    return matcher.problem()[:_LETTERS_SHOWN]

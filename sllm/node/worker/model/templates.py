@@ -6,10 +6,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from jinja2.exceptions import TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from sllm.chat.conversation import ChatMessage, Conversation, Tool, ToolCall, json_object
-from sllm.errors import InvalidPrompt, NoChatTemplate
+from sllm.errors import InvalidChatTemplate, InvalidPrompt, NoChatTemplate
 from sllm.node.worker.model.prompts import RenderedPrompt
 from sllm.node.worker.model.refusing import sentence
 from sllm.node.worker.model.time_limit import TookTooLong, time_limit
@@ -24,7 +25,7 @@ _PROBE = "sllm-part"
 
 
 def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
-    """Writes a conversation as the model's chat template has it.
+    """Writes a conversation as a chat template has it: the deployment's, or else the model's own.
 
     Args:
         conversation: what the caller sent.
@@ -33,9 +34,10 @@ def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
     Raises:
         InvalidPrompt: The template refuses the messages, fails over them, takes too long, or makes
             too much of them.
+        InvalidChatTemplate: The template is no Jinja.
         NoChatTemplate: The model has none.
     """
-    if not tokenizer.chat_template:
+    if not (conversation.template or tokenizer.chat_template):
         raise NoChatTemplate("this model has no chat template; send text or token ids instead")
     conversation.validate()
     wants_parts = _has_parts(conversation) and _wants_parts(conversation, tokenizer)
@@ -56,6 +58,8 @@ def _apply(conversation: Conversation, tokenizer: Any, messages: list[dict[str, 
         "continue_final_message": conversation.continue_final_message,
         **conversation.variables(),
     }
+    if conversation.template:
+        options["chat_template"] = conversation.template
     return _run(lambda: tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
 
@@ -113,6 +117,10 @@ def _run(template: Callable[[], object]) -> str:
     except TookTooLong as error:
         raise InvalidPrompt(
             f"the chat template takes more than {RENDER_SECONDS} s for these messages"
+        ) from error
+    except TemplateSyntaxError as error:
+        raise InvalidChatTemplate(
+            f"the chat template is no Jinja, in line {error.lineno}: {error.message}"
         ) from error
     except Exception as error:  # templates fail in every way that programs do
         raise InvalidPrompt(

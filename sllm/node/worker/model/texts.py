@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
 from sllm.chat.conversation import ChatMessage, Conversation, Tool
-from sllm.errors import InvalidPrompt
+from sllm.errors import InvalidChatTemplate, InvalidPrompt
 from sllm.node.worker.model import prompts
 from sllm.node.worker.model.lanes import Lanes
 from sllm.node.worker.model.module import ModelFiles
@@ -122,10 +122,10 @@ class Texts:
         text: str = decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    async def model(self) -> TextModel:
-        """What there is to know of it."""
+    async def model(self, template: str = "") -> TextModel:
+        """What there is to know of it, with a chat template in place of its own."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._rendering, _describe, self._files)
+        return await loop.run_in_executor(self._rendering, _describe, self._files, template)
 
     async def _render(self, conversation: Conversation) -> RenderedPrompt:
         loop, tokenizer = asyncio.get_running_loop(), self._files.tokenizer
@@ -148,14 +148,14 @@ def _check_length(prompt: Prompt) -> None:
         raise InvalidPrompt(f"the text has {letters} letters; {MAX_LETTERS} are taken at most")
 
 
-def _describe(files: ModelFiles) -> TextModel:
-    template = files.tokenizer.chat_template
+def _describe(files: ModelFiles, template: str) -> TextModel:
+    used = template or files.tokenizer.chat_template
     return TextModel(
         vocabulary_size=files.vocabulary_size,
         special_tokens=_special_tokens(files),
         stop_token_ids=tuple(sorted(files.stop_token_ids)),
-        chat_template=_template_text(template),
-        takes_tools=bool(template) and _takes_tools(files),
+        chat_template=_template_text(used),
+        takes_tools=bool(used) and _takes_tools(files, template),
     )
 
 
@@ -178,12 +178,14 @@ def _special_tokens(files: ModelFiles) -> tuple[SpecialToken, ...]:
     )
 
 
-def _takes_tools(files: ModelFiles) -> bool:
+def _takes_tools(files: ModelFiles, template: str) -> bool:
     """Whether a tool makes a difference to what the template writes: it is tried out."""
     asked = Conversation(
-        messages=(ChatMessage("user", "Hi"),), tools=(Tool(_PROBE, "does nothing", ""),)
+        messages=(ChatMessage("user", "Hi"),),
+        tools=(Tool(_PROBE, "does nothing", ""),),
+        template=template,
     )
     try:
         return _PROBE in render(asked, files.tokenizer).text
-    except InvalidPrompt:
+    except (InvalidPrompt, InvalidChatTemplate):
         return False

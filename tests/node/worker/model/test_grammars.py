@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from llguidance import LLParserLimits
 from transformers import AutoTokenizer
 
 from sllm.errors import InvalidArgument
 from sllm.node.worker.model import grammars as model_grammars
 from sllm.node.worker.model.grammars import Grammar, Grammars
+from sllm.node.worker.model.matching import Limits
 from sllm.structured_output.form import Form, Kind
 
 VOCABULARY = 1100
@@ -131,7 +131,7 @@ async def test_a_model_without_an_end_of_text_has_forms_as_well(models: Path) ->
 async def test_a_form_that_becomes_too_much_says_so(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_grammars, "_LIMITS", LLParserLimits(max_lexer_states=5))
+    monkeypatch.setattr(model_grammars, "_LIMITS", Limits(max_lexer_states=5))
     grammar = await grammars.begin(Form(Kind.REGEX, ("[a-f]{3,40}",)), ())
     for _ in range(30):
         if not may(grammar):

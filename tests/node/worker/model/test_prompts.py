@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from sllm.chat.conversation import ChatMessage, Conversation
-from sllm.errors import ContextExceeded, InvalidPrompt, NoChatTemplate
+from sllm.errors import ContextExceeded, InvalidChatTemplate, InvalidPrompt, NoChatTemplate
 from sllm.node.worker.model import templates
 from sllm.node.worker.model.prompts import (
     TextPrompt,
@@ -65,7 +66,6 @@ def test_a_conversation_needs_a_template(tokenizer: Any) -> None:
     [
         "{{ raise_exception('roles must alternate') }}",
         "{{ messages[9].content }}",
-        "{% if %}",
         "{{ messages | length + 'a' }}",
         "{% for _ in range(10000000) %}{% endfor %}",
         "{{ 1 / 0 }}",
@@ -82,6 +82,18 @@ def test_a_template_that_fails_blames_the_prompt(tokenizer: Any, template: str) 
     tokenizer.chat_template = template
     with pytest.raises(InvalidPrompt, match="chat template"):
         encode(render(HELLO, tokenizer), tokenizer, VOCABULARY)
+
+
+def test_a_template_that_is_none_is_told_with_its_line(tokenizer: Any) -> None:
+    tokenizer.chat_template = "Hi\n{% if %}"
+    with pytest.raises(InvalidChatTemplate, match="line 2"):
+        render(HELLO, tokenizer)
+
+
+def test_a_conversations_template_goes_before_the_models(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% if %}"
+    named = replace(HELLO, template="{{ messages | length }}")
+    assert render(named, tokenizer).text == "1"
 
 
 @pytest.mark.parametrize("body", ["", "{{ 'x' * 100 }}"], ids=["silent", "writing"])
