@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz every-step check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms clean
+.PHONY: setup demo test architectures fuzz every-step check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-adapters clean
 
 setup: $(STAMP)
 
@@ -85,6 +85,9 @@ bench-batch: setup
 
 bench-forms: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.structured_output $(BENCH)
+
+bench-adapters: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.adapters $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)
