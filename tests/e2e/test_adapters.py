@@ -75,6 +75,8 @@ def base(cluster: Cluster, adapters: Adapters, engine: str) -> Iterator[str]:
         if one.base == "base":
             client.delete(one.name)
     client.delete("base")
+    for node in cluster.nodes:
+        assert "adapter.not_unloaded" not in node.log_text(), "an engine has held one for long"
 
 
 @pytest.fixture(scope="module")
