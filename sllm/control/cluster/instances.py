@@ -49,6 +49,11 @@ class Instance:
     adapters: tuple[tuple[str, str], ...] = ()
     """Those that it has: name of the deployment, and identity."""
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether requests for adapters may go there; one that does not tell is taken to."""
+        return self.config is None or self.config.max_adapters > 0
+
     def has_adapter(self, identity: str) -> bool:
         """Whether requests for an adapter of this identity need not wait for it."""
         return any(one == identity for _, one in self.adapters)

@@ -1,6 +1,6 @@
 """Gives requests to instances: those that wait, those that have moved, those that are read on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sllm.clock import Clock
 from sllm.control.cluster.instances import Instance
@@ -85,10 +85,12 @@ class Dispatcher:
     def _free_instance(self, need: Need, ticket: Ticket | None) -> Instance | None:
         """One that runs as its deployment is to; one from before a change if there is none yet.
 
-        For a request with an adapter one that has it, or is getting it.
+        For a request with an adapter one that has it, or is getting it; else one that takes some.
         """
         state = self._state
-        instances = state.fleet.instances_of(need.deployment)
+        instances: Sequence[Instance] = state.fleet.instances_of(need.deployment)
+        if ticket and ticket.adapter:
+            instances = [one for one in instances if one.takes_adapters]
         today = [one for one in instances if one.instance_id not in state.outdated]
         adapted = self._with_adapter(ticket, today) if ticket and ticket.adapter else ()
         for some in (adapted, today, instances):

@@ -138,3 +138,23 @@ async def test_what_is_no_base_or_has_a_say_of_its_own_is_refused(
         await cluster.caller.deploy("over", LEGAL, base="over")
     with pytest.raises(errors.DeploymentExists, match="an adapter over tiny"):
         await cluster.caller.deploy("legal", LEGAL)
+
+
+async def test_an_instance_from_before_its_base_took_adapters_gets_none(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    node.adapters = {LEGAL: "L"}
+    await cluster.caller.deploy(max_replicas=2)
+    node.script.before_finish.shut()
+    busy = await cluster.caller.generate().until("tokens")
+    before = asked(node)[0].instance_id
+    node.script.before_ready.shut()
+    await cluster.caller.deploy(max_replicas=2, max_adapters=2)
+    await cluster.caller.deploy("legal", LEGAL, base="tiny")
+    stream = await cluster.caller.generate("legal").until("loading")
+    node.script.before_ready.open()
+    node.script.before_finish.open()
+    await stream.end()
+    await busy.end()
+    assert asked(node)[-1].instance_id != before
+    assert [one.HasField("adapter") for one in asked(node)] == [False, True]
