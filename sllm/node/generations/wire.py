@@ -11,7 +11,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.durations import to_duration
-from sllm.node.instances.adapters import AdapterSpec
+from sllm.node.instances.adapter_use import AdapterSpec
 from sllm.node.instances.phases import Phase
 from sllm.token_events import extend
 

@@ -8,7 +8,8 @@ from serverlessllm.v1 import inference_service_pb2 as pb
 from sllm import errors
 from sllm.clock import Clock
 from sllm.node.generations import wire
-from sllm.node.instances.adapters import AdapterUse, InstanceAdapters
+from sllm.node.instances.adapter_use import AdapterUse
+from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import PhaseKind, Timeline
 from sllm.node.instances.start import STEP_KINDS

@@ -8,7 +8,7 @@ be their turn.
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,11 +18,11 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.decay import Decaying
 from sllm.node.device.interface import InPool
+from sllm.node.instances.adapter_use import AdapterSpec, AdapterUse
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.types import Tier
-from sllm.node.transfers.work import Step
 
 log = structlog.get_logger()
 
@@ -31,27 +31,6 @@ PATIENCE_SECONDS: Final = 1.0
 HALF_LIFE_SECONDS: Final = 600.0
 """A request counts half as much for its adapter after this time."""
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSpec:
-    """An adapter, as a request names it."""
-
-    deployment: str
-    """Its name."""
-    source: str
-    dtype: str | None
-    """Name of a torch dtype to convert to. None: as stored."""
-    pack: bool
-    identity: str
-    """What the source must be."""
-    keep_alive: float
-    """Seconds for which it stays without requests."""
-
-    @property
-    def key(self) -> tuple[str, str | None]:
-        """The same for the same weights."""
-        return self.identity, self.dtype
 
 
 @dataclass(slots=True, eq=False)
@@ -65,25 +44,6 @@ class _Loaded:
     demand: Decaying = field(default_factory=Decaying)
     expiry: asyncio.Task[None] | None = None
     """While nobody uses it."""
-
-
-class AdapterUse:
-    """One request's hold on an adapter."""
-
-    def __init__(
-        self, adapter_id: str, release: Callable[[], None], steps: Sequence[Step] | None
-    ) -> None:
-        self.adapter_id = adapter_id
-        """That the worker knows it by."""
-        self.steps = steps
-        """Transfers of the load that was waited for. None: it was there."""
-        self._release: Callable[[], None] | None = release
-
-    def release(self) -> None:
-        """Gives it back. A second call does nothing."""
-        release, self._release = self._release, None
-        if release:
-            release()
 
 
 class InstanceAdapters:

@@ -12,12 +12,8 @@ import pytest
 
 from sllm import errors
 from sllm.clock import ManualClock
-from sllm.node.instances.adapters import (
-    PATIENCE_SECONDS,
-    AdapterSpec,
-    AdapterUse,
-    InstanceAdapters,
-)
+from sllm.node.instances.adapter_use import AdapterSpec, AdapterUse
+from sllm.node.instances.adapters import PATIENCE_SECONDS, InstanceAdapters
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.types import Tier
