@@ -12,6 +12,7 @@ import sllm
 from sllm import checkpoint
 
 PUBLIC = {
+    "Adapter",
     "AsyncClient",
     "AsyncStream",
     "Batch",
@@ -134,6 +135,7 @@ METHODS = {
     "score",
     "submit_batch",
     "tokenize",
+    "token_texts",
     "count_tokens",
     "undrain",
     "unpin",

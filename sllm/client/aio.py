@@ -81,6 +81,9 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         tool_parser: str = "",
         reasoning_parser: str = "",
         tensor_parallel: int | None = None,
+        base: str = "",
+        max_adapters: int = 0,
+        max_adapter_rank: int | None = None,
         chat_template: str = "",
         wait: bool = True,
         timeout: float | None = None,
@@ -111,6 +114,11 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             reasoning_parser: the same of thoughts, such as "qwen3".
             tensor_parallel: devices of one node that an instance runs on together, each with its
                 part of the model; on nodes without accelerators, processes. It needs vLLM. None: 1.
+            base: name of another deployment, whose instances serve requests for this one: then
+                the source is a LoRA adapter over its model, as PEFT saves it, and only
+                keep_alive, dtype and pack are its own. Empty: it is a model of its own.
+            max_adapters: adapters over this deployment that an instance has at once. 0: none.
+            max_adapter_rank: the greatest rank that they may have. None: 64.
             chat_template: in Jinja, what conversations are rendered with. Empty: the model's own.
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
@@ -121,6 +129,8 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             errors.SourceNotFound: There is nothing at the source.
             errors.EngineUnavailable: No node has the engine.
             errors.UnsupportedModel: The engine does not run the model.
+            errors.UnsupportedAdapter: The adapter does not fit its base, which says how.
+            errors.AdaptersLeft: There are adapters over it that would not fit any more.
             errors.DeploymentExists: The name serves another source.
             errors.DeploymentFailed: The checkpoint could not be brought to any node.
         """
@@ -140,6 +150,9 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             max_replicas=max_replicas,
             keep_alive=keep_alive,
             target_concurrency=target_concurrency,
+            base=base,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
         )
         deadline = None if timeout is None else time.monotonic() + timeout
         response = await self._connection.call(
@@ -239,6 +252,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         priority: int = 0,
         keep_alive: float | None = None,
         request_id: str | None = None,
+        attach: bool = False,
         linger: float = 0.0,
         reattach: float = 30.0,
         timeout: float | None = None,
@@ -288,6 +302,9 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             keep_alive: seconds that the instance stays at least when this request has ended,
                 unless its room is needed. None: as the deployment's policy says.
             request_id: unique among the requests under way. None: one is made.
+            attach: read the generation of this id, of the same arguments, that is under way or
+                lingers, from its beginning; who reads it now is cancelled. Where there is none it
+                begins, with a seed that the id decides if none is given.
             linger: seconds for which it goes on when nobody reads it any more. 0: it ends with
                 its stream.
             reattach: seconds for which a control plane that is lost is waited for, to read on.
@@ -340,6 +357,8 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             n=n,
             prompt_logprobs=prompt_logprobs,
         )
+        if attach:
+            requests.attach(request, chooses_seed=seed is None)
         call = ResumableCall(request, self._connection, timeout)
         return AsyncStream(call, wants_logprobs=logprobs is not None, reattach=reattach)
 

@@ -16,6 +16,7 @@ from sllm.control.requests.queue import turn
 from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Receipt, StartRecord
 from sllm.control.types.status import Loading
+from sllm.control.types.views import EndedRequest
 from sllm.control.wire import generations
 from sllm.control.wire.answers import AnswerCall
 from sllm.control.wire.multiplex import GenerateCall
@@ -48,8 +49,13 @@ class Ticket:
         estimated_wait: float | None = None,
         stays: bool = False,
         background: bool = False,
+        served_by: str = "",
     ) -> None:
-        """`step_seconds` of waiting are worth one step of priority."""
+        """`step_seconds` of waiting are worth one step of priority.
+
+        `served_by` names the deployment whose instances serve it. Empty: the one that it names.
+        """
+        self._served_by = served_by or request.deployment
         self.request = request
         self.stays = stays
         """Whether it ends where it is, since there is nothing of it that could be migrated."""
@@ -102,8 +108,13 @@ class Ticket:
 
     @property
     def deployment(self) -> str:
-        """Name of the deployment that it is for."""
-        return self.request.deployment
+        """Name of the deployment whose instances serve it."""
+        return self._served_by
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter over it that it is for. Empty: none."""
+        return self.request.adapter.deployment
 
     @property
     def keep_alive(self) -> float | None:
@@ -210,6 +221,19 @@ class Ticket:
         """Takes it away from its instance, for another one."""
         self.hang_up()
         self.move_on()
+
+    def ended(self, outcome: str) -> EndedRequest:
+        """What is told of it to those who watch the cluster."""
+        seconds = self._clock.now() - self.taken_at
+        return EndedRequest(
+            request_id=self.request_id,
+            deployment=self.deployment,
+            ended_at=self.began_ns / 1e9 + seconds,
+            seconds=seconds,
+            outcome=outcome,
+            generated_tokens=len(self.progress.token_ids),
+            receipt=self.receipt,
+        )
 
     def move_on(self) -> None:
         """Readies it for another instance, which goes on after the tokens that were relayed.

@@ -129,6 +129,8 @@ class Encodings:
             node_id=assignment.instance.node_id,
             instance_id=assignment.instance.instance_id,
             engine=assignment.instance.engine,
+            deployment=ticket.deployment,
+            adapter=ticket.adapter,
         )
         generations.fill_receipt(answer, ticket.receipt)
         seconds = now - ticket.dispatched_at
@@ -147,3 +149,4 @@ class Encodings:
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
         self._state.receipts.add(ticket.request_id, ticket.deployment, ticket.receipt)
+        self._state.ended.append(ticket.ended(outcome))

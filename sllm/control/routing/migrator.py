@@ -112,6 +112,8 @@ class Migrator:
         # whoever is told of the choice may send one.
         claim = self._state.slots.claim(destination.instance_id)
         claim.grow_to(len(self._tickets(ask)))
+        moves = self._state.moves.setdefault(ask.source.instance_id, [])
+        moves.append(destination.instance_id)
         try:
             yield Chosen(destination.node_id, destination.instance_id, started, estimate)
             if started:
@@ -128,7 +130,15 @@ class Migrator:
             self._learn(ask, destination, moved, estimate)
         finally:
             claim.release(self._clock.now())
+            self._moved(ask.source.instance_id, destination.instance_id)
             self._agenda.wake(destination.deployment)
+
+    def _moved(self, source: str, destination: str) -> None:
+        """Migrations from `source` to `destination` are under way no more, or one less."""
+        moves = self._state.moves[source]
+        moves.remove(destination)
+        if not moves:
+            del self._state.moves[source]
 
     # --- where to -----------------------------------------------------------------------------
 
@@ -143,7 +153,7 @@ class Migrator:
     def _check(self, ask: MigrationAsk) -> None:
         deployment = self._state.deployment(ask.source.deployment)
         # A generation tells what it was begun with before any report tells it of its instance.
-        begun = {ask.source.identity, *(one.progress.identity for one in self._tickets(ask))}
+        begun = {ask.source.identity, *(one.progress.model_identity for one in self._tickets(ask))}
         if deployment.model.identity and begun - {"", deployment.model.identity}:
             raise errors.SourceChanged(
                 f"{ask.source.deployment} was deployed anew with another checkpoint: what "

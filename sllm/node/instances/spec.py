@@ -21,6 +21,10 @@ class EngineSpec:
     """That take answers in conversations apart."""
     tensor_parallel: int = 1
     """Devices that run the model together."""
+    max_adapters: int = 0
+    """Adapters that an instance has at once. 0: it takes none."""
+    max_adapter_rank: int | None = None
+    """The greatest that they may have, which is looked at when they are deployed."""
 
 
 @dataclass(frozen=True, slots=True)

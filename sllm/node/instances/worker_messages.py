@@ -47,6 +47,7 @@ def prepare_request(directory: Path, engine: EngineSpec) -> pb.PrepareRequest:
         tool_parser=engine.parsers.tool,
         reasoning_parser=engine.parsers.reasoning,
         tensor_parallel=engine.tensor_parallel,
+        max_adapters=engine.max_adapters,
     )
     return pb.PrepareRequest(checkpoint_dir=str(directory), engine=config)
 

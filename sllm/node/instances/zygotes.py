@@ -107,6 +107,8 @@ class Zygotes:
         dtype: str | None,
         engine: str,
         parsers: ParserNames = NO_PARSERS,
+        *,
+        takes_adapters: bool = False,
         ranks: int = 1,
     ) -> Described:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
@@ -117,30 +119,33 @@ class Zygotes:
             engine: on which it is to be. `AUTO`: the first of the node's that can.
             parsers: see `Zygote.describe`.
             ranks: the same.
+            takes_adapters: the same.
 
         Raises:
             errors.EngineUnavailable: The node does not have the engine.
             errors.UnsupportedModel: The engine cannot run it; or none can.
             errors.StartFailed: As `Zygote.describe`.
         """
+
+        async def on(name: str) -> Described:
+            zygote = self.of(name)
+            model = await zygote.describe(
+                directory, dtype, parsers, takes_adapters=takes_adapters, ranks=ranks
+            )
+            return Described(name, model)
+
         if engine != AUTO:
-            return await self._describe(engine, directory, dtype, parsers, ranks)
+            return await on(engine)
         refusals: dict[str, errors.SllmError] = {}
         for name in self._worth_trying():
             try:
-                return await self._describe(name, directory, dtype, parsers, ranks)
+                return await on(name)
             except (errors.UnsupportedModel, errors.StartFailed) as refusal:
                 if not (isinstance(refusal, errors.UnsupportedModel) or self.of(name).has_failed):
                     raise  # it may go well the next time, and so on the engine that is preferred
                 log.info("zygote.refused", engine=name, problem=refusal.message)
                 refusals[name] = refusal
         raise _of_all(refusals)
-
-    async def _describe(
-        self, engine: str, directory: Path, dtype: str | None, parsers: ParserNames, ranks: int
-    ) -> Described:
-        found = await self.of(engine).describe(directory, dtype, parsers, ranks)
-        return Described(engine, found)
 
     async def probe(self, environment: Mapping[str, str]) -> str:
         """See `Zygote.probe`. All engines use devices by the same library."""

@@ -48,6 +48,7 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
         dtype=config.dtype or None,
         parsers=ParserNames(config.tool_parser, config.reasoning_parser),
         ranks=config.tensor_parallel or 1,
+        takes_adapters=config.max_adapters > 0,
     )
 
 
@@ -96,6 +97,7 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
         parsing=_parsing(request.parsing) if request.HasField("parsing") else None,
         gives_way=command.gives_way,
         background=request.background,
+        adapter_id=request.adapter.identity,
     )
 
 

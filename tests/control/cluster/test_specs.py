@@ -40,6 +40,7 @@ def test_bad_names(name: str) -> None:
         replace(SPEC, engine=EngineConfig("vllm", tensor_parallel=0)),
         replace(SPEC, engine=EngineConfig("vllm", tensor_parallel=65)),
         replace(SPEC, engine=EngineConfig("transformers", tensor_parallel=2)),
+        replace(SPEC, engine=EngineConfig("vllm", tensor_parallel=2, max_adapters=1)),
         replace(SPEC, scaling=ScalingPolicy(min_replicas=-1)),
         replace(SPEC, scaling=ScalingPolicy(max_replicas=0)),
         replace(SPEC, scaling=ScalingPolicy(min_replicas=2, max_replicas=1)),

@@ -22,6 +22,7 @@ from sllm.node.worker.model.description import (
 )
 from sllm.node.worker.model.module import ModelFiles, load_files
 from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.trial.adapters import check_takes_adapters
 from sllm.node.worker.trial.comparison import compare, randomise
 from sllm.node.worker.trial.encoding import compare_encodings
 from sllm.node.worker.trial.fitting import check_fit
@@ -52,6 +53,8 @@ def try_model(
     compared: Collection[str],
     backend: Backend,
     parsers: ParserNames = NO_PARSERS,
+    *,
+    takes_adapters: bool = False,
     ranks: int = 1,
 ) -> Verdict:
     """Tries what a worker will do with a model, as far as that takes neither weights nor time.
@@ -63,6 +66,7 @@ def try_model(
         backend: of the engine that it is to run on.
         parsers: that are to take its answers apart.
         ranks: processes that are to run it together. The small copy runs in one.
+        takes_adapters: whether it is to be run with adapters.
 
     Raises:
         UnsupportedModel: A start would fail, or the tokens be wrong; says why.
@@ -70,6 +74,8 @@ def try_model(
     files = load_files(directory, backend.check)
     backend.check_ranks(files.architecture, ranks)
     model = describe(files.architecture, dtype, ranks)
+    if takes_adapters:
+        check_takes_adapters(files.architecture, backend)
     _try_tokenizer(files)
     backend.parsers(parsers, files.tokenizer)
     unused = _try_weights(directory, files.architecture)
