@@ -25,7 +25,7 @@ FLOORS = {
         "statuses | token_events",
         "telemetry | process | machine | config | prompt_size | sampling | bounds"
         " | structured_output | chat | embedding",
-        "broadcast | clock | decay | durations | errors | libc | own_memory",
+        "broadcast | buckets | clock | decay | durations | errors | libc | own_memory",
     ),
     "sllm.control": (
         "server",

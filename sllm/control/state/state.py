@@ -22,6 +22,7 @@ from sllm.control.state.fleet import Fleet
 from sllm.control.state.index import Index
 from sllm.control.state.migration_cost import MigrationCosts
 from sllm.control.state.orphans import Orphans
+from sllm.control.state.recent_receipts import RecentReceipts
 from sllm.control.types.receipts import StartRecord
 from sllm.control.types.status import DeploymentStatus, Loading
 from sllm.control.types.views import EndedRequest
@@ -95,6 +96,7 @@ class State:
     """The latest requests that have ended, for those who watch."""
     costs: MigrationCosts = field(default_factory=MigrationCosts)
     changes: Changes = field(default_factory=Changes)
+    receipts: RecentReceipts = field(default_factory=RecentReceipts)
 
     def deployment(self, name: str) -> Deployment:
         """The deployment of this name.
