@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz fuzz-http every-step check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway clean
+.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway bench-console clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,10 @@ check: setup
 	./tools/check-generated $(BIN)/python
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
 
+# What it builds is committed: nobody needs Node.js but who changes the page.
+console: setup
+	./tools/build-console $(BIN)/python
+
 gen: setup
 	$(BIN)/python tools/generate.py gen
 
@@ -90,6 +94,9 @@ bench-batch: setup
 bench-forms: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.structured_output $(BENCH)
 
+bench-console: setup
+	$(BIN)/python -m bench.console $(BENCH)
+
 bench-gateway: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.gateway $(BENCH)
 
@@ -97,5 +104,5 @@ bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist clients/typescript/node_modules clients/typescript/src/gen .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

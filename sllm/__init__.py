@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         Placement,
         PlacementCandidate,
         Prefetched,
+        RequestReceipt,
         StartEstimate,
     )
     from sllm.embedding.purpose import Purpose
@@ -148,6 +149,7 @@ __all__ = [
     "Receipt",
     "RequestLimits",
     "RequestMigration",
+    "RequestReceipt",
     "Result",
     "Score",
     "Scores",

@@ -101,3 +101,15 @@ def test_every_service_is_listed_here() -> None:
         for name in module.DESCRIPTOR.services_by_name
     }
     assert listed == declared
+
+
+OPTIONS = (
+    'option go_package = "serverlessllm/v1;serverlessllmv1";',
+    "option java_multiple_files = true;",
+)
+"""What generators of other languages need to be told; changed, these break their users."""
+
+
+@pytest.mark.parametrize("path", sorted(PROTOS.glob("*.proto")), ids=lambda path: path.stem)
+def test_every_file_says_what_other_languages_need(path: Path) -> None:
+    assert set(OPTIONS) <= set(path.read_text().splitlines())

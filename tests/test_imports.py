@@ -25,7 +25,7 @@ FLOORS = {
         "statuses | token_events",
         "telemetry | process | machine | config | prompt_size | sampling | bounds"
         " | structured_output | chat | embedding",
-        "broadcast | clock | decay | durations | errors | libc | own_memory",
+        "broadcast | buckets | clock | decay | durations | errors | libc | own_memory",
     ),
     "sllm.control": (
         "server",
@@ -86,7 +86,7 @@ FLOORS = {
     ),
     "sllm.gateway": (
         "server",
-        "app",
+        "app | connect | console",
         "openapi | service | tokens | anthropic",
         "openai",
         "endpoint | generating | parameters",
@@ -119,6 +119,7 @@ GENERATED_CODE = {
     "sllm.control.server": set(),
     "sllm.control.wire": set(),
     "sllm.embedding.wire": set(),
+    "sllm.gateway.connect.services": set(),
     "sllm.node.api": set(),
     "sllm.node.generations": set(),
     "sllm.node.instances.outputs": set(),

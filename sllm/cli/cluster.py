@@ -245,6 +245,7 @@ async def _keep_open(door: Server, plan: Plan, say: Callable[[str], None]) -> No
         return
     if plan.http_port is None and not door.address.endswith(f":{HTTP_PORT}"):
         say(f"port {HTTP_PORT} is taken: the HTTP gateway has another")
+    say(f"http://{door.address} shows the cluster in a browser")
     say(f"http://{door.address}/v1 speaks OpenAI's protocol, http://{door.address} Anthropic's")
     await door.keep()
 

@@ -6,11 +6,17 @@ from typing import Annotated
 import typer
 
 from sllm.cli.common import Control, Json, connect, print_json
+from sllm.cli.completion import deployment_names
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
-Name = Annotated[str, typer.Argument(help="Name of the deployment.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="Name of the deployment.", show_default=False, autocompletion=deployment_names
+    ),
+]
 
 
 def deploy(

@@ -1,4 +1,7 @@
-"""How commands fail: in one line on stderr, which is JSON if the command was to print JSON."""
+"""How commands fail: in one line on stderr, which is JSON if the command was to print JSON.
+
+The line ends with what to type next.
+"""
 
 import json
 import signal
@@ -12,6 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from sllm import errors
+from sllm.cli.extras import NotInstalled
+from sllm.cli.hints import hint
 
 FAILED: Final = 1
 MISUSED: Final = 2
@@ -32,16 +37,20 @@ class Failure:
     """Facts for programs."""
     retry_after: float | None = None
     """Seconds after which another try may help. None: nobody knows that it does."""
+    hint: str = ""
+    """What to type next. Empty: the message says it."""
 
     def tell(self, *, as_json: bool) -> None:
         """Writes it to stderr, as far as that takes it."""
-        line = f"error: {self.reason}: {self.message}"
+        text = f"error: {self.reason}: {self.message}"
+        if self.hint:
+            text += f" (next: {self.hint})"
         with suppress(OSError):
-            typer.echo(json.dumps({"error": asdict(self)}) if as_json else line, err=True)
+            typer.echo(json.dumps({"error": asdict(self)}) if as_json else text, err=True)
 
 
 class Commands(TyperGroup):
-    """Commands that end with one line on stderr, and a status above 0, when they fail."""
+    """Commands that say on stderr why they fail, and end with a status above 0 then."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Runs the command line; what is printed outside commands, such as help, may fail too."""
@@ -64,11 +73,13 @@ class Commands(TyperGroup):
             sys.stdout.flush()
             return found
         except errors.SllmError as error:
-            failure, status = _of_cluster(error), FAILED
+            failure, status = _of_cluster(error, ctx.invoked_subcommand or ""), FAILED
         except _UsageError as error:
             if not as_json:
                 raise  # typer says how the command is used
             failure, status = Failure("USAGE", _line(error.format_message())), MISUSED
+        except NotInstalled as error:
+            failure, status = Failure("NOT_INSTALLED", str(error)), FAILED
         except BrokenPipeError as error:
             raise typer.Exit(READER_GONE) from error
         except OSError as error:
@@ -86,8 +97,16 @@ def _wants_json(ctx: Any) -> bool:
     return "--json" in options
 
 
-def _of_cluster(error: errors.SllmError) -> Failure:
-    return Failure(error.reason, _line(error.message), error.metadata, error.retry_after)
+def _of_cluster(error: errors.SllmError, command: str) -> Failure:
+    message = _line(error.message)
+    said = "`sllm " in message
+    return Failure(
+        reason=error.reason,
+        message=message,
+        metadata=error.metadata,
+        retry_after=error.retry_after,
+        hint="" if said else hint(error.reason, command),
+    )
 
 
 def _of_system(error: OSError) -> Failure:

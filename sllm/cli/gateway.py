@@ -33,6 +33,14 @@ def gateway(
     control: Controls = config.DEFAULT_CONTROL,
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
     port: Port = HTTP_PORT,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            help="A name by which it may be called on this machine, such as a proxy's; repeatable.",
+            show_default="localhost",
+        ),
+    ] = None,
     files: Annotated[
         Path | None,
         typer.Option(
@@ -54,7 +62,8 @@ def gateway(
     if listen is not None:
         host, port = _host_and_port(listen)
     controls = tuple(addresses(control))
-    settings = GatewaySettings(controls, host, port, files_directory=files)
+    hosts = tuple(allow_host or ())
+    settings = GatewaySettings(controls, host, port, allowed_hosts=hosts, files_directory=files)
     with interrupts_end_it():
         server = _server(settings)
     run_server(server)

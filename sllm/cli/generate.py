@@ -14,7 +14,7 @@ from sllm.cli.common import Control, Json, connect, diagnostics, print_json
 from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
-from sllm.cli.receipts import receipts_table
+from sllm.cli.receipts import waterfall
 from sllm.client.types.chats import ChatMessage, StructuredOutput
 from sllm.client.types.events import ChoiceFinished, Event, Loading, Result, Tokens
 from sllm.config import DEFAULT_CONTROL
@@ -131,12 +131,12 @@ def generate(
             n=n if n > 1 else None,
         ) as stream,
     ):
-        show = _show if n == 1 else _show_samples
-        result = stream.result() if as_json else show(stream)
+        told = show if n == 1 else _show_samples
+        result = stream.result() if as_json else told(stream)
     if as_json:
         print_json(result)
     if receipt:
-        diagnostics().print(receipts_table({name: result.receipt}))
+        diagnostics().print(waterfall(result.receipt))
 
 
 def said(prompt: str | None) -> str:
@@ -235,7 +235,7 @@ def _answer(stream: "Stream") -> str:
     return "".join(said)
 
 
-def _show(stream: "Stream") -> Result:
+def show(stream: "Stream") -> Result:
     """Writes the text to stdout as it comes."""
     for event in _events(stream):
         _write(event.text)

@@ -21,7 +21,9 @@ def parse_size(text: str | int) -> int:
     Raises:
         typer.BadParameter: It is no size.
     """
+    if isinstance(text, int):
+        return text
     try:
-        return config.parse_bytes(str(text))
+        return config.parse_bytes(text)
     except errors.InvalidArgument as error:
         raise typer.BadParameter(error.message) from error

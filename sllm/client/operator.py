@@ -88,6 +88,21 @@ class Operator:
             async for message in watched:
                 yield picture.take(message)
 
+    async def receipt(self, request_id: str | None = None) -> operations.RequestReceipt:
+        """Where the time to a request's first token went; the control plane keeps the last 1,000.
+
+        Args:
+            request_id: of a request that has ended; each of several samples has its own. None: the
+                one that ended last.
+
+        Raises:
+            errors.RequestNotFound: It has had no token, or is kept no longer.
+        """
+        with requests.fitting():
+            request = cluster_pb.GetReceiptRequest(request_id=request_id or "")
+        response = await self._connection.call(self._connection.cluster.GetReceipt, request)
+        return messages.request_receipt(response)
+
     # --- what is done to it -------------------------------------------------------------------
 
     async def explain(self, deployment: str) -> operations.Placement:

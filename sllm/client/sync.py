@@ -179,6 +179,7 @@ class Client(_Face[AsyncClient]):
     instances = _blocking(AsyncClient.instances)
     nodes = _blocking(AsyncClient.nodes)
     watch = _iterating(AsyncClient.watch)
+    receipt = _blocking(AsyncClient.receipt)
     explain = _blocking(AsyncClient.explain)
     prefetch = _blocking(AsyncClient.prefetch)
     pin = _blocking(AsyncClient.pin)

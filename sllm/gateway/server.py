@@ -11,6 +11,9 @@ import uvicorn
 
 from sllm import errors, telemetry
 from sllm.gateway.app import application
+from sllm.gateway.connect.app import Connect
+from sllm.gateway.console import page
+from sllm.gateway.console.same_origin import SameOrigin
 from sllm.gateway.gateway import Gateway
 from sllm.gateway.protocol import protocol
 from sllm.gateway.settings import GatewaySettings
@@ -56,16 +59,18 @@ async def running(settings: GatewaySettings) -> AsyncIterator[str]:
     """
     listening = _bound(settings)
     gateway = Gateway(settings)
-    server = _Server(_config(settings, gateway))
+    connect = Connect(gateway)
+    server = _Server(_config(settings, gateway, connect))
     try:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve([listening]), name="http")
             await _started(server, serving)
             yield f"{settings.host}:{listening.getsockname()[1]}"
-            await _end(gateway, settings)
+            await _end(gateway, connect, settings)
             server.should_exit = True
     finally:
         listening.close()
+        await connect.close()
         await gateway.close()
 
 
@@ -92,9 +97,10 @@ def _bound(settings: GatewaySettings) -> socket.socket:
     return listening
 
 
-def _config(settings: GatewaySettings, gateway: Gateway) -> uvicorn.Config:
+def _config(settings: GatewaySettings, gateway: Gateway, connect: Connect) -> uvicorn.Config:
+    everything = application(gateway, [*connect.routes(), *page.routes()])
     return uvicorn.Config(
-        application(gateway),
+        SameOrigin(everything, settings.allowed_hosts),
         http=protocol(settings.header_seconds),
         ws="none",
         lifespan="off",
@@ -113,9 +119,10 @@ async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def _end(gateway: Gateway, settings: GatewaySettings) -> None:
+async def _end(gateway: Gateway, connect: Connect, settings: GatewaySettings) -> None:
     """Takes nothing more, lets what is under way end, and ends what does not."""
     gateway.close_door()
+    connect.end_watches()
     for seconds, then in ((settings.stop_seconds, gateway.end_all), (_LAST_WORDS_SECONDS, None)):
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):

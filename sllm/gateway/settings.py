@@ -20,6 +20,8 @@ class GatewaySettings:
     """Address to listen on."""
     port: int = 8000
     """0 takes any that is free."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which it may be called on this machine, beside localhost's own: a proxy's."""
     max_body_bytes: int = 16 * MIB
     """Of a request that is no file."""
     max_file_bytes: int = 512 * MIB

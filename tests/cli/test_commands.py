@@ -210,7 +210,7 @@ def test_generate_shows_the_receipt_beside_the_text(run: Run, control: FakeContr
     outcome = run("generate", "tiny", "Once", "--receipt")
 
     assert outcome.out == "Once upon\n"
-    for row in ("read ssd", "500.0", "time to first token", "1250.0", "cold, SSD", "n-1"):
+    for row in ("read ssd", "500.0", "1250.0 ms to the first token", "cold, SSD", "n-1"):
         assert row in outcome.err
 
 
@@ -275,7 +275,8 @@ def test_an_error_is_one_line(run: Run, control: FakeControl) -> None:
     outcome = run("rm", "x")
 
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "error: DEPLOYMENT_NOT_FOUND: no deployment is named 'x'\n"
+    assert outcome.err.startswith("error: DEPLOYMENT_NOT_FOUND: no deployment is named 'x' (next: ")
+    assert outcome.err.count("\n") == 1
 
 
 def test_an_error_of_a_command_that_prints_json_is_json(run: Run, control: FakeControl) -> None:
@@ -291,6 +292,7 @@ def test_an_error_of_a_command_that_prints_json_is_json(run: Run, control: FakeC
             "message": "wait a moment",
             "metadata": {"waiting": "3"},
             "retry_after": 1.5,
+            "hint": "`sllm top` shows what waits",
         }
     }
 
@@ -316,7 +318,7 @@ def test_what_only_reads_like_an_option_is_none(run: Run, control: FakeControl) 
 
     outcome = run("generate", "tiny", "--", "--json")
 
-    assert outcome.err == "error: WORKER_DIED: the worker died\n"
+    assert outcome.err.startswith("error: WORKER_DIED: the worker died (next: ")
 
 
 def test_bytes_that_are_no_text_are_refused(run: Run) -> None:
@@ -339,7 +341,8 @@ def test_an_error_within_a_stream_is_one_line(run: Run, control: FakeControl) ->
 
     outcome = run("generate", "tiny", "Once")
 
-    assert (outcome.code, outcome.err) == (1, "error: WORKER_DIED: the worker died\n")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert outcome.err.startswith("error: WORKER_DIED: the worker died (next: ")
 
 
 @pytest.mark.parametrize(

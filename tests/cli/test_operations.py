@@ -145,7 +145,8 @@ def test_a_refusal_is_one_line_and_status_1(run: Run, control: FakeControl) -> N
 
     outcome = run("drain", "n-1")
     assert outcome.code == 1
-    assert outcome.err.endswith("error: NODE_NEEDED: n-1 is the last node\n")
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("error: NODE_NEEDED: n-1 is the last node (next: `sllm drain ")
 
 
 @pytest.mark.parametrize(

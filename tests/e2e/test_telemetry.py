@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.collector import Collector
 from tests.e2e.cluster import Cluster, running
@@ -61,6 +62,41 @@ def test_a_cold_request_is_one_trace_through_all_processes(
     assert {f"sllm.phase.{phase.lower()}" for phase in PHASES} <= names
 
 
+def test_a_trace_is_one_tree_whose_phases_lie_within_the_request(
+    observed: Cluster, collector: Collector
+) -> None:
+    """So that Jaeger draws it without warnings: no lost parents, nothing before its cause."""
+    observed.client.complete("seen", "Hello again", max_tokens=2, request_id="r-tree")
+
+    def spans() -> list[Span]:
+        everything = [span for _, span in collector.spans()]
+        roots = [one for one in everything if one.name == "sllm.generate" and _is_of("r-tree", one)]
+        return [one for one in everything if roots and one.trace_id == roots[0].trace_id]
+
+    def whole() -> bool:
+        found = spans()
+        ids = {one.span_id for one in found}
+        parents = {one.parent_span_id for one in found if one.parent_span_id}
+        return bool(found) and parents <= ids
+
+    wait_until(whole)
+    found = spans()
+    (root,) = [one for one in found if not one.parent_span_id]
+    assert root.name == "sllm.generate"
+    for one in found:
+        assert one.start_time_unix_nano <= one.end_time_unix_nano, one.name
+        if one.name.startswith("sllm.phase."):
+            assert root.start_time_unix_nano <= one.start_time_unix_nano, one.name
+            assert one.end_time_unix_nano <= root.end_time_unix_nano, one.name
+
+
+def _is_of(request_id: str, span: Span) -> bool:
+    return any(
+        one.key == "sllm.request_id" and one.value.string_value == request_id
+        for one in span.attributes
+    )
+
+
 def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(
     observed: Cluster, models: Path
 ) -> None:
@@ -72,6 +108,12 @@ def test_prometheus_shows_tokens_queues_first_tokens_tiers_and_loads(
     assert re.search(r'sllm_tokens_generated_total\{.*deployment="counted".*\} 2', control)
     assert _first_tokens(control) == before + 1
     assert "sllm_queue_depth" in control
+    # As deploy/ asks for them.
+    assert re.search(r'sllm_requests_total\{.*outcome="OK".*\}', control)
+    assert re.search(r'sllm_instance_starts_total\{.*outcome="ok".*\}', control)
+    assert re.search(
+        r'sllm_time_to_first_token_seconds_bucket\{cold="true",.*le="0.05".*\}', control
+    )
     assert re.search(r'sllm_tier_used_bytes\{.*tier="DRAM"\} [1-9]', node)
     assert re.search(r'sllm_load_bytes_total\{.*phase="read"\} [1-9]', node)
 

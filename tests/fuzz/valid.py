@@ -409,6 +409,9 @@ _CONTROL: Mapping[str, Maker] = {
         cluster.ListNodesRequest(page_size=rng.randrange(3), page_token="f")
     ],
     "ClusterService.ListInstances": _list_instances,
+    "ClusterService.GetReceipt": lambda facts, rng: [
+        cluster.GetReceiptRequest(request_id=rng.choice(["", _id(rng)]))
+    ],
     "ClusterService.ExplainPlacement": lambda facts, rng: [
         cluster.ExplainPlacementRequest(deployment=_name(facts, rng))
     ],

@@ -24,7 +24,8 @@ async def connected(url: str) -> AsyncIterator[Connection]:
 def post(path: str, body: Any, headers: str = "") -> bytes:
     """A request with a JSON body."""
     encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(encoded)}\r\n{headers}\r\n"
+    to = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n"
+    head = f"{to}content-length: {len(encoded)}\r\n{headers}\r\n"
     return head.encode() + encoded
 
 

@@ -91,8 +91,8 @@ async def test_a_body_that_does_not_come(opened: Open) -> None:
 
 HEADS = {
     "nothing": b"",
-    "half a head": b"GET / HTTP/1.1\r\nhost: a\r\n",
-    "after an answer": b"GET /none HTTP/1.1\r\nhost: a\r\n\r\nGET ",
+    "half a head": b"GET / HTTP/1.1\r\nhost: localhost\r\n",
+    "after an answer": b"GET /none HTTP/1.1\r\nhost: localhost\r\n\r\nGET ",
 }
 
 

@@ -90,6 +90,11 @@ class ClusterServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateResponse.FromString,
                 _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/serverlessllm.v1.ClusterService/GetReceipt',
+                request_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.GetReceiptResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -184,6 +189,14 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReceipt(self, request, context):
+        """Where the time to a request's first token went, for some time after its end. The control plane
+        keeps the last 1000, in memory alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -241,6 +254,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.Migrate,
                     request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateResponse.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=serverlessllm_dot_v1_dot_cluster__service__pb2.GetReceiptRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_cluster__service__pb2.GetReceiptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -541,6 +559,33 @@ class ClusterService:
             '/serverlessllm.v1.ClusterService/Migrate',
             serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateRequest.SerializeToString,
             serverlessllm_dot_v1_dot_cluster__service__pb2.MigrateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.ClusterService/GetReceipt',
+            serverlessllm_dot_v1_dot_cluster__service__pb2.GetReceiptRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_cluster__service__pb2.GetReceiptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,10 @@ class ClusterServiceStub:
     all of an instance, which ends then. What cannot be moved goes on where it is. The first
     message is `chosen`. A caller that leaves ends the migration; what has moved stays moved.
     """
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.GetReceiptRequest, _cluster_service_pb2.GetReceiptResponse]
+    """Where the time to a request's first token went, for some time after its end. The control plane
+    keeps the last 1000, in memory alone.
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -116,6 +120,10 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Has running generations go on at another node, while their callers read on: one request, or
     all of an instance, which ends then. What cannot be moved goes on where it is. The first
     message is `chosen`. A caller that leaves ends the migration; what has moved stays moved.
+    """
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.GetReceiptRequest, _cluster_service_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """Where the time to a request's first token went, for some time after its end. The control plane
+    keeps the last 1000, in memory alone.
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -224,6 +232,16 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Has running generations go on at another node, while their callers read on: one request, or
         all of an instance, which ends then. What cannot be moved goes on where it is. The first
         message is `chosen`. A caller that leaves ends the migration; what has moved stays moved.
+        """
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _cluster_service_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.GetReceiptResponse, _abc.Awaitable[_cluster_service_pb2.GetReceiptResponse]]:
+        """Where the time to a request's first token went, for some time after its end. The control plane
+        keeps the last 1000, in memory alone.
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

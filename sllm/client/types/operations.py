@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sllm.client.types.deployments import Instance
 from sllm.client.types.enums import PlacementAction, Tier
+from sllm.client.types.events import Receipt
 from sllm.client.types.nodes import Node
 
 
@@ -146,3 +147,15 @@ class Cluster:
     """In order of their ids."""
     deployments: tuple[DeploymentLoad, ...]
     """In order of their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceipt:
+    """Where the time of a request went that has ended."""
+
+    request_id: str
+    """Id of the request."""
+    deployment: str
+    """Name of its deployment."""
+    receipt: Receipt
+    """Where the time to its first token went."""

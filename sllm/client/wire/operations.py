@@ -8,7 +8,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm import errors
 from sllm.client.types import enums, operations
-from sllm.client.wire import requests
+from sllm.client.wire import events, requests
 from sllm.client.wire.values import known_tier, moment, named, seconds
 
 
@@ -27,6 +27,12 @@ def tier_value(tier: str) -> types_pb.Tier.ValueType:
 def duration(value: float | None) -> duration_pb2.Duration | None:
     """A Duration, or none."""
     return None if value is None else requests.duration(value)
+
+
+def request_receipt(message: pb.GetReceiptResponse) -> operations.RequestReceipt:
+    """Where the time of a request went that has ended."""
+    receipt = events.receipt(message.receipt)
+    return operations.RequestReceipt(message.request_id, message.deployment, receipt)
 
 
 def placement(message: pb.ExplainPlacementResponse) -> operations.Placement:

@@ -13,7 +13,7 @@ from sllm.control.control_plane import ControlPlane
 from sllm.control.routing.migrator import Migrator
 from sllm.control.types.calls import DONE_ALONE
 from sllm.control.types.migrations import MigrationAsk
-from sllm.control.wire import common, fleet, migrations, operations, watch
+from sllm.control.wire import common, fleet, generations, migrations, operations, watch
 
 
 class ClusterServicer(ClusterServiceServicer):
@@ -62,6 +62,17 @@ class ClusterServicer(ClusterServiceServicer):
     ) -> pb.ExplainPlacementResponse:
         """Tells what placement would decide now, and why."""
         return operations.explain_response(self._plane.explaining.explain(request.deployment))
+
+    async def GetReceipt(
+        self, request: pb.GetReceiptRequest, context: Any
+    ) -> pb.GetReceiptResponse:
+        """Tells where the time of a request went that has ended."""
+        ended = self._plane.state.receipts.find(request.request_id)
+        return pb.GetReceiptResponse(
+            request_id=ended.request_id,
+            deployment=ended.deployment,
+            receipt=generations.receipt_message(ended.receipt),
+        )
 
     async def Prefetch(
         self, request: pb.PrefetchRequest, context: Any

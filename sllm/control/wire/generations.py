@@ -234,18 +234,21 @@ def phases(messages: Iterable[pb.Phase]) -> tuple[Phase, ...]:
 
 def fill_receipt(answer: HasReceipt, receipt: Receipt) -> None:
     """Replaces a node's receipt with the whole one."""
-    answer.receipt.CopyFrom(
-        pb.Receipt(
-            cold=receipt.cold,
-            from_tier=pb.Tier.ValueType(receipt.from_tier or 0),
-            phases=[_phase_message(phase) for phase in receipt.phases],
-            time_to_first_token=common.duration(receipt.time_to_first_token),
-            estimated_start=common.optional_duration(receipt.estimated_start),
-            node_id=receipt.node_id,
-            instance_id=receipt.instance_id,
-            actual_start=common.optional_duration(receipt.actual_start),
-            engine=receipt.engine,
-        )
+    answer.receipt.CopyFrom(receipt_message(receipt))
+
+
+def receipt_message(receipt: Receipt) -> pb.Receipt:
+    """Where the time to the first token went, as callers are told."""
+    return pb.Receipt(
+        cold=receipt.cold,
+        from_tier=pb.Tier.ValueType(receipt.from_tier or 0),
+        phases=[_phase_message(phase) for phase in receipt.phases],
+        time_to_first_token=common.duration(receipt.time_to_first_token),
+        estimated_start=common.optional_duration(receipt.estimated_start),
+        node_id=receipt.node_id,
+        instance_id=receipt.instance_id,
+        actual_start=common.optional_duration(receipt.actual_start),
+        engine=receipt.engine,
     )
 
 

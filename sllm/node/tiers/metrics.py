@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from sllm.buckets import SECONDS
 from sllm.node.tiers.types import Link
 
 _meter = metrics.get_meter("sllm")
@@ -13,7 +14,10 @@ _loaded = _meter.create_counter(
     "sllm.load.bytes", unit="By", description="Bytes brought up, by phase."
 )
 _load_time = _meter.create_histogram(
-    "sllm.load.duration", unit="s", description="Loads that have succeeded, by phase."
+    "sllm.load.duration",
+    unit="s",
+    description="Loads that have succeeded, by phase.",
+    explicit_bucket_boundaries_advisory=SECONDS,
 )
 _refusals = _meter.create_counter(
     "sllm.ssd.refusals", unit="{import}", description="Imports that the SSD tier's disk refused."
