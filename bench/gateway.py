@@ -160,7 +160,7 @@ async def _until_generated(client: sllm.AsyncClient) -> None:
     """Waits until nothing is computed any more of what nobody reads."""
     await asyncio.sleep(2.0)
     until = time.monotonic() + START_SECONDS
-    while any([one.running_requests for one in await client.instances("tiny")]):
+    while any(one.running_requests for one in await client.instances("tiny")):
         if time.monotonic() > until:
             raise TimeoutError("what nobody reads is generated without an end")
         await asyncio.sleep(0.2)
