@@ -55,7 +55,7 @@ class Door:
         """Sends a request on a connection of its own."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         encoded = json.dumps({"model": "tiny", "prompt": PROMPT, "stream": True, **body}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(encoded)}\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(encoded)}\r\n"
         writer.write(head.encode() + b"connection: close\r\n\r\n" + encoded)
         return reader, writer
 
