@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz every-step check gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-adapters clean
+.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-adapters bench-gateway bench-console clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ architectures: setup
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
+fuzz-http: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt schemathesis
+	PYTHONPATH=examples $(BIN)/python -m tests.gateway.fuzz $(FUZZ)
+
 # Generations that are moved after each of their tokens; `make test` moves them after a few.
 every-step: setup
 	EVERY_STEP=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder -k any_step tests/e2e
@@ -49,6 +53,10 @@ check: setup
 	./tools/check-breaking $(BIN)/buf
 	./tools/check-generated $(BIN)/python
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
+
+# What it builds is committed: nobody needs Node.js but who changes the page.
+console: setup
+	./tools/build-console $(BIN)/python
 
 gen: setup
 	$(BIN)/python tools/generate.py gen
@@ -88,6 +96,12 @@ bench-forms: setup
 
 bench-adapters: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.adapters $(BENCH)
+
+bench-console: setup
+	$(BIN)/python -m bench.console $(BENCH)
+
+bench-gateway: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.gateway $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)

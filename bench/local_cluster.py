@@ -91,7 +91,16 @@ def local_cluster(
         engines: what models run on at each node, the preferred one first.
         options: more of `sllm up`.
     """
-    command = [sys.executable, "-m", "sllm.cli.main", "up", "--nodes", str(nodes), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "sllm.cli.main",
+        "up",
+        "--no-http",
+        "--nodes",
+        str(nodes),
+        "--port=0",
+    ]
     sizes = ["--dram", str(dram_bytes), "--kv", str(kv_bytes), "--engines", engines]
     with (directory / "up.log").open("w") as log:
         up = subprocess.Popen(

@@ -129,7 +129,16 @@ def dram_used(client: sllm.Client) -> int:
 def cluster(directory: Path) -> Iterator[str]:
     """`sllm up` with small nodes: its address. At the end nothing of it is left."""
     sizes = ("--dram=256MiB", "--ssd=1GiB", "--kv=256MiB")
-    command = (sys.executable, "-m", "sllm.cli.main", "up", "--nodes=2", "--port=0", *sizes)
+    command = (
+        sys.executable,
+        "-m",
+        "sllm.cli.main",
+        "up",
+        "--nodes=2",
+        "--port=0",
+        "--no-http",
+        *sizes,
+    )
     up = subprocess.Popen((*command, f"--dir={directory}"), stdout=subprocess.PIPE, text=True)
     try:
         yield address_of(up)

@@ -39,7 +39,13 @@ class Telemetry:
         self._closers.close()
 
 
-def configure(service_name: str, *, instance_id: str, metrics_port: int | None = None) -> Telemetry:
+def configure(
+    service_name: str,
+    *,
+    instance_id: str,
+    metrics_port: int | None = None,
+    collects: bool = False,
+) -> Telemetry:
     """Sets up this process's telemetry.
 
     OTLP (gRPC) exporters run if OTEL_EXPORTER_OTLP_ENDPOINT, or its variant for traces or
@@ -51,6 +57,8 @@ def configure(service_name: str, *, instance_id: str, metrics_port: int | None =
         instance_id: `service.instance.id` of those, `process` of these.
         metrics_port: serves Prometheus on this port of all interfaces; 0 takes any that is free.
             None: does not.
+        collects: has prometheus_client's registry collect metrics, for a server that gives them
+            on a port that it has already.
 
     Raises:
         OSError: The port cannot be bound.
@@ -65,8 +73,8 @@ def configure(service_name: str, *, instance_id: str, metrics_port: int | None =
         if _exports("TRACES"):
             _export_traces(resource, closers)
         port = None
-        if _exports("METRICS") or metrics_port is not None:
-            port = _export_metrics(resource, metrics_port, closers)
+        if _exports("METRICS") or metrics_port is not None or collects:
+            port = _export_metrics(resource, metrics_port, closers, collects=collects)
         exporting = _exports("TRACES") or _exports("METRICS")
         return Telemetry(port, exporting, closers.pop_all())
 
@@ -87,8 +95,14 @@ def _export_traces(resource: Resource, closers: ExitStack) -> None:
     trace.set_tracer_provider(provider)
 
 
-def _export_metrics(resource: Resource, port: int | None, closers: ExitStack) -> int | None:
+def _export_metrics(
+    resource: Resource, port: int | None, closers: ExitStack, *, collects: bool = False
+) -> int | None:
     readers: list[MetricReader] = []
+    if collects:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+
+        readers.append(PrometheusMetricReader())
     if _exports("METRICS"):
         readers.append(_otlp_reader())
     if port is not None:

@@ -17,6 +17,7 @@ PARTS = ("control", "node", "client")
 FLOORS = {
     "sllm": (
         "cli",
+        "gateway",
         "control | node | client",
         "checkpoint",
         "rpc | sending",
@@ -83,6 +84,20 @@ FLOORS = {
         "sample",
         "types",
     ),
+    "sllm.gateway": (
+        "server",
+        "app | connect | console",
+        "openapi | service | tokens | anthropic",
+        "openai",
+        "endpoint | generating | parameters",
+        "exchange | fields",
+        "gateway",
+        "token_texts | files",
+        "control_planes",
+        "context | bodies | protocol",
+        "failures",
+        "receipts | settings | metrics | sse",
+    ),
     "sllm.checkpoint": (
         "saving",
         "reading",
@@ -104,6 +119,7 @@ GENERATED_CODE = {
     "sllm.control.server": set(),
     "sllm.control.wire": set(),
     "sllm.embedding.wire": set(),
+    "sllm.gateway.connect.services": set(),
     "sllm.node.api": set(),
     "sllm.node.generations": set(),
     "sllm.node.instances.outputs": set(),
@@ -193,6 +209,21 @@ def test_the_parts_meet_only_in_the_protocol(part: str) -> None:
         if _is_in(module.name, f"sllm.{part}"):
             crossed = [name for name in module.imports if any(_is_in(name, one) for one in others)]
             assert not crossed, f"{module.name} imports {crossed}"
+
+
+def test_the_gateway_is_a_client() -> None:
+    """It may run anywhere: of the system it knows the SDK."""
+    others = ("sllm.control", "sllm.node", "sllm.checkpoint")
+    for module in modules().values():
+        if _is_in(module.name, "sllm.gateway"):
+            crossed = [name for name in module.imports if any(_is_in(name, one) for one in others)]
+            assert not crossed, f"{module.name} imports {crossed}"
+
+
+def test_the_command_line_starts_without_the_gateway() -> None:
+    """Only its own command pays for HTTP, and for the packages of other protocols."""
+    for one in _reachable("sllm.cli.app"):
+        assert not _is_in(one, "sllm.gateway"), one
 
 
 def test_checkpoints_need_no_cluster() -> None:

@@ -135,6 +135,7 @@ METHODS = {
     "score",
     "submit_batch",
     "tokenize",
+    "token_texts",
     "count_tokens",
     "undrain",
     "unpin",

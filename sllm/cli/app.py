@@ -12,6 +12,7 @@ from sllm.cli import (
     deployments,
     embeddings,
     events,
+    gateway,
     generate,
     listings,
     migrations,
@@ -22,7 +23,7 @@ from sllm.cli import (
     servers,
     top,
 )
-from sllm.cli.extras import NeedsServer
+from sllm.cli.extras import NeedsGateway, NeedsServer
 from sllm.cli.failures import Commands
 from sllm.cli.welcome import welcome
 
@@ -57,6 +58,7 @@ def _options(
 app.command(cls=NeedsServer, rich_help_panel="Run it")(cluster.up)
 app.command(cls=NeedsServer, rich_help_panel="Run it")(servers.control)
 app.command(cls=NeedsServer, rich_help_panel="Run it")(servers.node)
+app.command(cls=NeedsGateway, rich_help_panel="Run it")(gateway.gateway)
 app.command(rich_help_panel="Use it")(run.run)
 app.command(rich_help_panel="Use it")(deployments.deploy)
 app.command(rich_help_panel="Use it")(generate.generate)

@@ -1,7 +1,8 @@
 """`sllm up`: a whole cluster on this machine, each server a process of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from sllm import bounds, config, errors, machine
 from sllm.cli.common import connect_here
+from sllm.cli.gateway import HTTP_PORT
 from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.servers import Engines, MetricsPort, Migrate, NoReadyMade
 from sllm.cli.sizes import GIB, size_option
@@ -52,6 +54,10 @@ class Plan:
     """What models run on at each node, the preferred one first. None: what is installed."""
     ready_made: bool = True
     """Whether nodes keep weights as their engines read them."""
+    http: bool = True
+    """Whether there is an HTTP gateway."""
+    http_port: int | None = None
+    """Its port. None: 8000 or, if that is taken, another; the cluster is up without it as well."""
 
     def control(self) -> Command:
         """The control plane."""
@@ -61,6 +67,19 @@ class Plan:
             arguments=("control", *migrate, *self._common("control", 0)),
             listen=f"127.0.0.1:{self.port}",
             log=self._log("control"),
+            keeps_address=True,
+        )
+
+    def gateway(self, control_address: str) -> Command:
+        """The HTTP gateway."""
+        port = self.http_port
+        if port is None:
+            port = HTTP_PORT if _is_free(HTTP_PORT) else 0
+        return Command(
+            name="gateway",
+            arguments=("gateway", "--control", control_address, *self._common("gateway", 0)[:2]),
+            listen=f"127.0.0.1:{port}",
+            log=self._log("gateway"),
             keeps_address=True,
         )
 
@@ -98,6 +117,16 @@ class Plan:
         return self.directory / "logs" / f"{name}.log"
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers bind
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def up(
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     directory: Annotated[
@@ -115,6 +144,16 @@ def up(
         int,
         typer.Option(min=0, max=bounds.MAX_PORT, help="Port of the control plane; 0 takes any."),
     ] = 50051,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=bounds.MAX_PORT,
+            help="Port of the HTTP gateway; 0 takes any.",
+            show_default=f"{HTTP_PORT}, or another one if that is taken",
+        ),
+    ] = None,
+    http: Annotated[bool, typer.Option(help="Run an HTTP gateway as well.")] = True,
     engines: Engines = None,
     no_ready_made: NoReadyMade = False,
     metrics_port: MetricsPort = None,
@@ -132,13 +171,19 @@ def up(
         migrate=migrate,
         engines=engines,
         ready_made=not no_ready_made,
+        http=http,
+        http_port=http_port,
     )
     with interrupts_end_it():  # until there is something to take down
         asyncio.run(_until_asked(plan))
 
 
 async def _until_asked(plan: Plan) -> None:
-    """Runs the cluster until SIGTERM or SIGINT, or until it cannot be brought up."""
+    """Runs the cluster until SIGTERM or SIGINT, or until it cannot be brought up.
+
+    Raises:
+        errors.StartFailed: Why it cannot.
+    """
     keep_private()
     asked = asyncio.create_task(until_terminated())
     running = asyncio.create_task(run(plan, _say))
@@ -171,10 +216,38 @@ async def run(plan: Plan, say: Callable[[str], None]) -> None:
         keeping = await stack.enter_async_context(_kept([control, *nodes]))
         await _until_reported(control.address, plan.nodes)
         say(f"{LISTENING}{control.address}")
-        await _until_ready(nodes)
-        ready = "1 node is" if plan.nodes == 1 else f"{plan.nodes} nodes are"
-        say(f"{ready} ready; files and logs are in {plan.directory}")
-        await keeping
+        parts: list[Awaitable[object]] = [keeping, _tell_ready(plan, nodes, say)]
+        if plan.http:
+            door = Server(plan.gateway(control.address), say)
+            stack.push_async_callback(door.stop)
+            parts.append(_keep_open(door, plan, say))
+        await _all_of(parts)
+
+
+async def _tell_ready(plan: Plan, nodes: list[Server], say: Callable[[str], None]) -> None:
+    await _until_ready(nodes)
+    ready = "1 node is" if plan.nodes == 1 else f"{plan.nodes} nodes are"
+    say(f"{ready} ready; files and logs are in {plan.directory}")
+
+
+async def _keep_open(door: Server, plan: Plan, say: Callable[[str], None]) -> None:
+    """Brings the gateway up and keeps it up. The cluster goes on without one that nobody asked for.
+
+    Raises:
+        errors.StartFailed: It does not start on the port that it was to have.
+    """
+    try:
+        await door.start()
+    except errors.StartFailed as error:
+        if plan.http_port is not None:
+            raise
+        say(f"there is no HTTP gateway: {error.message}")
+        return
+    if plan.http_port is None and not door.address.endswith(f":{HTTP_PORT}"):
+        say(f"port {HTTP_PORT} is taken: the HTTP gateway has another")
+    say(f"http://{door.address} shows the cluster in a browser")
+    say(f"http://{door.address}/v1 speaks OpenAI's protocol, http://{door.address} Anthropic's")
+    await door.keep()
 
 
 @asynccontextmanager
@@ -187,6 +260,17 @@ async def _kept(servers: list[Server]) -> AsyncIterator[asyncio.Future[list[None
         keeping.cancel()
         with suppress(asyncio.CancelledError):
             await keeping
+
+
+async def _all_of(parts: Sequence[Awaitable[object]]) -> None:
+    """Waits for all of them; ends the others if one fails."""
+    tasks = [asyncio.ensure_future(one) for one in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _together(actions: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:

@@ -95,3 +95,9 @@ class NeedsServer(_NeedsExtra):
     """It runs servers, or reads checkpoints."""
 
     extra = "server"
+
+
+class NeedsGateway(_NeedsExtra):
+    """It runs a gateway."""
+
+    extra = "gateway"

@@ -59,7 +59,7 @@ def control(
         from sllm.control.config import ControlConfig
         from sllm.control.server import serve
 
-    _run(
+    run_server(
         serve(
             ControlConfig(
                 directory=directory or config.data_directory() / "control",
@@ -143,7 +143,7 @@ def node(
         from sllm.node.server import serve
         from sllm.node.worker.backends.names import installed
 
-    _run(
+    run_server(
         serve(
             NodeConfig(
                 control_address=bounds.address(control, "--control"),
@@ -182,7 +182,7 @@ async def _with_threads(server: Coroutine[Any, Any, None]) -> None:
     await server
 
 
-def _run(server: Coroutine[Any, Any, None]) -> None:
+def run_server(server: Coroutine[Any, Any, None]) -> None:
     """Runs a server to its end.
 
     Raises:

@@ -248,6 +248,7 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         priority: int = 0,
         keep_alive: float | None = None,
         request_id: str | None = None,
+        attach: bool = False,
         linger: float = 0.0,
         reattach: float = 30.0,
         timeout: float | None = None,
@@ -297,6 +298,9 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             keep_alive: seconds that the instance stays at least when this request has ended,
                 unless its room is needed. None: as the deployment's policy says.
             request_id: unique among the requests under way. None: one is made.
+            attach: read the generation of this id, of the same arguments, that is under way or
+                lingers, from its beginning; who reads it now is cancelled. Where there is none it
+                begins, with a seed that the id decides if none is given.
             linger: seconds for which it goes on when nobody reads it any more. 0: it ends with
                 its stream.
             reattach: seconds for which a control plane that is lost is waited for, to read on.
@@ -349,6 +353,8 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             n=n,
             prompt_logprobs=prompt_logprobs,
         )
+        if attach:
+            requests.attach(request, chooses_seed=seed is None)
         call = ResumableCall(request, self._connection, timeout)
         return AsyncStream(call, wants_logprobs=logprobs is not None, reattach=reattach)
 

@@ -192,6 +192,7 @@ class Client(_Face[AsyncClient]):
     tokenize = _blocking(AsyncClient.tokenize)
     count_tokens = _blocking(AsyncClient.count_tokens)
     detokenize = _blocking(AsyncClient.detokenize)
+    token_texts = _blocking(AsyncClient.token_texts)
     render_chat = _blocking(AsyncClient.render_chat)
     embed = _blocking(AsyncClient.embed)
     score = _blocking(AsyncClient.score)

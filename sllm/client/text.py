@@ -106,6 +106,17 @@ class TextClient(Operator):
         answer = await self._connection.call(self._connection.models.Detokenize, request)
         return answer.text
 
+    async def token_texts(self, deployment: str, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token as it is written after others; U+FFFD: a part of a character.
+
+        Raises:
+            errors.InvalidPrompt: The model does not know one of them.
+        """
+        with fitting():
+            request = pb.DetokenizeRequest(deployment=deployment, token_ids=token_ids, each=True)
+        answer = await self._connection.call(self._connection.models.Detokenize, request)
+        return list(answer.texts)
+
     async def render_chat(
         self,
         deployment: str,

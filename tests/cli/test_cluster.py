@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 from make_models import make_model
 
 import sllm
+from sllm.cli import cluster
+from sllm.cli.cluster import Plan
 from sllm.cli.supervisor import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
@@ -70,6 +74,7 @@ def _up(
     directory: Path, *arguments: str, **options: Any
 ) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "sllm.cli.main", "up", "--port=0", f"--dir={directory}"]
+    command += [] if "--http" in arguments else ["--no-http"]
     return started([*command, *SMALL, *arguments], **options)
 
 
@@ -252,3 +257,38 @@ def test_the_backoff_grows_to_a_bound_and_begins_anew() -> None:
     assert backoffs[:3] == [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF]
     assert backoffs[-1] == LONGEST_BACKOFF
     assert next_backoff(LONGEST_BACKOFF, uptime=STABLE_SECONDS) == FIRST_BACKOFF
+
+
+def test_it_opens_an_http_door(tmp_path: Path) -> None:
+    with _up(tmp_path, "--http", "--http-port=0") as process:
+        up = Up(process)
+        said = up.read_line()
+        if "ready" in said:
+            said = up.read_line()
+        url = said.split()[0].removesuffix("/v1")
+        answer = json.load(urllib.request.urlopen(f"{url}/health", timeout=START_TIMEOUT))
+        assert answer == {"status": "ok", "control": up.address}
+        assert up.end(signal.SIGINT) == 0
+
+
+def test_a_port_that_is_taken_keeps_no_cluster_from_coming_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(cluster, "HTTP_PORT", port)
+        plan = Plan(tmp_path, 1, 0, None, 1 << 26, None, None)
+        assert plan.gateway("127.0.0.1:1").listen == "127.0.0.1:0"
+        assert replace(plan, http_port=port).gateway("a:1").listen == f"127.0.0.1:{port}"
+    assert plan.gateway("127.0.0.1:1").listen == f"127.0.0.1:{port}"
+
+
+async def test_it_goes_on_without_a_door_that_nobody_asked_for(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, 1, 0, None, 1 << 26, None, None)
+    said: list[str] = []
+    broken = Command("gateway", ("none-such",), "127.0.0.1:0", tmp_path / "log")
+    await cluster._keep_open(Server(broken, said.append), plan, said.append)
+    assert said[0].startswith("there is no HTTP gateway: gateway did not start")
+    wanted = replace(plan, http_port=8000)
+    with pytest.raises(sllm.errors.StartFailed):
+        await cluster._keep_open(Server(broken, said.append), wanted, said.append)

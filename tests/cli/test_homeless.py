@@ -56,7 +56,7 @@ def theirs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("home", [None, "/nonexistent"])
 def test_a_cluster_serves_without_a_home(tmp_path: Path, theirs: Path, home: str | None) -> None:
     model = make_model("tiny-llama", tmp_path / "model")
-    up = as_unknown([*SLLM, "up", "--port=0", f"--dir={theirs / 'files'}", *SMALL])
+    up = as_unknown([*SLLM, "up", "--no-http", "--port=0", f"--dir={theirs / 'files'}", *SMALL])
     with started(up, env=environment(home), cwd=theirs) as process:
         assert process.stdout
         address = process.stdout.readline().removeprefix("listening on ").strip()

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from serverlessllm.v1 import batch_service_pb2 as batch_pb
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import embedding_service_pb2 as embedding_pb
@@ -20,6 +21,7 @@ from sllm import errors, rpc
 from sllm.client.sync import BackgroundLoop
 
 SERVICES = (
+    batch_pb.DESCRIPTOR.services_by_name["BatchService"],
     cluster_pb.DESCRIPTOR.services_by_name["ClusterService"],
     deployment_pb.DESCRIPTOR.services_by_name["DeploymentService"],
     embedding_pb.DESCRIPTOR.services_by_name["EmbeddingService"],
@@ -69,6 +71,12 @@ class FakeControl:
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
     def _method(self, method: MethodDescriptor) -> Any:
+        if method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                partial(self._hear, method.name),
+                GetMessageClass(method.input_type).FromString,
+                GetMessageClass(method.output_type).SerializeToString,
+            )
         streams = method.server_streaming
         make: Any = (
             grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
@@ -79,11 +87,16 @@ class FakeControl:
             GetMessageClass(method.output_type).SerializeToString,
         )
 
-    async def _answer(self, method: str, request: Message, context: Any) -> Any:
+    async def _hear(self, method: str, messages: AsyncIterator[Any], context: Any) -> Any:
+        """A stream of messages is one request: the list of them."""
+        heard = [message async for message in messages]
+        return await self._answer(method, heard, context)
+
+    async def _answer(self, method: str, request: Any, context: Any) -> Any:
         (message,) = [message async for message in self._play(method, request, context)]
         return message
 
-    async def _play(self, method: str, request: Message, context: Any) -> AsyncIterator[Any]:
+    async def _play(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests[method].append(request)
         self.metadata[method].append(dict(context.invocation_metadata()))
         try:

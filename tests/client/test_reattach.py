@@ -38,6 +38,19 @@ def test_it_is_read_on_where_it_broke_off(control: FakeControl, collect: Collect
     assert last.request_id == first.request_id
 
 
+def test_one_that_is_under_way_can_be_read_from_its_beginning(
+    control: FakeControl, collect: Collect
+) -> None:
+    for _ in range(2):
+        control.reply("Generate", *generation())
+        _, result = collect("tiny", "Once", request_id="mine", attach=True)
+        assert result.text == "Once upon"
+    first, again = control.requests["Generate"]
+    assert first == again  # the id decides the seed
+    assert first.HasField("resume_from_sequence")
+    assert first.HasField("continuation")
+
+
 async def test_one_that_is_cancelled_meanwhile_is_not_read_on(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,11 @@ def test_it_is_what_the_tokenizer_and_the_template_make(
                 assert client.detokenize(
                     deployed, expected, skip_special_tokens=skip
                 ) == tokenizer.decode(expected, skip_special_tokens=skip)
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        texts = client.token_texts(deployed, [*plain, *plain])
+        assert texts[: len(plain)] == texts[len(plain) :]
+        if text.isascii():
+            assert "".join(texts[: len(plain)]) == text
     chat = {"messages": HI, "tools": [TOOL]}
     written = client.render_chat(deployed, **chat)  # type: ignore[arg-type]  # by name
     assert written == "add[user: Hi][assistant: "

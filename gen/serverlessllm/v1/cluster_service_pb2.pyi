@@ -875,22 +875,28 @@ class ClusterState(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    ENDED_REQUESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Node]: ...
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceLoad]: ...
     @_builtins.property
     def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentLoad]: ...
+    @_builtins.property
+    def ended_requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedRequest]:
+        """The latest requests that have ended, in the order in which they have. At most 64."""
+
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[_types_pb2.Node] | None = ...,
         instances: _abc.Iterable[Global___InstanceLoad] | None = ...,
         deployments: _abc.Iterable[Global___DeploymentLoad] | None = ...,
+        ended_requests: _abc.Iterable[Global___EndedRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "instances", b"instances", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "ended_requests", b"ended_requests", "instances", b"instances", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -908,6 +914,7 @@ class ClusterDelta(_message.Message):
     GONE_NODES_FIELD_NUMBER: _builtins.int
     GONE_INSTANCES_FIELD_NUMBER: _builtins.int
     GONE_DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    ENDED_REQUESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Node]: ...
     @_builtins.property
@@ -924,6 +931,10 @@ class ClusterDelta(_message.Message):
     def gone_deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names."""
 
+    @_builtins.property
+    def ended_requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedRequest]:
+        """Those that have ended since; of more than 64 the latest."""
+
     def __init__(
         self,
         *,
@@ -933,10 +944,11 @@ class ClusterDelta(_message.Message):
         gone_nodes: _abc.Iterable[_builtins.str] | None = ...,
         gone_instances: _abc.Iterable[_builtins.str] | None = ...,
         gone_deployments: _abc.Iterable[_builtins.str] | None = ...,
+        ended_requests: _abc.Iterable[Global___EndedRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "gone_deployments", b"gone_deployments", "gone_instances", b"gone_instances", "gone_nodes", b"gone_nodes", "instances", b"instances", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "ended_requests", b"ended_requests", "gone_deployments", b"gone_deployments", "gone_instances", b"gone_instances", "gone_nodes", b"gone_nodes", "instances", b"instances", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -951,26 +963,85 @@ class InstanceLoad(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
+    MOVING_TO_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     """Requests that the router has given to it and that have not ended."""
     generated_tokens: _builtins.int
     """Tokens that the router has relayed from it since it took the instance in."""
     @_builtins.property
     def instance(self) -> _types_pb2.Instance: ...
+    @_builtins.property
+    def loading(self) -> _types_pb2.Loading:
+        """While it starts: how far it is, as its node has told last. Unset: it has told nothing yet."""
+
+    @_builtins.property
+    def moving_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Instances to which generations of it are being migrated."""
+
     def __init__(
         self,
         *,
         instance: _types_pb2.Instance | None = ...,
         in_flight: _builtins.int = ...,
         generated_tokens: _builtins.int = ...,
+        loading: _types_pb2.Loading | None = ...,
+        moving_to: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "loading", b"loading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "in_flight", b"in_flight", "instance", b"instance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "in_flight", b"in_flight", "instance", b"instance", "loading", b"loading", "moving_to", b"moving_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceLoad: _TypeAlias = InstanceLoad  # noqa: Y015
+
+@_typing.final
+class EndedRequest(_message.Message):
+    """A request that the router has had, and how it has gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    deployment: _builtins.str
+    outcome: _builtins.str
+    """"OK", "GAVE_WAY" (a batch's, which waits again), or ErrorInfo.reason."""
+    generated_tokens: _builtins.int
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the router's taking it."""
+
+    @_builtins.property
+    def receipt(self) -> _types_pb2.Receipt:
+        """Unset: it has not come to its end."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        outcome: _builtins.str = ...,
+        generated_tokens: _builtins.int = ...,
+        receipt: _types_pb2.Receipt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "ended_at", b"ended_at", "receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "duration", b"duration", "ended_at", b"ended_at", "generated_tokens", b"generated_tokens", "outcome", b"outcome", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndedRequest: _TypeAlias = EndedRequest  # noqa: Y015
 
 @_typing.final
 class DeploymentLoad(_message.Message):

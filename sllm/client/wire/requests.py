@@ -1,11 +1,13 @@
 """From what callers say to the protocol's requests."""
 
+import hashlib
 import os
 import secrets
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from google.protobuf import duration_pb2
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
@@ -19,6 +21,9 @@ from sllm.client.types.chats import ChatMessage, StructuredOutput
 from sllm.client.wire import chats, forms
 from sllm.client.wire.chats import Chat
 from sllm.sampling import MAX_SEED
+
+_MOST_SAMPLES: Final = 128
+"""That a request may ask for; the control plane refuses more."""
 
 
 def new_request_id() -> str:
@@ -157,6 +162,17 @@ def resume(
         continuation = _continuation(request, choice)
         continuation.token_ids[:] = tokens
         continuation.SetInParent()  # also without any tokens
+
+
+def attach(request: inference_pb.GenerateRequest, *, chooses_seed: bool) -> None:
+    """Makes a request ask for all of a generation that may be under way.
+
+    `chooses_seed`: whether the id decides the seed, so that it is the same whoever asks.
+    """
+    if chooses_seed and request.sampling.HasField("seed"):
+        digest = hashlib.sha256(request.request_id.encode()).digest()
+        request.sampling.seed = int.from_bytes(digest[:7])
+    resume(request, 0, [()] * min(max(1, request.n), _MOST_SAMPLES))
 
 
 def settle(request: inference_pb.GenerateRequest, message: inference_pb.GenerateResponse) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
+from itertools import takewhile
 from typing import Final
 
 from sllm import errors
@@ -14,6 +15,7 @@ from sllm.control.types.views import (
     ClusterDelta,
     ClusterState,
     DeploymentLoad,
+    EndedRequest,
     Entry,
     InstanceLoad,
     NodeEntry,
@@ -42,10 +44,13 @@ def look(state: State) -> ClusterState:
                 instance=one,
                 in_flight=uses[one.instance_id].in_flight if one.instance_id in uses else 0,
                 tokens=state.slots.tokens(one.instance_id),
+                loading=start.loading if (start := state.starts.get(one.instance_id)) else None,
+                moving_to=tuple(state.moves.get(one.instance_id, ())),
             )
             for one in fleet.known_instances()
         },
         deployments={name: _load(state, name) for name in state.deployments},
+        ended=tuple(state.ended),
     )
 
 
@@ -65,6 +70,7 @@ def difference(before: ClusterState, after: ClusterState) -> ClusterDelta:
         nodes=_part(before.nodes, after.nodes),
         instances=_part(before.instances, after.instances),
         deployments=_part(before.deployments, after.deployments),
+        ended=_ended_since(before.ended, after.ended),
     )
 
 
@@ -73,6 +79,16 @@ def _part(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> Part[Entry
         changed={key: entry for key, entry in after.items() if before.get(key) != entry},
         gone=frozenset(before.keys() - after.keys()),
     )
+
+
+def _ended_since(
+    before: tuple[EndedRequest, ...], after: tuple[EndedRequest, ...]
+) -> tuple[EndedRequest, ...]:
+    if not before:
+        return after
+    seen = before[-1]
+    newest = takewhile(lambda one: one is not seen, reversed(after))
+    return tuple(newest)[::-1]
 
 
 class ClusterWatch:

@@ -16,6 +16,7 @@ from sllm.control.requests.queue import turn
 from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Receipt, StartRecord
 from sllm.control.types.status import Loading
+from sllm.control.types.views import EndedRequest
 from sllm.control.wire import generations
 from sllm.control.wire.answers import AnswerCall
 from sllm.control.wire.multiplex import GenerateCall
@@ -220,6 +221,19 @@ class Ticket:
         """Takes it away from its instance, for another one."""
         self.hang_up()
         self.move_on()
+
+    def ended(self, outcome: str) -> EndedRequest:
+        """What is told of it to those who watch the cluster."""
+        seconds = self._clock.now() - self.taken_at
+        return EndedRequest(
+            request_id=self.request_id,
+            deployment=self.deployment,
+            ended_at=self.began_ns / 1e9 + seconds,
+            seconds=seconds,
+            outcome=outcome,
+            generated_tokens=len(self.progress.token_ids),
+            receipt=self.receipt,
+        )
 
     def move_on(self) -> None:
         """Readies it for another instance, which goes on after the tokens that were relayed.

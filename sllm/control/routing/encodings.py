@@ -149,3 +149,4 @@ class Encodings:
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
         self._state.receipts.add(ticket.request_id, ticket.deployment, ticket.receipt)
+        self._state.ended.append(ticket.ended(outcome))

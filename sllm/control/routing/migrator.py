@@ -112,6 +112,8 @@ class Migrator:
         # whoever is told of the choice may send one.
         claim = self._state.slots.claim(destination.instance_id)
         claim.grow_to(len(self._tickets(ask)))
+        moves = self._state.moves.setdefault(ask.source.instance_id, [])
+        moves.append(destination.instance_id)
         try:
             yield Chosen(destination.node_id, destination.instance_id, started, estimate)
             if started:
@@ -128,7 +130,15 @@ class Migrator:
             self._learn(ask, destination, moved, estimate)
         finally:
             claim.release(self._clock.now())
+            self._moved(ask.source.instance_id, destination.instance_id)
             self._agenda.wake(destination.deployment)
+
+    def _moved(self, source: str, destination: str) -> None:
+        """Migrations from `source` to `destination` are under way no more, or one less."""
+        moves = self._state.moves[source]
+        moves.remove(destination)
+        if not moves:
+            del self._state.moves[source]
 
     # --- where to -----------------------------------------------------------------------------
 

@@ -228,6 +228,7 @@ class Router:
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
         self._state.receipts.add(ticket.request_id, ticket.deployment, ticket.receipt)
+        self._state.ended.append(ticket.ended(outcome))
 
     # --- taking -------------------------------------------------------------------------------
 

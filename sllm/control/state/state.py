@@ -1,6 +1,8 @@
 """What the control plane knows, in memory; everything here is touched by the event loop alone."""
 
+from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from sllm import errors
 from sllm.control.cluster.instances import Instance, InstanceState
@@ -23,6 +25,10 @@ from sllm.control.state.orphans import Orphans
 from sllm.control.state.recent_receipts import RecentReceipts
 from sllm.control.types.receipts import StartRecord
 from sllm.control.types.status import DeploymentStatus, Loading
+from sllm.control.types.views import EndedRequest
+
+ENDED_KEPT: Final = 64
+"""Requests that have ended, and are told of."""
 
 
 @dataclass(slots=True)
@@ -84,6 +90,10 @@ class State:
     outdated: set[str] = field(default_factory=set)
     """Instances that run as their deployment was to before it changed: others replace them."""
     orphans: Orphans = field(default_factory=Orphans)
+    moves: dict[str, list[str]] = field(default_factory=dict)
+    """For instances with generations that are being migrated, the instances where these go."""
+    ended: deque[EndedRequest] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
+    """The latest requests that have ended, for those who watch."""
     costs: MigrationCosts = field(default_factory=MigrationCosts)
     changes: Changes = field(default_factory=Changes)
     receipts: RecentReceipts = field(default_factory=RecentReceipts)

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeView
+from sllm.control.types.receipts import Receipt
+from sllm.control.types.status import Loading
 
 Entry = TypeVar("Entry")
 
@@ -27,6 +29,10 @@ class InstanceLoad:
     in_flight: int
     tokens: int
     """Relayed from it so far."""
+    loading: Loading | None = None
+    """How far its start is. None: it runs, or its node has told nothing yet."""
+    moving_to: tuple[str, ...] = ()
+    """Instances to which generations of it are being migrated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,23 @@ class DeploymentLoad:
     ready: int
     starting: int
     """Instances that are on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """A request that the router has had."""
+
+    request_id: str
+    deployment: str
+    ended_at: float
+    """Seconds since the epoch."""
+    seconds: float
+    """From its being taken."""
+    outcome: str
+    """"OK", "GAVE_WAY", or the reason of its error."""
+    generated_tokens: int
+    receipt: Receipt | None
+    """None: it has not come to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +81,8 @@ class ClusterState:
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
     instances: Mapping[str, InstanceLoad] = field(default_factory=dict)
     deployments: Mapping[str, DeploymentLoad] = field(default_factory=dict)
+    ended: tuple[EndedRequest, ...] = ()
+    """The latest, in the order in which they have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +92,10 @@ class ClusterDelta:
     nodes: Part[NodeEntry]
     instances: Part[InstanceLoad]
     deployments: Part[DeploymentLoad]
+    ended: tuple[EndedRequest, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.nodes or self.instances or self.deployments)
+        return bool(self.nodes or self.instances or self.deployments or self.ended)
 
 
 @dataclass(frozen=True, slots=True)

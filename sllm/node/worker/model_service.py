@@ -48,7 +48,8 @@ class ModelServicer(ModelServiceServicer):
         """Makes a text of tokens."""
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         text = await self._host.texts.text(request.token_ids, skip_special_tokens=skip)
-        return pb.DetokenizeResponse(text=text)
+        texts = await self._host.texts.each(request.token_ids) if request.each else ()
+        return pb.DetokenizeResponse(text=text, texts=texts)
 
     async def RenderChat(
         self, request: pb.RenderChatRequest, context: Any

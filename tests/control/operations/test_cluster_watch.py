@@ -4,14 +4,16 @@ import asyncio
 from typing import Any
 
 import grpc
+import pytest
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import types_pb2 as pb
 
+from sllm import errors
 from sllm.clock import ManualClock
 from sllm.control.operations.cluster_watch import _KEPT, ClusterWatch
-from sllm.control.state.state import State
+from sllm.control.state.state import ENDED_KEPT, State
 from sllm.control.types.reports import Full, Report
-from sllm.control.types.views import ClusterDelta, ClusterState
+from sllm.control.types.views import ClusterDelta, ClusterState, EndedRequest
 from tests.control import shapes
 from tests.control.clusters import SECONDS, Cluster
 from tests.control.fake_node import FakeNode
@@ -29,6 +31,7 @@ class Watcher:
         self.nodes: dict[str, pb.Node] = {}
         self.instances: dict[str, cluster_pb.InstanceLoad] = {}
         self.deployments: dict[str, cluster_pb.DeploymentLoad] = {}
+        self.ended: list[cluster_pb.EndedRequest] = []
 
     async def read(self) -> None:
         message = await self._call.read()
@@ -39,6 +42,7 @@ class Watcher:
         self.nodes |= {one.node_id: one for one in body.nodes}
         self.instances |= {one.instance.instance_id: one for one in body.instances}
         self.deployments |= {one.deployment: one for one in body.deployments}
+        self.ended += body.ended_requests
         if message.HasField("delta"):
             for gone, kept in (
                 (body.gone_nodes, self.nodes),
@@ -47,6 +51,9 @@ class Watcher:
             ):
                 for key in gone:
                     del kept[key]
+
+    def all(self) -> list[cluster_pb.InstanceLoad]:
+        return list(self.instances.values())
 
     async def until(self, check: Any) -> None:
         async with asyncio.timeout(SECONDS):
@@ -94,6 +101,79 @@ async def test_a_late_watcher_begins_with_all_there_is(cluster: Cluster, node: F
     await second.read()
     assert second.kinds == ["full"]
     assert (second.nodes, second.deployments) == (first.nodes, first.deployments)
+
+
+async def test_a_watcher_sees_how_far_starts_are(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    watcher = Watcher(cluster)
+    node.script.before_ready.shut()
+    stream = await cluster.caller.generate().until("loading")
+    await watcher.until(lambda: [one.HasField("loading") for one in watcher.all()] == [True])
+    (start,) = watcher.all()
+    assert start.loading.total_bytes == node.script.model.size_bytes
+    assert start.loading.HasField("estimated_remaining")
+    node.script.before_ready.open()
+    await watcher.until(lambda: [one.HasField("loading") for one in watcher.all()] == [False])
+    await stream.end()
+
+
+async def test_a_watcher_sees_how_requests_have_gone(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy()
+    await cluster.caller.complete(request_id="before", max_tokens=7)
+    watcher = Watcher(cluster)
+    await watcher.read()
+    assert [one.request_id for one in watcher.ended] == ["before"]
+    node.script.generate_errors = [errors.Internal("it broke")]
+    with pytest.raises(errors.Internal):
+        await cluster.caller.complete(request_id="broken")
+    await cluster.caller.complete(request_id="after", max_tokens=5)
+    await watcher.until(lambda: len(watcher.ended) == 3)
+    told = [(one.request_id, one.outcome, one.generated_tokens) for one in watcher.ended]
+    assert told == [("before", "OK", 7), ("broken", "INTERNAL", 0), ("after", "OK", 5)]
+    assert [one.receipt.cold for one in watcher.ended] == [True, False, False]
+    assert not watcher.ended[1].HasField("receipt")
+    assert all(one.duration.ToNanoseconds() > 0 for one in watcher.ended)
+
+
+async def test_a_watcher_sees_what_moves(cluster: Cluster, node: FakeNode) -> None:
+    await cluster.caller.deploy(max_replicas=2)
+    node.script.tokens_before_gate = 1
+    node.script.amid_tokens.shut()
+    node.script.before_migration.shut()
+    stream = await cluster.caller.generate(max_tokens=5).until("tokens")
+    await cluster.add_node("n2")
+    watcher = Watcher(cluster)
+    (source,) = await cluster.caller.instances()
+    request = cluster_pb.MigrateRequest(instance_id=source.instance_id)
+    moving = asyncio.create_task(cluster.caller.stream("Migrate", request))
+    await watcher.until(
+        lambda: any(one.moving_to for one in watcher.all()),
+    )
+    (destination,) = watcher.instances[source.instance_id].moving_to
+    assert watcher.instances[destination].instance.node_id == "n2"
+    node.script.before_migration.open()
+    await moving
+    await stream.end()
+    await watcher.until(lambda: not any(one.moving_to for one in watcher.all()))
+
+
+async def test_of_many_requests_the_latest_are_told() -> None:
+    state, clock = State(), ManualClock()
+    watch = ClusterWatch(state, clock)
+    state.ended.extend(_ended(f"{number}") for number in range(2 * ENDED_KEPT))
+    reader = watch.follow()
+    first = (await anext(reader)).body
+    assert [int(one.request_id) for one in first.ended] == list(range(ENDED_KEPT, 2 * ENDED_KEPT))
+    await asyncio.sleep(0)
+    state.ended.append(_ended("next"))
+    await _change(state, clock, 1)
+    assert [one.request_id for one in (await anext(reader)).body.ended] == ["next"]
+    await reader.aclose()
+    await watch.close()
+
+
+def _ended(request_id: str) -> EndedRequest:
+    return EndedRequest(request_id, "tiny", 1.0, 1.0, "OK", 1, None)
 
 
 # --- slow readers -------------------------------------------------------------------------------

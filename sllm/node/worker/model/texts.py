@@ -116,6 +116,20 @@ class Texts:
             skip_special_tokens,
         )
 
+    async def each(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token, as it is written after others; of those that `text` has taken."""
+        size = 2 * prompts.LETTERS_PER_TOKEN * len(token_ids)
+        return await self.run(size, self._decode_each, token_ids)
+
+    def _decode_each(self, token_ids: Sequence[int]) -> list[str]:
+        decode = self._files.tokenizer.backend_tokenizer.decode
+        found = {}
+        for one in set(token_ids):
+            # The first token of a text may lose its space: the second one does not.
+            first = decode([one], skip_special_tokens=False)
+            found[one] = decode([one, one], skip_special_tokens=False)[len(first) :]
+        return [found[one] for one in token_ids]
+
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         prompts.check_known(token_ids, self._files.vocabulary_size)
         decode = self._files.tokenizer.backend_tokenizer.decode

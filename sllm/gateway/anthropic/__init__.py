@@ -1,0 +1,1 @@
+"""Anthropic's protocol: messages, told as its own clients read them."""

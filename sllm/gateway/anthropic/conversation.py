@@ -1,0 +1,126 @@
+"""Conversations and tools in Anthropic's words, as `generate` takes them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sllm import errors
+from sllm.gateway.failures import invalid
+
+_THOUGHTS: Final = ("thinking", "redacted_thinking")
+"""What the model has thought is not said to it again, as templates would have it."""
+
+
+def messages(system: Any, given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation in OpenAI's form.
+
+    Raises:
+        errors.InvalidPrompt: A message or a block is not served.
+    """
+    found: list[dict[str, Any]] = []
+    if system:
+        found.append({"role": "system", "content": _text(system, "system")})
+    for place, message in enumerate(given):
+        found += _message(message, f"messages.{place}")
+    return found
+
+
+def _message(message: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
+    role, content = message.get("role"), message.get("content")
+    if unknown := sorted(message.keys() - {"role", "content"}):
+        raise invalid(f"{where}.{unknown[0]} is not served", f"{where}.{unknown[0]}")
+    if role not in ("user", "assistant", "system"):
+        raise _not_served(f"{where}.role", role, '"user" and "assistant"')
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not isinstance(content, list) or not all(isinstance(one, Mapping) for one in content):
+        raise _not_served(f"{where}.content", content, "a text or a list of blocks")
+    if role == "assistant":
+        return [_assistant(content, where)]
+    return _user(role, content, where)
+
+
+def _assistant(blocks: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    said = [one for one in blocks if one.get("type") not in ("tool_use", *_THOUGHTS)]
+    calls = [_call(one, where) for one in blocks if one.get("type") == "tool_use"]
+    found: dict[str, Any] = {"role": "assistant", "content": _text(said, where)}
+    return {**found, "tool_calls": calls} if calls else found
+
+
+def _call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    name, arguments = block.get("name"), block.get("input")
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise _not_served(where, block, "a tool_use with a name and an input")
+    function = {"name": name, "arguments": dict(arguments)}
+    return {"id": block.get("id") or "", "type": "function", "function": function}
+
+
+def _user(role: str, blocks: Sequence[Mapping[str, Any]], where: str) -> Iterable[dict[str, Any]]:
+    """Results of tools are messages of their own, before or behind what is said beside them."""
+    said: list[Mapping[str, Any]] = []
+    for block in blocks:
+        if block.get("type") != "tool_result":
+            said.append(block)
+            continue
+        if said:
+            yield {"role": role, "content": _text(said, where)}
+            said = []
+        text = _text(block.get("content") or "", where)
+        yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
+    if said or not blocks:
+        yield {"role": role, "content": _text(said, where)}
+
+
+def _text(content: Any, where: str) -> str:
+    """Blocks of text as one."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise _not_served(where, content, "a text or a list of blocks")
+    for block in content:
+        kind = block.get("type") if isinstance(block, Mapping) else block
+        if kind != "text" or not isinstance(block.get("text"), str):
+            raise _not_served(where, kind, "blocks of text")
+    return "\n".join(block["text"] for block in content)
+
+
+def _not_served(where: str, value: object, taken: str) -> errors.InvalidPrompt:
+    return errors.InvalidPrompt(
+        f"{where}: {value!r:.80} is not served; {taken} are", metadata={"param": where}
+    )
+
+
+def tools(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools that are functions, in OpenAI's form.
+
+    Raises:
+        errors.InvalidArgument: One is none.
+    """
+    found = []
+    for place, one in enumerate(given):
+        if one.get("type") not in (None, "custom"):
+            message = f"tools.{place}: {one['type']!r:.80} is run by Anthropic, and not here"
+            raise invalid(message, f"tools.{place}.type")
+        function = {
+            "name": one.get("name"),
+            "description": one.get("description") or "",
+            "parameters": one.get("input_schema") or {},
+        }
+        found.append({"type": "function", "function": function})
+    return found
+
+
+def tool_choice(given: Mapping[str, Any]) -> Any:
+    """Which tools are to be called, in OpenAI's form.
+
+    Raises:
+        errors.InvalidArgument: It is none that is known.
+    """
+    match given.get("type"):
+        case "any":
+            return "required"
+        case "tool":
+            return {"type": "function", "function": {"name": given.get("name")}}
+        case "auto" | "none" as mode:
+            return mode
+        case kind:
+            raise invalid(f"tool_choice has no type {kind!r:.80}", "tool_choice")

@@ -1,0 +1,99 @@
+"""The control planes behind a gateway: one is asked, and another when it is gone."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from sllm import AsyncClient, AsyncStream, Event, errors
+from sllm.gateway.failures import invalid
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_GONE: Final = (errors.Unreachable, errors.ShuttingDown)
+_CANCEL_SECONDS: Final = 5.0
+
+
+class ControlPlanes:
+    """Clients of all of them; belongs to one event loop."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._clients = [AsyncClient(address) for address in addresses]
+        self._current = 0
+        self._cancels: set[asyncio.Task[None]] = set()
+
+    @property
+    def current(self) -> AsyncClient:
+        """The one that answered last."""
+        return self._clients[self._current]
+
+    async def ask(self, call: Callable[[AsyncClient], Awaitable[T]]) -> T:
+        """What one of them answers.
+
+        Raises:
+            errors.SllmError: As it said; or as the last said, if all are gone.
+        """
+        for _ in self._clients[1:]:
+            asked = self._current
+            try:
+                return await _called(call, self._clients[asked])
+            except _GONE as error:
+                self._turn_from(asked, error)
+        return await _called(call, self.current)
+
+    async def begin(self, deployment: str, arguments: dict[str, Any]) -> tuple[AsyncStream, Event]:
+        """A generation that a control plane has taken, and its first event.
+
+        Raises:
+            errors.SllmError: Why none has.
+        """
+
+        async def begin(client: AsyncClient) -> tuple[AsyncStream, Event]:
+            stream = client.generate(deployment, **arguments)
+            try:
+                return stream, await anext(stream)
+            except StopAsyncIteration as error:
+                raise errors.Internal("a generation ended without a word") from error
+            except BaseException:
+                await stream.cancel()
+                raise
+
+        return await self.ask(begin)
+
+    def cancel(self, request_id: str) -> None:
+        """Has a generation end that would go on without its reader; does not wait for it."""
+        task = asyncio.create_task(self._cancel(request_id), name=f"cancel {request_id}")
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        if self._cancels:
+            await asyncio.wait(self._cancels, timeout=_CANCEL_SECONDS)
+        for client in self._clients:
+            await client.close()
+
+    async def _cancel(self, request_id: str) -> None:
+        try:
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await self.ask(lambda client: client.cancel(request_id))
+        except errors.RequestNotFound:
+            return  # it has ended
+        except (errors.SllmError, TimeoutError) as error:
+            log.warning("gateway.not_cancelled", request=request_id, error=str(error))
+
+    def _turn_from(self, asked: int, error: errors.SllmError) -> None:
+        if self._current == asked:
+            self._current = (asked + 1) % len(self._clients)
+            address = self.current.address
+            log.warning("gateway.control_changed", to=address, error=error.message)
+
+
+async def _called(call: Callable[[AsyncClient], Awaitable[T]], client: AsyncClient) -> T:
+    try:
+        return await call(client)
+    except (TypeError, AttributeError) as error:  # of what has come over the wire
+        raise invalid(f"a field is not what it should be: {error}") from error

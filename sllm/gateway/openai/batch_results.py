@@ -1,0 +1,84 @@
+"""What has come of a batch, as the lines of a file."""
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
+
+from sllm import BatchResult
+from sllm.gateway.failures import encoded
+from sllm.gateway.gateway import Gateway
+from sllm.gateway.openai import chat, completions, logprobs
+from sllm.gateway.openai.chat_request import ChatRequest
+
+ENDPOINTS: Final = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
+"""What requests of a batch ask, by the word in its id that tells it."""
+_BATCH: Final = r"batch_(?P<kind>chat|text)_(?P<file>[0-9a-f]{32})_[0-9a-f]{8}"
+_ID: Final = re.compile(_BATCH)
+_RESULTS: Final = re.compile(rf"file-(?P<what>output|errors)-(?P<batch>{_BATCH})")
+
+
+def file_of(batch_id: str, *, failed: bool) -> str:
+    """The id of the file that has a batch's answers, or its failures."""
+    return f"file-{'errors' if failed else 'output'}-{batch_id}"
+
+
+def batch_of(file_id: str) -> str | None:
+    """The batch whose results a file has. None: it has none."""
+    found = _RESULTS.fullmatch(file_id)
+    return found["batch"] if found else None
+
+
+def parts_of(batch_id: str) -> tuple[str, str] | None:
+    """What a batch asks, and of which file it was made. None: it was not made by a gateway."""
+    found = _ID.fullmatch(batch_id)
+    return (ENDPOINTS[found["kind"]], f"file-{found['file']}") if found else None
+
+
+def custom_id(model: str, given: str) -> str:
+    """The id of a request of a batch: with its model, which an answer tells."""
+    return f"{model}/{given}"
+
+
+async def lines(gateway: Gateway, file_id: str) -> AsyncGenerator[bytes]:
+    """Nothing, and then each line of such a file.
+
+    Raises:
+        errors.BatchNotFound: There is no such batch.
+    """
+    found = _RESULTS.fullmatch(file_id)
+    assert found is not None
+    batch_id, failed = found["batch"], found["what"] == "errors"
+    await gateway.planes.ask(lambda client: client.batch(batch_id))
+    yield b""
+    results = gateway.planes.current.batch_results(batch_id, follow=False)
+    async with aclosing(results):
+        async for one in results:
+            if (one.error is not None) == failed:
+                yield encoded(await _line(gateway, batch_id, found["kind"], one)) + b"\n"
+
+
+async def _line(gateway: Gateway, batch_id: str, kind: str, one: BatchResult) -> dict[str, Any]:
+    model, _, own_id = one.request_id.partition("/")
+    told: dict[str, Any] = {"id": f"{batch_id}_{one.number}", "custom_id": own_id}
+    if one.error:
+        error = {"code": one.error.reason, "message": one.error.message}
+        return {**told, "response": None, "error": error}
+    body = await _body(gateway, kind, model, one)
+    response = {"status_code": 200, "request_id": one.request_id, "body": body}
+    return {**told, "response": response, "error": None}
+
+
+async def _body(gateway: Gateway, kind: str, model: str, one: BatchResult) -> dict[str, Any]:
+    assert one.result is not None
+    told = None
+    if one.result.logprobs is not None:
+        told = await logprobs.told(gateway.token_texts, model)
+    answer: Any
+    if kind == "chat":
+        request = ChatRequest(model=model, messages=[])
+        answer = await chat.completion(request, one.request_id, one.result, told)
+    else:
+        answer = await completions.completion(model, [(one.request_id, one.result)], told)
+    found: dict[str, Any] = answer.model_dump(mode="json", exclude_unset=True)
+    return found

@@ -1,0 +1,126 @@
+"""/v1/files: what batches are made of, and what comes of them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
+
+from openai.types import FileObject
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from sllm import errors
+from sllm.gateway.bodies import Gone, check_size
+from sllm.gateway.exchange import Exchange
+from sllm.gateway.failures import Refusal, encoded, invalid
+from sllm.gateway.files import StoredFile
+from sllm.gateway.openai import answers, batch_results
+
+_FIELDS: Final = {"file", "purpose"}
+_LONGEST_SECONDS: Final = 3600.0
+"""For a whole file to arrive."""
+
+
+def described(found: StoredFile) -> FileObject:
+    """A file as OpenAI tells of it."""
+    purpose: Any = found.purpose
+    return FileObject(
+        id=found.file_id,
+        bytes=found.size_bytes,
+        created_at=int(found.created_at),
+        filename=found.name,
+        object="file",
+        purpose=purpose,
+        status="processed",
+    )
+
+
+async def upload(exchange: Exchange) -> None:
+    """Takes a file."""
+    settings = exchange.gateway.settings
+    receive = _bounded(exchange.receive, settings.max_file_bytes, settings.body_seconds)
+    request = Request(exchange.scope, receive)
+    try:
+        async with asyncio.timeout(_LONGEST_SECONDS), request.form(max_files=1) as form:
+            if unknown := sorted(set(form) - _FIELDS):
+                raise invalid(f"{unknown[0]} is not served", unknown[0])
+            if form.get("purpose") != "batch":
+                raise invalid(f"purpose must be batch, not {form.get('purpose')!r:.80}", "purpose")
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise invalid("there is no file", "file")
+            exchange.watch()
+            add = exchange.gateway.files.add
+            found = await asyncio.to_thread(add, file.file, file.filename or "file", "batch")
+    except MultiPartException as error:
+        raise invalid(f"the body is no form: {error.message}") from error
+    except TimeoutError as error:
+        raise Refusal(408, errors.DeadlineExceeded("the file has not come in time")) from error
+    await exchange.reply(answers.encoded(described(found)))
+
+
+def _bounded(receive: Receive, most: int, seconds: float) -> Receive:
+    """The body's parts, each in its time and all of them within a size."""
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        async with asyncio.timeout(seconds):
+            message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        size += len(message.get("body", b""))
+        check_size(size, most)
+        return message
+
+    return bounded
+
+
+async def listed(exchange: Exchange) -> None:
+    """All files that were uploaded here."""
+    exchange.watch()
+    found = await asyncio.to_thread(exchange.gateway.files.all)
+    data = [described(one).model_dump(exclude_unset=True) for one in found]
+    await exchange.reply(encoded({"object": "list", "data": data, "has_more": False}))
+
+
+async def one(exchange: Exchange) -> None:
+    """One file: uploaded, or of a batch's results."""
+    exchange.watch()
+    file_id = exchange.path_params["file"]
+    if batch_id := batch_results.batch_of(file_id):
+        batch = await exchange.gateway.planes.ask(lambda client: client.batch(batch_id))
+        found = StoredFile(file_id, f"{file_id}.jsonl", "batch_output", 0, batch.created_at)
+    else:
+        found = await asyncio.to_thread(exchange.gateway.files.get, file_id)
+    await exchange.reply(answers.encoded(described(found)))
+
+
+async def delete(exchange: Exchange) -> None:
+    """Forgets a file."""
+    exchange.watch()
+    file_id = exchange.path_params["file"]
+    await asyncio.to_thread(exchange.gateway.files.delete, file_id)
+    await exchange.reply(encoded({"id": file_id, "object": "file", "deleted": True}))
+
+
+async def content(exchange: Exchange) -> None:
+    """What is in a file; of a batch's results, as far as there are any."""
+    exchange.watch()
+    file_id = exchange.path_params["file"]
+    if batch_results.batch_of(file_id):
+        parts = batch_results.lines(exchange.gateway, file_id)
+        await anext(parts)  # that there is such a batch
+    else:
+        path = await asyncio.to_thread(exchange.gateway.files.path, file_id)
+        parts = _read(str(path))
+    async with aclosing(parts):
+        await exchange.send_all(parts, "application/jsonl")
+
+
+async def _read(path: str) -> AsyncGenerator[bytes]:
+    with open(path, "rb") as file:  # noqa: ASYNC230 - opening takes no time; reading is a thread's
+        while part := await asyncio.to_thread(file.read, 1 << 20):
+            yield part

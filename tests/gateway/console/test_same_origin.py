@@ -1,0 +1,52 @@
+"""Pages of other origins are kept off, by whichever way they come."""
+
+import pytest
+from starlette.responses import PlainTextResponse
+
+from sllm.gateway.console.same_origin import SameOrigin
+
+HERE = ("127.0.0.1", 8080)
+ELSEWHERE = ("192.0.2.7", 8080)
+
+CASES: dict[str, tuple[tuple[str, int], dict[str, str], bool]] = {
+    "a browser on this machine": (HERE, {"host": "localhost:8080"}, True),
+    "by address": (HERE, {"host": "127.0.0.1:8080"}, True),
+    "by IPv6": (("::1", 8080), {"host": "[::1]:8080"}, True),
+    "a name of localhost": (HERE, {"host": "sllm.localhost:8080"}, True),
+    "a proxy that is allowed": (HERE, {"host": "models.example"}, True),
+    "its own page": (HERE, {"host": "localhost:8080", "origin": "http://localhost:8080"}, True),
+    "behind TLS": (ELSEWHERE, {"host": "a.example", "origin": "https://a.example"}, True),
+    "curl from elsewhere": (ELSEWHERE, {"host": "gateway:8080"}, True),
+    "a proxy's page": (HERE, {"host": "localhost", "origin": "https://models.example"}, True),
+    "DNS that leads here": (HERE, {"host": "evil.example:8080"}, False),
+    "one that looks like it": (HERE, {"host": "localhost.evil.example"}, False),
+    "no host at all": (HERE, {"host": ""}, False),
+    "another origin": (HERE, {"host": "localhost:8080", "origin": "http://evil.example"}, False),
+    "another port": (HERE, {"host": "localhost:8080", "origin": "http://localhost:1"}, False),
+    "no origin in particular": (HERE, {"host": "localhost:8080", "origin": "null"}, False),
+    "another one, from afar": (ELSEWHERE, {"host": "a.example", "origin": "http://b"}, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_only_its_own_pages_may_call(case: str) -> None:
+    server, headers, allowed = CASES[case]
+    app = SameOrigin(PlainTextResponse("here"), hosts=["models.example"])
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "server": server,
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    sent: list[dict[str, object]] = []
+
+    async def send(message: object) -> None:
+        assert isinstance(message, dict)
+        sent.append(message)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    await app(scope, receive, send)
+    assert sent[0]["status"] == (200 if allowed else 403)
