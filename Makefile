@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-adapters bench-gateway bench-console clean
+.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway bench-console bench-adapters clean
 
 setup: $(STAMP)
 
@@ -94,14 +94,14 @@ bench-batch: setup
 bench-forms: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.structured_output $(BENCH)
 
-bench-adapters: setup
-	PYTHONPATH=examples $(BIN)/python -m bench.adapters $(BENCH)
-
 bench-console: setup
 	$(BIN)/python -m bench.console $(BENCH)
 
 bench-gateway: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.gateway $(BENCH)
+
+bench-adapters: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.adapters $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)
