@@ -10,7 +10,7 @@ WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
 
-.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway bench-console clean
+.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway bench-console bench-adapters clean
 
 setup: $(STAMP)
 
@@ -99,6 +99,9 @@ bench-console: setup
 
 bench-gateway: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.gateway $(BENCH)
+
+bench-adapters: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.adapters $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ToolCall,
         ToolChoice,
     )
-    from sllm.client.types.deployments import Deployment, Instance, Model
+    from sllm.client.types.deployments import Adapter, Deployment, Instance, Model
     from sllm.client.types.embeddings import Embedding, Embeddings, Score, Scores
     from sllm.client.types.enums import (
         BatchState,
@@ -93,6 +93,7 @@ _TYPES = tuple(
 """What all other names are of."""
 
 __all__ = [
+    "Adapter",
     "AsyncClient",
     "AsyncStream",
     "Batch",

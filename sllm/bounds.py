@@ -27,6 +27,10 @@ MAX_CONCURRENCY: Final = 4096
 """Requests that one instance works on at once, at most."""
 MAX_REPLICAS: Final = 1024
 """Instances of one deployment, at most."""
+MAX_ADAPTERS: Final = 1024
+"""Adapters that one instance has at once, at most."""
+MAX_ADAPTER_RANK: Final = 512
+"""That any of them may have, at most."""
 MAX_NAME: Final = 256
 """Characters of what names a request, a node, an instance or a hold."""
 

@@ -66,7 +66,7 @@ FLOORS = {
         "making_ready",
         "generations | encodings",
         "outbox",
-        "generation",
+        "generation | adapters",
         "trial",
         "backends",
         "engine | model",

@@ -12,6 +12,7 @@ import sllm
 from sllm import checkpoint
 
 PUBLIC = {
+    "Adapter",
     "AsyncClient",
     "AsyncStream",
     "Batch",

@@ -21,7 +21,7 @@ INNER: dict[str, Descriptor] = {
     "messages": pb.ChatMessages.DESCRIPTOR,
     "structured_output": pb.StructuredOutput.DESCRIPTOR,
 }
-NOT_ASKED = {"background", "deployment", "instance_id", "messages.chat_template"}
+NOT_ASKED = {"adapter", "background", "deployment", "instance_id", "messages.chat_template"}
 """Who serves it, and what the router says of it: no part of what is served."""
 
 

@@ -63,6 +63,19 @@ def deploy(
     reasoning_parser: Annotated[
         str, typer.Option(help="vLLM's parser of thoughts, such as qwen3.", show_default=False)
     ] = "",
+    base: Annotated[
+        str,
+        typer.Option(
+            help="Name of a deployment over which the source is a LoRA adapter.",
+            show_default=False,
+        ),
+    ] = "",
+    max_adapters: Annotated[
+        int, typer.Option(help="Adapters over it that an instance has at once.")
+    ] = 0,
+    max_adapter_rank: Annotated[
+        int | None, typer.Option(help="The greatest rank of adapters over it. Unset: 64.")
+    ] = None,
     chat_template: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +105,9 @@ def deploy(
             pack=pack,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
+            base=base,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
             chat_template=chat_template.read_text() if chat_template else "",
             wait=wait,
             timeout=timeout,
@@ -101,7 +117,9 @@ def deploy(
         print_json(deployment)
     else:
         size = format_bytes(deployment.model.size_bytes)
-        what = f"{deployment.model.architecture}, {size}, on {deployment.engine}"
+        adapter = deployment.model.adapter
+        kind = f"adapter over {base}, rank {adapter.rank}" if adapter else ""
+        what = f"{kind or deployment.model.architecture}, {size}, on {deployment.engine}"
         typer.echo(f"{name}: {what}, {deployment.state}")
 
 

@@ -25,6 +25,8 @@ HINTS: Final[Mapping[str, str]] = {
     "DEPLOYMENT_EXISTS": "`sllm ls` shows its source; `sllm rm NAME` ends it, or take another name",
     "REQUEST_ID_IN_USE": "`sllm batch ls` lists the ids of batches; take another id",
     "UNSUPPORTED_MODEL": "`sllm deploy NAME SOURCE --engine transformers`, where that may run it",
+    "UNSUPPORTED_ADAPTER": f"{_HELP} says how adapters are deployed; `sllm ls` shows their bases",
+    "ADAPTERS_LEFT": "`sllm ls` shows the adapters, `sllm rm NAME` ends one",
     "NO_CHAT_TEMPLATE": "`sllm generate NAME TEXT` continues a text",
     "MODEL_TOO_LARGE": "`sllm nodes` tells what each has; `sllm node --memory` gives one more",
     "CHECKPOINT_LEASED": "`sllm ps` shows what uses it",

@@ -10,6 +10,8 @@ from sllm.client.types.enums import Tier
 from sllm.client.types.nodes import Link, Node
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
+_ADAPTERS_SHOWN = 3
+
 
 def ls(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
     """List the deployments."""
@@ -46,18 +48,21 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
 
 
 def deployments_table(deployments: Sequence[Deployment]) -> Listing:
-    """One row for each deployment."""
+    """One row for each deployment; with their bases, if there are adapters."""
+    has_adapters = any(one.base for one in deployments)
     table = Listing(
-        *("NAME", "STATE", "TASK", "ENGINE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
+        *("NAME", "BASE") if has_adapters else ("NAME",),
+        *("STATE", "TASK", "ENGINE", "READY", "QUEUED", "KEEP-ALIVE", "SIZE", "SOURCE"),
         folded=("STATE", "SOURCE"),
     )
+    most = {one.name: one.max_replicas for one in deployments}
     for one in deployments:
         table.add_row(
-            one.name,
+            *(one.name, one.base or "-") if has_adapters else (one.name,),
             _state(one),
             one.model.purpose.task,
             one.engine,
-            f"{one.ready_instances}/{one.max_replicas}",
+            f"{one.ready_instances}/{most.get(one.base, one.max_replicas)}",
             str(one.queued_requests),
             f"{one.keep_alive:g} s",
             format_bytes(one.model.size_bytes),
@@ -77,7 +82,7 @@ def instances_table(instances: Sequence[Instance], now: float) -> Listing:
     """One row for each instance; `now` is the moment to which ages are counted."""
     table = Listing(
         *("INSTANCE", "DEPLOYMENT", "ENGINE", "NODE", "STATE", "RUNNING"),
-        *("KV CACHE", "OWN", "PID", "AGE"),
+        *("KV CACHE", "OWN", "PID", "AGE", "ADAPTERS"),
     )
     for one in instances:
         table.add_row(
@@ -91,8 +96,16 @@ def instances_table(instances: Sequence[Instance], now: float) -> Listing:
             format_bytes(one.own_bytes) if one.own_bytes else "-",
             str(one.worker_pid or "-"),
             f"{max(0.0, now - one.started_at):.0f} s",
+            _adapters(one),
         )
     return table
+
+
+def _adapters(instance: Instance) -> str:
+    """The first few by their names."""
+    shown = ", ".join(instance.adapters[:_ADAPTERS_SHOWN])
+    more = len(instance.adapters) - _ADAPTERS_SHOWN
+    return (f"{shown} and {more} more" if more > 0 else shown) or "-"
 
 
 def _instance_state(instance: Instance, now: float) -> str:

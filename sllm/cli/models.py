@@ -31,6 +31,7 @@ def _table(found: ModelDetails) -> Listing:
     named = [f"{one.text} ({one.token_id})" for one in found.special_tokens]
     rows = {
         "architecture": found.info.architecture,
+        **_adapter(found),
         **_purpose(found.info.purpose),
         "engine": found.engine,
         "dtype": found.dtype,
@@ -45,6 +46,14 @@ def _table(found: ModelDetails) -> Listing:
     for what, value in rows.items():
         table.add_row(what, escape(value))
     return table
+
+
+def _adapter(found: ModelDetails) -> dict[str, str]:
+    adapter = found.info.adapter
+    if adapter is None:
+        return {}
+    modules = ", ".join(adapter.target_modules)
+    return {"adapter": f"over {found.base}, rank {adapter.rank}, on {modules}"}
 
 
 def _purpose(purpose: Purpose) -> dict[str, str]:

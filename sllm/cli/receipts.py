@@ -102,6 +102,8 @@ def receipts_table(receipts: Mapping[str, Receipt]) -> Table:
     table.add_row("start", *(_start(one) for one in columns))
     table.add_row("node", *(one.node_id for one in columns))
     table.add_row("engine", *(one.engine for one in columns))
+    if any(one.adapter for one in columns):
+        table.add_row("adapter", *(f"{one.adapter} over {one.deployment}" for one in columns))
     return table
 
 

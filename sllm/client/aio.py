@@ -80,6 +80,9 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         pack: bool = False,
         tool_parser: str = "",
         reasoning_parser: str = "",
+        base: str = "",
+        max_adapters: int = 0,
+        max_adapter_rank: int | None = None,
         chat_template: str = "",
         wait: bool = True,
         timeout: float | None = None,
@@ -108,6 +111,11 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             tool_parser: vLLM's, such as "hermes", that takes calls of tools out of answers. Empty:
                 they stay text.
             reasoning_parser: the same of thoughts, such as "qwen3".
+            base: name of another deployment, whose instances serve requests for this one: then
+                the source is a LoRA adapter over its model, as PEFT saves it, and only
+                keep_alive, dtype and pack are its own. Empty: it is a model of its own.
+            max_adapters: adapters over this deployment that an instance has at once. 0: none.
+            max_adapter_rank: the greatest rank that they may have. None: 64.
             chat_template: in Jinja, what conversations are rendered with. Empty: the model's own.
             wait: whether to return only when a node holds the checkpoint.
             timeout: seconds for all of it. None: as long as the checkpoint takes.
@@ -118,6 +126,8 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             errors.SourceNotFound: There is nothing at the source.
             errors.EngineUnavailable: No node has the engine.
             errors.UnsupportedModel: The engine does not run the model.
+            errors.UnsupportedAdapter: The adapter does not fit its base, which says how.
+            errors.AdaptersLeft: There are adapters over it that would not fit any more.
             errors.DeploymentExists: The name serves another source.
             errors.DeploymentFailed: The checkpoint could not be brought to any node.
         """
@@ -136,6 +146,9 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             max_replicas=max_replicas,
             keep_alive=keep_alive,
             target_concurrency=target_concurrency,
+            base=base,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
         )
         deadline = None if timeout is None else time.monotonic() + timeout
         response = await self._connection.call(

@@ -27,6 +27,8 @@ SllmError
 │   └── RequestIdInUse      REQUEST_ID_IN_USE
 ├── Unsupported             what was asked cannot work here, until something is changed
 │   ├── UnsupportedModel    UNSUPPORTED_MODEL
+│   ├── UnsupportedAdapter  UNSUPPORTED_ADAPTER
+│   ├── AdaptersLeft        ADAPTERS_LEFT
 │   ├── NoChatTemplate      NO_CHAT_TEMPLATE
 │   ├── ModelTooLarge       MODEL_TOO_LARGE
 │   ├── CheckpointLeased    CHECKPOINT_LEASED
@@ -89,6 +91,7 @@ from sllm.errors.reasons import (
     make_error,
 )
 from sllm.errors.refusals import (
+    AdaptersLeft,
     BatchNotFound,
     BatchUnderWay,
     CheckpointLeased,
@@ -121,12 +124,14 @@ from sllm.errors.refusals import (
     SourceChanged,
     SourceNotFound,
     Unsupported,
+    UnsupportedAdapter,
     UnsupportedModel,
 )
 
 __all__ = [
     "BY_REASON",
     "DOMAIN",
+    "AdaptersLeft",
     "BatchNotFound",
     "BatchUnderWay",
     "Cancelled",
@@ -179,6 +184,7 @@ __all__ = [
     "Unavailable",
     "Unreachable",
     "Unsupported",
+    "UnsupportedAdapter",
     "UnsupportedModel",
     "WorkerDied",
     "make_error",

@@ -141,6 +141,18 @@ class UnsupportedModel(Unsupported):
     reason = "UNSUPPORTED_MODEL"
 
 
+class UnsupportedAdapter(Unsupported):
+    """An adapter is none of the kind that is served, or does not fit its base."""
+
+    reason = "UNSUPPORTED_ADAPTER"
+
+
+class AdaptersLeft(Unsupported):
+    """A deployment cannot go, or become another model, while there are adapters over it."""
+
+    reason = "ADAPTERS_LEFT"
+
+
 class NoChatTemplate(Unsupported):
     """Messages were given to a model that has no chat template."""
 

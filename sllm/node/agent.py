@@ -14,7 +14,7 @@ from sllm.clock import Clock
 from sllm.node.config import INSTANCE_BYTES, SOCKET_NAME, NodeConfig
 from sllm.node.device.interface import Devices
 from sllm.node.instances.init_times import InitTime, InitTimes
-from sllm.node.instances.inspection import Inspector, ModelInfo
+from sllm.node.instances.inspection import AdapterInfo, Base, Inspector, ModelInfo
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
@@ -83,6 +83,7 @@ class Agent:
             None if devices.infos() else config.ready_made_bytes,
             clock,
         )
+        self._inspector = Inspector(store, devices, zygotes)
         self._text_workers = TextWorkers(store, self._launch_engine, clock)
         self.leaving = False
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""
@@ -161,6 +162,8 @@ class Agent:
         identity: str = "",
         engine: str = AUTO,
         parsers: ParserNames = NO_PARSERS,
+        *,
+        takes_adapters: bool = False,
     ) -> ModelInfo:
         """What the model at `source` needs, which must be of this identity unless that is empty.
 
@@ -170,12 +173,38 @@ class Agent:
             identity: of what the source must be.
             engine: on which it is to run. `AUTO`: the first of this node's that can.
             parsers: that are to take its answers apart.
+            takes_adapters: whether it is to be run with adapters.
 
         Raises:
             errors.SllmError: Why it cannot be served here.
         """
-        inspector = Inspector(self.store, self.devices, self._zygotes)
-        return await inspector.inspect(source, dtype, identity, engine, parsers)
+        return await self._inspector.inspect(
+            source, dtype, identity, engine, parsers, takes_adapters=takes_adapters
+        )
+
+    async def inspect_adapter(self, source: str, dtype: str | None, base: Base) -> AdapterInfo:
+        """What the adapter at `source` is, which must fit its base.
+
+        Args:
+            source: its URL.
+            dtype: name of a torch dtype that weights are converted to. None: as stored.
+            base: what it is held against.
+
+        Raises:
+            errors.SllmError: Why it cannot be served.
+        """
+        return await self._inspector.inspect_adapter(source, dtype, base)
+
+    async def describe_promoted(
+        self, source: str, dtype: str | None, identity: str, engine: str
+    ) -> ModelInfo | AdapterInfo:
+        """What was brought up.
+
+        Raises:
+            errors.SllmError: As `inspect`.
+        """
+        adapter = await self._inspector.held_adapter(source, dtype, identity)
+        return adapter or await self.inspect(source, dtype, identity, engine)
 
     def promote(
         self,
@@ -240,7 +269,14 @@ class Agent:
         self.instances[spec.instance_id] = instance
         launch = partial(self._launch, zygote)
         maker = self._ready_maker
-        instance.begin(self.store, self.devices, launch, maker.form(spec), maker.with_room)
+        instance.begin(
+            self.store,
+            self.devices,
+            launch,
+            maker.form(spec),
+            maker.with_room,
+            on_adapters=self._changed,
+        )
         maker.give_way(self.memory.free_bytes)
         self._text_workers.give_way(self.memory.free_bytes)
         self._changed()

@@ -107,6 +107,8 @@ class Caller:
         max_concurrency: int | None = None,
         engine: str = "",
         dtype: str = "",
+        base: str = "",
+        max_adapters: int = 0,
     ) -> deployment_pb.Deployment:
         scaling = pb.ScalingPolicy(min_replicas=min_replicas, max_replicas=max_replicas)
         scaling.keep_alive.FromNanoseconds(int(keep_alive * 1e9))
@@ -119,8 +121,10 @@ class Caller:
                 dtype=dtype,
                 kv_cache_tokens=kv_cache_tokens,
                 max_concurrency=max_concurrency,
+                max_adapters=max_adapters,
             ),
             scaling=scaling,
+            base=base,
         )
         with rpc.typed_errors():
             response: deployment_pb.DeployResponse = await self.deployments.Deploy(

@@ -48,6 +48,8 @@ class FakeNode(
         """Requests that leave at `amid_tokens`, and where to."""
         self.refusing = ""
         """The engine that runs no model."""
+        self.adapters: dict[str, str] = {}
+        """Identities of sources that are adapters."""
         self.most_kv_bytes = 0
         """The most that the instances have held at once."""
 
@@ -76,6 +78,10 @@ class FakeNode(
         self.calls.append(request)
         if self.script.inspect_error:
             raise self.script.inspect_error
+        if request.HasField("base"):
+            return node_pb.InspectSourceResponse(
+                model=self._adapter(request), engine=request.engine
+            )
         worth_trying = [name for name in self.engines or ("transformers",) if name != self.refusing]
         engine = worth_trying[0] if request.engine == "auto" else request.engine
         if engine == self.refusing:
@@ -90,7 +96,8 @@ class FakeNode(
         self, request: node_pb.PromoteRequest, context: Any
     ) -> AsyncIterator[node_pb.PromoteResponse]:
         self.calls.append(request)
-        self._check_identity(request.identity)
+        if self.adapters.get(request.source) != request.identity:
+            self._check_identity(request.identity)
         yield node_pb.PromoteResponse(loading=self._loading(pb.LOAD_PHASE_IMPORT))
         await self.script.before_promoted.passed()
         if self.script.promote_error:
@@ -103,7 +110,11 @@ class FakeNode(
             self.add_copy(request.source, pb.TIER_DRAM)
         if request.hold_id:
             self.hold(request, digest)
-        yield node_pb.PromoteResponse(done=node_pb.PromoteDone(model=self._model(digest)))
+        model = self._model(digest)
+        if request.source in self.adapters:
+            identity = self.adapters[request.source]
+            model = pb.ModelInfo(size_bytes=100, digest=digest, identity=identity)
+        yield node_pb.PromoteResponse(done=node_pb.PromoteDone(model=model))
 
     async def ReleaseHold(
         self, request: node_pb.ReleaseHoldRequest, context: Any
@@ -148,6 +159,13 @@ class FakeNode(
             model=self._model(instance.digest),
         )
         yield node_pb.StartInstanceResponse(ready=ready)
+
+    def _adapter(self, request: node_pb.InspectSourceRequest) -> pb.ModelInfo:
+        adapter = pb.AdapterInfo(
+            rank=4, target_modules=["q_proj"], base_identity=request.base.identity
+        )
+        identity = self.adapters[request.source]
+        return pb.ModelInfo(size_bytes=100, identity=identity, adapter=adapter)
 
     def _check_identity(self, identity: str) -> None:
         if identity != self.script.model.identity:
@@ -246,6 +264,8 @@ class FakeNode(
             raise errors.InstanceNotFound(f"no ready instance {request.instance_id}")
         if request.continuation.identity not in ("", instance.identity):
             raise errors.SourceChanged(f"{instance.identity} is served, not what was begun")
+        if request.HasField("adapter"):
+            self._load(instance, request.adapter)
         instance.running_requests += 1
         self.running.add(request.request_id)
         finished = False
@@ -258,6 +278,12 @@ class FakeNode(
             self.running.discard(request.request_id)
             if not finished:
                 self.cancelled.append(request.request_id)
+
+    def _load(self, instance: pb.Instance, adapter: inference_pb.AdapterSource) -> None:
+        loaded = pb.LoadedAdapter(deployment=adapter.deployment, identity=adapter.identity)
+        if loaded not in instance.adapters:
+            instance.adapters.append(loaded)
+            self.set_state(instance, instance.state)
 
     async def _events(
         self, request: inference_pb.GenerateRequest

@@ -88,6 +88,7 @@ def _deploy(facts: Facts, rng: Random) -> list[Message]:
             source=facts.source,
             engine=_engine(),
             scaling=scaling,
+            base=rng.choice(("", "", "", facts.deployment)),
         )
     ]
 
@@ -433,7 +434,13 @@ _CONTROL: Mapping[str, Maker] = {
 }
 _NODE: Mapping[str, Maker] = {
     "NodeService.InspectSource": lambda facts, rng: [
-        node.InspectSourceRequest(source=facts.source, dtype=rng.choice(("", "float32")))
+        node.InspectSourceRequest(
+            source=facts.source,
+            dtype=rng.choice(("", "float32")),
+            base=node.AdapterBase(source=facts.source, max_adapter_rank=8)
+            if rng.random() < 0.2
+            else None,
+        )
     ],
     "NodeService.Promote": _promote,
     "NodeService.ReleaseHold": lambda facts, rng: [

@@ -61,6 +61,7 @@ class Deployment(_message.Message):
     READY_INSTANCES_FIELD_NUMBER: _builtins.int
     QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
     LOADING_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     source: _builtins.str
     """A URL: file:///models/tiny. A bare absolute path is taken as file://."""
@@ -73,6 +74,8 @@ class Deployment(_message.Message):
     """Instances that are ready now."""
     queued_requests: _builtins.int
     """Requests that wait in the router."""
+    base: _builtins.str
+    """As in DeployRequest."""
     @_builtins.property
     def engine(self) -> _types_pb2.EngineConfig: ...
     @_builtins.property
@@ -99,10 +102,11 @@ class Deployment(_message.Message):
         ready_instances: _builtins.int = ...,
         queued_requests: _builtins.int = ...,
         loading: _types_pb2.Loading | None = ...,
+        base: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "engine", b"engine", "loading", b"loading", "model", b"model", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "engine", b"engine", "loading", b"loading", "message", b"message", "model", b"model", "name", b"name", "queued_requests", b"queued_requests", "ready_instances", b"ready_instances", "scaling", b"scaling", "source", b"source", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "created_at", b"created_at", "engine", b"engine", "loading", b"loading", "message", b"message", "model", b"model", "name", b"name", "queued_requests", b"queued_requests", "ready_instances", b"ready_instances", "scaling", b"scaling", "source", b"source", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,6 +121,7 @@ class DeployRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller; a repeated call with the same id and content changes nothing and
@@ -125,6 +130,13 @@ class DeployRequest(_message.Message):
     name: _builtins.str
     """1-63 of [a-z0-9._-], beginning with a letter or digit."""
     source: _builtins.str
+    base: _builtins.str
+    """Name of another deployment. Set: the source is a low-rank adapter (LoRA, as PEFT saves it) over that
+    one's model. Requests for it are served by instances of the base, which has to allow for
+    `max_adapters`. Of `engine` only `dtype` and `pack` are its own then, of `scaling` only
+    `keep_alive`: how long the adapter stays in an instance that has no requests for it. A template of
+    its own takes the place of its base's.
+    """
     chat_template: _builtins.str
     """In Jinja, at most 131,072 letters: what conversations are rendered with, in place of the model's
     own. Tried out with the model at once; GetModel tells it. Empty: the model's own.
@@ -141,11 +153,12 @@ class DeployRequest(_message.Message):
         source: _builtins.str = ...,
         engine: _types_pb2.EngineConfig | None = ...,
         scaling: _types_pb2.ScalingPolicy | None = ...,
+        base: _builtins.str = ...,
         chat_template: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "engine", b"engine", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "chat_template", b"chat_template", "engine", b"engine", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,7 +92,7 @@ class DeploymentServiceServicer:
 
     def DeleteDeployment(self, request, context):
         """Ends the deployment: its running requests are cancelled, its instances stopped. Weights stay
-        in the tiers until something else needs the room.
+        in the tiers until something else needs the room. Fails while there are adapters over it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

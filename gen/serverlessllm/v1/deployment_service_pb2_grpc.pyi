@@ -45,7 +45,7 @@ class DeploymentServiceStub:
     """In order of their names."""
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]
     """Ends the deployment: its running requests are cancelled, its instances stopped. Weights stay
-    in the tiers until something else needs the room.
+    in the tiers until something else needs the room. Fails while there are adapters over it.
     """
     WatchDeployment: _grpc.UnaryStreamMultiCallable[_deployment_service_pb2.WatchDeploymentRequest, _deployment_service_pb2.WatchDeploymentResponse]
     """The deployment as it is, and again whenever it changes, until it is deleted."""
@@ -67,7 +67,7 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """In order of their names."""
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
     """Ends the deployment: its running requests are cancelled, its instances stopped. Weights stay
-    in the tiers until something else needs the room.
+    in the tiers until something else needs the room. Fails while there are adapters over it.
     """
     WatchDeployment: _aio.UnaryStreamMultiCallable[_deployment_service_pb2.WatchDeploymentRequest, _deployment_service_pb2.WatchDeploymentResponse]  # type: ignore[assignment]
     """The deployment as it is, and again whenever it changes, until it is deleted."""
@@ -110,7 +110,7 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_service_pb2.DeleteDeploymentResponse, _abc.Awaitable[_deployment_service_pb2.DeleteDeploymentResponse]]:
         """Ends the deployment: its running requests are cancelled, its instances stopped. Weights stay
-        in the tiers until something else needs the room.
+        in the tiers until something else needs the room. Fails while there are adapters over it.
         """
 
     @_abc_1.abstractmethod

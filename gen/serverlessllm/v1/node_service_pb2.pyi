@@ -32,6 +32,8 @@ class InspectSourceRequest(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -39,6 +41,12 @@ class InspectSourceRequest(_message.Message):
     """The same."""
     tool_parser: _builtins.str
     reasoning_parser: _builtins.str
+    max_adapters: _builtins.int
+    """As in EngineConfig. Above 0: whether the engine runs the model with adapters is looked at as well."""
+    @_builtins.property
+    def base(self) -> Global___AdapterBase:
+        """Set: the source is an adapter over this model."""
+
     def __init__(
         self,
         *,
@@ -47,14 +55,49 @@ class InspectSourceRequest(_message.Message):
         engine: _builtins.str = ...,
         tool_parser: _builtins.str = ...,
         reasoning_parser: _builtins.str = ...,
+        max_adapters: _builtins.int = ...,
+        base: Global___AdapterBase | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "reasoning_parser", b"reasoning_parser", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "dtype", b"dtype", "engine", b"engine", "max_adapters", b"max_adapters", "reasoning_parser", b"reasoning_parser", "source", b"source", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InspectSourceRequest: _TypeAlias = InspectSourceRequest  # noqa: Y015
+
+@_typing.final
+class AdapterBase(_message.Message):
+    """What an adapter is held against."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    dtype: _builtins.str
+    """As in EngineConfig."""
+    identity: _builtins.str
+    """What the source must be, as in ModelInfo."""
+    max_adapter_rank: _builtins.int
+    """As in EngineConfig."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        max_adapter_rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "identity", b"identity", "max_adapter_rank", b"max_adapter_rank", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterBase: _TypeAlias = AdapterBase  # noqa: Y015
 
 @_typing.final
 class InspectSourceResponse(_message.Message):

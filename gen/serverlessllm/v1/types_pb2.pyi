@@ -832,6 +832,8 @@ class Receipt(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     ACTUAL_START_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     cold: _builtins.bool
     """Whether the request had to wait for an instance to start."""
     from_tier: Global___Tier.ValueType
@@ -840,6 +842,10 @@ class Receipt(_message.Message):
     instance_id: _builtins.str
     engine: _builtins.str
     """That the instance runs on, as in EngineConfig."""
+    deployment: _builtins.str
+    """Name of the deployment whose instance that is."""
+    adapter: _builtins.str
+    """Name of the adapter's deployment, if the request was for one over that."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Phase]:
         """In order of their start."""
@@ -870,10 +876,12 @@ class Receipt(_message.Message):
         instance_id: _builtins.str = ...,
         actual_start: _duration_pb2.Duration | None = ...,
         engine: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "estimated_start", b"estimated_start", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "cold", b"cold", "engine", b"engine", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "adapter", b"adapter", "cold", b"cold", "deployment", b"deployment", "engine", b"engine", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__actual_start: _TypeAlias = _typing.Literal["actual_start"]  # noqa: Y015
     _WhichOneofArgType__actual_start: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start"]  # noqa: Y015
@@ -936,6 +944,8 @@ class EngineConfig(_message.Message):
     PACK_FIELD_NUMBER: _builtins.int
     TOOL_PARSER_FIELD_NUMBER: _builtins.int
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """"vllm", "transformers" or "auto". Empty: "auto", the first engine of a node, in that node's own
     order, that the model runs on. A deployment tells the one that was found when it was made.
@@ -958,6 +968,12 @@ class EngineConfig(_message.Message):
     engine "vllm". Empty: what a model says of calls and thoughts stays text.
     """
     reasoning_parser: _builtins.str
+    max_adapters: _builtins.int
+    """Adapters over this deployment that one of its instances has at once; see DeployRequest.base. They
+    take memory of the pool alone. Unset or 0: none.
+    """
+    max_adapter_rank: _builtins.int
+    """The greatest rank that they may have, up to 512. Unset: 64."""
     def __init__(
         self,
         *,
@@ -968,17 +984,23 @@ class EngineConfig(_message.Message):
         pack: _builtins.bool = ...,
         tool_parser: _builtins.str = ...,
         reasoning_parser: _builtins.str = ...,
+        max_adapters: _builtins.int = ...,
+        max_adapter_rank: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_adapter_rank", b"_max_adapter_rank", "_max_concurrency", b"_max_concurrency", "kv_cache_tokens", b"kv_cache_tokens", "max_adapter_rank", b"max_adapter_rank", "max_concurrency", b"max_concurrency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "kv_cache_tokens", b"kv_cache_tokens", "max_concurrency", b"max_concurrency", "pack", b"pack", "reasoning_parser", b"reasoning_parser", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_adapter_rank", b"_max_adapter_rank", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "kv_cache_tokens", b"kv_cache_tokens", "max_adapter_rank", b"max_adapter_rank", "max_adapters", b"max_adapters", "max_concurrency", b"max_concurrency", "pack", b"pack", "reasoning_parser", b"reasoning_parser", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_cache_tokens: _TypeAlias = _typing.Literal["kv_cache_tokens"]  # noqa: Y015
     _WhichOneofArgType__kv_cache_tokens: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_adapter_rank: _TypeAlias = _typing.Literal["max_adapter_rank"]  # noqa: Y015
+    _WhichOneofArgType__max_adapter_rank: _TypeAlias = _typing.Literal["_max_adapter_rank", b"_max_adapter_rank"]  # noqa: Y015
     _WhichOneofReturnType__max_concurrency: _TypeAlias = _typing.Literal["max_concurrency"]  # noqa: Y015
     _WhichOneofArgType__max_concurrency: _TypeAlias = _typing.Literal["_max_concurrency", b"_max_concurrency"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_tokens) -> _WhichOneofReturnType__kv_cache_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_adapter_rank) -> _WhichOneofReturnType__max_adapter_rank | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_concurrency) -> _WhichOneofReturnType__max_concurrency | None: ...
 
@@ -1046,6 +1068,7 @@ class ModelInfo(_message.Message):
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     PRIVATE_BYTES_PER_REQUEST_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """The first entry of the configuration's `architectures`."""
     size_bytes: _builtins.int
@@ -1072,6 +1095,10 @@ class ModelInfo(_message.Message):
     def purpose(self) -> Global___ModelPurpose:
         """What it is for. Unset: to generate text."""
 
+    @_builtins.property
+    def adapter(self) -> Global___AdapterInfo:
+        """Set of an adapter, whose size, digest and identity are its own; all else is its base's."""
+
     def __init__(
         self,
         *,
@@ -1084,16 +1111,75 @@ class ModelInfo(_message.Message):
         private_bytes: _builtins.int | None = ...,
         private_bytes_per_request: _builtins.int = ...,
         purpose: Global___ModelPurpose | None = ...,
+        adapter: Global___AdapterInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "private_bytes", b"private_bytes", "purpose", b"purpose"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "adapter", b"adapter", "private_bytes", b"private_bytes", "purpose", b"purpose"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "private_bytes", b"private_bytes", "private_bytes_per_request", b"private_bytes_per_request", "purpose", b"purpose", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "adapter", b"adapter", "architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "private_bytes", b"private_bytes", "private_bytes_per_request", b"private_bytes_per_request", "purpose", b"purpose", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
     _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class AdapterInfo(_message.Message):
+    """What a low-rank adapter (LoRA) is, read from its files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    TARGET_MODULES_FIELD_NUMBER: _builtins.int
+    BASE_IDENTITY_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The greatest of all that it adds."""
+    base_identity: _builtins.str
+    """Of the base that it was held against, as in ModelInfo."""
+    @_builtins.property
+    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Last parts of the names of the layers that it adds to, in order."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        base_identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_identity", b"base_identity", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterInfo: _TypeAlias = AdapterInfo  # noqa: Y015
+
+@_typing.final
+class LoadedAdapter(_message.Message):
+    """An adapter that an instance has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    """Name of its deployment, as the request had it that brought it there."""
+    identity: _builtins.str
+    """As in ModelInfo."""
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "identity", b"identity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadedAdapter: _TypeAlias = LoadedAdapter  # noqa: Y015
 
 @_typing.final
 class ModelPurpose(_message.Message):
@@ -1172,6 +1258,7 @@ class Instance(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -1212,6 +1299,10 @@ class Instance(_message.Message):
     def config(self) -> Global___EngineConfig:
         """What it was started with: its deployment may have changed since. Unset: not known."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadedAdapter]:
+        """Adapters that it has, which requests need not wait for."""
+
     def __init__(
         self,
         *,
@@ -1232,10 +1323,11 @@ class Instance(_message.Message):
         engine: _builtins.str = ...,
         private_bytes: _builtins.int | None = ...,
         config: Global___EngineConfig | None = ...,
+        adapters: _abc.Iterable[Global___LoadedAdapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "config", b"config", "device_index", b"device_index", "orphan_until", b"orphan_until", "private_bytes", b"private_bytes", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "config", b"config", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "adapters", b"adapters", "config", b"config", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015

@@ -45,6 +45,16 @@ class WorkerServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/serverlessllm.v1.WorkerService/LoadAdapter',
+                request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/serverlessllm.v1.WorkerService/UnloadAdapter',
+                request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
         self.MakeReady = channel.unary_unary(
                 '/serverlessllm.v1.WorkerService/MakeReady',
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.MakeReadyRequest.SerializeToString,
@@ -75,6 +85,20 @@ class WorkerServiceServicer:
 
     def Attach(self, request, context):
         """Maps the weights, builds the module over them and starts the engine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """Has an attached worker use an adapter for requests that name it. One that it has is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Returns once nothing refers to an adapter's memory any more. One that it does not have is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +137,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.AttachResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.UnloadAdapterResponse.SerializeToString,
             ),
             'MakeReady': grpc.unary_unary_rpc_method_handler(
                     servicer.MakeReady,
@@ -185,6 +219,60 @@ class WorkerService:
             '/serverlessllm.v1.WorkerService/Attach',
             serverlessllm_dot_v1_dot_worker__service__pb2.AttachRequest.SerializeToString,
             serverlessllm_dot_v1_dot_worker__service__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.WorkerService/LoadAdapter',
+            serverlessllm_dot_v1_dot_worker__service__pb2.LoadAdapterRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_worker__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.WorkerService/UnloadAdapter',
+            serverlessllm_dot_v1_dot_worker__service__pb2.UnloadAdapterRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_worker__service__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class WorkerServiceStub:
     """Loads the tokenizer and the model's classes, while the weights are still on their way."""
     Attach: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.AttachRequest, _worker_service_pb2.AttachResponse]
     """Maps the weights, builds the module over them and starts the engine."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.LoadAdapterRequest, _worker_service_pb2.LoadAdapterResponse]
+    """Has an attached worker use an adapter for requests that name it. One that it has is no error."""
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UnloadAdapterRequest, _worker_service_pb2.UnloadAdapterResponse]
+    """Returns once nothing refers to an adapter's memory any more. One that it does not have is no error."""
     MakeReady: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.MakeReadyRequest, _worker_service_pb2.MakeReadyResponse]
     """Writes weights as the engine's kernels read them; the worker is of no other use then."""
     Run: _grpc.StreamStreamMultiCallable[_worker_service_pb2.RunRequest, _worker_service_pb2.RunResponse]
@@ -53,6 +57,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Loads the tokenizer and the model's classes, while the weights are still on their way."""
     Attach: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.AttachRequest, _worker_service_pb2.AttachResponse]  # type: ignore[assignment]
     """Maps the weights, builds the module over them and starts the engine."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.LoadAdapterRequest, _worker_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """Has an attached worker use an adapter for requests that name it. One that it has is no error."""
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UnloadAdapterRequest, _worker_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """Returns once nothing refers to an adapter's memory any more. One that it does not have is no error."""
     MakeReady: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.MakeReadyRequest, _worker_service_pb2.MakeReadyResponse]  # type: ignore[assignment]
     """Writes weights as the engine's kernels read them; the worker is of no other use then."""
     Run: _aio.StreamStreamMultiCallable[_worker_service_pb2.RunRequest, _worker_service_pb2.RunResponse]  # type: ignore[assignment]
@@ -78,6 +86,22 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.AttachResponse, _abc.Awaitable[_worker_service_pb2.AttachResponse]]:
         """Maps the weights, builds the module over them and starts the engine."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _worker_service_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.LoadAdapterResponse, _abc.Awaitable[_worker_service_pb2.LoadAdapterResponse]]:
+        """Has an attached worker use an adapter for requests that name it. One that it has is no error."""
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _worker_service_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_worker_service_pb2.UnloadAdapterResponse]]:
+        """Returns once nothing refers to an adapter's memory any more. One that it does not have is no error."""
 
     @_abc_1.abstractmethod
     def MakeReady(

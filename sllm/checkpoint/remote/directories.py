@@ -8,6 +8,8 @@ from sllm.checkpoint.format.manifest_file import FORMAT, MANIFEST_FILE
 from sllm.checkpoint.remote.listing import Listing, make_listing
 from sllm.checkpoint.remote.objects import Objects
 from sllm.checkpoint.sources.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CONFIG,
     INDEX,
     MODULES,
@@ -23,6 +25,8 @@ KNOWN_NAMES = (
     INDEX,
     MANIFEST_FILE,
     POOLING_FILE,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",

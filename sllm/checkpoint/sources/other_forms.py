@@ -3,10 +3,9 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from sllm.checkpoint.sources.file_names import INDEX, WEIGHTS
+from sllm.checkpoint.sources.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS
 from sllm.errors import InvalidSource
 
-_ADAPTER = "adapter_config.json"
 _POINTER = b"version https://git-lfs"
 _LONGEST_POINTER = 1024
 """Bytes; they have some 130."""
@@ -23,10 +22,10 @@ def refuse_other_forms(place: object, names: Collection[str]) -> None:
     Raises:
         InvalidSource: there are no safetensors of a model; says what there is, and what helps.
     """
-    if _ADAPTER in names and not {WEIGHTS, INDEX} & set(names):
+    if ADAPTER_CONFIG in names and not {WEIGHTS, INDEX, ADAPTER_WEIGHTS} & set(names):
         raise InvalidSource(
-            f"{place} is an adapter ({_ADAPTER}), not a model: merge it into its base model "
-            "(merge_and_unload of peft, then save_pretrained), and deploy that"
+            f"{place} is an adapter ({ADAPTER_CONFIG}) without {ADAPTER_WEIGHTS}: load it with "
+            "peft and save it with save_pretrained, which writes safetensors"
         )
     if INDEX in names or any(name.endswith(".safetensors") for name in names):
         return

@@ -10,7 +10,7 @@ from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.format.safetensors_header import TensorHeader, read_header
-from sllm.checkpoint.sources.file_names import INDEX, WEIGHTS
+from sllm.checkpoint.sources.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS
 from sllm.checkpoint.sources.other_forms import refuse_other_forms, refuse_pointers
 from sllm.errors import InvalidSource
 
@@ -43,6 +43,8 @@ def _tensors(directory: Path, paths: Sequence[Path]) -> tuple[TensorHeader, ...]
         return read_header(directory / WEIGHTS)
     if INDEX in names:
         return _indexed_tensors(directory, names)
+    if {ADAPTER_CONFIG, ADAPTER_WEIGHTS} <= names:
+        return read_header(directory / ADAPTER_WEIGHTS)
     shards = [path for path in paths if path.name.endswith(".safetensors")]
     return _distinct(tensor for shard in shards for tensor in read_header(shard))
 

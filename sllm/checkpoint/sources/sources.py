@@ -14,7 +14,13 @@ from sllm.checkpoint.format.manifest import Manifest, TensorEntry
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
 from sllm.checkpoint.format.safetensors_header import TensorHeader
 from sllm.checkpoint.sources.directory import check_files, list_files
-from sllm.checkpoint.sources.file_names import CONFIG, carried_name, is_carried, matters
+from sllm.checkpoint.sources.file_names import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    carried_name,
+    is_carried,
+    matters,
+)
 from sllm.checkpoint.sources.local_reader import LocalReader
 from sllm.checkpoint.sources.remote_urls import (
     SCHEMES,
@@ -136,15 +142,15 @@ def fingerprint(source: LocalSource) -> str:
 def inspect(source: LocalSource) -> SourceFiles:
     """Reads the headers of a source's weights and lists what goes with them.
 
-    A checkpoint that was packed is a source as well.
+    A checkpoint that was packed is a source as well, and so is an adapter over another one.
 
     Raises:
         SourceNotFound: the directory is not there.
-        InvalidSource: it holds no model, or not in safetensors.
+        InvalidSource: it holds no model or adapter, or not in safetensors.
         CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
     """
     files = _packed_files(source) if _is_packed(source) else find_files(source)
-    if not any(carried_name(path) == CONFIG for path in files.files):
+    if not any(carried_name(path) in (CONFIG, ADAPTER_CONFIG) for path in files.files):
         raise InvalidSource(f"{source.directory} has no {CONFIG}: it is not a model's directory")
     return files
 

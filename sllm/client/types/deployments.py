@@ -11,6 +11,16 @@ from sllm.embedding.purpose import GENERATES, Purpose
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a low-rank adapter (LoRA) is, read from its files."""
+
+    rank: int
+    """The greatest of all that it adds."""
+    target_modules: tuple[str, ...]
+    """Last parts of the names of the layers that it adds to, in order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """What a model needs from a node, read from its files."""
 
@@ -26,6 +36,8 @@ class Model:
     """The checkpoint's content digest, once it has been imported somewhere. Empty before."""
     purpose: Purpose = GENERATES
     """What it is for."""
+    adapter: Adapter | None = None
+    """Of an adapter, whose size and digest are its own; all else is its base's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,12 @@ class Deployment:
     """Requests that wait in the router."""
     loading: Progress | None
     """While PREPARING: how far the checkpoint has come."""
+    max_adapters: int = 0
+    """Adapters over it that one instance has at once. 0: none."""
+    max_adapter_rank: int | None = None
+    """The greatest rank that they may have. None: the default."""
+    base: str = ""
+    """Of an adapter, the deployment that it is over. Empty: it is a model of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +122,5 @@ class Instance:
     """Memory that it takes for itself, beside what it shares and its KV cache. 0: not measured."""
     engine: str = ""
     """Engine that it runs on."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that it has, for which requests need not wait."""

@@ -106,6 +106,10 @@ class Receipt:
     request."""
     engine: str = ""
     """Engine that the instance runs on."""
+    deployment: str = ""
+    """Deployment whose instance that is."""
+    adapter: str = ""
+    """The adapter over it that the request was for. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ class ModelDetails:
     """Whether the template tells the model of tools."""
     limits: RequestLimits
     """Of what requests may have."""
+    base: str = ""
+    """Of an adapter, the deployment that it is over. Empty: it is a model of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,8 @@ def receipt(receipt: pb.Receipt) -> events.Receipt:
         node_id=receipt.node_id,
         instance_id=receipt.instance_id,
         engine=receipt.engine,
+        deployment=receipt.deployment,
+        adapter=receipt.adapter,
     )
 
 

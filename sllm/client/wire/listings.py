@@ -37,6 +37,9 @@ def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
         ready_instances=message.ready_instances,
         queued_requests=message.queued_requests,
         loading=progress(message.loading) if message.HasField("loading") else None,
+        max_adapters=engine.max_adapters,
+        max_adapter_rank=engine.max_adapter_rank if engine.HasField("max_adapter_rank") else None,
+        base=message.base,
     )
 
 
@@ -49,7 +52,12 @@ def model(model: pb.ModelInfo) -> deployments.Model:
         kv_bytes_per_token=model.kv_bytes_per_token,
         digest=model.digest,
         purpose=purpose(model.purpose),
+        adapter=_adapter(model.adapter) if model.HasField("adapter") else None,
     )
+
+
+def _adapter(info: pb.AdapterInfo) -> deployments.Adapter:
+    return deployments.Adapter(info.rank, tuple(info.target_modules))
 
 
 def instance(message: pb.Instance) -> deployments.Instance:
@@ -67,6 +75,7 @@ def instance(message: pb.Instance) -> deployments.Instance:
         orphan_until=moment(message.orphan_until) if message.HasField("orphan_until") else None,
         own_bytes=message.own_bytes,
         engine=message.engine,
+        adapters=tuple(one.deployment for one in message.adapters),
     )
 
 

@@ -61,4 +61,5 @@ def details(message: pb.GetModelResponse) -> models.ModelDetails:
         limits=models.RequestLimits(
             limits.max_stop, limits.max_logprobs, limits.max_tools, limits.max_letters
         ),
+        base=message.base,
     )

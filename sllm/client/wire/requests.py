@@ -47,6 +47,9 @@ def deploy(
     max_replicas: int,
     keep_alive: float,
     target_concurrency: int | None,
+    base: str,
+    max_adapters: int,
+    max_adapter_rank: int | None,
 ) -> deployment_pb.DeployRequest:
     """The request that creates or changes a deployment.
 
@@ -66,6 +69,8 @@ def deploy(
                 pack=pack,
                 tool_parser=tool_parser,
                 reasoning_parser=reasoning_parser,
+                max_adapters=max_adapters,
+                max_adapter_rank=max_adapter_rank,
             ),
             scaling=pb.ScalingPolicy(
                 min_replicas=min_replicas,
@@ -73,6 +78,7 @@ def deploy(
                 keep_alive=duration(keep_alive),
                 target_concurrency=target_concurrency,
             ),
+            base=base,
             chat_template=chat_template,
         )
 

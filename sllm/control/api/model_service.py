@@ -41,7 +41,9 @@ class ModelServicer(ModelServiceServicer):
         deployment = self._questions.deployment(request.deployment)
         request.chat_template = deployment.spec.chat_template
         model = await self._ask(request, lambda models: models.GetModel)
-        model.info.CopyFrom(deployments.model_message(deployment.model))
+        named = self._questions.named(request.deployment)
+        model.info.CopyFrom(deployments.model_message(named.model))
+        model.base = named.spec.base
         model.engine = deployment.spec.engine.engine
         model.context_tokens = deployment.context_tokens
         return model

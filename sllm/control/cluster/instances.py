@@ -46,6 +46,17 @@ class Instance:
     """Of `own_bytes`, what it was expected to take for copies of its own. None: not known."""
     config: EngineConfig | None = None
     """What it was started with. None: not known."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Those that it has: name of the deployment, and identity."""
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether requests for adapters may go there; one that does not tell is taken to."""
+        return self.config is None or self.config.max_adapters > 0
+
+    def has_adapter(self, identity: str) -> bool:
+        """Whether requests for an adapter of this identity need not wait for it."""
+        return any(one == identity for _, one in self.adapters)
 
     def serves(self, identity: str) -> bool:
         """Whether it may serve what has this identity: unknown ones are taken for the same."""

@@ -45,10 +45,13 @@ class Need:
 def need_of(deployment: Deployment) -> Need:
     """What an instance of `deployment` needs."""
     model, spec = deployment.model, deployment.spec
+    checkpoint = Checkpoint(spec.source, model.size_bytes, model.digest)
+    if spec.base:  # it is brought to nodes, and instances of its base are what is started
+        return Need(spec.name, checkpoint, kv_bytes=0, least_kv_bytes=0, engine="")
     least_tokens = min(deployment.kv_tokens, model.context_tokens, LEAST_KV_TOKENS)
     return Need(
         deployment=spec.name,
-        checkpoint=Checkpoint(spec.source, model.size_bytes, model.digest),
+        checkpoint=checkpoint,
         kv_bytes=deployment.kv_tokens * model.kv_bytes_per_token,
         least_kv_bytes=least_tokens * model.kv_bytes_per_token,
         max_concurrency=spec.engine.max_concurrency,

@@ -18,6 +18,7 @@ ENGINES: Final = (VLLM, TRANSFORMERS)
 _PAGE_TOKENS: Final = {VLLM: 32}
 """Tokens of a page, of engines whose requests have whole pages."""
 DTYPES: Final = ("", "float32", "bfloat16", "float16")
+DEFAULT_ADAPTER_RANK: Final = 64
 DEFAULT_KV_TOKENS: Final = 8192
 """Tokens of KV cache that an instance gets if its deployment does not say."""
 
@@ -47,6 +48,15 @@ class EngineConfig:
     """vLLM's, which takes calls of tools out of answers. Empty: they stay text."""
     reasoning_parser: str = ""
     """The same of thoughts."""
+    max_adapters: int = 0
+    """Adapters that one instance has at once. 0: it takes none."""
+    max_adapter_rank: int | None = None
+    """The greatest that they may have. None: `DEFAULT_ADAPTER_RANK`."""
+
+    @property
+    def adapter_rank(self) -> int:
+        """The greatest that adapters may have."""
+        return self.max_adapter_rank or DEFAULT_ADAPTER_RANK
 
     @property
     def has_parsers(self) -> bool:
@@ -77,8 +87,22 @@ class DeploymentSpec:
     """URL of the checkpoint or model directory."""
     engine: EngineConfig = EngineConfig()
     scaling: ScalingPolicy = ScalingPolicy()
+    base: str = ""
+    """Name of the deployment that this is an adapter over. Empty: it is a model of its own."""
     chat_template: str = ""
     """In Jinja, for conversations. Empty: the model's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What an adapter is, as a node read it from its files."""
+
+    rank: int
+    """The greatest of all that it adds."""
+    target_modules: tuple[str, ...]
+    """Last parts of the names of the layers that it adds to, in order."""
+    base_identity: str
+    """Of the base that it was held against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +125,8 @@ class ModelInfo:
     """What comes on top for each request that it works on at once."""
     purpose: Purpose = GENERATES
     """What it is for."""
+    adapter: AdapterInfo | None = None
+    """Of an adapter, whose size, digest and identity are its own."""
 
     def private_bytes_for(self, requests: int) -> int | None:
         """For copies of an instance that works on so many requests at once. None: not known."""
@@ -166,7 +192,8 @@ class Deployment:
     def _running(self) -> tuple[str | int, ...]:
         engine = self.spec.engine
         parsers = engine.tool_parser, engine.reasoning_parser
-        return engine.engine, engine.dtype, self.kv_tokens, engine.max_concurrency, *parsers
+        counts = self.kv_tokens, engine.max_concurrency, engine.max_adapters
+        return engine.engine, engine.dtype, *counts, *parsers
 
 
 class DeploymentState(IntEnum):
@@ -243,6 +270,19 @@ def _validate_engine(engine: EngineConfig) -> None:
         0 < most <= bounds.MAX_CONCURRENCY,
         f"max_concurrency must be from 1 to {bounds.MAX_CONCURRENCY}, not {most}",
     )
+    _validate_adapters(engine)
+
+
+def _validate_adapters(engine: EngineConfig) -> None:
+    most, rank = engine.max_adapters, engine.max_adapter_rank
+    _require(
+        0 <= most <= bounds.MAX_ADAPTERS,
+        f"max_adapters must be from 0 to {bounds.MAX_ADAPTERS}, not {most}",
+    )
+    _require(
+        rank is None or 1 <= rank <= bounds.MAX_ADAPTER_RANK,
+        f"max_adapter_rank must be from 1 to {bounds.MAX_ADAPTER_RANK}, not {rank}",
+    )
 
 
 def _validate_scaling(scaling: ScalingPolicy) -> None:
@@ -307,12 +347,22 @@ def check_source(present: Deployment, spec: DeploymentSpec) -> None:
         errors.DeploymentExists: It names another one.
     """
     here, there = present.spec, spec
+    if here.base != there.base:
+        raise errors.DeploymentExists(
+            f"deployment {spec.name} is {_kind(here)}, not {_kind(there)}; delete it first, or "
+            "choose another name",
+            metadata={"source": here.source},
+        )
     if (here.source, here.engine.dtype) != (there.source, there.engine.dtype):
         raise errors.DeploymentExists(
             f"deployment {spec.name} serves {_checkpoint(here)}, not {_checkpoint(there)}; "
             "delete it first, or choose another name",
             metadata={"source": here.source},
         )
+
+
+def _kind(spec: DeploymentSpec) -> str:
+    return f"an adapter over {spec.base}" if spec.base else "a model of its own"
 
 
 def _checkpoint(spec: DeploymentSpec) -> str:

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import structlog
 
 from sllm import errors
-from sllm.control.cluster import specs
+from sllm.control.cluster import adapters, specs
 from sllm.control.cluster.needs import need_of
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.placement import fitting
@@ -55,6 +55,8 @@ class Catalog:
         specs.validate(spec)
         if (first := await self._durable.recall(call)) is not None:
             return first
+        if spec.base:
+            return await self._deploy_adapter(spec, call)
         # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
         # at again afterwards.
         present = self._state.deployments.get(spec.name)
@@ -64,12 +66,59 @@ class Catalog:
         await self._try_template(spec, found.model)
         async with self._changing:
             deployment = self._revised(spec, found.model)
-            fitting.check_fits(self._state.snapshot(), need_of(deployment))
-            status = self._status_of(deployment)
-            put = self._durable.store.put
-            answer = await self._durable.run(put, deployment, call, status, time.time())
-            if answer is status:  # else the same call has come twice at once, and is in force
-                self._state.set_deployment(deployment)
+            if before := self._state.deployments.get(spec.name):
+                adapters.check_still_fits(before, deployment, self._state.adapters_of(spec.name))
+            return await self._put(deployment, call)
+
+    async def _deploy_adapter(
+        self, spec: DeploymentSpec, call: Call[DeploymentStatus]
+    ) -> DeploymentStatus:
+        """The same of an adapter, which a node holds against its base."""
+        base, present = self._base_of(spec), self._state.deployments.get(spec.name)
+        if present:
+            specs.check_source(present, spec)
+        found = await self._look_at_adapter(spec, base, present)
+        rendered = dataclasses.replace(base.spec, chat_template=spec.chat_template)
+        await self._try_template(rendered, base.model)
+        async with self._changing:
+            base = self._base_of(spec)  # looking may take a minute
+            held_against = found.adapter.base_identity if found.adapter else ""
+            if held_against != base.model.identity:
+                raise errors.SourceChanged(
+                    f"{base.name} has become another model meanwhile; deploy {spec.name} again"
+                )
+            model = adapters.adapted(base, found)
+            return await self._put(self._revised(spec, model), call)
+
+    def _base_of(self, spec: DeploymentSpec) -> Deployment:
+        adapters.validate_adapter(spec)
+        base = self._state.deployment(spec.base)
+        adapters.check_base(spec, base)
+        return base
+
+    async def _look_at_adapter(
+        self, spec: DeploymentSpec, base: Deployment, present: Deployment | None
+    ) -> ModelInfo:
+        """What the source is now. One that is there is what it was if nobody can tell."""
+        engine = base.spec.engine.engine
+        try:
+            found = await self._of_any(
+                engine, lambda node: node.inspect_adapter(spec.source, spec.engine.dtype, base)
+            )
+        except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
+            if present is None:
+                raise
+            return present.model
+        return found.model
+
+    async def _put(self, deployment: Deployment, call: Call[DeploymentStatus]) -> DeploymentStatus:
+        """Stores a deployment, which is in force from then on, unless the call was repeated."""
+        fitting.check_fits(self._state.snapshot(), need_of(deployment))
+        status = self._status_of(deployment)
+        put = self._durable.store.put
+        answer = await self._durable.run(put, deployment, call, status, time.time())
+        if answer is status:  # else the same call has come twice at once, and is in force
+            self._state.set_deployment(deployment)
         return answer
 
     async def delete(self, name: str, call: Call[Done]) -> bool:
@@ -77,11 +126,13 @@ class Catalog:
 
         Raises:
             errors.DeploymentNotFound: There is none of this name.
+            errors.AdaptersLeft: There are adapters over it.
         """
         async with self._changing:
             if await self._durable.recall(call) is not None:
                 return False
             self._state.deployment(name)
+            adapters.check_none_left(name, self._state.adapters_of(name))
             await self._durable.run(self._durable.store.delete, name, call, time.time())
             self._state.drop_deployment(name)
         return True
@@ -107,8 +158,8 @@ class Catalog:
         """How a deployment is doing, as it is told once it is stored."""
         if deployment.name in self._state.deployments:
             present = self._state.status(deployment.name)
-            return dataclasses.replace(present, deployment=deployment)
-        return DeploymentStatus(deployment, self._state.prepared(deployment))
+            return dataclasses.replace(present, deployment=self._state.shown(deployment))
+        return DeploymentStatus(self._state.shown(deployment), self._state.prepared(deployment))
 
     async def _look_for_room(self, spec: DeploymentSpec, present: Deployment | None) -> Inspected:
         """As `_look`; what fits no node on the engine that is preferred may fit on another.
@@ -171,12 +222,7 @@ class Catalog:
             errors.EngineUnavailable: No node has the engine.
             errors.SllmError: Why it cannot be served.
         """
-        return await self._of_any(
-            config.engine,
-            lambda node: node.inspect(
-                source, config.dtype, config.engine, config.tool_parser, config.reasoning_parser
-            ),
-        )
+        return await self._of_any(config.engine, lambda node: node.inspect(source, config))
 
     async def _try_template(self, spec: DeploymentSpec, model: ModelInfo) -> None:
         """Makes sure that a node can read a template; what it refuses to render is its own affair.

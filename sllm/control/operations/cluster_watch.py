@@ -56,9 +56,10 @@ def look(state: State) -> ClusterState:
 
 def _load(state: State, name: str) -> DeploymentLoad:
     states = [one.state for one in state.fleet.instances_of(name)]
+    status = state.status(name)
     return DeploymentLoad(
-        queued=state.queue.count(name),
-        ready=states.count(InstanceState.READY),
+        queued=status.queued_requests,
+        ready=status.ready_instances,
         starting=states.count(InstanceState.STARTING),
     )
 

@@ -25,7 +25,8 @@ class Explaining:
         Raises:
             errors.DeploymentNotFound: There is no such deployment.
         """
-        deployment = self._state.deployment(name)
+        deployment = self._state.serving(name)
+        name = deployment.name
         demand = self._placer.demand(name)
         decision = self._placer.decide(replace(demand, waiting=demand.waiting + 1))
         if self._scaler.would_add(name):

@@ -33,7 +33,15 @@ class TextQuestions:
         self._catalog = catalog
 
     def deployment(self, name: str) -> Deployment:
-        """The deployment that a question is about.
+        """The deployment whose files answer a question: of an adapter, its base.
+
+        Raises:
+            errors.DeploymentNotFound: There is none of this name.
+        """
+        return self._state.serving(name)
+
+    def named(self, name: str) -> Deployment:
+        """The deployment that a question names.
 
         Raises:
             errors.DeploymentNotFound: There is none of this name.

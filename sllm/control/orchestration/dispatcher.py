@@ -1,5 +1,7 @@
 """Gives requests to instances: those that wait, those that have moved, those that are read on."""
 
+from collections.abc import Iterable, Sequence
+
 from sllm.clock import Clock
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Need
@@ -61,7 +63,7 @@ class Dispatcher:
         name = need.deployment
         while line.head(name):
             picked_at = self._clock.now()
-            instance = self._free_instance(need)
+            instance = self._free_instance(need, line.head(name))
             if instance is None:
                 return False
             ticket = line.pop(name)
@@ -80,16 +82,32 @@ class Dispatcher:
             self._giving_way.add(ticket)
             ticket.give_way()
 
-    def _free_instance(self, need: Need) -> Instance | None:
-        """One that runs as its deployment is to; one from before a change if there is none yet."""
+    def _free_instance(self, need: Need, ticket: Ticket | None) -> Instance | None:
+        """One that runs as its deployment is to; one from before a change if there is none yet.
+
+        For a request with an adapter one that has it, or is getting it; else one that takes some.
+        """
         state = self._state
-        instances = state.fleet.instances_of(need.deployment)
+        instances: Sequence[Instance] = state.fleet.instances_of(need.deployment)
+        if ticket and ticket.adapter:
+            instances = [one for one in instances if one.takes_adapters]
         today = [one for one in instances if one.instance_id not in state.outdated]
-        for some in (today, instances):
+        adapted = self._with_adapter(ticket, today) if ticket and ticket.adapter else ()
+        for some in (adapted, today, instances):
             found = placement.free_instance(some, state.slots.uses, need.max_concurrency)
             if found:
                 return found
         return None
+
+    def _with_adapter(self, ticket: Ticket, instances: Iterable[Instance]) -> list[Instance]:
+        """Those that have a request's adapter, or have requests for it already."""
+        identity = ticket.request.adapter.identity
+        getting = {
+            one.assignment.instance.instance_id
+            for one in self._state.tickets.values()
+            if one.assignment and one.request.adapter.identity == identity
+        }
+        return [one for one in instances if one.has_adapter(identity) or one.instance_id in getting]
 
     # --- requests that go on ------------------------------------------------------------------
 

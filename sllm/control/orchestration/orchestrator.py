@@ -169,7 +169,8 @@ class Orchestrator:
         """A deployment is to exist no more: its requests fail, its instances end."""
         gone = errors.DeploymentNotFound(f"deployment {name} was deleted")
         cancelled = errors.Cancelled(f"deployment {name} was deleted")
-        for ticket in [one for one in self._state.tickets.values() if one.deployment == name]:
+        tickets = self._state.tickets.values()
+        for ticket in [one for one in tickets if name in (one.deployment, one.adapter)]:
             ticket.fail(cancelled if ticket.assignment else gone)
         self._state.orphans.deployment_deleted(name)
         for instance in self._state.fleet.instances_of(name):

@@ -31,6 +31,11 @@ class Progress:
         self._failures_here = 0
         """Since the last token."""
 
+    @property
+    def model_identity(self) -> str:
+        """Of the model alone: that of an adapter over it stands behind a plus."""
+        return self.identity.partition("+")[0]
+
     def add(self, first_index: int, token_ids: Sequence[int], now: float) -> None:
         """Takes in tokens that are about to be relayed.
 

@@ -49,8 +49,13 @@ class Ticket:
         estimated_wait: float | None = None,
         stays: bool = False,
         background: bool = False,
+        served_by: str = "",
     ) -> None:
-        """`step_seconds` of waiting are worth one step of priority."""
+        """`step_seconds` of waiting are worth one step of priority.
+
+        `served_by` names the deployment whose instances serve it. Empty: the one that it names.
+        """
+        self._served_by = served_by or request.deployment
         self.request = request
         self.stays = stays
         """Whether it ends where it is, since there is nothing of it that could be migrated."""
@@ -103,8 +108,13 @@ class Ticket:
 
     @property
     def deployment(self) -> str:
-        """Name of the deployment that it is for."""
-        return self.request.deployment
+        """Name of the deployment whose instances serve it."""
+        return self._served_by
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter over it that it is for. Empty: none."""
+        return self.request.adapter.deployment
 
     @property
     def keep_alive(self) -> float | None:

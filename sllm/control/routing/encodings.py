@@ -129,6 +129,8 @@ class Encodings:
             node_id=assignment.instance.node_id,
             instance_id=assignment.instance.instance_id,
             engine=assignment.instance.engine,
+            deployment=ticket.deployment,
+            adapter=ticket.adapter,
         )
         generations.fill_receipt(answer, ticket.receipt)
         seconds = now - ticket.dispatched_at

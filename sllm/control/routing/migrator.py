@@ -153,7 +153,7 @@ class Migrator:
     def _check(self, ask: MigrationAsk) -> None:
         deployment = self._state.deployment(ask.source.deployment)
         # A generation tells what it was begun with before any report tells it of its instance.
-        begun = {ask.source.identity, *(one.progress.identity for one in self._tickets(ask))}
+        begun = {ask.source.identity, *(one.progress.model_identity for one in self._tickets(ask))}
         if deployment.model.identity and begun - {"", deployment.model.identity}:
             raise errors.SourceChanged(
                 f"{ask.source.deployment} was deployed anew with another checkpoint: what "

@@ -179,6 +179,8 @@ class Relay:
             node_id=first.instance.node_id,
             instance_id=first.instance.instance_id,
             engine=first.instance.engine,
+            deployment=ticket.deployment,
+            adapter=ticket.adapter,
         )
         generations.fill_receipt(finished, receipt)
         ticket.receipt = receipt

@@ -17,7 +17,7 @@ from sllm.control.routing import admission
 from sllm.control.routing.relay import Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.state import State
-from sllm.control.wire import generations
+from sllm.control.wire import deployments, generations
 from sllm.control.wire.chats import take_template
 from sllm.embedding.purpose import Task
 from sllm.structured_output.checker import Checker
@@ -98,7 +98,7 @@ class Router:
         Raises:
             errors.SllmError: Why they are refused.
         """
-        deployment = self._state.deployment(requests[0].deployment)
+        deployment = self._state.serving(requests[0].deployment)
         for request in requests:
             generations.check_size(request, deployment)  # each has a continuation of its own
         for request in requests:
@@ -143,12 +143,12 @@ class Router:
         """
         if self._closing:
             raise errors.ShuttingDown(_GOING_DOWN)
-        deployment = self._state.deployments.get(request.deployment)
-        if deployment:
+        if request.deployment in self._state.deployments:
+            deployment = self._state.serving(request.deployment)
             take_template(request, deployment)
             generations.settle_parsing(request, deployment)
         if form := generations.form(request):
-            generations.check_size(request, self._state.deployment(request.deployment))
+            generations.check_size(request, self._state.serving(request.deployment))
             await self._forms.check(form)
 
     async def check(self, request: generations.GenerateRequest) -> None:
@@ -243,7 +243,7 @@ class Router:
             ticket.position, ticket.estimated_wait = first.ahead + place, first.wait
 
     def _check_fields(self, request: generations.GenerateRequest) -> None:
-        deployment = self._state.deployment(request.deployment)
+        deployment = self._state.serving(request.deployment)
         deployment.model.purpose.check_serves(Task.GENERATE, deployment.name)
         generations.check_size(request, deployment)
         admission.check_fields(generations.generation_ask(request))
@@ -268,10 +268,24 @@ class Router:
         request.request_id = request.request_id or uuid.uuid4().hex
         request.background = background
         generations.settle_seed(request)
-        step = self._config.priority_step_seconds
-        ticket = Ticket(request, remaining, self._clock, step_seconds=step, background=background)
+        self._settle_adapter(request)
+        ticket = Ticket(
+            request,
+            remaining,
+            self._clock,
+            step_seconds=self._config.priority_step_seconds,
+            background=background,
+            served_by=self._state.serving(request.deployment).name,
+        )
         generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
         return ticket
+
+    def _settle_adapter(self, request: generations.GenerateRequest) -> None:
+        """Says what the adapter is that a request names, if it names one, for nodes to find it."""
+        request.ClearField("adapter")
+        named = self._state.deployment(request.deployment)
+        if named.spec.base:
+            request.adapter.CopyFrom(deployments.adapter_source(named))
 
     def _remember(self, request_id: str, instance_id: str, linger: float) -> None:
         """Keeps where a request lingers: its caller may come back before its node has told."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from sllm import errors
 from sllm.control.cluster.specs import (
+    AdapterInfo,
     Deployment,
     DeploymentSpec,
     EngineConfig,
@@ -200,6 +201,11 @@ def _deployment(spec: str, model: str, created_at: float) -> Deployment:
 
 
 def _model(fields: dict[str, Any]) -> ModelInfo:
-    """Rows of earlier versions say of no purpose."""
+    """Rows of earlier versions say of no purpose, and of no adapter."""
     told = fields.pop("purpose", None)
-    return ModelInfo(**fields, purpose=Purpose.of(told) if told else GENERATES)
+    adapter = fields.pop("adapter", None)
+    if adapter is not None:
+        modules = tuple(adapter.pop("target_modules"))
+        adapter = AdapterInfo(target_modules=modules, **adapter)
+    purpose = Purpose.of(told) if told else GENERATES
+    return ModelInfo(**fields, purpose=purpose, adapter=adapter)

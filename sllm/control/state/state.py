@@ -111,6 +111,24 @@ class State:
             )
         return deployment
 
+    def serving(self, name: str) -> Deployment:
+        """The deployment whose instances serve requests for this one: its base, or itself.
+
+        A chat template of an adapter's own takes the place of its base's.
+
+        Raises:
+            errors.DeploymentNotFound: There is none of this name.
+        """
+        deployment = self.deployment(name)
+        if not deployment.spec.base:
+            return deployment
+        base, template = self.deployment(deployment.spec.base), deployment.spec.chat_template
+        return replace(base, spec=replace(base.spec, chat_template=template)) if template else base
+
+    def adapters_of(self, name: str) -> list[Deployment]:
+        """The adapters over a deployment."""
+        return [one for one in self.deployments.values() if one.spec.base == name]
+
     def node(self, node_id: str) -> NodeView:
         """The node of this id.
 
@@ -150,6 +168,8 @@ class State:
     def learn_model(self, name: str, model: ModelInfo) -> bool:
         """Takes in what a node has found out; says whether it is new."""
         known = self.deployments.get(name)
+        if known and known.spec.base:
+            model = replace(known.model, digest=model.digest, identity=model.identity)
         if known and model.private_bytes is None:  # as of a start, which takes no estimate
             model = model.with_private_of(known.model)
         if known is None or not model.digest or known.model == model:
@@ -177,16 +197,34 @@ class State:
         """
         deployment = self.deployment(name)
         state = self.prepared(deployment)
+        ready, queued = self._served(deployment)
         return DeploymentStatus(
-            deployment=deployment,
+            deployment=self.shown(deployment),
             state=state,
             message=self.unprepared[name]
             if state is DeploymentState.FAILED
             else self._kept_because(name),
-            ready_instances=len(self.ready_replicas(name)),
-            queued_requests=self.queue.count(name),
+            ready_instances=ready,
+            queued_requests=queued,
             loading=self.preparing.get(name) if state is DeploymentState.PREPARING else None,
         )
+
+    def _served(self, deployment: Deployment) -> tuple[int, int]:
+        """Ready instances, and requests that wait; of an adapter those with it, and for it."""
+        name, base = deployment.name, deployment.spec.base
+        if not base:
+            return len(self.ready_replicas(name)), self.queue.count(name)
+        identity = deployment.model.identity
+        ready = sum(one.has_adapter(identity) for one in self.ready_replicas(base))
+        return ready, sum(one.adapter == name for one in self.queue.of(base))
+
+    def shown(self, deployment: Deployment) -> Deployment:
+        """A deployment as callers see it: an adapter runs on the engine that its base runs on."""
+        base = self.deployments.get(deployment.spec.base)
+        if base is None:
+            return deployment
+        engine = replace(deployment.spec.engine, engine=base.spec.engine.engine)
+        return replace(deployment, spec=replace(deployment.spec, engine=engine))
 
     def _kept_because(self, name: str) -> str:
         """Why instances from before a change are still there. Empty: nothing is wrong."""

@@ -88,6 +88,10 @@ class Receipt:
     """Seconds that the estimated start has taken."""
     engine: str = ""
     """That the instance runs on."""
+    deployment: str = ""
+    """Whose instance that is."""
+    adapter: str = ""
+    """Over it, if the request was for one."""
 
 
 def assemble(
@@ -98,6 +102,8 @@ def assemble(
     node_id: str,
     instance_id: str,
     engine: str = "",
+    deployment: str = "",
+    adapter: str = "",
 ) -> Receipt:
     """The receipt of a request that `start`'s instance served.
 
@@ -108,6 +114,8 @@ def assemble(
         node_id: Where it was served.
         instance_id: The instance that served it.
         engine: That this runs on.
+        deployment: Whose instance that is.
+        adapter: Over it, if the request was for one.
     """
     cold = start is not None and start.ready_at > timing.taken_at
     begun = _cold_phases(timing, start) if start and cold else _warm_phases(timing)
@@ -123,6 +131,8 @@ def assemble(
         instance_id=instance_id,
         actual_start=start.seconds if start and cold else None,
         engine=engine,
+        deployment=deployment,
+        adapter=adapter,
     )
 
 

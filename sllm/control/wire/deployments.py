@@ -3,6 +3,7 @@
 from typing import Final
 
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import model_service_pb2 as model_pb
 from serverlessllm.v1 import types_pb2 as pb
 
@@ -26,6 +27,7 @@ def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
         source=specs.normalize_source(request.source),
         engine=engine_config(request.engine),
         scaling=_scaling(request.scaling),
+        base=request.base,
         chat_template=request.chat_template,
     )
 
@@ -45,6 +47,8 @@ def engine_config(config: pb.EngineConfig) -> specs.EngineConfig:
         pack=config.pack,
         tool_parser=config.tool_parser,
         reasoning_parser=config.reasoning_parser,
+        max_adapters=config.max_adapters,
+        max_adapter_rank=config.max_adapter_rank if config.HasField("max_adapter_rank") else None,
     )
 
 
@@ -71,6 +75,8 @@ def engine_message(engine: specs.EngineConfig) -> pb.EngineConfig:
         pack=engine.pack,
         tool_parser=engine.tool_parser,
         reasoning_parser=engine.reasoning_parser,
+        max_adapters=engine.max_adapters,
+        max_adapter_rank=engine.max_adapter_rank,
     )
 
 
@@ -92,7 +98,12 @@ def model_info(info: pb.ModelInfo) -> specs.ModelInfo:
             info.private_bytes_per_request, "private_bytes_per_request"
         ),
         purpose=purpose(info.purpose),
+        adapter=_adapter(info.adapter) if info.HasField("adapter") else None,
     )
+
+
+def _adapter(info: pb.AdapterInfo) -> specs.AdapterInfo:
+    return specs.AdapterInfo(info.rank, tuple(info.target_modules), info.base_identity)
 
 
 def model_source(spec: specs.DeploymentSpec, model: specs.ModelInfo) -> model_pb.ModelSource:
@@ -129,6 +140,26 @@ def model_message(info: specs.ModelInfo) -> pb.ModelInfo:
         private_bytes=info.private_bytes,
         private_bytes_per_request=info.private_bytes_per_request,
         purpose=purpose_message(info.purpose),
+        adapter=_adapter_message(info.adapter) if info.adapter else None,
+    )
+
+
+def _adapter_message(info: specs.AdapterInfo) -> pb.AdapterInfo:
+    return pb.AdapterInfo(
+        rank=info.rank, target_modules=info.target_modules, base_identity=info.base_identity
+    )
+
+
+def adapter_source(deployment: specs.Deployment) -> inference_pb.AdapterSource:
+    """An adapter, as a request brings it to a node."""
+    spec = deployment.spec
+    return inference_pb.AdapterSource(
+        deployment=spec.name,
+        source=spec.source,
+        dtype=spec.engine.dtype,
+        pack=spec.engine.pack,
+        identity=deployment.model.identity,
+        keep_alive=common.duration(spec.scaling.keep_alive),
     )
 
 
@@ -152,12 +183,13 @@ def message(status: DeploymentStatus) -> deployment_pb.Deployment:
         ready_instances=status.ready_instances,
         queued_requests=status.queued_requests,
         loading=common.loading_message(status.loading) if status.loading else None,
+        base=spec.base,
     )
 
 
 def _status(one: deployment_pb.Deployment) -> DeploymentStatus:
     spec = specs.DeploymentSpec(
-        one.name, one.source, engine_config(one.engine), _scaling(one.scaling)
+        one.name, one.source, engine_config(one.engine), _scaling(one.scaling), one.base
     )
     created_at = common.seconds(one.created_at)
     return DeploymentStatus(

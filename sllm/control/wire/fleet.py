@@ -162,6 +162,7 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         engine=one.engine,
         private_bytes=_bytes(one.private_bytes) if one.HasField("private_bytes") else None,
         config=deployments.engine_config(one.config) if one.HasField("config") else None,
+        adapters=tuple((each.deployment, each.identity) for each in one.adapters),
     )
 
 
@@ -285,4 +286,7 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         engine=one.engine,
         private_bytes=one.private_bytes,
         config=deployments.engine_message(one.config) if one.config else None,
+        adapters=[
+            pb.LoadedAdapter(deployment=name, identity=identity) for name, identity in one.adapters
+        ],
     )

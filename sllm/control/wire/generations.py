@@ -249,6 +249,8 @@ def receipt_message(receipt: Receipt) -> pb.Receipt:
         instance_id=receipt.instance_id,
         actual_start=common.optional_duration(receipt.actual_start),
         engine=receipt.engine,
+        deployment=receipt.deployment,
+        adapter=receipt.adapter,
     )
 
 

@@ -18,7 +18,7 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 from sllm import errors, rpc
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeFacts
-from sllm.control.cluster.specs import TRANSFORMERS, Deployment, ModelInfo
+from sllm.control.cluster.specs import TRANSFORMERS, Deployment, EngineConfig, ModelInfo
 from sllm.control.cluster.tiers import Tier
 from sllm.control.types.migrations import Ended, MigrationReason, Moved, News, Round, Stayed
 from sllm.control.types.receipts import Phase
@@ -106,17 +106,35 @@ class Node:
                 raise
             raise self._gone("it has stopped reporting") from error
 
-    async def inspect(
-        self, source: str, dtype: str, engine: str, tool_parser: str, reasoning_parser: str
-    ) -> Inspected:
+    async def inspect(self, source: str, config: EngineConfig) -> Inspected:
         """What the model at `source` needs, and the engine that it runs on, or why it cannot."""
         request = pb.InspectSourceRequest(
             source=source,
-            dtype=dtype,
-            engine=engine,
-            tool_parser=tool_parser,
-            reasoning_parser=reasoning_parser,
+            dtype=config.dtype,
+            engine=config.engine,
+            tool_parser=config.tool_parser,
+            reasoning_parser=config.reasoning_parser,
+            max_adapters=config.max_adapters,
         )
+        return await self._inspect(request)
+
+    async def inspect_adapter(self, source: str, dtype: str, base: Deployment) -> Inspected:
+        """What the adapter at `source` is, or why it cannot be served over its base."""
+        engine = base.spec.engine
+        request = pb.InspectSourceRequest(
+            source=source,
+            dtype=dtype,
+            engine=engine.engine,
+            base=pb.AdapterBase(
+                source=base.spec.source,
+                dtype=engine.dtype,
+                identity=base.model.identity,
+                max_adapter_rank=engine.adapter_rank,
+            ),
+        )
+        return await self._inspect(request)
+
+    async def _inspect(self, request: pb.InspectSourceRequest) -> Inspected:
         with self.typed_errors():
             response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
         found = response.engine or TRANSFORMERS  # nodes of earlier versions have no other

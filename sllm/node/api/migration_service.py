@@ -38,7 +38,9 @@ class MigrationServicer(MigrationServiceServicer):
         context_tokens = instance.running.context_tokens if instance.running else 0
         opened = pb.MigrationOpened(context_tokens=context_tokens)
         yield pb.MigrationServiceMigrateResponse(opened=opened)
-        migration = IncomingMigration(self._generations, worker, self._node_id, self._clock)
+        migration = IncomingMigration(
+            self._generations, worker, instance.adapters, self._node_id, self._clock
+        )
         async with aclosing(migration.follow(request_iterator)) as answers:
             async for answer in answers:
                 yield answer

@@ -31,10 +31,17 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.InspectSourceRequest, context: Any
     ) -> pb.InspectSourceResponse:
         """Says what the model at a source needs."""
-        engine = request.engine or AUTO
-        parsers = wire.parser_names(request)
+        engine, dtype = request.engine or AUTO, request.dtype or None
+        if request.HasField("base"):
+            base = wire.adapter_base(request.base, engine)
+            adapter = await self._agent.inspect_adapter(request.source, dtype, base)
+            return pb.InspectSourceResponse(model=wire.adapter_info(adapter), engine=engine)
         model = await self._agent.inspect(
-            request.source, request.dtype or None, engine=engine, parsers=parsers
+            request.source,
+            dtype,
+            engine=engine,
+            parsers=wire.parser_names(request),
+            takes_adapters=request.max_adapters > 0,
         )
         return pb.InspectSourceResponse(model=wire.model_info(model), engine=model.engine)
 
@@ -57,8 +64,8 @@ class NodeServicer(NodeServiceServicer):
         async with aclosing(promotion) as steps:
             async for progress in steps:
                 yield pb.PromoteResponse(loading=wire.loading(progress))
-        model = await self._agent.inspect(request.source, dtype, request.identity, engine)
-        yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.model_info(model)))
+        held = await self._agent.describe_promoted(request.source, dtype, request.identity, engine)
+        yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.info(held)))
 
     async def ReleaseHold(
         self, request: pb.ReleaseHoldRequest, context: Any

@@ -15,7 +15,7 @@ from sllm.node.device.interface import DeviceInfo
 from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.generations.wire import phase_message
 from sllm.node.instances.init_times import InitKey, InitTime
-from sllm.node.instances.inspection import ModelInfo
+from sllm.node.instances.inspection import AdapterInfo, Base, ModelInfo
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
@@ -69,6 +69,12 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
         ),
         pack=config.pack,
         parsers=parser_names(config),
+        max_adapters=bounds.count(config.max_adapters, "max_adapters", most=bounds.MAX_ADAPTERS),
+        max_adapter_rank=(
+            bounds.count(config.max_adapter_rank, "max_adapter_rank", least=1)
+            if config.HasField("max_adapter_rank")
+            else None
+        ),
     )
 
 
@@ -82,6 +88,8 @@ def engine_message(spec: EngineSpec) -> pb.EngineConfig:
         pack=spec.pack,
         tool_parser=spec.parsers.tool,
         reasoning_parser=spec.parsers.reasoning,
+        max_adapters=spec.max_adapters,
+        max_adapter_rank=spec.max_adapter_rank,
     )
 
 
@@ -157,6 +165,35 @@ def model_info(model: ModelInfo) -> pb.ModelInfo:
     )
 
 
+def adapter_info(adapter: AdapterInfo) -> pb.ModelInfo:
+    """What an adapter is."""
+    return pb.ModelInfo(
+        size_bytes=adapter.size_bytes,
+        digest=adapter.digest,
+        identity=adapter.identity,
+        adapter=pb.AdapterInfo(
+            rank=adapter.rank,
+            target_modules=adapter.target_modules,
+            base_identity=adapter.base_identity,
+        ),
+    )
+
+
+def info(found: ModelInfo | AdapterInfo) -> pb.ModelInfo:
+    """What is in the tiers."""
+    return adapter_info(found) if isinstance(found, AdapterInfo) else model_info(found)
+
+
+def adapter_base(message: node_pb.AdapterBase, engine: str) -> Base:
+    """What an adapter is to be held against.
+
+    Raises:
+        errors.InvalidArgument: Its bound is none.
+    """
+    rank = bounds.count(message.max_adapter_rank, "max_adapter_rank", least=1)
+    return Base(message.source, message.dtype or None, message.identity, engine, rank)
+
+
 def instance_message(instance: Instance, node_id: str) -> pb.Instance:
     """An instance as it is now."""
     message = pb.Instance(
@@ -175,6 +212,10 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         engine=instance.spec.engine.engine,
         private_bytes=instance.spec.private_bytes,
         config=engine_message(instance.spec.engine),
+        adapters=[
+            pb.LoadedAdapter(deployment=one.deployment, identity=one.identity)
+            for one in (instance.adapters.there if instance.adapters else ())
+        ],
     )
     message.started_at.FromDatetime(instance.started_at)
     return message

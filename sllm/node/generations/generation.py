@@ -13,6 +13,8 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.durations import to_seconds
 from sllm.node.generations import wire
+from sllm.node.generations.work import Work
+from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import PhaseKind, Timeline
 from sllm.node.instances.worker_client import Worker
@@ -33,6 +35,7 @@ class Generation:
         node_id: str,
         clock: Clock,
         *,
+        adapters: InstanceAdapters | None = None,
         keep: bool = False,
         gives_way: bool = False,
     ) -> None:
@@ -43,6 +46,7 @@ class Generation:
             worker: Of the instance.
             node_id: This node.
             clock: For the receipt.
+            adapters: Of the instance. None: it takes none.
             keep: Whether it can be read again from where a reader has left.
             gives_way: Whether the engine computes all others before it.
 
@@ -61,13 +65,17 @@ class Generation:
         self.given_out = False
         """Whether its last event has been given out."""
         self.outputs = OutputStream(request, keep=keep)
+        self.outputs.on_end = self._let_go
         self._worker = worker
+        self._adapters = adapters
         self._node_id = node_id
         self._gives_way = gives_way
         self._timeline = Timeline(clock)
-        self._submitted_at = clock.now()
+        self._clock = clock
         self._sequence = 0
-        self._work_id: str | None = None
+        self._work: Work | None = None
+        self._first_work: Work | None = None
+        """What it was begun as, when it went on here after a move that came to nothing."""
         self._submit(request)
 
     @property
@@ -111,9 +119,9 @@ class Generation:
 
     def halt(self) -> None:
         """Stops it in the engine, after the tokens that have come out."""
-        if self._work_id:
-            self._worker.release(self._work_id)
-            self._work_id = None
+        if self._work:
+            self._work.release()
+            self._work = None
 
     def resume(self) -> None:
         """Goes on with it in the engine, after the tokens that have come out.
@@ -121,7 +129,7 @@ class Generation:
         Raises:
             errors.WorkerDied: The worker has ended.
         """
-        if self.over or self._work_id:
+        if self.over or self._work:
             return
         request = self.portable()
         request.continuation.token_ids.extend(self.outputs.token_ids)
@@ -139,8 +147,20 @@ class Generation:
         work = pb.GenerateRequest()
         work.CopyFrom(request)
         work.request_id = f"{request.request_id}/{next(_numbers)}"
-        self._worker.submit(work, self.outputs, gives_way=self._gives_way)
-        self._work_id = work.request_id
+        self._work = Work(
+            work,
+            self.outputs,
+            self._worker,
+            self._adapters,
+            self._clock,
+            self._timeline,
+            gives_way=self._gives_way,
+        )
+        self._first_work = self._first_work or self._work
+
+    def _let_go(self) -> None:
+        if self._work:
+            self._work.let_go()
 
     def _translate(
         self, outputs: Sequence[worker_pb.RequestOutput]
@@ -186,7 +206,8 @@ class Generation:
 
     def _finished(self, completed: worker_pb.Completed) -> pb.Finished:
         prefill = to_seconds(completed.first_token)
-        self._timeline.add(PhaseKind.PREFILL, self._submitted_at, prefill)
+        submitted_at = self._first_work.submitted_at if self._first_work else 0.0
+        self._timeline.add(PhaseKind.PREFILL, submitted_at, prefill)
         receipt = types_pb.Receipt(
             phases=[wire.phase_message(phase) for phase in self._timeline.phases],
             node_id=self._node_id,

@@ -9,6 +9,7 @@ from serverlessllm.v1 import inference_service_pb2 as pb
 from sllm import bounds, errors
 from sllm.clock import Clock
 from sllm.node.agent import Agent
+from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation
 from sllm.node.instances.worker_client import Worker
 from sllm.prompt_size import check_size
@@ -53,8 +54,11 @@ class Generations:
             errors.WorkerDied: The worker has ended.
         """
         self._replace(request.request_id)
-        generation = Generation(request, worker, self._node_id, self._clock, keep=True)
-        generation.identity = self._agent.instance(request.instance_id).identity
+        instance = self._agent.instance(request.instance_id)
+        generation = Generation(
+            request, worker, self._node_id, self._clock, adapters=instance.adapters, keep=True
+        )
+        generation.identity = wire.served_identity(instance.identity, request)
         self._by_id[request.request_id] = generation
         self._wait(generation, UNREAD_SECONDS)
         return generation
@@ -125,11 +129,14 @@ class Generations:
         instance = self._agent.instance(request.instance_id)
         worker = instance.ready_worker()
         self._check_size(request)
-        instance.check_identity(request.continuation.identity)
+        identity = wire.served_identity(instance.identity, request)
+        instance.check_identity(request.continuation.identity, identity)
         keep = _linger(request) > 0
         self._replace(request.request_id)
-        generation = Generation(request, worker, self._node_id, self._clock, keep=keep)
-        generation.identity = instance.identity
+        generation = Generation(
+            request, worker, self._node_id, self._clock, adapters=instance.adapters, keep=keep
+        )
+        generation.identity = identity
         self._by_id[request.request_id] = generation
         return generation
 

@@ -20,6 +20,7 @@ from sllm.clock import Clock
 from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation
 from sllm.node.generations.generations import Generations
+from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.worker_client import Worker
 
 log = structlog.get_logger()
@@ -38,10 +39,16 @@ class IncomingMigration:
     """One stream from a source."""
 
     def __init__(
-        self, generations: Generations, worker: Worker, node_id: str, clock: Clock
+        self,
+        generations: Generations,
+        worker: Worker,
+        adapters: InstanceAdapters | None,
+        node_id: str,
+        clock: Clock,
     ) -> None:
         self._generations = generations
         self._worker = worker
+        self._adapters = adapters
         self._node_id = node_id
         self._clock = clock
         self._coming: dict[str, _Coming] = {}
@@ -118,7 +125,16 @@ class IncomingMigration:
             max_tokens=1,
             ignore_eos=True,
         )
-        ahead = Generation(probe, self._worker, self._node_id, self._clock, gives_way=True)
+        if coming.request.HasField("adapter"):
+            probe.adapter.CopyFrom(coming.request.adapter)
+        ahead = Generation(
+            probe,
+            self._worker,
+            self._node_id,
+            self._clock,
+            adapters=self._adapters,
+            gives_way=True,
+        )
         try:
             async with aclosing(ahead.events(self)) as events:
                 async for event in events:

@@ -9,8 +9,9 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm import errors
+from sllm import bounds, errors
 from sllm.durations import to_duration
+from sllm.node.instances.adapter_use import AdapterSpec
 from sllm.node.instances.phases import Phase
 from sllm.token_events import extend
 
@@ -23,6 +24,33 @@ def phase_message(phase: Phase) -> pb.Phase:
         duration=to_duration(phase.duration),
         size_bytes=phase.size_bytes,
     )
+
+
+def adapter_spec(message: inference_pb.AdapterSource) -> AdapterSpec:
+    """The adapter that a request is for.
+
+    Raises:
+        errors.InvalidArgument: It does not say what it is, or how long it stays.
+    """
+    if not message.identity:
+        raise errors.InvalidArgument("an adapter is named by its identity, which is empty")
+    return AdapterSpec(
+        deployment=bounds.name(message.deployment, "adapter.deployment"),
+        source=message.source,
+        dtype=message.dtype or None,
+        pack=message.pack,
+        identity=bounds.name(message.identity, "adapter.identity"),
+        keep_alive=bounds.duration(message.keep_alive, "adapter.keep_alive"),
+    )
+
+
+def served_identity(instance: str, request: inference_pb.GenerateRequest) -> str:
+    """Of what a request's tokens are generated with: the instance's model, and the adapter over it.
+
+    Empty while it is not known.
+    """
+    adapter = request.adapter.identity
+    return f"{instance}+{adapter}" if instance and adapter else instance
 
 
 def merge_tokens(parts: Sequence[inference_pb.Tokens]) -> inference_pb.Tokens:

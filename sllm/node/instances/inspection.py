@@ -1,9 +1,16 @@
 """What a model needs from this node, found out before any of it is started."""
 
 import asyncio
-from dataclasses import dataclass
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sllm import errors
+from sllm.checkpoint.sources.adapters import is_adapter
+from sllm.checkpoint.sources.file_names import ADAPTER_CONFIG
 from sllm.embedding.purpose import Purpose
 from sllm.node.device.interface import Devices
 from sllm.node.instances.private_memory import PrivateMemory, private_memory
@@ -34,6 +41,39 @@ class ModelInfo:
     """What an instance takes for copies of its own. None: they are in the memory of devices."""
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """An adapter that was held against its base, or is in the tiers."""
+
+    size_bytes: int
+    """Of the tensors, in the dtype in which they are served."""
+    digest: str
+    """Empty until the checkpoint has been imported."""
+    identity: str
+    """Of the source, as it is now."""
+    rank: int = 0
+    """The greatest of all that it adds. 0: it was not looked at."""
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of the layers that it adds to, in order."""
+    base_identity: str = ""
+    """Of the base that it was held against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What an adapter is held against."""
+
+    source: str
+    dtype: str | None
+    """Name of a torch dtype that weights are converted to. None: as stored."""
+    identity: str
+    """Of what the source must be."""
+    engine: str
+    """That it runs on."""
+    max_rank: int
+    """That its adapters may have."""
+
+
 class Inspector:
     """Looks at models where they lie, and tries them."""
 
@@ -43,10 +83,24 @@ class Inspector:
         self._zygotes = zygotes
 
     async def inspect(
-        self, source: str, dtype: str | None, identity: str, engine: str, parsers: ParserNames
+        self,
+        source: str,
+        dtype: str | None,
+        identity: str,
+        engine: str,
+        parsers: ParserNames,
+        *,
+        takes_adapters: bool,
     ) -> ModelInfo:
         """See `Agent.inspect`."""
-        found, tried = await self._try(source, dtype, identity, engine, parsers)
+        describe = partial(
+            self._zygotes.describe,
+            dtype=dtype,
+            engine=engine,
+            parsers=parsers,
+            takes_adapters=takes_adapters,
+        )
+        found, tried = await self._try(source, dtype, identity, describe)
         return ModelInfo(
             architecture=tried.model.architecture,
             size_bytes=found.size_bytes,
@@ -59,19 +113,57 @@ class Inspector:
             private=await self._private(found, tried),
         )
 
+    async def inspect_adapter(self, source: str, dtype: str | None, base: Base) -> AdapterInfo:
+        """See `Agent.inspect_adapter`."""
+        model = await self._store.inspect(base.source, base.dtype, identity=base.identity)
+        found = await self._store.inspect(source, dtype)
+        if not await _adapts(found):
+            raise errors.UnsupportedAdapter(
+                f"{source} is no adapter, which has an {ADAPTER_CONFIG}: deploy it without a base"
+            )
+        zygote = self._zygotes.of(base.engine)
+        with TemporaryDirectory() as scratch:
+            tensors = Path(scratch) / "tensors.json"  # there may be more than a message holds
+            await asyncio.to_thread(_list_tensors, found, tensors)
+            fit = await zygote.describe_adapter(
+                found.directory, tensors, model.directory, base.max_rank
+            )
+        return replace(
+            _adapter_info(found),
+            rank=fit.rank,
+            target_modules=tuple(fit.target_modules),
+            base_identity=model.record.identity,
+        )
+
+    async def held_adapter(
+        self, source: str, dtype: str | None, identity: str
+    ) -> AdapterInfo | None:
+        """What is known of an adapter that was brought up. None: it is a model."""
+        found = await self._store.inspect(source, dtype, fresh=False, identity=identity)
+        return _adapter_info(found) if await _adapts(found) else None
+
     async def _try(
-        self, source: str, dtype: str | None, identity: str, engine: str, parsers: ParserNames
+        self,
+        source: str,
+        dtype: str | None,
+        identity: str,
+        describe: Callable[[Path], Awaitable[Described]],
     ) -> tuple[Found, Described]:
         found = await self._store.inspect(source, dtype, identity=identity)
+        if await _adapts(found):
+            raise errors.UnsupportedModel(
+                f"{source} is an adapter, not a model: deploy it over one (`base`), or merge it "
+                "into one (merge_and_unload of peft, then save_pretrained) and deploy that"
+            )
         self._devices.check_fits(found.size_bytes)
         try:
-            return found, await self._zygotes.describe(found.directory, dtype, engine, parsers)
+            return found, await describe(found.directory)
         except errors.SllmError:
             if await asyncio.to_thread(found.directory.is_dir):
                 raise
         # A copy that was found to be bad has been set aside while it was read.
         found = await self._store.inspect(source, dtype, identity=identity)
-        return found, await self._zygotes.describe(found.directory, dtype, engine, parsers)
+        return found, await describe(found.directory)
 
     async def _private(self, found: Found, tried: Described) -> PrivateMemory | None:
         """In a thread: mixtures of experts have many thousands of tensors."""
@@ -79,3 +171,17 @@ class Inspector:
             return None
         vocabulary = tried.model.vocabulary
         return await asyncio.to_thread(private_memory, tried.engine, found.tensors, vocabulary)
+
+
+def _list_tensors(found: Found, file: Path) -> None:
+    forms = [(one.name, one.dtype, list(one.shape)) for one in found.tensors]
+    file.write_text(json.dumps(forms))
+
+
+async def _adapts(found: Found) -> bool:
+    names = [tensor.name for tensor in found.tensors]
+    return await asyncio.to_thread(is_adapter, found.directory, names)
+
+
+def _adapter_info(found: Found) -> AdapterInfo:
+    return AdapterInfo(found.size_bytes, found.digest or "", found.record.identity)

@@ -15,6 +15,7 @@ from sllm import errors
 from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node.device.interface import Devices
+from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.memory import OwnMemory
 from sllm.node.instances.phases import Timeline
 from sllm.node.instances.spec import InstanceSpec
@@ -57,6 +58,8 @@ class Instance:
         """What the start has brought up, from READY on."""
         self.memory = OwnMemory()
         """What its worker takes of the node's memory for itself, from READY on."""
+        self.adapters: InstanceAdapters | None = None
+        """Those that its requests may be for, once it has begun. None: it takes none."""
         self.unread: frozenset[str] = frozenset()
         """Ids of requests that go on although nobody reads them."""
         self.error: errors.SllmError | None = None
@@ -71,19 +74,26 @@ class Instance:
         self._start: Start | None = None
         self._starting: asyncio.Task[Running] | None = None
         self._life: asyncio.Task[None] | None = None
+        self._closing_adapters: asyncio.Task[None] | None = None
+        """Waits for a worker that could not be ended."""
 
     @property
     def identity(self) -> str:
         """Of what it serves. Empty while it is not known."""
         return self.running.identity if self.running else ""
 
-    def check_identity(self, identity: str) -> None:
+    def check_identity(self, identity: str, served: str | None = None) -> None:
         """Makes sure that what was begun with one checkpoint does not go on with another.
+
+        Args:
+            identity: of what it was begun with. Empty: not known.
+            served: of what it would go on with. None: what the instance serves.
 
         Raises:
             errors.SourceChanged: It does not serve the checkpoint of this identity.
         """
-        if identity and self.identity and identity != self.identity:
+        served = self.identity if served is None else served
+        if identity and served and identity != served:
             raise errors.SourceChanged(
                 f"the generation was begun with another checkpoint than the one that instance "
                 f"{self.spec.instance_id} of {self.spec.deployment} serves; send the request anew"
@@ -111,11 +121,15 @@ class Instance:
         launch: LaunchWorker,
         form: Form | None = None,
         with_room: WithRoom | None = None,
+        on_adapters: Callable[[], None] = lambda: None,
     ) -> None:
         """Begins the life of the instance, which goes on whoever watches it.
 
         `form`: what its weights may have been made ready for. `with_room`: as `Start` has it.
+        `on_adapters` is called when an adapter has come or gone.
         """
+        if most := self.spec.engine.max_adapters:
+            self.adapters = InstanceAdapters(store, self._worker, most, self._clock, on_adapters)
         start = self._start = Start(
             self.spec,
             store,
@@ -167,6 +181,21 @@ class Instance:
             )
         return self.running.worker
 
+    def _worker(self) -> Worker:
+        if self.running is None:
+            raise errors.InstanceNotFound(f"instance {self.spec.instance_id} has no worker")
+        return self.running.worker
+
+    async def _end_adapters(self) -> None:
+        """Gives their weights back once the worker has gone, as `Start` does with the model's."""
+        if not (self.adapters and self.running):
+            return
+        closing = _close_after(self.running.worker, self.adapters)
+        if self.running.worker.process.ended.done():
+            await closing
+        else:
+            self._closing_adapters = asyncio.create_task(closing, name="adapters of a lost worker")
+
     async def _live(self, starting: asyncio.Task[Running], held: AsyncExitStack) -> None:
         try:
             async with held:
@@ -187,6 +216,7 @@ class Instance:
             log.exception("instance.failed", instance_id=self.spec.instance_id)
             self.error = errors.Internal(f"instance {self.spec.instance_id} failed: {error!r}")
         finally:
+            await self._end_adapters()
             self._become(InstanceState.GONE)
             self._progress.close()
 
@@ -226,6 +256,11 @@ class Instance:
         )
         self.state = state
         self._on_change(self)
+
+
+async def _close_after(worker: Worker, adapters: InstanceAdapters) -> None:
+    await asyncio.wait([worker.process.ended])
+    await adapters.close()
 
 
 async def _run_start(start: Start, held: AsyncExitStack) -> Running:

@@ -1,7 +1,7 @@
 """What a worker puts out for one request: for its reader, and for those who move it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import worker_service_pb2 as pb
@@ -25,6 +25,8 @@ class OutputStream:
         """Where the generation has gone on, if it has."""
         self.ended = False
         """Whether the worker puts out nothing more."""
+        self.on_end: Callable[[], None] = lambda: None
+        """Called at its end, perhaps more than once."""
         self._keep = keep
         self._outputs: list[pb.RequestOutput] = []
         self._taken = 0
@@ -44,10 +46,8 @@ class OutputStream:
                 self._accepted = True
                 self.prompt = output.accepted.prompt_token_ids
             case "prompt_logprobs":
-                told = output.prompt_logprobs
-                if told.first_index < self._prompt_told:
-                    return  # the same
-                self._prompt_told = told.first_index + len(told.tokens)
+                if not self._is_news(output.prompt_logprobs):
+                    return
             case "tokens":
                 self.token_ids.extend(output.tokens.token_ids)
             case "completed":
@@ -56,13 +56,26 @@ class OutputStream:
             case "failure":
                 self.ended = self._refused = True
         self._outputs.append(output)
+        self._tell_end()
+
+    def _tell_end(self) -> None:
         self._announce()
+        if self.ended:
+            self.on_end()
+
+    def _is_news(self, told: inference_pb.PromptLogprobs) -> bool:
+        """Whether these were not told before a move that came to nothing."""
+        if told.first_index < self._prompt_told:
+            return False
+        self._prompt_told = told.first_index + len(told.tokens)
+        return True
 
     def fail(self, error: errors.SllmError) -> None:
         """Ends the stream with `error`, after the outputs that are waiting."""
         self._error = error
         self.ended = True
         self._announce()
+        self.on_end()
 
     def move(self, moved: inference_pb.Moved) -> None:
         """Ends the stream: the generation goes on elsewhere."""

@@ -19,6 +19,10 @@ class EngineSpec:
     """Whether local safetensors are packed on this node, and not read where they lie."""
     parsers: ParserNames = NO_PARSERS
     """That take answers in conversations apart."""
+    max_adapters: int = 0
+    """Adapters that an instance has at once. 0: it takes none."""
+    max_adapter_rank: int | None = None
+    """The greatest that they may have, which is looked at when they are deployed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,12 @@ _OF_THE_FORM = (
 )
 """What may be the fault of weights that were made ready."""
 
-_STEP_KINDS = {
+STEP_KINDS = {
     LoadPhase.IMPORT: PhaseKind.IMPORT,
     LoadPhase.READ: PhaseKind.READ_SSD,
     LoadPhase.COPY: PhaseKind.DEVICE_COPY,
 }
+"""As receipts call the steps of a load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ class Start:
         return prepared.model
 
     def _record_step(self, step: Step) -> None:
-        self._timeline.add(_STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)
+        self._timeline.add(STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)
 
     def _record(self, attached: Attached) -> None:
         """Records the parts of an attachment that has just ended, by the worker's own clock."""

@@ -41,6 +41,7 @@ PREPARE_TIMEOUT = 60.0
 ATTACH_TIMEOUT = 300.0
 MAKE_READY_TIMEOUT = 3600.0
 """Nobody waits for it, and it gives way to all others."""
+ADAPTER_TIMEOUT = 60.0
 ASK_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
 """Seconds that a worker has to end by itself before it is killed."""
@@ -121,6 +122,31 @@ class Worker:
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
         return attached(reply)
+
+    async def load_adapter(
+        self, adapter_id: str, identity: str, directory: Path, manifest: Manifest, place: Place
+    ) -> None:
+        """Has the worker use an adapter for requests that name it.
+
+        Args:
+            adapter_id: never used here before.
+            identity: of what it is.
+            directory: of its small files.
+            manifest: what it consists of.
+            place: where it is in the pool.
+        """
+        request = pb.LoadAdapterRequest(
+            adapter_id=adapter_id,
+            checkpoint_dir=str(directory),
+            weights=attach_request(manifest, place, kv_bytes=0),
+            identity=identity,
+        )
+        await self._call(self._stub.LoadAdapter(request, **_options(ADAPTER_TIMEOUT)))
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """Returns once the worker does not read an adapter's memory any more."""
+        request = pb.UnloadAdapterRequest(adapter_id=adapter_id)
+        await self._call(self._stub.UnloadAdapter(request, **_options(ADAPTER_TIMEOUT)))
 
     async def make_ready(self, manifest: Manifest, place: Place, directory: Path) -> float:
         """Has the worker write weights as its engine reads them; it is of no other use then.

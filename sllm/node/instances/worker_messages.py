@@ -46,6 +46,7 @@ def prepare_request(directory: Path, engine: EngineSpec) -> pb.PrepareRequest:
         max_concurrency=engine.max_concurrency,
         tool_parser=engine.parsers.tool,
         reasoning_parser=engine.parsers.reasoning,
+        max_adapters=engine.max_adapters,
     )
     return pb.PrepareRequest(checkpoint_dir=str(directory), engine=config)
 

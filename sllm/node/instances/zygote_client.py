@@ -15,7 +15,9 @@ from sllm.node.instances.forked import ForkedWorker
 from sllm.node.instances.zygote_process import ZygoteLost, ZygoteProcess
 from sllm.node.worker.messages import (
     NO_PARSERS,
+    AdapterDescribed,
     Describe,
+    DescribeAdapter,
     Described,
     Fork,
     ModelDescription,
@@ -118,7 +120,12 @@ class Zygote:
         return await self._ask(fork)
 
     async def describe(
-        self, directory: Path, dtype: str | None, parsers: ParserNames = NO_PARSERS
+        self,
+        directory: Path,
+        dtype: str | None,
+        parsers: ParserNames = NO_PARSERS,
+        *,
+        takes_adapters: bool = False,
     ) -> ModelDescription:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
@@ -126,6 +133,7 @@ class Zygote:
             directory: has `config.json`; weights are not looked at.
             dtype: name of a torch dtype that weights are converted to. None: as stored.
             parsers: that are to take its answers apart.
+            takes_adapters: whether it is to be run with adapters.
 
         Raises:
             errors.UnsupportedModel: The engine cannot run it; says why.
@@ -135,7 +143,9 @@ class Zygote:
             compared = list(self._compared)
             answer = await self._ask(
                 lambda process: process.call(
-                    lambda call: Describe(call, str(directory), dtype, compared, parsers)
+                    lambda call: Describe(
+                        call, str(directory), dtype, compared, parsers, takes_adapters
+                    )
                 )
             )
         assert isinstance(answer, Described)
@@ -143,6 +153,29 @@ class Zygote:
         if answer.unused:
             log.warning("node.tensors_unused", directory=str(directory), tensors=answer.unused)
         return answer.model
+
+    async def describe_adapter(
+        self, directory: Path, tensors: Path, base: Path, max_rank: int
+    ) -> AdapterDescribed:
+        """Holds an adapter against the model that is to be its base.
+
+        Args:
+            directory: has its settings.
+            tensors: lists its tensors, as `DescribeAdapter` has it.
+            base: has the base's small files.
+            max_rank: that adapters of the base may have.
+
+        Raises:
+            errors.UnsupportedAdapter: It does not fit; says what.
+            errors.StartFailed: The zygote ended or did not answer.
+        """
+        async with self._trials:
+            paths = str(directory), str(tensors), str(base)
+            answer = await self._ask(
+                lambda process: process.call(lambda call: DescribeAdapter(call, *paths, max_rank))
+            )
+        assert isinstance(answer, AdapterDescribed)
+        return answer
 
     async def probe(self, environment: Mapping[str, str]) -> str:
         """Why the engine could not use a device in a worker with these variables; empty: it could.

@@ -18,6 +18,7 @@ from sllm.node.instances.forked import ForkedWorker, ForkedWorkers, future, reso
 from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
+    AdapterDescribed,
     Described,
     Exited,
     Failed,
@@ -70,7 +71,7 @@ class ZygoteLost(Exception):
     """The zygote has ended before it did what it was asked. Another one may well do it."""
 
 
-Answer = ForkedWorker | Described | str
+Answer = ForkedWorker | Described | AdapterDescribed | str
 
 
 class ZygoteProcess:
@@ -258,7 +259,7 @@ class ZygoteProcess:
         match message:
             case Forked(call, pid):
                 self._take_worker(call, pid)
-            case Described(call):
+            case Described(call) | AdapterDescribed(call):
                 self._answer(call, message)
             case Probed(call, problem):
                 self._answer(call, problem)

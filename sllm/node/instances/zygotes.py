@@ -107,6 +107,8 @@ class Zygotes:
         dtype: str | None,
         engine: str,
         parsers: ParserNames = NO_PARSERS,
+        *,
+        takes_adapters: bool = False,
     ) -> Described:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
@@ -115,18 +117,25 @@ class Zygotes:
             dtype: the same.
             engine: on which it is to be. `AUTO`: the first of the node's that can.
             parsers: see `Zygote.describe`.
+            takes_adapters: the same.
 
         Raises:
             errors.EngineUnavailable: The node does not have the engine.
             errors.UnsupportedModel: The engine cannot run it; or none can.
             errors.StartFailed: As `Zygote.describe`.
         """
+
+        async def on(name: str) -> Described:
+            zygote = self.of(name)
+            model = await zygote.describe(directory, dtype, parsers, takes_adapters=takes_adapters)
+            return Described(name, model)
+
         if engine != AUTO:
-            return Described(engine, await self.of(engine).describe(directory, dtype, parsers))
+            return await on(engine)
         refusals: dict[str, errors.SllmError] = {}
         for name in self._worth_trying():
             try:
-                return Described(name, await self.of(name).describe(directory, dtype, parsers))
+                return await on(name)
             except (errors.UnsupportedModel, errors.StartFailed) as refusal:
                 if not (isinstance(refusal, errors.UnsupportedModel) or self.of(name).has_failed):
                     raise  # it may go well the next time, and so on the engine that is preferred

@@ -54,6 +54,8 @@ class GenerationRequest:
     """Whether all others come before it; see `EngineRequest.gives_way`."""
     background: bool = False
     """Whether nobody waits for it; see `EngineRequest.background`."""
+    adapter_id: str = ""
+    """Of the adapter that it is for. Empty: the model as it is."""
 
 
 @dataclass(frozen=True, slots=True)

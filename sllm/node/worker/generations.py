@@ -14,10 +14,13 @@ from sllm.errors import (
     Internal,
     InvalidArgument,
     InvalidStructuredOutput,
+    NotServed,
     RequestIdInUse,
     SllmError,
     UnsupportedModel,
 )
+from sllm.node.worker.adapters import Adapters
+from sllm.node.worker.engine.adapters import Adapter
 from sllm.node.worker.engine.interface import (
     Engine,
     EngineRequest,
@@ -58,6 +61,7 @@ class _Encoded:
     prompt: tuple[int, ...]
     forbidden: tuple[tuple[int, ...], ...]
     grammar: TokenGrammar | None
+    adapter: Adapter | None
 
 
 @dataclass(slots=True)
@@ -88,8 +92,11 @@ class Generations:
         engine: Engine,
         context_tokens: int,
         outbox: Outbox,
+        adapters: Adapters | None = None,
     ) -> None:
+        """`adapters`: those that requests may name. None: they may name none."""
         self._files = files
+        self._adapters = adapters
         self._engine = engine
         self._context_tokens = context_tokens
         self._outbox = outbox
@@ -151,8 +158,8 @@ class Generations:
             rendered = await self._texts.rendered(request.prompt)
             size = prompts.size_bytes(rendered)
             check_size(size, self._context_tokens)
-            grammar = await self._grammar(request)
-            tokens = await self._texts.run(size, self._encode, request, rendered, grammar)
+            grammar, adapter = await self._grammar(request), self._adapter(request)
+            tokens = await self._texts.run(size, self._encode, request, rendered, grammar, adapter)
             prompt = tokens.prompt
             engine_request = self._engine_request(request, tokens, under_way.key)
             finish = _finish_before(engine_request)
@@ -196,13 +203,22 @@ class Generations:
         request: GenerationRequest,
         prompt: TextPrompt | TokenPrompt | RenderedPrompt,
         grammar: TokenGrammar | None,
+        adapter: Adapter | None,
     ) -> "_Encoded":
         files, size = self._files, self._files.vocabulary_size
         request.sampling.validate(request.max_tokens)
         prompts.check_known(request.generated, size)
         words.check_known(request.sampling, size)
         forbidden = words.sequences(request.sampling.bad_words, files.tokenizer, size)
-        return _Encoded(prompts.encode(prompt, files.tokenizer, size), forbidden, grammar)
+        encoded = prompts.encode(prompt, files.tokenizer, size)
+        return _Encoded(encoded, forbidden, grammar, adapter)
+
+    def _adapter(self, request: GenerationRequest) -> Adapter | None:
+        if not request.adapter_id:
+            return None
+        if self._adapters is None:
+            raise NotServed("the instance takes no adapters (max_adapters)")
+        return self._adapters.get(request.adapter_id)
 
     def _follow(
         self,
@@ -258,6 +274,7 @@ class Generations:
             first_position=generated,
             gives_way=request.gives_way,
             background=request.background,
+            adapter=tokens.adapter,
         )
 
     def _push(self, token: NewToken) -> Iterator[Output]:

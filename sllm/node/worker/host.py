@@ -17,6 +17,7 @@ from sllm.errors import (
     SllmError,
     WorkerDied,
 )
+from sllm.node.worker.adapters import Adapters
 from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.encodings import Encodings
 from sllm.node.worker.engine.encoder import Encoder
@@ -53,6 +54,8 @@ class EngineOptions:
     """Name of a torch dtype that weights have been converted to. None: as stored."""
     parsers: ParserNames = NO_PARSERS
     """That take answers in conversations apart."""
+    takes_adapters: bool = False
+    """Whether requests may name adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class _Running:
     """What the engine works on."""
     outbox: Outbox
     """Has nothing in it but ends with the worker, where nothing is generated."""
+    adapters: Adapters | None = None
+    """None: the model takes none."""
 
 
 class ModelHost:
@@ -167,12 +172,21 @@ class ModelHost:
         capacity = _capacity(prepared, self._backend, run_dtype(held.given), kv_bytes)
         context = min(context_tokens(prepared.files.architecture.config), capacity.kv_tokens)
         engine, outbox = YieldingEngine(loaded.engine(capacity)), Outbox()
+        adapters = self._new_adapters(prepared, held, engine)
         generations = Generations(
-            prepared.files, prepared.texts, prepared.parsers, engine, context, outbox
+            prepared.files, prepared.texts, prepared.parsers, engine, context, outbox, adapters
         )
-        self._running = _Running(held, loaded, engine, generations, outbox)
+        self._running = _Running(held, loaded, engine, generations, outbox, adapters)
         await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         return context
+
+    def _new_adapters(
+        self, prepared: _Prepared, held: HeldWeights, engine: Engine
+    ) -> Adapters | None:
+        if not prepared.options.takes_adapters:
+            return None
+        device = torch.device("cuda" if held.on_device else "cpu")
+        return Adapters(self._pool_fd, engine, device)
 
     async def _begin_encoding(self, prepared: _Prepared, held: HeldWeights, loaded: Loaded) -> int:
         """Starts the encoder; gives the tokens that it sees of one text."""
@@ -238,6 +252,18 @@ class ModelHost:
         if isinstance(requests, Generations):
             return requests
         raise NotServed("the model does not generate text: call Embed or Score")
+
+    @property
+    def adapters(self) -> Adapters:
+        """What requests may name.
+
+        Raises:
+            InvalidArgument: The worker is not attached.
+            NotServed: Its model takes none.
+        """
+        if adapters := self._attached.adapters:
+            return adapters
+        raise NotServed("the instance takes no adapters (max_adapters)")
 
     @property
     def encodings(self) -> Encodings:
@@ -370,4 +396,5 @@ def _capacity(prepared: _Prepared, backend: Backend, dtype: torch.dtype, kv_byte
     return Capacity(
         kv_tokens=tokens,
         max_requests=options.max_concurrency or DEFAULT_CONCURRENCY,
+        takes_adapters=options.takes_adapters,
     )

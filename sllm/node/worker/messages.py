@@ -94,6 +94,34 @@ class Describe:
     """The `Described.features` of models for which the engine need not be tried again."""
     parsers: ParserNames = NO_PARSERS
     """That are to take the model's answers apart."""
+    takes_adapters: bool = False
+    """Whether the engine is to run it with adapters."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeAdapter:
+    """Agent -> zygote: hold an adapter against the model that is to be its base."""
+
+    call: int
+    directory: str
+    """Has the adapter's settings."""
+    tensors: str
+    """A file that lists its tensors as JSON: name, dtype and shape of each."""
+    base: str
+    """Has the base's small files."""
+    max_rank: int
+    """That adapters of the base may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDescribed:
+    """Zygote -> agent: the answer to `DescribeAdapter`."""
+
+    call: int
+    rank: int
+    """The greatest of all that it adds."""
+    target_modules: list[str]
+    """Last parts of the names of the layers that it adds to, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +165,20 @@ class Failed:
     metadata: dict[str, str]
 
 
-Message = Ready | Fork | Forked | Serving | Exited | Describe | Described | Probe | Probed | Failed
+Message = (
+    Ready
+    | Fork
+    | Forked
+    | Serving
+    | Exited
+    | Describe
+    | Described
+    | DescribeAdapter
+    | AdapterDescribed
+    | Probe
+    | Probed
+    | Failed
+)
 
 _TYPES: dict[str, Any] = {cls.__name__: cls for cls in get_args(Message)}
 

@@ -1,6 +1,7 @@
 """The worker's service: parse, call, translate."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,26 @@ class WorkerServicer(WorkerServiceServicer):
         with tracer.start_as_current_span("sllm.attach"):
             weights = wire.weights(request)
             return wire.attach_response(await self._host.attach(weights, request.kv_bytes))
+
+    async def LoadAdapter(
+        self, request: pb.LoadAdapterRequest, context: Any
+    ) -> pb.LoadAdapterResponse:
+        """Has requests be able to name an adapter."""
+        with tracer.start_as_current_span("sllm.load_adapter"):
+            weights, began = wire.weights(request.weights), time.monotonic()
+            if not isinstance(weights, PooledWeights):
+                raise InvalidArgument("adapters are loaded from the pool")
+            directory = Path(request.checkpoint_dir)
+            name = request.adapter_id, request.identity
+            await self._host.adapters.load(*name, directory, weights)
+            return pb.LoadAdapterResponse(duration=to_duration(time.monotonic() - began))
+
+    async def UnloadAdapter(
+        self, request: pb.UnloadAdapterRequest, context: Any
+    ) -> pb.UnloadAdapterResponse:
+        """Lets go of an adapter's memory."""
+        await self._host.adapters.unload(request.adapter_id)
+        return pb.UnloadAdapterResponse()
 
     async def MakeReady(self, request: pb.MakeReadyRequest, context: Any) -> pb.MakeReadyResponse:
         """Writes weights as the engine's kernels read them."""

@@ -47,6 +47,7 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
         max_concurrency=config.max_concurrency if config.HasField("max_concurrency") else None,
         dtype=config.dtype or None,
         parsers=ParserNames(config.tool_parser, config.reasoning_parser),
+        takes_adapters=config.max_adapters > 0,
     )
 
 
@@ -95,6 +96,7 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
         parsing=_parsing(request.parsing) if request.HasField("parsing") else None,
         gives_way=command.gives_way,
         background=request.background,
+        adapter_id=request.adapter.identity,
     )
 
 

@@ -29,7 +29,9 @@ from sllm.node.worker.backends.choosing import backend_of
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.messages import (
     MAX_PACKET_BYTES,
+    AdapterDescribed,
     Describe,
+    DescribeAdapter,
     Described,
     Exited,
     Failed,
@@ -45,6 +47,7 @@ from sllm.node.worker.messages import (
 )
 from sllm.node.worker.model.device_weights import device_problem
 from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.trial.adapters import try_adapter
 from sllm.node.worker.trial.trial import try_model
 from sllm.process import die_with_parent
 
@@ -99,7 +102,9 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def _take(self, message: Message) -> None:
-        assert isinstance(message, Fork | Describe | Probe), f"the agent says {message}"
+        assert isinstance(message, Fork | Describe | DescribeAdapter | Probe), (
+            f"the agent says {message}"
+        )
         try:
             self._answer(message)
         except OSError as error:
@@ -107,7 +112,7 @@ class Zygote:
             refusal = StartFailed(f"the zygote could not fork: {error}")
             self._send(failure(message.call, refusal))
 
-    def _answer(self, message: Fork | Describe | Probe) -> None:
+    def _answer(self, message: Fork | Describe | DescribeAdapter | Probe) -> None:
         match message:
             case Fork(call):
                 pid = self._fork(lambda: self._run_worker(message))
@@ -115,6 +120,9 @@ class Zygote:
                 self._send(Forked(call, pid))
             case Describe(call):
                 pid = self._fork(lambda: _describe(message, self._agent, self._backend))
+                self._answerers[pid] = call
+            case DescribeAdapter(call):
+                pid = self._fork(lambda: _describe_adapter(message, self._agent, self._backend))
                 self._answerers[pid] = call
             case Probe(call):
                 pid = self._fork(lambda: _probe(message, self._agent))
@@ -190,9 +198,28 @@ def _describe(request: Describe, agent: socket.socket, backend: Backend) -> int:
         with refusing("the model could not be tried"):
             directory = Path(request.directory)
             verdict = try_model(
-                directory, request.dtype, request.compared, backend, request.parsers
+                directory,
+                request.dtype,
+                request.compared,
+                backend,
+                request.parsers,
+                takes_adapters=request.takes_adapters,
             )
         answer = Described(request.call, verdict.model, verdict.features, verdict.unused)
+    except SllmError as error:
+        answer = failure(request.call, error)
+    agent.send(to_packet(answer))
+    return 0
+
+
+def _describe_adapter(request: DescribeAdapter, agent: socket.socket, backend: Backend) -> int:
+    bound_trial()
+    answer: AdapterDescribed | Failed
+    try:
+        with refusing("the adapter could not be held against its base"):
+            paths = Path(request.directory), Path(request.tensors), Path(request.base)
+            verdict = try_adapter(*paths, request.max_rank, backend)
+        answer = AdapterDescribed(request.call, verdict.rank, list(verdict.target_modules))
     except SllmError as error:
         answer = failure(request.call, error)
     agent.send(to_packet(answer))

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from sllm.checkpoint.importing.packing import pack
+from sllm.checkpoint.sources.adapters import is_adapter
 from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
 from tests.checkpoint import checkpoints
 from tests.checkpoint.checkpoints import (
@@ -51,6 +52,15 @@ def test_how_a_model_pools_comes_along(web_server: WebServer, tmp_path: Path) ->
     write_pooling(write_model(web_server.root))
     brought = bring(web_server.url, tmp_path)
     assert_pooling(brought.manifest, brought.directory)
+
+
+def test_an_adapter_comes_with_its_settings(web_server: WebServer, tmp_path: Path) -> None:
+    weights = {"base_model.model.layer.lora_A.weight": torch.ones(2, 3)}
+    save_file(weights, web_server.root / "adapter_model.safetensors")
+    (web_server.root / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    brought = bring(web_server.url, tmp_path)
+    assert_same(tensors_on_disk(brought.manifest, brought.directory), weights)
+    assert is_adapter(brought.directory, weights)
 
 
 def test_shards_are_found_by_their_index(web_server: WebServer, tmp_path: Path) -> None:

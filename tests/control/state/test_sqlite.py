@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sllm import errors
-from sllm.control.cluster.specs import ModelInfo
+from sllm.control.cluster.specs import AdapterInfo, ModelInfo
 from sllm.control.state.sqlite import ANSWER_SECONDS, SqliteStore
 from sllm.control.types.calls import DONE_ALONE, UNASKED, Call, Done
 from sllm.embedding.purpose import Purpose, Task
@@ -32,9 +32,16 @@ def test_deployments_come_back_as_they_were(path: Path) -> None:
     full = replace(ONE, spec=replace(ONE.spec, engine=engine, chat_template="{{ 'hi' }}"))
     store.put(full, call(""), b"answer", 1.0)
     store.put(deployment("another"), call(""), b"answer", 1.0)
+    adapter = AdapterInfo(4, ("q_proj", "v_proj"), "A")
+    over = replace(
+        deployment("over"),
+        spec=replace(deployment("over").spec, base="one"),
+        model=replace(ONE.model, adapter=adapter),
+    )
+    store.put(over, call(""), b"answer", 1.0)
     store.close()
     again = SqliteStore(path)
-    assert again.deployments() == [deployment("another"), full]
+    assert again.deployments() == [deployment("another"), full, over]
     again.close()
 
 

@@ -48,8 +48,9 @@ class OneInstance:
         self.running = SimpleNamespace(context_tokens=CONTEXT)
         self.unread: frozenset[str] = frozenset()
         self.identity = "one"
+        self.adapters = None
 
-    def check_identity(self, identity: str) -> None:
+    def check_identity(self, identity: str, served: str) -> None:
         """It serves what every generation here was begun with."""
         assert identity in ("", self.identity)
 

@@ -42,6 +42,16 @@ class Service(WorkerServiceServicer):
     async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
         return pb.AttachResponse()
 
+    async def LoadAdapter(
+        self, request: pb.LoadAdapterRequest, context: Any
+    ) -> pb.LoadAdapterResponse:
+        return pb.LoadAdapterResponse()
+
+    async def UnloadAdapter(
+        self, request: pb.UnloadAdapterRequest, context: Any
+    ) -> pb.UnloadAdapterResponse:
+        return pb.UnloadAdapterResponse()
+
     async def MakeReady(self, request: pb.MakeReadyRequest, context: Any) -> pb.MakeReadyResponse:
         self.asked.set()
         await asyncio.Event().wait()

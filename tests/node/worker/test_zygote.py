@@ -57,30 +57,30 @@ def test_it_outlives_a_system_without_processes(
     assert "could not fork: Resource temporarily" in answer.message
 
 
-def computes_for_ever(*_: object) -> None:
+def computes_for_ever(*_: object, **options: object) -> None:
     while True:
         pass
 
 
-def waits_for_ever(*_: object) -> None:
+def waits_for_ever(*_: object, **options: object) -> None:
     threading.Event().wait()
 
 
-def takes_all_memory(*_: object) -> None:
+def takes_all_memory(*_: object, **options: object) -> None:
     taken = []
     while True:
         taken.append(bytearray(16 << 20))
 
 
-def recurs_for_ever(*arguments: object) -> None:
-    recurs_for_ever(*arguments)
+def recurs_for_ever(*arguments: object, **options: object) -> None:
+    recurs_for_ever(*arguments, **options)
 
 
-def is_killed(*_: object) -> None:
+def is_killed(*_: object, **options: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def raises(*_: object) -> None:
+def raises(*_: object, **options: object) -> None:
     raise ZeroDivisionError("division by zero")
 
 

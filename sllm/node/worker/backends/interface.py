@@ -67,6 +67,14 @@ class Backend(Protocol):
         """
         ...
 
+    def check_adapters(self, architecture: Architecture) -> None:
+        """Refuses what it runs, but not with adapters.
+
+        Raises:
+            UnsupportedModel: Says why.
+        """
+        ...
+
     def engine_over(self, model: Any, capacity: Capacity) -> AbstractContextManager[Engine]:
         """An engine over a small model of transformers, to be started before the context ends.
 

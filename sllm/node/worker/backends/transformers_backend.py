@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.models.bert import modeling_bert  # noqa: F401 - imported for the children
 from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 from transformers.models.modernbert import modeling_modernbert  # noqa: F401
@@ -65,6 +66,14 @@ class TransformersBackend:
     def check(self, architecture: Architecture) -> None:
         """See `Backend.check`."""
         takes_paged_cache(architecture)
+
+    def check_adapters(self, architecture: Architecture) -> None:
+        """See `Backend.check_adapters`: whatever it runs has linear layers."""
+        if not hasattr(PagedAttentionCache, "count_new_complete_blocks"):
+            raise UnsupportedModel(
+                f"transformers {transformers.__version__} does not let pages of the cache be told "
+                "by adapters, which need 5.23"
+            )
 
     @contextmanager
     def engine_over(self, model: Any, capacity: Capacity) -> Iterator[Engine]:

@@ -35,7 +35,7 @@ from sllm.process import die_with_parent
 from sllm.sampling import Sampling
 
 import vllm  # isort: skip - after the engine, which sets its environment
-from vllm.model_executor.models import ModelRegistry  # isort: skip
+from vllm.model_executor.models import ModelRegistry, supports_lora  # isort: skip
 from sllm.node.worker.backends.vllm_parsing import VllmParsers, import_parsers  # isort: skip
 from vllm.platforms import current_platform  # isort: skip
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # isort: skip
@@ -103,6 +103,24 @@ class VllmBackend:
         with refusing(f"vLLM's {name} cannot be used"):
             know(name)
             _check_head_size(architecture)
+
+    def check_adapters(self, architecture: Architecture) -> None:
+        """See `Backend.check_adapters`."""
+        name = architecture.name
+        if not current_platform.is_cpu():
+            raise UnsupportedModel(
+                "vLLM takes adapters here on processors alone: deploy with engine 'transformers' "
+                "and max_adapters",
+                metadata={"architecture": name},
+            )
+        with refusing(f"vLLM's {name} cannot be used"):
+            known = supports_lora(ModelRegistry.models[name].load_model_cls())
+        if not known:
+            raise UnsupportedModel(
+                f"vLLM's {name} takes no adapters: deploy with engine 'transformers' and "
+                "max_adapters",
+                metadata={"architecture": name},
+            )
 
     @contextmanager
     def engine_over(self, model: Any, capacity: Capacity) -> Iterator[Engine]:

@@ -6,6 +6,7 @@ forward pass runs, the logits processor sees the logits, the router gets the tok
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from transformers.generation.continuous_batching.requests import (
 )
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
+from sllm.node.worker.engine.adapters import AdapterHooks, MarkedTokens, Marks, Span
 from sllm.node.worker.engine.choosing import Chosen, choose
 from sllm.node.worker.engine.interface import (
     Counters,
@@ -59,6 +61,9 @@ class Batch:
         """As of the latest step; replaced, never changed."""
         self.prompts = PromptHooks()
         """Of the model that is run."""
+        self.adapters = AdapterHooks()
+        """The same; attached if requests may have any."""
+        self._marks = Marks()
         self._on_step = on_step
         self._requests: dict[str, _Running] = {}
         self._finished: set[str] = set()
@@ -111,6 +116,8 @@ class Batch:
         """Counts a step; gives the requests that get a token from it, in the order of the rows."""
         self._steps += 1
         self.prompts.expect(list(self._prompt_parts(scheduled)))
+        if self.adapters.layers:
+            self.adapters.expect(self._spans(scheduled))
         self.counters = replace(self.counters, steps=self._steps)  # also if nothing comes of it
         for future in scheduled:
             running = self._requests.get(future.state.request_id)
@@ -130,6 +137,29 @@ class Batch:
                 if part := running.scores.part(row, first, future.query_length):
                     yield part
             row += future.query_length
+
+    def _spans(self, scheduled: Sequence[FutureRequestState]) -> Iterator[Span]:
+        """Whose rows those of a step are, of requests with adapters."""
+        row = 0
+        for future in scheduled:
+            running = self._requests.get(future.state.request_id)
+            if running and running.request.adapter:
+                yield Span(row, row + future.query_length, running.request.adapter)
+            row += future.query_length
+
+    def marked(self, request_id: str, tokens: list[int]) -> list[int]:
+        """Tokens of a request as pages of the cache are to be told by.
+
+        What a request has left there that was dropped meanwhile is nobody's: nobody knows by then
+        which adapter it was computed with.
+        """
+        if not self.adapters.layers:
+            return tokens
+        running = self._requests.get(request_id)
+        if running is None:
+            return MarkedTokens(tokens, self._marks.unique())
+        adapter = running.request.adapter
+        return MarkedTokens(tokens, self._marks.of(adapter)) if adapter else tokens
 
     def end_step(self, outputs: Sequence[GenerationOutput]) -> None:
         """Counts the tokens of a step and hands them on."""
@@ -225,14 +255,28 @@ class Scheduler(FIFOScheduler):  # type: ignore[misc]  # untyped library
         self.starved_requests: list[Any]
         self._match_prefix = self.cache.search_prefix_match
         self.cache.search_prefix_match = self._search_prefix
+        if batch.adapters.layers:
+            self._mark_pages()
         batch.watch(self)
 
     def _search_prefix(self, request_id: str, prompt_ids: list[int]) -> int:
         """Tokens of a prompt that need not be computed."""
         if self._batch.asks_of_prompt(request_id):
             return 0
-        matched: int = self._match_prefix(request_id, prompt_ids)
+        matched: int = self._match_prefix(request_id, self._batch.marked(request_id, prompt_ids))
         return matched
+
+    def _mark_pages(self) -> None:
+        """Has pages be told by the adapter that they were computed with, too."""
+        for allocator in self.cache.cache_allocators.values():
+            mark = partial(self._mark_complete, allocator.mark_complete_blocks)
+            allocator.mark_complete_blocks = mark
+
+    def _mark_complete(
+        self, mark: Callable[..., None], request_id: str, token_ids: list[int], *counts: Any
+    ) -> None:
+        """Has pages that are full be found again by their tokens."""
+        mark(request_id, self._batch.marked(request_id, token_ids), *counts)
 
     def clear_cancelled_requests(self) -> list[RequestState]:
         """Drops cancelled requests before a step."""
@@ -324,4 +368,5 @@ class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]  # u
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
     ) -> torch.Tensor:
         """Chooses tokens by logits, float32 [rows, vocabulary]; computes their logprobs."""
-        return choose(scores, [(row, one) for row, one in enumerate(self._rows) if one])
+        rows, self._rows = self._rows, []  # nothing of a request is held between steps
+        return choose(scores, [(row, one) for row, one in enumerate(rows) if one])

@@ -1,12 +1,13 @@
 """What a worker asks of an inference engine, whichever it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
 import torch
 
+from sllm.node.worker.engine.adapters import Adapter
 from sllm.sampling import Sampling
 
 
@@ -74,6 +75,8 @@ class EngineRequest:
     its first one, and leaves what it has computed in the cache."""
     background: bool = False
     """Whether it stands still while others are computed up to their first token."""
+    adapter: Adapter | None = None
+    """What is added to the model for it. Held until it has ended, and no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,8 @@ class Capacity:
     """Tokens that the KV cache holds."""
     max_requests: int
     """Requests in one step; more wait."""
+    takes_adapters: bool = False
+    """Whether requests may have adapters."""
 
 
 class Engine(Protocol):
@@ -168,6 +173,11 @@ class Engine(Protocol):
     @property
     def counters(self) -> Counters:
         """As of the latest step."""
+        ...
+
+    @property
+    def adapted_layers(self) -> Mapping[str, tuple[int, int]]:
+        """Inputs and outputs of the layers that adapters may add to, once it has been started."""
         ...
 
     def start(

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -16,6 +16,7 @@ from transformers.generation.continuous_batching.continuous_api import Backgroun
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 
 from sllm.errors import NoCapacity
+from sllm.node.worker.engine.adapted_module import adapted_modules
 from sllm.node.worker.engine.attention import attend_as_models_do, attend_by_sequence
 from sllm.node.worker.engine.batch import Batch, Router, Sampler, Scheduler
 from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, Step
@@ -50,6 +51,11 @@ class TransformersEngine:
         """As of the latest step."""
         return self._batch.counters if self._batch else Counters()
 
+    @property
+    def adapted_layers(self) -> Mapping[str, tuple[int, int]]:
+        """See `Engine.adapted_layers`."""
+        return self._batch.adapters.layers if self._batch else {}
+
     def start(
         self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
     ) -> None:
@@ -65,6 +71,8 @@ class TransformersEngine:
         )
         self._manager.logit_processor = Sampler(batch)
         batch.prompts.attach(self._model)
+        if self._capacity.takes_adapters:
+            batch.adapters.attach(self._model, adapted_modules(self._model))
         self._manager.output_router = Router(batch, fail)
         SCHEDULER_MAPPING[_SCHEDULER] = partial(Scheduler, batch)
         try:
@@ -109,6 +117,7 @@ class TransformersEngine:
             self._watcher.join(_STOP_TIMEOUT)
         if self._batch:
             self._batch.prompts.detach()
+            self._batch.adapters.detach()
 
     @property
     def _started_batch(self) -> Batch:

@@ -7,7 +7,7 @@ engine, and goes on later from its tokens, as it would elsewhere.
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -81,6 +81,11 @@ class YieldingEngine:
     def counters(self) -> Counters:
         """As of the latest step."""
         return self._counted(self._engine.counters)
+
+    @property
+    def adapted_layers(self) -> Mapping[str, tuple[int, int]]:
+        """See `Engine.adapted_layers`."""
+        return self._engine.adapted_layers
 
     def start(
         self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]

@@ -22,6 +22,7 @@ from sllm.node.worker.model.description import (
 )
 from sllm.node.worker.model.module import ModelFiles, load_files
 from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.trial.adapters import check_takes_adapters
 from sllm.node.worker.trial.comparison import compare, randomise
 from sllm.node.worker.trial.encoding import compare_encodings
 from sllm.node.worker.trial.fitting import check_fit
@@ -52,6 +53,8 @@ def try_model(
     compared: Collection[str],
     backend: Backend,
     parsers: ParserNames = NO_PARSERS,
+    *,
+    takes_adapters: bool = False,
 ) -> Verdict:
     """Tries what a worker will do with a model, as far as that takes neither weights nor time.
 
@@ -61,12 +64,15 @@ def try_model(
         compared: `Verdict.features` for which a small copy need not be tried again.
         backend: of the engine that it is to run on.
         parsers: that are to take its answers apart.
+        takes_adapters: whether it is to be run with adapters.
 
     Raises:
         UnsupportedModel: A start would fail, or the tokens be wrong; says why.
     """
     files = load_files(directory, backend.check)
     model = describe(files.architecture, dtype)
+    if takes_adapters:
+        check_takes_adapters(files.architecture, backend)
     _try_tokenizer(files)
     backend.parsers(parsers, files.tokenizer)
     unused = _try_weights(directory, files.architecture)

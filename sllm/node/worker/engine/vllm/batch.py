@@ -109,6 +109,10 @@ class Batch:
             for one in self._by_key.values()
         )
 
+    def held(self, key: str) -> Running | None:
+        """The request of this id in the core, even if nobody wants its tokens any more."""
+        return self._by_key.get(key)
+
     def in_core(self) -> Iterable[Running]:
         """Requests that the core has."""
         return self._by_key.values()

@@ -4,7 +4,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from sllm.node.worker.engine.interface import (
 )
 from sllm.node.worker.engine.prompt_scores import PromptScores
 from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
+from sllm.node.worker.engine.vllm.adapters import AdapterReader
 from sllm.node.worker.engine.vllm.ahead import Ahead
 from sllm.node.worker.engine.vllm.background import standing_aside
 from sllm.node.worker.engine.vllm.batch import Batch, Running
@@ -60,6 +61,7 @@ class VllmEngine:
         self._threads = threads_for(model.weight_bytes)
         self._batch = Batch()
         self._prompts = PromptReader(self._batch.of_key)
+        self._adapters = AdapterReader(self._batch.held)
         self._ahead = Ahead(max_batch_tokens(capacity))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._core: Any = None
@@ -68,6 +70,11 @@ class VllmEngine:
         self._has_stepped = True
         """Whether the last step has computed anything."""
 
+    @property
+    def adapted_layers(self) -> Mapping[str, tuple[int, int]]:
+        """See `Engine.adapted_layers`."""
+        return self._adapters.layers
+
     def start(
         self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
     ) -> None:
@@ -75,6 +82,8 @@ class VllmEngine:
         self._on_step = on_step
         self._core = self._make_core()
         self._prompts.attach(self._core)
+        if self._capacity.takes_adapters:
+            self._adapters.attach(self._core)
         self._thread = threading.Thread(target=self._run, args=(on_failure,), name="engine")
         self._thread.start()
 
@@ -142,6 +151,7 @@ class VllmEngine:
             if command is None:
                 return False
             command()
+            del command  # nothing of a request is held while there is nothing to do
         return True
 
     def _has_work(self) -> bool:
@@ -152,14 +162,15 @@ class VllmEngine:
             return
         request = running.request
         if request.gives_way:
-            running.computed = self._cached(request.prompt)
+            running.computed = self._cached(request)
             self._ahead.add(running)
         else:
             self._enter(running, request.prompt, request.max_tokens, request.stop_token_ids)
 
-    def _cached(self, prompt: Sequence[int]) -> int:
+    def _cached(self, asked: EngineRequest) -> int:
         """Tokens at the beginning of a prompt that need not be computed."""
-        request, _ = self._core.preprocess_add_request(_core_request("", prompt, _params("", 1)))
+        probe = _core_request("", asked.prompt, _params("", 1), _salt(asked))
+        request, _ = self._core.preprocess_add_request(probe)
         _, tokens, *_ = self._core.scheduler.kv_cache_manager.get_computed_blocks(request)
         return int(tokens)
 
@@ -185,7 +196,7 @@ class VllmEngine:
                 running.scores = PromptScores(prompt, asked)
             else:
                 params.prompt_logprobs = asked
-        request = _core_request(key, prompt, params)
+        request = _core_request(key, prompt, params, _salt(running.request))
         self._core.add_request(*self._core.preprocess_add_request(request))
 
     def _step(self) -> None:
@@ -258,7 +269,14 @@ def _params(
     )
 
 
-def _core_request(key: str, prompt: Sequence[int], params: SamplingParams) -> EngineCoreRequest:
+def _salt(request: EngineRequest) -> str | None:
+    """What pages of the cache are told by beside their tokens: what they were computed with."""
+    return request.adapter.name if request.adapter else None
+
+
+def _core_request(
+    key: str, prompt: Sequence[int], params: SamplingParams, salt: str | None = None
+) -> EngineCoreRequest:
     return EngineCoreRequest(
         request_id=key,
         prompt_token_ids=list(prompt),
@@ -267,7 +285,7 @@ def _core_request(key: str, prompt: Sequence[int], params: SamplingParams) -> En
         pooling_params=None,
         arrival_time=time.time(),
         lora_request=None,
-        cache_salt=None,
+        cache_salt=salt,
         data_parallel_rank=None,
     )
 
