@@ -55,8 +55,8 @@ class Door:
         """Sends a request on a connection of its own."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         encoded = json.dumps({"model": "tiny", "prompt": PROMPT, "stream": True, **body}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(encoded)}\r\n"
-        writer.write(head.encode() + b"connection: close\r\n\r\n" + encoded)
+        asked = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        writer.write(f"{asked}content-length: {len(encoded)}\r\n\r\n".encode() + encoded)
         return reader, writer
 
     async def ask(self, tokens: int) -> float:
