@@ -55,8 +55,8 @@ class Door:
         """Sends a request on a connection of its own."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         encoded = json.dumps({"model": "tiny", "prompt": PROMPT, "stream": True, **body}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(encoded)}\r\n"
-        writer.write(head.encode() + b"connection: close\r\n\r\n" + encoded)
+        asked = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        writer.write(f"{asked}content-length: {len(encoded)}\r\n\r\n".encode() + encoded)
         return reader, writer
 
     async def ask(self, tokens: int) -> float:
@@ -150,24 +150,36 @@ async def measure(address: str, door: Door, rounds: int, idle: int) -> Figures:
         for _ in range(rounds):
             for found, ask in zip(rates, (grpc, http), strict=True):
                 found.append(await rate(ask))
-        slow = await _beside_slow(door, rounds)
+        slow = await _beside_slow(client, door, rounds)
         await client.delete("tiny")
         idle_bytes = await _idle(client, door, idle)
     return Figures(*firsts, *rates, idle_bytes, slow / statistics.median(rates[1]))
 
 
-async def _beside_slow(door: Door, rounds: int) -> float:
+async def _until_generated(client: sllm.AsyncClient) -> None:
+    """Waits until nothing is computed any more of what nobody reads."""
+    await asyncio.sleep(2.0)
+    until = time.monotonic() + START_SECONDS
+    while any(one.running_requests for one in await client.instances("tiny")):
+        if time.monotonic() > until:
+            raise TimeoutError("what nobody reads is generated without an end")
+        await asyncio.sleep(0.2)
+
+
+async def _beside_slow(client: sllm.AsyncClient, door: Door, rounds: int) -> float:
     """Tokens per second beside as many streams that nobody reads."""
     found = []
     for _ in range(rounds):
         async with AsyncExitStack() as stack:
-            held = []  # a reader that nobody has closes its connection
+            held = []  # what nobody has closes its connection
             for _ in range(STREAMS):
-                reader, writer = await door.open({"max_tokens": 400, "ignore_eos": True})
-                held.append(reader)
+                # As much as no buffer on the way takes.
+                body: dict[str, object] = {"max_tokens": 400, "ignore_eos": True, "logprobs": 20}
+                reader, writer = await door.open(body)
+                held.append((reader, writer))
                 writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket
                 stack.callback(writer.transport.abort)
-            await asyncio.sleep(2.0)  # they have said what nobody will read
+            await _until_generated(client)
             found.append(await rate(door.ask))
     return statistics.median(found)
 
@@ -184,7 +196,7 @@ async def _idle(client: sllm.AsyncClient, door: Door, count: int) -> float:
             name = names[number % len(names)]
             body: dict[str, object] = {"model": name, "max_tokens": 480, "ignore_eos": True}
             reader, writer = await door.open(body)
-            held.append(reader)
+            held.append((reader, writer))
             stack.callback(writer.transport.abort)
         await _until_waiting(client, names, int(0.9 * count))
         return float(door.process.memory_info().rss)

@@ -185,13 +185,13 @@ def _bodies(kind: Any, good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]
     return st.one_of(wrong, inner, forms).map(lambda found: {**good, **found})
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(_bodies(ChatRequest, CHAT))
 def test_any_conversation_is_taken_or_refused(body: dict[str, Any]) -> None:
     asyncio.run(_taken(lambda: checked(ChatRequest, body).arguments()))
 
 
-@settings(max_examples=100)
+@settings(max_examples=80)
 @given(_bodies(CompletionRequest, {"model": "tiny", "prompt": "a"}))
 def test_any_completion_is_taken_or_refused(body: dict[str, Any]) -> None:
     def arguments() -> dict[str, Any]:
@@ -201,7 +201,7 @@ def test_any_completion_is_taken_or_refused(body: dict[str, Any]) -> None:
     asyncio.run(_taken(arguments))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(_bodies(MessageRequest, {**CHAT, "max_tokens": 3}))
 def test_any_message_is_taken_or_refused(body: dict[str, Any]) -> None:
     asyncio.run(_taken(lambda: checked(MessageRequest, body).arguments()))

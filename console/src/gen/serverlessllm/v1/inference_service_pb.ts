@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file serverlessllm/v1/inference_service.proto.
  */
 export const file_serverlessllm_v1_inference_service: GenFile = /*@__PURE__*/
-  fileDesc("CihzZXJ2ZXJsZXNzbGxtL3YxL2luZmVyZW5jZV9zZXJ2aWNlLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIs4HCg9HZW5lcmF0ZVJlcXVlc3QSEgoKZGVwbG95bWVudBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBHRleHQYAyABKAlIABIvCgl0b2tlbl9pZHMYBCABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLlRva2VuSWRzSAASMgoIbWVzc2FnZXMYBSABKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLkNoYXRNZXNzYWdlc0gAEjIKCHNhbXBsaW5nGAYgASgLMiAuc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcxIMCgRzdG9wGAcgAygJEhYKDnN0b3BfdG9rZW5faWRzGAggAygFEhcKCm1heF90b2tlbnMYCSABKAVIAYgBARISCgppZ25vcmVfZW9zGAogASgIEhUKCGxvZ3Byb2JzGAsgASgFSAKIAQESEwoLaW5zdGFuY2VfaWQYDCABKAkSNAoMY29udGludWF0aW9uGA0gASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SEwoLbm9fZmFpbG92ZXIYDiABKAgSEAoIcHJpb3JpdHkYDyABKAUSLQoKa2VlcF9hbGl2ZRgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIhChRyZXN1bWVfZnJvbV9zZXF1ZW5jZRgRIAEoA0gDiAEBEikKBmxpbmdlchgSIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI9ChFzdHJ1Y3R1cmVkX291dHB1dBgTIAEoCzIiLnNlcnZlcmxlc3NsbG0udjEuU3RydWN0dXJlZE91dHB1dBIUCgxpbmNsdWRlX3N0b3AYFCABKAgSIAoTc2tpcF9zcGVjaWFsX3Rva2VucxgVIAEoCEgEiAEBEjAKB3BhcnNpbmcYFiABKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLk91dHB1dFBhcnNpbmcSDgoBbhgXIAEoBUgFiAEBEjUKB2Nob2ljZXMYGCADKAsyJC5zZXJ2ZXJsZXNzbGxtLnYxLkNob2ljZUNvbnRpbnVhdGlvbhIcCg9wcm9tcHRfbG9ncHJvYnMYGSABKAVIBogBARISCgpiYWNrZ3JvdW5kGBogASgIQggKBnByb21wdEINCgtfbWF4X3Rva2Vuc0ILCglfbG9ncHJvYnNCFwoVX3Jlc3VtZV9mcm9tX3NlcXVlbmNlQhYKFF9za2lwX3NwZWNpYWxfdG9rZW5zQgQKAl9uQhIKEF9wcm9tcHRfbG9ncHJvYnMiiAEKEkNob2ljZUNvbnRpbnVhdGlvbhIOCgZjaG9pY2UYASABKAUSNAoMY29udGludWF0aW9uGAIgASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SLAoIZmluaXNoZWQYAyABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLkZpbmlzaGVkIkwKDENvbnRpbnVhdGlvbhIRCgl0b2tlbl9pZHMYASADKAUSEAoIaWRlbnRpdHkYAiABKAkSFwoPcHJvbXB0X2xvZ3Byb2JzGAMgASgFIu8DChBHZW5lcmF0ZVJlc3BvbnNlEhAKCHNlcXVlbmNlGAEgASgDEioKBnF1ZXVlZBgCIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuUXVldWVkSAASLAoHbG9hZGluZxgDIAEoCzIZLnNlcnZlcmxlc3NsbG0udjEuTG9hZGluZ0gAEiwKB3N0YXJ0ZWQYBCABKAsyGS5zZXJ2ZXJsZXNzbGxtLnYxLlN0YXJ0ZWRIABIqCgZ0b2tlbnMYBSABKAsyGC5zZXJ2ZXJsZXNzbGxtLnYxLlRva2Vuc0gAEi4KCG1pZ3JhdGVkGAYgASgLMhouc2VydmVybGVzc2xsbS52MS5NaWdyYXRlZEgAEi4KCGZpbmlzaGVkGAcgASgLMhouc2VydmVybGVzc2xsbS52MS5GaW5pc2hlZEgAEigKBW1vdmVkGAggASgLMhcuc2VydmVybGVzc2xsbS52MS5Nb3ZlZEgAEjUKD2Nob2ljZV9maW5pc2hlZBgKIAEoCzIaLnNlcnZlcmxlc3NsbG0udjEuRmluaXNoZWRIABI7Cg9wcm9tcHRfbG9ncHJvYnMYCyABKAsyIC5zZXJ2ZXJsZXNzbGxtLnYxLlByb21wdExvZ3Byb2JzSAASDgoGY2hvaWNlGAkgASgFQgcKBWV2ZW50ImUKBlF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoBRI2Cg5lc3RpbWF0ZWRfd2FpdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAiAEBQhEKD19lc3RpbWF0ZWRfd2FpdCKGAQoHU3RhcnRlZBITCgtpbnN0YW5jZV9pZBgBIAEoCRIPCgdub2RlX2lkGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKAUSEgoKcmVxdWVzdF9pZBgEIAEoCRIYChBwcm9tcHRfdG9rZW5faWRzGAUgAygFEhAKCGlkZW50aXR5GAYgASgJInAKBU1vdmVkEg8KB25vZGVfaWQYASABKAkSEwoLaW5zdGFuY2VfaWQYAiABKAkSMQoGcmVhc29uGAMgASgOMiEuc2VydmVybGVzc2xsbS52MS5NaWdyYXRpb25SZWFzb24SDgoGdG9rZW5zGAQgASgFIqkBCghNaWdyYXRlZBIUCgxmcm9tX25vZGVfaWQYASABKAkSEgoKdG9fbm9kZV9pZBgCIAEoCRIoCgVwYXVzZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIxCgZyZWFzb24YBCABKA4yIS5zZXJ2ZXJsZXNzbGxtLnYxLk1pZ3JhdGlvblJlYXNvbhIWCg50b19pbnN0YW5jZV9pZBgFIAEoCSJWCg5Qcm9tcHRMb2dwcm9icxITCgtmaXJzdF9pbmRleBgBIAEoBRIvCgZ0b2tlbnMYAiADKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLlByb21wdExvZ3Byb2IibgoNUHJvbXB0TG9ncHJvYhIQCgh0b2tlbl9pZBgBIAEoBRIUCgdsb2dwcm9iGAIgASgCSACIAQESKQoDdG9wGAMgAygLMhwuc2VydmVybGVzc2xsbS52MS5Ub3BMb2dwcm9iQgoKCF9sb2dwcm9iIrgBCgZUb2tlbnMSEwoLZmlyc3RfaW5kZXgYASABKAUSEQoJdG9rZW5faWRzGAIgAygFEgwKBHRleHQYAyABKAkSMAoIbG9ncHJvYnMYBCADKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLlRva2VuTG9ncHJvYhIRCglyZWFzb25pbmcYBSABKAkSMwoKdG9vbF9jYWxscxgGIAMoCzIfLnNlcnZlcmxlc3NsbG0udjEuVG9vbENhbGxEZWx0YSJLCg1Ub29sQ2FsbERlbHRhEg0KBWluZGV4GAEgASgFEgoKAmlkGAIgASgJEgwKBG5hbWUYAyABKAkSEQoJYXJndW1lbnRzGAQgASgJIqoBCghGaW5pc2hlZBIuCgZyZWFzb24YASABKA4yHi5zZXJ2ZXJsZXNzbGxtLnYxLkZpbmlzaFJlYXNvbhImCgV1c2FnZRgCIAEoCzIXLnNlcnZlcmxlc3NsbG0udjEuVXNhZ2USKgoHcmVjZWlwdBgDIAEoCzIZLnNlcnZlcmxlc3NsbG0udjEuUmVjZWlwdBIRCgRzdG9wGAQgASgJSACIAQFCBwoFX3N0b3AiIwoNQ2FuY2VsUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJIhAKDkNhbmNlbFJlc3BvbnNlKq0BCg9NaWdyYXRpb25SZWFzb24SIAocTUlHUkFUSU9OX1JFQVNPTl9VTlNQRUNJRklFRBAAEh0KGU1JR1JBVElPTl9SRUFTT05fRkFJTE9WRVIQARIdChlNSUdSQVRJT05fUkVBU09OX09QRVJBVE9SEAISGgoWTUlHUkFUSU9OX1JFQVNPTl9EUkFJThADEh4KGk1JR1JBVElPTl9SRUFTT05fUExBQ0VNRU5UEAQytAEKEEluZmVyZW5jZVNlcnZpY2USUwoIR2VuZXJhdGUSIS5zZXJ2ZXJsZXNzbGxtLnYxLkdlbmVyYXRlUmVxdWVzdBoiLnNlcnZlcmxlc3NsbG0udjEuR2VuZXJhdGVSZXNwb25zZTABEksKBkNhbmNlbBIfLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVxdWVzdBogLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_duration, file_serverlessllm_v1_types]);
+  fileDesc("CihzZXJ2ZXJsZXNzbGxtL3YxL2luZmVyZW5jZV9zZXJ2aWNlLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIoAICg9HZW5lcmF0ZVJlcXVlc3QSEgoKZGVwbG95bWVudBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBHRleHQYAyABKAlIABIvCgl0b2tlbl9pZHMYBCABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLlRva2VuSWRzSAASMgoIbWVzc2FnZXMYBSABKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLkNoYXRNZXNzYWdlc0gAEjIKCHNhbXBsaW5nGAYgASgLMiAuc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcxIMCgRzdG9wGAcgAygJEhYKDnN0b3BfdG9rZW5faWRzGAggAygFEhcKCm1heF90b2tlbnMYCSABKAVIAYgBARISCgppZ25vcmVfZW9zGAogASgIEhUKCGxvZ3Byb2JzGAsgASgFSAKIAQESEwoLaW5zdGFuY2VfaWQYDCABKAkSNAoMY29udGludWF0aW9uGA0gASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SEwoLbm9fZmFpbG92ZXIYDiABKAgSEAoIcHJpb3JpdHkYDyABKAUSLQoKa2VlcF9hbGl2ZRgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIhChRyZXN1bWVfZnJvbV9zZXF1ZW5jZRgRIAEoA0gDiAEBEikKBmxpbmdlchgSIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI9ChFzdHJ1Y3R1cmVkX291dHB1dBgTIAEoCzIiLnNlcnZlcmxlc3NsbG0udjEuU3RydWN0dXJlZE91dHB1dBIUCgxpbmNsdWRlX3N0b3AYFCABKAgSIAoTc2tpcF9zcGVjaWFsX3Rva2VucxgVIAEoCEgEiAEBEjAKB3BhcnNpbmcYFiABKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLk91dHB1dFBhcnNpbmcSDgoBbhgXIAEoBUgFiAEBEjUKB2Nob2ljZXMYGCADKAsyJC5zZXJ2ZXJsZXNzbGxtLnYxLkNob2ljZUNvbnRpbnVhdGlvbhIcCg9wcm9tcHRfbG9ncHJvYnMYGSABKAVIBogBARISCgpiYWNrZ3JvdW5kGBogASgIEjAKB2FkYXB0ZXIYGyABKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLkFkYXB0ZXJTb3VyY2VCCAoGcHJvbXB0Qg0KC19tYXhfdG9rZW5zQgsKCV9sb2dwcm9ic0IXChVfcmVzdW1lX2Zyb21fc2VxdWVuY2VCFgoUX3NraXBfc3BlY2lhbF90b2tlbnNCBAoCX25CEgoQX3Byb21wdF9sb2dwcm9icyKRAQoNQWRhcHRlclNvdXJjZRISCgpkZXBsb3ltZW50GAEgASgJEg4KBnNvdXJjZRgCIAEoCRINCgVkdHlwZRgDIAEoCRIMCgRwYWNrGAQgASgIEhAKCGlkZW50aXR5GAUgASgJEi0KCmtlZXBfYWxpdmUYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iiAEKEkNob2ljZUNvbnRpbnVhdGlvbhIOCgZjaG9pY2UYASABKAUSNAoMY29udGludWF0aW9uGAIgASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SLAoIZmluaXNoZWQYAyABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLkZpbmlzaGVkIkwKDENvbnRpbnVhdGlvbhIRCgl0b2tlbl9pZHMYASADKAUSEAoIaWRlbnRpdHkYAiABKAkSFwoPcHJvbXB0X2xvZ3Byb2JzGAMgASgFIu8DChBHZW5lcmF0ZVJlc3BvbnNlEhAKCHNlcXVlbmNlGAEgASgDEioKBnF1ZXVlZBgCIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuUXVldWVkSAASLAoHbG9hZGluZxgDIAEoCzIZLnNlcnZlcmxlc3NsbG0udjEuTG9hZGluZ0gAEiwKB3N0YXJ0ZWQYBCABKAsyGS5zZXJ2ZXJsZXNzbGxtLnYxLlN0YXJ0ZWRIABIqCgZ0b2tlbnMYBSABKAsyGC5zZXJ2ZXJsZXNzbGxtLnYxLlRva2Vuc0gAEi4KCG1pZ3JhdGVkGAYgASgLMhouc2VydmVybGVzc2xsbS52MS5NaWdyYXRlZEgAEi4KCGZpbmlzaGVkGAcgASgLMhouc2VydmVybGVzc2xsbS52MS5GaW5pc2hlZEgAEigKBW1vdmVkGAggASgLMhcuc2VydmVybGVzc2xsbS52MS5Nb3ZlZEgAEjUKD2Nob2ljZV9maW5pc2hlZBgKIAEoCzIaLnNlcnZlcmxlc3NsbG0udjEuRmluaXNoZWRIABI7Cg9wcm9tcHRfbG9ncHJvYnMYCyABKAsyIC5zZXJ2ZXJsZXNzbGxtLnYxLlByb21wdExvZ3Byb2JzSAASDgoGY2hvaWNlGAkgASgFQgcKBWV2ZW50ImUKBlF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoBRI2Cg5lc3RpbWF0ZWRfd2FpdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAiAEBQhEKD19lc3RpbWF0ZWRfd2FpdCKGAQoHU3RhcnRlZBITCgtpbnN0YW5jZV9pZBgBIAEoCRIPCgdub2RlX2lkGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKAUSEgoKcmVxdWVzdF9pZBgEIAEoCRIYChBwcm9tcHRfdG9rZW5faWRzGAUgAygFEhAKCGlkZW50aXR5GAYgASgJInAKBU1vdmVkEg8KB25vZGVfaWQYASABKAkSEwoLaW5zdGFuY2VfaWQYAiABKAkSMQoGcmVhc29uGAMgASgOMiEuc2VydmVybGVzc2xsbS52MS5NaWdyYXRpb25SZWFzb24SDgoGdG9rZW5zGAQgASgFIqkBCghNaWdyYXRlZBIUCgxmcm9tX25vZGVfaWQYASABKAkSEgoKdG9fbm9kZV9pZBgCIAEoCRIoCgVwYXVzZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIxCgZyZWFzb24YBCABKA4yIS5zZXJ2ZXJsZXNzbGxtLnYxLk1pZ3JhdGlvblJlYXNvbhIWCg50b19pbnN0YW5jZV9pZBgFIAEoCSJWCg5Qcm9tcHRMb2dwcm9icxITCgtmaXJzdF9pbmRleBgBIAEoBRIvCgZ0b2tlbnMYAiADKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLlByb21wdExvZ3Byb2IibgoNUHJvbXB0TG9ncHJvYhIQCgh0b2tlbl9pZBgBIAEoBRIUCgdsb2dwcm9iGAIgASgCSACIAQESKQoDdG9wGAMgAygLMhwuc2VydmVybGVzc2xsbS52MS5Ub3BMb2dwcm9iQgoKCF9sb2dwcm9iIrgBCgZUb2tlbnMSEwoLZmlyc3RfaW5kZXgYASABKAUSEQoJdG9rZW5faWRzGAIgAygFEgwKBHRleHQYAyABKAkSMAoIbG9ncHJvYnMYBCADKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLlRva2VuTG9ncHJvYhIRCglyZWFzb25pbmcYBSABKAkSMwoKdG9vbF9jYWxscxgGIAMoCzIfLnNlcnZlcmxlc3NsbG0udjEuVG9vbENhbGxEZWx0YSJLCg1Ub29sQ2FsbERlbHRhEg0KBWluZGV4GAEgASgFEgoKAmlkGAIgASgJEgwKBG5hbWUYAyABKAkSEQoJYXJndW1lbnRzGAQgASgJIqoBCghGaW5pc2hlZBIuCgZyZWFzb24YASABKA4yHi5zZXJ2ZXJsZXNzbGxtLnYxLkZpbmlzaFJlYXNvbhImCgV1c2FnZRgCIAEoCzIXLnNlcnZlcmxlc3NsbG0udjEuVXNhZ2USKgoHcmVjZWlwdBgDIAEoCzIZLnNlcnZlcmxlc3NsbG0udjEuUmVjZWlwdBIRCgRzdG9wGAQgASgJSACIAQFCBwoFX3N0b3AiIwoNQ2FuY2VsUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJIhAKDkNhbmNlbFJlc3BvbnNlKq0BCg9NaWdyYXRpb25SZWFzb24SIAocTUlHUkFUSU9OX1JFQVNPTl9VTlNQRUNJRklFRBAAEh0KGU1JR1JBVElPTl9SRUFTT05fRkFJTE9WRVIQARIdChlNSUdSQVRJT05fUkVBU09OX09QRVJBVE9SEAISGgoWTUlHUkFUSU9OX1JFQVNPTl9EUkFJThADEh4KGk1JR1JBVElPTl9SRUFTT05fUExBQ0VNRU5UEAQytAEKEEluZmVyZW5jZVNlcnZpY2USUwoIR2VuZXJhdGUSIS5zZXJ2ZXJsZXNzbGxtLnYxLkdlbmVyYXRlUmVxdWVzdBoiLnNlcnZlcmxlc3NsbG0udjEuR2VuZXJhdGVSZXNwb25zZTABEksKBkNhbmNlbBIfLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVxdWVzdBogLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVzcG9uc2VCJFABWiBzZXJ2ZXJsZXNzbGxtL3YxO3NlcnZlcmxlc3NsbG12MWIGcHJvdG8z", [file_google_protobuf_duration, file_serverlessllm_v1_types]);
 
 /**
  * @generated from message serverlessllm.v1.GenerateRequest
@@ -227,6 +227,14 @@ export type GenerateRequest = Message<"serverlessllm.v1.GenerateRequest"> & {
    * @generated from field: bool background = 26;
    */
   background: boolean;
+
+  /**
+   * Set by the router when it calls a node: the adapter over `deployment` that the request was for. A
+   * client leaves it empty, and names the adapter's deployment.
+   *
+   * @generated from field: serverlessllm.v1.AdapterSource adapter = 27;
+   */
+  adapter?: AdapterSource | undefined;
 };
 
 /**
@@ -235,6 +243,58 @@ export type GenerateRequest = Message<"serverlessllm.v1.GenerateRequest"> & {
  */
 export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
   messageDesc(file_serverlessllm_v1_inference_service, 0);
+
+/**
+ * An adapter, as a node finds it.
+ *
+ * @generated from message serverlessllm.v1.AdapterSource
+ */
+export type AdapterSource = Message<"serverlessllm.v1.AdapterSource"> & {
+  /**
+   * Name of its deployment.
+   *
+   * @generated from field: string deployment = 1;
+   */
+  deployment: string;
+
+  /**
+   * @generated from field: string source = 2;
+   */
+  source: string;
+
+  /**
+   * As in EngineConfig.
+   *
+   * @generated from field: string dtype = 3;
+   */
+  dtype: string;
+
+  /**
+   * @generated from field: bool pack = 4;
+   */
+  pack: boolean;
+
+  /**
+   * What the source must be, as in ModelInfo. Not empty.
+   *
+   * @generated from field: string identity = 5;
+   */
+  identity: string;
+
+  /**
+   * How long it stays in an instance that has no requests for it.
+   *
+   * @generated from field: google.protobuf.Duration keep_alive = 6;
+   */
+  keepAlive?: Duration | undefined;
+};
+
+/**
+ * Describes the message serverlessllm.v1.AdapterSource.
+ * Use `create(AdapterSourceSchema)` to create a new message.
+ */
+export const AdapterSourceSchema: GenMessage<AdapterSource> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_inference_service, 1);
 
 /**
  * One of several samples so far.
@@ -267,7 +327,7 @@ export type ChoiceContinuation = Message<"serverlessllm.v1.ChoiceContinuation"> 
  * Use `create(ChoiceContinuationSchema)` to create a new message.
  */
 export const ChoiceContinuationSchema: GenMessage<ChoiceContinuation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 1);
+  messageDesc(file_serverlessllm_v1_inference_service, 2);
 
 /**
  * A generation so far.
@@ -303,7 +363,7 @@ export type Continuation = Message<"serverlessllm.v1.Continuation"> & {
  * Use `create(ContinuationSchema)` to create a new message.
  */
 export const ContinuationSchema: GenMessage<Continuation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 2);
+  messageDesc(file_serverlessllm_v1_inference_service, 3);
 
 /**
  * @generated from message serverlessllm.v1.GenerateResponse
@@ -397,7 +457,7 @@ export type GenerateResponse = Message<"serverlessllm.v1.GenerateResponse"> & {
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 3);
+  messageDesc(file_serverlessllm_v1_inference_service, 4);
 
 /**
  * The router holds the request.
@@ -425,7 +485,7 @@ export type Queued = Message<"serverlessllm.v1.Queued"> & {
  * Use `create(QueuedSchema)` to create a new message.
  */
 export const QueuedSchema: GenMessage<Queued> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 4);
+  messageDesc(file_serverlessllm_v1_inference_service, 5);
 
 /**
  * An instance has taken the request.
@@ -475,7 +535,7 @@ export type Started = Message<"serverlessllm.v1.Started"> & {
  * Use `create(StartedSchema)` to create a new message.
  */
 export const StartedSchema: GenMessage<Started> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 5);
+  messageDesc(file_serverlessllm_v1_inference_service, 6);
 
 /**
  * The generation goes on elsewhere, where its stream is to be read on: Generate with the same
@@ -512,7 +572,7 @@ export type Moved = Message<"serverlessllm.v1.Moved"> & {
  * Use `create(MovedSchema)` to create a new message.
  */
 export const MovedSchema: GenMessage<Moved> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 6);
+  messageDesc(file_serverlessllm_v1_inference_service, 7);
 
 /**
  * Another instance goes on with the generation. What follows is what would have followed before;
@@ -556,7 +616,7 @@ export type Migrated = Message<"serverlessllm.v1.Migrated"> & {
  * Use `create(MigratedSchema)` to create a new message.
  */
 export const MigratedSchema: GenMessage<Migrated> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 7);
+  messageDesc(file_serverlessllm_v1_inference_service, 8);
 
 /**
  * How likely the tokens of a part of the prompt were.
@@ -582,7 +642,7 @@ export type PromptLogprobs = Message<"serverlessllm.v1.PromptLogprobs"> & {
  * Use `create(PromptLogprobsSchema)` to create a new message.
  */
 export const PromptLogprobsSchema: GenMessage<PromptLogprobs> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 8);
+  messageDesc(file_serverlessllm_v1_inference_service, 9);
 
 /**
  * @generated from message serverlessllm.v1.PromptLogprob
@@ -613,7 +673,7 @@ export type PromptLogprob = Message<"serverlessllm.v1.PromptLogprob"> & {
  * Use `create(PromptLogprobSchema)` to create a new message.
  */
 export const PromptLogprobSchema: GenMessage<PromptLogprob> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 9);
+  messageDesc(file_serverlessllm_v1_inference_service, 10);
 
 /**
  * @generated from message serverlessllm.v1.Tokens
@@ -666,7 +726,7 @@ export type Tokens = Message<"serverlessllm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 10);
+  messageDesc(file_serverlessllm_v1_inference_service, 11);
 
 /**
  * What a call of a tool has grown by.
@@ -708,7 +768,7 @@ export type ToolCallDelta = Message<"serverlessllm.v1.ToolCallDelta"> & {
  * Use `create(ToolCallDeltaSchema)` to create a new message.
  */
 export const ToolCallDeltaSchema: GenMessage<ToolCallDelta> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 11);
+  messageDesc(file_serverlessllm_v1_inference_service, 12);
 
 /**
  * Of several samples together: `reason` and `stop` are those of choice 0, `usage` counts the prompt once
@@ -745,7 +805,7 @@ export type Finished = Message<"serverlessllm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 12);
+  messageDesc(file_serverlessllm_v1_inference_service, 13);
 
 /**
  * @generated from message serverlessllm.v1.CancelRequest
@@ -762,7 +822,7 @@ export type CancelRequest = Message<"serverlessllm.v1.CancelRequest"> & {
  * Use `create(CancelRequestSchema)` to create a new message.
  */
 export const CancelRequestSchema: GenMessage<CancelRequest> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 13);
+  messageDesc(file_serverlessllm_v1_inference_service, 14);
 
 /**
  * @generated from message serverlessllm.v1.CancelResponse
@@ -775,7 +835,7 @@ export type CancelResponse = Message<"serverlessllm.v1.CancelResponse"> & {
  * Use `create(CancelResponseSchema)` to create a new message.
  */
 export const CancelResponseSchema: GenMessage<CancelResponse> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 14);
+  messageDesc(file_serverlessllm_v1_inference_service, 15);
 
 /**
  * Why a generation has gone on elsewhere.

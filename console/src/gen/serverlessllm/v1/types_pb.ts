@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file serverlessllm/v1/types.proto.
  */
 export const file_serverlessllm_v1_types: GenFile = /*@__PURE__*/
-  fileDesc("ChxzZXJ2ZXJsZXNzbGxtL3YxL3R5cGVzLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIpgBChBTdHJ1Y3R1cmVkT3V0cHV0EhUKC2pzb25fc2NoZW1hGAEgASgJSAASFQoLanNvbl9vYmplY3QYAiABKAhIABIPCgVyZWdleBgDIAEoCUgAEioKBmNob2ljZRgEIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuQ2hvaWNlSAASEQoHZ3JhbW1hchgFIAEoCUgAQgYKBGZvcm0iFwoGQ2hvaWNlEg0KBXRleHRzGAEgAygJIp8ECg5TYW1wbGluZ1BhcmFtcxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEhEKBHNlZWQYBSABKARIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAFIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgBSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAFIB4gBARJDCgpsb2dpdF9iaWFzGAkgAygLMi8uc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcy5Mb2dpdEJpYXNFbnRyeRIXCgptaW5fdG9rZW5zGAogASgFSAiIAQESEQoJYmFkX3dvcmRzGAsgAygJEhkKEWFsbG93ZWRfdG9rZW5faWRzGAwgAygFGjAKDkxvZ2l0Qmlhc0VudHJ5EgsKA2tleRgBIAEoBRINCgV2YWx1ZRgCIAEoAToCOAFCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQgcKBV9zZWVkQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5Qg0KC19taW5fdG9rZW5zIhcKCFRva2VuSWRzEgsKA2lkcxgBIAMoBSKuAQoLQ2hhdE1lc3NhZ2USDAoEcm9sZRgBIAEoCRIPCgdjb250ZW50GAIgASgJEiwKBXBhcnRzGAMgAygLMh0uc2VydmVybGVzc2xsbS52MS5Db250ZW50UGFydBIuCgp0b29sX2NhbGxzGAQgAygLMhouc2VydmVybGVzc2xsbS52MS5Ub29sQ2FsbBIUCgx0b29sX2NhbGxfaWQYBSABKAkSDAoEbmFtZRgGIAEoCSIlCgtDb250ZW50UGFydBIOCgR0ZXh0GAEgASgJSABCBgoEcGFydCI3CghUb29sQ2FsbBIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEhEKCWFyZ3VtZW50cxgDIAEoCSI9CgRUb29sEgwKBG5hbWUYASABKAkSEwoLZGVzY3JpcHRpb24YAiABKAkSEgoKcGFyYW1ldGVycxgDIAEoCSKTAgoMQ2hhdE1lc3NhZ2VzEi8KCG1lc3NhZ2VzGAEgAygLMh0uc2VydmVybGVzc2xsbS52MS5DaGF0TWVzc2FnZRIlCgV0b29scxgCIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuVG9vbBIaChJ0ZW1wbGF0ZV9hcmd1bWVudHMYAyABKAkSIgoVYWRkX2dlbmVyYXRpb25fcHJvbXB0GAQgASgISACIAQESHgoWY29udGludWVfZmluYWxfbWVzc2FnZRgFIAEoCBIxCgt0b29sX2Nob2ljZRgGIAEoCzIcLnNlcnZlcmxlc3NsbG0udjEuVG9vbENob2ljZUIYChZfYWRkX2dlbmVyYXRpb25fcHJvbXB0IlwKClRvb2xDaG9pY2USMAoEbW9kZRgBIAEoDjIgLnNlcnZlcmxlc3NsbG0udjEuVG9vbENob2ljZU1vZGVIABISCghmdW5jdGlvbhgCIAEoCUgAQggKBmNob2ljZSKFAQoNT3V0cHV0UGFyc2luZxIlCgV0b29scxgBIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuVG9vbBIxCgt0b29sX2Nob2ljZRgCIAEoCzIcLnNlcnZlcmxlc3NsbG0udjEuVG9vbENob2ljZRIaChJ0ZW1wbGF0ZV9hcmd1bWVudHMYAyABKAkiVwoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoBRIZChFjb21wbGV0aW9uX3Rva2VucxgCIAEoBRIcChRjYWNoZWRfcHJvbXB0X3Rva2VucxgDIAEoBSIvCgpUb3BMb2dwcm9iEhAKCHRva2VuX2lkGAEgASgFEg8KB2xvZ3Byb2IYAiABKAIiSgoMVG9rZW5Mb2dwcm9iEg8KB2xvZ3Byb2IYASABKAISKQoDdG9wGAIgAygLMhwuc2VydmVybGVzc2xsbS52MS5Ub3BMb2dwcm9iIrEBCgVQaGFzZRIpCgRraW5kGAEgASgOMhsuc2VydmVybGVzc2xsbS52MS5QaGFzZUtpbmQSKAoFc3RhcnQYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKwoIZHVyYXRpb24YAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFwoKc2l6ZV9ieXRlcxgEIAEoA0gAiAEBQg0KC19zaXplX2J5dGVzIu0CCgdSZWNlaXB0EgwKBGNvbGQYASABKAgSKQoJZnJvbV90aWVyGAIgASgOMhYuc2VydmVybGVzc2xsbS52MS5UaWVyEicKBnBoYXNlcxgDIAMoCzIXLnNlcnZlcmxlc3NsbG0udjEuUGhhc2USNgoTdGltZV90b19maXJzdF90b2tlbhgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI3Cg9lc3RpbWF0ZWRfc3RhcnQYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IAIgBARIPCgdub2RlX2lkGAYgASgJEhMKC2luc3RhbmNlX2lkGAcgASgJEjQKDGFjdHVhbF9zdGFydBgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgBiAEBEg4KBmVuZ2luZRgJIAEoCUISChBfZXN0aW1hdGVkX3N0YXJ0Qg8KDV9hY3R1YWxfc3RhcnQi4AEKB0xvYWRpbmcSKgoFcGhhc2UYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLkxvYWRQaGFzZRIpCglmcm9tX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISFAoMbG9hZGVkX2J5dGVzGAMgASgDEhMKC3RvdGFsX2J5dGVzGAQgASgDEjsKE2VzdGltYXRlZF9yZW1haW5pbmcYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IAIgBAUIWChRfZXN0aW1hdGVkX3JlbWFpbmluZyLOAQoMRW5naW5lQ29uZmlnEg4KBmVuZ2luZRgBIAEoCRINCgVkdHlwZRgCIAEoCRIcCg9rdl9jYWNoZV90b2tlbnMYAyABKAVIAIgBARIcCg9tYXhfY29uY3VycmVuY3kYBCABKAVIAYgBARIMCgRwYWNrGAUgASgIEhMKC3Rvb2xfcGFyc2VyGAYgASgJEhgKEHJlYXNvbmluZ19wYXJzZXIYByABKAlCEgoQX2t2X2NhY2hlX3Rva2Vuc0ISChBfbWF4X2NvbmN1cnJlbmN5Is4BCg1TY2FsaW5nUG9saWN5EhkKDG1pbl9yZXBsaWNhcxgBIAEoBUgAiAEBEhkKDG1heF9yZXBsaWNhcxgCIAEoBUgBiAEBEi0KCmtlZXBfYWxpdmUYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SHwoSdGFyZ2V0X2NvbmN1cnJlbmN5GAQgASgFSAKIAQFCDwoNX21pbl9yZXBsaWNhc0IPCg1fbWF4X3JlcGxpY2FzQhUKE190YXJnZXRfY29uY3VycmVuY3kijQIKCU1vZGVsSW5mbxIUCgxhcmNoaXRlY3R1cmUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoAxIWCg5jb250ZXh0X3Rva2VucxgDIAEoBRIaChJrdl9ieXRlc19wZXJfdG9rZW4YBCABKAMSDgoGZGlnZXN0GAUgASgJEhAKCGlkZW50aXR5GAYgASgJEhoKDXByaXZhdGVfYnl0ZXMYByABKANIAIgBARIhChlwcml2YXRlX2J5dGVzX3Blcl9yZXF1ZXN0GAggASgDEi8KB3B1cnBvc2UYCSABKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLk1vZGVsUHVycG9zZUIQCg5fcHJpdmF0ZV9ieXRlcyLJAQoMTW9kZWxQdXJwb3NlEikKBHRhc2sYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLk1vZGVsVGFzaxISCgpkaW1lbnNpb25zGAIgASgFEg8KB3Bvb2xpbmcYAyABKAkSEgoKbm9ybWFsaXplcxgEIAEoCBISCgptYXRyeW9zaGthGAUgASgIEh0KFW1hdHJ5b3Noa2FfZGltZW5zaW9ucxgGIAMoBRIOCgZsYWJlbHMYByADKAkSEgoKYWN0aXZhdGlvbhgIIAEoCSKBBAoISW5zdGFuY2USEwoLaW5zdGFuY2VfaWQYASABKAkSEgoKZGVwbG95bWVudBgCIAEoCRIPCgdub2RlX2lkGAMgASgJEi4KBXN0YXRlGAQgASgOMh8uc2VydmVybGVzc2xsbS52MS5JbnN0YW5jZVN0YXRlEhgKEHJ1bm5pbmdfcmVxdWVzdHMYBSABKAUSEAoIa3ZfYnl0ZXMYBiABKAMSDgoGZGlnZXN0GAcgASgJEi4KCnN0YXJ0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCndvcmtlcl9waWQYCSABKAUSGgoSdW5yZWFkX3JlcXVlc3RfaWRzGAogAygJEhkKDGRldmljZV9pbmRleBgLIAEoBUgAiAEBEjAKDG9ycGhhbl91bnRpbBgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIaWRlbnRpdHkYDSABKAkSEQoJb3duX2J5dGVzGA4gASgDEg4KBmVuZ2luZRgPIAEoCRIaCg1wcml2YXRlX2J5dGVzGBAgASgDSAGIAQESLgoGY29uZmlnGBEgASgLMh4uc2VydmVybGVzc2xsbS52MS5FbmdpbmVDb25maWdCDwoNX2RldmljZV9pbmRleEIQCg5fcHJpdmF0ZV9ieXRlcyLdAQoOQ2hlY2twb2ludENvcHkSDgoGZGlnZXN0GAEgASgJEiQKBHRpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISEgoKc2l6ZV9ieXRlcxgDIAEoAxIWCg5yZXNpZGVudF9ieXRlcxgEIAEoAxIPCgdzb3VyY2VzGAUgAygJEg4KBmxlYXNlZBgGIAEoCBIlCgVob2xkcxgHIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuSG9sZBIPCgdtYWRlX29mGAggASgJEhAKCG1hZGVfZm9yGAkgASgJIkcKBEhvbGQSDwoHaG9sZF9pZBgBIAEoCRIuCgpleHBpcmVzX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJuCglUaWVyVXNhZ2USJAoEdGllchgBIAEoDjIWLnNlcnZlcmxlc3NsbG0udjEuVGllchIWCg5jYXBhY2l0eV9ieXRlcxgCIAEoAxISCgp1c2VkX2J5dGVzGAMgASgDEg8KB3Byb2JsZW0YBCABKAkirgEKD0xpbmtPYnNlcnZhdGlvbhIpCglmcm9tX3RpZXIYASABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISJwoHdG9fdGllchgCIAEoDjIWLnNlcnZlcmxlc3NsbG0udjEuVGllchIYChBieXRlc19wZXJfc2Vjb25kGAMgASgBEhQKDHF1ZXVlZF9ieXRlcxgEIAEoAxIXCg9pbl9mbGlnaHRfYnl0ZXMYBSABKAMinAEKD0luaXRPYnNlcnZhdGlvbhIOCgZkaWdlc3QYASABKAkSDgoGZW5naW5lGAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAMSKgoHcHJlcGFyZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgZhdHRhY2gYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iwQQKBE5vZGUSDwoHbm9kZV9pZBgBIAEoCRIPCgdhZGRyZXNzGAIgASgJEioKBXRpZXJzGAMgAygLMhsuc2VydmVybGVzc2xsbS52MS5UaWVyVXNhZ2USGQoRa3ZfY2FwYWNpdHlfYnl0ZXMYBCABKAMSFQoNa3ZfdXNlZF9ieXRlcxgFIAEoAxIwCgZjb3BpZXMYBiADKAsyIC5zZXJ2ZXJsZXNzbGxtLnYxLkNoZWNrcG9pbnRDb3B5EjAKBWxpbmtzGAcgAygLMiEuc2VydmVybGVzc2xsbS52MS5MaW5rT2JzZXJ2YXRpb24SLAoJaW5pdF90aW1lGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgwKBGhvc3QYCSABKAkSMAoMY29ubmVjdGVkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghkcmFpbmluZxgLIAEoCBIPCgdsZWF2aW5nGA0gASgIEjwKEWluaXRfb2JzZXJ2YXRpb25zGAwgAygLMiEuc2VydmVybGVzc2xsbS52MS5Jbml0T2JzZXJ2YXRpb24SKQoHZGV2aWNlcxgOIAMoCzIYLnNlcnZlcmxlc3NsbG0udjEuRGV2aWNlEiwKBm1lbW9yeRgPIAEoCzIcLnNlcnZlcmxlc3NsbG0udjEuTm9kZU1lbW9yeRItCgdlbmdpbmVzGBAgAygLMhwuc2VydmVybGVzc2xsbS52MS5Ob2RlRW5naW5lIikKCk5vZGVFbmdpbmUSDAoEbmFtZRgBIAEoCRINCgVyZWFkeRgCIAEoCCJ8CgpOb2RlTWVtb3J5EhMKC3RvdGFsX2J5dGVzGAEgASgDEhYKDmNhcGFjaXR5X2J5dGVzGAIgASgDEhIKCnVzZWRfYnl0ZXMYAyABKAMSFgoOaW5zdGFuY2VfYnl0ZXMYBCABKAMSFQoNbWF4X2luc3RhbmNlcxgFIAEoBSL2AQoGRGV2aWNlEg0KBWluZGV4GAEgASgFEgwKBG5hbWUYAiABKAkSDAoEdXVpZBgDIAEoCRITCgt0b3RhbF9ieXRlcxgEIAEoAxISCgpmcmVlX2J5dGVzGAUgASgDEh4KFndlaWdodHNfY2FwYWNpdHlfYnl0ZXMYBiABKAMSGgoSd2VpZ2h0c191c2VkX2J5dGVzGAcgASgDEhkKEWt2X2NhcGFjaXR5X2J5dGVzGAggASgDEhUKDWt2X3VzZWRfYnl0ZXMYCSABKAMSFgoOcmVzZXJ2ZWRfYnl0ZXMYCiABKAMSEgoKaWRsZV9ieXRlcxgLIAEoAypbCgRUaWVyEhQKEFRJRVJfVU5TUEVDSUZJRUQQABIPCgtUSUVSX1JFTU9URRABEgwKCFRJRVJfU1NEEAISDQoJVElFUl9EUkFNEAMSDwoLVElFUl9ERVZJQ0UQBCqHAQoOVG9vbENob2ljZU1vZGUSIAocVE9PTF9DSE9JQ0VfTU9ERV9VTlNQRUNJRklFRBAAEhkKFVRPT0xfQ0hPSUNFX01PREVfQVVUTxABEhkKFVRPT0xfQ0hPSUNFX01PREVfTk9ORRACEh0KGVRPT0xfQ0hPSUNFX01PREVfUkVRVUlSRUQQAyp9CgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEhgKFEZJTklTSF9SRUFTT05fTEVOR1RIEAISHAoYRklOSVNIX1JFQVNPTl9UT09MX0NBTExTEAMquQIKCVBoYXNlS2luZBIaChZQSEFTRV9LSU5EX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfS0lORF9RVUVVRUQQARIVChFQSEFTRV9LSU5EX1BMQUNFRBACEhUKEVBIQVNFX0tJTkRfSU1QT1JUEAMSFwoTUEhBU0VfS0lORF9SRUFEX1NTRBAEEhoKFlBIQVNFX0tJTkRfREVWSUNFX0NPUFkQBRIbChdQSEFTRV9LSU5EX1dPUktFUl9TVEFSVBAGEhYKElBIQVNFX0tJTkRfUFJFUEFSRRAHEhUKEVBIQVNFX0tJTkRfQVRUQUNIEAgSGgoWUEhBU0VfS0lORF9FTkdJTkVfSU5JVBAJEhYKElBIQVNFX0tJTkRfUFJFRklMTBAKEhYKElBIQVNFX0tJTkRfV0FSTV9VUBALKn0KCUxvYWRQaGFzZRIaChZMT0FEX1BIQVNFX1VOU1BFQ0lGSUVEEAASFQoRTE9BRF9QSEFTRV9JTVBPUlQQARITCg9MT0FEX1BIQVNFX1JFQUQQAhITCg9MT0FEX1BIQVNFX0lOSVQQAxITCg9MT0FEX1BIQVNFX0NPUFkQBCpsCglNb2RlbFRhc2sSGgoWTU9ERUxfVEFTS19VTlNQRUNJRklFRBAAEhcKE01PREVMX1RBU0tfR0VORVJBVEUQARIUChBNT0RFTF9UQVNLX0VNQkVEEAISFAoQTU9ERUxfVEFTS19TQ09SRRADKpwBCg1JbnN0YW5jZVN0YXRlEh4KGklOU1RBTkNFX1NUQVRFX1VOU1BFQ0lGSUVEEAASGwoXSU5TVEFOQ0VfU1RBVEVfU1RBUlRJTkcQARIYChRJTlNUQU5DRV9TVEFURV9SRUFEWRACEhsKF0lOU1RBTkNFX1NUQVRFX0RSQUlOSU5HEAMSFwoTSU5TVEFOQ0VfU1RBVEVfR09ORRAEYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("ChxzZXJ2ZXJsZXNzbGxtL3YxL3R5cGVzLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIpgBChBTdHJ1Y3R1cmVkT3V0cHV0EhUKC2pzb25fc2NoZW1hGAEgASgJSAASFQoLanNvbl9vYmplY3QYAiABKAhIABIPCgVyZWdleBgDIAEoCUgAEioKBmNob2ljZRgEIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuQ2hvaWNlSAASEQoHZ3JhbW1hchgFIAEoCUgAQgYKBGZvcm0iFwoGQ2hvaWNlEg0KBXRleHRzGAEgAygJIp8ECg5TYW1wbGluZ1BhcmFtcxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEhEKBHNlZWQYBSABKARIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAFIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgBSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAFIB4gBARJDCgpsb2dpdF9iaWFzGAkgAygLMi8uc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcy5Mb2dpdEJpYXNFbnRyeRIXCgptaW5fdG9rZW5zGAogASgFSAiIAQESEQoJYmFkX3dvcmRzGAsgAygJEhkKEWFsbG93ZWRfdG9rZW5faWRzGAwgAygFGjAKDkxvZ2l0Qmlhc0VudHJ5EgsKA2tleRgBIAEoBRINCgV2YWx1ZRgCIAEoAToCOAFCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQgcKBV9zZWVkQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5Qg0KC19taW5fdG9rZW5zIhcKCFRva2VuSWRzEgsKA2lkcxgBIAMoBSKuAQoLQ2hhdE1lc3NhZ2USDAoEcm9sZRgBIAEoCRIPCgdjb250ZW50GAIgASgJEiwKBXBhcnRzGAMgAygLMh0uc2VydmVybGVzc2xsbS52MS5Db250ZW50UGFydBIuCgp0b29sX2NhbGxzGAQgAygLMhouc2VydmVybGVzc2xsbS52MS5Ub29sQ2FsbBIUCgx0b29sX2NhbGxfaWQYBSABKAkSDAoEbmFtZRgGIAEoCSIlCgtDb250ZW50UGFydBIOCgR0ZXh0GAEgASgJSABCBgoEcGFydCI3CghUb29sQ2FsbBIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEhEKCWFyZ3VtZW50cxgDIAEoCSI9CgRUb29sEgwKBG5hbWUYASABKAkSEwoLZGVzY3JpcHRpb24YAiABKAkSEgoKcGFyYW1ldGVycxgDIAEoCSKqAgoMQ2hhdE1lc3NhZ2VzEi8KCG1lc3NhZ2VzGAEgAygLMh0uc2VydmVybGVzc2xsbS52MS5DaGF0TWVzc2FnZRIlCgV0b29scxgCIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuVG9vbBIaChJ0ZW1wbGF0ZV9hcmd1bWVudHMYAyABKAkSIgoVYWRkX2dlbmVyYXRpb25fcHJvbXB0GAQgASgISACIAQESHgoWY29udGludWVfZmluYWxfbWVzc2FnZRgFIAEoCBIxCgt0b29sX2Nob2ljZRgGIAEoCzIcLnNlcnZlcmxlc3NsbG0udjEuVG9vbENob2ljZRIVCg1jaGF0X3RlbXBsYXRlGAcgASgJQhgKFl9hZGRfZ2VuZXJhdGlvbl9wcm9tcHQiXAoKVG9vbENob2ljZRIwCgRtb2RlGAEgASgOMiAuc2VydmVybGVzc2xsbS52MS5Ub29sQ2hvaWNlTW9kZUgAEhIKCGZ1bmN0aW9uGAIgASgJSABCCAoGY2hvaWNlIoUBCg1PdXRwdXRQYXJzaW5nEiUKBXRvb2xzGAEgAygLMhYuc2VydmVybGVzc2xsbS52MS5Ub29sEjEKC3Rvb2xfY2hvaWNlGAIgASgLMhwuc2VydmVybGVzc2xsbS52MS5Ub29sQ2hvaWNlEhoKEnRlbXBsYXRlX2FyZ3VtZW50cxgDIAEoCSJXCgVVc2FnZRIVCg1wcm9tcHRfdG9rZW5zGAEgASgFEhkKEWNvbXBsZXRpb25fdG9rZW5zGAIgASgFEhwKFGNhY2hlZF9wcm9tcHRfdG9rZW5zGAMgASgFIi8KClRvcExvZ3Byb2ISEAoIdG9rZW5faWQYASABKAUSDwoHbG9ncHJvYhgCIAEoAiJKCgxUb2tlbkxvZ3Byb2ISDwoHbG9ncHJvYhgBIAEoAhIpCgN0b3AYAiADKAsyHC5zZXJ2ZXJsZXNzbGxtLnYxLlRvcExvZ3Byb2IisQEKBVBoYXNlEikKBGtpbmQYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLlBoYXNlS2luZBIoCgVzdGFydBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIrCghkdXJhdGlvbhgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIXCgpzaXplX2J5dGVzGAQgASgDSACIAQFCDQoLX3NpemVfYnl0ZXMikgMKB1JlY2VpcHQSDAoEY29sZBgBIAEoCBIpCglmcm9tX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISJwoGcGhhc2VzGAMgAygLMhcuc2VydmVybGVzc2xsbS52MS5QaGFzZRI2ChN0aW1lX3RvX2ZpcnN0X3Rva2VuGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjcKD2VzdGltYXRlZF9zdGFydBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAiAEBEg8KB25vZGVfaWQYBiABKAkSEwoLaW5zdGFuY2VfaWQYByABKAkSNAoMYWN0dWFsX3N0YXJ0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSAGIAQESDgoGZW5naW5lGAkgASgJEhIKCmRlcGxveW1lbnQYCiABKAkSDwoHYWRhcHRlchgLIAEoCUISChBfZXN0aW1hdGVkX3N0YXJ0Qg8KDV9hY3R1YWxfc3RhcnQi4AEKB0xvYWRpbmcSKgoFcGhhc2UYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLkxvYWRQaGFzZRIpCglmcm9tX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISFAoMbG9hZGVkX2J5dGVzGAMgASgDEhMKC3RvdGFsX2J5dGVzGAQgASgDEjsKE2VzdGltYXRlZF9yZW1haW5pbmcYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IAIgBAUIWChRfZXN0aW1hdGVkX3JlbWFpbmluZyKYAgoMRW5naW5lQ29uZmlnEg4KBmVuZ2luZRgBIAEoCRINCgVkdHlwZRgCIAEoCRIcCg9rdl9jYWNoZV90b2tlbnMYAyABKAVIAIgBARIcCg9tYXhfY29uY3VycmVuY3kYBCABKAVIAYgBARIMCgRwYWNrGAUgASgIEhMKC3Rvb2xfcGFyc2VyGAYgASgJEhgKEHJlYXNvbmluZ19wYXJzZXIYByABKAkSFAoMbWF4X2FkYXB0ZXJzGAggASgFEh0KEG1heF9hZGFwdGVyX3JhbmsYCSABKAVIAogBAUISChBfa3ZfY2FjaGVfdG9rZW5zQhIKEF9tYXhfY29uY3VycmVuY3lCEwoRX21heF9hZGFwdGVyX3JhbmsizgEKDVNjYWxpbmdQb2xpY3kSGQoMbWluX3JlcGxpY2FzGAEgASgFSACIAQESGQoMbWF4X3JlcGxpY2FzGAIgASgFSAGIAQESLQoKa2VlcF9hbGl2ZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIfChJ0YXJnZXRfY29uY3VycmVuY3kYBCABKAVIAogBAUIPCg1fbWluX3JlcGxpY2FzQg8KDV9tYXhfcmVwbGljYXNCFQoTX3RhcmdldF9jb25jdXJyZW5jeSK9AgoJTW9kZWxJbmZvEhQKDGFyY2hpdGVjdHVyZRgBIAEoCRISCgpzaXplX2J5dGVzGAIgASgDEhYKDmNvbnRleHRfdG9rZW5zGAMgASgFEhoKEmt2X2J5dGVzX3Blcl90b2tlbhgEIAEoAxIOCgZkaWdlc3QYBSABKAkSEAoIaWRlbnRpdHkYBiABKAkSGgoNcHJpdmF0ZV9ieXRlcxgHIAEoA0gAiAEBEiEKGXByaXZhdGVfYnl0ZXNfcGVyX3JlcXVlc3QYCCABKAMSLwoHcHVycG9zZRgJIAEoCzIeLnNlcnZlcmxlc3NsbG0udjEuTW9kZWxQdXJwb3NlEi4KB2FkYXB0ZXIYCiABKAsyHS5zZXJ2ZXJsZXNzbGxtLnYxLkFkYXB0ZXJJbmZvQhAKDl9wcml2YXRlX2J5dGVzIkoKC0FkYXB0ZXJJbmZvEgwKBHJhbmsYASABKAUSFgoOdGFyZ2V0X21vZHVsZXMYAiADKAkSFQoNYmFzZV9pZGVudGl0eRgDIAEoCSI1Cg1Mb2FkZWRBZGFwdGVyEhIKCmRlcGxveW1lbnQYASABKAkSEAoIaWRlbnRpdHkYAiABKAkiyQEKDE1vZGVsUHVycG9zZRIpCgR0YXNrGAEgASgOMhsuc2VydmVybGVzc2xsbS52MS5Nb2RlbFRhc2sSEgoKZGltZW5zaW9ucxgCIAEoBRIPCgdwb29saW5nGAMgASgJEhIKCm5vcm1hbGl6ZXMYBCABKAgSEgoKbWF0cnlvc2hrYRgFIAEoCBIdChVtYXRyeW9zaGthX2RpbWVuc2lvbnMYBiADKAUSDgoGbGFiZWxzGAcgAygJEhIKCmFjdGl2YXRpb24YCCABKAkitAQKCEluc3RhbmNlEhMKC2luc3RhbmNlX2lkGAEgASgJEhIKCmRlcGxveW1lbnQYAiABKAkSDwoHbm9kZV9pZBgDIAEoCRIuCgVzdGF0ZRgEIAEoDjIfLnNlcnZlcmxlc3NsbG0udjEuSW5zdGFuY2VTdGF0ZRIYChBydW5uaW5nX3JlcXVlc3RzGAUgASgFEhAKCGt2X2J5dGVzGAYgASgDEg4KBmRpZ2VzdBgHIAEoCRIuCgpzdGFydGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgp3b3JrZXJfcGlkGAkgASgFEhoKEnVucmVhZF9yZXF1ZXN0X2lkcxgKIAMoCRIZCgxkZXZpY2VfaW5kZXgYCyABKAVIAIgBARIwCgxvcnBoYW5fdW50aWwYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCGlkZW50aXR5GA0gASgJEhEKCW93bl9ieXRlcxgOIAEoAxIOCgZlbmdpbmUYDyABKAkSGgoNcHJpdmF0ZV9ieXRlcxgQIAEoA0gBiAEBEi4KBmNvbmZpZxgRIAEoCzIeLnNlcnZlcmxlc3NsbG0udjEuRW5naW5lQ29uZmlnEjEKCGFkYXB0ZXJzGBIgAygLMh8uc2VydmVybGVzc2xsbS52MS5Mb2FkZWRBZGFwdGVyQg8KDV9kZXZpY2VfaW5kZXhCEAoOX3ByaXZhdGVfYnl0ZXMi3QEKDkNoZWNrcG9pbnRDb3B5Eg4KBmRpZ2VzdBgBIAEoCRIkCgR0aWVyGAIgASgOMhYuc2VydmVybGVzc2xsbS52MS5UaWVyEhIKCnNpemVfYnl0ZXMYAyABKAMSFgoOcmVzaWRlbnRfYnl0ZXMYBCABKAMSDwoHc291cmNlcxgFIAMoCRIOCgZsZWFzZWQYBiABKAgSJQoFaG9sZHMYByADKAsyFi5zZXJ2ZXJsZXNzbGxtLnYxLkhvbGQSDwoHbWFkZV9vZhgIIAEoCRIQCghtYWRlX2ZvchgJIAEoCSJHCgRIb2xkEg8KB2hvbGRfaWQYASABKAkSLgoKZXhwaXJlc19hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibgoJVGllclVzYWdlEiQKBHRpZXIYASABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISFgoOY2FwYWNpdHlfYnl0ZXMYAiABKAMSEgoKdXNlZF9ieXRlcxgDIAEoAxIPCgdwcm9ibGVtGAQgASgJIq4BCg9MaW5rT2JzZXJ2YXRpb24SKQoJZnJvbV90aWVyGAEgASgOMhYuc2VydmVybGVzc2xsbS52MS5UaWVyEicKB3RvX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISGAoQYnl0ZXNfcGVyX3NlY29uZBgDIAEoARIUCgxxdWV1ZWRfYnl0ZXMYBCABKAMSFwoPaW5fZmxpZ2h0X2J5dGVzGAUgASgDIpwBCg9Jbml0T2JzZXJ2YXRpb24SDgoGZGlnZXN0GAEgASgJEg4KBmVuZ2luZRgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDEioKB3ByZXBhcmUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKQoGYXR0YWNoGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIsEECgROb2RlEg8KB25vZGVfaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRIqCgV0aWVycxgDIAMoCzIbLnNlcnZlcmxlc3NsbG0udjEuVGllclVzYWdlEhkKEWt2X2NhcGFjaXR5X2J5dGVzGAQgASgDEhUKDWt2X3VzZWRfYnl0ZXMYBSABKAMSMAoGY29waWVzGAYgAygLMiAuc2VydmVybGVzc2xsbS52MS5DaGVja3BvaW50Q29weRIwCgVsaW5rcxgHIAMoCzIhLnNlcnZlcmxlc3NsbG0udjEuTGlua09ic2VydmF0aW9uEiwKCWluaXRfdGltZRgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIMCgRob3N0GAkgASgJEjAKDGNvbm5lY3RlZF9hdBgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIZHJhaW5pbmcYCyABKAgSDwoHbGVhdmluZxgNIAEoCBI8ChFpbml0X29ic2VydmF0aW9ucxgMIAMoCzIhLnNlcnZlcmxlc3NsbG0udjEuSW5pdE9ic2VydmF0aW9uEikKB2RldmljZXMYDiADKAsyGC5zZXJ2ZXJsZXNzbGxtLnYxLkRldmljZRIsCgZtZW1vcnkYDyABKAsyHC5zZXJ2ZXJsZXNzbGxtLnYxLk5vZGVNZW1vcnkSLQoHZW5naW5lcxgQIAMoCzIcLnNlcnZlcmxlc3NsbG0udjEuTm9kZUVuZ2luZSIpCgpOb2RlRW5naW5lEgwKBG5hbWUYASABKAkSDQoFcmVhZHkYAiABKAgifAoKTm9kZU1lbW9yeRITCgt0b3RhbF9ieXRlcxgBIAEoAxIWCg5jYXBhY2l0eV9ieXRlcxgCIAEoAxISCgp1c2VkX2J5dGVzGAMgASgDEhYKDmluc3RhbmNlX2J5dGVzGAQgASgDEhUKDW1heF9pbnN0YW5jZXMYBSABKAUi9gEKBkRldmljZRINCgVpbmRleBgBIAEoBRIMCgRuYW1lGAIgASgJEgwKBHV1aWQYAyABKAkSEwoLdG90YWxfYnl0ZXMYBCABKAMSEgoKZnJlZV9ieXRlcxgFIAEoAxIeChZ3ZWlnaHRzX2NhcGFjaXR5X2J5dGVzGAYgASgDEhoKEndlaWdodHNfdXNlZF9ieXRlcxgHIAEoAxIZChFrdl9jYXBhY2l0eV9ieXRlcxgIIAEoAxIVCg1rdl91c2VkX2J5dGVzGAkgASgDEhYKDnJlc2VydmVkX2J5dGVzGAogASgDEhIKCmlkbGVfYnl0ZXMYCyABKAMqWwoEVGllchIUChBUSUVSX1VOU1BFQ0lGSUVEEAASDwoLVElFUl9SRU1PVEUQARIMCghUSUVSX1NTRBACEg0KCVRJRVJfRFJBTRADEg8KC1RJRVJfREVWSUNFEAQqhwEKDlRvb2xDaG9pY2VNb2RlEiAKHFRPT0xfQ0hPSUNFX01PREVfVU5TUEVDSUZJRUQQABIZChVUT09MX0NIT0lDRV9NT0RFX0FVVE8QARIZChVUT09MX0NIT0lDRV9NT0RFX05PTkUQAhIdChlUT09MX0NIT0lDRV9NT0RFX1JFUVVJUkVEEAMqfQoMRmluaXNoUmVhc29uEh0KGUZJTklTSF9SRUFTT05fVU5TUEVDSUZJRUQQABIWChJGSU5JU0hfUkVBU09OX1NUT1AQARIYChRGSU5JU0hfUkVBU09OX0xFTkdUSBACEhwKGEZJTklTSF9SRUFTT05fVE9PTF9DQUxMUxADKrkCCglQaGFzZUtpbmQSGgoWUEhBU0VfS0lORF9VTlNQRUNJRklFRBAAEhUKEVBIQVNFX0tJTkRfUVVFVUVEEAESFQoRUEhBU0VfS0lORF9QTEFDRUQQAhIVChFQSEFTRV9LSU5EX0lNUE9SVBADEhcKE1BIQVNFX0tJTkRfUkVBRF9TU0QQBBIaChZQSEFTRV9LSU5EX0RFVklDRV9DT1BZEAUSGwoXUEhBU0VfS0lORF9XT1JLRVJfU1RBUlQQBhIWChJQSEFTRV9LSU5EX1BSRVBBUkUQBxIVChFQSEFTRV9LSU5EX0FUVEFDSBAIEhoKFlBIQVNFX0tJTkRfRU5HSU5FX0lOSVQQCRIWChJQSEFTRV9LSU5EX1BSRUZJTEwQChIWChJQSEFTRV9LSU5EX1dBUk1fVVAQCyp9CglMb2FkUGhhc2USGgoWTE9BRF9QSEFTRV9VTlNQRUNJRklFRBAAEhUKEUxPQURfUEhBU0VfSU1QT1JUEAESEwoPTE9BRF9QSEFTRV9SRUFEEAISEwoPTE9BRF9QSEFTRV9JTklUEAMSEwoPTE9BRF9QSEFTRV9DT1BZEAQqbAoJTW9kZWxUYXNrEhoKFk1PREVMX1RBU0tfVU5TUEVDSUZJRUQQABIXChNNT0RFTF9UQVNLX0dFTkVSQVRFEAESFAoQTU9ERUxfVEFTS19FTUJFRBACEhQKEE1PREVMX1RBU0tfU0NPUkUQAyqcAQoNSW5zdGFuY2VTdGF0ZRIeChpJTlNUQU5DRV9TVEFURV9VTlNQRUNJRklFRBAAEhsKF0lOU1RBTkNFX1NUQVRFX1NUQVJUSU5HEAESGAoUSU5TVEFOQ0VfU1RBVEVfUkVBRFkQAhIbChdJTlNUQU5DRV9TVEFURV9EUkFJTklORxADEhcKE0lOU1RBTkNFX1NUQVRFX0dPTkUQBEIkUAFaIHNlcnZlcmxlc3NsbG0vdjE7c2VydmVybGVzc2xsbXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * The form of a text. Tokens that would leave it are not generated, and the generation ends at the
@@ -408,6 +408,14 @@ export type ChatMessages = Message<"serverlessllm.v1.ChatMessages"> & {
    * @generated from field: serverlessllm.v1.ToolChoice tool_choice = 6;
    */
   toolChoice?: ToolChoice | undefined;
+
+  /**
+   * Set by the control plane: the deployment's template, in place of the model's own. A client leaves
+   * it empty, as a template is a program, for which whoever deploys a model answers.
+   *
+   * @generated from field: string chat_template = 7;
+   */
+  chatTemplate: string;
 };
 
 /**
@@ -661,6 +669,20 @@ export type Receipt = Message<"serverlessllm.v1.Receipt"> & {
    * @generated from field: string engine = 9;
    */
   engine: string;
+
+  /**
+   * Name of the deployment whose instance that is.
+   *
+   * @generated from field: string deployment = 10;
+   */
+  deployment: string;
+
+  /**
+   * Name of the adapter's deployment, if the request was for one over that.
+   *
+   * @generated from field: string adapter = 11;
+   */
+  adapter: string;
 };
 
 /**
@@ -768,6 +790,21 @@ export type EngineConfig = Message<"serverlessllm.v1.EngineConfig"> & {
    * @generated from field: string reasoning_parser = 7;
    */
   reasoningParser: string;
+
+  /**
+   * Adapters over this deployment that one of its instances has at once; see DeployRequest.base. They
+   * take memory of the pool alone. Unset or 0: none.
+   *
+   * @generated from field: int32 max_adapters = 8;
+   */
+  maxAdapters: number;
+
+  /**
+   * The greatest rank that they may have, up to 512. Unset: 64.
+   *
+   * @generated from field: optional int32 max_adapter_rank = 9;
+   */
+  maxAdapterRank?: number | undefined;
 };
 
 /**
@@ -889,6 +926,13 @@ export type ModelInfo = Message<"serverlessllm.v1.ModelInfo"> & {
    * @generated from field: serverlessllm.v1.ModelPurpose purpose = 9;
    */
   purpose?: ModelPurpose | undefined;
+
+  /**
+   * Set of an adapter, whose size, digest and identity are its own; all else is its base's.
+   *
+   * @generated from field: serverlessllm.v1.AdapterInfo adapter = 10;
+   */
+  adapter?: AdapterInfo | undefined;
 };
 
 /**
@@ -897,6 +941,69 @@ export type ModelInfo = Message<"serverlessllm.v1.ModelInfo"> & {
  */
 export const ModelInfoSchema: GenMessage<ModelInfo> = /*@__PURE__*/
   messageDesc(file_serverlessllm_v1_types, 19);
+
+/**
+ * What a low-rank adapter (LoRA) is, read from its files.
+ *
+ * @generated from message serverlessllm.v1.AdapterInfo
+ */
+export type AdapterInfo = Message<"serverlessllm.v1.AdapterInfo"> & {
+  /**
+   * The greatest of all that it adds.
+   *
+   * @generated from field: int32 rank = 1;
+   */
+  rank: number;
+
+  /**
+   * Last parts of the names of the layers that it adds to, in order.
+   *
+   * @generated from field: repeated string target_modules = 2;
+   */
+  targetModules: string[];
+
+  /**
+   * Of the base that it was held against, as in ModelInfo.
+   *
+   * @generated from field: string base_identity = 3;
+   */
+  baseIdentity: string;
+};
+
+/**
+ * Describes the message serverlessllm.v1.AdapterInfo.
+ * Use `create(AdapterInfoSchema)` to create a new message.
+ */
+export const AdapterInfoSchema: GenMessage<AdapterInfo> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 20);
+
+/**
+ * An adapter that an instance has.
+ *
+ * @generated from message serverlessllm.v1.LoadedAdapter
+ */
+export type LoadedAdapter = Message<"serverlessllm.v1.LoadedAdapter"> & {
+  /**
+   * Name of its deployment, as the request had it that brought it there.
+   *
+   * @generated from field: string deployment = 1;
+   */
+  deployment: string;
+
+  /**
+   * As in ModelInfo.
+   *
+   * @generated from field: string identity = 2;
+   */
+  identity: string;
+};
+
+/**
+ * Describes the message serverlessllm.v1.LoadedAdapter.
+ * Use `create(LoadedAdapterSchema)` to create a new message.
+ */
+export const LoadedAdapterSchema: GenMessage<LoadedAdapter> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 21);
 
 /**
  * What a model is for, read from its files.
@@ -966,7 +1073,7 @@ export type ModelPurpose = Message<"serverlessllm.v1.ModelPurpose"> & {
  * Use `create(ModelPurposeSchema)` to create a new message.
  */
 export const ModelPurposeSchema: GenMessage<ModelPurpose> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 20);
+  messageDesc(file_serverlessllm_v1_types, 22);
 
 /**
  * One running copy of a deployment on one node.
@@ -1084,6 +1191,13 @@ export type Instance = Message<"serverlessllm.v1.Instance"> & {
    * @generated from field: serverlessllm.v1.EngineConfig config = 17;
    */
   config?: EngineConfig | undefined;
+
+  /**
+   * Adapters that it has, which requests need not wait for.
+   *
+   * @generated from field: repeated serverlessllm.v1.LoadedAdapter adapters = 18;
+   */
+  adapters: LoadedAdapter[];
 };
 
 /**
@@ -1091,7 +1205,7 @@ export type Instance = Message<"serverlessllm.v1.Instance"> & {
  * Use `create(InstanceSchema)` to create a new message.
  */
 export const InstanceSchema: GenMessage<Instance> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 21);
+  messageDesc(file_serverlessllm_v1_types, 23);
 
 /**
  * A checkpoint on one tier of one node.
@@ -1163,7 +1277,7 @@ export type CheckpointCopy = Message<"serverlessllm.v1.CheckpointCopy"> & {
  * Use `create(CheckpointCopySchema)` to create a new message.
  */
 export const CheckpointCopySchema: GenMessage<CheckpointCopy> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 22);
+  messageDesc(file_serverlessllm_v1_types, 24);
 
 /**
  * Keeps a checkpoint on a tier of a node, until it expires or is released.
@@ -1191,7 +1305,7 @@ export type Hold = Message<"serverlessllm.v1.Hold"> & {
  * Use `create(HoldSchema)` to create a new message.
  */
 export const HoldSchema: GenMessage<Hold> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 23);
+  messageDesc(file_serverlessllm_v1_types, 25);
 
 /**
  * One tier of one node.
@@ -1228,7 +1342,7 @@ export type TierUsage = Message<"serverlessllm.v1.TierUsage"> & {
  * Use `create(TierUsageSchema)` to create a new message.
  */
 export const TierUsageSchema: GenMessage<TierUsage> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 24);
+  messageDesc(file_serverlessllm_v1_types, 26);
 
 /**
  * What a node has observed of one of its links.
@@ -1271,7 +1385,7 @@ export type LinkObservation = Message<"serverlessllm.v1.LinkObservation"> & {
  * Use `create(LinkObservationSchema)` to create a new message.
  */
 export const LinkObservationSchema: GenMessage<LinkObservation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 25);
+  messageDesc(file_serverlessllm_v1_types, 27);
 
 /**
  * What a node has observed of starts of one checkpoint with one engine: running means.
@@ -1318,7 +1432,7 @@ export type InitObservation = Message<"serverlessllm.v1.InitObservation"> & {
  * Use `create(InitObservationSchema)` to create a new message.
  */
 export const InitObservationSchema: GenMessage<InitObservation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 26);
+  messageDesc(file_serverlessllm_v1_types, 28);
 
 /**
  * @generated from message serverlessllm.v1.Node
@@ -1431,7 +1545,7 @@ export type Node = Message<"serverlessllm.v1.Node"> & {
  * Use `create(NodeSchema)` to create a new message.
  */
 export const NodeSchema: GenMessage<Node> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 27);
+  messageDesc(file_serverlessllm_v1_types, 29);
 
 /**
  * An engine of a node.
@@ -1459,7 +1573,7 @@ export type NodeEngine = Message<"serverlessllm.v1.NodeEngine"> & {
  * Use `create(NodeEngineSchema)` to create a new message.
  */
 export const NodeEngineSchema: GenMessage<NodeEngine> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 28);
+  messageDesc(file_serverlessllm_v1_types, 30);
 
 /**
  * The memory of a node's machine, as far as the node may take it, and what instances take of it
@@ -1510,7 +1624,7 @@ export type NodeMemory = Message<"serverlessllm.v1.NodeMemory"> & {
  * Use `create(NodeMemorySchema)` to create a new message.
  */
 export const NodeMemorySchema: GenMessage<NodeMemory> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 29);
+  messageDesc(file_serverlessllm_v1_types, 31);
 
 /**
  * One accelerator of a node. Together they are its device tier.
@@ -1601,7 +1715,7 @@ export type Device = Message<"serverlessllm.v1.Device"> & {
  * Use `create(DeviceSchema)` to create a new message.
  */
 export const DeviceSchema: GenMessage<Device> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 30);
+  messageDesc(file_serverlessllm_v1_types, 32);
 
 /**
  * A place on or behind a node that holds a checkpoint's chunks.
