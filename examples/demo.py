@@ -58,6 +58,9 @@ and once it says what it is listening on, in another:
     .venv/bin/sllm deploy tiny examples/tiny-llama
     .venv/bin/sllm generate tiny "The for statement" --max-tokens 32 --receipt
     .venv/bin/sllm nodes
+    curl http://localhost:8000/v1/completions -d '{"model": "tiny", "prompt": "A list is"}'
+
+The console is at http://localhost:8000: it shows all of this as it happens.
 """
 
 
