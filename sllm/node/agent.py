@@ -386,6 +386,11 @@ class Agent:
 
     def _check_devices(self, spec: InstanceSpec) -> None:
         asked, most = spec.engine.tensor_parallel, self.devices.max_together
+        if asked > 1 and spec.engine.max_adapters:
+            raise errors.InvalidArgument(
+                f"{spec.deployment} runs on {asked} devices together, which take no adapters: "
+                "leave out tensor_parallel or max_adapters"
+            )
         if asked > most:
             raise errors.NoCapacity(
                 f"{spec.deployment} runs on {asked} devices together, and {most} may run one "

@@ -109,6 +109,7 @@ class Caller:
         dtype: str = "",
         base: str = "",
         max_adapters: int = 0,
+        tensor_parallel: int = 0,
     ) -> deployment_pb.Deployment:
         scaling = pb.ScalingPolicy(min_replicas=min_replicas, max_replicas=max_replicas)
         scaling.keep_alive.FromNanoseconds(int(keep_alive * 1e9))
@@ -122,6 +123,7 @@ class Caller:
                 kv_cache_tokens=kv_cache_tokens,
                 max_concurrency=max_concurrency,
                 max_adapters=max_adapters,
+                tensor_parallel=tensor_parallel,
             ),
             scaling=scaling,
             base=base,

@@ -39,6 +39,8 @@ class ReportingNode:
         self.leaving = False
         self.engines: dict[str, bool] = {}
         """Whether each is ready. Empty: a node of an earlier version."""
+        self.together = 1
+        """Devices of which one instance may have several."""
         self.memory: pb.NodeMemory | None = None
         """None: it does not tell."""
         self.silent = False
@@ -111,6 +113,7 @@ class ReportingNode:
         node = pb.Node(
             node_id=self.node_id,
             leaving=self.leaving,
+            max_tensor_parallel=self.together,
             address=self.address,
             host="fake",
             tiers=[

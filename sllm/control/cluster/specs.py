@@ -353,10 +353,11 @@ def _revised_model(present: Deployment, spec: DeploymentSpec, found: ModelInfo) 
     known = present.model
     if found.identity not in ("", known.identity):
         return found
-    if found.private_bytes is not None:
-        return known.with_private_of(found)
-    same_engine = spec.engine.engine == present.spec.engine.engine
-    return known if same_engine else known.without_private
+    before, after = present.spec.engine, spec.engine
+    same = (before.engine, before.tensor_parallel) == (after.engine, after.tensor_parallel)
+    if found.private_bytes is None and same:
+        return known
+    return known.with_private_of(found)
 
 
 def check_source(present: Deployment, spec: DeploymentSpec) -> None:

@@ -194,6 +194,8 @@ class Catalog:
         try:
             return await self._look_again(spec, present.spec.engine.engine)
         except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
+            if spec.engine.tensor_parallel != present.spec.engine.tensor_parallel:
+                raise  # whether it can be divided so, and what a part takes, nobody has said
             asked = spec.engine.engine
             engine = present.spec.engine.engine if asked == specs.AUTO else asked
             return Inspected(present.model.without_private, engine)
@@ -224,7 +226,9 @@ class Catalog:
             errors.EngineUnavailable: No node has the engine.
             errors.SllmError: Why it cannot be served.
         """
-        return await self._of_any(config.engine, lambda node: node.inspect(source, config))
+        return await self._of_any(
+            config.engine, lambda node: node.inspect(source, config), config.tensor_parallel
+        )
 
     async def _try_template(self, spec: DeploymentSpec, model: ModelInfo) -> None:
         """Makes sure that a node can read a template; what it refuses to render is its own affair.
@@ -240,18 +244,26 @@ class Catalog:
                 spec.engine.engine, lambda node: node.ask(node.models.RenderChat, trial)
             )
 
-    async def _of_any(self, engine: str, ask: Callable[[Node], Awaitable[Answer]]) -> Answer:
-        """The answer of the first node with an engine that has one."""
+    async def _of_any(
+        self, engine: str, ask: Callable[[Node], Awaitable[Answer]], together: int = 1
+    ) -> Answer:
+        """The answer of the first node with an engine, and so many devices, that has one."""
         error: errors.SllmError = errors.NoNodes(
             "no node is connected that could inspect the source; start one and try again",
             retry_after=1.0,
         )
-        for node in self.with_engine(engine)[:_INSPECTED_NODES]:
+        for node in self._to_ask(engine, together)[:_INSPECTED_NODES]:
             try:
                 return await ask(node)
             except (errors.SourceNotFound, errors.Unavailable) as failure:
                 error = failure
         raise error
+
+    def _to_ask(self, engine: str, together: int) -> list[Node]:
+        """The nodes that have an engine, and so many devices for an instance if any of them has."""
+        nodes, views = self.with_engine(engine), self._state.fleet.nodes
+        able = [one for one in nodes if views[one.node_id].facts.max_tensor_parallel >= together]
+        return able or nodes
 
     def with_engine(self, engine: str) -> list[Node]:
         """The nodes that have an engine; for AUTO all, those first that prefer what we do.

@@ -1,7 +1,10 @@
 """The device of a node without accelerators: the processors, which read weights in the pool."""
 
+import math
+import resource
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 from sllm import machine
 from sllm.errors import CheckpointNotFound
@@ -10,6 +13,9 @@ from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Found
+
+_OTHER_DESCRIPTORS: Final = 256
+"""Of a worker, beside those by which the processes that run its model are connected."""
 
 
 class PoolDevice:
@@ -28,7 +34,7 @@ class PoolDevice:
     @property
     def max_together(self) -> int:
         """See `Devices.max_together`: processes, as many as compute at once."""
-        return self._processors
+        return min(self._processors, _most_connected())
 
     def check_fits(self, size_bytes: int) -> None:
         """See `Devices.check_fits`: the store says it itself, when the pool makes room."""
@@ -105,3 +111,15 @@ class _PoolSeat:
             lease.held,
             lease.directory if lease.record.form else None,
         )
+
+
+def _most_connected() -> int:
+    """Processes that can be connected, each with each.
+
+    So many of them, n, take n * n / 4 + 4 * n descriptors of the first while they are forked.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = 1 << 20
+    left = max(0, most - _OTHER_DESCRIPTORS)
+    return max(1, int(2 * math.sqrt(left + 16) - 8))

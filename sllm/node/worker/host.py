@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from sllm.node.worker.model.device_weights import DeviceWeights, warm_up_device
 from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
 from sllm.node.worker.model.module import ModelFiles, load_files, run_dtype
 from sllm.node.worker.model.parsing import Parsers
-from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.model.refusing import CANNOT_RUN, refusing
 from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
 from sllm.node.worker.ranks import END_SECONDS, Process, Ranks
@@ -74,7 +75,8 @@ class Attached:
     context_tokens: int
     """What prompt and generation of one request may have together."""
     read_bytes: tuple[int, ...] = ()
-    """Of the weights, copied by each rank. Empty: they are used as they lie."""
+    """Of the weights, where they lie, copied by each rank; one number if there is one rank. Empty:
+    the engine copies none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,10 @@ class ModelHost:
         self._prepared: _Prepared | None = None
         self._running: _Running | None = None
         self._ranks = ranks
+        self._lost: asyncio.Future[WorkerDied] = asyncio.get_running_loop().create_future()
+        """How another rank has ended."""
+        self._up = False
+        """Whether there is an engine that can end by itself."""
         for one in ranks.processes:
             asyncio.get_running_loop().add_reader(one.ended, self._lose_rank, one)
 
@@ -146,7 +152,8 @@ class ModelHost:
 
         Raises:
             EngineUnavailable: The engine is another one than this worker's.
-            InvalidArgument: The worker was forked for another number of ranks.
+            InvalidArgument: The worker was forked for another number of ranks, or several of them
+                are to take adapters.
             UnsupportedModel: The engine cannot run the model.
         """
         if options.engine != self._backend.name:
@@ -154,6 +161,10 @@ class ModelHost:
         if options.ranks != self._ranks.group.rank.size:
             size = self._ranks.group.rank.size
             raise InvalidArgument(f"this worker is {size} processes, not {options.ranks}")
+        if options.ranks > 1 and options.takes_adapters:
+            raise InvalidArgument(
+                f"a model that {options.ranks} processes run takes no adapters (max_adapters)"
+            )
         began = time.monotonic()
         self._prepared = await asyncio.to_thread(_prepare, directory, options, self._backend)
         self._ranks.prepare(directory)  # which the first has found to be of use
@@ -172,6 +183,7 @@ class ModelHost:
             NoCapacity: There is no room for a KV cache.
             DeviceFailed: The device's memory cannot be opened.
             UnsupportedModel: The weights are not those of the model.
+            WorkerDied: Another process that was to run the model has ended.
         """
         prepared = self._prepared
         if prepared is None or self._running is not None:
@@ -180,11 +192,14 @@ class ModelHost:
         self._check_ranks(weights)
         held, loaded = await asyncio.to_thread(self._attach, prepared, weights)
         attached = time.monotonic()
-        with refusing("the engine cannot run the model"):
+        with refusing(CANNOT_RUN):
             if prepared.description.purpose.task is Task.GENERATE:
-                context = await self._begin_generating(prepared, held, loaded, weights, kv_bytes)
+                context = await self._while_none_is_lost(
+                    self._begin_generating(prepared, held, loaded, weights, kv_bytes)
+                )
             else:
                 context = await self._begin_encoding(prepared, held, loaded)
+        self._up = True
         started = time.monotonic()
         read = loaded.read_bytes()
         return Attached(attached - began, started - attached, context, read)
@@ -200,7 +215,8 @@ class ModelHost:
         """Starts the engine; gives the tokens that prompt and generation may have together."""
         capacity = _capacity(prepared, self._backend, run_dtype(held.given), kv_bytes)
         if isinstance(weights, PooledWeights):
-            await asyncio.to_thread(self._ranks.attach, weights, capacity)
+            directory = prepared.files.directory
+            await asyncio.to_thread(self._ranks.attach, directory, weights, capacity)
         context = min(context_tokens(prepared.files.architecture.config), capacity.kv_tokens)
         engine, outbox = YieldingEngine(loaded.engine(capacity)), Outbox()
         adapters = self._new_adapters(prepared, held, engine)
@@ -210,6 +226,29 @@ class ModelHost:
         self._running = _Running(held, loaded, engine, generations, outbox, adapters)
         await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         return context
+
+    async def _while_none_is_lost(self, work: Coroutine[None, None, int]) -> int:
+        """What comes of work that all ranks do together.
+
+        Raises:
+            WorkerDied: Another rank has ended: that says more than what the work makes of it.
+            Exception: As the work raises.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task, self._lost], return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and self._may_be_lost(task.exception()):
+                await asyncio.wait([self._lost], timeout=RANK_END_SECONDS)
+            if self._lost.done():
+                raise self._lost.result()
+            return await task
+        finally:
+            task.cancel()
+
+    def _may_be_lost(self, error: BaseException | None) -> bool:
+        """Whether it may have come of the end of another rank, which is told elsewhere."""
+        typed = isinstance(error, SllmError) and not isinstance(error, WorkerDied)
+        return bool(error and self._ranks.processes) and not typed
 
     def _new_adapters(
         self, prepared: _Prepared, held: HeldWeights, engine: Engine
@@ -375,11 +414,15 @@ class ModelHost:
                 await asyncio.to_thread(self._running.engine.stop)
             self._running.requests.release()  # what a last step has needed
         self._forget_ranks()
-        await asyncio.to_thread(self._ranks.close, 0 if self.failed.done() else END_SECONDS)
+        grace = END_SECONDS if self._up and not self.failed.done() else 0
+        await asyncio.to_thread(self._ranks.close, grace)
 
     def _lose_rank(self, process: Process) -> None:
         self._forget_ranks()
-        self.fail(self._ranks.end_of(process))
+        end = self._ranks.end_of(process)
+        if not self._lost.done():
+            self._lost.set_result(end)
+        self.fail(end)
 
     def _forget_ranks(self) -> None:
         for one in self._ranks.processes:

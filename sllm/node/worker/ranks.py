@@ -5,22 +5,24 @@ ends; it is told of theirs by a descriptor.
 """
 
 import os
+import resource
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from socket import SHUT_RDWR, socketpair
 from socket import socket as Socket
-from socket import socketpair
 from typing import Final
 
 import torch
 
-from sllm.errors import WorkerDied
+from sllm.errors import SllmError, WorkerDied
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.engine.exchange import shared_bytes
 from sllm.node.worker.engine.group import ALONE, Group, Rank
@@ -30,13 +32,15 @@ from sllm.node.worker.model.held_weights import PooledWeights, hold
 from sllm.process import die_with_parent
 
 END_SECONDS: Final = 2.0
-"""What a rank that is let go of may take to end before it is killed."""
+"""What ranks that are let go of may take to end, all together, before they are killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
     """First rank -> another: the weights, of which it takes its part."""
 
+    directory: Path
+    """Of the model's small files, as they were prepared last."""
     weights: PooledWeights
     capacity: Capacity
 
@@ -61,12 +65,12 @@ class Ranks:
         self._alive = {one.pid for one in processes}
 
     def prepare(self, directory: Path) -> None:
-        """Has them load what they can before the weights are there."""
+        """Has them import what they can before the weights are there. May be asked for again."""
         self._send(directory)
 
-    def attach(self, weights: PooledWeights, capacity: Capacity) -> None:
+    def attach(self, directory: Path, weights: PooledWeights, capacity: Capacity) -> None:
         """Gives them the weights, of which each takes its part as the engine starts."""
-        self._send(Attach(weights, capacity))
+        self._send(Attach(directory, weights, capacity))
 
     def end_of(self, process: Process) -> WorkerDied:
         """How a rank has ended, whose descriptor says that it has."""
@@ -84,14 +88,16 @@ class Ranks:
         """Ends them, and returns when they are gone.
 
         Args:
-            grace: seconds that each may take to end by itself.
+            grace: seconds that they may take to end by themselves.
         """
         for one in self.processes:
-            one.pipe.close()
-        for one in self.processes:
-            if one.pid in self._alive:
-                _end(one, grace)
-                self._alive.discard(one.pid)
+            _let_go(one.pipe)
+        left = [one for one in self.processes if one.pid in self._alive]
+        for one in _after(left, grace):
+            signal.pidfd_send_signal(one.ended, signal.SIGKILL)
+        for one in left:
+            os.waitpid(one.pid, 0)
+        self._alive.clear()
 
     def _send(self, message: object) -> None:
         for one in self.processes:
@@ -116,27 +122,33 @@ def fork_ranks(count: int, serve: Callable[[Connection, Rank], int]) -> Ranks:
     """
     if count == 1:
         return Ranks()
-    first, *others = _ranks(count)
+    _allow_descriptors()
+    store_fd, memory_fd = os.memfd_create("sllm-ranks"), os.memfd_create("sllm-exchange")
+    os.ftruncate(memory_fd, shared_bytes(count))
+    first, *others = (Rank(index, count, store_fd, memory_fd, {}) for index in range(count))
+    _connect(first, others)
     processes: list[Process] = []
-    for rank in others:
-        unused = [one.peers for one in (first, *others) if one is not rank]
-        sockets = [socket for peers in unused for socket in peers.values()]
+    while others:
+        rank = others.pop(0)
+        _connect(rank, others)
+        sockets = [socket for one in (first, *others) for socket in one.peers.values()]
         pipes = [one.pipe for one in processes]
         processes.append(_fork(rank, (*sockets, *pipes), serve))
-    for one in others:
-        for socket in one.peers.values():
+        for socket in rank.peers.values():
             socket.close()
     return Ranks(Group(first, tuple(one.pipe for one in processes)), tuple(processes))
 
 
-def _ranks(count: int) -> list[Rank]:
-    """All of them, with what they have in common and between any two."""
-    store_fd, memory_fd = os.memfd_create("sllm-ranks"), os.memfd_create("sllm-exchange")
-    os.ftruncate(memory_fd, shared_bytes(count))
-    peers: list[dict[int, Socket]] = [{} for _ in range(count)]
-    for one, other in combinations(range(count), 2):
-        peers[one][other], peers[other][one] = socketpair()
-    return [Rank(index, count, store_fd, memory_fd, peers[index]) for index in range(count)]
+def _allow_descriptors() -> None:
+    """Lets this process, and those that it forks, have as many as the system gives it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _connect(rank: Rank, later: Sequence[Rank]) -> None:
+    """Pairs of sockets with those that are forked later; a rank's are closed once it is forked."""
+    for other in later:
+        rank.peers[other.index], other.peers[rank.index] = socketpair()
 
 
 def _fork(
@@ -164,11 +176,27 @@ def _fork(
         os._exit(status)
 
 
-def _end(process: Process, grace: float) -> None:
-    ended, _, _ = select.select([process.ended], [], [], grace)
-    if not ended:
-        signal.pidfd_send_signal(process.ended, signal.SIGKILL)
-    os.waitpid(process.pid, 0)
+def _let_go(pipe: Connection) -> None:
+    """Ends a pipe for all who have it: a thread of this process may be waiting for an answer."""
+    with suppress(OSError), Socket(fileno=os.dup(pipe.fileno())) as socket:
+        socket.shutdown(SHUT_RDWR)
+    pipe.close()
+
+
+def _after(processes: Sequence[Process], grace: float) -> list[Process]:
+    """Those that have not ended by themselves after so many seconds, which all have together."""
+    deadline, poll = time.monotonic() + grace, select.poll()
+    left = {one.ended: one for one in processes}
+    for descriptor in left:
+        poll.register(descriptor, select.POLLIN)
+    while left:
+        ended = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ended:
+            break
+        for descriptor, _ in ended:
+            poll.unregister(descriptor)
+            del left[descriptor]
+    return list(left.values())
 
 
 def serve_rank(backend: Backend, pool_fd: int, threads: int, pipe: Connection, rank: Rank) -> int:
@@ -183,11 +211,21 @@ def serve_rank(backend: Backend, pool_fd: int, threads: int, pipe: Connection, r
     """
     torch.set_num_threads(max(1, threads // rank.size))
     try:
-        directory: Path = pipe.recv()
-        architecture = load_architecture(directory, backend.check)
-        order: Attach = pipe.recv()
-    except EOFError:
+        order = _await_weights(backend, pipe)
+    except (EOFError, OSError):
         return 0  # no weights were ever wanted
+    config = load_architecture(order.directory, backend.check).config
     held = hold(pool_fd, order.weights)
-    backend.follow(directory, architecture.config, held.given, order.capacity, pipe, rank)
+    backend.follow(order.directory, config, held.given, order.capacity, pipe, rank)
     return 0
+
+
+def _await_weights(backend: Backend, pipe: Connection) -> Attach:
+    """The weights; what their model is made of is imported meanwhile.
+
+    What was prepared may be prepared again from elsewhere, and be gone by now.
+    """
+    while not isinstance(order := pipe.recv(), Attach):
+        with suppress(SllmError, OSError):
+            load_architecture(order, backend.check)
+    return order

@@ -91,6 +91,16 @@ def test_a_revision_knows_of_the_copies_of_its_own_engine() -> None:
     assert revise(present, other, unknown).model == unknown
 
 
+def test_a_revision_knows_of_the_parts_of_its_own_number() -> None:
+    """What a part takes of another number is nobody's, whether copies are known or not."""
+    present = deployment(identity="a", private_bytes=5, private_bytes_per_request=1)
+    two = replace(present.spec, engine=replace(present.spec.engine, tensor_parallel=2))
+    per_token = present.model.kv_bytes_per_token + 7
+    found = replace(present.model, kv_bytes_per_token=per_token, private_bytes=70)
+    assert revise(present, two, found).model == found
+    assert revise(present, two, found.without_private).model == found.without_private
+
+
 def test_copies_grow_with_the_requests_at_once() -> None:
     model = deployment(private_bytes=5, private_bytes_per_request=2).model
     assert model.private_bytes_for(64) == 133

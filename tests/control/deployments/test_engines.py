@@ -134,3 +134,43 @@ async def test_what_fits_no_node_on_one_engine_may_fit_on_another(cluster: Clust
     node.refusing, node.script.model.private_bytes = "transformers", 37
     with pytest.raises(errors.ModelTooLarge, match="101 bytes of memory"):
         await cluster.caller.deploy(name="other")
+
+
+async def with_devices(cluster: Cluster, node_id: str, count: int) -> FakeNode:
+    """A node with vLLM, of whose devices so many may run an instance."""
+    node = await with_engines(cluster, node_id, "vllm")
+    node.together = count
+    node.send_delta()
+
+    async def told() -> bool:
+        return (await cluster.caller.node(node_id)).max_tensor_parallel == count
+
+    await assert_eventually(told)
+    return node
+
+
+async def test_who_has_so_many_devices_is_asked_whether_a_model_can_be_divided(
+    cluster: Cluster,
+) -> None:
+    """Whoever could not start it may judge it otherwise; all are asked where nobody could."""
+    few, many = [await with_devices(cluster, f"n{count}", count) for count in (1, 4)]
+    await cluster.caller.deploy(tensor_parallel=4)
+    assert not few.count("InspectSource")
+    assert many.count("InspectSource")
+    with pytest.raises(errors.ModelTooLarge, match="tensor_parallel is 5"):
+        await cluster.caller.deploy(name="wider", tensor_parallel=5)
+
+
+async def test_another_number_of_devices_is_judged_anew_or_refused(cluster: Cluster) -> None:
+    """A policy may change while nobody sees the source; what a part takes is not known then."""
+    node = await with_devices(cluster, "n1", 4)
+    before = await cluster.caller.deploy(tensor_parallel=2)
+    node.script.inspect_error = errors.SourceNotFound("it is not there")
+    again = await cluster.caller.deploy(tensor_parallel=2, max_replicas=3)
+    assert again.scaling.max_replicas == 3
+    for count in (1, 4):
+        with pytest.raises(errors.SourceNotFound):
+            await cluster.caller.deploy(tensor_parallel=count)
+    after = await cluster.caller.deployment("tiny")
+    assert after.engine.tensor_parallel == 2
+    assert after.model.identity == before.model.identity

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
+from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
+from sllm.node.instances.forked import Exit
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.tiers.pool import Pool
 from tests.node.worker.clients import GREEDY, WorkerClient, fork, inference_ids, rid, so_far, warm
@@ -179,6 +182,49 @@ async def test_a_process_that_dies_before_the_weights_come_fails_the_start(
     with pytest.raises(errors.SllmError):
         await worker.attach(llama)
     await asyncio.wait_for(worker.forked.exited, 20)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1])
+async def test_who_ends_while_weights_are_taken_is_told_and_the_model_not_blamed(
+    vllm_zygote: Zygote, llama: Staged, tmp_path: Path, delay: float
+) -> None:
+    """Wherever it is just then: from where it stands still, it comes to no answer."""
+    worker = await fork(vllm_zygote, tmp_path / "four.sock", ranks=4)
+    prepared = await worker.prepare(llama.directory, engine="vllm", tensor_parallel=4)
+    victim = prepared.rank_pids[1]
+    if not delay:
+        os.kill(victim, signal.SIGSTOP)
+    attaching = asyncio.create_task(worker.attach(llama))
+    await asyncio.sleep(delay or 0.1)
+    os.kill(victim, signal.SIGKILL)
+    (ended,) = await asyncio.gather(attaching, return_exceptions=True)
+    if not (delay and isinstance(ended, worker_pb.AttachResponse)):  # which was faster
+        assert isinstance(ended, errors.WorkerDied), ended
+        assert f"rank 2 of the 4 that run the model (process {victim}) was killed" in str(ended)
+    await asyncio.wait_for(worker.forked.exited, 20)
+    await assert_eventually(lambda: not any(map(_exists, prepared.rank_pids)))
+    await worker.close()
+
+
+async def test_processes_that_stand_still_are_ended_in_the_time_of_one(
+    vllm_zygote: Zygote, llama: Staged, tmp_path: Path
+) -> None:
+    """The kernel would end a worker that waits for one after the other."""
+    worker = await fork(vllm_zygote, tmp_path / "four.sock", ranks=4)
+    attached = await worker.bring_up(llama, engine="vllm", tensor_parallel=4)
+    assert len(attached.rank_read_bytes) == 4
+    for process in psutil.Process(worker.pid).children():
+        process.suspend()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert await asyncio.wait_for(worker.forked.exited, 20) == Exit(0)
+    await worker.close()
+
+
+async def test_several_processes_take_no_adapters(
+    llama: Staged, two: tuple[WorkerClient, int]
+) -> None:
+    with pytest.raises(errors.InvalidArgument, match="2 processes run takes no adapters"):
+        await two[0].prepare(llama.directory, engine="vllm", tensor_parallel=2, max_adapters=1)
 
 
 async def test_processes_end_with_their_worker(

@@ -33,7 +33,7 @@ from sllm.node.worker.model.description import Architecture, context_tokens, kv_
 from sllm.node.worker.model.dividing import check_divisible
 from sllm.node.worker.model.module import ModelFiles, run_dtype
 from sllm.node.worker.model.parsing import Parsers
-from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.model.refusing import CANNOT_RUN, refusing
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.process import die_with_parent
 from sllm.sampling import Sampling
@@ -103,7 +103,7 @@ class VllmBackend:
         if task is not Task.GENERATE:
             raise UnsupportedModel(
                 f"{name} is a model to {task} with, which transformers runs here, and not vLLM: "
-                "deploy with engine 'transformers', or 'auto'",
+                "deploy with engine 'transformers', or 'auto', and without tensor_parallel",
                 metadata={"architecture": name},
             )
         if name not in ModelRegistry.get_supported_archs():
@@ -167,7 +167,8 @@ class VllmBackend:
         rank: Rank,
     ) -> None:
         """See `Backend.follow`."""
-        follow(vllm_model(directory, config, weights, rank.size), capacity, pipe, rank)
+        model = vllm_model(directory, config, weights, rank.size)
+        follow(model, capacity, pipe, rank, lambda: refusing(CANNOT_RUN))
 
     def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
         """See `Backend.make_ready`: what vLLM has made of the weights before it packs them."""

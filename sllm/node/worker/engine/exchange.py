@@ -11,6 +11,8 @@ from typing import Final
 
 import torch
 
+from sllm.errors import WorkerDied
+
 PART_BYTES: Final = 1 << 20
 """Of a tensor that are exchanged at once."""
 _TURNS: Final = 2
@@ -18,8 +20,8 @@ _TURNS: Final = 2
 first."""
 
 
-class PeerLost(Exception):
-    """Another process has ended."""
+class PeerLost(WorkerDied):
+    """Another process that runs the model has ended, or does not go on."""
 
 
 def shared_bytes(size: int) -> int:
@@ -60,6 +62,25 @@ class Exchange:
             for target, seen in zip(targets, self._swap(source[part]), strict=True):
                 target[part] = seen
         return found
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Makes a tensor the sum of what all of them have given, added in their order.
+
+        It takes memory for a part of it alone, whatever its size and however many they are.
+
+        Raises:
+            PeerLost: One has ended.
+        """
+        given = tensor.contiguous()
+        target = _bytes(given)
+        for start in range(0, len(target), PART_BYTES):
+            part = target[start : start + PART_BYTES]
+            first, *others = self._swap(part).view(given.dtype)
+            total = first.float()
+            for other in others:
+                total = total + other
+            part.view(given.dtype).copy_(total)
+        return tensor if given is tensor else tensor.copy_(given)
 
     def _swap(self, part: torch.Tensor) -> torch.Tensor:
         turn = self._turns[self._turn]

@@ -1,6 +1,5 @@
 """The processes that run one model together, each on its part of the weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from socket import socket
@@ -19,7 +18,7 @@ class Rank:
     """An empty file without a name, the same in all of them, by which they find each other."""
     memory_fd: int = -1
     """Memory without a name that they share; see `exchange.shared_bytes`."""
-    peers: Mapping[int, socket] = field(default_factory=dict)
+    peers: dict[int, socket] = field(default_factory=dict)
     """Sockets to the others, by their index."""
 
 

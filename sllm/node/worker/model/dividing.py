@@ -7,10 +7,13 @@ _DIVIDED = (
     ("num_attention_heads", "attention heads"),
     ("intermediate_size", "numbers in its inner layers"),
     ("moe_intermediate_size", "numbers in its experts"),
+    ("shared_expert_intermediate_size", "numbers in its shared expert"),
     ("n_inner", "numbers in its inner layers"),
     ("ffn_dim", "numbers in its inner layers"),
 )
 """What each process has its part of, as configurations call it, and in words."""
+_PADDED_TO = 64
+"""Rows of embeddings, which vLLM adds to a vocabulary before it divides it."""
 
 
 def check_divisible(architecture: Architecture, ranks: int) -> None:
@@ -27,6 +30,9 @@ def check_divisible(architecture: Architecture, ranks: int) -> None:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     if heads % ranks and ranks % heads:
         raise _refusal(architecture, ranks, f"{heads} heads of keys and values")
+    rows = -(-text.vocab_size // _PADDED_TO) * _PADDED_TO
+    if rows % ranks:
+        raise _refusal(architecture, ranks, f"{rows} rows of embeddings")
 
 
 def _refusal(architecture: Architecture, ranks: int, what: str) -> UnsupportedModel:

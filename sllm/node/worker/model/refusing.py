@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from sllm.errors import SllmError, UnsupportedModel
 
+CANNOT_RUN: Final = "the engine cannot run the model"
+"""What the first rank says of a model, and the others."""
 _MOST_LETTERS = 400
 """Of the library's sentence; some repeat whole files."""
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from socket import socket, socketpair
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sllm.node.worker.engine.exchange import PART_BYTES, Exchange, PeerLost, shared_bytes
 
@@ -68,6 +70,45 @@ def test_a_tensor_in_strides_is_given_as_it_is_seen() -> None:
     assert isinstance(second, torch.Tensor)
     assert torch.equal(first, second)
     assert first[1].tolist() == [[101, 102], [105, 106], [109, 110]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_are_made_in_the_order_of_the_processes_without_copies_of_all(
+    dtype: torch.dtype,
+) -> None:
+    """Bit by bit as one after the other; of memory it takes the same for any size and number."""
+    shape = (3, PART_BYTES // 2 + 5)
+
+    def given(index: int) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(index)).to(dtype)
+
+    def work(index: int, exchange: Exchange) -> tuple[torch.Tensor, int]:
+        tensor = given(index)
+        strided = given(index).t().contiguous().t()
+        with Largest() as largest:
+            assert exchange.add(tensor) is tensor
+        assert torch.equal(exchange.add(strided), tensor)
+        return tensor, largest.bytes
+
+    expected = given(0).float() + given(1) + given(2)
+    for found in of_all(3, work):
+        assert isinstance(found, tuple)
+        assert torch.equal(found[0], expected.to(dtype))
+        assert found[1] <= 2 * PART_BYTES
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as the base is made
+    """The most bytes of what an operation within makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not func.is_view and "_." not in str(func):
+            self.bytes = max(self.bytes, result.nbytes)
+        return result
 
 
 def test_the_end_of_one_ends_the_wait_of_all() -> None:

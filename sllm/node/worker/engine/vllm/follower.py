@@ -2,8 +2,10 @@
 
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.connection import Connection
+from socket import SHUT_RDWR
 from typing import Any
 
 import torch
@@ -18,26 +20,36 @@ from sllm.node.worker.engine.interface import Capacity
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config
 from sllm.node.worker.engine.vllm.groups import process_group
 from sllm.node.worker.engine.vllm.loader import Loading
-from sllm.node.worker.engine.vllm.making import NICENESS, making, threads_for
+from sllm.node.worker.engine.vllm.making import NICENESS, making, refusing_memory, threads_for
 from sllm.node.worker.engine.vllm.prompts import PromptReader
-from sllm.node.worker.engine.vllm.ranks import Begin, Call, Filled, executor_of
+from sllm.node.worker.engine.vllm.ranks import (
+    Begin,
+    Call,
+    Failed,
+    Filled,
+    executor_of,
+    receive,
+    send,
+)
 from sllm.node.worker.engine.vllm.sampler import FollowingSampler
 
+Refusing = Callable[[], AbstractContextManager[None]]
+"""Turns what a library raises within into an error of ours."""
 
-def follow(model: VllmModel, capacity: Capacity, pipe: Connection, rank: Rank) -> None:
-    """Runs a rank until the first lets go of the pipe.
+
+def follow(
+    model: VllmModel, capacity: Capacity, pipe: Connection, rank: Rank, refusing: Refusing
+) -> None:
+    """Runs a rank until the first lets go of the pipe, which is told why this one cannot start.
 
     Args:
         model: what is run.
         capacity: of the engine.
         pipe: to the first rank.
         rank: which one this is.
-
-    Raises:
-        UnsupportedModel: The weights are not those of the model.
-        NoCapacity: There is no memory for its part of the KV cache.
+        refusing: of the model, as the first rank refuses it.
     """
-    follower = _Follower(pipe, rank)
+    follower = Follower(pipe, rank, refusing)
     try:
         with making(model) as loading:
             executor = executor_of(ALONE, lambda _: None)
@@ -46,16 +58,21 @@ def follow(model: VllmModel, capacity: Capacity, pipe: Connection, rank: Rank) -
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         torch.set_num_threads(threads_for(model.weight_bytes, model.ranks))
         follower.run()
-    except (EOFError, ConnectionResetError):
-        return  # the first rank has let go
-    except PeerLost:
-        with suppress(EOFError, ConnectionResetError):
+    except (PeerLost, Told):
+        with suppress(EOFError, OSError):
             while True:  # the first ends all, and says which has ended by itself
                 pipe.recv()
 
 
-class _Follower:
-    def __init__(self, pipe: Connection, rank: Rank) -> None:
+class Told(Exception):
+    """The first rank has been told why this one cannot start."""
+
+
+class Follower:
+    """Has vLLM's worker do what the first rank says."""
+
+    def __init__(self, pipe: Connection, rank: Rank, refusing: Refusing) -> None:
+        self._refusing = refusing
         self._pipe = pipe
         self._rank = rank
         self._worker = WorkerWrapperBase(rpc_rank=rank.index)
@@ -64,17 +81,19 @@ class _Follower:
         """Makes the model with its part of the weights, and what belongs to it."""
         with process_group(self._rank):
             self._join(config)
-        self._fill()
+        with self.telling():
+            self._worker.load_model()
         current_platform.update_block_size_for_backend(config)
-        self._pipe.send(Filled(loading.read_bytes))
-        while not isinstance(call := self._pipe.recv(), Begin):
-            self._do(call)
+        send(self._pipe, Filled(loading.read_bytes))
+        while not isinstance(call := receive(self._pipe), Begin):
+            with self.telling():
+                self._do(call)
         PromptReader(lambda _: None).attach(self._worker.worker.model_runner)
 
     def run(self) -> None:
         """Computes."""
         while True:
-            self._do(self._pipe.recv())
+            self._do(receive(self._pipe))
 
     def _join(self, config: Any) -> None:
         rank = self._rank
@@ -89,15 +108,25 @@ class _Follower:
         self._worker.init_worker(all_kwargs=[kwargs] * rank.size)
         self._worker.init_device()
 
-    def _fill(self) -> None:
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tells the first rank, in the words that it would use itself, what goes wrong within.
+
+        The others, which may be waiting for this one, wait no longer.
+        """
         try:
-            self._worker.load_model()
-        except SllmError as error:
-            self._pipe.send(Filled(0, error.code, error.reason, error.message))
-            self._pipe.recv()  # until the first rank, which has the same to say, lets go
+            with self._refusing(), refusing_memory():
+                yield
+        except PeerLost:
             raise
+        except SllmError as error:
+            send(self._pipe, Failed(error.code, error.reason, error.message))
+            for peer in self._rank.peers.values():
+                with suppress(OSError):
+                    peer.shutdown(SHUT_RDWR)
+            raise Told from error
 
     def _do(self, call: Call) -> None:
         value = run_method(self._worker, call.method, call.args, call.kwargs)
         if call.answered:
-            self._pipe.send(value)
+            send(self._pipe, value)

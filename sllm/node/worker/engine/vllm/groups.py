@@ -42,11 +42,7 @@ class OrderedCommunicator(CpuCommunicator):  # type: ignore[misc]  # untyped lib
 
     def all_reduce(self, input_: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' tensors, in place."""
-        total, *others = self.exchange.gather(input_)
-        total = total.float()
-        for other in others:
-            total = total + other
-        return input_.copy_(total)
+        return self.exchange.add(input_)
 
     def all_gather(self, input_: torch.Tensor, dim: int = -1) -> torch.Tensor:
         """All ranks' tensors side by side."""

@@ -36,8 +36,25 @@ def making(model: VllmModel, *, making_ready: bool = False) -> Iterator[Loading]
     """
     _allow_tiles()
     try:
-        with UntouchedZeros(), loading(model.weights, making_ready=making_ready) as loaded:
+        with (
+            refusing_memory(),
+            UntouchedZeros(),
+            loading(model.weights, making_ready=making_ready) as loaded,
+        ):
             yield loaded
+    finally:
+        torch.set_num_threads = _set_num_threads
+
+
+@contextmanager
+def refusing_memory() -> Iterator[None]:
+    """Says of memory that there is none what callers know.
+
+    Raises:
+        NoCapacity: There is no memory for the KV cache.
+    """
+    try:
+        yield
     except (MemoryError, torch.OutOfMemoryError, OSError) as error:
         raise NoCapacity(f"no memory for the KV cache: {error}") from error
     except ValueError as error:
@@ -45,8 +62,6 @@ def making(model: VllmModel, *, making_ready: bool = False) -> Iterator[Loading]
         if "memory" not in str(error):
             raise
         raise NoCapacity(f"no memory for the KV cache: {error}") from error
-    finally:
-        torch.set_num_threads = _set_num_threads
 
 
 def threads_for(weight_bytes: int, ranks: int = 1) -> int:

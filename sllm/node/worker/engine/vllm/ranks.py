@@ -4,15 +4,18 @@ It is vLLM's worker that each of them runs, on its part of the weights. What the
 goes through a pipe to each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch.distributed
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from sllm.errors import make_error
+from sllm.node.worker.engine.exchange import PeerLost
 from sllm.node.worker.engine.group import Group
 from sllm.node.worker.engine.vllm.groups import process_group
 
@@ -35,14 +38,48 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """Another rank -> first: it has its part of the weights, or none for a reason."""
+    """Another rank -> first: it has its part of the weights."""
 
-    read_bytes: int = 0
+    read_bytes: int
     """Of the weights, where they lie."""
-    code: int = 0
-    """Of the error. 0: it has them."""
-    reason: str = ""
-    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Another rank -> first: why it cannot do its part, in place of an answer."""
+
+    code: int
+    """Of the error."""
+    reason: str
+    message: str
+
+
+def send(pipe: Connection, message: object) -> None:
+    """Tells another rank something.
+
+    Raises:
+        PeerLost: It has ended.
+    """
+    try:
+        pipe.send(message)
+    except OSError as error:
+        raise PeerLost(f"a process that runs the model has ended: {error}") from error
+
+
+def receive(pipe: Connection) -> Any:
+    """What another rank tells.
+
+    Raises:
+        PeerLost: It has ended.
+        SllmError: It cannot do its part.
+    """
+    try:
+        message = pipe.recv()
+    except (EOFError, OSError) as error:
+        raise PeerLost("a process that runs the model has ended") from error
+    if isinstance(message, Failed):
+        raise make_error(message.code, message.reason, message.message)
+    return message
 
 
 def executor_of(group: Group, on_filled: Callable[[Filled], None]) -> type[Any]:
@@ -55,10 +92,11 @@ def executor_of(group: Group, on_filled: Callable[[Filled], None]) -> type[Any]:
         """Runs the first rank in this process, and has the others follow."""
 
         def _init_executor(self) -> None:
-            with process_group(group.rank):
-                super()._init_executor()
-            for pipe in group.others:
-                on_filled(_checked(pipe.recv()))
+            with heeding(group):
+                with process_group(group.rank):
+                    super()._init_executor()
+                for pipe in group.others:
+                    on_filled(receive(pipe))
 
         def _distributed_args(self) -> tuple[str, int, int]:
             if torch.distributed.is_initialized():
@@ -77,14 +115,15 @@ def executor_of(group: Group, on_filled: Callable[[Filled], None]) -> type[Any]:
         ) -> Any:
             """What all ranks give; of the first alone with `single_value`."""
             call = Call(method, args, kwargs or {}, answered=not single_value)
-            for pipe in group.others:
-                pipe.send(call)
-            own = super().collective_rpc(method, timeout, args, kwargs, non_block, single_value)
-            if single_value or not group.others:
-                return own
-            values = own.result() if isinstance(own, Future) else own
-            values = [*values, *(pipe.recv() for pipe in group.others)]
-            return _done(values) if non_block else values
+            with heeding(group):
+                for pipe in group.others:
+                    send(pipe, call)
+                own = super().collective_rpc(method, timeout, args, kwargs, non_block, single_value)
+                if single_value or not group.others:
+                    return own
+                values = own.result() if isinstance(own, Future) else own
+                values = [*values, *(receive(pipe) for pipe in group.others)]
+                return _done(values) if non_block else values
 
     return RankedExecutor
 
@@ -92,16 +131,23 @@ def executor_of(group: Group, on_filled: Callable[[Filled], None]) -> type[Any]:
 def begin(group: Group) -> None:
     """Tells the other ranks that the engine has been made."""
     for pipe in group.others:
-        pipe.send(Begin())
+        send(pipe, Begin())
+
+
+@contextmanager
+def heeding(group: Group) -> Iterator[None]:
+    """What another rank has told of its failure says more than that it does not go on."""
+    try:
+        yield
+    except PeerLost:
+        for pipe in group.others:
+            with suppress(PeerLost):
+                while pipe.poll():
+                    receive(pipe)
+        raise
 
 
 def _done(value: Any) -> "Future[Any]":
     future: Future[Any] = Future()
     future.set_result(value)
     return future
-
-
-def _checked(answer: Filled) -> Filled:
-    if answer.code:
-        raise make_error(answer.code, answer.reason, answer.message)
-    return answer
