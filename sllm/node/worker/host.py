@@ -5,6 +5,7 @@ import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -236,7 +237,8 @@ class ModelHost:
         """
         task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait([task, self._lost], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [task, self._lost]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and self._may_be_lost(task.exception()):
                 await asyncio.wait([self._lost], timeout=RANK_END_SECONDS)
             if self._lost.done():
