@@ -19,6 +19,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
