@@ -31,9 +31,11 @@ async def write(call: Any, request: Any) -> bool:
         await call.wait_for_connection()
     if call.done():
         return False
-    message = call._request_serializer(request)
+    serialize = call._request_serializer  # None: it is bytes
     try:
-        await call._cython_call.send_serialized_message(message)
+        await call._cython_call.send_serialized_message(
+            serialize(request) if serialize else request
+        )
     except cygrpc.InternalError as error:
         await _ended(call, error)
         return False

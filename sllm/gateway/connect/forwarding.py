@@ -12,7 +12,7 @@ from connectrpc.method import StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import Endpoint
 
-from sllm import bounds, errors, rpc
+from sllm import bounds, errors, rpc, sending
 from sllm.gateway.connect import failures
 from sllm.gateway.connect.codecs import Encoded, from_wire
 from sllm.gateway.connect.services import Method
@@ -167,9 +167,8 @@ async def _send_all(call: Any, requests: AsyncIterator[Encoded], method: Method)
     codec = ""
     async for request in requests:
         codec = request.codec
-        await call.write(await request.to_wire(method.request))
-        if call.done():  # the control plane has heard enough
-            return codec
+        if not await sending.write(call, await request.to_wire(method.request)):
+            return codec  # the control plane has heard enough
     await call.done_writing()
     return codec
 

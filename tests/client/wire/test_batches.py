@@ -11,6 +11,7 @@ from sllm import errors
 from sllm.client.wire import batches
 
 NOT_THEIRS = {
+    "attach",
     "self",
     "priority",
     "keep_alive",
