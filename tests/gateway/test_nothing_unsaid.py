@@ -19,15 +19,11 @@ GOOD: dict[Any, dict[str, Any]] = {
 }
 FUNCTION = {"name": "f", "parameters": {"type": "object"}}
 SCHEMA = {"type": "json_schema", "schema": {}}
+CHOICE = {"type": "function"}
 CHAT_TOOL = {"type": "function", "function": FUNCTION}
 BAD: list[tuple[Any, str, dict[str, Any]]] = [
-    *(
-        (kind, "reasoning_effort" if kind is ChatRequest else "reasoning.effort", change)
-        for kind, change in (
-            (ChatRequest, {"reasoning_effort": 5}),
-            (ResponseRequest, {"reasoning": {"effort": 5}}),
-        )
-    ),
+    (ChatRequest, "reasoning_effort", {"reasoning_effort": 5}),
+    (ResponseRequest, "reasoning.effort", {"reasoning": {"effort": 5}}),
     (ResponseRequest, "reasoning.foo", {"reasoning": {"foo": 1}}),
     (ResponseRequest, "text.foo", {"text": {"foo": 1}}),
     (ResponseRequest, "text.format", {"text": {"format": 5}}),
@@ -37,7 +33,7 @@ BAD: list[tuple[Any, str, dict[str, Any]]] = [
     (ResponseRequest, "tool_choice", {"tool_choice": {"type": "hosted"}}),
     (ResponseRequest, "tool_choice", {"tool_choice": "required"}),
     (ChatRequest, "tool_choice", {"tool_choice": "required"}),
-    (ChatRequest, "tool_choice", {"tools": [CHAT_TOOL], "tool_choice": {"type": "function"}}),
+    (ChatRequest, "tool_choice.function", {"tools": [CHAT_TOOL], "tool_choice": CHOICE}),
     (ChatRequest, "tools.0.foo", {"tools": [{**CHAT_TOOL, "foo": 1}]}),
     (ChatRequest, "tools.0.function", {"tools": [{"type": "function"}]}),
     (
@@ -72,8 +68,7 @@ BAD: list[tuple[Any, str, dict[str, Any]]] = [
 def test_what_is_within_is_refused_by_name(kind: Any, param: str, change: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidRequest) as caught:
         _arguments(kind, change)
-    told = caught.value.metadata["param"]
-    assert told == param or told.startswith("allowed_token_ids")
+    assert caught.value.metadata["param"] == param
 
 
 TAKEN: list[tuple[Any, dict[str, Any]]] = [
