@@ -86,10 +86,10 @@ def _some(file: IO[bytes], endpoint: str, number: int, most: int) -> list[BatchR
         line = file.readline(most + 1)
         if not line:
             break
-        size += len(line)
         if len(line) > most:
             raise invalid(f"line {number + len(found) + 1} may have {most} bytes, not more")
         if line.strip():
+            size += len(line)
             found.append(_request(line, endpoint, number + len(found) + 1))
     return found
 
