@@ -96,7 +96,7 @@ FLOORS = {
         "control_planes",
         "context | bodies | protocol",
         "failures",
-        "receipts | settings | metrics | sse",
+        "receipts | settings | metrics | sse | attempts | held | own_directory",
     ),
     "sllm.checkpoint": (
         "saving",

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import re
+import reprlib
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,13 +14,24 @@ from sllm import errors
 from sllm.gateway.failures import Refusal, invalid
 
 Body = TypeVar("Body", bound=BaseModel)
+Made = TypeVar("Made")
 
 _TOLD: Final = 200
 """Letters of a value that an error repeats."""
+_DEEPEST: Final = 100
+"""Objects and lists within one another: more than schemas have, and what writers of JSON take."""
+_INLINE_BYTES: Final = 32 * 1024
+"""Up to this size a body is read within the event loop."""
+_HALF_ESCAPED: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Of a character of two UTF-16 units, or of what is none."""
 
 
 REFUSED: Final = "refused"
 """The kind of error of a field that is known, and not served."""
+
+
+_words: Final = reprlib.Repr()
+"""Of large values it looks at a part alone."""
 
 
 class Gone(Exception):
@@ -30,8 +44,10 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 
 
-async def read(receive: Receive, most: int, seconds: float) -> bytes:
-    """The whole body.
+async def read(
+    receive: Receive, most: int, seconds: float, hold: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """The whole body; `hold` is told of the bytes that come, and may refuse them.
 
     Raises:
         Refusal: It is larger than `most` bytes, or has not come within `seconds`.
@@ -49,6 +65,7 @@ async def read(receive: Receive, most: int, seconds: float) -> bytes:
                 more = bool(message.get("more_body", False))
                 size += len(part)
                 check_size(size, most)
+                hold(len(part))
                 parts.append(part)
     except TimeoutError as error:
         late = errors.DeadlineExceeded(f"the body has not come within {seconds:g} s")
@@ -70,15 +87,46 @@ def parsed(body: bytes) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:
-        errors.InvalidArgument: It is none.
+        errors.InvalidArgument: It is none, or is too deep, or has half a character.
     """
     try:
-        found = json.loads(body)
+        found = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise invalid(f"the body must be a JSON object, not {type(found).__name__}")
+    if body.count(b"{") + body.count(b"[") > _DEEPEST:
+        _check_depth(found)
+    if _HALF_ESCAPED.search(body):
+        _check_characters(found)
     return found
+
+
+def _check_depth(found: dict[str, Any]) -> None:
+    level: list[Any] = [found]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise invalid(f"the body is no JSON that is taken: it is more than {_DEEPEST} levels deep")
+
+
+def _check_characters(found: dict[str, Any]) -> None:
+    """Half a character is no text: nothing of it could be sent on, or back."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise invalid(f"the body has half a character, which UTF-8 has not: {error}") from error
+
+
+async def beside(size: int, work: Callable[[], Made]) -> Made:
+    """What comes of work on so many bytes; of many in a thread: others' streams go on meanwhile."""
+    return work() if size <= _INLINE_BYTES else await asyncio.to_thread(work)
 
 
 def checked(kind: type[Body], body: dict[str, Any]) -> Body:
@@ -96,7 +144,7 @@ def checked(kind: type[Body], body: dict[str, Any]) -> Body:
 def _told(found: Any) -> errors.InvalidArgument:
     """The first thing that is wrong with a body, in words."""
     kind, place, said = found["type"], [*found["loc"]], found["msg"]
-    value = f", not {found['input']!r:.{_TOLD}}"
+    value = f", not {_words.repr(found['input']):.{_TOLD}}"
     if kind == REFUSED:
         place.append(found["ctx"]["name"])
     if kind == "extra_forbidden":

@@ -1,13 +1,12 @@
 """What a request says beside its body: who it is, how urgent, and until when."""
 
 import hashlib
-import json
 import math
 import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sllm import errors
 from sllm.gateway.failures import invalid
@@ -35,17 +34,20 @@ class Context:
     keep_alive: float | None = None
     """That the instance stays at least. None: as its deployment says."""
 
-    def generation_id(self, body: Mapping[str, Any], part: int = 0) -> str:
-        """The id of the generation of a body.
+    def generation_id(self, digest: str, part: int = 0) -> str:
+        """The id of the generation of a part of a body of this digest.
 
         Of a request that the caller has named, a digest of the body is in it: programs pass an id
         on to all that they ask for meanwhile, and no answer may be taken for another's.
         """
         if not self.named:
             return f"{self.request_id}.{part}" if part else self.request_id
-        told = json.dumps([body, part], sort_keys=True).encode()
-        digest = hashlib.blake2b(told, digest_size=_DIGEST_BYTES).hexdigest()
-        return f"{self.request_id}.{digest}"
+        return f"{self.request_id}.{digest}.{part}" if part else f"{self.request_id}.{digest}"
+
+
+def digest(body: bytes) -> str:
+    """Tells a body from others of its id."""
+    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def named(headers: Mapping[str, str]) -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 """The control planes behind a gateway: one is asked, and another when it is gone."""
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -14,6 +15,10 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _GONE: Final = (errors.Unreachable, errors.ShuttingDown)
+_MAKING: Final = frozenset(
+    f"sllm.client.wire.{name}" for name in ("requests", "chats", "forms", "embeddings", "batches")
+)
+"""What makes messages of arguments."""
 _CANCEL_SECONDS: Final = 5.0
 
 
@@ -23,7 +28,6 @@ class ControlPlanes:
     def __init__(self, addresses: Sequence[str]) -> None:
         self._clients = [AsyncClient(address) for address in addresses]
         self._current = 0
-        self._cancels: set[asyncio.Task[None]] = set()
 
     @property
     def current(self) -> AsyncClient:
@@ -63,20 +67,13 @@ class ControlPlanes:
 
         return await self.ask(begin)
 
-    def cancel(self, request_id: str) -> None:
-        """Has a generation end that would go on without its reader; does not wait for it."""
-        task = asyncio.create_task(self._cancel(request_id), name=f"cancel {request_id}")
-        self._cancels.add(task)
-        task.add_done_callback(self._cancels.discard)
-
     async def close(self) -> None:
         """Ends what is under way."""
-        if self._cancels:
-            await asyncio.wait(self._cancels, timeout=_CANCEL_SECONDS)
         for client in self._clients:
             await client.close()
 
-    async def _cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str) -> None:
+        """Has a generation end that would go on without its reader; that it does not is logged."""
         try:
             async with asyncio.timeout(_CANCEL_SECONDS):
                 await self.ask(lambda client: client.cancel(request_id))
@@ -95,5 +92,13 @@ class ControlPlanes:
 async def _called(call: Callable[[AsyncClient], Awaitable[T]], client: AsyncClient) -> T:
     try:
         return await call(client)
-    except (TypeError, AttributeError) as error:  # of what has come over the wire
+    except (TypeError, AttributeError, RecursionError) as error:
+        if not _of_request(error):
+            raise
         raise invalid(f"a field is not what it should be: {error}") from error
+
+
+def _of_request(error: Exception) -> bool:
+    """Whether a call's message could not be made of what has come over the wire."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") in _MAKING for frame in frames)

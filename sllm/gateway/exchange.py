@@ -2,16 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TypeVar
 
 from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sllm.gateway import bodies
-from sllm.gateway.context import REQUEST_ID, Context
+from sllm.gateway.bodies import Body
+from sllm.gateway.context import REQUEST_ID, Context, digest
+from sllm.gateway.failures import invalid
 from sllm.gateway.gateway import Gateway
 from sllm.gateway.sse import EventStream
+
+Made = TypeVar("Made")
 
 
 class Exchange:
@@ -34,7 +38,11 @@ class Exchange:
         """Whether the caller has gone."""
         self.ended = False
         """Whether the gateway has ended it."""
-        self._send = send
+        self.digest = ""
+        """Of the body, once it has been read."""
+        self._plain_send = send
+        self._held = 0
+        self._arrived = 0
         self._work = asyncio.current_task()
         self._companion: asyncio.Task[None] | None = None
 
@@ -44,17 +52,43 @@ class Exchange:
         found: Mapping[str, str] = self.scope.get("path_params", {})
         return found
 
-    async def json(self) -> dict[str, Any]:
-        """The body as a JSON object; from then on a caller that leaves ends the request.
+    async def fields(self, kind: type[Body], made: Callable[[Body], Made]) -> tuple[Body, Made]:
+        """The body as its fields, and what is made of them.
+
+        From then on a caller that leaves ends the request. The body counts for as long as it lasts.
 
         Raises:
-            errors.InvalidArgument: It is none.
+            errors.InvalidRequest: It is not what it should be.
+            errors.QueueFull: Bodies of too many bytes are held.
             bodies.Refusal: It is too large or too slow.
         """
         settings = self.gateway.settings
-        body = await bodies.read(self.receive, settings.max_body_bytes, settings.body_seconds)
+        most, seconds = settings.max_body_bytes, settings.body_seconds
+        body = await bodies.read(self.receive, most, seconds, self._hold)
         self.watch()
-        return bodies.parsed(body)
+
+        def work() -> tuple[str, Body, Made]:
+            request = bodies.checked(kind, bodies.parsed(body))
+            return digest(body), request, made(request)
+
+        try:
+            self.digest, request, found = await bodies.beside(len(body), work)
+        except RecursionError as error:
+            raise invalid("the body is too deep") from error
+        return request, found
+
+    def arrives(self, count: int) -> None:
+        """Counts a part of a file against all that are on their way, until the answer ends.
+
+        Raises:
+            errors.QueueFull: They would be too many bytes.
+        """
+        self.gateway.arriving.take(count)
+        self._arrived += count
+
+    def _hold(self, count: int) -> None:
+        self.gateway.held.take(count)
+        self._held += count
 
     def watch(self) -> None:
         """Has the request end when its caller leaves; its body has been read."""
@@ -104,11 +138,24 @@ class Exchange:
 
     def close(self) -> None:
         """Looks after the caller no more."""
+        self.gateway.held.give(self._held)
+        self.gateway.arriving.give(self._arrived)
+        self._held = self._arrived = 0
         if self._companion:
             self._companion.cancel()
 
     def _own_headers(self) -> dict[str, str]:
-        return {REQUEST_ID: self.context.request_id}
+        named = self.context.request_id
+        return {REQUEST_ID: named, "request-id": named}  # as clients of OpenAI and Anthropic read
+
+    async def _send(self, message: Message) -> None:
+        """Sends a part of the answer; whoever takes nothing for that long has left."""
+        try:
+            async with asyncio.timeout(self.gateway.settings.write_seconds):
+                await self._plain_send(message)
+        except TimeoutError as error:
+            self.left = True
+            raise bodies.Gone from error
 
     async def _accompany(self) -> None:
         settings = self.gateway.settings

@@ -1,20 +1,28 @@
 """Files that callers upload for batches: kept by this gateway for a while."""
 
+import fcntl
 import json
+import math
 import re
 import shutil
 import tempfile
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from sllm import errors
+from sllm.gateway.own_directory import OwnDirectory
 
 _ID: Final = re.compile(r"file-[0-9a-f]{32}")
 KEPT_SECONDS: Final = 30 * 24 * 3600.0
 """After which a file is forgotten, as batches are."""
+_UNTOLD_SECONDS: Final = 3600.0
+"""After which nobody is about to tell what a file is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,8 @@ class FileStore:
     def __init__(self, directory: Path | None, most_bytes: int) -> None:
         """`directory`: None: one that goes with the gateway. `most_bytes`: of all files."""
         self._given = directory
-        self._made: Path | None = None
+        self._made: OwnDirectory | None = None
+        self._making = threading.Lock()
         self._most_bytes = most_bytes
 
     def add(self, content: IO[bytes], name: str, purpose: str) -> StoredFile:
@@ -48,17 +57,20 @@ class FileStore:
             errors.NoCapacity: There is no room for it.
             OSError: It cannot be written.
         """
-        self._forget_old()
         size = content.seek(0, 2)
         content.seek(0)
-        if self._used() + size > self._most_bytes:
-            raise errors.NoCapacity(
-                f"files may have {self._most_bytes} bytes together; delete some that are done with"
-            )
         found = StoredFile(f"file-{uuid.uuid4().hex}", name, purpose, size, time.time())
-        with self._path(found.file_id).open("xb") as kept:
-            shutil.copyfileobj(content, kept, 1 << 20)
-        self._path(found.file_id, ".json").write_text(json.dumps(asdict(found)))
+        kept, told = self._path(found.file_id), self._path(found.file_id, ".json")
+        self._reserve(kept, size)
+        try:
+            with kept.open("r+b") as file:
+                shutil.copyfileobj(content, file, 1 << 20)
+            written = self._path(found.file_id, ".tmp")
+            written.write_text(json.dumps(asdict(found)))
+            written.replace(told)  # as a whole: others may be reading
+        except BaseException:
+            self._remove(found.file_id)
+            raise
         return found
 
     def get(self, file_id: str) -> StoredFile:
@@ -71,7 +83,7 @@ class FileStore:
             raise _not_found(file_id)
         try:
             return StoredFile(**json.loads(self._path(file_id, ".json").read_text()))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError, TypeError) as error:
             raise _not_found(file_id) from error
 
     def path(self, file_id: str) -> Path:
@@ -83,8 +95,11 @@ class FileStore:
         return self._path(self.get(file_id).file_id)
 
     def all(self) -> list[StoredFile]:
-        """All files, the latest first."""
-        found = [self.get(path.stem) for path in self._directory().glob("file-*.json")]
+        """All files, the latest first. What goes meanwhile is none."""
+        found = []
+        for path in self._directory().glob("file-*.json"):
+            with suppress(errors.SourceNotFound):
+                found.append(self.get(path.stem))
         return sorted(found, key=lambda one: -one.created_at)
 
     def delete(self, file_id: str) -> None:
@@ -93,24 +108,50 @@ class FileStore:
         Raises:
             errors.SourceNotFound: There is none of this id here.
         """
-        self.get(file_id)
-        for path in (self._path(file_id, ".json"), self._path(file_id)):
-            path.unlink(missing_ok=True)
+        self._remove(self.get(file_id).file_id)
 
     def close(self) -> None:
         """Removes what goes with the gateway."""
-        if self._made:
-            shutil.rmtree(self._made, ignore_errors=True)
-            self._made = None
+        with self._making:
+            made, self._made = self._made, None
+        if made:
+            made.remove()
+
+    def _reserve(self, path: Path, size: int) -> None:
+        """Makes an empty file of a size, which counts before its bytes are there."""
+        with self._locked():
+            self._forget_old()
+            if self._used() + size > self._most_bytes:
+                most = f"files may have {self._most_bytes} bytes together"
+                raise errors.NoCapacity(f"{most}; delete some that are done with")
+            with path.open("xb") as file:
+                file.truncate(size)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone, among this gateway's threads and gateways that share the directory."""
+        with (self._directory() / ".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _used(self) -> int:
-        return sum(one.size_bytes for one in self.all())
+        return sum(_size(one) for one in self._directory().glob("file-*.bin"))
 
     def _forget_old(self) -> None:
-        until = time.time() - KEPT_SECONDS
+        """Removes what is past its time, and what was left by those who did not come to its end."""
+        now = time.time()
         for one in self.all():
-            if one.created_at < until:
-                self.delete(one.file_id)
+            if one.created_at < now - KEPT_SECONDS:
+                self._remove(one.file_id)
+        for pattern in ("file-*.bin", "file-*.tmp"):
+            for path in self._directory().glob(pattern):
+                told = path.with_suffix(".json")
+                if _changed(path) < now - _UNTOLD_SECONDS and not _size(told):
+                    self._remove(path.stem)
+
+    def _remove(self, file_id: str) -> None:
+        for suffix in (".json", ".bin", ".tmp"):
+            self._path(file_id, suffix).unlink(missing_ok=True)
 
     def _path(self, file_id: str, suffix: str = ".bin") -> Path:
         return self._directory() / f"{file_id}{suffix}"
@@ -119,8 +160,24 @@ class FileStore:
         if self._given:
             self._given.mkdir(parents=True, exist_ok=True)
             return self._given
-        self._made = self._made or Path(tempfile.mkdtemp(prefix="sllm-gateway-"))
-        return self._made
+        with self._making:
+            if self._made is None:
+                self._made = OwnDirectory(Path(tempfile.gettempdir()))
+            return self._made.path
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _not_found(file_id: str) -> errors.SourceNotFound:

@@ -4,8 +4,10 @@ import asyncio
 from typing import Protocol
 
 from sllm import errors
+from sllm.gateway.attempts import Attempts
 from sllm.gateway.control_planes import ControlPlanes
 from sllm.gateway.files import FileStore
+from sllm.gateway.held import Held
 from sllm.gateway.settings import GatewaySettings
 from sllm.gateway.token_texts import TokenTexts
 
@@ -25,6 +27,9 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.planes = ControlPlanes(settings.controls)
+        self.attempts = Attempts(self.planes.cancel)
+        self.held = Held(settings.max_held_bytes, "bodies")
+        self.arriving = Held(settings.max_arriving_bytes, "files that are on their way")
         self.token_texts = TokenTexts(self.planes)
         self.files = FileStore(settings.files_directory, settings.max_files_bytes)
         self._under_way: set[UnderWay] = set()
@@ -64,5 +69,6 @@ class Gateway:
 
     async def close(self) -> None:
         """Leaves the control planes, and no files that nobody else has."""
+        await self.attempts.close()
         await self.planes.close()
         await asyncio.to_thread(self.files.close)

@@ -26,13 +26,19 @@ class Ask:
     """Of `generate`, but for the prompts."""
     prompts: Sequence[Mapping[str, Any]]
     """Of each its argument: there is one generation for each."""
-    body: Mapping[str, Any]
-    """As it came: it tells a request from others of its id."""
 
     @property
     def n(self) -> int:
         """Samples of each prompt."""
         return int(self.arguments.get("n", 1))
+
+
+@dataclass(slots=True)
+class _Together:
+    """Generations of one ask: all are taken, or none is."""
+
+    refused: bool = False
+    """Whether one was not, for a reason of its own: the others are for nobody then."""
 
 
 @dataclass(slots=True)
@@ -70,7 +76,8 @@ async def begun(exchange: Exchange, ask: Ask) -> AsyncIterator[list[Generation]]
         errors.SllmError: Why one of them was refused.
     """
     async with AsyncExitStack() as stack:
-        contexts = [_begun(exchange, ask, part) for part in range(len(ask.prompts))]
+        together = _Together()
+        contexts = [_begun(exchange, ask, part, together) for part in range(len(ask.prompts))]
         if len(contexts) == 1:
             yield [await stack.enter_async_context(contexts[0])]
             return
@@ -85,25 +92,40 @@ async def _entered(
         async with asyncio.TaskGroup() as group:
             entering = [group.create_task(stack.enter_async_context(one)) for one in contexts]
     except* errors.SllmError as failed:
-        raise failed.exceptions[0] from failed
+        raise _first(failed) from failed
     return [one.result() for one in entering]
 
 
+def _first(failed: ExceptionGroup[errors.SllmError]) -> errors.SllmError:
+    """What the others have failed by, in whichever group it is."""
+    found: Any = failed
+    while isinstance(found, ExceptionGroup):
+        found = found.exceptions[0]
+    return found  # type: ignore[no-any-return]  # groups of these have no other leaves
+
+
 @asynccontextmanager
-async def _begun(exchange: Exchange, ask: Ask, part: int) -> AsyncIterator[Generation]:
+async def _begun(
+    exchange: Exchange, ask: Ask, part: int, together: _Together
+) -> AsyncIterator[Generation]:
     context, planes = exchange.context, exchange.gateway.planes
-    request_id = context.generation_id(ask.body, part)
+    request_id = context.generation_id(exchange.digest, part)
     arguments = {**ask.arguments, **ask.prompts[part], **_circumstances(exchange, request_id)}
     generation: Generation | None = None
+    attempts, attempt, failed = exchange.gateway.attempts, object(), False
     try:
+        if context.named:
+            await attempts.begin(request_id, attempt)
         generation = Generation(request_id, *await planes.begin(ask.model, arguments))
         yield generation
-    except BaseException as error:
-        refused = generation is None and isinstance(error, errors.SllmError)
-        if context.named and not refused and not exchange.ended:
-            planes.cancel(request_id)
+    except errors.SllmError as error:
+        failed = generation is None
+        together.refused |= failed and not isinstance(error, errors.Cancelled)
         raise
     finally:
+        # What has failed may be read on by now, by the same caller at any gateway.
+        nobody = exchange.left or (together.refused and not failed)
+        attempts.end(request_id, attempt, cancels=nobody)
         if generation is not None:
             await generation.stream.cancel()
 

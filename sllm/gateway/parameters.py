@@ -2,15 +2,21 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field
 
-from sllm.gateway.fields import ForeignFields
+from sllm.gateway.fields import ForeignFields, Listed
 
 _NAMES: Final = (
     *("top_k", "min_p", "repetition_penalty", "min_tokens", "bad_words", "allowed_token_ids"),
     *("structured_output", "stop_token_ids", "include_stop", "skip_special_tokens"),
     *("ignore_eos", "failover"),
 )
+
+
+def _some(given: list[int] | None) -> list[int] | None:
+    if given == []:
+        raise ValueError("none would be allowed")
+    return given
 
 
 class OwnFields(ForeignFields):
@@ -20,10 +26,10 @@ class OwnFields(ForeignFields):
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
+    bad_words: Listed[str] | None = None
+    allowed_token_ids: Annotated[Listed[int] | None, AfterValidator(_some)] = None
     structured_output: dict[str, Any] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Listed[int] | None = None
     include_stop: bool | None = None
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None

@@ -32,6 +32,12 @@ class GatewaySettings:
     """Of all files together."""
     body_seconds: float = 60.0
     """For a request's body to arrive, or the next part of a file's."""
+    max_held_bytes: int = 1024 * MIB
+    """Of the bodies of all requests under way, files apart."""
+    max_arriving_bytes: int = 2 * 1024 * MIB
+    """Of all files that are on their way."""
+    write_seconds: float = 600.0
+    """For a caller to take a part of its answer."""
     header_seconds: float = 20.0
     """For a request's head to arrive, from when the connection is there."""
     idle_seconds: float = 75.0

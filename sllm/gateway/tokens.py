@@ -5,12 +5,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, Field
 
-from sllm import AsyncClient
-from sllm.gateway.bodies import checked
 from sllm.gateway.endpoint import Endpoint
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.failures import encoded
-from sllm.gateway.fields import ForeignFields
+from sllm.gateway.fields import ForeignFields, Listed
 from sllm.gateway.openai import conversation
 
 
@@ -19,8 +17,8 @@ class TokenizeRequest(ForeignFields):
 
     model: str
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Listed[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
@@ -30,39 +28,37 @@ class TokenizeRequest(ForeignFields):
     ] = None
     return_token_strs: bool | None = None
 
-    async def tokens(self, client: AsyncClient) -> list[int]:
-        """What the model makes of it.
+    def said(self) -> dict[str, Any]:
+        """As arguments of `tokenize`, but for the prompt.
 
         Raises:
-            errors.SllmError: Why it makes nothing of it.
+            errors.InvalidRequest: Something of it is not served; it is named.
         """
         messages: Any = None if self.messages is None else conversation.messages(self.messages)
         tools: Any = None if self.tools is None else conversation.tools(self.tools)
-        return await client.tokenize(
-            self.model,
-            self.prompt,
-            messages=messages,
-            tools=tools,
-            template_arguments=self.template_arguments,
-            add_generation_prompt=self.add_generation_prompt,
-            continue_final_message=self.continue_final_message,
-            add_special_tokens=self.add_special_tokens,
-        )
+        return {
+            "messages": messages,
+            "tools": tools,
+            "template_arguments": self.template_arguments,
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+            "add_special_tokens": self.add_special_tokens,
+        }
 
 
 class DetokenizeRequest(ForeignFields):
     """The body of POST /detokenize."""
 
     model: str
-    tokens: list[int]
+    tokens: Listed[int]
     skip_special_tokens: bool = True
 
 
 async def tokenize(exchange: Exchange) -> None:
     """Makes tokens of a text or a conversation."""
-    request = checked(TokenizeRequest, await exchange.json())
+    request, said = await exchange.fields(TokenizeRequest, TokenizeRequest.said)
     planes = exchange.gateway.planes
-    tokens = await planes.ask(request.tokens)
+    tokens = await planes.ask(lambda client: client.tokenize(request.model, request.prompt, **said))
     deployment = await planes.ask(lambda client: client.deployment(request.model))
     found: dict[str, Any] = {
         "count": len(tokens),
@@ -79,10 +75,10 @@ async def tokenize(exchange: Exchange) -> None:
 
 async def detokenize(exchange: Exchange) -> None:
     """Makes a text of tokens."""
-    request = checked(DetokenizeRequest, await exchange.json())
+    request, tokens = await exchange.fields(DetokenizeRequest, lambda one: one.tokens)
     text = await exchange.gateway.planes.ask(
         lambda client: client.detokenize(
-            request.model, request.tokens, skip_special_tokens=request.skip_special_tokens
+            request.model, tokens, skip_special_tokens=request.skip_special_tokens
         )
     )
     await exchange.reply(encoded({"prompt": text}))

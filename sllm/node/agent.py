@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from sllm.node.instances.inspection import AdapterInfo, Base, Inspector, ModelIn
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
 from sllm.node.instances.memory import NodeMemory
-from sllm.node.instances.ready_maker import ReadyMaker
+from sllm.node.instances.ready_maker import Brought, ReadyMaker
 from sllm.node.instances.spec import InstanceSpec, check_same
 from sllm.node.instances.text_workers import SHORT_BYTES, TextSource, TextWorkers
 from sllm.node.instances.worker_client import Worker
@@ -254,7 +254,7 @@ class Agent:
                 pack=pack,
                 identity=identity,
             )
-            bring_up = partial(self._ready_maker.with_room, reach)
+            bring_up = partial(self._with_room, reach)
             if hold:
                 await self.holds.bring_up(hold, tier, bring_up)
             else:
@@ -289,13 +289,34 @@ class Agent:
             self.devices,
             launch,
             maker.form(spec),
-            maker.with_room,
+            self._with_room,
             on_adapters=self._changed,
         )
         maker.give_way(self.memory.free_bytes)
         self._text_workers.give_way(self.memory.free_bytes)
         self._changed()
         return instance
+
+    async def _with_room(self, bring_up: Callable[[], Awaitable[Brought]]) -> Brought:
+        """Brings weights up. What nobody waits for leaves if there is no room for them otherwise.
+
+        Raises:
+            errors.NoCapacity: There is none even so.
+            errors.SllmError: Whatever else `bring_up` raises.
+        """
+        while True:
+            try:
+                return await self._ready_maker.with_room(bring_up)
+            except errors.NoCapacity:
+                if not await self._an_adapter_leaves():
+                    raise
+
+    async def _an_adapter_leaves(self) -> bool:
+        """Has one leave that no request uses; whether there was any."""
+        for one in list(self.instances.values()):
+            if one.adapters and await one.adapters.make_room():
+                return True
+        return False
 
     @asynccontextmanager
     async def text_worker(self, source: TextSource, size_bytes: int) -> AsyncIterator[Worker]:

@@ -281,7 +281,8 @@ class FakeNode(
 
     def _load(self, instance: pb.Instance, adapter: inference_pb.AdapterSource) -> None:
         loaded = pb.LoadedAdapter(deployment=adapter.deployment, identity=adapter.identity)
-        if loaded not in instance.adapters:
+        room = len(instance.adapters) < instance.config.max_adapters
+        if loaded not in instance.adapters and room:  # else it would stand in line
             instance.adapters.append(loaded)
             self.set_state(instance, instance.state)
 
@@ -327,7 +328,7 @@ class FakeNode(
             finished=inference_pb.Finished(
                 reason=pb.FINISH_REASON_LENGTH,
                 usage=pb.Usage(prompt_tokens=2, completion_tokens=count),
-                receipt=pb.Receipt(phases=[prefill]),
+                receipt=pb.Receipt(phases=[prefill, *self.script.phases]),
             )
         )
 

@@ -55,6 +55,8 @@ class Script:
     """One for each of the next starts."""
     generate_errors: list[errors.SllmError] = field(default_factory=list)
     """One for each of the next requests, raised at the token gate."""
+    phases: list[pb.Phase] = field(default_factory=list)
+    """Of each request, beside its prefill."""
     before_promoted: Gate = field(default_factory=Gate)
     before_ready: Gate = field(default_factory=Gate)
     before_tokens: Gate = field(default_factory=Gate)

@@ -15,16 +15,19 @@ import sllm
 from sllm import errors
 from tests.adapters import greedy_ids, make_adapter, make_adapters, merged
 from tests.e2e.cluster import Cluster
-from tests.e2e.engines import ENGINES
+from tests.e2e.engines import ENGINES, SLOW_ON
 from tests.e2e.generations import moved
 from tests.support import assert_eventually
 
-COUNTS = {ENGINES[0]: 64}
+COUNTS = {ENGINES[0]: 24}
 """Adapters on the engine whose tests take less time; on others a few."""
 FEW = 8
 AT_ONCE = 5
-REQUESTS = 120
+REQUESTS = 80
 MAX_TOKENS = 8
+on_the_quick_one = pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
+"""For what an engine has no part in."""
+on_the_slow_one = pytest.mark.parametrize("engine", SLOW_ON, indirect=True)
 PROMPTS = ["The for statement", "is used to", "A class"]
 
 
@@ -130,6 +133,7 @@ async def test_more_adapters_than_fit_are_served_as_their_merged_models(
     assert (receipt.deployment, receipt.adapter) == ("base", f"adapter-{asked[0][0]}")
 
 
+@on_the_quick_one
 async def test_an_adapter_is_told_of_with_its_base(
     client: sllm.AsyncClient, cluster: Cluster, deployed: list[str]
 ) -> None:
@@ -147,6 +151,7 @@ async def test_an_adapter_is_told_of_with_its_base(
     assert (await client.explain(name)).action == (await client.explain("base")).action
 
 
+@on_the_quick_one
 async def test_a_base_stays_what_it_is_while_there_are_adapters_over_it(
     client: sllm.AsyncClient, adapters: Adapters, deployed: list[str]
 ) -> None:
@@ -179,6 +184,7 @@ async def test_a_deleted_adapter_ends_its_requests_alone(
         await client.complete("brief", PROMPTS[0], max_tokens=1)
 
 
+@on_the_quick_one
 async def test_an_adapter_leaves_when_nobody_has_asked_for_it(
     client: sllm.AsyncClient, adapters: Adapters, base: str
 ) -> None:
@@ -192,6 +198,7 @@ async def test_an_adapter_leaves_when_nobody_has_asked_for_it(
     await client.delete("fleeting")
 
 
+@on_the_slow_one
 async def test_a_generation_takes_its_adapter_along(
     client: sllm.AsyncClient, cluster: Cluster, adapters: Adapters, engine: str
 ) -> None:
@@ -227,6 +234,7 @@ async def test_a_generation_takes_its_adapter_along(
     await client.delete("moving-base")
 
 
+@on_the_quick_one
 async def test_batches_and_samples_have_their_adapter(
     client: sllm.AsyncClient, adapters: Adapters, deployed: list[str]
 ) -> None:
@@ -236,6 +244,7 @@ async def test_batches_and_samples_have_their_adapter(
     assert [list(one.token_ids) for one in several.choices] == [expected, expected]
 
 
+@on_the_quick_one
 @pytest.mark.parametrize(
     ("settings", "numbers"),
     [
@@ -268,6 +277,7 @@ def _wider(model: Path, directory: Path) -> Path:
     return directory
 
 
+@on_the_quick_one
 async def test_adapters_of_others_and_other_things_are_refused(
     client: sllm.AsyncClient, adapters: Adapters, base: str, models: Path, tmp_path: Path
 ) -> None:

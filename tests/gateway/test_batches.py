@@ -118,6 +118,23 @@ async def test_batches_of_gateways_are_listed(
         await client.batches.retrieve("mine")
 
 
+async def test_empty_lines_are_passed_over(
+    control: FakeControl, client: openai.AsyncOpenAI
+) -> None:
+    """However many there are."""
+    name, content = _file(LINES)
+    first, rest = content.split(b"\n", 1)
+    given = name, first + b"\n" * ((1 << 20) + 9) + rest
+    file = await client.files.create(file=given, purpose="batch")
+    running = _batch("batch_chat_" + "0" * 32 + "_00000000", pb.BATCH_STATE_RUNNING)
+    control.reply("SubmitBatch", pb.SubmitBatchResponse(batch=running))
+    await client.batches.create(
+        completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id
+    )
+    _, *requests, end = control.requests["SubmitBatch"][0]
+    assert (len(requests), end.end.requests) == (3, 3)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another route": ({"url": "/v1/embeddings"}, "line 3: url"),
     "no body": ({"body": None}, "line 3: body"),

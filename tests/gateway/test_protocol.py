@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -215,3 +216,85 @@ async def _taken(arguments: Callable[[], dict[str, Any]]) -> None:
             await planes.begin("tiny", arguments())
     finally:
         await planes.close()
+
+
+H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+
+
+def _chunked(body: Any, trailers: str = "") -> bytes:
+    encoded = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n{H2C}"
+    start = f"{head}transfer-encoding: chunked\r\n\r\n{len(encoded):x}\r\n".encode()
+    return start + encoded + f"\r\n0\r\n{trailers}\r\n".encode()
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "asked", [post("/v1/chat/completions", CHAT, H2C), _chunked(CHAT)], ids=["whole", "chunked"]
+)
+async def test_an_offer_of_another_protocol_is_passed_over(
+    control: FakeControl, url: str, asked: bytes, step: int
+) -> None:
+    """As Java's client makes it with each request. The next one on the connection is read, too."""
+    async with connected(url) as (reader, writer):
+        for _ in range(2):
+            control.reply("Generate", *generation())
+            for place in range(0, len(asked), step):
+                writer.write(asked[place : place + step])
+                await writer.drain()
+            head = await head_of(reader)
+            assert " 200 " in head
+            await reader.readexactly(int(head.partition("content-length: ")[2].split()[0]))
+        writer.write(b"CONNECT localhost:1 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert " 400 " in await head_of(reader)
+
+
+ENDLESS = {
+    "a head of many lines": b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 20_000,
+    "a head of one line": b"GET / HTTP/1.1\r\na: " + b"x" * 300_000,
+    "a path": b"GET /" + b"x" * 300_000,
+    "trailers": _chunked(CHAT)[:-2] + b"a: b\r\n" * 20_000,
+    "a trailer": _chunked(CHAT)[:-2] + b"a: " + b"x" * 300_000,
+    "an extension of a chunk": _chunked(CHAT)[:-7] + b"\r\n1;" + b"x" * 300_000,
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+async def test_what_nothing_comes_of_is_not_kept(control: FakeControl, url: str, what: str) -> None:
+    control.reply("Generate", *generation())
+    async with connected(url) as (reader, writer):
+        writer.write(ENDLESS[what])
+        with suppress(ConnectionResetError):  # it was still writing
+            told = await asyncio.wait_for(reader.read(), 10)
+            assert b" 431 " in told or what == "an extension of a chunk"
+
+
+async def test_trailers_are_no_headers(control: FakeControl, url: str) -> None:
+    control.reply("Generate", *generation())
+    async with connected(url) as (reader, writer):
+        writer.write(_chunked(CHAT, "x-request-id: late\r\n"))
+        head = await head_of(reader)
+        assert " 200 " in head
+        assert "late" not in head
+
+
+@pytest.mark.parametrize("then", [b"GET / HTTP/1.1\r\na: ", b"\0\0\0", b"GET / HTTP/1.1\r\n" * 9])
+@pytest.mark.parametrize("size", [1, 200_000])
+async def test_what_follows_a_request_does_not_disturb_its_answer(
+    control: FakeControl, opened: Open, then: bytes, size: int
+) -> None:
+    """It is late, too large, or nothing: the answer under way is whole, and the last."""
+    url = await opened(header_seconds=0.1, idle_seconds=1.0)
+    first: list[Any] = [*generation()[:4], Silence()]
+    control.reply("Generate", *first)
+    async with connected(url) as (reader, writer):
+        writer.write(post("/v1/chat/completions", {**CHAT, "stream": True}))
+        assert " 200 " in await head_of(reader)
+        writer.write(then + b"x" * size)
+        said = b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                while not reader.at_eof():
+                    said += await reader.readline()
+        assert not reader.at_eof(), "the answer has broken off"
+        assert b"HTTP/1.1" not in said

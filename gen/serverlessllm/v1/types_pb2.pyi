@@ -1170,19 +1170,23 @@ class LoadedAdapter(_message.Message):
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of its deployment, as the request had it that brought it there."""
     identity: _builtins.str
     """As in ModelInfo."""
+    digest: _builtins.str
+    """Of its checkpoint, as in Copy. Empty: the node does not tell."""
     def __init__(
         self,
         *,
         deployment: _builtins.str = ...,
         identity: _builtins.str = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "identity", b"identity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "digest", b"digest", "identity", b"identity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from sllm.control.cluster.specs import EngineConfig
 
@@ -13,6 +14,16 @@ class InstanceState(IntEnum):
     READY = 2
     DRAINING = 3
     GONE = 4
+
+
+class LoadedAdapter(NamedTuple):
+    """An adapter that an instance has."""
+
+    deployment: str
+    """Its name."""
+    identity: str
+    digest: str = ""
+    """Of its checkpoint. Empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +57,8 @@ class Instance:
     """Of `own_bytes`, what it was expected to take for copies of its own. None: not known."""
     config: EngineConfig | None = None
     """What it was started with. None: not known."""
-    adapters: tuple[tuple[str, str], ...] = ()
-    """Those that it has: name of the deployment, and identity."""
+    adapters: tuple[LoadedAdapter, ...] = ()
+    """Those that it has."""
 
     @property
     def takes_adapters(self) -> bool:
@@ -56,7 +67,12 @@ class Instance:
 
     def has_adapter(self, identity: str) -> bool:
         """Whether requests for an adapter of this identity need not wait for it."""
-        return any(one == identity for _, one in self.adapters)
+        return any(one.identity == identity for one in self.adapters)
+
+    @property
+    def digests(self) -> set[str]:
+        """Of the checkpoints that it holds in place."""
+        return {self.digest, *(one.digest for one in self.adapters)}
 
     def serves(self, identity: str) -> bool:
         """Whether it may serve what has this identity: unknown ones are taken for the same."""

@@ -242,11 +242,17 @@ class NodeView:
 
     def weights_held_without(self, stopped: frozenset[str]) -> Mapping[str, int]:
         """The same, once the instances `stopped` are gone as well."""
-        staying = {one.digest for one in self.present if one.instance_id not in stopped}
+        staying = {
+            digest
+            for one in self.present
+            if one.instance_id not in stopped
+            for digest in one.digests
+        }
         released = {
-            one.digest
+            digest
             for key, one in self.instances.items()
-            if (key in self.leaving or key in stopped) and one.digest not in staying
+            if key in self.leaving or key in stopped
+            for digest in one.digests - staying
         }
         held: dict[str, int] = {}
         for copy in self.copies.leased:

@@ -1,6 +1,9 @@
 """Gives requests to instances: those that wait, those that have moved, those that are read on."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from sllm.clock import Clock
 from sllm.control.cluster.instances import Instance
@@ -12,6 +15,9 @@ from sllm.control.requests.queue import RequestQueue
 from sllm.control.requests.tickets import Assignment, Ticket
 from sllm.control.state.state import State
 from sllm.control.wire.node_client import Node, Nodes
+
+_IN_LINE: Final = 3
+"""See `Dispatcher._adapted`."""
 
 
 class Dispatcher:
@@ -27,6 +33,8 @@ class Dispatcher:
         self._clock = clock
         self._giving_way: set[Ticket] = set()
         """Requests that still have the slots which others will get."""
+        self._getting: dict[str, Counter[str]] = {}
+        """How many requests each instance has for adapters, by their identity."""
 
     # --- requests that wait -------------------------------------------------------------------
 
@@ -60,16 +68,19 @@ class Dispatcher:
 
     def _deal_out(self, line: RequestQueue[Ticket], need: Need) -> bool:
         """Gives the requests of a line to instances; says whether all of them have one."""
-        name = need.deployment
-        while line.head(name):
+        name, all_have_one = need.deployment, True
+        for ticket in line.of(name):
             picked_at = self._clock.now()
-            instance = self._free_instance(need, line.head(name))
+            instance = self._free_instance(need, ticket)
             if instance is None:
-                return False
-            ticket = line.pop(name)
+                all_have_one = False
+                if ticket.avoids:
+                    continue  # others may have what it avoids
+                break
+            line.remove(ticket)
             ticket.assign(self._take(ticket, instance, picked_at))
             self._agenda.wake(name)  # one that is as busy as it should be may want another beside
-        return True
+        return all_have_one
 
     def _make_way(self, name: str) -> None:
         """Has as many requests that nobody waits for give their slots up as others wait."""
@@ -82,32 +93,51 @@ class Dispatcher:
             self._giving_way.add(ticket)
             ticket.give_way()
 
-    def _free_instance(self, need: Need, ticket: Ticket | None) -> Instance | None:
-        """One that runs as its deployment is to; one from before a change if there is none yet.
-
-        For a request with an adapter one that has it, or is getting it; else one that takes some.
-        """
+    def _free_instance(self, need: Need, ticket: Ticket) -> Instance | None:
+        """One that runs as its deployment is to; one from before a change if there is none yet."""
         state = self._state
         instances: Sequence[Instance] = state.fleet.instances_of(need.deployment)
-        if ticket and ticket.adapter:
-            instances = [one for one in instances if one.takes_adapters]
+        if ticket.adapter:
+            instances = self._taking_adapter(ticket, instances)
         today = [one for one in instances if one.instance_id not in state.outdated]
-        adapted = self._with_adapter(ticket, today) if ticket and ticket.adapter else ()
-        for some in (adapted, today, instances):
+        for some in (*self._adapted(ticket, today), today, instances):
             found = placement.free_instance(some, state.slots.uses, need.max_concurrency)
             if found:
                 return found
         return None
 
-    def _with_adapter(self, ticket: Ticket, instances: Iterable[Instance]) -> list[Instance]:
-        """Those that have a request's adapter, or have requests for it already."""
+    def _taking_adapter(self, ticket: Ticket, instances: Iterable[Instance]) -> list[Instance]:
+        """Those that take a request with an adapter: not where that could not be loaded."""
+        taking = [one for one in instances if one.takes_adapters]
+        return [one for one in taking if one.instance_id not in ticket.avoids] or taking
+
+    def has_other(self, ticket: Ticket) -> bool:
+        """Whether any instance may serve a request that has not failed it."""
+        ready = self._state.ready_replicas(ticket.deployment)
+        return any(one.takes_adapters and one.instance_id not in ticket.avoids for one in ready)
+
+    def _adapted(self, ticket: Ticket, instances: Sequence[Instance]) -> Iterator[list[Instance]]:
+        """Where a request for an adapter waits least, those first.
+
+        An instance has it, or is getting it; or it has room for one more; or one that no request
+        uses leaves. Where all are in use, it stands in line.
+        """
+        if not ticket.adapter:
+            return
         identity = ticket.request.adapter.identity
-        getting = {
-            one.assignment.instance.instance_id
-            for one in self._state.tickets.values()
-            if one.assignment and one.request.adapter.identity == identity
-        }
-        return [one for one in instances if one.has_adapter(identity) or one.instance_id in getting]
+        ranks = [self._adapter_rank(one, identity) for one in instances]
+        for rank in range(_IN_LINE):
+            yield [one for one, its in zip(instances, ranks, strict=True) if its == rank]
+
+    def _adapter_rank(self, instance: Instance, identity: str) -> int:
+        most = instance.config.max_adapters if instance.config else math.inf
+        getting = self._getting.get(instance.instance_id, Counter())
+        known = {one.identity for one in instance.adapters} | getting.keys()
+        if instance.has_adapter(identity) or (identity in getting and len(getting) <= most):
+            return 0
+        if len(known) < most:
+            return 1
+        return 2 if len(getting) < most else _IN_LINE
 
     # --- requests that go on ------------------------------------------------------------------
 
@@ -145,6 +175,9 @@ class Dispatcher:
             self._state.slots.take_background(instance.instance_id)
         else:
             self._state.slots.take(instance.instance_id, ticket.deployment, now)
+        if ticket.adapter:
+            getting = self._getting.setdefault(instance.instance_id, Counter())
+            getting[ticket.request.adapter.identity] += 1
         node = self._nodes.by_id[instance.node_id]
         return Assignment(instance, node, self._state.records.get(instance.instance_id), now)
 
@@ -160,10 +193,20 @@ class Dispatcher:
 
     def _release(self, ticket: Ticket, instance_id: str) -> bool:
         """Gives a slot back; says whether its instance is idle now."""
+        if ticket.adapter:
+            self._forget_adapter(instance_id, ticket.request.adapter.identity)
         if not ticket.background:
             return self._state.slots.release(instance_id, self._clock.now(), ticket.keep_alive)
         self._giving_way.discard(ticket)
         return self._state.slots.release_background(instance_id)
+
+    def _forget_adapter(self, instance_id: str, identity: str) -> None:
+        getting = self._getting[instance_id]
+        getting[identity] -= 1
+        if not getting[identity]:
+            del getting[identity]
+        if not getting:
+            del self._getting[instance_id]
 
     def instance_failed(self, instance: Instance) -> None:
         """An instance has failed a request: it gets no more, and ends if it has not yet."""

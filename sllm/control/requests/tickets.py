@@ -87,6 +87,8 @@ class Ticket:
         """Why it was ended from outside its stream."""
         self.background = background
         """Whether nobody waits for it: it gives way to others."""
+        self.avoids: set[str] = set()
+        """Instances that could not load its adapter."""
         self.gave_way = False
         """Whether it was ended for them, and may be begun again."""
         self._clock = clock

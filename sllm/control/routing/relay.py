@@ -1,7 +1,7 @@
 """One request's stream: from the instances that serve it, one after the other, to its caller."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 
@@ -29,6 +29,16 @@ ELSEWHERE = (
     errors.ShuttingDown,
 )
 """Failures of an instance or its node, after which another instance may serve the request."""
+ADAPTER_ELSEWHERE = (
+    errors.NoCapacity,
+    errors.SourceNotFound,
+    errors.SourceForbidden,
+    errors.SourceUnavailable,
+    errors.CheckpointCorrupt,
+    errors.CheckpointUnreadable,
+    errors.DeadlineExceeded,
+)
+"""What keeps an adapter from being loaded on one node, and may not on another."""
 
 
 class Relay:
@@ -57,6 +67,31 @@ class Relay:
                         yield ticket.stamp(event)
             except ELSEWHERE as error:
                 self.fail_over(ticket, error)
+            except ADAPTER_ELSEWHERE as error:
+                self._load_elsewhere(ticket, error)
+            except errors.Cancelled:
+                self._give_way(ticket)
+                raise
+
+    def _load_elsewhere(self, ticket: Ticket, error: errors.SllmError) -> None:
+        """Puts a request whose adapter an instance could not load back, for another instance.
+
+        Raises:
+            errors.SllmError: `error`, if no other instance may be tried.
+        """
+        assignment, left = ticket.assignment, ticket.remaining()
+        if not (ticket.adapter and assignment) or ticket.error or (left is not None and left <= 0):
+            raise error
+        ticket.avoids.add(assignment.instance.instance_id)
+        if ticket.request.no_failover or not self._dispatcher.has_other(ticket):
+            raise error
+        log.warning("control.adapter_elsewhere", request=ticket.request_id, error=error.message)
+        self._put_back(ticket)
+
+    def _give_way(self, ticket: Ticket) -> None:
+        """Notes that a node has ended a request that nobody waits for: others need its adapter."""
+        if ticket.background and ticket.adapter and not ticket.error:
+            ticket.give_way()
 
     def release(self, ticket: Ticket) -> None:
         """Gives its slot back, if it has one."""
@@ -184,10 +219,12 @@ class Relay:
         )
         generations.fill_receipt(finished, receipt)
         ticket.receipt = receipt
-        if first is assignment and not ticket.background:
+        waited_for_adapter = ticket.adapter and _has_load(told)
+        if first is assignment and not ticket.background and not waited_for_adapter:
             self._learn(ticket, finished)
         generated = len(ticket.progress.token_ids)
-        metrics.generated_tokens.add(generated, {"deployment": ticket.deployment})
+        labels = {"deployment": ticket.deployment, "adapter": ticket.adapter}
+        metrics.generated_tokens.add(generated, labels)
         if not ticket.background:
             metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
 
@@ -231,9 +268,17 @@ class Relay:
         # A caller without a token need not know. Of several failures the first place counts.
         if assignment and ticket.progress.token_ids and ticket.departure is None:
             ticket.departure = Departure(assignment.instance, MigrationReason.FAILOVER)
+        self._put_back(ticket)
+
+    def _put_back(self, ticket: Ticket) -> None:
         self.release(ticket)
         ticket.put_back()
         self._dispatcher.requeue(ticket)
+
+
+def _has_load(phases: Iterable[receipts.Phase]) -> bool:
+    """Whether a request has waited for its adapter, which says nothing of its base."""
+    return any(one.kind is receipts.PhaseKind.ATTACH for one in phases)
 
 
 def _trace(ticket: Ticket) -> Mapping[str, str]:

@@ -225,7 +225,8 @@ class Router:
             self._relay.end(ticket)
         self._relay.release(ticket)
         outcome = "GAVE_WAY" if ticket.gave_way else ticket.outcome or "CANCELLED"
-        metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
+        labels = {"deployment": ticket.deployment, "adapter": ticket.adapter, "outcome": outcome}
+        metrics.requests.add(1, labels)
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
         self._state.receipts.add(ticket.request_id, ticket.deployment, ticket.receipt)
         self._state.ended.append(ticket.ended(outcome))

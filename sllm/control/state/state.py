@@ -95,8 +95,13 @@ class State:
     ended: deque[EndedRequest] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
     """The latest requests that have ended, for those who watch."""
     costs: MigrationCosts = field(default_factory=MigrationCosts)
-    changes: Changes = field(default_factory=Changes)
+    changes: Changes = field(init=False)
     receipts: RecentReceipts = field(default_factory=RecentReceipts)
+    _adapters: dict[str, set[str]] = field(default_factory=dict)
+    """Names of adapters by that of their base."""
+
+    def __post_init__(self) -> None:
+        self.changes = Changes(lambda name: self._adapters.get(name, ()))
 
     def deployment(self, name: str) -> Deployment:
         """The deployment of this name.
@@ -127,7 +132,7 @@ class State:
 
     def adapters_of(self, name: str) -> list[Deployment]:
         """The adapters over a deployment."""
-        return [one for one in self.deployments.values() if one.spec.base == name]
+        return [self.deployments[one] for one in sorted(self._adapters.get(name, ()))]
 
     def node(self, node_id: str) -> NodeView:
         """The node of this id.
@@ -159,6 +164,8 @@ class State:
     def set_deployment(self, deployment: Deployment) -> None:
         """Adds a deployment, or replaces it."""
         self.deployments[deployment.name] = deployment
+        if base := deployment.spec.base:
+            self._adapters.setdefault(base, set()).add(deployment.name)
         self.needs.put(deployment.name, need_of(deployment))
         self.kept_replicas.pop(deployment.name, None)
         if least := deployment.spec.scaling.min_replicas:
@@ -181,6 +188,8 @@ class State:
 
     def drop_deployment(self, name: str) -> None:
         """Removes all that is kept of a deployment."""
+        if (known := self.deployments.get(name)) and known.spec.base:
+            self._adapters[known.spec.base].discard(name)
         for kept in (self.deployments, self.failed_starts, self.preparing, self.unprepared):
             kept.pop(name, None)
         self.kept_replicas.pop(name, None)

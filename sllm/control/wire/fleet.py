@@ -8,7 +8,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
-from sllm.control.cluster.instances import Instance, InstanceState
+from sllm.control.cluster.instances import Instance, InstanceState, LoadedAdapter
 from sllm.control.cluster.nodes import Device, NodeFacts, NodeMemory, NodeView
 from sllm.control.cluster.specs import TRANSFORMERS
 from sllm.control.cluster.tiers import Copy, Hold, Link, LinkKey, Tier, TierUsage
@@ -163,7 +163,9 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
         engine=one.engine,
         private_bytes=_bytes(one.private_bytes) if one.HasField("private_bytes") else None,
         config=deployments.engine_config(one.config) if one.HasField("config") else None,
-        adapters=tuple((each.deployment, each.identity) for each in one.adapters),
+        adapters=tuple(
+            LoadedAdapter(each.deployment, each.identity, each.digest) for each in one.adapters
+        ),
     )
 
 
@@ -289,6 +291,7 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
         private_bytes=one.private_bytes,
         config=deployments.engine_message(one.config) if one.config else None,
         adapters=[
-            pb.LoadedAdapter(deployment=name, identity=identity) for name, identity in one.adapters
+            pb.LoadedAdapter(deployment=each.deployment, identity=each.identity, digest=each.digest)
+            for each in one.adapters
         ],
     )

@@ -5,9 +5,16 @@ from typing import Any, Final
 
 from sllm import errors
 from sllm.gateway.failures import invalid
+from sllm.gateway.fields import only
 
 _THOUGHTS: Final = ("thinking", "redacted_thinking")
 """What the model has thought is not said to it again, as templates would have it."""
+
+_TOOL: Final = (
+    *("name", "description", "input_schema", "type", "strict"),
+    *("cache_control", "eager_input_streaming"),
+)
+"""Of a tool: what is said of it, and what changes nothing of it."""
 
 
 def messages(system: Any, given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -100,11 +107,14 @@ def tools(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if one.get("type") not in (None, "custom"):
             message = f"tools.{place}: {one['type']!r:.80} is run by Anthropic, and not here"
             raise invalid(message, f"tools.{place}.type")
-        function = {
+        only(one, f"tools.{place}", *_TOOL)
+        function: dict[str, Any] = {
             "name": one.get("name"),
             "description": one.get("description") or "",
             "parameters": one.get("input_schema") or {},
         }
+        if one.get("strict") is not None:
+            function["strict"] = one["strict"]
         found.append({"type": "function", "function": function})
     return found
 
@@ -115,11 +125,14 @@ def tool_choice(given: Mapping[str, Any]) -> Any:
     Raises:
         errors.InvalidArgument: It is none that is known.
     """
+    only(given, "tool_choice", "type", "name", "disable_parallel_tool_use")
     match given.get("type"):
         case "any":
             return "required"
+        case "tool" if isinstance(given.get("name"), str):
+            return {"type": "function", "function": {"name": given["name"]}}
         case "tool":
-            return {"type": "function", "function": {"name": given.get("name")}}
+            raise invalid("tool_choice of type tool names one", "tool_choice")
         case "auto" | "none" as mode:
             return mode
         case kind:

@@ -1,10 +1,11 @@
 """Requests for messages, and what they mean to `generate`."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sllm.gateway.anthropic import conversation
 from sllm.gateway.failures import invalid
-from sllm.gateway.fields import ForeignFields, Refused
+from sllm.gateway.fields import ForeignFields, Listed, Refused, only
 from sllm.gateway.parameters import OwnChatFields
 
 _PLACES = "it says where Anthropic's own servers do the work"
@@ -19,13 +20,13 @@ _HARMLESS = {"cache_control": "prefixes are always kept in the KV cache"}
 class Conversed(ForeignFields):
     """What a model is told."""
 
-    messages: list[dict[str, Any]]
+    messages: Listed[dict[str, Any]]
     model: str
     output_config: dict[str, Any] | None = None
-    system: str | list[dict[str, Any]] | None = None
+    system: str | Listed[dict[str, Any]] | None = None
     thinking: dict[str, Any] | None = None
     tool_choice: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
 
     def said(self) -> dict[str, Any]:
         """Conversation and tools, as arguments of `generate`.
@@ -42,9 +43,14 @@ class Conversed(ForeignFields):
 
     def choice(self) -> dict[str, Any]:
         """Which tools are to be called, the same."""
-        if self.tool_choice is None or not self.tools:
+        if self.tool_choice is None:
             return {}
-        return {"tool_choice": conversation.tool_choice(self.tool_choice)}
+        choice = conversation.tool_choice(self.tool_choice)
+        if self.tools:
+            return {"tool_choice": choice}
+        if choice not in ("none", "auto"):
+            raise invalid("tool_choice asks for a call, and there are no tools", "tool_choice")
+        return {}
 
     def form(self) -> dict[str, Any]:
         """The form of the text, the same.
@@ -52,23 +58,34 @@ class Conversed(ForeignFields):
         Raises:
             errors.InvalidArgument: It is none that is known.
         """
-        given = (self.output_config or {}).get("format")
+        given = self._output().get("format")
         if given is None:
             return {}
-        if not isinstance(given, dict) or not isinstance(given.get("schema"), dict):
-            raise invalid("output_config.format has a schema, an object", "output_config.format")
+        described = only(given, "output_config.format", "type", "schema")
+        if described.get("type") != "json_schema" or not isinstance(described.get("schema"), dict):
+            raise invalid(
+                "output_config.format is a json_schema with a schema, an object",
+                "output_config.format",
+            )
         return {"structured_output": {"json_schema": given["schema"]}}
 
     def _variables(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self.thinking is not None:
-            kind = self.thinking.get("type")
+            thinking = only(self.thinking, "thinking", "type", "budget_tokens", "display")
+            kind = thinking.get("type")
             if kind not in ("enabled", "adaptive", "disabled"):
                 raise invalid(f"thinking has no type {kind!r:.80}", "thinking")
             found["enable_thinking"] = kind != "disabled"
-        if effort := (self.output_config or {}).get("effort"):
+        effort = self._output().get("effort")
+        if effort is not None:
+            if not isinstance(effort, str):
+                raise invalid("output_config.effort must be a text", "output_config.effort")
             found["reasoning_effort"] = effort
         return found
+
+    def _output(self) -> Mapping[str, Any]:
+        return only(self.output_config or {}, "output_config", "format", "effort")
 
 
 class CountRequest(Conversed):
@@ -76,6 +93,16 @@ class CountRequest(Conversed):
 
     REFUSED: ClassVar = _REFUSED
     HARMLESS: ClassVar = _HARMLESS
+
+    def counted(self) -> dict[str, Any]:
+        """What is counted; the rest has no tokens, and is looked at all the same.
+
+        Raises:
+            errors.InvalidRequest: Something of it is not served; it is named.
+        """
+        self.choice()
+        self.form()
+        return self.said()
 
 
 class MessageRequest(Conversed, OwnChatFields):
@@ -94,7 +121,7 @@ class MessageRequest(Conversed, OwnChatFields):
     }
 
     max_tokens: int
-    stop_sequences: list[str] | None = None
+    stop_sequences: Listed[str] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -110,9 +137,11 @@ class MessageRequest(Conversed, OwnChatFields):
         Raises:
             errors.InvalidRequest: A field has a value that is not served; it is named.
         """
-        own, said = self.own_arguments(), self.said()
+        own, said, form = self.own_arguments(), self.said(), self.form()
+        if form and "structured_output" in own:
+            raise invalid("give output_config.format or structured_output, not both")
         variables = {**said.pop("template_arguments", {}), **own.pop("template_arguments", {})}
-        found = {**own, **said, **self.choice(), **self.form(), "max_tokens": self.max_tokens}
+        found = {**own, **said, **self.choice(), **form, "max_tokens": self.max_tokens}
         given = {
             "stop": self.stop_sequences,
             "temperature": self.temperature,

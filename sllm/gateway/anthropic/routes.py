@@ -9,7 +9,6 @@ from sllm.gateway import failures, generating, receipts
 from sllm.gateway.anthropic import answers
 from sllm.gateway.anthropic.blocks import Blocks
 from sllm.gateway.anthropic.requests import CountRequest, MessageRequest
-from sllm.gateway.bodies import checked
 from sllm.gateway.endpoint import Endpoint
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.generating import Ask, Generation
@@ -17,10 +16,8 @@ from sllm.gateway.generating import Ask, Generation
 
 async def messages(exchange: Exchange) -> None:
     """Answers a conversation."""
-    body = await exchange.json()
-    request = checked(MessageRequest, body)
-    arguments = request.arguments()
-    ask = Ask(request.model, arguments, [{"messages": arguments.pop("messages")}], body)
+    request, arguments = await exchange.fields(MessageRequest, MessageRequest.arguments)
+    ask = Ask(request.model, arguments, [{"messages": arguments.pop("messages")}])
     if request.stream:
         await _stream(exchange, request, ask)
         return
@@ -63,8 +60,7 @@ async def _events(
 
 async def count_tokens(exchange: Exchange) -> None:
     """Counts the tokens of a conversation."""
-    request = checked(CountRequest, await exchange.json())
-    said = request.said()
+    request, said = await exchange.fields(CountRequest, CountRequest.counted)
 
     async def count(client: AsyncClient) -> TokenCount:
         return await client.count_tokens(request.model, **said)

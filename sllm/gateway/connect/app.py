@@ -1,6 +1,7 @@
 """The application: every service by Connect, gRPC-Web and plain JSON, with reflection."""
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -10,12 +11,17 @@ from connectrpc.server import ConnectASGIApplication
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sllm.gateway.connect import reflection, services
+from sllm import errors
+from sllm.gateway.connect import failures, reflection, services
 from sllm.gateway.connect.codecs import CODECS
 from sllm.gateway.connect.forwarding import Forwarder
 from sllm.gateway.connect.lines import Lines
+from sllm.gateway.failures import encoded, status_of
 from sllm.gateway.gateway import Gateway
+from sllm.gateway.held import Held
 
+_TALKS: Final = (StreamType.CLIENT_STREAM, StreamType.BIDI_STREAM)
+"""Those whose callers send messages for as long as they like."""
 _GRPC: Final = b"application/grpc"
 _WEB: Final = b"application/grpc-web"
 _ONLY_GRPC: Final = (
@@ -27,12 +33,14 @@ class Connect:
     """Serves the control plane's services over HTTP."""
 
     def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._forwarder = Forwarder(gateway)
         self._patience = gateway.settings.body_seconds
         most = gateway.settings.max_body_bytes
         served = list(services.methods())
         endpoints = {one.path: self._forwarder.endpoint(one) for one in served}
         app: Any = _Services({**endpoints, **reflection.endpoints()}, most)
+        self._talks = frozenset(one.path for one in served if one.stream_type in _TALKS)
         streams = [one.path for one in served if one.stream_type is StreamType.SERVER_STREAM]
         self._app: ASGIApp = Lines(app, streams, most)
 
@@ -54,26 +62,61 @@ class Connect:
         kind = dict(scope["headers"]).get(b"content-type", b"")
         if kind.startswith(_GRPC) and not kind.startswith(_WEB):
             await _refuse(send)
-        else:
-            await self._app(_plain(scope), _InTime(receive, self._patience), send)
+            return
+        body = _InTime(receive, self._patience, self._gateway.held)
+        body.in_parts = scope["path"] in self._talks
+        try:
+            with self._forwarder.entered():
+                await self._app(_plain(scope), body, send)
+        except errors.SllmError as error:  # before anything of it was read
+            await _turn_away(send, error)
+        finally:
+            body.close()
 
 
 class _InTime:
-    """A request's body: whoever takes too long over the next part of it has left."""
+    """A request's body: whoever takes too long over it has left. It counts while it is held."""
 
-    def __init__(self, receive: Receive, seconds: float) -> None:
+    in_parts = False
+    """Whether it is passed on as it comes: then it has that time for each part."""
+
+    def __init__(self, receive: Receive, seconds: float, held: Held) -> None:
         self._receive = receive
         self._seconds = seconds
+        self._held = held
+        self._count = 0
+        self._until = asyncio.get_running_loop().time() + seconds
         self._whole = False
 
     async def __call__(self) -> Message:
         try:
-            async with asyncio.timeout(None if self._whole else self._seconds):
+            async with asyncio.timeout_at(self._latest()):
                 message = await self._receive()
         except TimeoutError:
             return {"type": "http.disconnect"}
         self._whole = not message.get("more_body", False)
+        self._hold(len(message.get("body", b"")))
         return message
+
+    def close(self) -> None:
+        """Holds nothing more."""
+        self._held.give(self._count)
+        self._count = 0
+
+    def _latest(self) -> float | None:
+        if self._whole:
+            return None
+        now = asyncio.get_running_loop().time()
+        return now + self._seconds if self.in_parts else self._until
+
+    def _hold(self, count: int) -> None:
+        if self.in_parts:
+            self.close()
+        try:
+            self._held.take(count)
+        except errors.QueueFull as error:
+            raise failures.to_connect(error) from error
+        self._count += count
 
 
 def _plain(scope: Scope) -> Scope:
@@ -88,6 +131,19 @@ async def _refuse(send: Send) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": _ONLY_GRPC})
+
+
+async def _turn_away(send: Send, error: errors.SllmError) -> None:
+    """Answers a call that was not taken: all of the protocols' clients read the status."""
+    told = failures.to_connect(error)
+    details = [
+        {"type": one.type_name, "value": b64encode(one.message_bytes).decode().rstrip("=")}
+        for one in told.details
+    ]
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+    body = encoded({"code": told.code.value, "message": told.message, "details": details})
+    await send({"type": "http.response.body", "body": body})
 
 
 class _Services(ConnectASGIApplication[Mapping[str, Any]]):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 import grpc
@@ -34,6 +35,10 @@ class _UnderWay:
         self.ended = True
         if self.call is not None:
             self.call.cancel()
+
+
+_entered: ContextVar[_UnderWay] = ContextVar("entered")
+"""The call that a task works on."""
 
 
 class Forwarder:
@@ -105,13 +110,31 @@ class Forwarder:
         return serve
 
     @contextmanager
+    def entered(self) -> Iterator[None]:
+        """A call from before its body is read: it is one of those that the gateway counts.
+
+        Raises:
+            errors.ShuttingDown: It comes too late.
+            errors.QueueFull: Too many are under way.
+        """
+        under_way = _UnderWay()
+        self._gateway.enter(under_way)
+        token = _entered.set(under_way)
+        try:
+            yield
+        finally:
+            _entered.reset(token)
+            self._gateway.leave(under_way)
+
+    @contextmanager
     def _told(self, method: Method, context: Context) -> Iterator[_UnderWay]:
         """A call within which failures are told as its caller reads them."""
         asked = self._current
-        under_way = _UnderWay()
+        under_way = _entered.get()
         try:
             with failures.told(method.path, self._addresses[asked]):
-                self._gateway.enter(under_way)
+                if under_way.ended:
+                    raise errors.ShuttingDown(GOING_DOWN)
                 if _is_watch(method):
                     self._watches.add(under_way)
                 yield under_way
@@ -123,7 +146,6 @@ class Forwarder:
             raise _in_words(error, method, context, under_way) from error
         finally:
             self._watches.discard(under_way)
-            self._gateway.leave(under_way)
 
     def _turn_from(self, asked: int) -> None:
         """The next call goes to another control plane, if there is any."""

@@ -7,6 +7,9 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sllm import errors
+from sllm.gateway.failures import encoded, openai_error
+
 _LOCAL: Final = "localhost"
 
 
@@ -49,7 +52,7 @@ class SameOrigin:
         if name in self._hosts or name == _LOCAL or name.endswith(f".{_LOCAL}"):
             return True
         try:
-            return ipaddress.ip_address(name).is_loopback
+            return _leads_here(name)
         except ValueError:
             return False
 
@@ -58,9 +61,16 @@ def _is_loopback(scope: Scope) -> bool:
     """Whether a connection has come to a loopback address; Unix sockets have none."""
     server = scope.get("server")
     try:
-        return server is not None and ipaddress.ip_address(server[0]).is_loopback
+        return server is not None and _leads_here(server[0])
     except ValueError:
         return False
+
+
+def _leads_here(address: str) -> bool:
+    """Whether an address is a loopback one, also where IPv6 has it for an IPv4 one."""
+    found = ipaddress.ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
 
 def _name(host: str) -> str:
@@ -71,7 +81,8 @@ def _name(host: str) -> str:
 
 
 async def _refuse(send: Send, problem: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    start = {"type": "http.response.start", "status": int(HTTPStatus.FORBIDDEN)}
+    status, error = int(HTTPStatus.FORBIDDEN), errors.InvalidArgument(problem)
+    headers = [(b"content-type", b"application/json")]
+    start = {"type": "http.response.start", "status": status}
     await send({**start, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{problem}\n".encode()})
+    await send({"type": "http.response.body", "body": encoded(openai_error(error, status))})

@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
-from sllm import BatchResult
+from sllm import Batch, BatchResult
 from sllm.gateway.failures import encoded
 from sllm.gateway.gateway import Gateway
 from sllm.gateway.openai import chat, completions, logprobs
 from sllm.gateway.openai.chat_request import ChatRequest
+from sllm.gateway.openai.logprobs import Told
 
 ENDPOINTS: Final = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
 """What requests of a batch ask, by the word in its id that tells it."""
@@ -49,31 +50,39 @@ async def lines(gateway: Gateway, file_id: str) -> AsyncGenerator[bytes]:
     found = _RESULTS.fullmatch(file_id)
     assert found is not None
     batch_id, failed = found["batch"], found["what"] == "errors"
-    await gateway.planes.ask(lambda client: client.batch(batch_id))
+    batch = await gateway.planes.ask(lambda client: client.batch(batch_id))
     yield b""
+    told: dict[str, Told] = {}
     results = gateway.planes.current.batch_results(batch_id, follow=False)
     async with aclosing(results):
         async for one in results:
             if (one.error is not None) == failed:
-                yield encoded(await _line(gateway, batch_id, found["kind"], one)) + b"\n"
+                yield encoded(await _line(gateway, batch, found["kind"], one, told)) + b"\n"
 
 
-async def _line(gateway: Gateway, batch_id: str, kind: str, one: BatchResult) -> dict[str, Any]:
+async def _line(
+    gateway: Gateway, batch: Batch, kind: str, one: BatchResult, readers: dict[str, Told]
+) -> dict[str, Any]:
+    """A line; `readers`: of models whose logprobs have been told."""
     model, _, own_id = one.request_id.partition("/")
-    told: dict[str, Any] = {"id": f"{batch_id}_{one.number}", "custom_id": own_id}
+    told: dict[str, Any] = {"id": f"{batch.batch_id}_{one.number}", "custom_id": own_id}
     if one.error:
         error = {"code": one.error.reason, "message": one.error.message}
         return {**told, "response": None, "error": error}
-    body = await _body(gateway, kind, model, one)
+    assert one.result is not None
+    reader = None
+    if one.result.logprobs is not None:
+        if model not in readers:
+            texts, until = gateway.token_texts, batch.created_at
+            readers[model] = await logprobs.told_later(texts, model, until)
+        reader = readers[model]
+    body = await _body(kind, model, one, reader)
     response = {"status_code": 200, "request_id": one.request_id, "body": body}
     return {**told, "response": response, "error": None}
 
 
-async def _body(gateway: Gateway, kind: str, model: str, one: BatchResult) -> dict[str, Any]:
+async def _body(kind: str, model: str, one: BatchResult, told: Told | None) -> dict[str, Any]:
     assert one.result is not None
-    told = None
-    if one.result.logprobs is not None:
-        told = await logprobs.told(gateway.token_texts, model)
     answer: Any
     if kind == "chat":
         request = ChatRequest(model=model, messages=[])

@@ -1,17 +1,16 @@
 """/v1/batches: many requests that nobody waits for."""
 
 import asyncio
-import json
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import IO, Any, ClassVar, Final, Literal, cast
 
 from openai.types import Batch as OpenAIBatch
 from openai.types.batch_request_counts import BatchRequestCounts
 
 from sllm import Batch, BatchRequest, BatchState, errors
-from sllm.gateway.bodies import checked
+from sllm.gateway.bodies import checked, parsed
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.failures import encoded, invalid
 from sllm.gateway.fields import ForeignFields, Refused
@@ -22,7 +21,9 @@ from sllm.gateway.openai.completion_request import CompletionRequest
 _KINDS: Final = {endpoint: kind for kind, endpoint in batch_results.ENDPOINTS.items()}
 _DAY: Final = 24 * 3600.0
 _LINES_AT_ONCE: Final = 64
-"""That are read before others have their turn."""
+"""That are read at a time."""
+_BYTES_AT_ONCE: Final = 1 << 20
+"""The same, where lines are long."""
 _STATES: Final[dict[BatchState, Any]] = {
     BatchState.RUNNING: "in_progress",
     BatchState.ENDED: "completed",
@@ -54,41 +55,53 @@ class Line(ForeignFields):
 
 async def create(exchange: Exchange) -> None:
     """Has a file's requests done."""
-    request = checked(BatchBody, await exchange.json())
-    gateway = exchange.gateway
+    request, _ = await exchange.fields(BatchBody, lambda one: one)
+    gateway, most = exchange.gateway, exchange.gateway.settings.max_body_bytes
     path = await asyncio.to_thread(gateway.files.path, request.input_file_id)
     file = request.input_file_id.removeprefix("file-")
     batch_id = f"batch_{_KINDS[request.endpoint]}_{file}_{uuid.uuid4().hex[:8]}"
     found = await gateway.planes.ask(
         lambda client: client.submit_batch(
-            _requests(path, request.endpoint), batch_id=batch_id, time_limit=_DAY
+            _requests(path, request.endpoint, most), batch_id=batch_id, time_limit=_DAY
         )
     )
     await exchange.reply(answers.encoded(_described(found)))
 
 
-async def _requests(path: Path, endpoint: str) -> AsyncIterator[BatchRequest]:
+async def _requests(path: Path, endpoint: str, most: int) -> AsyncIterator[BatchRequest]:
+    """A file's requests, read in threads; `most`: bytes of a line, which is a request's body."""
     with path.open("rb") as file:
         number = 0
-        while lines := await asyncio.to_thread(file.readlines, 1 << 16):
-            for line in lines:
-                if line.strip():
-                    number += 1
-                    yield _request(line, endpoint, number)
-                if not number % _LINES_AT_ONCE:
-                    await asyncio.sleep(0)
+        while found := await asyncio.to_thread(_some, file, endpoint, number, most):
+            number += len(found)
+            for one in found:
+                yield one
+
+
+def _some(file: IO[bytes], endpoint: str, number: int, most: int) -> list[BatchRequest]:
+    """The next requests, behind so many. Empty: there are no more."""
+    found: list[BatchRequest] = []
+    size = 0
+    while len(found) < _LINES_AT_ONCE and size < _BYTES_AT_ONCE:
+        line = file.readline(most + 1)
+        if not line:
+            break
+        if len(line) > most:
+            raise invalid(f"line {number + len(found) + 1} may have {most} bytes, not more")
+        if line.strip():
+            size += len(line)
+            found.append(_request(line, endpoint, number + len(found) + 1))
+    return found
 
 
 def _request(line: bytes, endpoint: str, number: int) -> BatchRequest:
     try:
-        found = checked(Line, json.loads(line))
+        found = checked(Line, parsed(line))
         if found.url != endpoint:
             raise invalid(f"url is {found.url!r:.80}, and the batch's endpoint {endpoint}", "url")
         return _arguments(found)
     except errors.InvalidRequest as error:
         raise type(error)(f"line {number}: {error.message}", metadata=error.metadata) from error
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"line {number} is no JSON: {error}") from error
 
 
 def _arguments(line: Line) -> BatchRequest:

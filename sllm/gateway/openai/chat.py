@@ -16,7 +16,6 @@ from openai.types.chat.chat_completion_message_function_tool_call import (
 import sllm
 from sllm import ChoiceFinished, Finished, Result, Tokens
 from sllm.gateway import generating, receipts
-from sllm.gateway.bodies import checked
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.generating import Ask, Generation
 from sllm.gateway.openai import answers, chunks, logprobs
@@ -29,11 +28,9 @@ DONE = b"data: [DONE]\n\n"
 
 async def complete(exchange: Exchange) -> None:
     """Answers a conversation."""
-    body = await exchange.json()
-    request = checked(ChatRequest, body)
-    arguments = request.arguments()
+    request, arguments = await exchange.fields(ChatRequest, ChatRequest.arguments)
     prompt = {"messages": arguments.pop("messages")}
-    ask = Ask(request.model, arguments, [prompt], body)
+    ask = Ask(request.model, arguments, [prompt])
     told = None
     if "logprobs" in arguments:
         told = await logprobs.told(exchange.gateway.token_texts, request.model)

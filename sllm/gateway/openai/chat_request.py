@@ -3,7 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from sllm.gateway.failures import invalid
-from sllm.gateway.fields import Refused
+from sllm.gateway.fields import Listed, Refused
 from sllm.gateway.openai import conversation
 from sllm.gateway.openai.sampling import SamplingFields
 from sllm.gateway.parameters import OwnChatFields
@@ -35,14 +35,14 @@ class ChatRequest(SamplingFields, OwnChatFields):
         "user": "the same",
     }
 
-    messages: list[dict[str, Any]]
+    messages: Listed[dict[str, Any]]
     logprobs: bool | None = None
     max_completion_tokens: int | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     response_format: dict[str, Any] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     top_logprobs: int | None = None
 
     @property
@@ -60,16 +60,12 @@ class ChatRequest(SamplingFields, OwnChatFields):
         found["messages"] = conversation.messages(self.messages)
         if self.tools:
             found["tools"] = conversation.tools(self.tools)
-        if self.tool_choice is not None and (self.tools or self.tool_choice != "none"):
-            found["tool_choice"] = conversation.tool_choice(self.tool_choice)
+        if self.tool_choice is not None:
+            conversation.set_choice(found, self.tool_choice)
         self._bound(found)
         self._ask_logprobs(found)
-        form = conversation.form(self.response_format, "response_format")
-        if form:
-            if "structured_output" in found:
-                raise invalid("give response_format or structured_output, not both")
-            found["structured_output"] = form
-        conversation.set_effort(found, self.reasoning_effort)
+        conversation.set_form(found, self.response_format, "response_format")
+        conversation.set_effort(found, self.reasoning_effort, "reasoning_effort")
         return found
 
     def _bound(self, found: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar, Final
 
 from sllm.gateway.failures import invalid
-from sllm.gateway.fields import Refused
+from sllm.gateway.fields import Prompts, Refused
 from sllm.gateway.openai.sampling import SamplingFields
 from sllm.gateway.parameters import OwnFields
 
@@ -20,7 +20,7 @@ class CompletionRequest(SamplingFields, OwnFields):
     }
     HARMLESS: ClassVar = {"user": "names a user to whom looks for abuse"}
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     logprobs: int | None = None
 
     def arguments(self) -> dict[str, Any]:

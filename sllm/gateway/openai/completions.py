@@ -10,7 +10,6 @@ from openai.types.completion_choice import Logprobs
 
 from sllm import ChoiceFinished, Finished, Result, Tokens
 from sllm.gateway import generating, receipts, sse
-from sllm.gateway.bodies import checked
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.generating import Ask, Generation
 from sllm.gateway.openai import answers, logprobs
@@ -23,9 +22,10 @@ from sllm.gateway.openai.logprobs import Told
 
 async def complete(exchange: Exchange) -> None:
     """Goes on with texts."""
-    body = await exchange.json()
-    request = checked(CompletionRequest, body)
-    ask = Ask(request.model, request.arguments(), request.prompts(), body)
+    request, (arguments, prompts) = await exchange.fields(
+        CompletionRequest, lambda one: (one.arguments(), one.prompts())
+    )
+    ask = Ask(request.model, arguments, prompts)
     told = None
     if request.logprobs is not None:
         told = await logprobs.told(exchange.gateway.token_texts, request.model)

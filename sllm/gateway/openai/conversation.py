@@ -5,11 +5,14 @@ from typing import Any, Final
 
 from sllm import errors
 from sllm.gateway.failures import invalid
+from sllm.gateway.fields import only
 
 _KNOWN: Final = {"role", "content", "name", "tool_calls", "tool_call_id"}
 _UNSAID: Final = {"reasoning", "reasoning_content"}
 """What an answer has, and whoever sends it back does not mean to say."""
 _EMPTY: Final[tuple[Any, ...]] = (None, [], "")
+_SCHEMA: Final = ("name", "description", "schema", "strict")
+"""What describes a JSON schema."""
 _ROLES: Final = {"developer": "system"}
 """Roles that templates know by other names."""
 
@@ -59,7 +62,23 @@ def tools(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if one.get("type") != "function":
             message = f"tools.{place} is of type {one.get('type')!r:.80}; only functions are taken"
             raise invalid(message, f"tools.{place}.type")
+        only(one, f"tools.{place}", "type", "function")
+        function = one.get("function")
+        only(function, f"tools.{place}.function", "name", "description", "parameters", "strict")
     return [dict(one) for one in given]
+
+
+def set_choice(found: dict[str, Any], given: str | Mapping[str, Any]) -> None:
+    """Says which tools are to be called; without any tools there are no calls to ask for.
+
+    Raises:
+        errors.InvalidArgument: It is not served, or there is nothing to choose from.
+    """
+    choice = tool_choice(given)
+    if found.get("tools"):
+        found["tool_choice"] = choice
+    elif choice not in ("none", "auto"):
+        raise invalid("tool_choice asks for a call, and there are no tools", "tool_choice")
 
 
 def tool_choice(given: str | Mapping[str, Any]) -> Any:
@@ -72,24 +91,42 @@ def tool_choice(given: str | Mapping[str, Any]) -> Any:
         kind = given.get("type")
         message = f"tool_choice of type {kind!r:.80} is not served; name a function"
         raise invalid(message, "tool_choice")
+    if isinstance(given, Mapping):
+        only(given, "tool_choice", "type", "function")
+        function = only(given.get("function"), "tool_choice.function", "name")
+        if not isinstance(function.get("name"), str):
+            raise invalid("tool_choice names a function", "tool_choice")
     return given
 
 
-def form(given: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
+def set_form(found: dict[str, Any], given: Any, where: str) -> None:
+    """Says which form the text is to have.
+
+    Raises:
+        errors.InvalidArgument: It is none that is known, or there is another.
+    """
+    if wanted := form(given, where):
+        if "structured_output" in found:
+            raise invalid(f"give {where} or structured_output, not both", where)
+        found["structured_output"] = wanted
+
+
+def form(given: Any, where: str) -> dict[str, Any] | None:
     """The form that a text is to have. None: any.
 
     Raises:
         errors.InvalidArgument: It is none that is known.
     """
-    match (given or {}).get("type", "text"):
+    if given is None:
+        return None
+    match only(given, where, "type", "json_schema", *_SCHEMA).get("type"):
         case "text":
             return None
         case "json_object":
             return {"json_object": True}
         case "json_schema":
-            assert given is not None
-            described = given.get("json_schema", given)
-            schema = described.get("schema") if isinstance(described, Mapping) else None
+            described = only(given.get("json_schema", given), where, "type", *_SCHEMA)
+            schema = described.get("schema")
             if not isinstance(schema, Mapping):
                 raise invalid(f"{where}: a json_schema has a schema, an object", where)
             return {"json_schema": schema}
@@ -97,10 +134,16 @@ def form(given: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
             raise invalid(f"{where} has no type {kind!r:.80}", where)
 
 
-def set_effort(found: dict[str, Any], effort: str | None) -> None:
-    """Has templates know how much to think, in the words that those of common models have."""
+def set_effort(found: dict[str, Any], effort: Any, where: str) -> None:
+    """Has templates know how much to think, in the words that those of common models have.
+
+    Raises:
+        errors.InvalidArgument: It is no word.
+    """
     if effort is None:
         return
+    if not isinstance(effort, str):
+        raise invalid(f"{where} must be a text, not {type(effort).__name__}", where)
     given = found.get("template_arguments") or {}
     told = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
     found["template_arguments"] = {**told, **given}

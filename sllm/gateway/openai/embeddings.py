@@ -13,9 +13,8 @@ from openai.types.create_embedding_response import Usage
 
 from sllm import Embeddings
 from sllm.gateway import receipts
-from sllm.gateway.bodies import checked
 from sllm.gateway.exchange import Exchange
-from sllm.gateway.fields import ForeignFields
+from sllm.gateway.fields import ForeignFields, Prompts
 from sllm.gateway.openai import answers
 
 
@@ -24,7 +23,7 @@ class EmbeddingRequest(ForeignFields):
 
     HARMLESS: ClassVar = {"user": "names a user to whom looks for abuse"}
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Prompts
     model: str
     dimensions: int | None = None
     encoding_format: Literal["float", "base64"] | None = None
@@ -39,12 +38,12 @@ class EmbeddingRequest(ForeignFields):
 
 async def embed(exchange: Exchange) -> None:
     """Makes vectors of texts."""
-    request = checked(EmbeddingRequest, await exchange.json())
+    request, inputs = await exchange.fields(EmbeddingRequest, EmbeddingRequest.inputs)
     context = exchange.context
     found = await exchange.gateway.planes.ask(
         lambda client: client.embed(
             request.model,
-            request.inputs(),
+            inputs,
             normalize=request.normalize,
             dimensions=request.dimensions,
             truncate=bool(request.truncate),

@@ -6,7 +6,9 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from openai.types import FileObject
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.types import Message, Receive
@@ -40,7 +42,7 @@ def described(found: StoredFile) -> FileObject:
 async def upload(exchange: Exchange) -> None:
     """Takes a file."""
     settings = exchange.gateway.settings
-    receive = _bounded(exchange.receive, settings.max_file_bytes, settings.body_seconds)
+    receive = _bounded(exchange, settings.max_file_bytes, settings.body_seconds)
     request = Request(exchange.scope, receive)
     try:
         async with asyncio.timeout(_LONGEST_SECONDS), request.form(max_files=1) as form:
@@ -54,25 +56,27 @@ async def upload(exchange: Exchange) -> None:
             exchange.watch()
             add = exchange.gateway.files.add
             found = await asyncio.to_thread(add, file.file, file.filename or "file", "batch")
-    except MultiPartException as error:
-        raise invalid(f"the body is no form: {error.message}") from error
+    except (MultiPartException, HTTPException, FormParserError) as error:
+        said = getattr(error, "detail", error)
+        raise invalid(f"the body is no form of a file: {said}") from error
     except TimeoutError as error:
         raise Refusal(408, errors.DeadlineExceeded("the file has not come in time")) from error
     await exchange.reply(answers.encoded(described(found)))
 
 
-def _bounded(receive: Receive, most: int, seconds: float) -> Receive:
-    """The body's parts, each in its time and all of them within a size."""
+def _bounded(exchange: Exchange, most: int, seconds: float) -> Receive:
+    """The body's parts, each in its time, all of them within a size, and with those of others."""
     size = 0
 
     async def bounded() -> Message:
         nonlocal size
         async with asyncio.timeout(seconds):
-            message = await receive()
+            message = await exchange.receive()
         if message["type"] == "http.disconnect":
             raise Gone
         size += len(message.get("body", b""))
         check_size(size, most)
+        exchange.arrives(len(message.get("body", b"")))
         return message
 
     return bounded
@@ -92,7 +96,11 @@ async def one(exchange: Exchange) -> None:
     file_id = exchange.path_params["file"]
     if batch_id := batch_results.batch_of(file_id):
         batch = await exchange.gateway.planes.ask(lambda client: client.batch(batch_id))
-        found = StoredFile(file_id, f"{file_id}.jsonl", "batch_output", 0, batch.created_at)
+        size = 0
+        async with aclosing(batch_results.lines(exchange.gateway, file_id)) as lines:
+            async for line in lines:
+                size += len(line)
+        found = StoredFile(file_id, f"{file_id}.jsonl", "batch_output", size, batch.created_at)
     else:
         found = await asyncio.to_thread(exchange.gateway.files.get, file_id)
     await exchange.reply(answers.encoded(described(found)))

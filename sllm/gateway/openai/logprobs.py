@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+import structlog
 from openai.types.chat import ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
-from sllm import TokenLogprob
+from sllm import TokenLogprob, errors
 from sllm.gateway.token_texts import TokenTexts
+
+log = structlog.get_logger()
 
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 _LEAST = -9999.0
@@ -17,7 +20,8 @@ _LEAST = -9999.0
 class Told:
     """Makes logprobs of one request's model readable."""
 
-    def __init__(self, texts: TokenTexts, deployment: str, model: str) -> None:
+    def __init__(self, texts: TokenTexts, deployment: str, model: str | None) -> None:
+        """`model`: None: it is gone, and there are numbers in the place of texts."""
         self._texts = texts
         self._deployment = deployment
         self._model = model
@@ -74,7 +78,24 @@ class Told:
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]
     ) -> dict[int, str]:
         others = (top.token_id for one in logprobs for top in one.top)
-        return await self._texts.of(self._deployment, self._model, (*token_ids, *others))
+        wanted = (*token_ids, *others)
+        if self._model is None:
+            return {one: f"token_id:{one}" for one in wanted}
+        return await self._texts.of(self._deployment, self._model, wanted)
+
+
+class ToldLater(Told):
+    """The same of what is told when its model may be gone: nothing of it is lost by that."""
+
+    async def _of(
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]
+    ) -> dict[int, str]:
+        try:
+            return await super()._of(token_ids, logprobs)
+        except errors.SllmError as error:
+            log.warning("gateway.no_token_texts", deployment=self._deployment, error=error.message)
+            self._model = None
+            return await super()._of(token_ids, logprobs)
 
 
 def _bytes(text: str) -> list[int] | None:
@@ -93,3 +114,12 @@ async def told(texts: TokenTexts, deployment: str) -> Told:
         errors.DeploymentNotFound: There is none of this name.
     """
     return Told(texts, deployment, await texts.model(deployment))
+
+
+async def told_later(texts: TokenTexts, deployment: str, until: float) -> Told:
+    """For results of a deployment as it was `until` then, in seconds since the epoch."""
+    try:
+        model = await texts.model(deployment, until)
+    except errors.SllmError:
+        model = None
+    return ToldLater(texts, deployment, model)

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
 from sllm.gateway.failures import invalid
-from sllm.gateway.fields import Refused
+from sllm.gateway.fields import Listed, Refused, only
 from sllm.gateway.openai import conversation, response_input
 from sllm.gateway.openai.chat_request import CACHES
 from sllm.gateway.parameters import OwnChatFields
 
+_THOUGHTS: Final = ("summary", "generate_summary")
+"""How thoughts are told: here as they are, which says more than any summary."""
 _NOT_KEPT: Final = "nothing is kept of a conversation: send all of it"
 
 
@@ -42,7 +44,7 @@ class ResponseRequest(OwnChatFields):
         "user": "names a user to whom looks for abuse",
     }
 
-    input: str | list[dict[str, Any]]
+    input: str | Listed[dict[str, Any]]
     model: str
     instructions: str | None = None
     max_output_tokens: int | None = None
@@ -52,7 +54,7 @@ class ResponseRequest(OwnChatFields):
     temperature: float | None = None
     text: dict[str, Any] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     top_p: float | None = None
 
     @property
@@ -75,27 +77,31 @@ class ResponseRequest(OwnChatFields):
         found |= self.own_arguments()
         found["messages"] = response_input.messages(self.instructions, self.input)
         if self.tools:
-            found["tools"] = conversation.tools([_tool(one) for one in self.tools])
-            if self.tool_choice is not None:
-                found["tool_choice"] = conversation.tool_choice(_choice(self.tool_choice))
-        if form := conversation.form((self.text or {}).get("format"), "text.format"):
-            found["structured_output"] = form
-        if (self.text or {}).get("verbosity") not in (None, "medium"):
+            tools = [_tool(one, f"tools.{place}") for place, one in enumerate(self.tools)]
+            found["tools"] = conversation.tools(tools)
+        if self.tool_choice is not None:
+            conversation.set_choice(found, _choice(self.tool_choice))
+        text = only(self.text or {}, "text", "format", "verbosity")
+        conversation.set_form(found, text.get("format"), "text.format")
+        if text.get("verbosity") not in (None, "medium"):
             raise invalid("text.verbosity is not served: say it in the prompt", "text.verbosity")
-        conversation.set_effort(found, (self.reasoning or {}).get("effort"))
+        reasoning = only(self.reasoning or {}, "reasoning", "effort", *_THOUGHTS)
+        conversation.set_effort(found, reasoning.get("effort"), "reasoning.effort")
         return found
 
 
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A function as conversations have it."""
     if tool.get("type") != "function":
         return dict(tool)
     names = ("name", "description", "parameters", "strict")
+    only(tool, where, "type", *names)
     function = {name: tool[name] for name in names if tool.get(name) is not None}
     return {"type": "function", "function": function}
 
 
 def _choice(choice: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
     if isinstance(choice, Mapping) and choice.get("type") == "function":
+        only(choice, "tool_choice", "type", "name")
         return {"type": "function", "function": {"name": choice.get("name")}}
     return choice

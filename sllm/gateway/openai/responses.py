@@ -5,7 +5,6 @@ from typing import Any
 
 from sllm import Finished, Tokens, errors
 from sllm.gateway import failures, generating, receipts
-from sllm.gateway.bodies import checked
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.generating import Ask, Generation
 from sllm.gateway.openai import answers, response_answers
@@ -15,10 +14,8 @@ from sllm.gateway.openai.response_request import ResponseRequest
 
 async def respond(exchange: Exchange) -> None:
     """Answers a conversation."""
-    body = await exchange.json()
-    request = checked(ResponseRequest, body)
-    arguments = request.arguments()
-    ask = Ask(request.model, arguments, [{"messages": arguments.pop("messages")}], body)
+    request, arguments = await exchange.fields(ResponseRequest, ResponseRequest.arguments)
+    ask = Ask(request.model, arguments, [{"messages": arguments.pop("messages")}])
     if request.stream:
         await _stream(exchange, request, ask)
         return

@@ -1,9 +1,20 @@
 """Fields that OpenAI's conversations and completions share."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
 
 from sllm.gateway.failures import invalid
-from sllm.gateway.fields import ForeignFields
+from sllm.gateway.fields import ForeignFields, Listed
+
+
+def _first_wrong(given: Any) -> Any:
+    """Of many wrong biases one is enough to be told of."""
+    if isinstance(given, dict):
+        for name, bias in given.items():
+            if isinstance(bias, bool) or not isinstance(bias, int | float):
+                return {name: bias}
+    return given
 
 
 class StreamOptions(ForeignFields):
@@ -19,12 +30,12 @@ class SamplingFields(ForeignFields):
 
     model: str
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_first_wrong)] = None
     max_tokens: int | None = None
     n: int | None = None
     presence_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = None
@@ -43,7 +54,7 @@ class SamplingFields(ForeignFields):
             "max_tokens": self.max_tokens,
             "n": self.n,
             "presence_penalty": self.presence_penalty,
-            "seed": self.seed,
+            "seed": None if self.seed is None else self.seed % 2**63,
             "stop": self.stop,
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -227,8 +227,8 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
         private_bytes=instance.spec.private_bytes,
         config=engine_message(instance.spec.engine),
         adapters=[
-            pb.LoadedAdapter(deployment=one.deployment, identity=one.identity)
-            for one in (instance.adapters.there if instance.adapters else ())
+            pb.LoadedAdapter(deployment=one.deployment, identity=one.identity, digest=digest)
+            for one, digest in (instance.adapters.there if instance.adapters else ())
         ],
     )
     message.started_at.FromDatetime(instance.started_at)

@@ -14,6 +14,7 @@ from sllm.clock import Clock
 from sllm.durations import to_seconds
 from sllm.node.generations import wire
 from sllm.node.generations.work import Work
+from sllm.node.instances.adapter_use import AdapterUse
 from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import PhaseKind, Timeline
@@ -36,6 +37,7 @@ class Generation:
         clock: Clock,
         *,
         adapters: InstanceAdapters | None = None,
+        use: AdapterUse | None = None,
         keep: bool = False,
         gives_way: bool = False,
     ) -> None:
@@ -47,6 +49,7 @@ class Generation:
             node_id: This node.
             clock: For the receipt.
             adapters: Of the instance. None: it takes none.
+            use: Of its adapter, if that is held for it already.
             keep: Whether it can be read again from where a reader has left.
             gives_way: Whether the engine computes all others before it.
 
@@ -76,7 +79,7 @@ class Generation:
         self._work: Work | None = None
         self._first_work: Work | None = None
         """What it was begun as, when it went on here after a move that came to nothing."""
-        self._submit(request)
+        self._submit(request, use)
 
     @property
     def request_id(self) -> str:
@@ -143,7 +146,7 @@ class Generation:
         request.token_ids.CopyFrom(types_pb.TokenIds(ids=self.outputs.prompt))
         return request
 
-    def _submit(self, request: pb.GenerateRequest) -> None:
+    def _submit(self, request: pb.GenerateRequest, use: AdapterUse | None = None) -> None:
         work = pb.GenerateRequest()
         work.CopyFrom(request)
         work.request_id = f"{request.request_id}/{next(_numbers)}"
@@ -155,6 +158,7 @@ class Generation:
             self._clock,
             self._timeline,
             gives_way=self._gives_way,
+            use=use,
         )
         self._first_work = self._first_work or self._work
 

@@ -11,6 +11,7 @@ from sllm.clock import Clock
 from sllm.node.agent import Agent
 from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation
+from sllm.node.instances.adapter_use import AdapterUse
 from sllm.node.instances.worker_client import Worker
 from sllm.prompt_size import check_size
 
@@ -47,8 +48,12 @@ class Generations:
                 generation.reader = None
                 self._left(generation)
 
-    def adopt(self, request: pb.GenerateRequest, worker: Worker) -> Generation:
+    def adopt(
+        self, request: pb.GenerateRequest, worker: Worker, use: AdapterUse | None = None
+    ) -> Generation:
         """Goes on with a request that has come from another node, and waits for its reader.
+
+        `use`: of its adapter, if that is held for it already.
 
         Raises:
             errors.WorkerDied: The worker has ended.
@@ -56,7 +61,13 @@ class Generations:
         self._replace(request.request_id)
         instance = self._agent.instance(request.instance_id)
         generation = Generation(
-            request, worker, self._node_id, self._clock, adapters=instance.adapters, keep=True
+            request,
+            worker,
+            self._node_id,
+            self._clock,
+            adapters=instance.adapters,
+            use=use,
+            keep=True,
         )
         generation.identity = wire.served_identity(instance.identity, request)
         self._by_id[request.request_id] = generation

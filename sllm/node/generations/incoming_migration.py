@@ -20,6 +20,7 @@ from sllm.clock import Clock
 from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation
 from sllm.node.generations.generations import Generations
+from sllm.node.instances.adapter_use import AdapterUse
 from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.worker_client import Worker
 
@@ -33,6 +34,22 @@ class _Coming:
     request: inference_pb.GenerateRequest
     token_ids: list[int] = field(default_factory=list)
     rounds: int = 0
+    over: bool = False
+    use: AdapterUse | None = None
+    """Of its adapter, from the first round on: no other takes the place between two of them."""
+
+    def hold(self, use: AdapterUse) -> None:
+        """Keeps an adapter for it, unless it is over by now."""
+        if self.over or self.use:
+            use.release()
+        else:
+            self.use = use
+
+    def end(self) -> None:
+        """It does not come, or has come."""
+        self.over = True
+        if self.use:
+            self.use.release()
 
 
 class IncomingMigration:
@@ -72,6 +89,8 @@ class IncomingMigration:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for coming in self._coming.values():
+                coming.end()
             if not orderly:
                 self._give_up()
 
@@ -117,6 +136,7 @@ class IncomingMigration:
         Raises:
             errors.SllmError: It cannot.
         """
+        await self._hold_adapter(coming)
         probe = inference_pb.GenerateRequest(
             # Of its own for each round: the engine may not have let go of the last one yet.
             request_id=f"{coming.request.request_id}/ahead/{coming.rounds}",
@@ -143,6 +163,13 @@ class IncomingMigration:
         finally:
             ahead.close()
 
+    async def _hold_adapter(self, coming: _Coming) -> None:
+        """Keeps the adapter of one that somebody waits for until it goes on here."""
+        request = coming.request
+        if coming.use or request.background or not (request.HasField("adapter") and self._adapters):
+            return
+        coming.hold(await self._adapters.take(wire.adapter_spec(request.adapter)))
+
     def _take_over(self, step: pb.MigrationCutover) -> None:
         coming = self._coming.pop(step.request_id, None)
         if coming is None:
@@ -154,6 +181,8 @@ class IncomingMigration:
         else:
             taken = pb.MigrationTaken(request_id=step.request_id)
             self._outbox.put_nowait(pb.MigrationServiceMigrateResponse(taken=taken))
+        finally:
+            coming.end()
 
     def _go_on(self, coming: _Coming, step: pb.MigrationCutover) -> None:
         tokens = [*coming.token_ids, *step.token_ids]
@@ -161,7 +190,8 @@ class IncomingMigration:
         if len(tokens) != step.total_tokens or digest != step.digest:
             raise errors.Internal(f"the tokens of {step.request_id} are not those of the source")
         coming.request.continuation.token_ids.extend(tokens)
-        adopted = self._generations.adopt(coming.request, self._worker)
+        adopted = self._generations.adopt(coming.request, self._worker, coming.use)
+        coming.use = None  # it is the generation's
         self._adopted[adopted.request_id] = adopted
 
     def _refuse(self, request_id: str, error: errors.SllmError) -> None:
@@ -174,7 +204,8 @@ class IncomingMigration:
             self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:
-        self._coming.pop(request_id, None)
+        if coming := self._coming.pop(request_id, None):
+            coming.end()
         generation = self._adopted.pop(request_id, None)
         if generation and generation.reader is None and not generation.closed:
             self._generations.drop(generation)

@@ -11,7 +11,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.durations import to_duration
-from sllm.node.instances.adapter_use import AdapterSpec
+from sllm.node.instances.adapter_use import AdapterSpec, named
 from sllm.node.instances.phases import Phase
 from sllm.token_events import extend
 
@@ -49,7 +49,7 @@ def served_identity(instance: str, request: inference_pb.GenerateRequest) -> str
 
     Empty while it is not known.
     """
-    adapter = request.adapter.identity
+    adapter = named(request.adapter.identity, request.adapter.dtype)
     return f"{instance}+{adapter}" if instance and adapter else instance
 
 

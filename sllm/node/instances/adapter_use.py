@@ -26,6 +26,16 @@ class AdapterSpec:
         """The same for the same weights."""
         return self.identity, self.dtype
 
+    @property
+    def name(self) -> str:
+        """The same as one word: what an identity is converted to makes another adapter of it."""
+        return named(self.identity, self.dtype)
+
+
+def named(identity: str, dtype: str | None) -> str:
+    """See `AdapterSpec.name`."""
+    return f"{identity}/{dtype}" if identity and dtype else identity
+
 
 class AdapterUse:
     """One request's hold on an adapter."""

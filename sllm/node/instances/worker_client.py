@@ -85,6 +85,8 @@ class Worker:
         self.encoders = EmbeddingServiceStub(self._channel)
         """What can be had of its model with `encode`, if that embeds or scores."""
         self._streams: dict[str, OutputStream] = {}
+        self._expected: dict[str, OutputStream] = {}
+        """Of requests that are to be submitted once their adapters are there."""
         self._encoding: set[asyncio.Future[errors.SllmError]] = set()
         """Requests of `encode`: each can be given up with the reason."""
         self._idle = asyncio.Event()
@@ -108,8 +110,8 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Requests that were submitted and have not ended."""
-        return len(self._streams) + len(self._encoding)
+        """Requests that were submitted, or are about to be, and have not ended."""
+        return len(self._streams) + len(self._expected) + len(self._encoding)
 
     async def wait_until_serving(self) -> None:
         """Returns once the worker answers on its socket."""
@@ -180,6 +182,17 @@ class Worker:
         reply = await self._call(self._stub.MakeReady(request, **_options(MAKE_READY_TIMEOUT)))
         return to_seconds(reply.duration)
 
+    def expect(self, request_id: str, stream: OutputStream) -> None:
+        """Counts a request that is to be submitted, or released: it is waited for, and may end.
+
+        Raises:
+            errors.WorkerDied: The worker has ended.
+        """
+        if self.gone.done():
+            raise self.gone.result()
+        self._expected[request_id] = stream
+        self._idle.clear()
+
     def submit(
         self,
         request: inference_pb.GenerateRequest,
@@ -197,6 +210,7 @@ class Worker:
         """
         if self.gone.done():
             raise self.gone.result()
+        self._expected.pop(request.request_id, None)
         self._streams[request.request_id] = stream
         self._idle.clear()
         self._commands.put_nowait(pb.RunRequest(submit=request, gives_way=gives_way))
@@ -211,7 +225,7 @@ class Worker:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
         error = errors.ShuttingDown("the instance was stopped before the request was finished")
-        for request_id, stream in list(self._streams.items()):
+        for request_id, stream in [*self._expected.items(), *self._streams.items()]:
             stream.fail(error)
             self.release(request_id)
         for encoding in self._encoding:
@@ -348,6 +362,7 @@ class Worker:
             stream.put(output)
 
     def _forget(self, request_id: str) -> OutputStream | None:
+        self._expected.pop(request_id, None)
         stream = self._streams.pop(request_id, None)
         self._settle()
         return stream
@@ -365,7 +380,7 @@ class Worker:
         self.orphaned = end.orphaned
         error = errors.WorkerDied(f"worker process {self.pid} {self._verdict or _in_words(end)}")
         self.gone.set_result(error)
-        for request_id, stream in list(self._streams.items()):
+        for request_id, stream in [*self._expected.items(), *self._streams.items()]:
             stream.fail(error)
             self._forget(request_id)
 

@@ -1,12 +1,23 @@
 """Adapters in the control plane: their requests are their base's, and take them along."""
 
+from dataclasses import replace
+
 import pytest
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import model_service_pb2 as model_pb
+from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
+from sllm.clock import ManualClock
+from sllm.control.cluster.instances import LoadedAdapter
+from sllm.control.cluster.tiers import Tier
+from sllm.control.orchestration.agenda import Agenda
+from sllm.control.requests.service_times import ServiceTimes
+from sllm.control.routing.relay import ADAPTER_ELSEWHERE
+from sllm.control.state.state import State
 from tests.control.clusters import Cluster
 from tests.control.fake_node import FakeNode
+from tests.control.shapes import copy, deployment, instance, view
 from tests.support import assert_eventually
 
 LEGAL = "file:///adapters/legal"
@@ -158,3 +169,108 @@ async def test_an_instance_from_before_its_base_took_adapters_gets_none(
     await busy.end()
     assert asked(node)[-1].instance_id != before
     assert [one.HasField("adapter") for one in asked(node)] == [False, True]
+
+
+@pytest.fixture
+async def two(cluster: Cluster, node: FakeNode, base: str) -> str:
+    """Two instances of a base, of which each has one adapter at a time; it has two."""
+    await cluster.caller.deploy(max_adapters=1, max_concurrency=8, max_replicas=2, min_replicas=2)
+    await cluster.caller.deploy("legal", LEGAL, base=base)
+    await cluster.caller.deploy("other", "file:///adapters/other", base=base)
+
+    async def changed() -> bool:
+        there = await cluster.caller.instances()
+        return [one.config.max_adapters for one in there if one.state == 2] == [1, 1]
+
+    await assert_eventually(changed)
+    return base
+
+
+@pytest.mark.parametrize("error", ADAPTER_ELSEWHERE)
+async def test_what_one_node_cannot_load_another_one_may(
+    cluster: Cluster, node: FakeNode, two: str, error: type[errors.SllmError]
+) -> None:
+    """And those behind it get what it avoids. If no instance can, its caller is told why."""
+    node.script.generate_errors.append(error("here"))
+    stream = await cluster.caller.complete("legal")
+    assert stream.text == "0 1 2 "
+    first, second = asked(node)
+    assert first.instance_id != second.instance_id
+    assert len(await cluster.caller.instances()) == 2, "it is no fault of the instance's"
+    node.script.generate_errors += [error("here"), error("there")]
+    with pytest.raises(error, match="there"):
+        await cluster.caller.complete("legal")
+    assert (await cluster.caller.complete(two)).text == "0 1 2 "
+
+
+async def test_requests_do_not_heap_up_where_they_would_stand_in_line(
+    cluster: Cluster, node: FakeNode, two: str
+) -> None:
+    node.adapters["file:///adapters/third"] = "T"
+    await cluster.caller.deploy("third", "file:///adapters/third", base=two)
+    node.script.before_finish.shut()
+    names = ["legal", "other", "legal", "other", "third", "third", "third", "third"]
+    streams = [await cluster.caller.generate(name).until("tokens") for name in names]
+    places: dict[str, set[str]] = {}
+    for one in asked(node):
+        places.setdefault(one.adapter.deployment, set()).add(one.instance_id)
+    assert len(places["legal"]) == len(places["other"]) == 1
+    assert places["legal"] != places["other"]
+    assert len(places["third"]) == 2
+    node.script.before_finish.open()
+    for stream in streams:
+        await stream.end()
+
+
+async def test_what_has_given_its_adapter_up_is_begun_again(
+    cluster: Cluster, node: FakeNode, base: str
+) -> None:
+    await cluster.caller.deploy("legal", LEGAL, base=base)
+    node.script.generate_errors.append(errors.Cancelled("its adapter gives way"))
+    request = inference_pb.GenerateRequest(deployment="legal", request_id="one", max_tokens=3)
+    request.token_ids.ids.extend((7, 8))
+    await cluster.caller.submit([request], "batch")
+    (result,) = await cluster.caller.results("batch")
+    assert result.HasField("answer")
+    assert len(asked(node)) == 2
+
+
+async def test_the_wait_for_an_adapter_says_nothing_of_the_base(
+    cluster: Cluster, node: FakeNode, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[str] = []
+    monkeypatch.setattr(ServiceTimes, "served", lambda _, name, __: learned.append(name))
+    await cluster.caller.deploy("legal", LEGAL, base=base)
+    node.script.phases = [pb.Phase(kind=pb.PHASE_KIND_ATTACH)]
+    await cluster.caller.complete("legal")
+    assert not learned
+    node.script.phases = []
+    await cluster.caller.complete("legal")
+    assert learned == [base]
+
+
+def test_who_watches_an_adapter_is_told_of_its_base() -> None:
+    state = State()
+    base = deployment("tiny")
+    over = replace(base, spec=replace(base.spec, name="legal", base="tiny"))
+    state.set_deployment(base)
+    state.set_deployment(over)
+    told = state.changes.changed("legal")
+    Agenda(state.changes, ManualClock()).wake("tiny")
+    assert told.is_set()
+    assert state.adapters_of("tiny") == [over]
+    state.drop_deployment("legal")
+    assert not state.adapters_of("tiny")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_stopped_gives_the_room_of_its_adapters_back(shared: bool) -> None:
+    """Unless another instance has the same."""
+    adapters = (LoadedAdapter("legal", "L", "a"),)
+    one = replace(instance("i1", "base", digest="b", kv=10), adapters=adapters)
+    other = replace(instance("i2", "base", digest="c", kv=10), adapters=adapters * shared)
+    copies = [copy(digest, Tier.DRAM, size=300, leased=True) for digest in "abc"]
+    node = view(copies=copies, instances=[one, other])
+    assert node.weights_held.keys() == {"a", "b", "c"}
+    left = node.weights_held_without(frozenset({"i1"})).keys()
+    assert left == ({"a", "c"} if shared else {"c"})

@@ -171,6 +171,28 @@ async def test_a_body_that_does_not_come_is_not_waited_for(cluster: Cluster) -> 
         writer.close()
 
 
+async def test_a_body_has_one_time_for_all_of_it_and_counts_meanwhile(cluster: Cluster) -> None:
+    """However steadily it comes; a call is one of those under way from its head on."""
+    async with door_of(cluster.address, body_seconds=0.5, max_requests=1) as door:
+        address, port = door.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(address, int(port))
+        path = METHODS["ClusterService/ListNodes"].path
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
+        writer.write(f"{head}content-type: application/json\r\n\r\n".encode())
+
+        async def refused() -> bool:
+            status, told = await door.ask("ClusterService/ListNodes", {})
+            return (status, told["code"]) == (429, "resource_exhausted")
+
+        await assert_eventually(refused)
+        said = asyncio.create_task(reader.readline())
+        while not said.done():
+            writer.write(b" ")
+            await asyncio.wait([said], timeout=0.1)
+        assert b"499" in said.result()
+        writer.close()
+
+
 async def test_what_parts_of_the_cluster_say_to_one_another_is_not_served(door: Door) -> None:
     async with aiohttp.ClientSession() as session:
         for name in ("FleetService/Report", "NodeService/StopInstance", "Nothing/At"):

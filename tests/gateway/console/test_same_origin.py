@@ -12,6 +12,8 @@ CASES: dict[str, tuple[tuple[str, int], dict[str, str], bool]] = {
     "a browser on this machine": (HERE, {"host": "localhost:8080"}, True),
     "by address": (HERE, {"host": "127.0.0.1:8080"}, True),
     "by IPv6": (("::1", 8080), {"host": "[::1]:8080"}, True),
+    "by IPv4 within IPv6": (("::ffff:127.0.0.1", 8080), {"host": "127.0.0.1:8080"}, True),
+    "DNS, and IPv4 within IPv6": (("::ffff:127.0.0.1", 1), {"host": "evil.example"}, False),
     "a name of localhost": (HERE, {"host": "sllm.localhost:8080"}, True),
     "a proxy that is allowed": (HERE, {"host": "models.example"}, True),
     "its own page": (HERE, {"host": "localhost:8080", "origin": "http://localhost:8080"}, True),
@@ -50,3 +52,5 @@ async def test_only_its_own_pages_may_call(case: str) -> None:
 
     await app(scope, receive, send)
     assert sent[0]["status"] == (200 if allowed else 403)
+    if not allowed:
+        assert b'"error": {"message": ' in bytes(sent[1]["body"])  # type: ignore[call-overload]

@@ -5,6 +5,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,8 +32,10 @@ class Loading:
         """Identity by the id of the load."""
         self.error: errors.SllmError | None = None
         self.most = 0
+        self.loads = 0
 
     async def load_adapter(self, adapter_id: str, identity: str, *told: Any) -> None:
+        self.loads += 1
         await asyncio.sleep(0)
         if self.error:
             raise self.error
@@ -77,9 +80,13 @@ class Setting:
         return await self.adapters.take(await self.spec(seed, **options))
 
     def there(self) -> set[str]:
-        return {one.deployment for one in self.adapters.there}
+        return {one.deployment for one, _ in self.adapters.there}
 
     def leased(self) -> int:
+        """Also those that would leave for others."""
+        return sum(one.holding.leases > 0 for one in self.bench.store._dram.copies.values())
+
+    def staying(self) -> int:
         return sum(one.leased for one in self.bench.store.copies() if one.tier is Tier.DRAM)
 
 
@@ -107,6 +114,7 @@ async def test_the_least_used_leaves_and_none_in_use(setting: Setting) -> None:
     (await setting.take(4)).release()
     assert setting.there() == {"a0", "a2", "a4"}
     assert setting.leased() == len(setting.worker.has) == MOST
+    assert setting.staying() == 1, "others can have the room of those that nobody uses"
     held.release()
     await setting.adapters.close()
 
@@ -210,7 +218,7 @@ async def test_whatever_is_asked_there_are_never_too_many_and_none_is_lost(bench
 
     async def ask(seed: int) -> None:
         use = await setting.adapters.take(specs[seed])
-        assert setting.worker.has[use.adapter_id] == specs[seed].identity
+        assert setting.worker.has[use.adapter_id] == specs[seed].name
         for _ in range(draws.randrange(5)):
             await asyncio.sleep(0)
             assert use.adapter_id in setting.worker.has, "it has left while it was in use"
@@ -231,3 +239,91 @@ async def test_whatever_is_asked_there_are_never_too_many_and_none_is_lost(bench
     await setting.adapters.close()
     assert setting.leased() == 0
     bench.store.check_integrity()
+
+
+async def fill(setting: Setting) -> list[AdapterUse]:
+    """Holds adapters until the pool has no room for another."""
+    uses: list[AdapterUse] = []
+    while True:
+        try:
+            uses.append(await setting.take(len(uses)))
+        except errors.NoCapacity:
+            return uses
+
+
+async def test_a_load_that_nobody_wants_any_more_ends(bench: Bench) -> None:
+    """Whatever it was at: also where the pool has no room, and nothing but itself could leave."""
+    for turns in range(30):
+        setting = Setting(bench, most=50)
+        uses = await fill(setting)
+        one = asyncio.create_task(setting.adapters.take(await setting.spec(15)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        one.cancel()
+        await asyncio.gather(one, return_exceptions=True)
+        for use in uses:
+            use.release()
+        await asyncio.wait_for(setting.adapters.close(), 10)
+        assert setting.leased() == 0
+
+
+async def test_who_waits_when_the_instance_ends_is_told_and_loads_nothing(
+    setting: Setting,
+) -> None:
+    uses = [await setting.take(seed) for seed in range(MOST)]
+    spec, background = await setting.spec(8), await setting.spec(9)
+    waiting = [
+        asyncio.create_task(setting.adapters.take(spec)),
+        asyncio.create_task(setting.adapters.take(background, lambda: None)),
+        asyncio.create_task(setting.adapters.take(background)),
+    ]
+    await settle()
+    loads = setting.worker.loads
+    await setting.adapters.close()
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [type(one) for one in outcomes] == [errors.ShuttingDown] * 3
+    with pytest.raises(errors.ShuttingDown):
+        await setting.adapters.take(spec)
+    assert setting.worker.loads == loads
+    for use in uses:
+        use.release()
+    assert setting.leased() == 0
+
+
+async def test_what_nobody_waits_for_gives_way(setting: Setting) -> None:
+    awaited = [await setting.take(seed) for seed in range(MOST - 1)]
+    ended: list[AdapterUse] = []
+    use = await setting.adapters.take(await setting.spec(7), lambda: ended[0].release())
+    ended.append(use)
+    behind = asyncio.create_task(setting.adapters.take(await setting.spec(8), lambda: None))
+    await settle()
+    assert not behind.done(), "it takes nothing away"
+    awaited.append(await asyncio.wait_for(setting.take(9), 10))
+    assert setting.there() == {"a0", "a1", "a9"}
+    assert not behind.done()
+    for one in awaited:
+        one.release()
+    (await asyncio.wait_for(behind, 10)).release()
+    await setting.adapters.close()
+    assert setting.leased() == 0
+
+
+async def test_a_full_pool_is_taken_from_what_nobody_waits_for(bench: Bench) -> None:
+    setting = Setting(bench, most=50)
+    given: list[AdapterUse] = []
+    first = await setting.adapters.take(await setting.spec(20), lambda: given[0].release())
+    given.append(first)
+    uses = await fill(setting)
+    assert "a20" not in setting.there()
+    for use in uses:
+        use.release()
+    await setting.adapters.close()
+
+
+async def test_what_is_converted_is_another_adapter(setting: Setting) -> None:
+    """What a worker keeps of it is told by the name that it is loaded by."""
+    plain = await setting.spec(0)
+    for spec in (plain, replace(plain, dtype="bfloat16")):
+        (await setting.adapters.take(spec)).release()
+    assert len(set(setting.worker.has.values())) == 2
+    await setting.adapters.close()

@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -16,10 +16,15 @@ from serverlessllm.v1.worker_service_pb2_grpc import (
 
 from sllm import errors, rpc
 from sllm.checkpoint.format.manifest import Manifest
+from sllm.clock import MonotonicClock
 from sllm.node.device.interface import InPool
+from sllm.node.generations.work import Work
 from sllm.node.instances import worker_client
+from sllm.node.instances.adapter_use import AdapterSpec, AdapterUse
+from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
+from sllm.node.instances.phases import Timeline
 from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.spec import EngineSpec
 from sllm.node.instances.worker_client import Worker
@@ -200,3 +205,62 @@ async def test_who_waits_for_an_answer_is_told_that_the_worker_was_stopped(
         await asyncio.wait_for(asking, 10.0)
     forked.exited.set_result(Exit(0))
     await stopping
+
+
+class SlowAdapters:
+    """Adapters that take their time."""
+
+    def __init__(self) -> None:
+        self.there = asyncio.Event()
+        self.left = 0
+
+    async def take(self, spec: AdapterSpec, give_way: object) -> AdapterUse:
+        try:
+            await self.there.wait()
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        return AdapterUse("loaded", lambda: None, None)
+
+
+def adapted(worker: Worker, adapters: SlowAdapters) -> tuple[Work, OutputStream]:
+    """A request whose adapter is not there yet, and its outputs."""
+    adapter = inference_pb.AdapterSource(deployment="legal", source="file:///a", identity="L")
+    request = inference_pb.GenerateRequest(request_id="r", adapter=adapter)
+    clock, outputs = MonotonicClock(), OutputStream(request)
+    there = cast(InstanceAdapters, adapters)
+    work = Work(request, outputs, worker, there, clock, Timeline(clock), gives_way=False)
+    outputs.on_end = work.let_go
+    return work, outputs
+
+
+async def test_a_request_whose_adapter_is_loading_is_drained_with_the_others(
+    worker: Worker, service: Service
+) -> None:
+    adapters = SlowAdapters()
+    await worker.attach(NO_WEIGHTS, InPool((), 1), 0)
+    work, _ = adapted(worker, adapters)
+    draining = asyncio.create_task(worker.drain(60.0))
+    adapters.there.set()
+    await assert_eventually(lambda: service.commands)
+    assert worker.running == 1
+    assert not draining.done()
+    work.release()
+    await asyncio.wait_for(draining, 10)
+
+
+@pytest.mark.parametrize("reason", [errors.ShuttingDown, errors.WorkerDied])
+async def test_a_request_whose_adapter_is_loading_ends_with_the_worker(
+    worker: Worker, forked: ForkedWorker, reason: type[errors.SllmError]
+) -> None:
+    adapters = SlowAdapters()
+    _, outputs = adapted(worker, adapters)
+    await asyncio.sleep(0)
+    if reason is errors.WorkerDied:
+        forked.exited.set_result(Exit(9))
+    else:
+        await worker.drain(0.0)
+    with pytest.raises(reason):
+        await asyncio.wait_for(outputs.take(), 10)
+    await assert_eventually(lambda: adapters.left)
+    assert not worker.running

@@ -169,18 +169,12 @@ class Marks:
 
     def __init__(self) -> None:
         self._by_name: dict[str, int] = {}
-        self._last = 0
 
     def of(self, adapter: Adapter) -> int:
         """The mark of an adapter."""
         if adapter.name not in self._by_name:
-            self._by_name[adapter.name] = self.unique()
+            self._by_name[adapter.name] = -1 - len(self._by_name)
         return self._by_name[adapter.name]
-
-    def unique(self) -> int:
-        """One that nothing else has or gets."""
-        self._last -= 1
-        return self._last
 
 
 def linear_modules(model: Any, is_linear: Callable[[Any], bool]) -> list[tuple[str, Any]]:

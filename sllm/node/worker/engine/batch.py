@@ -23,7 +23,7 @@ from transformers.generation.continuous_batching.requests import (
 )
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
-from sllm.node.worker.engine.adapters import AdapterHooks, MarkedTokens, Marks, Span
+from sllm.node.worker.engine.adapters import Adapter, AdapterHooks, MarkedTokens, Marks, Span
 from sllm.node.worker.engine.choosing import Chosen, choose
 from sllm.node.worker.engine.interface import (
     Counters,
@@ -52,7 +52,7 @@ class _Running(Chosen):
 class Batch:
     """The requests under way and the counters.
 
-    Threads: `add` and `drop` may be called from any thread; what they do to a dict or a set are
+    Threads: `add` and `drop` may be called from any thread; what they do to dicts and a set are
     single operations. The rest belongs to the engine's thread.
     """
 
@@ -66,6 +66,9 @@ class Batch:
         self._marks = Marks()
         self._on_step = on_step
         self._requests: dict[str, _Running] = {}
+        self._adapters: dict[str, Adapter] = {}
+        """Of requests that the scheduler has, also of those that were dropped: their rows are
+        computed to the end of a step, and found again in the cache."""
         self._finished: set[str] = set()
         """Requests that the scheduler is told to cancel, but that have got all they wanted."""
         self._scheduler: FIFOScheduler | None = None
@@ -75,6 +78,8 @@ class Batch:
 
     def add(self, request: EngineRequest) -> None:
         """Takes a request that is about to be given to transformers."""
+        if request.adapter:
+            self._adapters[request.request_id] = request.adapter
         running = self._requests[request.request_id] = _Running(request)
         if request.prompt_logprobs is not None:
             running.scores = PromptScores(request.prompt, request.prompt_logprobs)
@@ -95,6 +100,8 @@ class Batch:
         """Tells that the scheduler has dropped requests."""
         self._cancelled += sum(request_id not in self._finished for request_id in request_ids)
         self._finished.difference_update(request_ids)
+        for request_id in request_ids:
+            self._adapters.pop(request_id, None)
         self._report(())
 
     def gives_way(self, request_id: str) -> bool:
@@ -142,23 +149,13 @@ class Batch:
         """Whose rows those of a step are, of requests with adapters."""
         row = 0
         for future in scheduled:
-            running = self._requests.get(future.state.request_id)
-            if running and running.request.adapter:
-                yield Span(row, row + future.query_length, running.request.adapter)
+            if adapter := self._adapters.get(future.state.request_id):
+                yield Span(row, row + future.query_length, adapter)
             row += future.query_length
 
     def marked(self, request_id: str, tokens: list[int]) -> list[int]:
-        """Tokens of a request as pages of the cache are to be told by.
-
-        What a request has left there that was dropped meanwhile is nobody's: nobody knows by then
-        which adapter it was computed with.
-        """
-        if not self.adapters.layers:
-            return tokens
-        running = self._requests.get(request_id)
-        if running is None:
-            return MarkedTokens(tokens, self._marks.unique())
-        adapter = running.request.adapter
+        """Tokens of a request as pages of the cache are to be told by, also if it was dropped."""
+        adapter = self._adapters.get(request_id)
         return MarkedTokens(tokens, self._marks.of(adapter)) if adapter else tokens
 
     def end_step(self, outputs: Sequence[GenerationOutput]) -> None:
@@ -166,6 +163,9 @@ class Batch:
         self._generated += len(outputs)
         broken = tuple(output.request_id for output in outputs if self._break(output))
         tokens = [self._take(output) for output in outputs]
+        for output in outputs:
+            if output.is_finished():
+                self._adapters.pop(output.request_id, None)
         self._report(tuple(token for token in tokens if token), broken)
 
     def _break(self, output: GenerationOutput) -> bool:

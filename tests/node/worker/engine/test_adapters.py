@@ -1,20 +1,25 @@
 """Adapters in a batch, beside PEFT's merged models: for each engine and family."""
 
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from sllm.node.worker.engine.adapters import Adapter, LowRank
+from sllm.node.worker.engine.batch import Batch
 from sllm.node.worker.engine.interface import Capacity, EngineRequest
 from sllm.node.worker.model.adapter_files import TensorForm, adapter_layers
 from tests.adapters import greedy_ids, make_adapter, merged
 from tests.node.worker.engine.families import CONTEXT, FAMILIES, VOCABULARY, Family, make_family
 from tests.node.worker.engine.test_engines import GREEDY, request
 from tests.node.worker.engines import ENGINES, Harness, make_engine, running
+from tests.support import wait_until
 
 CAPACITY = Capacity(kv_tokens=4 * CONTEXT, max_requests=32, takes_adapters=True)
 MAX_TOKENS = 12
@@ -96,3 +101,34 @@ def test_each_request_of_a_batch_has_its_own_adapter(harness: Harness, family: P
         assert {key: results.ids(one.request_id) for key, one in requests.items()} == expected
     last = requests["second", prompts()[-1]]
     assert results.tokens[last.request_id][0].cached_prompt_tokens >= 32
+
+
+def test_a_request_that_is_cancelled_amid_a_step_leaves_nothing_wrong_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are computed all the same, and found by the next that asks the same."""
+    make_family(FORMS[0], tmp_path / "base")
+    adapter = adapter_at(make_adapter(tmp_path / "base", tmp_path / "first", rank=4), "first")
+    prompt = prompts()[-1]
+    expected = greedy_ids(merged(tmp_path / "base", tmp_path / "first"), prompt, MAX_TOKENS)
+    with running(make_engine("transformers", tmp_path / "base", CAPACITY)) as harness:
+        harness.generate([asked(prompt[:40], adapter)])
+        victim, computed, begin_step = asked(prompt, adapter), threading.Event(), Batch.begin_step
+        victim_id = victim.request_id
+
+        def cancelled(batch: Batch, scheduled: Sequence[Any]) -> Any:
+            if any(one.state.request_id == victim_id for one in scheduled):
+                harness.engine.cancel(victim_id)
+                computed.set()
+            return begin_step(batch, scheduled)
+
+        monkeypatch.setattr(Batch, "begin_step", cancelled)
+        harness.engine.submit(victim)
+        assert computed.wait(30)
+        again = asked(prompt, adapter)
+        results = harness.generate([again])
+        assert results.ids(again.request_id) == expected
+        assert results.tokens[again.request_id][0].cached_prompt_tokens >= 64
+        let_go = weakref.ref(adapter)
+        del victim, again, adapter
+        wait_until(lambda: let_go() is None)

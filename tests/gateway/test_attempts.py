@@ -1,0 +1,110 @@
+"""Named requests that come back: what one attempt leaves behind does not hit the next."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from serverlessllm.v1 import inference_service_pb2 as pb
+
+from sllm import errors
+from sllm.gateway.attempts import Attempts
+from sllm.gateway.context import Context, digest
+from tests.client.fake_control import FakeControl, Silence
+from tests.client.messages import generation
+from tests.gateway.raw import connected, head_of, post
+from tests.support import assert_eventually
+
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+ASKED = post("/v1/chat/completions", {**CHAT, "stream": True}, "x-request-id: mine\r\n")
+LAST = ASKED.replace(b"x-request-id", b"connection: close\r\nx-request-id")
+ELSEWHERE = errors.Cancelled("request mine is read on elsewhere")
+
+
+@pytest.mark.parametrize("said", [0, 4])
+async def test_what_is_read_on_elsewhere_is_not_cancelled(
+    control: FakeControl, url: str, said: int
+) -> None:
+    control.reply("Generate", *generation()[:said], ELSEWHERE)
+    control.reply("Cancel", pb.CancelResponse())
+    async with connected(url) as (reader, writer):
+        writer.write(LAST)
+        await asyncio.wait_for(reader.read(), 10)
+    await _sees_no_cancel(control, url)
+
+
+@pytest.mark.parametrize("failed", [errors.WorkerDied("it died"), errors.QueueFull("full")])
+async def test_nor_what_fails(control: FakeControl, url: str, failed: errors.SllmError) -> None:
+    control.reply("Generate", *generation()[:4], failed)
+    async with connected(url) as (reader, writer):
+        writer.write(LAST)
+        await asyncio.wait_for(reader.read(), 10)
+    await _sees_no_cancel(control, url)
+
+
+async def test_one_that_was_taken_over_leaves_the_next_alone(
+    control: FakeControl, url: str
+) -> None:
+    """Its caller is gone, and has come back before that was seen."""
+    control.reply("Generate", *generation()[:4], Silence())
+    control.reply("Generate", *generation()[:4], Silence())
+    async with connected(url) as (_, first), connected(url) as (again, second):
+        first.write(ASKED)
+        await assert_eventually(lambda: len(control.requests["Generate"]) == 1)
+        second.write(ASKED)
+        await head_of(again)
+        first.transport.abort()
+        await assert_eventually(lambda: control.abandoned == ["Generate"])
+        assert not control.requests["Cancel"]
+        control.reply("Cancel", pb.CancelResponse())
+    await assert_eventually(lambda: control.requests["Cancel"])
+
+
+async def _sees_no_cancel(control: FakeControl, url: str) -> None:
+    """A later request has been answered, and there was none until then."""
+    control.reply("Generate", *generation())
+    async with connected(url) as (reader, writer):
+        writer.write(post("/v1/chat/completions", CHAT, "connection: close\r\n"))
+        await asyncio.wait_for(reader.read(), 10)
+    assert not control.requests["Cancel"]
+
+
+async def test_an_attempt_waits_for_a_cancel_that_is_on_its_way() -> None:
+    told: list[str] = []
+    go = asyncio.Event()
+
+    async def cancel(request_id: str) -> None:
+        await go.wait()
+        told.append("cancelled")
+
+    attempts = Attempts(cancel)
+    first, second, third = object(), object(), object()
+    await attempts.begin("a", first)
+    attempts.end("a", first, cancels=True)
+    beginning = asyncio.create_task(attempts.begin("a", second))
+    await asyncio.sleep(0)
+    assert not beginning.done()
+    go.set()
+    await beginning
+    await attempts.begin("a", third)
+    attempts.end("a", second, cancels=True)
+    await attempts.close()
+    assert told == ["cancelled"]
+
+
+async def test_what_was_taken_with_one_that_is_refused_ends(control: FakeControl, url: str) -> None:
+    """A named request of several prompts is taken whole: the rest of it is for nobody."""
+    control.reply("Generate", *generation()[:4], Silence())
+    control.reply("Cancel", pb.CancelResponse())
+    control.reply("Generate", errors.QueueFull("full"))
+    body = {"model": "tiny", "prompt": ["a", "b"]}
+    async with connected(url) as (reader, writer):
+        writer.write(post("/v1/completions", body, "x-request-id: mine\r\n"))
+        assert " 429 " in await head_of(reader)
+    await assert_eventually(lambda: control.requests["Cancel"])
+
+
+def test_the_body_is_read_once_for_all_of_its_parts() -> None:
+    context = Context("mine", True)
+    ids = [context.generation_id(digest(body), part) for body in (b"a", b"b") for part in (0, 1)]
+    assert len(set(ids)) == 4
+    assert all(one.startswith("mine.") for one in ids)
