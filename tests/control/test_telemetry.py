@@ -15,6 +15,8 @@ from tests.control.clusters import Cluster
 from tests.control.fake_node import FakeNode
 from tests.support import assert_eventually
 
+NO_ADAPTER = ("adapter", "")
+
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
@@ -85,12 +87,12 @@ async def test_requests_and_tokens_are_counted(
         lambda: (
             _points(reader, "requests")
             == {
-                (("deployment", "tiny"), ("outcome", "OK")): 2,
-                (("deployment", "tiny"), ("outcome", "CONTEXT_EXCEEDED")): 1,
+                (NO_ADAPTER, ("deployment", "tiny"), ("outcome", "OK")): 2,
+                (NO_ADAPTER, ("deployment", "tiny"), ("outcome", "CONTEXT_EXCEEDED")): 1,
             }
         )
     )
-    assert _points(reader, "tokens") == {(("deployment", "tiny"),): 10}
+    assert _points(reader, "tokens") == {(NO_ADAPTER, ("deployment", "tiny")): 10}
     assert _points(reader, "starts") == {(("deployment", "tiny"), ("outcome", "ok")): 1}
     assert _points(reader, "ttft") == {(("cold", True),): 1, (("cold", False),): 1}
 

@@ -20,10 +20,6 @@ _TURNS: Final = 2
 first."""
 
 
-class PeerLost(WorkerDied):
-    """Another process that runs the model has ended, or does not go on."""
-
-
 def shared_bytes(size: int) -> int:
     """Memory that so many processes share."""
     return _TURNS * size * PART_BYTES
@@ -52,7 +48,7 @@ class Exchange:
         """What all of them have given, in their order: tensors of one shape and dtype.
 
         Raises:
-            PeerLost: One has ended.
+            WorkerDied: One has ended.
         """
         given = tensor.contiguous()
         found = [torch.empty_like(given) for _ in range(len(self._peers) + 1)]
@@ -69,7 +65,7 @@ class Exchange:
         It takes memory for a part of it alone, whatever its size and however many they are.
 
         Raises:
-            PeerLost: One has ended.
+            WorkerDied: One has ended.
         """
         given = tensor.contiguous()
         target = _bytes(given)
@@ -91,9 +87,9 @@ class Exchange:
                 peer.send(b"1")
             told = [peer.recv(1) for peer in self._peers.values()]
         except OSError as error:
-            raise PeerLost(f"a process that runs the model has ended: {error}") from error
+            raise WorkerDied(f"a process that runs the model has ended: {error}") from error
         if not all(told):
-            raise PeerLost("a process that runs the model has ended")
+            raise WorkerDied("a process that runs the model has ended")
         return turn[:, : len(part)]
 
 

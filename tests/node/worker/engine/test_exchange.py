@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sllm.node.worker.engine.exchange import PART_BYTES, Exchange, PeerLost, shared_bytes
+from sllm.errors import WorkerDied
+from sllm.node.worker.engine.exchange import PART_BYTES, Exchange, shared_bytes
 
 TIMEOUT = 30.0
 
@@ -118,7 +119,7 @@ def test_the_end_of_one_ends_the_wait_of_all() -> None:
         for one in peers[2].values():
             one.close()
         for waits in waiting:
-            with pytest.raises(PeerLost):
+            with pytest.raises(WorkerDied):
                 waits.result(TIMEOUT)
     for sockets in peers[:2]:
         for one in sockets.values():

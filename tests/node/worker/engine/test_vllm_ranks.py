@@ -8,7 +8,7 @@ from socket import socket, socketpair
 import pytest
 
 from sllm import errors
-from sllm.node.worker.engine.exchange import PeerLost
+from sllm.errors import WorkerDied
 from sllm.node.worker.engine.group import Group, Rank
 from sllm.node.worker.model.refusing import CANNOT_RUN, refusing
 from tests.node.worker.engines import needs_vllm
@@ -52,7 +52,7 @@ def test_what_one_cannot_do_the_first_says_as_its_own(
     healthy, answers = Pipe()
     answers.send(1)
     with pytest.raises(told), heeding(Group(Rank(0, 3), (healthy, first))):
-        raise PeerLost("it does not go on")
+        raise WorkerDied("it does not go on")
 
 
 def test_the_end_of_one_is_neither_a_want_of_memory_nor_the_models_fault(ends: Ends) -> None:
@@ -63,9 +63,9 @@ def test_the_end_of_one_is_neither_a_want_of_memory_nor_the_models_fault(ends: E
     first, second, _, far = ends
     follower = Follower(second, Rank(1, 2, peers={0: far}), lambda: refusing(CANNOT_RUN))
     first.close()
-    with pytest.raises(PeerLost), refusing(CANNOT_RUN), refusing_memory():
+    with pytest.raises(WorkerDied), refusing(CANNOT_RUN), refusing_memory():
         receive(second)
-    with pytest.raises(PeerLost), refusing(CANNOT_RUN), refusing_memory():
+    with pytest.raises(WorkerDied), refusing(CANNOT_RUN), refusing_memory():
         send(second, "anything")
-    with pytest.raises(PeerLost), follower.telling():
+    with pytest.raises(WorkerDied), follower.telling():
         receive(second)

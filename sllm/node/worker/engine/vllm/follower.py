@@ -13,8 +13,7 @@ from vllm.platforms import current_platform
 from vllm.v1.serial_utils import run_method
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from sllm.errors import SllmError
-from sllm.node.worker.engine.exchange import PeerLost
+from sllm.errors import SllmError, WorkerDied
 from sllm.node.worker.engine.group import ALONE, Rank
 from sllm.node.worker.engine.interface import Capacity
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config
@@ -58,7 +57,7 @@ def follow(
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         torch.set_num_threads(threads_for(model.weight_bytes, model.ranks))
         follower.run()
-    except (PeerLost, Told):
+    except (WorkerDied, Told):
         with suppress(EOFError, OSError):
             while True:  # the first ends all, and says which has ended by itself
                 pipe.recv()
@@ -117,7 +116,7 @@ class Follower:
         try:
             with self._refusing(), refusing_memory():
                 yield
-        except PeerLost:
+        except WorkerDied:
             raise
         except SllmError as error:
             send(self._pipe, Failed(error.code, error.reason, error.message))

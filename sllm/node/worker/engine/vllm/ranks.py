@@ -14,8 +14,7 @@ from typing import Any
 import torch.distributed
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from sllm.errors import make_error
-from sllm.node.worker.engine.exchange import PeerLost
+from sllm.errors import WorkerDied, make_error
 from sllm.node.worker.engine.group import Group
 from sllm.node.worker.engine.vllm.groups import process_group
 
@@ -58,25 +57,25 @@ def send(pipe: Connection, message: object) -> None:
     """Tells another rank something.
 
     Raises:
-        PeerLost: It has ended.
+        WorkerDied: It has ended.
     """
     try:
         pipe.send(message)
     except OSError as error:
-        raise PeerLost(f"a process that runs the model has ended: {error}") from error
+        raise WorkerDied(f"a process that runs the model has ended: {error}") from error
 
 
 def receive(pipe: Connection) -> Any:
     """What another rank tells.
 
     Raises:
-        PeerLost: It has ended.
+        WorkerDied: It has ended.
         SllmError: It cannot do its part.
     """
     try:
         message = pipe.recv()
     except (EOFError, OSError) as error:
-        raise PeerLost("a process that runs the model has ended") from error
+        raise WorkerDied("a process that runs the model has ended") from error
     if isinstance(message, Failed):
         raise make_error(message.code, message.reason, message.message)
     return message
@@ -139,9 +138,9 @@ def heeding(group: Group) -> Iterator[None]:
     """What another rank has told of its failure says more than that it does not go on."""
     try:
         yield
-    except PeerLost:
+    except WorkerDied:
         for pipe in group.others:
-            with suppress(PeerLost):
+            with suppress(WorkerDied):
                 while pipe.poll():
                     receive(pipe)
         raise
