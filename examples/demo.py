@@ -45,7 +45,7 @@ def demo(
             say("Stopping everything")
     seconds = time.monotonic() - began
     say(f"Nothing is left: no process, no file. It took {seconds:.0f} s")
-    console.print(NEXT)
+    console.print(NEXT, soft_wrap=True, markup=False)
 
 
 NEXT = """
