@@ -1,5 +1,6 @@
 """The zygote itself, in this process."""
 
+import gc
 import os
 import signal
 import socket
@@ -84,7 +85,19 @@ def raises(*_: object, **options: object) -> None:
     raise ZeroDivisionError("division by zero")
 
 
-@pytest.mark.usefixtures("signals")
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """As in a zygote's own process: no collection in a fork ends what others have left here.
+
+    Such as objects of gRPC, whose end waits for threads that a fork does not have.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("signals", "frozen")
 @pytest.mark.parametrize(
     ("trial", "reason", "says"),
     [
