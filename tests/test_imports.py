@@ -63,6 +63,7 @@ FLOORS = {
         "service | model_service | embedding_service",
         "wire",
         "host",
+        "preparing | rank_watch",
         "making_ready | ranks",
         "generations | encodings",
         "outbox",

@@ -2,10 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
@@ -14,7 +12,6 @@ from sllm.embedding.purpose import Task
 from sllm.errors import (
     EngineUnavailable,
     InvalidArgument,
-    NoCapacity,
     NotServed,
     SllmError,
     WorkerDied,
@@ -23,46 +20,29 @@ from sllm.node.worker.adapters import Adapters
 from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.encodings import Encodings
 from sllm.node.worker.engine.encoder import Encoder
-from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
+from sllm.node.worker.engine.interface import Counters, Engine, Step
 from sllm.node.worker.engine.yielding import YieldingEngine
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.making_ready import make_ready
-from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
-from sllm.node.worker.model.description import context_tokens, describe, kv_bytes_per_token
-from sllm.node.worker.model.device_weights import DeviceWeights, warm_up_device
+from sllm.node.worker.messages import ModelDescription
+from sllm.node.worker.model.description import context_tokens
+from sllm.node.worker.model.device_weights import DeviceWeights
 from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
-from sllm.node.worker.model.module import ModelFiles, load_files, run_dtype
-from sllm.node.worker.model.parsing import Parsers
+from sllm.node.worker.model.module import run_dtype
 from sllm.node.worker.model.refusing import CANNOT_RUN, refusing
 from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
-from sllm.node.worker.ranks import END_SECONDS, Process, Ranks
+from sllm.node.worker.preparing import (
+    EngineOptions,
+    Prepared,
+    PreparedModel,
+    capacity_of,
+    prepare_model,
+)
+from sllm.node.worker.rank_watch import RankWatch
+from sllm.node.worker.ranks import END_SECONDS, Ranks
 
 log = structlog.get_logger()
-
-DEFAULT_KV_TOKENS = 8192
-DEFAULT_CONCURRENCY = 64
-RANK_END_SECONDS = 1.0
-"""What the end of another rank, which fails the engine as well, may take to be told."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How a deployment wants its model run."""
-
-    engine: str
-    kv_cache_tokens: int | None
-    """None: as many as `DEFAULT_KV_TOKENS`."""
-    max_concurrency: int | None
-    """Requests at once. None: `DEFAULT_CONCURRENCY`."""
-    dtype: str | None = None
-    """Name of a torch dtype that weights have been converted to. None: as stored."""
-    parsers: ParserNames = NO_PARSERS
-    """That take answers in conversations apart."""
-    ranks: int = 1
-    """Processes that run it together."""
-    takes_adapters: bool = False
-    """Whether requests may name adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +67,6 @@ class ParameterLocation:
     name: str
     address: int
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """How preparing went."""
-
-    seconds: float
-    model: ModelDescription
-    """What the configuration says of it."""
-    warm_up: float | None
-    """Of the seconds, those at their beginning that a first use of the device took, if any."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    files: ModelFiles
-    options: EngineOptions
-    warm_up: float | None
-    texts: Texts
-    description: ModelDescription
-    parsers: Parsers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +97,12 @@ class ModelHost:
         """Done when the worker is of no use any more, and all requests have been told."""
         self._pool_fd = pool_fd
         self._backend = backend
-        self._prepared: _Prepared | None = None
+        self._prepared: PreparedModel | None = None
         self._running: _Running | None = None
         self._ranks = ranks
-        self._lost: asyncio.Future[WorkerDied] = asyncio.get_running_loop().create_future()
-        """How another rank has ended."""
+        self._rank_watch = RankWatch(ranks, self.fail)
         self._up = False
         """Whether there is an engine that can end by itself."""
-        for one in ranks.processes:
-            asyncio.get_running_loop().add_reader(one.ended, self._lose_rank, one)
 
     async def prepare(self, directory: Path, options: EngineOptions) -> Prepared:
         """Loads what does not need the weights.
@@ -167,7 +123,7 @@ class ModelHost:
                 f"a model that {options.ranks} processes run takes no adapters (max_adapters)"
             )
         began = time.monotonic()
-        self._prepared = await asyncio.to_thread(_prepare, directory, options, self._backend)
+        self._prepared = await asyncio.to_thread(prepare_model, directory, options, self._backend)
         self._ranks.prepare(directory)  # which the first has found to be of use
         prepared = self._prepared
         return Prepared(time.monotonic() - began, prepared.description, prepared.warm_up)
@@ -195,7 +151,7 @@ class ModelHost:
         attached = time.monotonic()
         with refusing(CANNOT_RUN):
             if prepared.description.purpose.task is Task.GENERATE:
-                context = await self._while_none_is_lost(
+                context = await self._rank_watch.while_none_is_lost(
                     self._begin_generating(prepared, held, loaded, weights, kv_bytes)
                 )
             else:
@@ -207,14 +163,14 @@ class ModelHost:
 
     async def _begin_generating(
         self,
-        prepared: _Prepared,
+        prepared: PreparedModel,
         held: HeldWeights,
         loaded: Loaded,
         weights: PooledWeights | DeviceWeights,
         kv_bytes: int,
     ) -> int:
         """Starts the engine; gives the tokens that prompt and generation may have together."""
-        capacity = _capacity(prepared, self._backend, run_dtype(held.given), kv_bytes)
+        capacity = capacity_of(prepared, self._backend, run_dtype(held.given), kv_bytes)
         if isinstance(weights, PooledWeights):
             directory = prepared.files.directory
             await asyncio.to_thread(self._ranks.attach, directory, weights, capacity)
@@ -228,39 +184,17 @@ class ModelHost:
         await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         return context
 
-    async def _while_none_is_lost(self, work: Coroutine[None, None, int]) -> int:
-        """What comes of work that all ranks do together.
-
-        Raises:
-            WorkerDied: Another rank has ended: that says more than what the work makes of it.
-            Exception: As the work raises.
-        """
-        task = asyncio.ensure_future(work)
-        try:
-            either: list[asyncio.Future[Any]] = [task, self._lost]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and self._may_be_lost(task.exception()):
-                await asyncio.wait([self._lost], timeout=RANK_END_SECONDS)
-            if self._lost.done():
-                raise self._lost.result()
-            return await task
-        finally:
-            task.cancel()
-
-    def _may_be_lost(self, error: BaseException | None) -> bool:
-        """Whether it may have come of the end of another rank, which is told elsewhere."""
-        typed = isinstance(error, SllmError) and not isinstance(error, WorkerDied)
-        return bool(error and self._ranks.processes) and not typed
-
     def _new_adapters(
-        self, prepared: _Prepared, held: HeldWeights, engine: Engine
+        self, prepared: PreparedModel, held: HeldWeights, engine: Engine
     ) -> Adapters | None:
         if not prepared.options.takes_adapters:
             return None
         device = torch.device("cuda" if held.on_device else "cpu")
         return Adapters(self._pool_fd, engine, device)
 
-    async def _begin_encoding(self, prepared: _Prepared, held: HeldWeights, loaded: Loaded) -> int:
+    async def _begin_encoding(
+        self, prepared: PreparedModel, held: HeldWeights, loaded: Loaded
+    ) -> int:
         """Starts the encoder; gives the tokens that it sees of one text."""
         loop, context = asyncio.get_running_loop(), prepared.description.context_tokens
         encoder = loaded.encoder(prepared.description.purpose)
@@ -415,29 +349,11 @@ class ModelHost:
             if not self.failed.done():
                 await asyncio.to_thread(self._running.engine.stop)
             self._running.requests.release()  # what a last step has needed
-        self._forget_ranks()
+        self._rank_watch.close()
         grace = END_SECONDS if self._up and not self.failed.done() else 0
         await asyncio.to_thread(self._ranks.close, grace)
 
-    def _lose_rank(self, process: Process) -> None:
-        self._forget_ranks()
-        end = self._ranks.end_of(process)
-        if not self._lost.done():
-            self._lost.set_result(end)
-        self.fail(end)
-
-    def _forget_ranks(self) -> None:
-        for one in self._ranks.processes:
-            asyncio.get_running_loop().remove_reader(one.ended)
-
-    def _fail_engine(self, error: Exception) -> None:
-        """Fails; where another rank has ended, that says more than what the engine makes of it."""
-        if self._ranks.processes:
-            asyncio.get_running_loop().call_later(RANK_END_SECONDS, self.fail, error)
-        else:
-            self.fail(error)
-
-    def _checked(self) -> _Prepared:
+    def _checked(self) -> PreparedModel:
         if self._prepared is None:
             raise InvalidArgument("the worker has not prepared a model")
         return self._prepared
@@ -457,7 +373,7 @@ class ModelHost:
             )
 
     def _attach(
-        self, prepared: _Prepared, weights: PooledWeights | DeviceWeights
+        self, prepared: PreparedModel, weights: PooledWeights | DeviceWeights
     ) -> tuple[HeldWeights, Loaded]:
         held = hold(self._pool_fd, weights)
         load, group = self._backend.load, self._ranks.group
@@ -476,35 +392,6 @@ class ModelHost:
             loop.call_soon_threadsafe(take_step, step)
 
         def on_failure(error: Exception) -> None:
-            loop.call_soon_threadsafe(self._fail_engine, error)
+            loop.call_soon_threadsafe(self._rank_watch.fail_engine, error)
 
         engine.start(on_step, on_failure)
-
-
-def _prepare(directory: Path, options: EngineOptions, backend: Backend) -> _Prepared:
-    warm_up = warm_up_device()
-    files = load_files(directory, backend.check)
-    backend.check_ranks(files.architecture, options.ranks)
-    description = describe(files.architecture, options.dtype, options.ranks)
-    parsers = backend.parsers(options.parsers, files.tokenizer)
-    return _Prepared(files, options, warm_up, Texts(files), description, parsers)
-
-
-def _capacity(prepared: _Prepared, backend: Backend, dtype: torch.dtype, kv_bytes: int) -> Capacity:
-    options = prepared.options
-    config, ranks = prepared.files.architecture.config, options.ranks
-    per_token = ranks * kv_bytes_per_token(config, dtype, ranks)
-    tokens = min(options.kv_cache_tokens or DEFAULT_KV_TOKENS, kv_bytes // per_token)
-    if backend.whole_pages:
-        tokens -= tokens % backend.page_tokens
-    if not tokens:
-        least = backend.page_tokens if backend.whole_pages else 1
-        raise NoCapacity(
-            f"the KV cache is too small: {backend.name} needs room for {least} tokens at least, of "
-            f"{per_token} bytes each, and has {kv_bytes} bytes"
-        )
-    return Capacity(
-        kv_tokens=tokens,
-        max_requests=options.max_concurrency or DEFAULT_CONCURRENCY,
-        takes_adapters=options.takes_adapters,
-    )

@@ -23,17 +23,13 @@ from sllm.node.worker.generation import (
     PromptPart,
     Tokens,
 )
-from sllm.node.worker.host import (
-    Attached,
-    EngineOptions,
-    ParameterLocation,
-    Prepared,
-)
+from sllm.node.worker.host import Attached, ParameterLocation
 from sllm.node.worker.messages import ParserNames
 from sllm.node.worker.model.device_weights import DeviceWeights
 from sllm.node.worker.model.held_weights import PooledWeights
 from sllm.node.worker.model.parsing import Parsing
 from sllm.node.worker.model.prompts import Prompt, TextPrompt, TokenPrompt
+from sllm.node.worker.preparing import EngineOptions, Prepared
 from sllm.sampling import Sampling
 from sllm.statuses import to_failure
 from sllm.structured_output.wire import form

@@ -15,7 +15,8 @@ from sllm.node.tiers.pool import Pool
 from sllm.node.worker import wire
 from sllm.node.worker.backends.transformers_backend import TransformersBackend
 from sllm.node.worker.engine.encoder import Batches
-from sllm.node.worker.host import EngineOptions, ModelHost
+from sllm.node.worker.host import ModelHost
+from sllm.node.worker.preparing import EngineOptions
 from sllm.node.worker.ranks import Ranks
 from tests.encoders import POSITIONS, make_encoder
 from tests.node.worker.staging import CHUNK_BYTES, Staged, stage

@@ -12,11 +12,11 @@ from sllm.errors import DeviceFailed, InvalidArgument, UnsupportedModel
 from sllm.node.device.driver import LIBRARY_VARIABLE, load_driver
 from sllm.node.instances import worker_messages
 from sllm.node.worker import wire
-from sllm.node.worker.host import Prepared
 from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model.description import load_architecture
 from sllm.node.worker.model.device_weights import DeviceWeights, device_tensors, open_weights
 from sllm.node.worker.model.module import build_module, build_module_on_device
+from sllm.node.worker.preparing import Prepared
 from tests.node.device import library
 from tests.node.worker.conftest import FAMILIES
 

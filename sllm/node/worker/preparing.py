@@ -1,0 +1,103 @@
+"""A model before its weights are there: what is made of its small files, and its KV cache to be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from sllm.errors import NoCapacity
+from sllm.node.worker.backends.interface import Backend
+from sllm.node.worker.engine.interface import Capacity
+from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
+from sllm.node.worker.model.description import describe, kv_bytes_per_token
+from sllm.node.worker.model.device_weights import warm_up_device
+from sllm.node.worker.model.module import ModelFiles, load_files
+from sllm.node.worker.model.parsing import Parsers
+from sllm.node.worker.model.texts import Texts
+
+DEFAULT_KV_TOKENS: Final = 8192
+DEFAULT_CONCURRENCY: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How a deployment wants its model run."""
+
+    engine: str
+    kv_cache_tokens: int | None
+    """None: as many as `DEFAULT_KV_TOKENS`."""
+    max_concurrency: int | None
+    """Requests at once. None: `DEFAULT_CONCURRENCY`."""
+    dtype: str | None = None
+    """Name of a torch dtype that weights have been converted to. None: as stored."""
+    parsers: ParserNames = NO_PARSERS
+    """That take answers in conversations apart."""
+    ranks: int = 1
+    """Processes that run it together."""
+    takes_adapters: bool = False
+    """Whether requests may name adapters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """How preparing went."""
+
+    seconds: float
+    model: ModelDescription
+    """What the configuration says of it."""
+    warm_up: float | None
+    """Of the seconds, those at their beginning that a first use of the device took, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """What a worker has of its model before the weights are there."""
+
+    files: ModelFiles
+    options: EngineOptions
+    warm_up: float | None
+    texts: Texts
+    description: ModelDescription
+    parsers: Parsers | None
+
+
+def prepare_model(directory: Path, options: EngineOptions, backend: Backend) -> PreparedModel:
+    """Reads a model's small files, and sees whether it can be run as a deployment wants it.
+
+    Raises:
+        UnsupportedModel: The engine cannot run it.
+    """
+    warm_up = warm_up_device()
+    files = load_files(directory, backend.check)
+    backend.check_ranks(files.architecture, options.ranks)
+    description = describe(files.architecture, options.dtype, options.ranks)
+    parsers = backend.parsers(options.parsers, files.tokenizer)
+    return PreparedModel(files, options, warm_up, Texts(files), description, parsers)
+
+
+def capacity_of(
+    prepared: PreparedModel, backend: Backend, dtype: torch.dtype, kv_bytes: int
+) -> Capacity:
+    """The KV cache that an engine is to have in so much memory.
+
+    Raises:
+        NoCapacity: There is no room for one.
+    """
+    options = prepared.options
+    config, ranks = prepared.files.architecture.config, options.ranks
+    per_token = ranks * kv_bytes_per_token(config, dtype, ranks)
+    tokens = min(options.kv_cache_tokens or DEFAULT_KV_TOKENS, kv_bytes // per_token)
+    if backend.whole_pages:
+        tokens -= tokens % backend.page_tokens
+    if not tokens:
+        least = backend.page_tokens if backend.whole_pages else 1
+        raise NoCapacity(
+            f"the KV cache is too small: {backend.name} needs room for {least} tokens at least, of "
+            f"{per_token} bytes each, and has {kv_bytes} bytes"
+        )
+    return Capacity(
+        kv_tokens=tokens,
+        max_requests=options.max_concurrency or DEFAULT_CONCURRENCY,
+        takes_adapters=options.takes_adapters,
+    )
