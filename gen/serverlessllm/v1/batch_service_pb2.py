@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from serverlessllm.v1 import embedding_service_pb2 as serverlessllm_dot_v1_dot_embedding__service__pb2
 from serverlessllm.v1 import inference_service_pb2 as serverlessllm_dot_v1_dot_inference__service__pb2
 from serverlessllm.v1 import worker_service_pb2 as serverlessllm_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serverlessllm/v1/batch_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(serverlessllm/v1/inference_service.proto\x1a%serverlessllm/v1/worker_service.proto\"\xae\x01\n\x12SubmitBatchRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.serverlessllm.v1.BatchHeaderH\x00\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequestH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.serverlessllm.v1.BatchEndH\x00\x42\x06\n\x04part\"\x1c\n\x08\x42\x61tchEnd\x12\x10\n\x08requests\x18\x01 \x01(\x05\"N\n\x0b\x42\x61tchHeader\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12-\n\ntime_limit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x13SubmitBatchResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.serverlessllm.v1.Batch\"\xb8\x02\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.serverlessllm.v1.BatchState\x12\x10\n\x08requests\x18\x03 \x01(\x05\x12\x10\n\x08\x66inished\x18\x04 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x05\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nkept_until\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x0fGetBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\":\n\x10GetBatchResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.serverlessllm.v1.Batch\";\n\x12ListBatchesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListBatchesResponse\x12(\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x17.serverlessllm.v1.Batch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x17ReadBatchResultsRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_number\x18\x02 \x01(\x05\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"I\n\x18ReadBatchResultsResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x1d.serverlessllm.v1.BatchResult\"\x9b\x01\n\x0b\x42\x61tchResult\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12/\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x1d.serverlessllm.v1.BatchAnswerH\x00\x12,\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x19.serverlessllm.v1.FailureH\x00\x42\t\n\x07outcome\"\xcd\x01\n\x0b\x42\x61tchAnswer\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.serverlessllm.v1.Tokens\x12,\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1a.serverlessllm.v1.Finished\x12+\n\x04more\x18\x03 \x03(\x0b\x32\x1d.serverlessllm.v1.BatchSample\x12\x39\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32 .serverlessllm.v1.PromptLogprobs\"e\n\x0b\x42\x61tchSample\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.serverlessllm.v1.Tokens\x12,\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1a.serverlessllm.v1.Finished\"&\n\x12\x43\x61ncelBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"=\n\x13\x43\x61ncelBatchResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.serverlessllm.v1.Batch\"&\n\x12\x44\x65leteBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteBatchResponse*t\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41TCH_STATE_RUNNING\x10\x01\x12\x15\n\x11\x42\x41TCH_STATE_ENDED\x10\x02\x12\x19\n\x15\x42\x41TCH_STATE_CANCELLED\x10\x03\x32\xc0\x04\n\x0c\x42\x61tchService\x12\\\n\x0bSubmitBatch\x12$.serverlessllm.v1.SubmitBatchRequest\x1a%.serverlessllm.v1.SubmitBatchResponse(\x01\x12Q\n\x08GetBatch\x12!.serverlessllm.v1.GetBatchRequest\x1a\".serverlessllm.v1.GetBatchResponse\x12Z\n\x0bListBatches\x12$.serverlessllm.v1.ListBatchesRequest\x1a%.serverlessllm.v1.ListBatchesResponse\x12k\n\x10ReadBatchResults\x12).serverlessllm.v1.ReadBatchResultsRequest\x1a*.serverlessllm.v1.ReadBatchResultsResponse0\x01\x12Z\n\x0b\x43\x61ncelBatch\x12$.serverlessllm.v1.CancelBatchRequest\x1a%.serverlessllm.v1.CancelBatchResponse\x12Z\n\x0b\x44\x65leteBatch\x12$.serverlessllm.v1.DeleteBatchRequest\x1a%.serverlessllm.v1.DeleteBatchResponseB$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serverlessllm/v1/batch_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(serverlessllm/v1/embedding_service.proto\x1a(serverlessllm/v1/inference_service.proto\x1a%serverlessllm/v1/worker_service.proto\"\xe5\x01\n\x12SubmitBatchRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.serverlessllm.v1.BatchHeaderH\x00\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequestH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.serverlessllm.v1.BatchEndH\x00\x12\x35\n\tembedding\x18\x04 \x01(\x0b\x32 .serverlessllm.v1.BatchEmbeddingH\x00\x42\x06\n\x04part\"U\n\x0e\x42\x61tchEmbedding\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.EmbedRequest\"\x1c\n\x08\x42\x61tchEnd\x12\x10\n\x08requests\x18\x01 \x01(\x05\"N\n\x0b\x42\x61tchHeader\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12-\n\ntime_limit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x13SubmitBatchResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.serverlessllm.v1.Batch\"\xb8\x02\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.serverlessllm.v1.BatchState\x12\x10\n\x08requests\x18\x03 \x01(\x05\x12\x10\n\x08\x66inished\x18\x04 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x05\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nkept_until\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x0fGetBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\":\n\x10GetBatchResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.serverlessllm.v1.Batch\";\n\x12ListBatchesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListBatchesResponse\x12(\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x17.serverlessllm.v1.Batch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x17ReadBatchResultsRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66rom_number\x18\x02 \x01(\x05\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"I\n\x18ReadBatchResultsResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x1d.serverlessllm.v1.BatchResult\"\xd2\x01\n\x0b\x42\x61tchResult\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12/\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x1d.serverlessllm.v1.BatchAnswerH\x00\x12,\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x19.serverlessllm.v1.FailureH\x00\x12\x35\n\nembeddings\x18\x05 \x01(\x0b\x32\x1f.serverlessllm.v1.EmbedResponseH\x00\x42\t\n\x07outcome\"\xcd\x01\n\x0b\x42\x61tchAnswer\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.serverlessllm.v1.Tokens\x12,\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1a.serverlessllm.v1.Finished\x12+\n\x04more\x18\x03 \x03(\x0b\x32\x1d.serverlessllm.v1.BatchSample\x12\x39\n\x0fprompt_logprobs\x18\x04 \x01(\x0b\x32 .serverlessllm.v1.PromptLogprobs\"e\n\x0b\x42\x61tchSample\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.serverlessllm.v1.Tokens\x12,\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1a.serverlessllm.v1.Finished\"&\n\x12\x43\x61ncelBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"=\n\x13\x43\x61ncelBatchResponse\x12&\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x17.serverlessllm.v1.Batch\"&\n\x12\x44\x65leteBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteBatchResponse*t\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41TCH_STATE_RUNNING\x10\x01\x12\x15\n\x11\x42\x41TCH_STATE_ENDED\x10\x02\x12\x19\n\x15\x42\x41TCH_STATE_CANCELLED\x10\x03\x32\xc0\x04\n\x0c\x42\x61tchService\x12\\\n\x0bSubmitBatch\x12$.serverlessllm.v1.SubmitBatchRequest\x1a%.serverlessllm.v1.SubmitBatchResponse(\x01\x12Q\n\x08GetBatch\x12!.serverlessllm.v1.GetBatchRequest\x1a\".serverlessllm.v1.GetBatchResponse\x12Z\n\x0bListBatches\x12$.serverlessllm.v1.ListBatchesRequest\x1a%.serverlessllm.v1.ListBatchesResponse\x12k\n\x10ReadBatchResults\x12).serverlessllm.v1.ReadBatchResultsRequest\x1a*.serverlessllm.v1.ReadBatchResultsResponse0\x01\x12Z\n\x0b\x43\x61ncelBatch\x12$.serverlessllm.v1.CancelBatchRequest\x1a%.serverlessllm.v1.CancelBatchResponse\x12Z\n\x0b\x44\x65leteBatch\x12$.serverlessllm.v1.DeleteBatchRequest\x1a%.serverlessllm.v1.DeleteBatchResponseB$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,44 +37,46 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serverlessllm.v1.batch_serv
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z serverlessllm/v1;serverlessllmv1'
-  _globals['_BATCHSTATE']._serialized_start=1909
-  _globals['_BATCHSTATE']._serialized_end=2025
-  _globals['_SUBMITBATCHREQUEST']._serialized_start=205
-  _globals['_SUBMITBATCHREQUEST']._serialized_end=379
-  _globals['_BATCHEND']._serialized_start=381
-  _globals['_BATCHEND']._serialized_end=409
-  _globals['_BATCHHEADER']._serialized_start=411
-  _globals['_BATCHHEADER']._serialized_end=489
-  _globals['_SUBMITBATCHRESPONSE']._serialized_start=491
-  _globals['_SUBMITBATCHRESPONSE']._serialized_end=552
-  _globals['_BATCH']._serialized_start=555
-  _globals['_BATCH']._serialized_end=867
-  _globals['_GETBATCHREQUEST']._serialized_start=869
-  _globals['_GETBATCHREQUEST']._serialized_end=904
-  _globals['_GETBATCHRESPONSE']._serialized_start=906
-  _globals['_GETBATCHRESPONSE']._serialized_end=964
-  _globals['_LISTBATCHESREQUEST']._serialized_start=966
-  _globals['_LISTBATCHESREQUEST']._serialized_end=1025
-  _globals['_LISTBATCHESRESPONSE']._serialized_start=1027
-  _globals['_LISTBATCHESRESPONSE']._serialized_end=1115
-  _globals['_READBATCHRESULTSREQUEST']._serialized_start=1117
-  _globals['_READBATCHRESULTSREQUEST']._serialized_end=1197
-  _globals['_READBATCHRESULTSRESPONSE']._serialized_start=1199
-  _globals['_READBATCHRESULTSRESPONSE']._serialized_end=1272
-  _globals['_BATCHRESULT']._serialized_start=1275
-  _globals['_BATCHRESULT']._serialized_end=1430
-  _globals['_BATCHANSWER']._serialized_start=1433
-  _globals['_BATCHANSWER']._serialized_end=1638
-  _globals['_BATCHSAMPLE']._serialized_start=1640
-  _globals['_BATCHSAMPLE']._serialized_end=1741
-  _globals['_CANCELBATCHREQUEST']._serialized_start=1743
-  _globals['_CANCELBATCHREQUEST']._serialized_end=1781
-  _globals['_CANCELBATCHRESPONSE']._serialized_start=1783
-  _globals['_CANCELBATCHRESPONSE']._serialized_end=1844
-  _globals['_DELETEBATCHREQUEST']._serialized_start=1846
-  _globals['_DELETEBATCHREQUEST']._serialized_end=1884
-  _globals['_DELETEBATCHRESPONSE']._serialized_start=1886
-  _globals['_DELETEBATCHRESPONSE']._serialized_end=1907
-  _globals['_BATCHSERVICE']._serialized_start=2028
-  _globals['_BATCHSERVICE']._serialized_end=2604
+  _globals['_BATCHSTATE']._serialized_start=2148
+  _globals['_BATCHSTATE']._serialized_end=2264
+  _globals['_SUBMITBATCHREQUEST']._serialized_start=247
+  _globals['_SUBMITBATCHREQUEST']._serialized_end=476
+  _globals['_BATCHEMBEDDING']._serialized_start=478
+  _globals['_BATCHEMBEDDING']._serialized_end=563
+  _globals['_BATCHEND']._serialized_start=565
+  _globals['_BATCHEND']._serialized_end=593
+  _globals['_BATCHHEADER']._serialized_start=595
+  _globals['_BATCHHEADER']._serialized_end=673
+  _globals['_SUBMITBATCHRESPONSE']._serialized_start=675
+  _globals['_SUBMITBATCHRESPONSE']._serialized_end=736
+  _globals['_BATCH']._serialized_start=739
+  _globals['_BATCH']._serialized_end=1051
+  _globals['_GETBATCHREQUEST']._serialized_start=1053
+  _globals['_GETBATCHREQUEST']._serialized_end=1088
+  _globals['_GETBATCHRESPONSE']._serialized_start=1090
+  _globals['_GETBATCHRESPONSE']._serialized_end=1148
+  _globals['_LISTBATCHESREQUEST']._serialized_start=1150
+  _globals['_LISTBATCHESREQUEST']._serialized_end=1209
+  _globals['_LISTBATCHESRESPONSE']._serialized_start=1211
+  _globals['_LISTBATCHESRESPONSE']._serialized_end=1299
+  _globals['_READBATCHRESULTSREQUEST']._serialized_start=1301
+  _globals['_READBATCHRESULTSREQUEST']._serialized_end=1381
+  _globals['_READBATCHRESULTSRESPONSE']._serialized_start=1383
+  _globals['_READBATCHRESULTSRESPONSE']._serialized_end=1456
+  _globals['_BATCHRESULT']._serialized_start=1459
+  _globals['_BATCHRESULT']._serialized_end=1669
+  _globals['_BATCHANSWER']._serialized_start=1672
+  _globals['_BATCHANSWER']._serialized_end=1877
+  _globals['_BATCHSAMPLE']._serialized_start=1879
+  _globals['_BATCHSAMPLE']._serialized_end=1980
+  _globals['_CANCELBATCHREQUEST']._serialized_start=1982
+  _globals['_CANCELBATCHREQUEST']._serialized_end=2020
+  _globals['_CANCELBATCHRESPONSE']._serialized_start=2022
+  _globals['_CANCELBATCHRESPONSE']._serialized_end=2083
+  _globals['_DELETEBATCHREQUEST']._serialized_start=2085
+  _globals['_DELETEBATCHREQUEST']._serialized_end=2123
+  _globals['_DELETEBATCHRESPONSE']._serialized_start=2125
+  _globals['_DELETEBATCHRESPONSE']._serialized_end=2146
+  _globals['_BATCHSERVICE']._serialized_start=2267
+  _globals['_BATCHSERVICE']._serialized_end=2843
 # @@protoc_insertion_point(module_scope)

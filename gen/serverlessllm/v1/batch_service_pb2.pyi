@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from serverlessllm.v1 import embedding_service_pb2 as _embedding_service_pb2
 from serverlessllm.v1 import inference_service_pb2 as _inference_service_pb2
 from serverlessllm.v1 import worker_service_pb2 as _worker_service_pb2
 import builtins as _builtins
@@ -53,6 +54,7 @@ class SubmitBatchRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___BatchHeader:
         """The first message."""
@@ -69,22 +71,55 @@ class SubmitBatchRequest(_message.Message):
     def end(self) -> Global___BatchEnd:
         """The last message. A stream that ends without it has broken off, and is no batch."""
 
+    @_builtins.property
+    def embedding(self) -> Global___BatchEmbedding:
+        """As `request`, of a model that embeds."""
+
     def __init__(
         self,
         *,
         header: Global___BatchHeader | None = ...,
         request: _inference_service_pb2.GenerateRequest | None = ...,
         end: Global___BatchEnd | None = ...,
+        embedding: Global___BatchEmbedding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "end", b"end", "header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "end", b"end", "header", b"header", "part", b"part", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "request", "end"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "request", "end", "embedding"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___SubmitBatchRequest: _TypeAlias = SubmitBatchRequest  # noqa: Y015
+
+@_typing.final
+class BatchEmbedding(_message.Message):
+    """Vectors that nobody waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As that of a generation in a batch."""
+    @_builtins.property
+    def request(self) -> _embedding_service_pb2.EmbedRequest:
+        """Without `priority`, `keep_alive` and `instance_id`."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        request: _embedding_service_pb2.EmbedRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEmbedding: _TypeAlias = BatchEmbedding  # noqa: Y015
 
 @_typing.final
 class BatchEnd(_message.Message):
@@ -359,6 +394,7 @@ class BatchResult(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 0, without gaps, in the order in which the requests have ended."""
     request_id: _builtins.str
@@ -367,6 +403,10 @@ class BatchResult(_message.Message):
     def answer(self) -> Global___BatchAnswer: ...
     @_builtins.property
     def failure(self) -> _worker_service_pb2.Failure: ...
+    @_builtins.property
+    def embeddings(self) -> _embedding_service_pb2.EmbedResponse:
+        """Of a BatchEmbedding."""
+
     def __init__(
         self,
         *,
@@ -374,12 +414,13 @@ class BatchResult(_message.Message):
         request_id: _builtins.str = ...,
         answer: Global___BatchAnswer | None = ...,
         failure: _worker_service_pb2.Failure | None = ...,
+        embeddings: _embedding_service_pb2.EmbedResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "embeddings", b"embeddings", "failure", b"failure", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "number", b"number", "outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "embeddings", b"embeddings", "failure", b"failure", "number", b"number", "outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "failure", "embeddings"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class BatchServiceStub:
-    """Many generations that nobody waits for: they go on without their caller, survive a restart of the
+    """Many generations, or texts to be embedded, that nobody waits for: they go on without their caller, survive a restart of the
     control plane, and take what other requests leave. Client -> control plane.
     """
 
@@ -69,7 +69,7 @@ class BatchServiceStub:
 
 
 class BatchServiceServicer:
-    """Many generations that nobody waits for: they go on without their caller, survive a restart of the
+    """Many generations, or texts to be embedded, that nobody waits for: they go on without their caller, survive a restart of the
     control plane, and take what other requests leave. Client -> control plane.
     """
 
@@ -155,7 +155,7 @@ def add_BatchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BatchService:
-    """Many generations that nobody waits for: they go on without their caller, survive a restart of the
+    """Many generations, or texts to be embedded, that nobody waits for: they go on without their caller, survive a restart of the
     control plane, and take what other requests leave. Client -> control plane.
     """
 

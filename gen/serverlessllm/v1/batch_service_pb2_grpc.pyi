@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BatchServiceStub:
-    """Many generations that nobody waits for: they go on without their caller, survive a restart of the
+    """Many generations, or texts to be embedded, that nobody waits for: they go on without their caller, survive a restart of the
     control plane, and take what other requests leave. Client -> control plane.
     """
 
@@ -48,7 +48,7 @@ class BatchServiceStub:
 
 @_typing.type_check_only
 class BatchServiceAsyncStub(BatchServiceStub):
-    """Many generations that nobody waits for: they go on without their caller, survive a restart of the
+    """Many generations, or texts to be embedded, that nobody waits for: they go on without their caller, survive a restart of the
     control plane, and take what other requests leave. Client -> control plane.
     """
 
@@ -65,7 +65,7 @@ class BatchServiceAsyncStub(BatchServiceStub):
     """Forgets a batch that has ended, with its results."""
 
 class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Many generations that nobody waits for: they go on without their caller, survive a restart of the
+    """Many generations, or texts to be embedded, that nobody waits for: they go on without their caller, survive a restart of the
     control plane, and take what other requests leave. Client -> control plane.
     """
 

@@ -160,17 +160,23 @@ class ExplainPlacementRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
+    zone: _builtins.str
+    """Where the request would come from, as in GenerateRequest. Unset: it does not say."""
     def __init__(
         self,
         *,
         deployment: _builtins.str = ...,
+        zone: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_zone", b"_zone", "zone", b"zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_zone", b"_zone", "deployment", b"deployment", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__zone: _TypeAlias = _typing.Literal["zone"]  # noqa: Y015
+    _WhichOneofArgType__zone: _TypeAlias = _typing.Literal["_zone", b"_zone"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__zone) -> _WhichOneofReturnType__zone | None: ...
 
 Global___ExplainPlacementRequest: _TypeAlias = ExplainPlacementRequest  # noqa: Y015
 
@@ -185,6 +191,8 @@ class ExplainPlacementResponse(_message.Message):
     WHY_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    TUNED_FIELD_NUMBER: _builtins.int
     action: Global___PlacementAction.ValueType
     node_id: _builtins.str
     """Where it would be served. Empty for WAIT."""
@@ -196,13 +204,21 @@ class ExplainPlacementResponse(_message.Message):
     """That the deployment runs on, as in EngineConfig."""
     @_builtins.property
     def estimate(self) -> _duration_pb2.Duration:
-        """Until an instance is ready. Unset: nobody knows, or WAIT."""
+        """Until an instance is ready, and what the way there costs. Unset: nobody knows, or WAIT."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementCandidate]:
         """Every node as a place for a new instance: the chosen one first, then those that could be
         taken, the soonest first, then those that could not.
         """
+
+    @_builtins.property
+    def learned(self) -> _types_pb2.LearnedKeepTimes:
+        """For how long an instance would stay, and then its weights. Unset: as long as keep_alive says."""
+
+    @_builtins.property
+    def tuned(self) -> _types_pb2.TunedConcurrency:
+        """What its instances have been tuned to. Unset: nothing was seen yet, or it has no target."""
 
     def __init__(
         self,
@@ -214,10 +230,12 @@ class ExplainPlacementResponse(_message.Message):
         why: _builtins.str = ...,
         candidates: _abc.Iterable[Global___PlacementCandidate] | None = ...,
         engine: _builtins.str = ...,
+        learned: _types_pb2.LearnedKeepTimes | None = ...,
+        tuned: _types_pb2.TunedConcurrency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate", "learned", b"learned", "tuned", b"tuned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "action", b"action", "candidates", b"candidates", "engine", b"engine", "estimate", b"estimate", "instance_id", b"instance_id", "node_id", b"node_id", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "action", b"action", "candidates", b"candidates", "engine", b"engine", "estimate", b"estimate", "instance_id", b"instance_id", "learned", b"learned", "node_id", b"node_id", "tuned", b"tuned", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimate: _TypeAlias = _typing.Literal["estimate"]  # noqa: Y015
     _WhichOneofArgType__estimate: _TypeAlias = _typing.Literal["_estimate", b"_estimate"]  # noqa: Y015
@@ -238,6 +256,7 @@ class PlacementCandidate(_message.Message):
     EVICTED_BYTES_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    READY_MADE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     from_tier: _types_pb2.Tier.ValueType
     """The highest tier that holds the whole checkpoint; REMOTE if none does."""
@@ -247,9 +266,14 @@ class PlacementCandidate(_message.Message):
     """Why it cannot be taken. Empty: it can."""
     verdict: _builtins.str
     """In words: why it is the chosen one, or why not."""
+    ready_made: _builtins.bool
+    """Whether from_tier and the estimate are those of weights that were made ready for the engine,
+    which a start there would take. Unset: a control plane of an earlier version, which counts both
+    forms as one.
+    """
     @_builtins.property
     def estimate(self) -> _duration_pb2.Duration:
-        """Until an instance would be ready. Unset: not known."""
+        """Until an instance would be ready, and what the way there costs. Unset: not known."""
 
     @_builtins.property
     def parts(self) -> Global___StartEstimate:
@@ -275,14 +299,20 @@ class PlacementCandidate(_message.Message):
         evicted_bytes: _builtins.int = ...,
         rejected: _builtins.str = ...,
         verdict: _builtins.str = ...,
+        ready_made: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate", "parts", b"parts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "_ready_made", b"_ready_made", "estimate", b"estimate", "parts", b"parts", "ready_made", b"ready_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "estimate", b"estimate", "evicted_bytes", b"evicted_bytes", "from_tier", b"from_tier", "migrated", b"migrated", "node_id", b"node_id", "parts", b"parts", "rejected", b"rejected", "verdict", b"verdict", "victims", b"victims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "_ready_made", b"_ready_made", "estimate", b"estimate", "evicted_bytes", b"evicted_bytes", "from_tier", b"from_tier", "migrated", b"migrated", "node_id", b"node_id", "parts", b"parts", "ready_made", b"ready_made", "rejected", b"rejected", "verdict", b"verdict", "victims", b"victims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimate: _TypeAlias = _typing.Literal["estimate"]  # noqa: Y015
     _WhichOneofArgType__estimate: _TypeAlias = _typing.Literal["_estimate", b"_estimate"]  # noqa: Y015
+    _WhichOneofReturnType__ready_made: _TypeAlias = _typing.Literal["ready_made"]  # noqa: Y015
+    _WhichOneofArgType__ready_made: _TypeAlias = _typing.Literal["_ready_made", b"_ready_made"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate) -> _WhichOneofReturnType__estimate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ready_made) -> _WhichOneofReturnType__ready_made | None: ...
 
 Global___PlacementCandidate: _TypeAlias = PlacementCandidate  # noqa: Y015
 
@@ -296,6 +326,8 @@ class StartEstimate(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
     INIT_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def making_room(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -310,6 +342,16 @@ class StartEstimate(_message.Message):
     def init(self) -> _duration_pb2.Duration:
         """From weights in place to a ready instance."""
 
+    @_builtins.property
+    def distance(self) -> _duration_pb2.Duration:
+        """What the way to the node's zone costs those who wait, on average. Unset: they do not say where they are."""
+
+    @_builtins.property
+    def saved(self) -> _duration_pb2.Duration:
+        """What the node saves those who wait, on average, since it keeps what was computed of their prompts.
+        The estimate is the sum of the others less this. Unset: nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -317,10 +359,12 @@ class StartEstimate(_message.Message):
         queue: _duration_pb2.Duration | None = ...,
         transfer: _duration_pb2.Duration | None = ...,
         init: _duration_pb2.Duration | None = ...,
+        distance: _duration_pb2.Duration | None = ...,
+        saved: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["init", b"init", "making_room", b"making_room", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["distance", b"distance", "init", b"init", "making_room", b"making_room", "queue", b"queue", "saved", b"saved", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["init", b"init", "making_room", b"making_room", "queue", b"queue", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distance", b"distance", "init", b"init", "making_room", b"making_room", "queue", b"queue", "saved", b"saved", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -344,7 +388,9 @@ class PrefetchRequest(_message.Message):
     deployment: _builtins.str
     """Name of a deployment, whose checkpoint is meant."""
     source: _builtins.str
-    """A URL, as in DeployRequest."""
+    """A URL, as in DeployRequest. Refused to operators of a tenant whose bytes are bounded there, or
+    on SSD: they are counted by deployment.
+    """
     dtype: _builtins.str
     """For `source`: as in EngineConfig."""
     tier: _types_pb2.Tier.ValueType
@@ -1009,11 +1055,17 @@ class EndedRequest(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ADAPTER_IDENTITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     deployment: _builtins.str
     outcome: _builtins.str
     """"OK", "GAVE_WAY" (a batch's, which waits again), or ErrorInfo.reason."""
     generated_tokens: _builtins.int
+    adapter: _builtins.str
+    """Name of the adapter over the deployment that it was for. Empty: for none."""
+    adapter_identity: _builtins.str
+    """Of what that adapter was, as in ModelInfo."""
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1034,10 +1086,12 @@ class EndedRequest(_message.Message):
         outcome: _builtins.str = ...,
         generated_tokens: _builtins.int = ...,
         receipt: _types_pb2.Receipt | None = ...,
+        adapter: _builtins.str = ...,
+        adapter_identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "ended_at", b"ended_at", "receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "duration", b"duration", "ended_at", b"ended_at", "generated_tokens", b"generated_tokens", "outcome", b"outcome", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "adapter_identity", b"adapter_identity", "deployment", b"deployment", "duration", b"duration", "ended_at", b"ended_at", "generated_tokens", b"generated_tokens", "outcome", b"outcome", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1079,20 +1133,24 @@ class MigrateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     TO_NODE_ID_FIELD_NUMBER: _builtins.int
+    WAY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     instance_id: _builtins.str
     to_node_id: _builtins.str
     """Where to. Empty: where they can go on soonest."""
+    way: _types_pb2.MoveWay.ValueType
+    """How their KV caches are to come there, where they can. Unset: by what is sooner, of each."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         to_node_id: _builtins.str = ...,
+        way: _types_pb2.MoveWay.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request_id", b"request_id", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request_id", b"request_id", "to_node_id", b"to_node_id", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request_id", b"request_id", "to_node_id", b"to_node_id", "way", b"way", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["request_id", "instance_id"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
@@ -1223,6 +1281,7 @@ class MigrateMoved(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     CUTOVER_FIELD_NUMBER: _builtins.int
     GAP_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     rounds: _builtins.int
     tokens: _builtins.int
@@ -1237,6 +1296,10 @@ class MigrateMoved(_message.Message):
     def cutover(self) -> _duration_pb2.Duration:
         """From the source's stop to the destination's going on."""
 
+    @_builtins.property
+    def cache(self) -> _types_pb2.CacheMove:
+        """How its KV cache has come: as the first round has it, with the pages of all."""
+
     def __init__(
         self,
         *,
@@ -1246,10 +1309,11 @@ class MigrateMoved(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         cutover: _duration_pb2.Duration | None = ...,
         gap_tokens: _builtins.int = ...,
+        cache: _types_pb2.CacheMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "gap_tokens", b"gap_tokens", "request_id", b"request_id", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cutover", b"cutover", "duration", b"duration", "gap_tokens", b"gap_tokens", "request_id", b"request_id", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)serverlessllm/v1/deployment_service.proto\x12\x10serverlessllm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cserverlessllm/v1/types.proto\"\x97\x03\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12.\n\x06\x65ngine\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x30\n\x07scaling\x18\x04 \x01(\x0b\x32\x1f.serverlessllm.v1.ScalingPolicy\x12*\n\x05model\x18\x05 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32!.serverlessllm.v1.DeploymentState\x12\x0f\n\x07message\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fready_instances\x18\t \x01(\x05\x12\x17\n\x0fqueued_requests\x18\n \x01(\x05\x12*\n\x07loading\x18\x0b \x01(\x0b\x32\x19.serverlessllm.v1.Loading\x12\x0c\n\x04\x62\x61se\x18\x0c \x01(\t\"\xc8\x01\n\rDeployRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x30\n\x07scaling\x18\x05 \x01(\x0b\x32\x1f.serverlessllm.v1.ScalingPolicy\x12\x0c\n\x04\x62\x61se\x18\x07 \x01(\t\x12\x15\n\rchat_template\x18\x06 \x01(\t\"B\n\x0e\x44\x65ployResponse\x12\x30\n\ndeployment\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x15GetDeploymentResponse\x12\x30\n\ndeployment\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.Deployment\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x17ListDeploymentsResponse\x12\x31\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x1c.serverlessllm.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17\x44\x65leteDeploymentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"&\n\x16WatchDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x17WatchDeploymentResponse\x12\x30\n\ndeployment\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.Deployment*\x90\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_PREPARING\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_AVAILABLE\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x03\x32\xff\x03\n\x11\x44\x65ploymentService\x12K\n\x06\x44\x65ploy\x12\x1f.serverlessllm.v1.DeployRequest\x1a .serverlessllm.v1.DeployResponse\x12`\n\rGetDeployment\x12&.serverlessllm.v1.GetDeploymentRequest\x1a\'.serverlessllm.v1.GetDeploymentResponse\x12\x66\n\x0fListDeployments\x12(.serverlessllm.v1.ListDeploymentsRequest\x1a).serverlessllm.v1.ListDeploymentsResponse\x12i\n\x10\x44\x65leteDeployment\x12).serverlessllm.v1.DeleteDeploymentRequest\x1a*.serverlessllm.v1.DeleteDeploymentResponse\x12h\n\x0fWatchDeployment\x12(.serverlessllm.v1.WatchDeploymentRequest\x1a).serverlessllm.v1.WatchDeploymentResponse0\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)serverlessllm/v1/deployment_service.proto\x12\x10serverlessllm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cserverlessllm/v1/types.proto\"\x94\x04\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12.\n\x06\x65ngine\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x30\n\x07scaling\x18\x04 \x01(\x0b\x32\x1f.serverlessllm.v1.ScalingPolicy\x12*\n\x05model\x18\x05 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32!.serverlessllm.v1.DeploymentState\x12\x0f\n\x07message\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fready_instances\x18\t \x01(\x05\x12\x17\n\x0fqueued_requests\x18\n \x01(\x05\x12*\n\x07loading\x18\x0b \x01(\x0b\x32\x19.serverlessllm.v1.Loading\x12\x0c\n\x04\x62\x61se\x18\x0c \x01(\t\x12\x13\n\x0bimage_hosts\x18\r \x03(\t\x12\x33\n\x07learned\x18\x0e \x01(\x0b\x32\".serverlessllm.v1.LearnedKeepTimes\x12\x31\n\x05tuned\x18\x0f \x01(\x0b\x32\".serverlessllm.v1.TunedConcurrency\"\xdd\x01\n\rDeployRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x30\n\x07scaling\x18\x05 \x01(\x0b\x32\x1f.serverlessllm.v1.ScalingPolicy\x12\x0c\n\x04\x62\x61se\x18\x07 \x01(\t\x12\x15\n\rchat_template\x18\x06 \x01(\t\x12\x13\n\x0bimage_hosts\x18\x08 \x03(\t\"B\n\x0e\x44\x65ployResponse\x12\x30\n\ndeployment\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"I\n\x15GetDeploymentResponse\x12\x30\n\ndeployment\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.Deployment\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x17ListDeploymentsResponse\x12\x31\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32\x1c.serverlessllm.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17\x44\x65leteDeploymentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"&\n\x16WatchDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x17WatchDeploymentResponse\x12\x30\n\ndeployment\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.Deployment*\x90\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_PREPARING\x10\x01\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_AVAILABLE\x10\x02\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x03\x32\xff\x03\n\x11\x44\x65ploymentService\x12K\n\x06\x44\x65ploy\x12\x1f.serverlessllm.v1.DeployRequest\x1a .serverlessllm.v1.DeployResponse\x12`\n\rGetDeployment\x12&.serverlessllm.v1.GetDeploymentRequest\x1a\'.serverlessllm.v1.GetDeploymentResponse\x12\x66\n\x0fListDeployments\x12(.serverlessllm.v1.ListDeploymentsRequest\x1a).serverlessllm.v1.ListDeploymentsResponse\x12i\n\x10\x44\x65leteDeployment\x12).serverlessllm.v1.DeleteDeploymentRequest\x1a*.serverlessllm.v1.DeleteDeploymentResponse\x12h\n\x0fWatchDeployment\x12(.serverlessllm.v1.WatchDeploymentRequest\x1a).serverlessllm.v1.WatchDeploymentResponse0\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,30 +34,30 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serverlessllm.v1.deployment
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z serverlessllm/v1;serverlessllmv1'
-  _globals['_DEPLOYMENTSTATE']._serialized_start=1295
-  _globals['_DEPLOYMENTSTATE']._serialized_end=1439
+  _globals['_DEPLOYMENTSTATE']._serialized_start=1441
+  _globals['_DEPLOYMENTSTATE']._serialized_end=1585
   _globals['_DEPLOYMENT']._serialized_start=127
-  _globals['_DEPLOYMENT']._serialized_end=534
-  _globals['_DEPLOYREQUEST']._serialized_start=537
-  _globals['_DEPLOYREQUEST']._serialized_end=737
-  _globals['_DEPLOYRESPONSE']._serialized_start=739
-  _globals['_DEPLOYRESPONSE']._serialized_end=805
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=807
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=843
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=845
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=918
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=920
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=983
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=985
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1086
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=1088
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1147
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1149
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1175
-  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_start=1177
-  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_end=1215
-  _globals['_WATCHDEPLOYMENTRESPONSE']._serialized_start=1217
-  _globals['_WATCHDEPLOYMENTRESPONSE']._serialized_end=1292
-  _globals['_DEPLOYMENTSERVICE']._serialized_start=1442
-  _globals['_DEPLOYMENTSERVICE']._serialized_end=1953
+  _globals['_DEPLOYMENT']._serialized_end=659
+  _globals['_DEPLOYREQUEST']._serialized_start=662
+  _globals['_DEPLOYREQUEST']._serialized_end=883
+  _globals['_DEPLOYRESPONSE']._serialized_start=885
+  _globals['_DEPLOYRESPONSE']._serialized_end=951
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=953
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=989
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=991
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=1064
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1066
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1129
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1131
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1232
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=1234
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1293
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1295
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1321
+  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_start=1323
+  _globals['_WATCHDEPLOYMENTREQUEST']._serialized_end=1361
+  _globals['_WATCHDEPLOYMENTRESPONSE']._serialized_start=1363
+  _globals['_WATCHDEPLOYMENTRESPONSE']._serialized_end=1438
+  _globals['_DEPLOYMENTSERVICE']._serialized_start=1588
+  _globals['_DEPLOYMENTSERVICE']._serialized_end=2099
 # @@protoc_insertion_point(module_scope)

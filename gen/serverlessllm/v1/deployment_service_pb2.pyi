@@ -62,6 +62,9 @@ class Deployment(_message.Message):
     QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
     LOADING_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
+    IMAGE_HOSTS_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    TUNED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     source: _builtins.str
     """A URL: file:///models/tiny. A bare absolute path is taken as file://."""
@@ -88,6 +91,18 @@ class Deployment(_message.Message):
     def loading(self) -> _types_pb2.Loading:
         """While PREPARING: how far the checkpoint has come."""
 
+    @_builtins.property
+    def image_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in DeployRequest."""
+
+    @_builtins.property
+    def learned(self) -> _types_pb2.LearnedKeepTimes:
+        """With ScalingPolicy.learn_keep_alive. Unset: not enough is known yet, or nothing is learned."""
+
+    @_builtins.property
+    def tuned(self) -> _types_pb2.TunedConcurrency:
+        """With ScalingPolicy.target_time_per_token. Unset: nothing was seen yet, or there is no target."""
+
     def __init__(
         self,
         *,
@@ -103,10 +118,13 @@ class Deployment(_message.Message):
         queued_requests: _builtins.int = ...,
         loading: _types_pb2.Loading | None = ...,
         base: _builtins.str = ...,
+        image_hosts: _abc.Iterable[_builtins.str] | None = ...,
+        learned: _types_pb2.LearnedKeepTimes | None = ...,
+        tuned: _types_pb2.TunedConcurrency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "engine", b"engine", "loading", b"loading", "model", b"model", "scaling", b"scaling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "engine", b"engine", "learned", b"learned", "loading", b"loading", "model", b"model", "scaling", b"scaling", "tuned", b"tuned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "created_at", b"created_at", "engine", b"engine", "loading", b"loading", "message", b"message", "model", b"model", "name", b"name", "queued_requests", b"queued_requests", "ready_instances", b"ready_instances", "scaling", b"scaling", "source", b"source", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "created_at", b"created_at", "engine", b"engine", "image_hosts", b"image_hosts", "learned", b"learned", "loading", b"loading", "message", b"message", "model", b"model", "name", b"name", "queued_requests", b"queued_requests", "ready_instances", b"ready_instances", "scaling", b"scaling", "source", b"source", "state", b"state", "tuned", b"tuned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -123,6 +141,7 @@ class DeployRequest(_message.Message):
     SCALING_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    IMAGE_HOSTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller; a repeated call with the same id and content changes nothing and
     returns the first answer. Empty: the call is not idempotent.
@@ -145,6 +164,13 @@ class DeployRequest(_message.Message):
     def engine(self) -> _types_pb2.EngineConfig: ...
     @_builtins.property
     def scaling(self) -> _types_pb2.ScalingPolicy: ...
+    @_builtins.property
+    def image_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hosts that images may be fetched from, at most 64: a name ("images.example.com"), a name with all below
+        it ("*.example.com"), or "*" for any. Addresses that are private, or of the control plane's machine,
+        are connected to only for a host that is named whole. Empty: images come with their requests.
+        """
+
     def __init__(
         self,
         *,
@@ -155,10 +181,11 @@ class DeployRequest(_message.Message):
         scaling: _types_pb2.ScalingPolicy | None = ...,
         base: _builtins.str = ...,
         chat_template: _builtins.str = ...,
+        image_hosts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "chat_template", b"chat_template", "engine", b"engine", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "chat_template", b"chat_template", "engine", b"engine", "image_hosts", b"image_hosts", "name", b"name", "request_id", b"request_id", "scaling", b"scaling", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

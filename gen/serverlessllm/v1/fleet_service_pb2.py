@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serverlessllm/v1/fleet_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cserverlessllm/v1/types.proto\"\xcc\x01\n\rReportRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12,\n\x04\x66ull\x18\x03 \x01(\x0b\x32\x1c.serverlessllm.v1.FullReportH\x00\x12.\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x1d.serverlessllm.v1.DeltaReportH\x00\x12\x30\n\theartbeat\x18\x05 \x01(\x0b\x32\x1b.serverlessllm.v1.HeartbeatH\x00\x42\x08\n\x06report\"a\n\nFullReport\x12$\n\x04node\x18\x01 \x01(\x0b\x32\x16.serverlessllm.v1.Node\x12-\n\tinstances\x18\x02 \x03(\x0b\x32\x1a.serverlessllm.v1.Instance\"\xd2\x01\n\x0b\x44\x65ltaReport\x12$\n\x04node\x18\x01 \x01(\x0b\x32\x16.serverlessllm.v1.Node\x12\x30\n\x06\x63opies\x18\x02 \x03(\x0b\x32 .serverlessllm.v1.CheckpointCopy\x12-\n\tinstances\x18\x03 \x03(\x0b\x32\x1a.serverlessllm.v1.Instance\x12<\n\x11init_observations\x18\x04 \x03(\x0b\x32!.serverlessllm.v1.InitObservation\"\x0b\n\tHeartbeat\"n\n\x0eReportResponse\x12$\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x15.serverlessllm.v1.AckH\x00\x12*\n\x06resync\x18\x02 \x01(\x0b\x32\x18.serverlessllm.v1.ResyncH\x00\x42\n\n\x08response\"A\n\x03\x41\x63k\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x08\n\x06Resync2_\n\x0c\x46leetService\x12O\n\x06Report\x12\x1f.serverlessllm.v1.ReportRequest\x1a .serverlessllm.v1.ReportResponse(\x01\x30\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serverlessllm/v1/fleet_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cserverlessllm/v1/types.proto\"\xcc\x01\n\rReportRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12,\n\x04\x66ull\x18\x03 \x01(\x0b\x32\x1c.serverlessllm.v1.FullReportH\x00\x12.\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x1d.serverlessllm.v1.DeltaReportH\x00\x12\x30\n\theartbeat\x18\x05 \x01(\x0b\x32\x1b.serverlessllm.v1.HeartbeatH\x00\x42\x08\n\x06report\"\x8f\x01\n\nFullReport\x12$\n\x04node\x18\x01 \x01(\x0b\x32\x16.serverlessllm.v1.Node\x12-\n\tinstances\x18\x02 \x03(\x0b\x32\x1a.serverlessllm.v1.Instance\x12,\n\x04kept\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.KeptPrefixes\"B\n\x0cKeptPrefixes\x12\r\n\x05names\x18\x01 \x03(\x06\x12\x15\n\rsaved_seconds\x18\x02 \x03(\x02\x12\x0c\n\x04gone\x18\x03 \x03(\x06\"\x80\x02\n\x0b\x44\x65ltaReport\x12$\n\x04node\x18\x01 \x01(\x0b\x32\x16.serverlessllm.v1.Node\x12\x30\n\x06\x63opies\x18\x02 \x03(\x0b\x32 .serverlessllm.v1.CheckpointCopy\x12-\n\tinstances\x18\x03 \x03(\x0b\x32\x1a.serverlessllm.v1.Instance\x12<\n\x11init_observations\x18\x04 \x03(\x0b\x32!.serverlessllm.v1.InitObservation\x12,\n\x04kept\x18\x05 \x01(\x0b\x32\x1e.serverlessllm.v1.KeptPrefixes\"\x0b\n\tHeartbeat\"n\n\x0eReportResponse\x12$\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x15.serverlessllm.v1.AckH\x00\x12*\n\x06resync\x18\x02 \x01(\x0b\x32\x18.serverlessllm.v1.ResyncH\x00\x42\n\n\x08response\"A\n\x03\x41\x63k\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x08\n\x06Resync2_\n\x0c\x46leetService\x12O\n\x06Report\x12\x1f.serverlessllm.v1.ReportRequest\x1a .serverlessllm.v1.ReportResponse(\x01\x30\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z serverlessllm/v1;serverlessllmv1'
   _globals['_REPORTREQUEST']._serialized_start=121
   _globals['_REPORTREQUEST']._serialized_end=325
-  _globals['_FULLREPORT']._serialized_start=327
-  _globals['_FULLREPORT']._serialized_end=424
-  _globals['_DELTAREPORT']._serialized_start=427
-  _globals['_DELTAREPORT']._serialized_end=637
-  _globals['_HEARTBEAT']._serialized_start=639
-  _globals['_HEARTBEAT']._serialized_end=650
-  _globals['_REPORTRESPONSE']._serialized_start=652
-  _globals['_REPORTRESPONSE']._serialized_end=762
-  _globals['_ACK']._serialized_start=764
-  _globals['_ACK']._serialized_end=829
-  _globals['_RESYNC']._serialized_start=831
-  _globals['_RESYNC']._serialized_end=839
-  _globals['_FLEETSERVICE']._serialized_start=841
-  _globals['_FLEETSERVICE']._serialized_end=936
+  _globals['_FULLREPORT']._serialized_start=328
+  _globals['_FULLREPORT']._serialized_end=471
+  _globals['_KEPTPREFIXES']._serialized_start=473
+  _globals['_KEPTPREFIXES']._serialized_end=539
+  _globals['_DELTAREPORT']._serialized_start=542
+  _globals['_DELTAREPORT']._serialized_end=798
+  _globals['_HEARTBEAT']._serialized_start=800
+  _globals['_HEARTBEAT']._serialized_end=811
+  _globals['_REPORTRESPONSE']._serialized_start=813
+  _globals['_REPORTRESPONSE']._serialized_end=923
+  _globals['_ACK']._serialized_start=925
+  _globals['_ACK']._serialized_end=990
+  _globals['_RESYNC']._serialized_start=992
+  _globals['_RESYNC']._serialized_end=1000
+  _globals['_FLEETSERVICE']._serialized_start=1002
+  _globals['_FLEETSERVICE']._serialized_end=1097
 # @@protoc_insertion_point(module_scope)

@@ -63,23 +63,61 @@ class FullReport(_message.Message):
 
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node(self) -> _types_pb2.Node: ...
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Instance]: ...
+    @_builtins.property
+    def kept(self) -> Global___KeptPrefixes: ...
     def __init__(
         self,
         *,
         node: _types_pb2.Node | None = ...,
         instances: _abc.Iterable[_types_pb2.Instance] | None = ...,
+        kept: Global___KeptPrefixes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "kept", b"kept", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FullReport: _TypeAlias = FullReport  # noqa: Y015
+
+@_typing.final
+class KeptPrefixes(_message.Message):
+    """Of prompts whose beginnings the node keeps, computed; see PromptPrefixes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    SAVED_SECONDS_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def saved_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For each of `names`, the seconds that a prompt which begins so is computed sooner."""
+
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those that it keeps no more."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.int] | None = ...,
+        saved_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        gone: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "names", b"names", "saved_seconds", b"saved_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptPrefixes: _TypeAlias = KeptPrefixes  # noqa: Y015
 
 @_typing.final
 class DeltaReport(_message.Message):
@@ -91,6 +129,7 @@ class DeltaReport(_message.Message):
     COPIES_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     INIT_OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node(self) -> _types_pb2.Node:
         """Everything of the node but its copies and init observations."""
@@ -107,6 +146,10 @@ class DeltaReport(_message.Message):
     def init_observations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.InitObservation]:
         """Those that are new or changed."""
 
+    @_builtins.property
+    def kept(self) -> Global___KeptPrefixes:
+        """Those that are new, changed or gone."""
+
     def __init__(
         self,
         *,
@@ -114,10 +157,11 @@ class DeltaReport(_message.Message):
         copies: _abc.Iterable[_types_pb2.CheckpointCopy] | None = ...,
         instances: _abc.Iterable[_types_pb2.Instance] | None = ...,
         init_observations: _abc.Iterable[_types_pb2.InitObservation] | None = ...,
+        kept: Global___KeptPrefixes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "init_observations", b"init_observations", "instances", b"instances", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "init_observations", b"init_observations", "instances", b"instances", "kept", b"kept", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

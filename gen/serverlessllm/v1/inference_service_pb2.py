@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serverlessllm/v1/inference_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cserverlessllm/v1/types.proto\"\x80\x08\n\x0fGenerateRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12/\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x1a.serverlessllm.v1.TokenIdsH\x00\x12\x32\n\x08messages\x18\x05 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessagesH\x00\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .serverlessllm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\x05\x12\x17\n\nmax_tokens\x18\t \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x0binstance_id\x18\x0c \x01(\t\x12\x34\n\x0c\x63ontinuation\x18\r \x01(\x0b\x32\x1e.serverlessllm.v1.Continuation\x12\x13\n\x0bno_failover\x18\x0e \x01(\x08\x12\x10\n\x08priority\x18\x0f \x01(\x05\x12-\n\nkeep_alive\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x14resume_from_sequence\x18\x11 \x01(\x03H\x03\x88\x01\x01\x12)\n\x06linger\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12=\n\x11structured_output\x18\x13 \x01(\x0b\x32\".serverlessllm.v1.StructuredOutput\x12\x14\n\x0cinclude_stop\x18\x14 \x01(\x08\x12 \n\x13skip_special_tokens\x18\x15 \x01(\x08H\x04\x88\x01\x01\x12\x30\n\x07parsing\x18\x16 \x01(\x0b\x32\x1f.serverlessllm.v1.OutputParsing\x12\x0e\n\x01n\x18\x17 \x01(\x05H\x05\x88\x01\x01\x12\x35\n\x07\x63hoices\x18\x18 \x03(\x0b\x32$.serverlessllm.v1.ChoiceContinuation\x12\x1c\n\x0fprompt_logprobs\x18\x19 \x01(\x05H\x06\x88\x01\x01\x12\x12\n\nbackground\x18\x1a \x01(\x08\x12\x30\n\x07\x61\x64\x61pter\x18\x1b \x01(\x0b\x32\x1f.serverlessllm.v1.AdapterSourceB\x08\n\x06promptB\r\n\x0b_max_tokensB\x0b\n\t_logprobsB\x17\n\x15_resume_from_sequenceB\x16\n\x14_skip_special_tokensB\x04\n\x02_nB\x12\n\x10_prompt_logprobs\"\x91\x01\n\rAdapterSource\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04pack\x18\x04 \x01(\x08\x12\x10\n\x08identity\x18\x05 \x01(\t\x12-\n\nkeep_alive\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x12\x43hoiceContinuation\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\x05\x12\x34\n\x0c\x63ontinuation\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.Continuation\x12,\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.serverlessllm.v1.Finished\"L\n\x0c\x43ontinuation\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x17\n\x0fprompt_logprobs\x18\x03 \x01(\x05\"\xef\x03\n\x10GenerateResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12*\n\x06queued\x18\x02 \x01(\x0b\x32\x18.serverlessllm.v1.QueuedH\x00\x12,\n\x07loading\x18\x03 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.serverlessllm.v1.StartedH\x00\x12*\n\x06tokens\x18\x05 \x01(\x0b\x32\x18.serverlessllm.v1.TokensH\x00\x12.\n\x08migrated\x18\x06 \x01(\x0b\x32\x1a.serverlessllm.v1.MigratedH\x00\x12.\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x1a.serverlessllm.v1.FinishedH\x00\x12(\n\x05moved\x18\x08 \x01(\x0b\x32\x17.serverlessllm.v1.MovedH\x00\x12\x35\n\x0f\x63hoice_finished\x18\n \x01(\x0b\x32\x1a.serverlessllm.v1.FinishedH\x00\x12;\n\x0fprompt_logprobs\x18\x0b \x01(\x0b\x32 .serverlessllm.v1.PromptLogprobsH\x00\x12\x0e\n\x06\x63hoice\x18\t \x01(\x05\x42\x07\n\x05\x65vent\"e\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x36\n\x0e\x65stimated_wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x11\n\x0f_estimated_wait\"\x86\x01\n\x07Started\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\x05\x12\x10\n\x08identity\x18\x06 \x01(\t\"p\n\x05Moved\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x31\n\x06reason\x18\x03 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\x12\x0e\n\x06tokens\x18\x04 \x01(\x05\"\xa9\x01\n\x08Migrated\x12\x14\n\x0c\x66rom_node_id\x18\x01 \x01(\t\x12\x12\n\nto_node_id\x18\x02 \x01(\t\x12(\n\x05pause\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x06reason\x18\x04 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\x12\x16\n\x0eto_instance_id\x18\x05 \x01(\t\"V\n\x0ePromptLogprobs\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\x05\x12/\n\x06tokens\x18\x02 \x03(\x0b\x32\x1f.serverlessllm.v1.PromptLogprob\"n\n\rPromptLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12)\n\x03top\x18\x03 \x03(\x0b\x32\x1c.serverlessllm.v1.TopLogprobB\n\n\x08_logprob\"\xb8\x01\n\x06Tokens\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x30\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1e.serverlessllm.v1.TokenLogprob\x12\x11\n\treasoning\x18\x05 \x01(\t\x12\x33\n\ntool_calls\x18\x06 \x03(\x0b\x32\x1f.serverlessllm.v1.ToolCallDelta\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xaa\x01\n\x08\x46inished\x12.\n\x06reason\x18\x01 \x01(\x0e\x32\x1e.serverlessllm.v1.FinishReason\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.serverlessllm.v1.Usage\x12*\n\x07receipt\x18\x03 \x01(\x0b\x32\x19.serverlessllm.v1.Receipt\x12\x11\n\x04stop\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_stop\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse*\xad\x01\n\x0fMigrationReason\x12 \n\x1cMIGRATION_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19MIGRATION_REASON_FAILOVER\x10\x01\x12\x1d\n\x19MIGRATION_REASON_OPERATOR\x10\x02\x12\x1a\n\x16MIGRATION_REASON_DRAIN\x10\x03\x12\x1e\n\x1aMIGRATION_REASON_PLACEMENT\x10\x04\x32\xb4\x01\n\x10InferenceService\x12S\n\x08Generate\x12!.serverlessllm.v1.GenerateRequest\x1a\".serverlessllm.v1.GenerateResponse0\x01\x12K\n\x06\x43\x61ncel\x12\x1f.serverlessllm.v1.CancelRequest\x1a .serverlessllm.v1.CancelResponseB$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serverlessllm/v1/inference_service.proto\x12\x10serverlessllm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cserverlessllm/v1/types.proto\"\x9b\t\n\x0fGenerateRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12/\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x1a.serverlessllm.v1.TokenIdsH\x00\x12\x32\n\x08messages\x18\x05 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessagesH\x00\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .serverlessllm.v1.SamplingParams\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\x05\x12\x17\n\nmax_tokens\x18\t \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x0binstance_id\x18\x0c \x01(\t\x12\x34\n\x0c\x63ontinuation\x18\r \x01(\x0b\x32\x1e.serverlessllm.v1.Continuation\x12\x13\n\x0bno_failover\x18\x0e \x01(\x08\x12\x10\n\x08priority\x18\x0f \x01(\x05\x12-\n\nkeep_alive\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x14resume_from_sequence\x18\x11 \x01(\x03H\x03\x88\x01\x01\x12)\n\x06linger\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12=\n\x11structured_output\x18\x13 \x01(\x0b\x32\".serverlessllm.v1.StructuredOutput\x12\x14\n\x0cinclude_stop\x18\x14 \x01(\x08\x12 \n\x13skip_special_tokens\x18\x15 \x01(\x08H\x04\x88\x01\x01\x12\x30\n\x07parsing\x18\x16 \x01(\x0b\x32\x1f.serverlessllm.v1.OutputParsing\x12\x0e\n\x01n\x18\x17 \x01(\x05H\x05\x88\x01\x01\x12\x35\n\x07\x63hoices\x18\x18 \x03(\x0b\x32$.serverlessllm.v1.ChoiceContinuation\x12\x1c\n\x0fprompt_logprobs\x18\x19 \x01(\x05H\x06\x88\x01\x01\x12\x12\n\nbackground\x18\x1a \x01(\x08\x12\x30\n\x07\x61\x64\x61pter\x18\x1b \x01(\x0b\x32\x1f.serverlessllm.v1.AdapterSource\x12\'\n\x06images\x18\x1c \x03(\x0b\x32\x17.serverlessllm.v1.Image\x12\x14\n\x07\x61ttempt\x18\x1d \x01(\tH\x07\x88\x01\x01\x12\x11\n\x04zone\x18  \x01(\tH\x08\x88\x01\x01\x12\x32\n\x08prefixes\x18! \x01(\x0b\x32 .serverlessllm.v1.PromptPrefixesB\x08\n\x06promptB\r\n\x0b_max_tokensB\x0b\n\t_logprobsB\x17\n\x15_resume_from_sequenceB\x16\n\x14_skip_special_tokensB\x04\n\x02_nB\x12\n\x10_prompt_logprobsB\n\n\x08_attemptB\x07\n\x05_zone\"c\n\x0ePromptPrefixes\x12\r\n\x05names\x18\x01 \x03(\x06\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12.\n\x06keeper\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.PromptKeeper\"Z\n\x0cPromptKeeper\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12(\n\x05saved\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x91\x01\n\rAdapterSource\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04pack\x18\x04 \x01(\x08\x12\x10\n\x08identity\x18\x05 \x01(\t\x12-\n\nkeep_alive\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x12\x43hoiceContinuation\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\x05\x12\x34\n\x0c\x63ontinuation\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.Continuation\x12,\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.serverlessllm.v1.Finished\"L\n\x0c\x43ontinuation\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\x17\n\x0fprompt_logprobs\x18\x03 \x01(\x05\"\xef\x03\n\x10GenerateResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12*\n\x06queued\x18\x02 \x01(\x0b\x32\x18.serverlessllm.v1.QueuedH\x00\x12,\n\x07loading\x18\x03 \x01(\x0b\x32\x19.serverlessllm.v1.LoadingH\x00\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.serverlessllm.v1.StartedH\x00\x12*\n\x06tokens\x18\x05 \x01(\x0b\x32\x18.serverlessllm.v1.TokensH\x00\x12.\n\x08migrated\x18\x06 \x01(\x0b\x32\x1a.serverlessllm.v1.MigratedH\x00\x12.\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x1a.serverlessllm.v1.FinishedH\x00\x12(\n\x05moved\x18\x08 \x01(\x0b\x32\x17.serverlessllm.v1.MovedH\x00\x12\x35\n\x0f\x63hoice_finished\x18\n \x01(\x0b\x32\x1a.serverlessllm.v1.FinishedH\x00\x12;\n\x0fprompt_logprobs\x18\x0b \x01(\x0b\x32 .serverlessllm.v1.PromptLogprobsH\x00\x12\x0e\n\x06\x63hoice\x18\t \x01(\x05\x42\x07\n\x05\x65vent\"e\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x36\n\x0e\x65stimated_wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x11\n\x0f_estimated_wait\"\x86\x01\n\x07Started\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\x05\x12\x10\n\x08identity\x18\x06 \x01(\t\"\x9c\x01\n\x05Moved\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x31\n\x06reason\x18\x03 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\x12\x0e\n\x06tokens\x18\x04 \x01(\x05\x12*\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32\x1b.serverlessllm.v1.CacheMove\"\xd5\x01\n\x08Migrated\x12\x14\n\x0c\x66rom_node_id\x18\x01 \x01(\t\x12\x12\n\nto_node_id\x18\x02 \x01(\t\x12(\n\x05pause\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x06reason\x18\x04 \x01(\x0e\x32!.serverlessllm.v1.MigrationReason\x12\x16\n\x0eto_instance_id\x18\x05 \x01(\t\x12*\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x1b.serverlessllm.v1.CacheMove\"V\n\x0ePromptLogprobs\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\x05\x12/\n\x06tokens\x18\x02 \x03(\x0b\x32\x1f.serverlessllm.v1.PromptLogprob\"n\n\rPromptLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12)\n\x03top\x18\x03 \x03(\x0b\x32\x1c.serverlessllm.v1.TopLogprobB\n\n\x08_logprob\"\xe5\x01\n\x06Tokens\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x30\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1e.serverlessllm.v1.TokenLogprob\x12\x11\n\treasoning\x18\x05 \x01(\t\x12\x33\n\ntool_calls\x18\x06 \x03(\x0b\x32\x1f.serverlessllm.v1.ToolCallDelta\x12+\n\x08\x64uration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xaa\x01\n\x08\x46inished\x12.\n\x06reason\x18\x01 \x01(\x0e\x32\x1e.serverlessllm.v1.FinishReason\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.serverlessllm.v1.Usage\x12*\n\x07receipt\x18\x03 \x01(\x0b\x32\x19.serverlessllm.v1.Receipt\x12\x11\n\x04stop\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_stop\"E\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x07\x61ttempt\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\n\n\x08_attempt\"\x10\n\x0e\x43\x61ncelResponse*\xad\x01\n\x0fMigrationReason\x12 \n\x1cMIGRATION_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19MIGRATION_REASON_FAILOVER\x10\x01\x12\x1d\n\x19MIGRATION_REASON_OPERATOR\x10\x02\x12\x1a\n\x16MIGRATION_REASON_DRAIN\x10\x03\x12\x1e\n\x1aMIGRATION_REASON_PLACEMENT\x10\x04\x32\xb4\x01\n\x10InferenceService\x12S\n\x08Generate\x12!.serverlessllm.v1.GenerateRequest\x1a\".serverlessllm.v1.GenerateResponse0\x01\x12K\n\x06\x43\x61ncel\x12\x1f.serverlessllm.v1.CancelRequest\x1a .serverlessllm.v1.CancelResponseB$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,40 +34,44 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serverlessllm.v1.inference_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z serverlessllm/v1;serverlessllmv1'
-  _globals['_MIGRATIONREASON']._serialized_start=3233
-  _globals['_MIGRATIONREASON']._serialized_end=3406
+  _globals['_MIGRATIONREASON']._serialized_start=3749
+  _globals['_MIGRATIONREASON']._serialized_end=3922
   _globals['_GENERATEREQUEST']._serialized_start=125
-  _globals['_GENERATEREQUEST']._serialized_end=1149
-  _globals['_ADAPTERSOURCE']._serialized_start=1152
-  _globals['_ADAPTERSOURCE']._serialized_end=1297
-  _globals['_CHOICECONTINUATION']._serialized_start=1300
-  _globals['_CHOICECONTINUATION']._serialized_end=1436
-  _globals['_CONTINUATION']._serialized_start=1438
-  _globals['_CONTINUATION']._serialized_end=1514
-  _globals['_GENERATERESPONSE']._serialized_start=1517
-  _globals['_GENERATERESPONSE']._serialized_end=2012
-  _globals['_QUEUED']._serialized_start=2014
-  _globals['_QUEUED']._serialized_end=2115
-  _globals['_STARTED']._serialized_start=2118
-  _globals['_STARTED']._serialized_end=2252
-  _globals['_MOVED']._serialized_start=2254
-  _globals['_MOVED']._serialized_end=2366
-  _globals['_MIGRATED']._serialized_start=2369
-  _globals['_MIGRATED']._serialized_end=2538
-  _globals['_PROMPTLOGPROBS']._serialized_start=2540
-  _globals['_PROMPTLOGPROBS']._serialized_end=2626
-  _globals['_PROMPTLOGPROB']._serialized_start=2628
-  _globals['_PROMPTLOGPROB']._serialized_end=2738
-  _globals['_TOKENS']._serialized_start=2741
-  _globals['_TOKENS']._serialized_end=2925
-  _globals['_TOOLCALLDELTA']._serialized_start=2927
-  _globals['_TOOLCALLDELTA']._serialized_end=3002
-  _globals['_FINISHED']._serialized_start=3005
-  _globals['_FINISHED']._serialized_end=3175
-  _globals['_CANCELREQUEST']._serialized_start=3177
-  _globals['_CANCELREQUEST']._serialized_end=3212
-  _globals['_CANCELRESPONSE']._serialized_start=3214
-  _globals['_CANCELRESPONSE']._serialized_end=3230
-  _globals['_INFERENCESERVICE']._serialized_start=3409
-  _globals['_INFERENCESERVICE']._serialized_end=3589
+  _globals['_GENERATEREQUEST']._serialized_end=1304
+  _globals['_PROMPTPREFIXES']._serialized_start=1306
+  _globals['_PROMPTPREFIXES']._serialized_end=1405
+  _globals['_PROMPTKEEPER']._serialized_start=1407
+  _globals['_PROMPTKEEPER']._serialized_end=1497
+  _globals['_ADAPTERSOURCE']._serialized_start=1500
+  _globals['_ADAPTERSOURCE']._serialized_end=1645
+  _globals['_CHOICECONTINUATION']._serialized_start=1648
+  _globals['_CHOICECONTINUATION']._serialized_end=1784
+  _globals['_CONTINUATION']._serialized_start=1786
+  _globals['_CONTINUATION']._serialized_end=1862
+  _globals['_GENERATERESPONSE']._serialized_start=1865
+  _globals['_GENERATERESPONSE']._serialized_end=2360
+  _globals['_QUEUED']._serialized_start=2362
+  _globals['_QUEUED']._serialized_end=2463
+  _globals['_STARTED']._serialized_start=2466
+  _globals['_STARTED']._serialized_end=2600
+  _globals['_MOVED']._serialized_start=2603
+  _globals['_MOVED']._serialized_end=2759
+  _globals['_MIGRATED']._serialized_start=2762
+  _globals['_MIGRATED']._serialized_end=2975
+  _globals['_PROMPTLOGPROBS']._serialized_start=2977
+  _globals['_PROMPTLOGPROBS']._serialized_end=3063
+  _globals['_PROMPTLOGPROB']._serialized_start=3065
+  _globals['_PROMPTLOGPROB']._serialized_end=3175
+  _globals['_TOKENS']._serialized_start=3178
+  _globals['_TOKENS']._serialized_end=3407
+  _globals['_TOOLCALLDELTA']._serialized_start=3409
+  _globals['_TOOLCALLDELTA']._serialized_end=3484
+  _globals['_FINISHED']._serialized_start=3487
+  _globals['_FINISHED']._serialized_end=3657
+  _globals['_CANCELREQUEST']._serialized_start=3659
+  _globals['_CANCELREQUEST']._serialized_end=3728
+  _globals['_CANCELRESPONSE']._serialized_start=3730
+  _globals['_CANCELRESPONSE']._serialized_end=3746
+  _globals['_INFERENCESERVICE']._serialized_start=3925
+  _globals['_INFERENCESERVICE']._serialized_end=4105
 # @@protoc_insertion_point(module_scope)

@@ -82,6 +82,10 @@ class GenerateRequest(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Name of the deployment."""
     request_id: _builtins.str
@@ -132,6 +136,15 @@ class GenerateRequest(_message.Message):
     background: _builtins.bool
     """Set by the router when it calls a node: nobody waits for it, and it stands still while others
     wait for their first token. A client leaves it empty.
+    """
+    attempt: _builtins.str
+    """Names this call among all that have asked for `request_id`: a Cancel that names it, too, ends the
+    generation only for as long as no later call reads it on. At most 256 characters. A stream that
+    broke off may be read on as the same attempt. Unset: the call has no name.
+    """
+    zone: _builtins.str
+    """Where its caller is: the zone of a node, as in Node. It is served near there, unless that would be
+    later for all that the way elsewhere costs. Unset: its caller does not say, and nothing is far.
     """
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds: ...
@@ -193,6 +206,18 @@ class GenerateRequest(_message.Message):
         client leaves it empty, and names the adapter's deployment.
         """
 
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Image]:
+        """Where the prompt is `token_ids` of a conversation that had images: these, in their order. The tokens
+        have their places. A client leaves it empty while the prompt is `messages`.
+        """
+
+    @_builtins.property
+    def prefixes(self) -> Global___PromptPrefixes:
+        """Set by the router when it calls a node: names of what the prompt begins with, under which the
+        node tells of what it keeps of it. A client leaves it empty.
+        """
+
     def __init__(
         self,
         *,
@@ -223,11 +248,17 @@ class GenerateRequest(_message.Message):
         prompt_logprobs: _builtins.int | None = ...,
         background: _builtins.bool = ...,
         adapter: Global___AdapterSource | None = ...,
+        images: _abc.Iterable[_types_pb2.Image] | None = ...,
+        attempt: _builtins.str | None = ...,
+        zone: _builtins.str | None = ...,
+        prefixes: Global___PromptPrefixes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "parsing", b"parsing", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "_zone", b"_zone", "adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "parsing", b"parsing", "prefixes", b"prefixes", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids", "zone", b"zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "background", b"background", "choices", b"choices", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "no_failover", b"no_failover", "parsing", b"parsing", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "_prompt_logprobs", b"_prompt_logprobs", "_resume_from_sequence", b"_resume_from_sequence", "_skip_special_tokens", b"_skip_special_tokens", "_zone", b"_zone", "adapter", b"adapter", "attempt", b"attempt", "background", b"background", "choices", b"choices", "continuation", b"continuation", "deployment", b"deployment", "ignore_eos", b"ignore_eos", "images", b"images", "include_stop", b"include_stop", "instance_id", b"instance_id", "keep_alive", b"keep_alive", "linger", b"linger", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "n", b"n", "no_failover", b"no_failover", "parsing", b"parsing", "prefixes", b"prefixes", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "resume_from_sequence", b"resume_from_sequence", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
+    _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
@@ -240,8 +271,12 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__resume_from_sequence: _TypeAlias = _typing.Literal["_resume_from_sequence", b"_resume_from_sequence"]  # noqa: Y015
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__skip_special_tokens: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__zone: _TypeAlias = _typing.Literal["zone"]  # noqa: Y015
+    _WhichOneofArgType__zone: _TypeAlias = _typing.Literal["_zone", b"_zone"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "messages"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attempt) -> _WhichOneofReturnType__attempt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
     @_typing.overload
@@ -255,9 +290,78 @@ class GenerateRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__skip_special_tokens) -> _WhichOneofReturnType__skip_special_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__zone) -> _WhichOneofReturnType__zone | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class PromptPrefixes(_message.Message):
+    """What a prompt begins with, as the control plane knows it, which has no tokenizer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    KEEPER_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Of the prompt."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """xxh3_64 of the prompt's first 256 bytes, of its first 320, and so on, each time 1.25 times as
+        many, and of whose they are. As many as it has.
+        """
+
+    @_builtins.property
+    def keeper(self) -> Global___PromptKeeper:
+        """A node that keeps more of it than the one that is called, which may have it from there. Unset: none does."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.int] | None = ...,
+        size_bytes: _builtins.int = ...,
+        keeper: Global___PromptKeeper | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keeper", b"keeper"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keeper", b"keeper", "names", b"names", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptPrefixes: _TypeAlias = PromptPrefixes  # noqa: Y015
+
+@_typing.final
+class PromptKeeper(_message.Message):
+    """A node that keeps what was computed of a prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    address: _builtins.str
+    """host:port."""
+    @_builtins.property
+    def saved(self) -> _duration_pb2.Duration:
+        """What that saves there."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        saved: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["saved", b"saved"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id", "saved", b"saved"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptKeeper: _TypeAlias = PromptKeeper  # noqa: Y015
 
 @_typing.final
 class AdapterSource(_message.Message):
@@ -522,11 +626,16 @@ class Moved(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     instance_id: _builtins.str
     reason: Global___MigrationReason.ValueType
     tokens: _builtins.int
     """Tokens generated so far."""
+    @_builtins.property
+    def cache(self) -> _types_pb2.CacheMove:
+        """As in MigrationDone."""
+
     def __init__(
         self,
         *,
@@ -534,10 +643,11 @@ class Moved(_message.Message):
         instance_id: _builtins.str = ...,
         reason: Global___MigrationReason.ValueType = ...,
         tokens: _builtins.int = ...,
+        cache: _types_pb2.CacheMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "node_id", b"node_id", "reason", b"reason", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "instance_id", b"instance_id", "node_id", b"node_id", "reason", b"reason", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -556,6 +666,7 @@ class Migrated(_message.Message):
     PAUSE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TO_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     from_node_id: _builtins.str
     to_node_id: _builtins.str
     reason: Global___MigrationReason.ValueType
@@ -565,6 +676,10 @@ class Migrated(_message.Message):
     def pause(self) -> _duration_pb2.Duration:
         """Between the last token from there and the first one from here."""
 
+    @_builtins.property
+    def cache(self) -> _types_pb2.CacheMove:
+        """How the KV cache has come there. Unset: it was computed anew, after a failure."""
+
     def __init__(
         self,
         *,
@@ -573,10 +688,11 @@ class Migrated(_message.Message):
         pause: _duration_pb2.Duration | None = ...,
         reason: Global___MigrationReason.ValueType = ...,
         to_instance_id: _builtins.str = ...,
+        cache: _types_pb2.CacheMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node_id", b"from_node_id", "pause", b"pause", "reason", b"reason", "to_instance_id", b"to_instance_id", "to_node_id", b"to_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "from_node_id", b"from_node_id", "pause", b"pause", "reason", b"reason", "to_instance_id", b"to_instance_id", "to_node_id", b"to_node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,6 +765,7 @@ class Tokens(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
     first_index: _builtins.int
     """Index in the generation of the first of token_ids."""
     text: _builtins.str
@@ -667,6 +784,12 @@ class Tokens(_message.Message):
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
         """What calls of tools have grown by, the same."""
 
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the token before token_ids to the last of them, as the engine made them, however slowly they
+        are read. Unset: the instance has made no token of the generation before.
+        """
+
     def __init__(
         self,
         *,
@@ -676,10 +799,11 @@ class Tokens(_message.Message):
         logprobs: _abc.Iterable[_types_pb2.TokenLogprob] | None = ...,
         reasoning: _builtins.str = ...,
         tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_index", b"first_index", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "first_index", b"first_index", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -761,17 +885,25 @@ class CancelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    attempt: _builtins.str
+    """Set: only if the latest Generate for the request was of this attempt; otherwise what it asked for
+    is not under way any more, and the call fails with REQUEST_NOT_FOUND. Unset: whoever reads it.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        attempt: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "attempt", b"attempt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "attempt", b"attempt", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
+    _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attempt) -> _WhichOneofReturnType__attempt | None: ...
 
 Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
 

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from serverlessllm.v1 import inference_service_pb2 as serverlessllm_dot_v1_dot_inference__service__pb2
+from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serverlessllm/v1/migration_service.proto\x12\x10serverlessllm.v1\x1a(serverlessllm/v1/inference_service.proto\"\xf4\x01\n\x1eMigrationServiceMigrateRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationOpenH\x00\x12\x31\n\x05round\x18\x02 \x01(\x0b\x32 .serverlessllm.v1.MigrationRoundH\x00\x12\x35\n\x07\x63utover\x18\x03 \x01(\x0b\x32\".serverlessllm.v1.MigrationCutoverH\x00\x12/\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDropH\x00\x42\x06\n\x04step\"\x81\x02\n\x1fMigrationServiceMigrateResponse\x12\x33\n\x06opened\x18\x01 \x01(\x0b\x32!.serverlessllm.v1.MigrationOpenedH\x00\x12\x37\n\x08\x63omputed\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationComputedH\x00\x12\x31\n\x05taken\x18\x03 \x01(\x0b\x32 .serverlessllm.v1.MigrationTakenH\x00\x12\x35\n\x07refused\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationRefusedH\x00\x42\x06\n\x04step\"L\n\rMigrationOpen\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_node_id\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\")\n\x0fMigrationOpened\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x01(\x05\"k\n\x0eMigrationRound\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequest\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\"\'\n\x11MigrationComputed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"_\n\x10MigrationCutover\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"$\n\x0eMigrationTaken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"[\n\x10MigrationRefused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailure\"#\n\rMigrationDrop\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"A\n\x10MigrationFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\x86\x01\n\x10MigrationService\x12r\n\x07Migrate\x12\x30.serverlessllm.v1.MigrationServiceMigrateRequest\x1a\x31.serverlessllm.v1.MigrationServiceMigrateResponse(\x01\x30\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serverlessllm/v1/migration_service.proto\x12\x10serverlessllm.v1\x1a(serverlessllm/v1/inference_service.proto\x1a\x1cserverlessllm/v1/types.proto\"\xb0\x02\n\x1eMigrationServiceMigrateRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationOpenH\x00\x12\x31\n\x05round\x18\x02 \x01(\x0b\x32 .serverlessllm.v1.MigrationRoundH\x00\x12\x35\n\x07\x63utover\x18\x03 \x01(\x0b\x32\".serverlessllm.v1.MigrationCutoverH\x00\x12/\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x1f.serverlessllm.v1.MigrationDropH\x00\x12:\n\npages_kept\x18\x05 \x01(\x0b\x32$.serverlessllm.v1.MigrationPagesKeptH\x00\x42\x06\n\x04step\"\xc1\x02\n\x1fMigrationServiceMigrateResponse\x12\x33\n\x06opened\x18\x01 \x01(\x0b\x32!.serverlessllm.v1.MigrationOpenedH\x00\x12\x37\n\x08\x63omputed\x18\x02 \x01(\x0b\x32#.serverlessllm.v1.MigrationComputedH\x00\x12\x31\n\x05taken\x18\x03 \x01(\x0b\x32 .serverlessllm.v1.MigrationTakenH\x00\x12\x35\n\x07refused\x18\x04 \x01(\x0b\x32\".serverlessllm.v1.MigrationRefusedH\x00\x12>\n\x0cpages_wanted\x18\x05 \x01(\x0b\x32&.serverlessllm.v1.MigrationPagesWantedH\x00\x42\x06\n\x04step\"\xa5\x01\n\rMigrationOpen\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_node_id\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12/\n\x05pages\x18\x04 \x01(\x0b\x32 .serverlessllm.v1.MigrationPages\x12&\n\x03way\x18\x05 \x01(\x0e\x32\x19.serverlessllm.v1.MoveWay\"Y\n\x0eMigrationPages\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05space\x18\x02 \x01(\t\x12\x13\n\x0bpage_tokens\x18\x03 \x01(\x05\x12\x12\n\npage_bytes\x18\x04 \x01(\x03\")\n\x0fMigrationOpened\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x01(\x05\"k\n\x0eMigrationRound\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.serverlessllm.v1.GenerateRequest\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\"S\n\x11MigrationComputed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05\x63\x61\x63he\x18\x02 \x01(\x0b\x32\x1b.serverlessllm.v1.CacheMove\"*\n\x14MigrationPagesWanted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"6\n\x12MigrationPagesKept\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"_\n\x10MigrationCutover\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\"$\n\x0eMigrationTaken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"[\n\x10MigrationRefused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\".serverlessllm.v1.MigrationFailure\"#\n\rMigrationDrop\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"A\n\x10MigrationFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\x86\x01\n\x10MigrationService\x12r\n\x07Migrate\x12\x30.serverlessllm.v1.MigrationServiceMigrateRequest\x1a\x31.serverlessllm.v1.MigrationServiceMigrateResponse(\x01\x30\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +34,34 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serverlessllm.v1.migration_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z serverlessllm/v1;serverlessllmv1'
-  _globals['_MIGRATIONSERVICEMIGRATEREQUEST']._serialized_start=105
-  _globals['_MIGRATIONSERVICEMIGRATEREQUEST']._serialized_end=349
-  _globals['_MIGRATIONSERVICEMIGRATERESPONSE']._serialized_start=352
-  _globals['_MIGRATIONSERVICEMIGRATERESPONSE']._serialized_end=609
-  _globals['_MIGRATIONOPEN']._serialized_start=611
-  _globals['_MIGRATIONOPEN']._serialized_end=687
-  _globals['_MIGRATIONOPENED']._serialized_start=689
-  _globals['_MIGRATIONOPENED']._serialized_end=730
-  _globals['_MIGRATIONROUND']._serialized_start=732
-  _globals['_MIGRATIONROUND']._serialized_end=839
-  _globals['_MIGRATIONCOMPUTED']._serialized_start=841
-  _globals['_MIGRATIONCOMPUTED']._serialized_end=880
-  _globals['_MIGRATIONCUTOVER']._serialized_start=882
-  _globals['_MIGRATIONCUTOVER']._serialized_end=977
-  _globals['_MIGRATIONTAKEN']._serialized_start=979
-  _globals['_MIGRATIONTAKEN']._serialized_end=1015
-  _globals['_MIGRATIONREFUSED']._serialized_start=1017
-  _globals['_MIGRATIONREFUSED']._serialized_end=1108
-  _globals['_MIGRATIONDROP']._serialized_start=1110
-  _globals['_MIGRATIONDROP']._serialized_end=1145
-  _globals['_MIGRATIONFAILURE']._serialized_start=1147
-  _globals['_MIGRATIONFAILURE']._serialized_end=1212
-  _globals['_MIGRATIONSERVICE']._serialized_start=1215
-  _globals['_MIGRATIONSERVICE']._serialized_end=1349
+  _globals['_MIGRATIONSERVICEMIGRATEREQUEST']._serialized_start=135
+  _globals['_MIGRATIONSERVICEMIGRATEREQUEST']._serialized_end=439
+  _globals['_MIGRATIONSERVICEMIGRATERESPONSE']._serialized_start=442
+  _globals['_MIGRATIONSERVICEMIGRATERESPONSE']._serialized_end=763
+  _globals['_MIGRATIONOPEN']._serialized_start=766
+  _globals['_MIGRATIONOPEN']._serialized_end=931
+  _globals['_MIGRATIONPAGES']._serialized_start=933
+  _globals['_MIGRATIONPAGES']._serialized_end=1022
+  _globals['_MIGRATIONOPENED']._serialized_start=1024
+  _globals['_MIGRATIONOPENED']._serialized_end=1065
+  _globals['_MIGRATIONROUND']._serialized_start=1067
+  _globals['_MIGRATIONROUND']._serialized_end=1174
+  _globals['_MIGRATIONCOMPUTED']._serialized_start=1176
+  _globals['_MIGRATIONCOMPUTED']._serialized_end=1259
+  _globals['_MIGRATIONPAGESWANTED']._serialized_start=1261
+  _globals['_MIGRATIONPAGESWANTED']._serialized_end=1303
+  _globals['_MIGRATIONPAGESKEPT']._serialized_start=1305
+  _globals['_MIGRATIONPAGESKEPT']._serialized_end=1359
+  _globals['_MIGRATIONCUTOVER']._serialized_start=1361
+  _globals['_MIGRATIONCUTOVER']._serialized_end=1456
+  _globals['_MIGRATIONTAKEN']._serialized_start=1458
+  _globals['_MIGRATIONTAKEN']._serialized_end=1494
+  _globals['_MIGRATIONREFUSED']._serialized_start=1496
+  _globals['_MIGRATIONREFUSED']._serialized_end=1587
+  _globals['_MIGRATIONDROP']._serialized_start=1589
+  _globals['_MIGRATIONDROP']._serialized_end=1624
+  _globals['_MIGRATIONFAILURE']._serialized_start=1626
+  _globals['_MIGRATIONFAILURE']._serialized_end=1691
+  _globals['_MIGRATIONSERVICE']._serialized_start=1694
+  _globals['_MIGRATIONSERVICE']._serialized_end=1828
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from serverlessllm.v1 import inference_service_pb2 as _inference_service_pb2
+from serverlessllm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -27,6 +28,7 @@ class MigrationServiceMigrateRequest(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     CUTOVER_FIELD_NUMBER: _builtins.int
     DROP_FIELD_NUMBER: _builtins.int
+    PAGES_KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___MigrationOpen: ...
     @_builtins.property
@@ -35,6 +37,10 @@ class MigrationServiceMigrateRequest(_message.Message):
     def cutover(self) -> Global___MigrationCutover: ...
     @_builtins.property
     def drop(self) -> Global___MigrationDrop: ...
+    @_builtins.property
+    def pages_kept(self) -> Global___MigrationPagesKept:
+        """The answer to `pages_wanted`."""
+
     def __init__(
         self,
         *,
@@ -42,12 +48,13 @@ class MigrationServiceMigrateRequest(_message.Message):
         round: Global___MigrationRound | None = ...,
         cutover: Global___MigrationCutover | None = ...,
         drop: Global___MigrationDrop | None = ...,
+        pages_kept: Global___MigrationPagesKept | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "drop", b"drop", "open", b"open", "round", b"round", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "drop", b"drop", "open", b"open", "pages_kept", b"pages_kept", "round", b"round", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "drop", b"drop", "open", b"open", "round", b"round", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "drop", b"drop", "open", b"open", "pages_kept", b"pages_kept", "round", b"round", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["open", "round", "cutover", "drop"]  # noqa: Y015
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["open", "round", "cutover", "drop", "pages_kept"]  # noqa: Y015
     _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
@@ -61,6 +68,7 @@ class MigrationServiceMigrateResponse(_message.Message):
     COMPUTED_FIELD_NUMBER: _builtins.int
     TAKEN_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    PAGES_WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___MigrationOpened: ...
     @_builtins.property
@@ -69,6 +77,10 @@ class MigrationServiceMigrateResponse(_message.Message):
     def taken(self) -> Global___MigrationTaken: ...
     @_builtins.property
     def refused(self) -> Global___MigrationRefused: ...
+    @_builtins.property
+    def pages_wanted(self) -> Global___MigrationPagesWanted:
+        """Before `computed`, if pages of the generation are sooner had than computed."""
+
     def __init__(
         self,
         *,
@@ -76,12 +88,13 @@ class MigrationServiceMigrateResponse(_message.Message):
         computed: Global___MigrationComputed | None = ...,
         taken: Global___MigrationTaken | None = ...,
         refused: Global___MigrationRefused | None = ...,
+        pages_wanted: Global___MigrationPagesWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "opened", b"opened", "refused", b"refused", "step", b"step", "taken", b"taken"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "opened", b"opened", "pages_wanted", b"pages_wanted", "refused", b"refused", "step", b"step", "taken", b"taken"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "opened", b"opened", "refused", b"refused", "step", b"step", "taken", b"taken"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "opened", b"opened", "pages_wanted", b"pages_wanted", "refused", b"refused", "step", b"step", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["opened", "computed", "taken", "refused"]  # noqa: Y015
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["opened", "computed", "taken", "refused", "pages_wanted"]  # noqa: Y015
     _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
@@ -94,6 +107,8 @@ class MigrationOpen(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     FROM_NODE_ID_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    WAY_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Of the destination. READY."""
     from_node_id: _builtins.str
@@ -101,20 +116,62 @@ class MigrationOpen(_message.Message):
     """Of what the source's instance serves, as in ModelInfo. The destination refuses with
     SOURCE_CHANGED if it serves something else. Empty: not known.
     """
+    way: _types_pb2.MoveWay.ValueType
+    """As in MigrateRequest."""
+    @_builtins.property
+    def pages(self) -> Global___MigrationPages:
+        """What the source has of KV caches. Unset: no pages, for anybody."""
+
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         from_node_id: _builtins.str = ...,
         identity: _builtins.str = ...,
+        pages: Global___MigrationPages | None = ...,
+        way: _types_pb2.MoveWay.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pages", b"pages"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node_id", b"from_node_id", "identity", b"identity", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node_id", b"from_node_id", "identity", b"identity", "instance_id", b"instance_id", "pages", b"pages", "way", b"way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrationOpen: _TypeAlias = MigrationOpen  # noqa: Y015
+
+@_typing.final
+class MigrationPages(_message.Message):
+    """Pages that PeerService.FetchPages gives at the source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKENS_FIELD_NUMBER: _builtins.int
+    PAGE_BYTES_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port of the source."""
+    space: _builtins.str
+    """Of the deployment, what it serves, and how the engine lays pages out. Only where the destination has the same are
+    pages of any use.
+    """
+    page_tokens: _builtins.int
+    page_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        space: _builtins.str = ...,
+        page_tokens: _builtins.int = ...,
+        page_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "page_bytes", b"page_bytes", "page_tokens", b"page_tokens", "space", b"space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationPages: _TypeAlias = MigrationPages  # noqa: Y015
 
 @_typing.final
 class MigrationOpened(_message.Message):
@@ -176,6 +233,33 @@ class MigrationComputed(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def cache(self) -> _types_pb2.CacheMove:
+        """How it has come, of this round."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        cache: _types_pb2.CacheMove | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationComputed: _TypeAlias = MigrationComputed  # noqa: Y015
+
+@_typing.final
+class MigrationPagesWanted(_message.Message):
+    """The source is to have the generation's whole pages be kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     def __init__(
         self,
@@ -188,7 +272,34 @@ class MigrationComputed(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___MigrationComputed: _TypeAlias = MigrationComputed  # noqa: Y015
+Global___MigrationPagesWanted: _TypeAlias = MigrationPagesWanted  # noqa: Y015
+
+@_typing.final
+class MigrationPagesKept(_message.Message):
+    """Pages that are kept at the source now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As in PagesWanted, from the first page on. Empty: none."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationPagesKept: _TypeAlias = MigrationPagesKept  # noqa: Y015
 
 @_typing.final
 class MigrationCutover(_message.Message):

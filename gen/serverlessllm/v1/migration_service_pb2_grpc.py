@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class MigrationServiceStub:
-    """Running generations that move from node to node: by tokens, not by KV cache. Source ->
-    destination.
+    """Running generations that move from node to node: by their tokens, of which the destination computes the KV cache. It
+    may ask for pages of it, to compute less. Source -> destination.
     """
 
     def __init__(self, channel):
@@ -44,8 +44,8 @@ class MigrationServiceStub:
 
 
 class MigrationServiceServicer:
-    """Running generations that move from node to node: by tokens, not by KV cache. Source ->
-    destination.
+    """Running generations that move from node to node: by their tokens, of which the destination computes the KV cache. It
+    may ask for pages of it, to compute less. Source -> destination.
     """
 
     def Migrate(self, request_iterator, context):
@@ -74,8 +74,8 @@ def add_MigrationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MigrationService:
-    """Running generations that move from node to node: by tokens, not by KV cache. Source ->
-    destination.
+    """Running generations that move from node to node: by their tokens, of which the destination computes the KV cache. It
+    may ask for pages of it, to compute less. Source -> destination.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MigrationServiceStub:
-    """Running generations that move from node to node: by tokens, not by KV cache. Source ->
-    destination.
+    """Running generations that move from node to node: by their tokens, of which the destination computes the KV cache. It
+    may ask for pages of it, to compute less. Source -> destination.
     """
 
     @_typing.overload
@@ -43,8 +43,8 @@ class MigrationServiceStub:
 
 @_typing.type_check_only
 class MigrationServiceAsyncStub(MigrationServiceStub):
-    """Running generations that move from node to node: by tokens, not by KV cache. Source ->
-    destination.
+    """Running generations that move from node to node: by their tokens, of which the destination computes the KV cache. It
+    may ask for pages of it, to compute less. Source -> destination.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -55,8 +55,8 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     """
 
 class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Running generations that move from node to node: by tokens, not by KV cache. Source ->
-    destination.
+    """Running generations that move from node to node: by their tokens, of which the destination computes the KV cache. It
+    may ask for pages of it, to compute less. Source -> destination.
     """
 
     @_abc_1.abstractmethod

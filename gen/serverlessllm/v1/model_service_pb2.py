@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serverlessllm/v1/model_service.proto\x12\x10serverlessllm.v1\x1a\x1cserverlessllm/v1/types.proto\"N\n\x0bModelSource\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"j\n\x0fGetModelRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSource\"\xc8\x02\n\x10GetModelResponse\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x36\n\x0especial_tokens\x18\x06 \x03(\x0b\x32\x1e.serverlessllm.v1.SpecialToken\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\x05\x12\x15\n\rchat_template\x18\x08 \x01(\t\x12\x13\n\x0btakes_tools\x18\t \x01(\x08\x12/\n\x06limits\x18\n \x01(\x0b\x32\x1f.serverlessllm.v1.RequestLimits\x12\x0c\n\x04\x62\x61se\x18\x0b \x01(\t\"=\n\x0cSpecialToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\"_\n\rRequestLimits\x12\x10\n\x08max_stop\x18\x01 \x01(\x05\x12\x14\n\x0cmax_logprobs\x18\x02 \x01(\x05\x12\x11\n\tmax_tools\x18\x03 \x01(\x05\x12\x13\n\x0bmax_letters\x18\x04 \x01(\x05\"\xd9\x01\n\x0fTokenizeRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x32\n\x08messages\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSourceB\x08\n\x06promptB\x15\n\x13_add_special_tokens\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"\xdc\x01\n\x12\x43ountTokensRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x32\n\x08messages\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSourceB\x08\n\x06promptB\x15\n\x13_add_special_tokens\"=\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x05\"\xb0\x01\n\x11\x44\x65tokenizeRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04\x65\x61\x63h\x18\x04 \x01(\x08\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSourceB\x16\n\x14_skip_special_tokens\"1\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\x87\x01\n\x11RenderChatRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x30\n\x08messages\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessages\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSource\"\"\n\x12RenderChatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xc2\x03\n\x0cModelService\x12Q\n\x08GetModel\x12!.serverlessllm.v1.GetModelRequest\x1a\".serverlessllm.v1.GetModelResponse\x12Q\n\x08Tokenize\x12!.serverlessllm.v1.TokenizeRequest\x1a\".serverlessllm.v1.TokenizeResponse\x12Z\n\x0b\x43ountTokens\x12$.serverlessllm.v1.CountTokensRequest\x1a%.serverlessllm.v1.CountTokensResponse\x12W\n\nDetokenize\x12#.serverlessllm.v1.DetokenizeRequest\x1a$.serverlessllm.v1.DetokenizeResponse\x12W\n\nRenderChat\x12#.serverlessllm.v1.RenderChatRequest\x1a$.serverlessllm.v1.RenderChatResponseB$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$serverlessllm/v1/model_service.proto\x12\x10serverlessllm.v1\x1a\x1cserverlessllm/v1/types.proto\"N\n\x0bModelSource\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x10\n\x08identity\x18\x04 \x01(\t\"j\n\x0fGetModelRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rchat_template\x18\x02 \x01(\t\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSource\"\xe3\x02\n\x10GetModelResponse\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x1b.serverlessllm.v1.ModelInfo\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x05\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x36\n\x0especial_tokens\x18\x06 \x03(\x0b\x32\x1e.serverlessllm.v1.SpecialToken\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\x05\x12\x15\n\rchat_template\x18\x08 \x01(\t\x12\x13\n\x0btakes_tools\x18\t \x01(\x08\x12/\n\x06limits\x18\n \x01(\x0b\x32\x1f.serverlessllm.v1.RequestLimits\x12\x0c\n\x04\x62\x61se\x18\x0b \x01(\t\x12\x19\n\x11own_chat_template\x18\x0c \x01(\x08\"=\n\x0cSpecialToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\"_\n\rRequestLimits\x12\x10\n\x08max_stop\x18\x01 \x01(\x05\x12\x14\n\x0cmax_logprobs\x18\x02 \x01(\x05\x12\x11\n\tmax_tools\x18\x03 \x01(\x05\x12\x13\n\x0bmax_letters\x18\x04 \x01(\x05\"\xd9\x01\n\x0fTokenizeRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x32\n\x08messages\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSourceB\x08\n\x06promptB\x15\n\x13_add_special_tokens\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"\xdc\x01\n\x12\x43ountTokensRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x32\n\x08messages\x18\x03 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSourceB\x08\n\x06promptB\x15\n\x13_add_special_tokens\"=\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x05\"\xb0\x01\n\x11\x44\x65tokenizeRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04\x65\x61\x63h\x18\x04 \x01(\x08\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSourceB\x16\n\x14_skip_special_tokens\"1\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\x87\x01\n\x11RenderChatRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x30\n\x08messages\x18\x02 \x01(\x0b\x32\x1e.serverlessllm.v1.ChatMessages\x12,\n\x05model\x18\x0f \x01(\x0b\x32\x1d.serverlessllm.v1.ModelSource\"\"\n\x12RenderChatResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xc2\x03\n\x0cModelService\x12Q\n\x08GetModel\x12!.serverlessllm.v1.GetModelRequest\x1a\".serverlessllm.v1.GetModelResponse\x12Q\n\x08Tokenize\x12!.serverlessllm.v1.TokenizeRequest\x1a\".serverlessllm.v1.TokenizeResponse\x12Z\n\x0b\x43ountTokens\x12$.serverlessllm.v1.CountTokensRequest\x1a%.serverlessllm.v1.CountTokensResponse\x12W\n\nDetokenize\x12#.serverlessllm.v1.DetokenizeRequest\x1a$.serverlessllm.v1.DetokenizeResponse\x12W\n\nRenderChat\x12#.serverlessllm.v1.RenderChatRequest\x1a$.serverlessllm.v1.RenderChatResponseB$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,27 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=168
   _globals['_GETMODELREQUEST']._serialized_end=274
   _globals['_GETMODELRESPONSE']._serialized_start=277
-  _globals['_GETMODELRESPONSE']._serialized_end=605
-  _globals['_SPECIALTOKEN']._serialized_start=607
-  _globals['_SPECIALTOKEN']._serialized_end=668
-  _globals['_REQUESTLIMITS']._serialized_start=670
-  _globals['_REQUESTLIMITS']._serialized_end=765
-  _globals['_TOKENIZEREQUEST']._serialized_start=768
-  _globals['_TOKENIZEREQUEST']._serialized_end=985
-  _globals['_TOKENIZERESPONSE']._serialized_start=987
-  _globals['_TOKENIZERESPONSE']._serialized_end=1024
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1027
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1247
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1249
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1310
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1313
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1489
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1491
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1540
-  _globals['_RENDERCHATREQUEST']._serialized_start=1543
-  _globals['_RENDERCHATREQUEST']._serialized_end=1678
-  _globals['_RENDERCHATRESPONSE']._serialized_start=1680
-  _globals['_RENDERCHATRESPONSE']._serialized_end=1714
-  _globals['_MODELSERVICE']._serialized_start=1717
-  _globals['_MODELSERVICE']._serialized_end=2167
+  _globals['_GETMODELRESPONSE']._serialized_end=632
+  _globals['_SPECIALTOKEN']._serialized_start=634
+  _globals['_SPECIALTOKEN']._serialized_end=695
+  _globals['_REQUESTLIMITS']._serialized_start=697
+  _globals['_REQUESTLIMITS']._serialized_end=792
+  _globals['_TOKENIZEREQUEST']._serialized_start=795
+  _globals['_TOKENIZEREQUEST']._serialized_end=1012
+  _globals['_TOKENIZERESPONSE']._serialized_start=1014
+  _globals['_TOKENIZERESPONSE']._serialized_end=1051
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1054
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1274
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1276
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1337
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1340
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1516
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1518
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1567
+  _globals['_RENDERCHATREQUEST']._serialized_start=1570
+  _globals['_RENDERCHATREQUEST']._serialized_end=1705
+  _globals['_RENDERCHATRESPONSE']._serialized_start=1707
+  _globals['_RENDERCHATRESPONSE']._serialized_end=1741
+  _globals['_MODELSERVICE']._serialized_start=1744
+  _globals['_MODELSERVICE']._serialized_end=2194
 # @@protoc_insertion_point(module_scope)

@@ -97,6 +97,7 @@ class GetModelResponse(_message.Message):
     TAKES_TOOLS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
+    OWN_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """The engine that it runs on. Set by the control plane."""
     context_tokens: _builtins.int
@@ -117,6 +118,8 @@ class GetModelResponse(_message.Message):
     """Of an adapter, the deployment over which it is, whose files the rest is read from. Set by the
     control plane.
     """
+    own_chat_template: _builtins.bool
+    """Whether `chat_template` is the deployment's, and not the model's own. Set by the control plane."""
     @_builtins.property
     def info(self) -> _types_pb2.ModelInfo:
         """What it needs from a node. Set by the control plane."""
@@ -145,10 +148,11 @@ class GetModelResponse(_message.Message):
         takes_tools: _builtins.bool = ...,
         limits: Global___RequestLimits | None = ...,
         base: _builtins.str = ...,
+        own_chat_template: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "dtype", b"dtype", "engine", b"engine", "info", b"info", "limits", b"limits", "special_tokens", b"special_tokens", "stop_token_ids", b"stop_token_ids", "takes_tools", b"takes_tools", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "chat_template", b"chat_template", "context_tokens", b"context_tokens", "dtype", b"dtype", "engine", b"engine", "info", b"info", "limits", b"limits", "own_chat_template", b"own_chat_template", "special_tokens", b"special_tokens", "stop_token_ids", b"stop_token_ids", "takes_tools", b"takes_tools", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,6 +34,7 @@ class InspectSourceRequest(_message.Message):
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
     TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
+    EXPERT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
@@ -46,6 +47,8 @@ class InspectSourceRequest(_message.Message):
     """As in EngineConfig."""
     max_adapters: _builtins.int
     """As in EngineConfig. Above 0: whether the engine runs the model with adapters is looked at as well."""
+    expert_memory_bytes: _builtins.int
+    """As in EngineConfig. Set: whether it is served so is looked at as well."""
     @_builtins.property
     def base(self) -> Global___AdapterBase:
         """Set: the source is an adapter over this model."""
@@ -60,13 +63,16 @@ class InspectSourceRequest(_message.Message):
         reasoning_parser: _builtins.str = ...,
         tensor_parallel: _builtins.int = ...,
         max_adapters: _builtins.int = ...,
+        expert_memory_bytes: _builtins.int | None = ...,
         base: Global___AdapterBase | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expert_memory_bytes", b"_expert_memory_bytes", "base", b"base", "expert_memory_bytes", b"expert_memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "dtype", b"dtype", "engine", b"engine", "max_adapters", b"max_adapters", "reasoning_parser", b"reasoning_parser", "source", b"source", "tensor_parallel", b"tensor_parallel", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expert_memory_bytes", b"_expert_memory_bytes", "base", b"base", "dtype", b"dtype", "engine", b"engine", "expert_memory_bytes", b"expert_memory_bytes", "max_adapters", b"max_adapters", "reasoning_parser", b"reasoning_parser", "source", b"source", "tensor_parallel", b"tensor_parallel", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expert_memory_bytes: _TypeAlias = _typing.Literal["expert_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__expert_memory_bytes: _TypeAlias = _typing.Literal["_expert_memory_bytes", b"_expert_memory_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expert_memory_bytes) -> _WhichOneofReturnType__expert_memory_bytes | None: ...
 
 Global___InspectSourceRequest: _TypeAlias = InspectSourceRequest  # noqa: Y015
 
@@ -141,6 +147,7 @@ class PromoteRequest(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     dtype: _builtins.str
     """As in EngineConfig."""
@@ -167,6 +174,10 @@ class PromoteRequest(_message.Message):
     def hold_ttl(self) -> _duration_pb2.Duration:
         """How long it is held, from when it is there. Above zero. Unset: until it is released."""
 
+    @_builtins.property
+    def peers(self) -> Global___Peers:
+        """Other nodes to have it from. Unset: none."""
+
     def __init__(
         self,
         *,
@@ -180,14 +191,70 @@ class PromoteRequest(_message.Message):
         identity: _builtins.str = ...,
         engine: _builtins.str = ...,
         tensor_parallel: _builtins.int = ...,
+        peers: Global___Peers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hold_ttl", b"hold_ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold_ttl", b"hold_ttl", "peers", b"peers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "identity", b"identity", "pack", b"pack", "source", b"source", "tensor_parallel", b"tensor_parallel", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "give_up", b"give_up", "hold_id", b"hold_id", "hold_ttl", b"hold_ttl", "identity", b"identity", "pack", b"pack", "peers", b"peers", "source", b"source", "tensor_parallel", b"tensor_parallel", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PromoteRequest: _TypeAlias = PromoteRequest  # noqa: Y015
+
+@_typing.final
+class Peers(_message.Message):
+    """Other nodes that have a checkpoint, or are getting it: what they have need not be fetched from its source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Of the checkpoint, which what they give must belong to. Empty: nobody knows it yet."""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
+        """Those to ask first come first."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        peers: _abc.Iterable[Global___Peer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "peers", b"peers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Peers: _TypeAlias = Peers  # noqa: Y015
+
+@_typing.final
+class Peer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    FELLOW_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    address: _builtins.str
+    """host:port."""
+    fellow: _builtins.bool
+    """Whether it is getting the checkpoint itself, and shares the work of that."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        fellow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "fellow", b"fellow", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Peer: _TypeAlias = Peer  # noqa: Y015
 
 @_typing.final
 class ReleaseHoldRequest(_message.Message):
@@ -280,6 +347,8 @@ class StartInstanceRequest(_message.Message):
     KV_BYTES_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    LENDERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     source: _builtins.str
@@ -295,6 +364,16 @@ class StartInstanceRequest(_message.Message):
     """
     @_builtins.property
     def engine(self) -> _types_pb2.EngineConfig: ...
+    @_builtins.property
+    def peers(self) -> Global___Peers:
+        """As in PromoteRequest."""
+
+    @_builtins.property
+    def lenders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lender]:
+        """Nodes that hold the checkpoint, have nothing better to do, and compute layers for this one until it has read their
+        weights. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -305,16 +384,44 @@ class StartInstanceRequest(_message.Message):
         kv_bytes: _builtins.int = ...,
         identity: _builtins.str = ...,
         private_bytes: _builtins.int | None = ...,
+        peers: Global___Peers | None = ...,
+        lenders: _abc.Iterable[Global___Lender] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "engine", b"engine", "private_bytes", b"private_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "engine", b"engine", "peers", b"peers", "private_bytes", b"private_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "deployment", b"deployment", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "private_bytes", b"private_bytes", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "deployment", b"deployment", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "lenders", b"lenders", "peers", b"peers", "private_bytes", b"private_bytes", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
     _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___StartInstanceRequest: _TypeAlias = StartInstanceRequest  # noqa: Y015
+
+@_typing.final
+class Lender(_message.Message):
+    """A node that computes layers for another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """Of the bytes of all layers, the part that it is to have. All lenders' together are below 1."""
+    @_builtins.property
+    def peer(self) -> Global___Peer: ...
+    def __init__(
+        self,
+        *,
+        peer: Global___Peer | None = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lender: _TypeAlias = Lender  # noqa: Y015
 
 @_typing.final
 class StartInstanceResponse(_message.Message):
@@ -350,8 +457,13 @@ class InstanceReady(_message.Message):
     PHASES_FIELD_NUMBER: _builtins.int
     FROM_TIER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHTS_ARRIVING_FIELD_NUMBER: _builtins.int
     from_tier: _types_pb2.Tier.ValueType
     """Highest tier that held the weights when the call came."""
+    weights_arriving: _builtins.bool
+    """Whether some of the weights are still on their way: requests are taken, and the model's parts
+    wait for their own. How long the start took tells nothing of others then.
+    """
     @_builtins.property
     def instance(self) -> _types_pb2.Instance: ...
     @_builtins.property
@@ -367,10 +479,11 @@ class InstanceReady(_message.Message):
         phases: _abc.Iterable[_types_pb2.Phase] | None = ...,
         from_tier: _types_pb2.Tier.ValueType = ...,
         model: _types_pb2.ModelInfo | None = ...,
+        weights_arriving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_tier", b"from_tier", "instance", b"instance", "model", b"model", "phases", b"phases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_tier", b"from_tier", "instance", b"instance", "model", b"model", "phases", b"phases", "weights_arriving", b"weights_arriving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,20 +495,28 @@ class StopInstanceRequest(_message.Message):
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
+    KEEP_WEIGHTS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """Time for running requests to finish; those left then are failed. Unset: 0."""
+
+    @_builtins.property
+    def keep_weights(self) -> _duration_pb2.Duration:
+        """From its end on: how long its weights are worth their room in DRAM. After that, unless they are
+        used again, they go before all others once room is needed. Unset: they go in their turn.
+        """
 
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         grace: _duration_pb2.Duration | None = ...,
+        keep_weights: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "keep_weights", b"keep_weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "instance_id", b"instance_id", "keep_weights", b"keep_weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,12 +585,15 @@ class StartMigrationRequest(_message.Message):
     TO_ADDRESS_FIELD_NUMBER: _builtins.int
     TO_INSTANCE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    WAY_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     to_node_id: _builtins.str
     to_address: _builtins.str
     """host:port of the destination."""
     to_instance_id: _builtins.str
     reason: _inference_service_pb2.MigrationReason.ValueType
+    way: _types_pb2.MoveWay.ValueType
+    """As in MigrateRequest."""
     @_builtins.property
     def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which of its requests. Empty: all that are under way."""
@@ -483,10 +607,11 @@ class StartMigrationRequest(_message.Message):
         to_address: _builtins.str = ...,
         to_instance_id: _builtins.str = ...,
         reason: _inference_service_pb2.MigrationReason.ValueType = ...,
+        way: _types_pb2.MoveWay.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "reason", b"reason", "request_ids", b"request_ids", "to_address", b"to_address", "to_instance_id", b"to_instance_id", "to_node_id", b"to_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "reason", b"reason", "request_ids", b"request_ids", "to_address", b"to_address", "to_instance_id", b"to_instance_id", "to_node_id", b"to_node_id", "way", b"way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,6 +701,7 @@ class MigrationDone(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     CUTOVER_FIELD_NUMBER: _builtins.int
     GAP_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     rounds: _builtins.int
     tokens: _builtins.int
     """Of prompt and generation."""
@@ -589,6 +715,10 @@ class MigrationDone(_message.Message):
     def cutover(self) -> _duration_pb2.Duration:
         """From the source's stop to the destination's going on."""
 
+    @_builtins.property
+    def cache(self) -> _types_pb2.CacheMove:
+        """How its KV cache has come: as the first round has it, with the pages of all."""
+
     def __init__(
         self,
         *,
@@ -597,10 +727,11 @@ class MigrationDone(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         cutover: _duration_pb2.Duration | None = ...,
         gap_tokens: _builtins.int = ...,
+        cache: _types_pb2.CacheMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cutover", b"cutover", "duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cutover", b"cutover", "duration", b"duration", "gap_tokens", b"gap_tokens", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cutover", b"cutover", "duration", b"duration", "gap_tokens", b"gap_tokens", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

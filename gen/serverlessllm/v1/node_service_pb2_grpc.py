@@ -27,6 +27,11 @@ if _version_not_supported:
 
 class NodeServiceStub:
     """What the control plane asks of a node. Control plane -> node.
+
+    Where there are several control planes, each call here, and each of theirs to a node's other services, has the
+    metadata `sllm-term`: the number of the caller's leadership, in decimals, above that of all who led before. A node that
+    has heard of a term refuses calls of a lower one with STALE_TERM, and those here without one; a higher one ends
+    the streams of Multiplex that were opened before.
     """
 
     def __init__(self, channel):
@@ -79,6 +84,11 @@ class NodeServiceStub:
 
 class NodeServiceServicer:
     """What the control plane asks of a node. Control plane -> node.
+
+    Where there are several control planes, each call here, and each of theirs to a node's other services, has the
+    metadata `sllm-term`: the number of the caller's leadership, in decimals, above that of all who led before. A node that
+    has heard of a term refuses calls of a lower one with STALE_TERM, and those here without one; a higher one ends
+    the streams of Multiplex that were opened before.
     """
 
     def InspectSource(self, request, context):
@@ -197,6 +207,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class NodeService:
     """What the control plane asks of a node. Control plane -> node.
+
+    Where there are several control planes, each call here, and each of theirs to a node's other services, has the
+    metadata `sllm-term`: the number of the caller's leadership, in decimals, above that of all who led before. A node that
+    has heard of a term refuses calls of a lower one with STALE_TERM, and those here without one; a higher one ends
+    the streams of Multiplex that were opened before.
     """
 
     @staticmethod

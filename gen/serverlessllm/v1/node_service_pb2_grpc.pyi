@@ -27,7 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class NodeServiceStub:
-    """What the control plane asks of a node. Control plane -> node."""
+    """What the control plane asks of a node. Control plane -> node.
+
+    Where there are several control planes, each call here, and each of theirs to a node's other services, has the
+    metadata `sllm-term`: the number of the caller's leadership, in decimals, above that of all who led before. A node that
+    has heard of a term refuses calls of a lower one with STALE_TERM, and those here without one; a higher one ends
+    the streams of Multiplex that were opened before.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -63,7 +69,13 @@ class NodeServiceStub:
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
-    """What the control plane asks of a node. Control plane -> node."""
+    """What the control plane asks of a node. Control plane -> node.
+
+    Where there are several control planes, each call here, and each of theirs to a node's other services, has the
+    metadata `sllm-term`: the number of the caller's leadership, in decimals, above that of all who led before. A node that
+    has heard of a term refuses calls of a lower one with STALE_TERM, and those here without one; a higher one ends
+    the streams of Multiplex that were opened before.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     InspectSource: _aio.UnaryUnaryMultiCallable[_node_service_pb2.InspectSourceRequest, _node_service_pb2.InspectSourceResponse]  # type: ignore[assignment]
@@ -95,7 +107,13 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Frees a checkpoint's room on one tier. Fails if something leases it there."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the control plane asks of a node. Control plane -> node."""
+    """What the control plane asks of a node. Control plane -> node.
+
+    Where there are several control planes, each call here, and each of theirs to a node's other services, has the
+    metadata `sllm-term`: the number of the caller's leadership, in decimals, above that of all who led before. A node that
+    has heard of a term refuses calls of a lower one with STALE_TERM, and those here without one; a higher one ends
+    the streams of Multiplex that were opened before.
+    """
 
     @_abc_1.abstractmethod
     def InspectSource(

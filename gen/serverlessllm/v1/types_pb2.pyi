@@ -36,6 +36,8 @@ class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tier.ValueType],
     """The node's pool of memory chunks."""
     TIER_DEVICE: _Tier.ValueType  # 4
     """The memory that kernels read weights from. On a CPU node this is the pool itself."""
+    TIER_PEER: _Tier.ValueType  # 5
+    """Other nodes that have the checkpoint."""
 
 class Tier(_Tier, metaclass=_TierEnumTypeWrapper):
     """A place on or behind a node that holds a checkpoint's chunks."""
@@ -49,6 +51,8 @@ TIER_DRAM: Tier.ValueType  # 3
 """The node's pool of memory chunks."""
 TIER_DEVICE: Tier.ValueType  # 4
 """The memory that kernels read weights from. On a CPU node this is the pool itself."""
+TIER_PEER: Tier.ValueType  # 5
+"""Other nodes that have the checkpoint."""
 Global___Tier: _TypeAlias = Tier  # noqa: Y015
 
 class _ToolChoiceMode:
@@ -132,6 +136,8 @@ class _PhaseKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PhaseKind.V
     """What a first use of the device takes: its context, and the libraries that kernels come from.
     A part of PREPARE, and so beside READ_SSD. Absent on CPU nodes.
     """
+    PHASE_KIND_FETCH_PEERS: _PhaseKind.ValueType  # 12
+    """Fetching chunks from other nodes. Runs beside IMPORT, which brings what no other node has."""
 
 class PhaseKind(_PhaseKind, metaclass=_PhaseKindEnumTypeWrapper):
     """A part of the way from a request to its first token."""
@@ -161,7 +167,31 @@ PHASE_KIND_WARM_UP: PhaseKind.ValueType  # 11
 """What a first use of the device takes: its context, and the libraries that kernels come from.
 A part of PREPARE, and so beside READ_SSD. Absent on CPU nodes.
 """
+PHASE_KIND_FETCH_PEERS: PhaseKind.ValueType  # 12
+"""Fetching chunks from other nodes. Runs beside IMPORT, which brings what no other node has."""
 Global___PhaseKind: _TypeAlias = PhaseKind  # noqa: Y015
+
+class _MoveWay:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MoveWayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MoveWay.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOVE_WAY_UNSPECIFIED: _MoveWay.ValueType  # 0
+    MOVE_WAY_TOKENS: _MoveWay.ValueType  # 1
+    """The destination computes it of the tokens."""
+    MOVE_WAY_PAGES: _MoveWay.ValueType  # 2
+    """The destination is given its whole pages, and computes the rest."""
+
+class MoveWay(_MoveWay, metaclass=_MoveWayEnumTypeWrapper):
+    """How the KV cache of a generation comes to the node where it goes on."""
+
+MOVE_WAY_UNSPECIFIED: MoveWay.ValueType  # 0
+MOVE_WAY_TOKENS: MoveWay.ValueType  # 1
+"""The destination computes it of the tokens."""
+MOVE_WAY_PAGES: MoveWay.ValueType  # 2
+"""The destination is given its whole pages, and computes the rest."""
+Global___MoveWay: _TypeAlias = MoveWay  # noqa: Y015
 
 class _LoadPhase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -522,21 +552,67 @@ class ContentPart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """Of a model that sees images (see ModelPurpose); others refuse with NOT_SERVED. Its place among the
+        texts is where the template writes it.
+        """
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
+        image: Global___Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ContentPart: _TypeAlias = ContentPart  # noqa: Y015
+
+@_typing.final
+class Image(_message.Message):
+    """A PNG, JPEG, WebP or GIF, of which the first frame is seen. All images of a request are looked at
+    before it is queued: what is no image, or out of bounds, is refused with INVALID_IMAGE.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The file as it is. At most 8 MiB, of at most 16,777,216 pixels and 16,384 in each direction; at most
+    16 images, 32 MiB and 67,108,864 pixels in one request. A JPEG of at most 100 scans.
+    """
+    url: _builtins.str
+    """http or https. The control plane fetches it once, from the hosts that the deployment allows (see
+    DeployRequest); else it refuses with IMAGE_URL_REFUSED. Not taken in batches.
+    """
+    media_type: _builtins.str
+    """Such as "image/png". Set: what is of another type is refused. Empty: it is found out."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        url: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "source", b"source", "url", b"url"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "media_type", b"media_type", "source", b"source", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "url"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
@@ -818,6 +894,31 @@ class Phase(_message.Message):
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 @_typing.final
+class KeptPromptTokens(_message.Message):
+    """Prompt tokens that were not computed, since the node has kept their pages of the KV cache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tier: Global___Tier.ValueType
+    """That had them when the request came."""
+    tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        tier: Global___Tier.ValueType = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tier", b"tier", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptPromptTokens: _TypeAlias = KeptPromptTokens  # noqa: Y015
+
+@_typing.final
 class Receipt(_message.Message):
     """Where the time to the first token went."""
 
@@ -834,6 +935,7 @@ class Receipt(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    KEPT_PROMPT_FIELD_NUMBER: _builtins.int
     cold: _builtins.bool
     """Whether the request had to wait for an instance to start."""
     from_tier: Global___Tier.ValueType
@@ -864,6 +966,12 @@ class Receipt(_message.Message):
         Unset for a warm request.
         """
 
+    @_builtins.property
+    def kept_prompt(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptPromptTokens]:
+        """Prompt tokens that the node had kept, by the tier that had them. Empty: all were computed, or
+        found in the KV cache of the instance.
+        """
+
     def __init__(
         self,
         *,
@@ -878,10 +986,11 @@ class Receipt(_message.Message):
         engine: _builtins.str = ...,
         deployment: _builtins.str = ...,
         adapter: _builtins.str = ...,
+        kept_prompt: _abc.Iterable[Global___KeptPromptTokens] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "estimated_start", b"estimated_start", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "adapter", b"adapter", "cold", b"cold", "deployment", b"deployment", "engine", b"engine", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start", "_estimated_start", b"_estimated_start", "actual_start", b"actual_start", "adapter", b"adapter", "cold", b"cold", "deployment", b"deployment", "engine", b"engine", "estimated_start", b"estimated_start", "from_tier", b"from_tier", "instance_id", b"instance_id", "kept_prompt", b"kept_prompt", "node_id", b"node_id", "phases", b"phases", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__actual_start: _TypeAlias = _typing.Literal["actual_start"]  # noqa: Y015
     _WhichOneofArgType__actual_start: _TypeAlias = _typing.Literal["_actual_start", b"_actual_start"]  # noqa: Y015
@@ -893,6 +1002,62 @@ class Receipt(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_start) -> _WhichOneofReturnType__estimated_start | None: ...
 
 Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+
+@_typing.final
+class CacheMove(_message.Message):
+    """By which way the KV cache of a generation has moved, and what was known of both when that was chosen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAY_FIELD_NUMBER: _builtins.int
+    BY_TOKENS_FIELD_NUMBER: _builtins.int
+    BY_PAGES_FIELD_NUMBER: _builtins.int
+    PAGE_TOKENS_FIELD_NUMBER: _builtins.int
+    PAGE_BYTES_FIELD_NUMBER: _builtins.int
+    TOOK_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    way: Global___MoveWay.ValueType
+    page_tokens: _builtins.int
+    """Tokens that the destination had not to compute, since it had pages of them."""
+    page_bytes: _builtins.int
+    """Pages that have come from the source."""
+    why: _builtins.str
+    """Why it went so, in words."""
+    @_builtins.property
+    def by_tokens(self) -> _duration_pb2.Duration:
+        """What each was expected to take. Unset: not known, or not to be had."""
+
+    @_builtins.property
+    def by_pages(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def took(self) -> _duration_pb2.Duration:
+        """What it took, until the destination had all that it was sent."""
+
+    def __init__(
+        self,
+        *,
+        way: Global___MoveWay.ValueType = ...,
+        by_tokens: _duration_pb2.Duration | None = ...,
+        by_pages: _duration_pb2.Duration | None = ...,
+        page_tokens: _builtins.int = ...,
+        page_bytes: _builtins.int = ...,
+        took: _duration_pb2.Duration | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_by_pages", b"_by_pages", "_by_tokens", b"_by_tokens", "by_pages", b"by_pages", "by_tokens", b"by_tokens", "took", b"took"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_by_pages", b"_by_pages", "_by_tokens", b"_by_tokens", "by_pages", b"by_pages", "by_tokens", b"by_tokens", "page_bytes", b"page_bytes", "page_tokens", b"page_tokens", "took", b"took", "way", b"way", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__by_pages: _TypeAlias = _typing.Literal["by_pages"]  # noqa: Y015
+    _WhichOneofArgType__by_pages: _TypeAlias = _typing.Literal["_by_pages", b"_by_pages"]  # noqa: Y015
+    _WhichOneofReturnType__by_tokens: _TypeAlias = _typing.Literal["by_tokens"]  # noqa: Y015
+    _WhichOneofArgType__by_tokens: _TypeAlias = _typing.Literal["_by_tokens", b"_by_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__by_pages) -> _WhichOneofReturnType__by_pages | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__by_tokens) -> _WhichOneofReturnType__by_tokens | None: ...
+
+Global___CacheMove: _TypeAlias = CacheMove  # noqa: Y015
 
 @_typing.final
 class Loading(_message.Message):
@@ -947,6 +1112,7 @@ class EngineConfig(_message.Message):
     MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
     MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
     TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    EXPERT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """"vllm", "transformers" or "auto". Empty: "auto", the first engine of a node, in that node's own
     order, that the model runs on. A deployment tells the one that was found when it was made.
@@ -980,6 +1146,12 @@ class EngineConfig(_message.Message):
     the KV cache: on nodes without accelerators, processes. It divides the model's heads, and needs
     the engine "vllm". kv_cache_tokens is what they hold together. Unset or 0: 1.
     """
+    expert_memory_bytes: _builtins.int
+    """Of a mixture of experts: memory that the experts of one instance may take, which then stay on
+    SSD but for those that requests use, so that the model need not fit in memory. Tokens are the
+    same. At least what all experts of one layer take (MixtureOfExperts.least_memory_bytes); needs the
+    engine "transformers", and is for nodes without accelerators. Unset: all weights are in memory.
+    """
     def __init__(
         self,
         *,
@@ -993,17 +1165,22 @@ class EngineConfig(_message.Message):
         max_adapters: _builtins.int = ...,
         max_adapter_rank: _builtins.int | None = ...,
         tensor_parallel: _builtins.int = ...,
+        expert_memory_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_adapter_rank", b"_max_adapter_rank", "_max_concurrency", b"_max_concurrency", "kv_cache_tokens", b"kv_cache_tokens", "max_adapter_rank", b"max_adapter_rank", "max_concurrency", b"max_concurrency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expert_memory_bytes", b"_expert_memory_bytes", "_kv_cache_tokens", b"_kv_cache_tokens", "_max_adapter_rank", b"_max_adapter_rank", "_max_concurrency", b"_max_concurrency", "expert_memory_bytes", b"expert_memory_bytes", "kv_cache_tokens", b"kv_cache_tokens", "max_adapter_rank", b"max_adapter_rank", "max_concurrency", b"max_concurrency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens", "_max_adapter_rank", b"_max_adapter_rank", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "kv_cache_tokens", b"kv_cache_tokens", "max_adapter_rank", b"max_adapter_rank", "max_adapters", b"max_adapters", "max_concurrency", b"max_concurrency", "pack", b"pack", "reasoning_parser", b"reasoning_parser", "tensor_parallel", b"tensor_parallel", "tool_parser", b"tool_parser"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expert_memory_bytes", b"_expert_memory_bytes", "_kv_cache_tokens", b"_kv_cache_tokens", "_max_adapter_rank", b"_max_adapter_rank", "_max_concurrency", b"_max_concurrency", "dtype", b"dtype", "engine", b"engine", "expert_memory_bytes", b"expert_memory_bytes", "kv_cache_tokens", b"kv_cache_tokens", "max_adapter_rank", b"max_adapter_rank", "max_adapters", b"max_adapters", "max_concurrency", b"max_concurrency", "pack", b"pack", "reasoning_parser", b"reasoning_parser", "tensor_parallel", b"tensor_parallel", "tool_parser", b"tool_parser"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expert_memory_bytes: _TypeAlias = _typing.Literal["expert_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__expert_memory_bytes: _TypeAlias = _typing.Literal["_expert_memory_bytes", b"_expert_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__kv_cache_tokens: _TypeAlias = _typing.Literal["kv_cache_tokens"]  # noqa: Y015
     _WhichOneofArgType__kv_cache_tokens: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_adapter_rank: _TypeAlias = _typing.Literal["max_adapter_rank"]  # noqa: Y015
     _WhichOneofArgType__max_adapter_rank: _TypeAlias = _typing.Literal["_max_adapter_rank", b"_max_adapter_rank"]  # noqa: Y015
     _WhichOneofReturnType__max_concurrency: _TypeAlias = _typing.Literal["max_concurrency"]  # noqa: Y015
     _WhichOneofArgType__max_concurrency: _TypeAlias = _typing.Literal["_max_concurrency", b"_max_concurrency"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expert_memory_bytes) -> _WhichOneofReturnType__expert_memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_tokens) -> _WhichOneofReturnType__kv_cache_tokens | None: ...
     @_typing.overload
@@ -1021,6 +1198,8 @@ class ScalingPolicy(_message.Message):
     MAX_REPLICAS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     TARGET_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    LEARN_KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    TARGET_TIME_PER_TOKEN_FIELD_NUMBER: _builtins.int
     min_replicas: _builtins.int
     """Instances kept even without requests. Unset: 0."""
     max_replicas: _builtins.int
@@ -1029,9 +1208,21 @@ class ScalingPolicy(_message.Message):
     """Requests that an instance should have before another one is started. From 1 to
     EngineConfig.max_concurrency. Unset: max_concurrency.
     """
+    learn_keep_alive: _builtins.bool
+    """Whether idle instances end before keep_alive is over where the pauses between requests, as they
+    have been of late, say that more is not worth the memory. Until enough is known of them, and where
+    a request has wished otherwise, they stay as long as that says. Unset: as the control plane is set up.
+    """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long an idle instance stays. Unset: 60 s. Zero: it ends with its last request."""
+
+    @_builtins.property
+    def target_time_per_token(self) -> _duration_pb2.Duration:
+        """Time between two tokens of a request, above 0 and at most 60 s: where tokens come slower, an instance
+        works on fewer requests at once than EngineConfig.max_concurrency, one at least; others wait, or get
+        another instance. Unset: it works on as many as that.
+        """
 
     def __init__(
         self,
@@ -1040,17 +1231,23 @@ class ScalingPolicy(_message.Message):
         max_replicas: _builtins.int | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
         target_concurrency: _builtins.int | None = ...,
+        learn_keep_alive: _builtins.bool | None = ...,
+        target_time_per_token: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "keep_alive", b"keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learn_keep_alive", b"_learn_keep_alive", "_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "keep_alive", b"keep_alive", "learn_keep_alive", b"learn_keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency", "target_time_per_token", b"target_time_per_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "keep_alive", b"keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learn_keep_alive", b"_learn_keep_alive", "_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "keep_alive", b"keep_alive", "learn_keep_alive", b"learn_keep_alive", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency", "target_time_per_token", b"target_time_per_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__learn_keep_alive: _TypeAlias = _typing.Literal["learn_keep_alive"]  # noqa: Y015
+    _WhichOneofArgType__learn_keep_alive: _TypeAlias = _typing.Literal["_learn_keep_alive", b"_learn_keep_alive"]  # noqa: Y015
     _WhichOneofReturnType__max_replicas: _TypeAlias = _typing.Literal["max_replicas"]  # noqa: Y015
     _WhichOneofArgType__max_replicas: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas"]  # noqa: Y015
     _WhichOneofReturnType__min_replicas: _TypeAlias = _typing.Literal["min_replicas"]  # noqa: Y015
     _WhichOneofArgType__min_replicas: _TypeAlias = _typing.Literal["_min_replicas", b"_min_replicas"]  # noqa: Y015
     _WhichOneofReturnType__target_concurrency: _TypeAlias = _typing.Literal["target_concurrency"]  # noqa: Y015
     _WhichOneofArgType__target_concurrency: _TypeAlias = _typing.Literal["_target_concurrency", b"_target_concurrency"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learn_keep_alive) -> _WhichOneofReturnType__learn_keep_alive | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_replicas) -> _WhichOneofReturnType__max_replicas | None: ...
     @_typing.overload
@@ -1059,6 +1256,66 @@ class ScalingPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_concurrency) -> _WhichOneofReturnType__target_concurrency | None: ...
 
 Global___ScalingPolicy: _TypeAlias = ScalingPolicy  # noqa: Y015
+
+@_typing.final
+class TunedConcurrency(_message.Message):
+    """What target_time_per_token has come to: the mean over the instances of a deployment that were looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TIME_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """Requests that an instance works on at once now."""
+    @_builtins.property
+    def time_per_token(self) -> _duration_pb2.Duration:
+        """Between two tokens of a request, as seen last."""
+
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        time_per_token: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_per_token", b"time_per_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "time_per_token", b"time_per_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunedConcurrency: _TypeAlias = TunedConcurrency  # noqa: Y015
+
+@_typing.final
+class LearnedKeepTimes(_message.Message):
+    """What the pauses between a deployment's requests have taught, as it is acted on now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> _duration_pb2.Duration:
+        """How long an idle instance stays."""
+
+    @_builtins.property
+    def weights(self) -> _duration_pb2.Duration:
+        """From its end on: how long its weights are worth their room in the node's DRAM. After that they go
+        before all others, once room is needed.
+        """
+
+    def __init__(
+        self,
+        *,
+        instance: _duration_pb2.Duration | None = ...,
+        weights: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedKeepTimes: _TypeAlias = LearnedKeepTimes  # noqa: Y015
 
 @_typing.final
 class ModelInfo(_message.Message):
@@ -1076,6 +1333,7 @@ class ModelInfo(_message.Message):
     PRIVATE_BYTES_PER_REQUEST_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """The first entry of the configuration's `architectures`."""
     size_bytes: _builtins.int
@@ -1083,6 +1341,7 @@ class ModelInfo(_message.Message):
     context_tokens: _builtins.int
     """Tokens that the model's positions allow."""
     kv_bytes_per_token: _builtins.int
+    """Of KV cache. Of a model that embeds or scores, what a token takes while a pass is computed."""
     digest: _builtins.str
     """The checkpoint's content digest, once it has been imported somewhere. Empty before."""
     identity: _builtins.str
@@ -1106,6 +1365,10 @@ class ModelInfo(_message.Message):
     def adapter(self) -> Global___AdapterInfo:
         """Set of an adapter, whose size, digest and identity are its own; all else is its base's."""
 
+    @_builtins.property
+    def experts(self) -> Global___MixtureOfExperts:
+        """Set of a mixture of experts whose experts can stay on SSD; see EngineConfig.expert_memory_bytes."""
+
     def __init__(
         self,
         *,
@@ -1119,16 +1382,47 @@ class ModelInfo(_message.Message):
         private_bytes_per_request: _builtins.int = ...,
         purpose: Global___ModelPurpose | None = ...,
         adapter: Global___AdapterInfo | None = ...,
+        experts: Global___MixtureOfExperts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "adapter", b"adapter", "private_bytes", b"private_bytes", "purpose", b"purpose"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "adapter", b"adapter", "experts", b"experts", "private_bytes", b"private_bytes", "purpose", b"purpose"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "adapter", b"adapter", "architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "private_bytes", b"private_bytes", "private_bytes_per_request", b"private_bytes_per_request", "purpose", b"purpose", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "adapter", b"adapter", "architecture", b"architecture", "context_tokens", b"context_tokens", "digest", b"digest", "experts", b"experts", "identity", b"identity", "kv_bytes_per_token", b"kv_bytes_per_token", "private_bytes", b"private_bytes", "private_bytes_per_request", b"private_bytes_per_request", "purpose", b"purpose", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
     _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class MixtureOfExperts(_message.Message):
+    """What the experts of a model take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    LEAST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Of `size_bytes` of the model, those of its experts."""
+    memory_bytes: _builtins.int
+    """Memory for all of them, each in whole pages."""
+    least_memory_bytes: _builtins.int
+    """Memory for all experts of the layer that has most: a prompt may use each of them."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        least_memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["least_memory_bytes", b"least_memory_bytes", "memory_bytes", b"memory_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MixtureOfExperts: _TypeAlias = MixtureOfExperts  # noqa: Y015
 
 @_typing.final
 class AdapterInfo(_message.Message):
@@ -1206,6 +1500,7 @@ class ModelPurpose(_message.Message):
     MATRYOSHKA_DIMENSIONS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACTIVATION_FIELD_NUMBER: _builtins.int
+    TAKES_IMAGES_FIELD_NUMBER: _builtins.int
     task: Global___ModelTask.ValueType
     """Unspecified: GENERATE."""
     dimensions: _builtins.int
@@ -1218,6 +1513,8 @@ class ModelPurpose(_message.Message):
     """Whether the first numbers of its vectors serve as shorter vectors."""
     activation: _builtins.str
     """What it makes scores with of its own numbers: "sigmoid", "softmax" or "none"."""
+    takes_images: _builtins.bool
+    """Whether conversations may have images."""
     @_builtins.property
     def matryoshka_dimensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """How many these may be. Empty: any number of them."""
@@ -1237,10 +1534,11 @@ class ModelPurpose(_message.Message):
         matryoshka_dimensions: _abc.Iterable[_builtins.int] | None = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
         activation: _builtins.str = ...,
+        takes_images: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "dimensions", b"dimensions", "labels", b"labels", "matryoshka", b"matryoshka", "matryoshka_dimensions", b"matryoshka_dimensions", "normalizes", b"normalizes", "pooling", b"pooling", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "dimensions", b"dimensions", "labels", b"labels", "matryoshka", b"matryoshka", "matryoshka_dimensions", b"matryoshka_dimensions", "normalizes", b"normalizes", "pooling", b"pooling", "takes_images", b"takes_images", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1270,6 +1568,7 @@ class Instance(_message.Message):
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    READY_MADE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -1294,6 +1593,10 @@ class Instance(_message.Message):
     """That it runs on, as in EngineConfig."""
     private_bytes: _builtins.int
     """As in StartInstanceRequest."""
+    ready_made: _builtins.bool
+    """Whether its weights were made ready for its engine; expected, until it is READY. Such instances
+    tell nothing of what others take for themselves.
+    """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1335,10 +1638,11 @@ class Instance(_message.Message):
         private_bytes: _builtins.int | None = ...,
         config: Global___EngineConfig | None = ...,
         adapters: _abc.Iterable[Global___LoadedAdapter] | None = ...,
+        ready_made: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "config", b"config", "device_index", b"device_index", "orphan_until", b"orphan_until", "private_bytes", b"private_bytes", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "adapters", b"adapters", "config", b"config", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "adapters", b"adapters", "config", b"config", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "ready_made", b"ready_made", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015
@@ -1366,6 +1670,8 @@ class CheckpointCopy(_message.Message):
     HOLDS_FIELD_NUMBER: _builtins.int
     MADE_OF_FIELD_NUMBER: _builtins.int
     MADE_FOR_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     tier: Global___Tier.ValueType
     size_bytes: _builtins.int
@@ -1378,7 +1684,13 @@ class CheckpointCopy(_message.Message):
     is as published.
     """
     made_for: _builtins.str
-    """The engine whose kernels read it so, by its name. Empty: it is as published."""
+    """What reads it so: an engine's name and, where N ranks run a model together, `:tp=N`. Empty: it is
+    as published.
+    """
+    private_bytes: _builtins.int
+    """Of what was made ready: memory that an instance over it takes for copies of its own, as measured
+    on this node. Unset: it was not, and its copies are foretold, as of what is published.
+    """
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sources that are known to lead to it."""
@@ -1386,6 +1698,10 @@ class CheckpointCopy(_message.Message):
     @_builtins.property
     def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hold]:
         """What keeps it on the tier beside instances and loads: pins and prefetches."""
+
+    @_builtins.property
+    def form(self) -> Global___WeightForm:
+        """The same in full. Unset: it is as published."""
 
     def __init__(
         self,
@@ -1399,14 +1715,86 @@ class CheckpointCopy(_message.Message):
         holds: _abc.Iterable[Global___Hold] | None = ...,
         made_of: _builtins.str = ...,
         made_for: _builtins.str = ...,
+        form: Global___WeightForm | None = ...,
+        private_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "form", b"form", "private_bytes", b"private_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "digest", b"digest", "form", b"form", "holds", b"holds", "leased", b"leased", "made_for", b"made_for", "made_of", b"made_of", "private_bytes", b"private_bytes", "resident_bytes", b"resident_bytes", "size_bytes", b"size_bytes", "sources", b"sources", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
+    _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
+
+Global___CheckpointCopy: _TypeAlias = CheckpointCopy  # noqa: Y015
+
+@_typing.final
+class WeightForm(_message.Message):
+    """How an engine, as it is installed where this was made, reads weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class VersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    MADE_OF_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The same for all that read them so."""
+    engine: _builtins.str
+    """By its name."""
+    ranks: _builtins.int
+    """Processes that read them, each a part of its own; all parts are there. At least 1."""
+    kernels: _builtins.str
+    """What multiplies, and on which processor."""
+    dtype: _builtins.str
+    """Name of the torch dtype in which the model is run."""
+    made_of: _builtins.str
+    """Digest of the checkpoint that it was made of, as in CheckpointCopy.made_of."""
+    @_builtins.property
+    def versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of the engine's libraries, by name."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        ranks: _builtins.int = ...,
+        versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        kernels: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        made_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "holds", b"holds", "leased", b"leased", "made_for", b"made_for", "made_of", b"made_of", "resident_bytes", b"resident_bytes", "size_bytes", b"size_bytes", "sources", b"sources", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "engine", b"engine", "kernels", b"kernels", "made_of", b"made_of", "name", b"name", "ranks", b"ranks", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CheckpointCopy: _TypeAlias = CheckpointCopy  # noqa: Y015
+Global___WeightForm: _TypeAlias = WeightForm  # noqa: Y015
 
 @_typing.final
 class Hold(_message.Message):
@@ -1515,11 +1903,16 @@ class InitObservation(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     PREPARE_FIELD_NUMBER: _builtins.int
     ATTACH_FIELD_NUMBER: _builtins.int
+    READY_MADE_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     engine: _builtins.str
     """As in EngineConfig."""
     size_bytes: _builtins.int
     """Of the checkpoint."""
+    ready_made: _builtins.bool
+    """Whether it is of starts over weights that were made ready for the engine. Unset: of all starts,
+    as nodes of an earlier version tell.
+    """
     @_builtins.property
     def prepare(self) -> _duration_pb2.Duration:
         """Starting and preparing the worker, beside the load of the weights."""
@@ -1536,12 +1929,15 @@ class InitObservation(_message.Message):
         size_bytes: _builtins.int = ...,
         prepare: _duration_pb2.Duration | None = ...,
         attach: _duration_pb2.Duration | None = ...,
+        ready_made: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "prepare", b"prepare"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ready_made", b"_ready_made", "attach", b"attach", "prepare", b"prepare", "ready_made", b"ready_made"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "digest", b"digest", "engine", b"engine", "prepare", b"prepare", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ready_made", b"_ready_made", "attach", b"attach", "digest", b"digest", "engine", b"engine", "prepare", b"prepare", "ready_made", b"ready_made", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__ready_made: _TypeAlias = _typing.Literal["ready_made"]  # noqa: Y015
+    _WhichOneofArgType__ready_made: _TypeAlias = _typing.Literal["_ready_made", b"_ready_made"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ready_made) -> _WhichOneofReturnType__ready_made | None: ...
 
 Global___InitObservation: _TypeAlias = InitObservation  # noqa: Y015
 
@@ -1566,6 +1962,8 @@ class Node(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
     MAX_TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    UNMADE_FORMS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     """host:port of its gRPC server, as others can reach it."""
@@ -1581,6 +1979,10 @@ class Node(_message.Message):
     max_tensor_parallel: _builtins.int
     """Devices that one instance may run on together there; see EngineConfig.tensor_parallel. Where the
     pool is the device, processors. 0: a node of an earlier version, which has 1.
+    """
+    zone: _builtins.str
+    """The part of the cluster that it is in, such as a cloud provider's zone: 1-63 of [A-Za-z0-9._-],
+    beginning with a letter or digit. Empty: nobody has said.
     """
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierUsage]: ...
@@ -1612,6 +2014,10 @@ class Node(_message.Message):
         version, which has "transformers".
         """
 
+    @_builtins.property
+    def unmade_forms(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnmadeForm]:
+        """Checkpoints that were started there and not made ready for their engine, those of the last 64."""
+
     def __init__(
         self,
         *,
@@ -1632,14 +2038,46 @@ class Node(_message.Message):
         memory: Global___NodeMemory | None = ...,
         engines: _abc.Iterable[Global___NodeEngine] | None = ...,
         max_tensor_parallel: _builtins.int = ...,
+        zone: _builtins.str = ...,
+        unmade_forms: _abc.Iterable[Global___UnmadeForm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connected_at", b"connected_at", "init_time", b"init_time", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "engines", b"engines", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "max_tensor_parallel", b"max_tensor_parallel", "memory", b"memory", "node_id", b"node_id", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected_at", b"connected_at", "copies", b"copies", "devices", b"devices", "draining", b"draining", "engines", b"engines", "host", b"host", "init_observations", b"init_observations", "init_time", b"init_time", "kv_capacity_bytes", b"kv_capacity_bytes", "kv_used_bytes", b"kv_used_bytes", "leaving", b"leaving", "links", b"links", "max_tensor_parallel", b"max_tensor_parallel", "memory", b"memory", "node_id", b"node_id", "tiers", b"tiers", "unmade_forms", b"unmade_forms", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class UnmadeForm(_message.Message):
+    """A checkpoint that was not made ready for an engine: starts take it as it is published."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    MADE_FOR_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Of the checkpoint."""
+    made_for: _builtins.str
+    """As in CheckpointCopy."""
+    problem: _builtins.str
+    """Why, in words."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        made_for: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "made_for", b"made_for", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmadeForm: _TypeAlias = UnmadeForm  # noqa: Y015
 
 @_typing.final
 class NodeEngine(_message.Message):

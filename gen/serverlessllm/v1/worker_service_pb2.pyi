@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from serverlessllm.v1 import inference_service_pb2 as _inference_service_pb2
+from serverlessllm.v1 import layers_pb2 as _layers_pb2
 from serverlessllm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -57,12 +58,15 @@ class PrepareResponse(_message.Message):
     WARM_UP_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     RANK_PIDS_FIELD_NUMBER: _builtins.int
+    IMAGE_BYTES_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """What config.json says of the model; see ModelInfo."""
     context_tokens: _builtins.int
     kv_bytes_per_token: _builtins.int
     dtype: _builtins.str
     """Name of the torch dtype in which it is served."""
+    image_bytes: _builtins.int
+    """Memory that images may come to take in the worker. 0: the model sees none."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -88,10 +92,11 @@ class PrepareResponse(_message.Message):
         warm_up: _duration_pb2.Duration | None = ...,
         purpose: _types_pb2.ModelPurpose | None = ...,
         rank_pids: _abc.Iterable[_builtins.int] | None = ...,
+        image_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "purpose", b"purpose", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "kv_bytes_per_token", b"kv_bytes_per_token", "purpose", b"purpose", "rank_pids", b"rank_pids", "warm_up", b"warm_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "dtype", b"dtype", "duration", b"duration", "image_bytes", b"image_bytes", "kv_bytes_per_token", b"kv_bytes_per_token", "purpose", b"purpose", "rank_pids", b"rank_pids", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -107,6 +112,10 @@ class AttachRequest(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_MEMORY_FIELD_NUMBER: _builtins.int
     READY_MADE_DIR_FIELD_NUMBER: _builtins.int
+    AWAITED_CHUNKS_FIELD_NUMBER: _builtins.int
+    TELL_FIRST_USE_FIELD_NUMBER: _builtins.int
+    ON_DISK_FIELD_NUMBER: _builtins.int
+    BORROWED_FIELD_NUMBER: _builtins.int
     kv_bytes: _builtins.int
     chunk_bytes: _builtins.int
     """Bytes of each chunk of the pool."""
@@ -114,6 +123,8 @@ class AttachRequest(_message.Message):
     """Directory of the small files of a checkpoint that was made ready for the engine, which the
     weights are of. Empty: they are as published.
     """
+    tell_first_use: _builtins.bool
+    """Whether the worker is to tell, in `RunResponse.first_use`, in which order it uses the tensors."""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionChunks]:
         """One for each partition of the checkpoint, in its order. Empty if `device_memory` is set."""
@@ -126,6 +137,25 @@ class AttachRequest(_message.Message):
     def device_memory(self) -> Global___DeviceMemory:
         """Where the weights are on the worker's device. Unset: in chunks of the pool."""
 
+    @_builtins.property
+    def awaited_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Chunks that are not there yet, each once, counted over all partitions in their order; the worker
+        does not read them before `RunRequest.arrived` names them. Empty: all are there. Only of engines
+        that can wait for parts of a model.
+        """
+
+    @_builtins.property
+    def on_disk(self) -> Global___OnDisk:
+        """Set: the weights are on disk, where experts stay; see EngineConfig.expert_memory_bytes.
+        `partitions` is empty then.
+        """
+
+    @_builtins.property
+    def borrowed(self) -> _containers.RepeatedCompositeFieldContainer[_layers_pb2.LayerRange]:
+        """Of layers with `awaited_chunks`, those that others may compute meanwhile; see BorrowLayers. A model that is not run
+        layer by layer has them wait like all others.
+        """
+
     def __init__(
         self,
         *,
@@ -135,14 +165,80 @@ class AttachRequest(_message.Message):
         chunk_bytes: _builtins.int = ...,
         device_memory: Global___DeviceMemory | None = ...,
         ready_made_dir: _builtins.str = ...,
+        awaited_chunks: _abc.Iterable[_builtins.int] | None = ...,
+        tell_first_use: _builtins.bool = ...,
+        on_disk: Global___OnDisk | None = ...,
+        borrowed: _abc.Iterable[_layers_pb2.LayerRange] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device_memory", b"device_memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device_memory", b"device_memory", "on_disk", b"on_disk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "device_memory", b"device_memory", "kv_bytes", b"kv_bytes", "partitions", b"partitions", "ready_made_dir", b"ready_made_dir", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_chunks", b"awaited_chunks", "borrowed", b"borrowed", "chunk_bytes", b"chunk_bytes", "device_memory", b"device_memory", "kv_bytes", b"kv_bytes", "on_disk", b"on_disk", "partitions", b"partitions", "ready_made_dir", b"ready_made_dir", "tell_first_use", b"tell_first_use", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class OnDisk(_message.Message):
+    """A checkpoint that a worker reads by itself, for as long as it runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    EXPERT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    directory: _builtins.str
+    """Of the partitions' files."""
+    expert_memory_bytes: _builtins.int
+    """Memory that experts may take."""
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionFile]: ...
+    def __init__(
+        self,
+        *,
+        directory: _builtins.str = ...,
+        partitions: _abc.Iterable[Global___PartitionFile] | None = ...,
+        expert_memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "expert_memory_bytes", b"expert_memory_bytes", "partitions", b"partitions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OnDisk: _TypeAlias = OnDisk  # noqa: Y015
+
+@_typing.final
+class PartitionFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    size_bytes: _builtins.int
+    chunk_bytes: _builtins.int
+    """Of each of its chunks but the last."""
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """xxh3_128 of every chunk, in hexadecimal. Empty: nobody has computed them."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        chunk_bytes: _builtins.int = ...,
+        digests: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "digests", b"digests", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartitionFile: _TypeAlias = PartitionFile  # noqa: Y015
 
 @_typing.final
 class LoadAdapterRequest(_message.Message):
@@ -238,21 +334,27 @@ class MakeReadyRequest(_message.Message):
 
     WEIGHTS_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Where the checkpoint is written; it is not there yet."""
     @_builtins.property
     def weights(self) -> Global___AttachRequest:
         """As published, in chunks of the pool."""
 
+    @_builtins.property
+    def form(self) -> _types_pb2.WeightForm:
+        """What it is for. Its dtype is ignored: it is the one in which the model is run."""
+
     def __init__(
         self,
         *,
         weights: Global___AttachRequest | None = ...,
         directory: _builtins.str = ...,
+        form: _types_pb2.WeightForm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "form", b"form", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,8 +481,11 @@ class AttachResponse(_message.Message):
     ENGINE_INIT_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     RANK_READ_BYTES_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """What a request may use: the model's context, or what the KV cache holds if that is less."""
+    read_bytes: _builtins.int
     @_builtins.property
     def attach(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -391,6 +496,10 @@ class AttachResponse(_message.Message):
         Empty: they are used where they lie.
         """
 
+    @_builtins.property
+    def read(self) -> _duration_pb2.Duration:
+        """Of `attach`, its beginning: what is used at any time was read from disk. Unset: nothing was."""
+
     def __init__(
         self,
         *,
@@ -398,10 +507,12 @@ class AttachResponse(_message.Message):
         engine_init: _duration_pb2.Duration | None = ...,
         context_tokens: _builtins.int = ...,
         rank_read_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        read: _duration_pb2.Duration | None = ...,
+        read_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "engine_init", b"engine_init"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "engine_init", b"engine_init", "read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "context_tokens", b"context_tokens", "engine_init", b"engine_init", "rank_read_bytes", b"rank_read_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "context_tokens", b"context_tokens", "engine_init", b"engine_init", "rank_read_bytes", b"rank_read_bytes", "read", b"read", "read_bytes", b"read_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +525,7 @@ class RunRequest(_message.Message):
     GIVES_WAY_FIELD_NUMBER: _builtins.int
     SUBMIT_FIELD_NUMBER: _builtins.int
     CANCEL_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ARRIVED_FIELD_NUMBER: _builtins.int
     gives_way: _builtins.bool
     """Of `submit`: all others' prompts are computed before its own, and little of it at once while
     others generate. It ends with its first token, and what it has computed stays in the cache.
@@ -423,22 +535,49 @@ class RunRequest(_message.Message):
     def submit(self) -> _inference_service_pb2.GenerateRequest:
         """A request; its `deployment` and `instance_id` are ignored."""
 
+    @_builtins.property
+    def arrived(self) -> Global___ArrivedChunks:
+        """Of `AttachRequest.awaited_chunks`, those that are there now."""
+
     def __init__(
         self,
         *,
         gives_way: _builtins.bool = ...,
         submit: _inference_service_pb2.GenerateRequest | None = ...,
         cancel_request_id: _builtins.str = ...,
+        arrived: Global___ArrivedChunks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_request_id", b"cancel_request_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "cancel_request_id", b"cancel_request_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_request_id", b"cancel_request_id", "command", b"command", "gives_way", b"gives_way", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "cancel_request_id", b"cancel_request_id", "command", b"command", "gives_way", b"gives_way", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["submit", "cancel_request_id"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["submit", "cancel_request_id", "arrived"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
 Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
+
+@_typing.final
+class ArrivedChunks(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Counted over all partitions in their order; at least one."""
+
+    def __init__(
+        self,
+        *,
+        chunks: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArrivedChunks: _TypeAlias = ArrivedChunks  # noqa: Y015
 
 @_typing.final
 class RunResponse(_message.Message):
@@ -448,23 +587,65 @@ class RunResponse(_message.Message):
 
     OUTPUTS_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    FIRST_USE_FIELD_NUMBER: _builtins.int
+    CORRUPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestOutput]: ...
     @_builtins.property
     def counters(self) -> Global___WorkerCounters: ...
+    @_builtins.property
+    def first_use(self) -> Global___FirstUse:
+        """Set once, after the first pass of the model, if `AttachRequest.tell_first_use` asked for it."""
+
+    @_builtins.property
+    def corrupt(self) -> Global___Failure:
+        """Set where experts come from disk, and are not what was written: the worker ends."""
+
     def __init__(
         self,
         *,
         outputs: _abc.Iterable[Global___RequestOutput] | None = ...,
         counters: Global___WorkerCounters | None = ...,
+        first_use: Global___FirstUse | None = ...,
+        corrupt: Global___Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["corrupt", b"corrupt", "counters", b"counters", "first_use", b"first_use"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "outputs", b"outputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt", b"corrupt", "counters", b"counters", "first_use", b"first_use", "outputs", b"outputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunResponse: _TypeAlias = RunResponse  # noqa: Y015
+
+@_typing.final
+class FirstUse(_message.Message):
+    """In which order a model uses its tensors when it first runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSORS_FIELD_NUMBER: _builtins.int
+    AT_ONCE_FIELD_NUMBER: _builtins.int
+    at_once: _builtins.int
+    """So many of them, the first ones, are read before or beside the parts of the model that can wait
+    for theirs.
+    """
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices into `AttachRequest.tensors`, each once."""
+
+    def __init__(
+        self,
+        *,
+        tensors: _abc.Iterable[_builtins.int] | None = ...,
+        at_once: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FirstUse: _TypeAlias = FirstUse  # noqa: Y015
 
 @_typing.final
 class RequestOutput(_message.Message):
@@ -547,6 +728,7 @@ class Completed(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    KEPT_PROMPT_FIELD_NUMBER: _builtins.int
     reason: _types_pb2.FinishReason.ValueType
     stop: _builtins.str
     @_builtins.property
@@ -557,6 +739,10 @@ class Completed(_message.Message):
     def first_token(self) -> _duration_pb2.Duration:
         """From the worker's taking the request to its putting out the first token."""
 
+    @_builtins.property
+    def kept_prompt(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.KeptPromptTokens]:
+        """Of usage.cached_prompt_tokens, those whose pages were kept on the node, by tier."""
+
     def __init__(
         self,
         *,
@@ -565,10 +751,11 @@ class Completed(_message.Message):
         usage: _types_pb2.Usage | None = ...,
         stop: _builtins.str | None = ...,
         first_token: _duration_pb2.Duration | None = ...,
+        kept_prompt: _abc.Iterable[_types_pb2.KeptPromptTokens] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop", b"_stop", "first_token", b"first_token", "stop", b"stop", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop", b"_stop", "first_token", b"first_token", "reason", b"reason", "stop", b"stop", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop", b"_stop", "first_token", b"first_token", "kept_prompt", b"kept_prompt", "reason", b"reason", "stop", b"stop", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop: _TypeAlias = _typing.Literal["stop"]  # noqa: Y015
     _WhichOneofArgType__stop: _TypeAlias = _typing.Literal["_stop", b"_stop"]  # noqa: Y015
@@ -670,6 +857,533 @@ class WorkerCounters(_message.Message):
 Global___WorkerCounters: _TypeAlias = WorkerCounters  # noqa: Y015
 
 @_typing.final
+class KeepPagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGIN_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def begin(self) -> Global___KeepPagesBegin:
+        """The first."""
+
+    @_builtins.property
+    def found(self) -> Global___PagesFound:
+        """The answer to `wanted`."""
+
+    @_builtins.property
+    def room(self) -> Global___PagesRoom:
+        """The answer to `offered`."""
+
+    @_builtins.property
+    def finish(self) -> Global___KeepPagesFinish:
+        """The last: no request comes any more. The worker offers what has ended, and ends the call."""
+
+    @_builtins.property
+    def running(self) -> Global___PagesOfRequest:
+        """Whole pages of a request that is under way are to be kept now. Answered with `offered`, at least of none."""
+
+    def __init__(
+        self,
+        *,
+        begin: Global___KeepPagesBegin | None = ...,
+        found: Global___PagesFound | None = ...,
+        room: Global___PagesRoom | None = ...,
+        finish: Global___KeepPagesFinish | None = ...,
+        running: Global___PagesOfRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "finish", b"finish", "found", b"found", "message", b"message", "room", b"room", "running", b"running"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "finish", b"finish", "found", b"found", "message", b"message", "room", b"room", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["begin", "found", "room", "finish", "running"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___KeepPagesRequest: _TypeAlias = KeepPagesRequest  # noqa: Y015
+
+@_typing.final
+class KeepPagesBegin(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    INT8_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """Whose pages these are: a worker that is told another one never sees them."""
+    int8: _builtins.bool
+    """Whether pages are kept with eight bits a number, which is not exact."""
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        int8: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["int8", b"int8", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepPagesBegin: _TypeAlias = KeepPagesBegin  # noqa: Y015
+
+@_typing.final
+class KeepPagesFinish(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepPagesFinish: _TypeAlias = KeepPagesFinish  # noqa: Y015
+
+@_typing.final
+class PagesOfRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As it was submitted."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesOfRequest: _TypeAlias = PagesOfRequest  # noqa: Y015
+
+@_typing.final
+class PagesFound(_message.Message):
+    """Where the first of the wanted pages are. They stay until `done` says that they were read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptPage]:
+        """In the order of the keys, without a gap; empty: none is to be read."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        pages: _abc.Iterable[Global___KeptPage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "pages", b"pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesFound: _TypeAlias = PagesFound  # noqa: Y015
+
+@_typing.final
+class PagesRoom(_message.Message):
+    """Where offered pages are to be written. They can be until `written` says which were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptPage]: ...
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each of `pages`, which of the offered keys it is."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        pages: _abc.Iterable[Global___KeptPage] | None = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "number", b"number", "pages", b"pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesRoom: _TypeAlias = PagesRoom  # noqa: Y015
+
+@_typing.final
+class KeptPage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Bytes from the start of the pool."""
+    digest: _builtins.bytes
+    """xxh3_128 of what is there. Empty: nothing is yet."""
+    tier: _types_pb2.Tier.ValueType
+    """That had it when it was asked for. Unset: none has yet."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        tier: _types_pb2.Tier.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptPage: _TypeAlias = KeptPage  # noqa: Y015
+
+@_typing.final
+class KeepPagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    OFFERED_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layout(self) -> Global___PageLayout:
+        """The first."""
+
+    @_builtins.property
+    def wanted(self) -> Global___PagesWanted: ...
+    @_builtins.property
+    def done(self) -> Global___PagesDone:
+        """Ends what `wanted` began, answered or not."""
+
+    @_builtins.property
+    def offered(self) -> Global___PagesOffered: ...
+    @_builtins.property
+    def written(self) -> Global___PagesWritten:
+        """Ends what `offered` began, answered or not."""
+
+    @_builtins.property
+    def named(self) -> Global___PagesNamed: ...
+    def __init__(
+        self,
+        *,
+        layout: Global___PageLayout | None = ...,
+        wanted: Global___PagesWanted | None = ...,
+        done: Global___PagesDone | None = ...,
+        offered: Global___PagesOffered | None = ...,
+        written: Global___PagesWritten | None = ...,
+        named: Global___PagesNamed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "layout", b"layout", "message", b"message", "named", b"named", "offered", b"offered", "wanted", b"wanted", "written", b"written"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "layout", b"layout", "message", b"message", "named", b"named", "offered", b"offered", "wanted", b"wanted", "written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["layout", "wanted", "done", "offered", "written", "named"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___KeepPagesResponse: _TypeAlias = KeepPagesResponse  # noqa: Y015
+
+@_typing.final
+class PageLayout(_message.Message):
+    """What a page is. Workers that say the same, in one scope, can use each other's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Of the engine, its versions, the model's shape and the dtype."""
+    tokens: _builtins.int
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "size_bytes", b"size_bytes", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageLayout: _TypeAlias = PageLayout  # noqa: Y015
+
+@_typing.final
+class PagesWanted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    PER_TOKEN_FIELD_NUMBER: _builtins.int
+    KEEPER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Chosen by the worker; no other message began with it."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of 16 bytes each, each page after the one before."""
+
+    @_builtins.property
+    def per_token(self) -> _duration_pb2.Duration:
+        """What computing a token of a prompt takes. Unset: not known."""
+
+    @_builtins.property
+    def keeper(self) -> _inference_service_pb2.PromptKeeper:
+        """As the request has it."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        per_token: _duration_pb2.Duration | None = ...,
+        keeper: _inference_service_pb2.PromptKeeper | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keeper", b"keeper", "per_token", b"per_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keeper", b"keeper", "keys", b"keys", "number", b"number", "per_token", b"per_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesWanted: _TypeAlias = PagesWanted  # noqa: Y015
+
+@_typing.final
+class PagesDone(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    BAD_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    read_bytes: _builtins.int
+    """What was read, and how long that took."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def bad(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which of the pages that were found were not what their digests say."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        bad: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad", b"bad", "duration", b"duration", "number", b"number", "read_bytes", b"read_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesDone: _TypeAlias = PagesDone  # noqa: Y015
+
+@_typing.final
+class PagesOffered(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    PER_TOKEN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """As of PagesWanted."""
+    request_id: _builtins.str
+    """Of the request for which `running` has asked. Empty: of one that has ended."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def per_token(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        per_token: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["per_token", b"per_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "number", b"number", "per_token", b"per_token", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesOffered: _TypeAlias = PagesOffered  # noqa: Y015
+
+@_typing.final
+class PagesNamed(_message.Message):
+    """Which pages the beginnings of a prompt are in; whether they are kept is another matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of PromptPrefixes."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """For each, the key of the last page that it fills, and how many there are up to that."""
+
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.int] | None = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        pages: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "names", b"names", "pages", b"pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesNamed: _TypeAlias = PagesNamed  # noqa: Y015
+
+@_typing.final
+class PagesWritten(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """For each page of the room its digest; empty: it was not written. None at all: nothing was."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesWritten: _TypeAlias = PagesWritten  # noqa: Y015
+
+@_typing.final
+class BorrowLayersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ready(self) -> _layers_pb2.LayerRange:
+        """The first: one of `AttachRequest.borrowed`, whose passes are taken from now on."""
+
+    @_builtins.property
+    def answer(self) -> _layers_pb2.LayerAnswer: ...
+    def __init__(
+        self,
+        *,
+        ready: _layers_pb2.LayerRange | None = ...,
+        answer: _layers_pb2.LayerAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "message", b"message", "ready", b"ready"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "message", b"message", "ready", b"ready"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ready", "answer"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___BorrowLayersRequest: _TypeAlias = BorrowLayersRequest  # noqa: Y015
+
+@_typing.final
+class BorrowLayersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def step(self) -> _layers_pb2.LayerPass: ...
+    def __init__(
+        self,
+        *,
+        step: _layers_pb2.LayerPass | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BorrowLayersResponse: _TypeAlias = BorrowLayersResponse  # noqa: Y015
+
+@_typing.final
+class ComputeLayersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _layers_pb2.LayerRange:
+        """The first."""
+
+    @_builtins.property
+    def step(self) -> _layers_pb2.LayerPass: ...
+    def __init__(
+        self,
+        *,
+        layers: _layers_pb2.LayerRange | None = ...,
+        step: _layers_pb2.LayerPass | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "message", b"message", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "message", b"message", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["layers", "step"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ComputeLayersRequest: _TypeAlias = ComputeLayersRequest  # noqa: Y015
+
+@_typing.final
+class ComputeLayersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> _layers_pb2.LayerAnswer: ...
+    def __init__(
+        self,
+        *,
+        answer: _layers_pb2.LayerAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComputeLayersResponse: _TypeAlias = ComputeLayersResponse  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -692,6 +1406,7 @@ class GetStatusResponse(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     MAPPING_ADDRESS_FIELD_NUMBER: _builtins.int
     MAPPING_BYTES_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
     mapping_address: _builtins.int
     """First address of the mapping of the pool, or of the device's memory, and its length."""
     mapping_bytes: _builtins.int
@@ -699,6 +1414,10 @@ class GetStatusResponse(_message.Message):
     def counters(self) -> Global___WorkerCounters: ...
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParameterLocation]: ...
+    @_builtins.property
+    def experts(self) -> Global___ExpertCounters:
+        """Set where experts come from disk."""
+
     def __init__(
         self,
         *,
@@ -706,14 +1425,53 @@ class GetStatusResponse(_message.Message):
         parameters: _abc.Iterable[Global___ParameterLocation] | None = ...,
         mapping_address: _builtins.int = ...,
         mapping_bytes: _builtins.int = ...,
+        experts: Global___ExpertCounters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "experts", b"experts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "mapping_address", b"mapping_address", "mapping_bytes", b"mapping_bytes", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "experts", b"experts", "mapping_address", b"mapping_address", "mapping_bytes", b"mapping_bytes", "parameters", b"parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ExpertCounters(_message.Message):
+    """What has become of experts that steps have asked for, since the start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USED_FIELD_NUMBER: _builtins.int
+    WAITED_FOR_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    READ_AHEAD_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
+    used: _builtins.int
+    """Once for each step and layer that has used one."""
+    waited_for: _builtins.int
+    """Of these, those that the step had to wait for."""
+    read: _builtins.int
+    """Read from disk."""
+    read_ahead: _builtins.int
+    """Of these, those that no step had asked for yet."""
+    held_bytes: _builtins.int
+    """Memory that they take now."""
+    def __init__(
+        self,
+        *,
+        used: _builtins.int = ...,
+        waited_for: _builtins.int = ...,
+        read: _builtins.int = ...,
+        read_ahead: _builtins.int = ...,
+        held_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_bytes", b"held_bytes", "read", b"read", "read_ahead", b"read_ahead", "used", b"used", "waited_for", b"waited_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpertCounters: _TypeAlias = ExpertCounters  # noqa: Y015
 
 @_typing.final
 class ParameterLocation(_message.Message):

@@ -65,6 +65,21 @@ class WorkerServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.RunRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.RunResponse.FromString,
                 _registered_method=True)
+        self.KeepPages = channel.stream_stream(
+                '/serverlessllm.v1.WorkerService/KeepPages',
+                request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.KeepPagesRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.KeepPagesResponse.FromString,
+                _registered_method=True)
+        self.BorrowLayers = channel.stream_stream(
+                '/serverlessllm.v1.WorkerService/BorrowLayers',
+                request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.BorrowLayersRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.BorrowLayersResponse.FromString,
+                _registered_method=True)
+        self.ComputeLayers = channel.stream_stream(
+                '/serverlessllm.v1.WorkerService/ComputeLayers',
+                request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/serverlessllm.v1.WorkerService/GetStatus',
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.GetStatusRequest.SerializeToString,
@@ -118,6 +133,31 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeepPages(self, request_iterator, context):
+        """Pages of the KV cache, to outlive the worker and to come back: the worker says what it wants and
+        what it has, and the agent where in the pool that is, or is to be written. Opened once by an agent
+        that keeps pages, after Attach. A worker whose engine has none that can be kept ends it at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BorrowLayers(self, request_iterator, context):
+        """Has another node compute layers that `AttachRequest.borrowed` names until their weights are there: the worker says
+        what comes to them, and is told what comes of it. It ends the call once it needs nobody any more; if the call ends
+        before, the layers wait for their weights.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComputeLayers(self, request_iterator, context):
+        """Computes layers for another node's worker; the first message says which. Each pass is answered before the next.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Counters, and where the parameters are in memory.
         """
@@ -157,6 +197,21 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.RunRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.RunResponse.SerializeToString,
+            ),
+            'KeepPages': grpc.stream_stream_rpc_method_handler(
+                    servicer.KeepPages,
+                    request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.KeepPagesRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.KeepPagesResponse.SerializeToString,
+            ),
+            'BorrowLayers': grpc.stream_stream_rpc_method_handler(
+                    servicer.BorrowLayers,
+                    request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.BorrowLayersRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.BorrowLayersResponse.SerializeToString,
+            ),
+            'ComputeLayers': grpc.stream_stream_rpc_method_handler(
+                    servicer.ComputeLayers,
+                    request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -327,6 +382,87 @@ class WorkerService:
             '/serverlessllm.v1.WorkerService/Run',
             serverlessllm_dot_v1_dot_worker__service__pb2.RunRequest.SerializeToString,
             serverlessllm_dot_v1_dot_worker__service__pb2.RunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepPages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/serverlessllm.v1.WorkerService/KeepPages',
+            serverlessllm_dot_v1_dot_worker__service__pb2.KeepPagesRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_worker__service__pb2.KeepPagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BorrowLayers(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/serverlessllm.v1.WorkerService/BorrowLayers',
+            serverlessllm_dot_v1_dot_worker__service__pb2.BorrowLayersRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_worker__service__pb2.BorrowLayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComputeLayers(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/serverlessllm.v1.WorkerService/ComputeLayers',
+            serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,18 @@ class WorkerServiceStub:
     """Writes weights as the engine's kernels read them; the worker is of no other use then."""
     Run: _grpc.StreamStreamMultiCallable[_worker_service_pb2.RunRequest, _worker_service_pb2.RunResponse]
     """Requests in, and one message out per engine step for all requests that it served."""
+    KeepPages: _grpc.StreamStreamMultiCallable[_worker_service_pb2.KeepPagesRequest, _worker_service_pb2.KeepPagesResponse]
+    """Pages of the KV cache, to outlive the worker and to come back: the worker says what it wants and
+    what it has, and the agent where in the pool that is, or is to be written. Opened once by an agent
+    that keeps pages, after Attach. A worker whose engine has none that can be kept ends it at once.
+    """
+    BorrowLayers: _grpc.StreamStreamMultiCallable[_worker_service_pb2.BorrowLayersRequest, _worker_service_pb2.BorrowLayersResponse]
+    """Has another node compute layers that `AttachRequest.borrowed` names until their weights are there: the worker says
+    what comes to them, and is told what comes of it. It ends the call once it needs nobody any more; if the call ends
+    before, the layers wait for their weights.
+    """
+    ComputeLayers: _grpc.StreamStreamMultiCallable[_worker_service_pb2.ComputeLayersRequest, _worker_service_pb2.ComputeLayersResponse]
+    """Computes layers for another node's worker; the first message says which. Each pass is answered before the next."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetStatusRequest, _worker_service_pb2.GetStatusResponse]
     """Counters, and where the parameters are in memory."""
 
@@ -65,6 +77,18 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Writes weights as the engine's kernels read them; the worker is of no other use then."""
     Run: _aio.StreamStreamMultiCallable[_worker_service_pb2.RunRequest, _worker_service_pb2.RunResponse]  # type: ignore[assignment]
     """Requests in, and one message out per engine step for all requests that it served."""
+    KeepPages: _aio.StreamStreamMultiCallable[_worker_service_pb2.KeepPagesRequest, _worker_service_pb2.KeepPagesResponse]  # type: ignore[assignment]
+    """Pages of the KV cache, to outlive the worker and to come back: the worker says what it wants and
+    what it has, and the agent where in the pool that is, or is to be written. Opened once by an agent
+    that keeps pages, after Attach. A worker whose engine has none that can be kept ends it at once.
+    """
+    BorrowLayers: _aio.StreamStreamMultiCallable[_worker_service_pb2.BorrowLayersRequest, _worker_service_pb2.BorrowLayersResponse]  # type: ignore[assignment]
+    """Has another node compute layers that `AttachRequest.borrowed` names until their weights are there: the worker says
+    what comes to them, and is told what comes of it. It ends the call once it needs nobody any more; if the call ends
+    before, the layers wait for their weights.
+    """
+    ComputeLayers: _aio.StreamStreamMultiCallable[_worker_service_pb2.ComputeLayersRequest, _worker_service_pb2.ComputeLayersResponse]  # type: ignore[assignment]
+    """Computes layers for another node's worker; the first message says which. Each pass is answered before the next."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetStatusRequest, _worker_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Counters, and where the parameters are in memory."""
 
@@ -118,6 +142,36 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.RunResponse], _abc.AsyncIterator[_worker_service_pb2.RunResponse]]:
         """Requests in, and one message out per engine step for all requests that it served."""
+
+    @_abc_1.abstractmethod
+    def KeepPages(
+        self,
+        request_iterator: _MaybeAsyncIterator[_worker_service_pb2.KeepPagesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.KeepPagesResponse], _abc.AsyncIterator[_worker_service_pb2.KeepPagesResponse]]:
+        """Pages of the KV cache, to outlive the worker and to come back: the worker says what it wants and
+        what it has, and the agent where in the pool that is, or is to be written. Opened once by an agent
+        that keeps pages, after Attach. A worker whose engine has none that can be kept ends it at once.
+        """
+
+    @_abc_1.abstractmethod
+    def BorrowLayers(
+        self,
+        request_iterator: _MaybeAsyncIterator[_worker_service_pb2.BorrowLayersRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.BorrowLayersResponse], _abc.AsyncIterator[_worker_service_pb2.BorrowLayersResponse]]:
+        """Has another node compute layers that `AttachRequest.borrowed` names until their weights are there: the worker says
+        what comes to them, and is told what comes of it. It ends the call once it needs nobody any more; if the call ends
+        before, the layers wait for their weights.
+        """
+
+    @_abc_1.abstractmethod
+    def ComputeLayers(
+        self,
+        request_iterator: _MaybeAsyncIterator[_worker_service_pb2.ComputeLayersRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.ComputeLayersResponse], _abc.AsyncIterator[_worker_service_pb2.ComputeLayersResponse]]:
+        """Computes layers for another node's worker; the first message says which. Each pass is answered before the next."""
 
     @_abc_1.abstractmethod
     def GetStatus(
