@@ -4,17 +4,21 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sllm import errors
+from sllm import errors, rpc
 from sllm.clock import Clock
 from sllm.control import metrics
+from sllm.control.access.key_ring import KeyRing
 from sllm.control.batches.batches import Batches
-from sllm.control.batches.store import BatchStore
+from sllm.control.batches.keeper import BatchKeeper
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import DeploymentSpec
+from sllm.control.cluster.zones import zones_of
 from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.deployments.clearing import Clearing
+from sllm.control.deployments.evictions import Evictions
+from sllm.control.deployments.keeping import Keeping
 from sllm.control.deployments.preparation import Preparation
 from sllm.control.deployments.scaler import Scaler
 from sllm.control.operations.cluster_watch import ClusterWatch
@@ -23,6 +27,7 @@ from sllm.control.operations.drains import Drains
 from sllm.control.operations.explaining import Explaining
 from sllm.control.operations.pinning import Pinning
 from sllm.control.operations.prefetching import Prefetching
+from sllm.control.operations.tenancy import Tenancy
 from sllm.control.operations.text_questions import TextQuestions
 from sllm.control.orchestration.adoption import Adoption
 from sllm.control.orchestration.agenda import Agenda
@@ -42,11 +47,13 @@ from sllm.control.routing.router import Router
 from sllm.control.routing.streams import Streams
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state.durable import Durable
+from sllm.control.state.fleet import Fleet
 from sllm.control.state.state import State
 from sllm.control.state.store import Store
+from sllm.control.types.authority import ALONE, Authority
 from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
-from sllm.control.wire.node_client import Nodes
+from sllm.control.wire.nodes import Nodes
 
 
 @dataclass(frozen=True)
@@ -97,19 +104,36 @@ class ControlPlane:
     """
 
     def __init__(
-        self, config: ControlConfig, store: Store, batch_store: BatchStore, clock: Clock
+        self,
+        config: ControlConfig,
+        store: Store,
+        batch_store: BatchKeeper,
+        clock: Clock,
+        dial: rpc.Dial = rpc.channel,
+        authority: Authority = ALONE,
     ) -> None:
+        """`dial` leads to nodes, which are given orders by `authority`."""
         self.config = config
-        self.state = state = State()
-        self._nodes = nodes = Nodes()
+        self.state = state = State(
+            zones_of(config.zone_links),
+            fleet=Fleet(peers=config.peers),
+        )
+        self._nodes = nodes = Nodes(dial, authority)
         self._durable = durable = Durable(store)
+        self.keys = KeyRing(durable)
         self._agenda = agenda = Agenda(state.changes, clock)
         residency = Residency(config.residency_factor, config.longest_residency_seconds)
         outcomes = Outcomes(state, residency, clock)
         self._launcher = launcher = Launcher(state, nodes, outcomes, agenda, clock, config)
         placer = Placer(state, launcher, residency, agenda, clock, config)
         scaler = Scaler(
-            state, clock, launcher.dismiss, launcher.retire, agenda.later, config.lease_seconds
+            state,
+            Keeping(state, config),
+            clock,
+            launcher.dismiss,
+            launcher.retire,
+            agenda.later,
+            config.lease_seconds,
         )
 
         dispatcher = Dispatcher(state, nodes, launcher, agenda, clock)
@@ -119,7 +143,7 @@ class ControlPlane:
         self.streams = Streams(self.router)
         self.migrator = Migrator(state, nodes, placer, launcher, agenda, clock)
         self._evacuation = Evacuation(state, self.migrator, placer, clock)
-        self.batches = Batches(batch_store, self.router, config)
+        self.batches = Batches(batch_store, self.router, self.encodings, config)
 
         scheduler = Scheduler(state, placer, residency, self._evacuation, agenda, clock, config)
         adoption = Adoption(state, launcher, agenda, clock, config)
@@ -139,14 +163,16 @@ class ControlPlane:
 
         self._catalog = Catalog(durable, state, nodes)
         self._preparation = Preparation(state, nodes, self._catalog, clock, config)
-        self._clearing = Clearing(state, nodes)
+        self._evictions = evictions = Evictions(nodes)
+        self._clearing = Clearing(state, evictions)
         self.pinning = Pinning(durable, state, nodes, clock, config)
         self.prefetching = Prefetching(durable, state, nodes, self._catalog, config)
         self.drains = Drains(
             durable, state, self._orchestrator, agenda, self._preparation.consider_all, clock
         )
+        self.tenancy = Tenancy(durable, state, self.pinning, evictions, clock, config.max_queued)
         self.text_questions = TextQuestions(state, self._catalog)
-        self.explaining = Explaining(state, placer, scaler, clock)
+        self.explaining = Explaining(state, placer, scaler, clock, lends=config.lend_layers)
         self.cluster_watch = ClusterWatch(state, clock)
         self.deployment_watch = DeploymentWatch(state)
 
@@ -159,13 +185,16 @@ class ControlPlane:
             self.pinning,
         )
         self.membership = Membership(state, nodes, reactions, config)
-        metrics.observe_queue(lambda: len(state.queue))
+        self._observed = metrics.Observed(state.queue.counts, state.tenants.usage.of)
+        metrics.observe(self._observed)
 
     async def load(self) -> None:
         """Takes in what was stored before a restart."""
+        await self.keys.load()
         await self._catalog.load()
         await self.pinning.load()
         await self.drains.load()
+        await self.tenancy.load()
         await self.batches.load()
 
     async def state_problem(self) -> errors.SllmError | None:
@@ -181,6 +210,7 @@ class ControlPlane:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._orchestrator.run())
             group.create_task(self.batches.run())
+            group.create_task(self.tenancy.run())
 
     def end_streams(self) -> None:
         """Ends the streams of callers and nodes with ShuttingDown, and takes no new ones."""
@@ -196,13 +226,14 @@ class ControlPlane:
 
     async def close(self) -> None:
         """Leaves the nodes with what they do, and closes the store."""
+        metrics.observe_no_more(self._observed)
         await self._evacuation.close()
         await self.batches.close()
         await self.router.stop()
         await self._launcher.close()
         await self._preparation.close()
         await self.pinning.close()
-        await self._clearing.close()
+        await self._evictions.close()
         await self.cluster_watch.close()
         await self.membership.close()
         await self._nodes.close()

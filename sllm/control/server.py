@@ -1,42 +1,24 @@
 """The control plane as a process: puts the parts together, serves, and takes them apart again."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, Final
 
+import grpc
 import structlog
-from serverlessllm.v1 import (
-    batch_service_pb2,
-    cluster_service_pb2,
-    deployment_service_pb2,
-    embedding_service_pb2,
-    fleet_service_pb2,
-    inference_service_pb2,
-    model_service_pb2,
-)
-from serverlessllm.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
-from serverlessllm.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
-from serverlessllm.v1.deployment_service_pb2_grpc import add_DeploymentServiceServicer_to_server
-from serverlessllm.v1.embedding_service_pb2_grpc import add_EmbeddingServiceServicer_to_server
-from serverlessllm.v1.fleet_service_pb2_grpc import add_FleetServiceServicer_to_server
-from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
-from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 
 from sllm import errors, rpc, telemetry
 from sllm.clock import MonotonicClock
-from sllm.control.api.batch_service import BatchServicer
-from sllm.control.api.cluster_service import ClusterServicer
-from sllm.control.api.deployment_service import DeploymentServicer
-from sllm.control.api.embedding_service import EmbeddingServicer
-from sllm.control.api.fleet_service import FleetServicer
-from sllm.control.api.inference_service import InferenceServicer
-from sllm.control.api.model_service import ModelServicer
+from sllm.control import services
 from sllm.control.batches.store import BatchStore
 from sllm.control.cluster.specs import DeploymentState
-from sllm.control.config import ControlConfig
+from sllm.control.config import Addresses, ControlConfig
 from sllm.control.control_plane import ControlPlane
 from sllm.control.state.sqlite import SqliteStore
+from sllm.control.state.statuses import status_of
+from sllm.control.tenants.names import DEFAULT, tenant_of
 from sllm.process import (
     keep_private,
     leave_out_of_collections,
@@ -44,21 +26,14 @@ from sllm.process import (
     return_large_memory,
     until_terminated,
 )
+from sllm.telemetry import MetricsDoor
+from sllm.tls.cluster import ClusterTls
+from sllm.tls.identity import Role
 
 log = structlog.get_logger()
 
 _LOOK_SECONDS: Final = 1.0
 """Between two looks at whether what is stored is still there."""
-_DEPLOYMENTS: Final = deployment_service_pb2.DESCRIPTOR.services_by_name["DeploymentService"]
-_SERVICES: Final = (
-    batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"],
-    cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
-    _DEPLOYMENTS,
-    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
-    fleet_service_pb2.DESCRIPTOR.services_by_name["FleetService"],
-    inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
-)
 
 
 async def serve(config: ControlConfig) -> None:
@@ -72,36 +47,80 @@ async def serve(config: ControlConfig) -> None:
     for kept in (config.state_path, config.batches_path):
         for path in kept.parent.glob(f"{kept.name}*"):
             make_private(path)
+    tls = await _tls(config)
+    host = _host(config.listen_address)
     configured = telemetry.configure(
-        "sllm-control", instance_id="control", metrics_port=config.metrics_port
+        "sllm-control",
+        instance_id="control",
+        metrics_port=config.metrics_port,
+        metrics_door=tls.metrics_door(host) if tls else MetricsDoor(host),
     )
     asked_to_end = asyncio.create_task(until_terminated())  # before anybody knows that we are here
     try:
-        async with running(config) as address:
-            print(f"listening on {address}", flush=True)  # noqa: T201 - for who started us
+        async with running(config, tls) as addresses:
+            if tls:
+                print(f"peers on {addresses.peers}", flush=True)  # noqa: T201 - for who started us
+            print(f"listening on {addresses.callers}", flush=True)  # noqa: T201 - the same
             leave_out_of_collections()
             await asked_to_end
     finally:
         configured.shutdown()
 
 
+async def _tls(config: ControlConfig) -> ClusterTls | None:
+    return await asyncio.to_thread(ClusterTls, config.tls, Role.CONTROL) if config.tls else None
+
+
 @asynccontextmanager
-async def running(config: ControlConfig) -> AsyncIterator[str]:
-    """Serves within the context, on the address (host:port) that it gives.
+async def running(config: ControlConfig, tls: ClusterTls | None = None) -> AsyncIterator[Addresses]:
+    """Serves within the context, on the addresses that it gives.
 
     If the control plane's loop dies, what runs inside is cancelled and the error raised.
     """
+    tls = tls or await _tls(config)
+    async with _one_of_several(config, tls) if config.etcd else _alone(config, tls) as addresses:
+        yield addresses
+
+
+def _one_of_several(
+    config: ControlConfig, tls: ClusterTls | None
+) -> AbstractAsyncContextManager[Addresses]:
+    from sllm.control.replicas.replica import Duties, serving  # only this needs a client of etcd
+
+    duties = Duties(
+        services=services.SERVICES,
+        add_services=services.add_services,
+        doors=partial(_all_doors, config),
+        prepare=partial(services.have_admin, config),
+        work=partial(_work, config),
+        listen=lambda server: _listen(server, config, tls),
+        to_nodes=tls.dial(Role.NODE) if tls else rpc.channel,
+        to_leader=tls.dial(Role.CONTROL) if tls else rpc.channel,
+    )
+    return serving(config, duties, rpc.Server(before=_guards(tls)))
+
+
+def _all_doors(config: ControlConfig, plane: ControlPlane) -> Sequence[grpc.aio.ServerInterceptor]:
+    doors = services.doors(config, plane)
+    return *doors.before, *doors.within
+
+
+@asynccontextmanager
+async def _alone(config: ControlConfig, tls: ClusterTls | None) -> AsyncIterator[Addresses]:
+    """The only control plane, on SQLite."""
     store, batches = await asyncio.to_thread(_open_stores, config)
-    plane = ControlPlane(config, store, batches, MonotonicClock())
-    server = rpc.Server()
-    _add_services(server, plane)
+    to_nodes = tls.dial(Role.NODE) if tls else rpc.channel
+    plane = ControlPlane(config, store, batches, MonotonicClock(), to_nodes)
+    doors = services.doors(config, plane)
+    server = rpc.Server(before=[*_guards(tls), *doors.before], within=doors.within)
+    services.add_services(server.grpc, plane)
     try:
         await plane.load()
-        port = await server.start(config.listen_address, _SERVICES)
+        await services.have_admin(config, plane)
+        addresses = await _listen(server, config, tls)
         async with asyncio.TaskGroup() as group:
-            parts = (plane.run(), _tell_health(plane, server), _tell_state(plane, server))
-            work = [group.create_task(part) for part in parts]
-            yield f"{config.listen_address.rpartition(':')[0]}:{port}"
+            work = [group.create_task(part) for part in _work(config, plane, server)]
+            yield addresses
             plane.end_streams()
             await server.stop(config.stop_grace_seconds)
             for task in work:
@@ -109,6 +128,36 @@ async def running(config: ControlConfig) -> AsyncIterator[str]:
     finally:
         await server.stop(0)
         await plane.close()
+
+
+async def _listen(server: rpc.Server, config: ControlConfig, tls: ClusterTls | None) -> Addresses:
+    addresses = await _serve(server, config, tls)
+    if config.probe_port is not None:
+        log.info("control.probes_served", port=await server.serve_probes(config.probe_port))
+    return addresses
+
+
+async def _serve(server: rpc.Server, config: ControlConfig, tls: ClusterTls | None) -> Addresses:
+    if tls is None:
+        port = await server.start(
+            config.listen_address, services.SERVICES, insecure=config.insecure
+        )
+        address = f"{_host(config.listen_address)}:{port}"
+        return Addresses(address, address)
+    peers = server.bind(config.peer_address, tls.for_peers())
+    callers = tls.for_callers()
+    port = await server.start(config.listen_address, services.SERVICES, credentials=callers)
+    return Addresses(
+        f"{_host(config.listen_address)}:{port}", f"{_host(config.peer_address)}:{peers}"
+    )
+
+
+def _guards(tls: ClusterTls | None) -> list[grpc.aio.ServerInterceptor]:
+    return [tls.guard(services.PEERS)] if tls else []
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
 
 
 def _open_stores(config: ControlConfig) -> tuple[SqliteStore, BatchStore]:
@@ -120,22 +169,25 @@ def _open_stores(config: ControlConfig) -> tuple[SqliteStore, BatchStore]:
         raise
 
 
-def _add_services(server: rpc.Server, plane: ControlPlane) -> None:
-    add_DeploymentServiceServicer_to_server(DeploymentServicer(plane), server.grpc)
-    add_InferenceServiceServicer_to_server(InferenceServicer(plane), server.grpc)
-    add_ModelServiceServicer_to_server(ModelServicer(plane), server.grpc)
-    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(plane), server.grpc)
-    add_BatchServiceServicer_to_server(BatchServicer(plane), server.grpc)
-    add_ClusterServiceServicer_to_server(ClusterServicer(plane), server.grpc)
-    add_FleetServiceServicer_to_server(FleetServicer(plane), server.grpc)
+def _work(
+    config: ControlConfig, plane: ControlPlane, server: rpc.Server
+) -> list[Coroutine[Any, Any, None]]:
+    """What goes on beside its callers, until it is cancelled."""
+    follow = services.follow_admin(config, plane)
+    parts = [plane.run(), _tell_state(plane, server), follow]
+    if not config.asks_callers:  # names of deployments are not for everybody
+        parts.append(_tell_health(plane, server))
+    return parts
 
 
 async def _tell_health(plane: ControlPlane, server: rpc.Server) -> None:
     """Keeps one name on the health service for each deployment that can serve."""
     async for names in plane.state.changes.follow():
         for name in names:
+            if tenant_of(name) != DEFAULT:
+                continue  # whoever asks for health is not asked who he is
             known = name in plane.state.deployments
-            serving = known and plane.state.status(name).state is DeploymentState.AVAILABLE
+            serving = known and status_of(plane.state, name).state is DeploymentState.AVAILABLE
             await server.set_serving(name, serving)
 
 
@@ -147,6 +199,6 @@ async def _tell_state(plane: ControlPlane, server: rpc.Server) -> None:
         if problem and not told:
             log.error("control.state_unavailable", problem=problem.message)
         if bool(problem) != bool(told):
-            await server.set_serving(_DEPLOYMENTS.full_name, not problem)
+            await server.set_serving(services.DEPLOYMENTS.full_name, not problem)
         told = problem
         await asyncio.sleep(_LOOK_SECONDS)

@@ -22,6 +22,10 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    async def join(self) -> None:
+        """Returns when what runs now has ended."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def close(self) -> None:
         """Cancels what still runs and returns when it has ended."""
         tasks = list(self._tasks)

@@ -8,6 +8,7 @@ from serverlessllm.v1 import batch_service_pb2 as pb
 from serverlessllm.v1.batch_service_pb2_grpc import BatchServiceServicer
 
 from sllm import bounds, errors
+from sllm.control.access.principals import own
 from sllm.control.api.pagination import page_of
 from sllm.control.control_plane import ControlPlane
 from sllm.control.types.batches import Batch
@@ -40,7 +41,7 @@ class BatchServicer(BatchServiceServicer):
         self, request: pb.ListBatchesRequest, context: Any
     ) -> pb.ListBatchesResponse:
         """Tells how far all batches are, page by page."""
-        known = self._batches.known
+        known = own(self._batches.known)
         page = page_of(known, request.page_size, request.page_token)
         messages = [self._message(known[key]) for key in page.keys]
         return pb.ListBatchesResponse(batches=messages, next_page_token=page.next_token)

@@ -2,17 +2,19 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceServicer
 
-from sllm import errors
+from sllm import bounds, errors
+from sllm.control.access import principals
 from sllm.control.api.pagination import page_of
 from sllm.control.control_plane import ControlPlane
 from sllm.control.routing.migrator import Migrator
 from sllm.control.types.calls import DONE_ALONE
-from sllm.control.types.migrations import MigrationAsk
+from sllm.control.types.migrations import MigrationAsk, MoveWay
 from sllm.control.wire import common, fleet, generations, migrations, operations, watch
 
 
@@ -47,10 +49,11 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.ListInstancesRequest, context: Any
     ) -> pb.ListInstancesResponse:
         """Lists instances, page by page."""
+        sees = principals.current().sees
         instances = {
             one.instance_id: one
             for one in self._fleet.known_instances()
-            if request.deployment in ("", one.deployment)
+            if request.deployment in ("", one.deployment) and sees(one.deployment)
         }
         page = page_of(instances, request.page_size, request.page_token)
         ends_at = self._plane.state.orphans.ends_at
@@ -61,13 +64,16 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.ExplainPlacementRequest, context: Any
     ) -> pb.ExplainPlacementResponse:
         """Tells what placement would decide now, and why."""
-        return operations.explain_response(self._plane.explaining.explain(request.deployment))
+        zone = bounds.zone(request.zone, "zone")
+        explanation = self._plane.explaining.explain(request.deployment, zone)
+        return operations.explain_response(explanation)
 
     async def GetReceipt(
         self, request: pb.GetReceiptRequest, context: Any
     ) -> pb.GetReceiptResponse:
         """Tells where the time of a request went that has ended."""
-        ended = self._plane.state.receipts.find(request.request_id)
+        sees = principals.current().sees
+        ended = self._plane.state.receipts.find(request.request_id, sees)
         return pb.GetReceiptResponse(
             request_id=ended.request_id,
             deployment=ended.deployment,
@@ -78,7 +84,8 @@ class ClusterServicer(ClusterServiceServicer):
         self, request: pb.PrefetchRequest, context: Any
     ) -> AsyncIterator[pb.PrefetchResponse]:
         """Brings a checkpoint up, and keeps it there for a while."""
-        ask, call = operations.prefetch_ask(request), common.call(request, operations.PREFETCHED)
+        ask = operations.prefetch_ask(request, principals.current())
+        call = common.call(request, operations.PREFETCHED)
         async with aclosing(self._plane.prefetching.prefetch(ask, call)) as steps:
             async for step in steps:
                 yield operations.prefetch_response(step)
@@ -100,7 +107,8 @@ class ClusterServicer(ClusterServiceServicer):
 
     async def ListPins(self, request: pb.ListPinsRequest, context: Any) -> pb.ListPinsResponse:
         """Lists pins, page by page."""
-        pins = self._plane.pinning.pins(request.deployment)
+        sees, pins = principals.current().sees, self._plane.pinning.pins(request.deployment)
+        pins = {key: one for key, one in pins.items() if sees(one[0].place.deployment)}
         page = page_of(pins, request.page_size, request.page_token)
         listed = [operations.listed_pin(*pins[key]) for key in page.keys]
         return pb.ListPinsResponse(pins=listed, next_page_token=page.next_token)
@@ -136,12 +144,13 @@ def _migration_ask(request: pb.MigrateRequest, migrator: Migrator) -> MigrationA
     """What an operator wants to move.
 
     Raises:
-        errors.InvalidArgument: It names neither a request nor an instance.
+        errors.InvalidArgument: It names neither a request nor an instance, or an unknown way.
         errors.NotFound: What it names is not there.
     """
     to_node = request.to_node_id or None
+    way = bounds.one_of(request.way, tuple(MoveWay), "way") if request.way else None
     if request.request_id:
-        return migrator.of_request(request.request_id, to_node)
+        return replace(migrator.of_request(request.request_id, to_node), way=way)
     if request.instance_id:
-        return migrator.of_instance(request.instance_id, to_node)
+        return replace(migrator.of_instance(request.instance_id, to_node), way=way)
     raise errors.InvalidArgument("name a request or an instance to migrate")

@@ -7,8 +7,10 @@ from typing import Any
 from serverlessllm.v1 import deployment_service_pb2 as pb
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceServicer
 
+from sllm.control.access.principals import own
 from sllm.control.api.pagination import page_of
 from sllm.control.control_plane import ControlPlane
+from sllm.control.state.statuses import status_of
 from sllm.control.types.calls import DONE_ALONE
 from sllm.control.wire import common, deployments
 
@@ -29,7 +31,7 @@ class DeploymentServicer(DeploymentServiceServicer):
         self, request: pb.GetDeploymentRequest, context: Any
     ) -> pb.GetDeploymentResponse:
         """Tells how a deployment is doing."""
-        status = self._plane.state.status(request.name)
+        status = status_of(self._plane.state, request.name)
         return pb.GetDeploymentResponse(deployment=deployments.message(status))
 
     async def ListDeployments(
@@ -37,8 +39,8 @@ class DeploymentServicer(DeploymentServiceServicer):
     ) -> pb.ListDeploymentsResponse:
         """Tells how all deployments are doing, page by page."""
         state = self._plane.state
-        page = page_of(state.deployments, request.page_size, request.page_token)
-        messages = [deployments.message(state.status(name)) for name in page.keys]
+        page = page_of(own(state.deployments), request.page_size, request.page_token)
+        messages = [deployments.message(status_of(state, name)) for name in page.keys]
         return pb.ListDeploymentsResponse(deployments=messages, next_page_token=page.next_token)
 
     async def DeleteDeployment(

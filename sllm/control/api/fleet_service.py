@@ -10,7 +10,7 @@ from serverlessllm.v1.fleet_service_pb2_grpc import FleetServiceServicer
 from sllm.control.control_plane import ControlPlane
 from sllm.control.orchestration.membership import Answer
 from sllm.control.types.reports import Report
-from sllm.control.wire import common, fleet
+from sllm.control.wire import common, reports
 
 
 class FleetServicer(FleetServiceServicer):
@@ -39,4 +39,4 @@ class FleetServicer(FleetServiceServicer):
 
 async def _reports(requests: AsyncIterator[pb.ReportRequest]) -> AsyncIterator[Report]:
     async for request in requests:
-        yield fleet.report(request)
+        yield reports.report(request)

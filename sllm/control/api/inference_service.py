@@ -8,6 +8,7 @@ from serverlessllm.v1 import inference_service_pb2 as pb
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceServicer
 
 from sllm.control.control_plane import ControlPlane
+from sllm.control.wire import generations
 
 
 class InferenceServicer(InferenceServiceServicer):
@@ -29,5 +30,5 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         """Ends a request from outside its stream."""
-        await self._streams.cancel(request.request_id)
+        await self._streams.cancel(request.request_id, generations.attempt(request))
         return pb.CancelResponse()

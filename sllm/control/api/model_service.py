@@ -44,6 +44,7 @@ class ModelServicer(ModelServiceServicer):
         named = self._questions.named(request.deployment)
         model.info.CopyFrom(deployments.model_message(named.model))
         model.base = named.spec.base
+        model.own_chat_template = bool(deployment.spec.chat_template)
         model.engine = deployment.spec.engine.engine
         model.context_tokens = deployment.context_tokens
         return model

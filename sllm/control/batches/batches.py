@@ -9,10 +9,11 @@ import structlog
 
 from sllm import errors
 from sllm.control.batches.book import BatchBook
+from sllm.control.batches.keeper import BatchKeeper
 from sllm.control.batches.runner import Runner
-from sllm.control.batches.store import BatchStore
 from sllm.control.batches.submission import Submission
 from sllm.control.config import ControlConfig
+from sllm.control.routing.encodings import Encodings
 from sllm.control.routing.router import Router
 from sllm.control.tasks import Tasks
 from sllm.control.types.batches import Batch, BatchHead, BatchState, Outcome
@@ -26,11 +27,14 @@ _SWEEP_SECONDS: Final = 1.0
 class Batches:
     """Belongs to the event loop."""
 
-    def __init__(self, store: BatchStore, router: Router, config: ControlConfig) -> None:
+    def __init__(
+        self, store: BatchKeeper, router: Router, encodings: Encodings, config: ControlConfig
+    ) -> None:
         self._book = BatchBook(store)
         self._router = router
+        self._encodings = encodings
         self._config = config
-        self._runner = Runner(self._book, router)
+        self._runner = Runner(self._book, router, encodings)
         self._tasks = Tasks()
         self._expired: set[str] = set()
         """Runs whose time limit has passed."""
@@ -66,9 +70,9 @@ class Batches:
                 log.warning("control.batches_not_swept", error=error.message)
             await asyncio.sleep(_SWEEP_SECONDS)
 
-    async def submit(self, head: BatchHead, requests: AsyncIterator[wire.GenerateRequest]) -> Batch:
+    async def submit(self, head: BatchHead, requests: AsyncIterator[wire.Batched]) -> Batch:
         """Takes a batch, and begins with it; see Submission."""
-        submission = Submission(head, self._book, self._router, self._config)
+        submission = Submission(head, self._book, self._router, self._encodings, self._config)
         batch = await submission.take(requests)
         if submission.made(batch):
             self._begin(batch)

@@ -8,7 +8,7 @@ from typing import Final, ParamSpec, TypeVar
 import structlog
 
 from sllm import errors
-from sllm.control.batches.store import BatchStore
+from sllm.control.batches.keeper import BatchKeeper
 from sllm.control.state.durable import StoreThread
 from sllm.control.types.batches import Batch, BatchState, Ended, Item, Outcome
 
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 class BatchBook:
     """Belongs to the event loop."""
 
-    def __init__(self, store: BatchStore) -> None:
+    def __init__(self, store: BatchKeeper) -> None:
         self._store = store
         self._thread = StoreThread()
         self._batches: dict[str, Batch] = {}

@@ -63,10 +63,14 @@ class Recorder:
                 self._room.set()
 
     async def _stored(self, batch_id: str, ended: list[Ended]) -> None:
-        """Returns once they are. Others may change batches between two tries."""
+        """Returns once they are, or cannot be. Others may change batches between two tries."""
         while True:
             try:
-                return await self._book.record(batch_id, ended)
+                await self._book.record(batch_id, ended)
+                return
             except errors.StateUnavailable as error:
                 log.warning("control.results_not_stored", batch=batch_id, error=error.message)
                 await asyncio.sleep(_RETRY_SECONDS)
+            except Exception as error:  # other batches' results are stored all the same
+                log.error("control.results_lost", batch=batch_id, exc_info=error)
+                return

@@ -12,9 +12,10 @@ import structlog
 from sllm import errors
 from sllm.control.batches.book import BatchBook
 from sllm.control.batches.recorder import Recorder
+from sllm.control.routing.encodings import Encodings, GaveWay
 from sllm.control.routing.router import Router
 from sllm.control.tasks import Tasks
-from sllm.control.types.batches import Batch, Ended, Item
+from sllm.control.types.batches import Asks, Batch, Ended, Item
 from sllm.control.wire import batches as wire
 
 log = structlog.get_logger()
@@ -28,9 +29,10 @@ _IN_LINE: Final = 32
 class Runner:
     """Belongs to the event loop. To the router it is a caller like any other."""
 
-    def __init__(self, book: BatchBook, router: Router) -> None:
+    def __init__(self, book: BatchBook, router: Router, encodings: Encodings) -> None:
         self._book = book
         self._router = router
+        self._encodings = encodings
         self._recorder = Recorder(book)
         self._tasks = Tasks()
         self._unfed: dict[str, deque[Batch]] = {}
@@ -110,9 +112,9 @@ class Runner:
     async def _finish(self, batch: Batch, item: Item, place: "_Place") -> None:
         """Sees to it that there is a result of a request, unless the control plane goes down."""
         try:
-            samples = range(wire.samples(item.request))
-            answers = [await self._answer(batch, item, sample, place) for sample in samples]
-            outcome, is_answer = wire.answered(item.request_id, answers), True
+            embeds = item.asks is Asks.EMBEDDINGS
+            outcome = await (self._embed if embeds else self._generate)(batch, item, place)
+            is_answer = True
         except Exception as error:
             if self._closing:
                 return
@@ -120,6 +122,32 @@ class Runner:
         finally:
             place.leave()
         self._recorder.add(batch.batch_id, Ended(item, is_answer, outcome))
+
+    async def _generate(self, batch: Batch, item: Item, place: "_Place") -> bytes:
+        samples = range(wire.samples(item.request))
+        answers = [await self._answer(batch, item, sample, place) for sample in samples]
+        return wire.answered(item.request_id, answers)
+
+    async def _embed(self, batch: Batch, item: Item, place: "_Place") -> bytes:
+        """Vectors, however often the request for them gives way: nothing of it is kept then.
+
+        Raises:
+            errors.SllmError: Why there are none.
+        """
+        pauses = iter(_PAUSES)
+        while True:
+            await place.take(batch.expires_at - time.time())
+            request = wire.EmbedRequest.FromString(item.request)
+            remaining = batch.expires_at - time.time()
+            try:
+                answer = await self._encodings.embed_behind_others(request, remaining, place.leave)
+                return wire.embedded(item.request_id, answer)
+            except GaveWay:
+                continue
+            except errors.Unavailable:
+                if self._closing or (pause := next(pauses, None)) is None:
+                    raise
+                await asyncio.sleep(pause)
 
     async def _answer(
         self, batch: Batch, item: Item, sample: int, place: "_Place"

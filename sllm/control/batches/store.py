@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sllm.control.state.database import Database
-from sllm.control.types.batches import Batch, Ended, Item, Outcome
+from sllm.control.types.batches import Asks, Batch, Ended, Item, Outcome
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS batches (
@@ -41,15 +41,12 @@ CREATE TABLE IF NOT EXISTS results (
 ) STRICT;
 """
 _COLUMNS: Final = ", ".join(field.name for field in fields(Batch))
+_OF_ITEM: Final = ", ".join(field.name for field in fields(Item))
 _MARKS: Final = ", ".join("?" for _ in fields(Batch))
 
 
 class BatchStore:
-    """All batches. Its methods block, and are called one at a time.
-
-    Each is one transaction, and raises errors.StateUnavailable if it cannot be: then it has done
-    nothing.
-    """
+    """`BatchKeeper` in one SQLite file."""
 
     def __init__(self, path: Path) -> None:
         """Opens the file, or makes it. What was never submitted to its end is removed.
@@ -60,49 +57,64 @@ class BatchStore:
             OSError: There can be no such directory.
         """
         self._db = Database(path, _SCHEMA)
-        self._db.execute("DELETE FROM requests WHERE run_id NOT IN (SELECT run_id FROM batches)")
+        self._add_asks()
+        for table in ("requests", "results"):
+            unmade = f"DELETE FROM {table} WHERE run_id NOT IN (SELECT run_id FROM batches)"
+            self._db.execute(unmade)
+
+    def _add_asks(self) -> None:
+        """Files of earlier versions, which knew of generations alone, say nothing of it."""
+        columns = self._db.execute("SELECT name FROM pragma_table_info('requests')")
+        if ("asks",) not in columns:
+            self._db.execute("ALTER TABLE requests ADD COLUMN asks INTEGER NOT NULL DEFAULT 0")
 
     def batches(self) -> list[Batch]:
-        """All of them, the oldest first."""
+        """See BatchKeeper."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM batches ORDER BY created_at, batch_id")
         return [_batch(row) for row in rows]
 
     def stage(self, items: Sequence[Item]) -> None:
-        """Stores requests of a batch that is still being submitted."""
+        """See BatchKeeper."""
         with self._db.transaction():
             for one in items:
-                row = (one.run_id, one.number, one.request_id, one.deployment, one.request)
-                self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", row)
+                row = [getattr(one, field.name) for field in fields(Item)]
+                self._db.execute(
+                    f"INSERT INTO requests ({_OF_ITEM}) VALUES (?, ?, ?, ?, ?, ?)", row
+                )
+
+    def stage_results(self, run_id: str, outcomes: Sequence[Outcome]) -> None:
+        """See BatchKeeper."""
+        with self._db.transaction():
+            for one in outcomes:
+                row = (run_id, one.number, one.outcome)
+                self._db.execute("INSERT INTO results VALUES (?, ?, ?)", row)
 
     def unstage(self, run_id: str) -> None:
-        """Forgets what was stored of a batch that is not to be."""
+        """See BatchKeeper."""
         self._db.execute("DELETE FROM requests WHERE run_id = ?", (run_id,))
 
     def add(self, batch: Batch) -> None:
-        """Makes a batch of what was staged for it."""
+        """See BatchKeeper."""
         self._put(batch)
 
     def deployments(self, run_id: str) -> list[str]:
-        """Names of those that a batch still has requests for."""
+        """See BatchKeeper."""
         rows = self._db.execute(
             "SELECT DISTINCT deployment FROM requests WHERE run_id = ?", (run_id,)
         )
         return [name for (name,) in rows]
 
     def waiting(self, run_id: str, deployment: str, after: int, count: int) -> list[Item]:
-        """The next `count` requests of a batch for a deployment whose numbers come after one."""
+        """See BatchKeeper."""
         rows = self._db.execute(
-            "SELECT run_id, number, request_id, deployment, request FROM requests "
-            "WHERE run_id = ? AND deployment = ? AND number > ? ORDER BY number LIMIT ?",
+            f"SELECT {_OF_ITEM} FROM requests WHERE "
+            " run_id = ? AND deployment = ? AND number > ? ORDER BY number LIMIT ?",
             (run_id, deployment, after, count),
         )
-        return [Item(*row) for row in rows]
+        return [_item(row) for row in rows]
 
     def record(self, batch: Batch, ended: Sequence[Ended], now: float) -> Batch:
-        """Puts results in the place of requests, and returns the batch as it is from then on.
-
-        A request that has a result already keeps it.
-        """
+        """See BatchKeeper."""
         with self._db.transaction():
             new = [one for one in ended if self._take(one.item)]
             count = batch.finished + batch.failed
@@ -115,13 +127,13 @@ class BatchStore:
         return after
 
     def cancel(self, batch: Batch) -> None:
-        """Stores that a batch is `batch` now, and drops the requests of it that wait."""
+        """See BatchKeeper."""
         with self._db.transaction():
             self._put(batch)
             self.unstage(batch.run_id)
 
     def results(self, run_id: str, first: int, count: int) -> list[Outcome]:
-        """At most `count` results of a batch, from number `first` on."""
+        """See BatchKeeper."""
         rows = self._db.execute(
             "SELECT number, outcome FROM results WHERE run_id = ? AND number >= ? "
             "ORDER BY number LIMIT ?",
@@ -130,13 +142,13 @@ class BatchStore:
         return [Outcome(*row) for row in rows]
 
     def delete(self, batch: Batch) -> None:
-        """Forgets a batch with all that belongs to it."""
+        """See BatchKeeper."""
         with self._db.transaction():
             for table in ("requests", "results", "batches"):
                 self._db.execute(f"DELETE FROM {table} WHERE run_id = ?", (batch.run_id,))
 
     def close(self) -> None:
-        """Ends the use of the store."""
+        """See BatchKeeper."""
         self._db.close()
 
     def _take(self, item: Item) -> bool:
@@ -148,6 +160,11 @@ class BatchStore:
     def _put(self, batch: Batch) -> None:
         row = [getattr(batch, field.name) for field in fields(Batch)]
         self._db.execute(f"INSERT OR REPLACE INTO batches ({_COLUMNS}) VALUES ({_MARKS})", row)
+
+
+def _item(row: Sequence[Any]) -> Item:
+    values = {field.name: value for field, value in zip(fields(Item), row, strict=True)}
+    return Item(**{**values, "asks": Asks(values["asks"])})
 
 
 def _batch(row: Sequence[Any]) -> Batch:

@@ -88,6 +88,15 @@ def check_still_fits(before: Deployment, base: Deployment, adapters: Iterable[De
     _refuse(base, higher, f"would take adapters of rank {most} at most (max_adapter_rank)")
 
 
+def does_not_fit(base: Deployment, adapter: str, error: errors.SllmError) -> errors.AdaptersLeft:
+    """Why a base cannot come to run as it is to: an adapter over it cannot be served so."""
+    return errors.AdaptersLeft(
+        f"{base.name} would run on {base.spec.engine.engine}, where {adapter}, an adapter over it, "
+        f"cannot be served: {error.message}; delete {adapter} first",
+        metadata={"adapters": adapter},
+    )
+
+
 def check_none_left(base: str, adapters: Iterable[Deployment]) -> None:
     """Refuses to end a base while there are adapters over it.
 

@@ -3,11 +3,20 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from sllm.control.cluster.linear_fit import Fit, Line
 
-InitKey = tuple[str, str]
-"""A checkpoint's digest and an engine's name."""
+
+class InitKey(NamedTuple):
+    """Starts that are told apart from others."""
+
+    digest: str
+    """Of the checkpoint, as it is published."""
+    engine: str
+    """Its name."""
+    ready_made: bool = False
+    """Whether they were over weights that were made ready for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +24,7 @@ class InitTime:
     """How long the latest starts of one checkpoint with one engine took."""
 
     size_bytes: int
-    """Of the checkpoint."""
+    """Of the checkpoint, in the form that they took."""
     prepare: float
     """Seconds for starting and preparing the worker, beside the load of the weights."""
     attach: float
@@ -35,12 +44,18 @@ class InitTimes:
     @cached_property
     def prepare(self) -> Line | None:
         """Seconds of `InitTime.prepare` by size in bytes. None: nothing was observed."""
-        return _line((one.size_bytes, one.prepare) for one in self.by_model.values())
+        return _line((one.size_bytes, one.prepare) for one in self._telling)
 
     @cached_property
     def attach(self) -> Line | None:
         """Seconds of `InitTime.attach` by size in bytes. None: nothing was observed."""
-        return _line((one.size_bytes, one.attach) for one in self.by_model.values())
+        return _line((one.size_bytes, one.attach) for one in self._telling)
+
+    @cached_property
+    def _telling(self) -> tuple[InitTime, ...]:
+        """What tells of others: starts over what is published, if there were any."""
+        published = [one for key, one in self.by_model.items() if not key.ready_made]
+        return tuple(published or self.by_model.values())
 
 
 NO_INIT_TIMES = InitTimes()

@@ -59,6 +59,8 @@ class Instance:
     """What it was started with. None: not known."""
     adapters: tuple[LoadedAdapter, ...] = ()
     """Those that it has."""
+    ready_made: bool = False
+    """Whether its weights were made ready for its engine; expected, until it is READY."""
 
     @property
     def takes_adapters(self) -> bool:
@@ -87,4 +89,6 @@ class Planned:
     checkpoint: str
     """Key of its checkpoint: the digest, or the source while no digest is known."""
     size_bytes: int
-    """Of its weights, for which room is kept."""
+    """Of its weights, for which room is kept, in the form that it takes."""
+    made_for: str = ""
+    """What they were made ready for. Empty: they are as published."""

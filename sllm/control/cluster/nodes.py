@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from sllm import own_memory
+from sllm.checkpoint.format.form import form_label
 from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
 from sllm.control.cluster.instances import Instance, Planned
-from sllm.control.cluster.specs import TRANSFORMERS
+from sllm.control.cluster.specs import TRANSFORMERS, EngineConfig
 from sllm.control.cluster.tiers import Copies, Copy, Link, LinkKey, Tier, TierUsage
 
 _TIERS = tuple(Tier)
@@ -48,6 +49,15 @@ class NodeMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class UnmadeForm:
+    """A checkpoint that a node has not made ready for an engine; see the protocol's UnmadeForm."""
+
+    digest: str
+    made_for: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """A node without what it holds and runs."""
 
@@ -73,6 +83,9 @@ class NodeFacts:
     """What instances can run on, the one that the node prefers first, and whether it is ready."""
     max_tensor_parallel: int = 1
     """Devices that one instance may run on together."""
+    zone: str = ""
+    """Part of the cluster that it is in. Empty: nobody has said."""
+    unmade_forms: tuple[UnmadeForm, ...] = ()
 
 
 class Kind(NamedTuple):
@@ -83,17 +96,40 @@ class Kind(NamedTuple):
     engine: str
     tensor_parallel: int = 1
     """Devices that run it together."""
+    expert_memory: int | None = None
+    """Bytes of its experts in memory, where others stay on SSD."""
+    ready_made: bool = False
+    """Whether weights were made ready for the engine, which copies next to nothing of them then."""
 
     @classmethod
-    def of(cls, checkpoint: str, engine: str, tensor_parallel: int = 1) -> "Kind":
+    def of(
+        cls,
+        checkpoint: str,
+        engine: str,
+        tensor_parallel: int = 1,
+        expert_memory: int | None = None,
+        *,
+        ready_made: bool = False,
+    ) -> "Kind":
         """Of a checkpoint and an engine, which nodes of earlier versions do not name."""
-        return cls(checkpoint, engine or TRANSFORMERS, tensor_parallel)
+        named = engine or TRANSFORMERS
+        return cls(checkpoint, named, tensor_parallel, expert_memory, ready_made)
 
     @classmethod
     def of_instance(cls, instance: Instance, checkpoint: str) -> "Kind":
         """Of an instance of a checkpoint."""
-        count = instance.config.tensor_parallel if instance.config else 1
-        return cls.of(checkpoint, instance.engine, count)
+        config, ready_made = instance.config or EngineConfig(), instance.ready_made
+        ranks, experts = config.tensor_parallel, config.expert_memory
+        return cls.of(checkpoint, instance.engine, ranks, experts, ready_made=ready_made)
+
+
+class Held(NamedTuple):
+    """Weights that something keeps in place."""
+
+    key: str
+    """Of their checkpoint on the node, as it is published."""
+    made_for: str = ""
+    """What they were made ready for. Empty: they are as published."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +195,15 @@ class NodeView:
         return self._unseen(Tier.SSD)
 
     def _unseen(self, tier: Tier) -> int:
-        wanted = {self.key_here(plan.checkpoint): plan for plan in self.planned.values()}
-        held = (self.copies.get((key, tier)) for key in wanted)
+        wanted = {self._planned(plan): plan.size_bytes for plan in self.planned.values()}
         return sum(
-            plan.size_bytes for plan, copy in zip(wanted.values(), held, strict=True) if not copy
+            size
+            for held, size in wanted.items()
+            if not self.copies.find(held.key, tier, held.made_for)
         )
+
+    def _planned(self, plan: Planned) -> Held:
+        return Held(self.key_here(plan.checkpoint), plan.made_for)
 
     @cached_property
     def kv_held(self) -> int:
@@ -207,7 +247,19 @@ class NodeView:
             return instance.own_bytes
         plan = self.planned.get(instance.instance_id)
         key = instance.digest or (self.key_here(plan.checkpoint) if plan else "")
-        return self.own_expected(Kind.of_instance(instance, key), instance.private_bytes)
+        kind, copied = Kind.of_instance(instance, key), instance.private_bytes
+        if instance.ready_made:
+            measured = self.copied_over(key, form_label(kind.engine, kind.tensor_parallel))
+            copied = copied if measured is None else measured
+        return self.own_expected(kind, copied)
+
+    def copied_over(self, digest: str, made_for: str) -> int | None:
+        """Memory that instances over ready-made weights take for copies, as measured here.
+
+        None: it was not measured.
+        """
+        found = (self.copies.find(digest, tier, made_for) for tier in (Tier.DRAM, Tier.SSD))
+        return next((copy.private_bytes for copy in found if copy), None)
 
     @cached_property
     def own_held(self) -> int:
@@ -236,11 +288,11 @@ class NodeView:
         return self.weights_capacity - sum(self.weights_held.values())
 
     @cached_property
-    def weights_held(self) -> Mapping[str, int]:
-        """Bytes that cannot be evicted from the weights' tier, by checkpoint."""
+    def weights_held(self) -> Mapping[Held, int]:
+        """Bytes that cannot be evicted from the weights' tier."""
         return self.weights_held_without(frozenset())
 
-    def weights_held_without(self, stopped: frozenset[str]) -> Mapping[str, int]:
+    def weights_held_without(self, stopped: frozenset[str]) -> Mapping[Held, int]:
         """The same, once the instances `stopped` are gone as well."""
         staying = {
             digest
@@ -254,12 +306,12 @@ class NodeView:
             if key in self.leaving or key in stopped
             for digest in one.digests - staying
         }
-        held: dict[str, int] = {}
+        held: dict[Held, int] = {}
         for copy in self.copies.leased:
             if copy.tier == self.weights_tier and (copy.holds or copy.serves not in released):
-                held[copy.serves] = held.get(copy.serves, 0) + copy.size_bytes
+                held[Held(copy.serves, copy.made_for)] = copy.size_bytes
         for plan in self.planned.values():
-            held.setdefault(self.key_here(plan.checkpoint), plan.size_bytes)
+            held.setdefault(self._planned(plan), plan.size_bytes)
         return held
 
     def key_here(self, checkpoint: str) -> str:
@@ -270,4 +322,4 @@ class NodeView:
 def keys_of(node: NodeView) -> set[str]:
     """Digests and sources of the checkpoints that a node holds some of, or has started."""
     held = {key for copy in node.copies.values() for key in (copy.serves, *copy.sources)}
-    return held | {digest for digest, _ in node.facts.init_times.by_model}
+    return held | {key.digest for key in node.facts.init_times.by_model}

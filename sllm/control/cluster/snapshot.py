@@ -23,6 +23,8 @@ class Typical:
     """Median seconds. None: no node has observed one."""
     init_times: InitTimes = NO_INIT_TIMES
     """Medians for each model."""
+    held: frozenset[str] = frozenset()
+    """Digests of checkpoints that any node has all of, which others may have from it."""
     slowness: float = 1.0
     """What starts take now, besides the load, for each second that init times let expect."""
 

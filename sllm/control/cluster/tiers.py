@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
+from sllm.checkpoint.format.form import WeightForm
+
 
 class Tier(IntEnum):
     """A place on or behind a node that holds chunks; the numbers are those of the protocol."""
@@ -13,6 +15,8 @@ class Tier(IntEnum):
     SSD = 2
     DRAM = 3
     DEVICE = 4
+    PEER = 5
+    """Other nodes: between the source and SSD, whatever its number."""
 
 
 STORED_ON = (Tier.SSD, Tier.DRAM)
@@ -46,7 +50,12 @@ class Copy:
     made_of: str = ""
     """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
     made_for: str = ""
-    """Name of the engine that it was made ready for, if it was."""
+    """What it was made ready for, if it was; see `WeightForm.label`."""
+    form: WeightForm | None = None
+    """The same in full, as far as it is known."""
+    private_bytes: int | None = None
+    """Of what was made ready: memory that an instance over it takes for copies of its own, as
+    measured on its node. None: it was not."""
 
     @property
     def serves(self) -> str:
@@ -72,28 +81,25 @@ class Copies(dict[tuple[str, Tier], Copy]):
         """The copies that something holds in place."""
         return tuple(copy for copy in self.values() if copy.leased)
 
-    def nearest(self, digest: str, tier: Tier, engine: str) -> Copy | None:
-        """What a tier has of a checkpoint: as published or made ready for an engine, the fuller."""
-        published = self.get((digest, tier))
-        made = self._made.get((digest, tier, engine))
-        if made is None or published is None:
-            return published or made
-        return max(published, made, key=_share)
+    def find(self, digest: str, tier: Tier, made_for: str) -> Copy | None:
+        """What a tier has of a checkpoint in one form; `made_for` is empty of what is published."""
+        return self._made.get((digest, tier, made_for)) if made_for else self.get((digest, tier))
 
     @cached_property
     def _made(self) -> Mapping[tuple[str, Tier, str], Copy]:
-        """What was made ready, by what it was made of, and for which engine."""
+        """What was made ready, by what it was made of, and for what."""
         made = (one for one in self.values() if one.made_of)
         return {(one.made_of, one.tier, one.made_for): one for one in made}
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """Digests of what is here, with nothing missing."""
+        return frozenset(copy.digest for copy in self.values() if copy.whole)
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
         """The digest to which each source leads on this node."""
         return {source: copy.digest for copy in self.values() for source in copy.sources}
-
-
-def _share(copy: Copy) -> float:
-    return copy.resident_bytes / max(1, copy.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

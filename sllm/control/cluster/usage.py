@@ -2,6 +2,27 @@
 
 import math
 from dataclasses import dataclass
+from typing import Final
+
+_KEPT_FREE_OF: Final = 8
+"""Of so many slots of an instance one is kept free of requests that nobody waits for: whoever comes
+has it at once, and does not wait for one of them to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What has been found for one instance."""
+
+    requests: int
+    """That it works on at once."""
+    time_per_token: float = 0.0
+    """Seconds between two tokens of a request, by the last look. 0: there was none."""
+    retry_at: float = 0.0
+    """Clock's seconds from which on one more may be tried."""
+    pause: float = 0.0
+    """How long that was put off. 0: it was not."""
+    target: float = 0.0
+    """Seconds between two tokens for which all of this was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +44,24 @@ class Use:
     """How many of those in flight nobody waits for: they give way to others."""
     asked_for: bool = False
     """Whether it ever had a request that somebody waited for."""
+
+    limit: Limit | None = None
+    """What was found by how fast its tokens come. None: it has as many as its deployment says."""
+
+    def most(self, max_concurrency: int) -> int:
+        """Requests that it should have at once, of as many as its deployment says."""
+        return min(max_concurrency, self.limit.requests) if self.limit else max_concurrency
+
+    def most_with_background(self, max_concurrency: int) -> int:
+        """The same where the last one to come is one that nobody waits for."""
+        most = self.most(max_concurrency)
+        return most - (most >= _KEPT_FREE_OF)
+
+    def taken(self, max_concurrency: int) -> int:
+        """Slots that nobody else is given: beside requests that nobody waits for the free one."""
+        most = self.most(max_concurrency)
+        kept = most - self.most_with_background(max_concurrency) if self.background else 0
+        return max(self.in_flight, min(most, self.in_flight + kept))
 
     @property
     def is_busy(self) -> bool:

@@ -10,16 +10,22 @@ from typing import Final, TypeVar
 import structlog
 
 from sllm import errors
-from sllm.control.cluster import adapters, specs
+from sllm.control.cluster import adapters, revision, specs, validation
 from sllm.control.cluster.needs import need_of
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.placement import fitting
+from sllm.control.state import tier_bytes
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
+from sllm.control.state.statuses import status_of
+from sllm.control.tenants.limits import check_replicas
+from sllm.control.tenants.names import tenant_of
 from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire.deployments import template_trial
-from sllm.control.wire.node_client import Inspected, Node, Nodes
+from sllm.control.wire.node_client import Node
+from sllm.control.wire.node_messages import Inspected
+from sllm.control.wire.nodes import Nodes
 
 log = structlog.get_logger()
 
@@ -52,25 +58,59 @@ class Catalog:
         Raises:
             errors.SllmError: Why not; then nothing has changed.
         """
-        specs.validate(spec)
+        validation.validate(spec)
         if (first := await self._durable.recall(call)) is not None:
             return first
         if spec.base:
             return await self._deploy_adapter(spec, call)
         if spec.engine.tensor_parallel > 1:
             spec = _on(spec, specs.VLLM)  # the one engine that has several devices run a model
+        if spec.engine.expert_memory is not None:
+            spec = _on(spec, specs.TRANSFORMERS)  # the one engine whose experts may stay on SSD
         # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
         # at again afterwards.
         present = self._state.deployments.get(spec.name)
         found = await self._look_for_room(spec, present)
         spec = _on(spec, found.engine)
-        specs.validate(spec)
+        validation.validate(spec)
         await self._try_template(spec, found.model)
-        async with self._changing:
-            deployment = self._revised(spec, found.model)
-            if before := self._state.deployments.get(spec.name):
-                adapters.check_still_fits(before, deployment, self._state.adapters_of(spec.name))
-            return await self._put(deployment, call)
+        while True:
+            looked_at = await self._check_adapters(self._revised(spec, found.model))
+            async with self._changing:
+                if not self._adapters_to_look_at(spec) <= looked_at:
+                    continue  # one has come meanwhile
+                deployment = self._revised(spec, found.model)
+                if before := self._state.deployments.get(spec.name):
+                    there = self._state.adapters_of(spec.name)
+                    adapters.check_still_fits(before, deployment, there)
+                return await self._put(deployment, call)
+
+    def _adapters_to_look_at(self, spec: DeploymentSpec) -> frozenset[str]:
+        """Names of the adapters over a base that is to run on another engine."""
+        present = self._state.deployments.get(spec.name)
+        if present is None or present.spec.engine.engine == spec.engine.engine:
+            return frozenset()
+        return frozenset(one.name for one in self._state.adapters_of(spec.name))
+
+    async def _check_adapters(self, base: Deployment) -> frozenset[str]:
+        """Has nodes hold adapters against what their base is to become: names of those that fit.
+
+        Raises:
+            errors.AdaptersLeft: One does not.
+            errors.Unavailable: Nobody can tell.
+        """
+        names = self._adapters_to_look_at(base.spec)
+        for name in sorted(names):
+            one = self._state.deployments.get(name)
+            if one is None:
+                continue  # it was deleted meanwhile
+            try:
+                await self._look_at_adapter(one.spec, base, None)
+            except errors.Unavailable:
+                raise
+            except errors.SllmError as error:
+                raise adapters.does_not_fit(base, name, error) from error
+        return names
 
     async def _deploy_adapter(
         self, spec: DeploymentSpec, call: Call[DeploymentStatus]
@@ -78,16 +118,21 @@ class Catalog:
         """The same of an adapter, which a node holds against its base."""
         base, present = self._base_of(spec), self._state.deployments.get(spec.name)
         if present:
-            specs.check_source(present, spec)
+            revision.check_source(present, spec)
         found = await self._look_at_adapter(spec, base, present)
         rendered = dataclasses.replace(base.spec, chat_template=spec.chat_template)
         await self._try_template(rendered, base.model)
         async with self._changing:
-            base = self._base_of(spec)  # looking may take a minute
+            looked_at, base = base, self._base_of(spec)  # looking may take a minute
             held_against = found.adapter.base_identity if found.adapter else ""
             if held_against != base.model.identity:
                 raise errors.SourceChanged(
                     f"{base.name} has become another model meanwhile; deploy {spec.name} again"
+                )
+            if looked_at.spec.engine.engine != base.spec.engine.engine:
+                raise errors.SourceChanged(
+                    f"{base.name} has come to run on {base.spec.engine.engine} meanwhile; deploy "
+                    f"{spec.name} again"
                 )
             model = adapters.adapted(base, found)
             return await self._put(self._revised(spec, model), call)
@@ -116,12 +161,20 @@ class Catalog:
     async def _put(self, deployment: Deployment, call: Call[DeploymentStatus]) -> DeploymentStatus:
         """Stores a deployment, which is in force from then on, unless the call was repeated."""
         fitting.check_fits(self._state.snapshot(), need_of(deployment))
+        self._check_replicas(deployment)
+        tier_bytes.check_deployment(self._state, deployment)
         status = self._status_of(deployment)
         put = self._durable.store.put
         answer = await self._durable.run(put, deployment, call, status, time.time())
         if answer is status:  # else the same call has come twice at once, and is in force
             self._state.set_deployment(deployment)
         return answer
+
+    def _check_replicas(self, deployment: Deployment) -> None:
+        tenant = tenant_of(deployment.name)
+        kept = {**self._state.kept_replicas, deployment.name: deployment.spec.scaling.min_replicas}
+        its = {name: least for name, least in kept.items() if tenant_of(name) == tenant}
+        check_replicas(tenant, self._state.tenants.limits_of(tenant), its)
 
     async def delete(self, name: str, call: Call[Done]) -> bool:
         """Removes a deployment; says whether it did, rather than this being a repeated call.
@@ -153,13 +206,13 @@ class Catalog:
     def _revised(self, spec: DeploymentSpec, model: ModelInfo) -> Deployment:
         present = self._state.deployments.get(spec.name)
         if present:
-            return specs.revise(present, spec, model)
+            return revision.revise(present, spec, model)
         return Deployment(spec, model, created_at=time.time())
 
     def _status_of(self, deployment: Deployment) -> DeploymentStatus:
         """How a deployment is doing, as it is told once it is stored."""
         if deployment.name in self._state.deployments:
-            present = self._state.status(deployment.name)
+            present = status_of(self._state, deployment.name)
             return dataclasses.replace(present, deployment=self._state.shown(deployment))
         return DeploymentStatus(self._state.shown(deployment), self._state.prepared(deployment))
 
@@ -190,12 +243,15 @@ class Catalog:
         """What the source is now. A deployment that is there is what it was if nobody can tell."""
         if present is None:
             return await self._inspect_on(spec, spec.engine.engine)
-        specs.check_source(present, spec)
+        revision.check_source(present, spec)
         try:
             return await self._look_again(spec, present.spec.engine.engine)
         except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
-            if spec.engine.tensor_parallel != present.spec.engine.tensor_parallel:
+            before, after = present.spec.engine, spec.engine
+            if after.tensor_parallel != before.tensor_parallel:
                 raise  # whether it can be divided so, and what a part takes, nobody has said
+            if after.expert_memory not in (None, before.expert_memory):
+                raise  # nor whether experts can be read so
             asked = spec.engine.engine
             engine = present.spec.engine.engine if asked == specs.AUTO else asked
             return Inspected(present.model.without_private, engine)

@@ -1,12 +1,14 @@
 """Brings the checkpoints of deployments to a node, in the background."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import structlog
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.control.cluster.needs import need_of
 from sllm.control.cluster.specs import Deployment, ModelInfo
 from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
@@ -15,7 +17,9 @@ from sllm.control.placement import placement
 from sllm.control.placement.decisions import Demand
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
-from sllm.control.wire.node_client import Node, Nodes
+from sllm.control.types.status import Loading
+from sllm.control.wire.node_client import Node
+from sllm.control.wire.nodes import Nodes
 
 log = structlog.get_logger()
 
@@ -91,7 +95,8 @@ class Preparation:
     async def _try_tiers(self, deployment: Deployment) -> errors.SllmError | None:
         """Tries the disks of nodes; what none of them takes is served from memory all the same."""
         error: errors.SllmError | None = None
-        for tier in (Tier.SSD, Tier.DRAM):
+        stays = deployment.spec.engine.expert_memory is not None
+        for tier in (Tier.SSD,) if stays else (Tier.SSD, Tier.DRAM):
             error = await self._try_nodes(deployment, tier)
             if not isinstance(error, errors.NoCapacity | errors.ModelTooLarge):
                 break
@@ -135,17 +140,25 @@ class Preparation:
 
     async def _promote(self, deployment: Deployment, node: Node, tier: Tier) -> None:
         spec, timeout = deployment.spec, self._config.start_timeout_seconds
-        promotion = node.promote(
-            spec.source,
-            spec.engine.dtype,
-            tier,
-            timeout,
-            pack=spec.engine.pack,
-            give_up=True,
-            identity=deployment.model.identity,
-            engine=spec.engine.engine,
-            tensor_parallel=spec.engine.tensor_parallel,
-        )
+        checkpoint = need_of(deployment).checkpoint
+        with self._state.deliveries.to(node.node_id, checkpoint) as givers:
+            promotion = node.promote(
+                spec.source,
+                spec.engine.dtype,
+                tier,
+                timeout,
+                pack=spec.engine.pack,
+                give_up=True,
+                identity=deployment.model.identity,
+                engine=spec.engine.engine,
+                tensor_parallel=spec.engine.tensor_parallel,
+                givers=givers,
+            )
+            await self._follow(deployment, promotion)
+
+    async def _follow(
+        self, deployment: Deployment, promotion: AsyncGenerator[Loading | ModelInfo, None]
+    ) -> None:
         async with aclosing(promotion) as steps:
             async for step in steps:
                 if isinstance(step, ModelInfo):

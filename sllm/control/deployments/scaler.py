@@ -8,6 +8,8 @@ from sllm.clock import Clock
 from sllm.control.cluster.instances import InstanceState
 from sllm.control.cluster.specs import Deployment
 from sllm.control.deployments import autoscaler
+from sllm.control.deployments.keeping import Keeping
+from sllm.control.placement.placement import slots_each
 from sllm.control.state.state import State
 
 
@@ -17,18 +19,22 @@ class Scaler:
     def __init__(
         self,
         state: State,
+        keeping: Keeping,
         clock: Clock,
-        end: Callable[[str], None],
+        end: Callable[[str, float | None], None],
         retire: Callable[[str], None],
         later: Callable[[str, float], None],
         settle_seconds: float,
     ) -> None:
         """`end` ends an instance at once, and `retire` one when its requests have ended.
 
+        The former is told for how many seconds its weights are worth their room in DRAM, if known.
+
         `later` is told when time alone makes a deployment due, in the clock's seconds. Within
         `settle_seconds` from now on nodes join that run instances already.
         """
         self._state = state
+        self._keeping = keeping
         self._clock = clock
         self._end = end
         self._retire = retire
@@ -51,9 +57,9 @@ class Scaler:
         """Stops what has been idle for too long; returns how many instances to add."""
         deployment = self._state.deployments[name]
         load = self._load(deployment)
-        plan = autoscaler.plan(load, deployment.spec.scaling, now)
+        plan = autoscaler.plan(load, self._keeping.policy(deployment), now)
         for instance_id in plan.stop:
-            self._end(instance_id)
+            self._end(instance_id, self._keeping.keep_weights(name))
         for instance_id in plan.retire:
             self._retire(instance_id)
         if plan.next_expiry is not None:
@@ -63,11 +69,12 @@ class Scaler:
     def _load(self, deployment: Deployment) -> autoscaler.Load:
         instances = self._state.fleet.instances_of(deployment.name)
         replicas, outdated = self._replicas(deployment.name), self._state.outdated
+        uses, most = self._state.slots.uses, deployment.spec.engine.max_concurrency
         return autoscaler.Load(
             waiting=self._state.queue.count(deployment.name),
             ready=[one for one in replicas if one.instance_id not in outdated],
             starting=sum(one.state is InstanceState.STARTING for one in instances),
-            max_concurrency=deployment.spec.engine.max_concurrency,
+            max_concurrency=slots_each(instances, uses, most),
             outdated=[one for one in replicas if one.instance_id in outdated],
             background=self._state.background.count(deployment.name),
         )

@@ -10,6 +10,7 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control.cluster.instances import InstanceState
 from sllm.control.state.state import State
+from sllm.control.state.statuses import status_of
 from sllm.control.tasks import Tasks
 from sllm.control.types.views import (
     ClusterDelta,
@@ -56,7 +57,7 @@ def look(state: State) -> ClusterState:
 
 def _load(state: State, name: str) -> DeploymentLoad:
     states = [one.state for one in state.fleet.instances_of(name)]
-    status = state.status(name)
+    status = status_of(state, name)
     return DeploymentLoad(
         queued=status.queued_requests,
         ready=status.ready_instances,

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 
 from sllm import errors
 from sllm.control.state.state import State
+from sllm.control.state.statuses import status_of
 from sllm.control.types.status import DeploymentStatus
 
 
@@ -22,7 +23,7 @@ class DeploymentWatch:
             errors.ShuttingDown: The control plane is going down.
         """
         changes = self._state.changes
-        status = self._state.status(name)
+        status = status_of(self._state, name)
         changed = changes.changed(name)  # before the yield: it changes meanwhile as well
         yield status
         while True:
@@ -32,7 +33,7 @@ class DeploymentWatch:
             if name not in self._state.deployments:
                 return
             changed = changes.changed(name)
-            if (now := self._state.status(name)) != status:
+            if (now := status_of(self._state, name)) != status:
                 status = now
                 yield status
 

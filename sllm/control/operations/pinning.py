@@ -9,19 +9,24 @@ import structlog
 
 from sllm import errors
 from sllm.clock import Clock
+from sllm.control.cluster.needs import need_of
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import ModelInfo
 from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.operations.jobs import Job, Jobs
+from sllm.control.state import tier_bytes
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
+from sllm.control.tenants.limits import check_pinned
+from sllm.control.tenants.names import tenant_of
 from sllm.control.types import pins
 from sllm.control.types.calls import UNASKED, Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
 from sllm.control.types.status import Loading
-from sllm.control.wire.node_client import HoldSpec, Nodes
+from sllm.control.wire.node_messages import HoldSpec
+from sllm.control.wire.nodes import Nodes
 
 log = structlog.get_logger()
 
@@ -123,6 +128,16 @@ class Pinning:
             if deployment in ("", place.deployment) and not pin.is_over(now)
         }
 
+    def pinned_bytes(self, tenant: str) -> int:
+        """Bytes that the pins of a tenant keep; of one checkpoint in one place only once."""
+        needs = self._state.needs
+        kept = {
+            (needs[place.deployment].checkpoint, place.tier, place.node_id)
+            for place in self._pins
+            if tenant_of(place.deployment) == tenant
+        }
+        return sum(checkpoint.size_bytes for checkpoint, _, _ in kept)
+
     def _is_held(self, place: Place) -> bool:
         view = self._state.fleet.nodes.get(place.node_id)
         return view is not None and place.hold_id in _held(view)
@@ -167,6 +182,10 @@ class Pinning:
         """Refuses what could not be pinned, before anything moves."""
         size = self._state.deployment(place.deployment).model.size_bytes
         view = self._state.working_node(place.node_id)
+        if place not in self._pins:
+            tenant, limits = tenant_of(place.deployment), self._state.tenants.limits_of
+            check_pinned(tenant, limits(tenant), self.pinned_bytes(tenant) + size)
+            tier_bytes.check(self._state, place, self._pins)
         neighbours = {
             self._state.needs[other.deployment].checkpoint
             for other in self._pins
@@ -192,20 +211,22 @@ class Pinning:
         spec = deployment.spec
         node = self._nodes.member(pin.place.node_id)
         hold = HoldSpec(pin.place.hold_id, pin.remaining(time.time()))
-        promotion = node.promote(
-            spec.source,
-            spec.engine.dtype,
-            pin.place.tier,
-            self._timeout,
-            hold,
-            pack=spec.engine.pack,
-            identity=deployment.model.identity,
-            engine=spec.engine.engine,
-        )
-        async with aclosing(promotion) as steps:
-            async for step in steps:
-                if not isinstance(step, ModelInfo):
-                    tell(step)
+        with self._state.deliveries.to(node.node_id, need_of(deployment).checkpoint) as givers:
+            promotion = node.promote(
+                spec.source,
+                spec.engine.dtype,
+                pin.place.tier,
+                self._timeout,
+                hold,
+                pack=spec.engine.pack,
+                identity=deployment.model.identity,
+                engine=spec.engine.engine,
+                givers=givers,
+            )
+            async with aclosing(promotion) as steps:
+                async for step in steps:
+                    if not isinstance(step, ModelInfo):
+                        tell(step)
 
     async def _restore(self, pin: Pin) -> None:
         """Applies a pin for as long as its node is there and has not done so."""

@@ -19,13 +19,17 @@ from sllm.control.deployments.catalog import Catalog
 from sllm.control.operations.jobs import Job
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import Demand
+from sllm.control.state import tier_bytes
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
+from sllm.control.tenants.limits import check_by_source
 from sllm.control.types import pins
 from sllm.control.types.calls import Call
 from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
+from sllm.control.types.pins import Place
 from sllm.control.types.status import Loading
-from sllm.control.wire.node_client import HoldSpec, Nodes
+from sllm.control.wire.node_messages import HoldSpec
+from sllm.control.wire.nodes import Nodes
 
 _PREFIX: Final = "prefetch/"
 
@@ -47,7 +51,8 @@ class _UnderWay:
     """A prefetch that is not done."""
 
     call: Call[Prefetched]
-    node_id: str
+    place: Place
+    """Without a deployment it is of a source."""
     job: Job[Loading, Prefetched]
 
 
@@ -82,7 +87,7 @@ class Prefetching:
             yield first
             return
         under_way = self._joined(call) or await self._begin(ask, call)
-        yield Placed(under_way.node_id)
+        yield Placed(under_way.place.node_id)
         async with aclosing(under_way.job.follow()) as steps:
             async for step in steps:
                 yield step
@@ -96,16 +101,25 @@ class Prefetching:
         return found
 
     async def _begin(self, ask: PrefetchAsk, call: Call[Prefetched]) -> _UnderWay:
+        self._check_source(ask)
         checkpoint = await self._checkpoint(ask)
         if joined := self._joined(call):  # it may have come meanwhile
             return joined
-        node_id = self._choose(ask, checkpoint)
+        place = Place(ask.deployment, ask.tier, self._choose(ask, checkpoint))
+        if ask.deployment:
+            coming = [one.place for one in self._under_way.values()]
+            tier_bytes.check(self._state, place, coming)
         key = call.request_id or uuid.uuid4().hex
         hold = HoldSpec(f"{_PREFIX}{key}", ask.ttl)
-        job = Job(partial(self._work, ask, checkpoint, node_id, hold, call))
+        job = Job(partial(self._work, ask, checkpoint, place.node_id, hold, call))
         job.task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        under_way = self._under_way[key] = _UnderWay(call, node_id, job)
+        under_way = self._under_way[key] = _UnderWay(call, place, job)
         return under_way
+
+    def _check_source(self, ask: PrefetchAsk) -> None:
+        if ask.tenant is not None and not ask.deployment:
+            limits = self._state.tenants.limits_of(ask.tenant)
+            check_by_source(ask.tenant, limits, {Tier.SSD.name, ask.tier.name})
 
     async def _checkpoint(self, ask: PrefetchAsk) -> _Wanted:
         """What is to be brought up, as a deployment or a node's look at the source tells it."""
@@ -169,21 +183,23 @@ class Prefetching:
         tell: Callable[[Loading], None],
     ) -> Prefetched:
         digest = ""
-        promotion = self._nodes.member(node_id).promote(
-            wanted.checkpoint.source,
-            wanted.dtype,
-            ask.tier,
-            self._timeout,
-            hold,
-            identity=wanted.identity,
-            engine=wanted.engine,
-        )
-        async with aclosing(promotion) as steps:
-            async for step in steps:
-                if isinstance(step, ModelInfo):
-                    digest = step.digest
-                else:
-                    tell(step)
+        with self._state.deliveries.to(node_id, wanted.checkpoint) as givers:
+            promotion = self._nodes.member(node_id).promote(
+                wanted.checkpoint.source,
+                wanted.dtype,
+                ask.tier,
+                self._timeout,
+                hold,
+                identity=wanted.identity,
+                engine=wanted.engine,
+                givers=givers,
+            )
+            async with aclosing(promotion) as steps:
+                async for step in steps:
+                    if isinstance(step, ModelInfo):
+                        digest = step.digest
+                    else:
+                        tell(step)
         done = Prefetched(node_id, ask.tier, digest, time.time() + ask.ttl)
         await self._durable.run(self._durable.store.remember, call, done, time.time())
         return done

@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from sllm.clock import Clock
@@ -10,11 +11,15 @@ from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Need
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.launcher import Launcher
+from sllm.control.orchestration.tuning import Tuning
 from sllm.control.placement import placement
 from sllm.control.requests.queue import RequestQueue
 from sllm.control.requests.tickets import Assignment, Ticket
 from sllm.control.state.state import State
-from sllm.control.wire.node_client import Node, Nodes
+from sllm.control.wire.node_client import Node
+from sllm.control.wire.nodes import Nodes
+from sllm.control.wire.prefixes import set_keeper
+from sllm.prompt_prefixes import Keeper
 
 _IN_LINE: Final = 3
 """See `Dispatcher._adapted`."""
@@ -31,6 +36,8 @@ class Dispatcher:
         self._launcher = launcher
         self._agenda = agenda
         self._clock = clock
+        self.tuning = Tuning(state, agenda, clock)
+        """Of how many requests an instance should have at once."""
         self._giving_way: set[Ticket] = set()
         """Requests that still have the slots which others will get."""
         self._getting: dict[str, Counter[str]] = {}
@@ -40,6 +47,9 @@ class Dispatcher:
 
     def enqueue(self, ticket: Ticket) -> None:
         """Puts a request into its line; it has an instance at once if one has a free slot."""
+        if not ticket.background:
+            alone = not self._state.is_asked_for(ticket.deployment)
+            self._state.arrivals.arrived(ticket.deployment, self._clock.now(), alone=alone)
         self._state.line_of(ticket).add(ticket)
         self.dispatch(ticket.deployment)
         if ticket.assignment is None:
@@ -100,11 +110,26 @@ class Dispatcher:
         if ticket.adapter:
             instances = self._taking_adapter(ticket, instances)
         today = [one for one in instances if one.instance_id not in state.outdated]
-        for some in (*self._adapted(ticket, today), today, instances):
-            found = placement.free_instance(some, state.slots.uses, need.max_concurrency)
-            if found:
-                return found
-        return None
+        choose = partial(
+            placement.free_instance,
+            uses=state.slots.uses,
+            max_concurrency=need.max_concurrency,
+            distance=self._distance(ticket),
+            background=ticket.background,
+            saved=state.kept_prefixes.saved(ticket.prefixes),
+        )
+        choices = (*self._adapted(ticket, today), today, instances)
+        return next(filter(None, map(choose, choices)), None)
+
+    def _distance(self, ticket: Ticket) -> Callable[[Instance], float]:
+        """What the way to instances costs a request."""
+        nodes, zones = self._state.fleet.nodes, self._state.zones
+
+        def distance(instance: Instance) -> float:
+            node = nodes.get(instance.node_id)
+            return zones.seconds(ticket.zone, node.facts.zone) if node else 0.0
+
+        return distance if ticket.zone else placement.near
 
     def _taking_adapter(self, ticket: Ticket, instances: Iterable[Instance]) -> list[Instance]:
         """Those that take a request with an adapter: not where that could not be loaded."""
@@ -151,11 +176,13 @@ class Dispatcher:
     def reattach(self, ticket: Ticket, left: str = "") -> bool:
         """Gives a request whose caller reads on to the instance that goes on with it, if any.
 
-        That is the one where its caller has `left` it, or one that is reported to have it unread.
+        That is the one where its caller has `left` it, the one that another control plane reads it
+        from, or one that is reported to have it unread.
         """
         instances = self._state.fleet.instances_of(ticket.deployment)
         unread = [one.instance_id for one in instances if ticket.request_id in one.unread]
-        for instance_id in (left, *unread):
+        carried = [one.instance_id for one in instances if one.instance_id == ticket.carried_from]
+        for instance_id in (left, *carried, *unread):
             assignment = self.arrive(ticket, instance_id)
             if assignment:
                 ticket.assign(assignment)
@@ -171,6 +198,7 @@ class Dispatcher:
 
     def _take(self, ticket: Ticket, instance: Instance, now: float) -> Assignment:
         """Takes a slot of an instance."""
+        set_keeper(ticket.request, self._keeper(ticket, instance.node_id))
         if ticket.background:
             self._state.slots.take_background(instance.instance_id)
         else:
@@ -180,6 +208,15 @@ class Dispatcher:
             getting[ticket.request.adapter.identity] += 1
         node = self._nodes.by_id[instance.node_id]
         return Assignment(instance, node, self._state.records.get(instance.instance_id), now)
+
+    def _keeper(self, ticket: Ticket, node_id: str) -> Keeper | None:
+        """The node that keeps most of a request's prompt, unless it is the one that gets it."""
+        saved = self._state.kept_prefixes.saved(ticket.prefixes)
+        best = max(saved, key=saved.__getitem__, default=node_id)
+        node = self._state.fleet.nodes.get(best)
+        if node is None or saved.get(best, 0.0) <= saved.get(node_id, 0.0):
+            return None
+        return Keeper(best, node.facts.address, saved[best])
 
     # --- requests that leave ------------------------------------------------------------------
 
@@ -196,7 +233,10 @@ class Dispatcher:
         if ticket.adapter:
             self._forget_adapter(instance_id, ticket.request.adapter.identity)
         if not ticket.background:
-            return self._state.slots.release(instance_id, self._clock.now(), ticket.keep_alive)
+            now = self._clock.now()
+            if ticket.deployment in self._state.deployments:  # else it was forgotten
+                self._state.arrivals.ended(ticket.deployment, now)
+            return self._state.slots.release(instance_id, now, ticket.keep_alive)
         self._giving_way.discard(ticket)
         return self._state.slots.release_background(instance_id)
 

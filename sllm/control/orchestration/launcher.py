@@ -14,16 +14,22 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control import metrics
 from sllm.control.cluster.instances import Instance, Planned
+from sllm.control.cluster.needs import Need, need_of
 from sllm.control.cluster.specs import Deployment
 from sllm.control.config import ControlConfig
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.orchestration.outcomes import Outcomes
 from sllm.control.placement import room
-from sllm.control.state.state import StartUnderWay, State
+from sllm.control.placement.lenders import loan_for
+from sllm.control.placement.start_estimate import need_on
+from sllm.control.state.starts import StartUnderWay
+from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
+from sllm.control.types.givers import Loan
 from sllm.control.types.receipts import StartRecord
 from sllm.control.types.status import Loading
-from sllm.control.wire.node_client import Nodes, Ready
+from sllm.control.wire.node_messages import Ready, StopOrder
+from sllm.control.wire.nodes import Nodes
 
 log = structlog.get_logger()
 tracer = trace.get_tracer("sllm")
@@ -72,13 +78,20 @@ class Launcher:
         for_move: bool = False,
     ) -> None:
         """Keeps room for an instance and starts it; `for_move`: see `StartUnderWay`."""
-        need = self._state.needs[deployment.name]
-        size = deployment.model.size_bytes
-        self._state.fleet.plan(Planned(instance, need.checkpoint.key, size))
+        need = self._need_on(instance.node_id, self._state.needs[deployment.name])
+        instance = replace(instance, ready_made=instance.ready_made or need.over_ready)
+        size, form = need.pool_bytes, need.made_for
+        self._state.fleet.plan(Planned(instance, need.checkpoint.key, size, form))
         now = self._clock.now()
         start = StartUnderWay(deployment, instance, now, estimate, for_move=for_move)
         self._state.starts[instance.instance_id] = start
         self._tasks.spawn(self._start(start), name=f"start {instance.instance_id}")
+
+    def _need_on(self, node_id: str, need: Need) -> Need:
+        """What a start on a node needs there, by what the node says now."""
+        fleet = self._state.fleet
+        node = fleet.nodes.get(node_id)
+        return need_on(node, need, fleet.typical) if node else need
 
     def join(self, deployment: Deployment, instance: Instance) -> None:
         """Follows a start that a node has begun for an earlier control plane.
@@ -88,8 +101,11 @@ class Launcher:
         if instance.instance_id not in (*self._state.starts, *self._failed):
             self.begin(deployment, instance)
 
-    def end(self, instance: Instance) -> None:
-        """Stops an instance at once; its room counts as free from now on."""
+    def end(self, instance: Instance, keep_weights: float | None = None) -> None:
+        """Stops an instance at once; its room counts as free from now on.
+
+        `keep_weights`: seconds for which its weights are worth their room in DRAM. None: not known.
+        """
         for ticket in self._state.background_on(instance.instance_id):
             ticket.give_way()
         self._state.fleet.leave(instance.instance_id)
@@ -97,12 +113,15 @@ class Launcher:
         if start := self._state.starts.get(instance.instance_id):
             start.withdrawn = True
         stops = self._stops.setdefault(instance.node_id, {})
-        stops[instance.instance_id] = self._stop_later(instance, grace=0.0)
+        stops[instance.instance_id] = self._stop_later(instance, 0.0, keep_weights)
 
-    def dismiss(self, instance_id: str) -> None:
-        """Stops an instance that nobody needs, or that has failed a request, unless it is gone."""
+    def dismiss(self, instance_id: str, keep_weights: float | None = None) -> None:
+        """Stops an instance that nobody needs, or that has failed a request, unless it is gone.
+
+        `keep_weights`: as `end` has it.
+        """
         if instance := self._state.fleet.instance(instance_id):
-            self.end(instance)
+            self.end(instance, keep_weights)
             self._agenda.wake(instance.deployment)
 
     def drain(self, instance: Instance, grace: float | None = None) -> None:
@@ -186,6 +205,7 @@ class Launcher:
         need = self._state.needs.get(start.deployment.name)
         if need is None:
             return  # the deployment was deleted: its start is withdrawn
+        need = self._need_on(start.instance.node_id, need)
         stops = self._stops.get(start.instance.node_id)
         view = self._state.fleet.nodes.get(start.instance.node_id)
         # Where the weights fit beside those that end, the load goes ahead meanwhile.
@@ -199,12 +219,30 @@ class Launcher:
             raise errors.NodeLost(f"node {instance.node_id} went before the start began")
         start.called_at = self._clock.now()
         timeout = self._config.start_timeout_seconds
-        async with aclosing(node.start_instance(start.deployment, instance, timeout)) as steps:
-            async for step in steps:
-                if isinstance(step, Ready):
-                    return step
-                self._show(start, step)
+        need = need_of(start.deployment)
+        loan = self._loan(need, instance)
+        with self._state.deliveries.to(instance.node_id, need.checkpoint) as givers:
+            starting = node.start_instance(start.deployment, instance, timeout, givers, loan)
+            async with aclosing(starting) as steps:
+                async for step in steps:
+                    if isinstance(step, Ready):
+                        return step
+                    self._show(start, step)
         raise errors.StartFailed(f"node {instance.node_id} left the start without an answer")
+
+    def _loan(self, need: Need, instance: Instance) -> Loan | None:
+        """Who computes layers for a start until its weights are there."""
+        fleet = self._state.fleet
+        view = fleet.nodes.get(instance.node_id)
+        if not self._config.lend_layers or view is None:
+            return None
+        closed = self._state.draining
+        loan = loan_for(view, fleet.nodes, need, instance.kv_bytes, fleet.typical, closed)
+        if loan:
+            lenders = [one.node_id for one in loan.lenders]
+            about = {"instance": instance.instance_id, "node": instance.node_id}
+            log.info("control.layers_lent", lenders=lenders, gain=round(loan.gain, 3), **about)
+        return loan
 
     def _show(self, start: StartUnderWay, loading: Loading) -> None:
         """Tells those who wait how far a start is; of several starts, how far the first is."""
@@ -235,23 +273,25 @@ class Launcher:
         )
         self._state.records[instance.instance_id] = record
         metrics.record_start(record)
-        if record.estimate is not None:
+        if record.estimate is not None and not ready.weights_arriving:
             self._state.fleet.start_ended(record.estimate, record.seconds)
         self._state.learn_model(start.deployment.name, ready.model)
 
     # --- stops --------------------------------------------------------------------------------
 
-    def _stop_later(self, instance: Instance, grace: float) -> asyncio.Task[None]:
-        stop = self._stop(instance, grace)
+    def _stop_later(
+        self, instance: Instance, grace: float, keep_weights: float | None = None
+    ) -> asyncio.Task[None]:
+        stop = self._stop(instance, StopOrder(grace, keep_weights))
         return self._tasks.spawn(stop, name=f"stop {instance.instance_id}")
 
-    async def _stop(self, instance: Instance, grace: float) -> None:
+    async def _stop(self, instance: Instance, order: StopOrder) -> None:
         """Tries until it has ended or its node is gone."""
         began = self._clock.now()
         try:
             for _ in range(_STOP_TRIES):
-                if await self._try_stop(instance, grace):
-                    if not grace:
+                if await self._try_stop(instance, order):
+                    if not order.grace:
                         self._state.service_times.stopped(self._clock.now() - began)
                     return
                 await self._clock.sleep(_RETRY_SECONDS)
@@ -261,15 +301,15 @@ class Launcher:
         self._state.fleet.stay(instance.node_id, instance.instance_id)
         self._agenda.wake(instance.deployment)
         self._agenda.wake_for_room()
-        while not await self._try_stop(instance, grace):
+        while not await self._try_stop(instance, order):
             await self._clock.sleep(_LATER_SECONDS)
 
-    async def _try_stop(self, instance: Instance, grace: float) -> bool:
+    async def _try_stop(self, instance: Instance, order: StopOrder) -> bool:
         node = self._nodes.by_id.get(instance.node_id)
         if node is None:
             return True  # it went with its node
         try:
-            await node.stop_instance(instance.instance_id, grace)
+            await node.stop_instance(instance.instance_id, order)
         except errors.SllmError as error:
             log.warning("control.stop_failed", instance=instance.instance_id, error=str(error))
             return False

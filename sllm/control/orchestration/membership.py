@@ -14,8 +14,9 @@ from sllm.control.cluster.nodes import NodeView
 from sllm.control.config import ControlConfig
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
-from sllm.control.types.reports import Full, Report
-from sllm.control.wire.node_client import Node, Nodes
+from sllm.control.types.reports import Delta, Full, Report
+from sllm.control.wire.node_client import Node
+from sllm.control.wire.nodes import Nodes
 
 log = structlog.get_logger()
 
@@ -128,6 +129,7 @@ class Membership:
         log.warning("control.node_lost", node=node_id)
         del self._streams[node_id]
         lost = self._state.fleet.remove(node_id)
+        self._state.kept_prefixes.forget(node_id)
         self._close_later(self._nodes.drop(node_id))
         self._listener.node_lost(node_id, lost)
 
@@ -150,10 +152,18 @@ class Membership:
             # A node that is asked once sends all of it; what it has sent before that is skipped.
             asked, stream.resyncing = stream.resyncing, True
             return Answer.NOTHING if asked else Answer.RESYNC
+        self._nodes.reported(report.node_id)
         if report.body is not None:
+            self._take_kept(report.node_id, report.body)
             stream.resyncing = stream.resyncing and not isinstance(report.body, Full)
             self._listener.node_reported(before, self._state.fleet.nodes[report.node_id])
         return Answer.ACK
+
+    def _take_kept(self, node_id: str, body: Full | Delta) -> None:
+        if isinstance(body, Full):
+            self._state.kept_prefixes.replace(node_id, body.kept)
+        else:
+            self._state.kept_prefixes.change(node_id, body.kept, body.kept_no_more)
 
     def _join(self, stream: ReportStream, node_id: str, full: Full) -> None:
         log.info("control.node_joined", node=node_id, address=full.facts.address)

@@ -147,6 +147,7 @@ class Orchestrator:
             if not instance.serves(deployment.model.identity):
                 self._retire(instance)  # an orphan of what had the name before
         self._roll_over.deployment_changed(deployment)
+        self._dispatcher.tuning.deployment_changed(deployment)
         self._agenda.wake(name)
 
     def rolled_over(self, name: str) -> None:

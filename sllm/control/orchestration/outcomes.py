@@ -6,7 +6,8 @@ from sllm import errors
 from sllm.clock import Clock
 from sllm.control.orchestration.residency import Residency
 from sllm.control.state import failed_starts
-from sllm.control.state.state import StartUnderWay, State
+from sllm.control.state.starts import StartUnderWay
+from sllm.control.state.state import State
 
 log = structlog.get_logger()
 

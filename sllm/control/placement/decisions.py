@@ -7,6 +7,8 @@ from enum import Enum
 
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Need
+from sllm.control.cluster.nodes import NodeView
+from sllm.control.cluster.zones import ANYWHERE, Origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,23 @@ class Demand:
     """Nodes that get no new work."""
     resident: frozenset[str] = frozenset()
     """Instances that keep their room for now, because they have just got it back."""
+    owed: frozenset[str] | None = None
+    """Deployments whose instances may be drained for it, by the shares of tenants. None: all."""
     gives_way: frozenset[str] = frozenset()
     """Idle instances of its own deployment that may end for the one that replaces them."""
     may_migrate: bool = False
     """Whether running instances of other deployments may be migrated away to make room."""
     background: bool = False
     """Whether nobody waits for what it is wanted for: then it takes what others leave."""
+    origins: Origins = ANYWHERE
+    """Where those who wait are."""
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """By node, the seconds that it saves them, on average: it keeps what was computed of their
+    prompts. Others save nothing."""
+
+    def distance(self, node: NodeView) -> float:
+        """Seconds of their way to a node, less what it saves them there."""
+        return self.origins.seconds(node.facts.zone) - self.kept.get(node.node_id, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,10 @@ class Candidate:
 
     node_id: str
     estimate: float | None
-    """Seconds, those for making room included. None: not known, or rejected."""
+    """Seconds, those for making room and for the way there included. None: not known, or
+    rejected."""
+    distance: float
+    """Of these, the seconds of `Demand.distance`."""
     victims: tuple[str, ...] = ()
     """Idle instances that would be ended there."""
     moves: tuple[Move, ...] = ()
@@ -96,6 +112,8 @@ class Reuse:
     """Take a free slot of an instance that is ready."""
 
     instance: Instance
+    distance: float = 0.0
+    """Seconds of `Demand.distance`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +125,8 @@ class Start:
     estimate: float | None
     """Seconds. None: not known."""
     victims: tuple[str, ...] = ()
+    distance: float = 0.0
+    """Seconds of `Demand.distance`, which are none of the estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +141,8 @@ class MigrateThenStart:
     """At least one; no two go to the same node."""
     victims: tuple[str, ...] = ()
     """Idle instances on the node itself."""
+    distance: float = 0.0
+    """As `Start` has it."""
 
 
 @dataclass(frozen=True, slots=True)

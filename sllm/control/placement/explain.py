@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from sllm.control.cluster.instances import Instance
-from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
-from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.tiers import Tier
-from sllm.control.placement.decisions import Candidate, MigrateThenStart, Reuse, Start
+from sllm.control.placement.decisions import Candidate, Demand, MigrateThenStart, Reuse, Start
+from sllm.control.placement.forms import Taken, need_over
+from sllm.control.placement.lenders import loan_for
 from sllm.control.placement.placement import Decision
-from sllm.control.placement.start_estimate import start_estimate
+from sllm.control.placement.start_estimate import fetches, start_estimate, weights_on
 from sllm.control.types.operations import ActionKind, EstimateParts, ExplainedNode, Explanation
 
 _SAME_SECONDS: Final = 0.0005
@@ -23,6 +25,7 @@ _HOLDING: Final = {
     Tier.DRAM: "its DRAM holds the weights",
     Tier.SSD: "it has the weights on SSD",
     Tier.REMOTE: "it has to fetch the weights from their source",
+    Tier.PEER: "it has to fetch the weights from other nodes",
 }
 
 
@@ -43,13 +46,16 @@ class _Choice(NamedTuple):
     estimate: float | None
 
 
-def explain(decision: Decision, coming: Coming | None = None, full: str = "") -> Explanation:
+def explain(
+    decision: Decision, coming: Coming | None = None, full: str = "", *, lends: bool = False
+) -> Explanation:
     """Says what a decision is, and how every node compares.
 
     Args:
         decision: For one more request.
         coming: An instance on its way that will have a slot for it.
         full: Why no instance would be added, if none would.
+        lends: Whether idle nodes compute layers for one that starts.
     """
     choice = _choice(decision, coming, full)
     nodes = [_explained(decision, one) for one in decision.candidates]
@@ -61,7 +67,7 @@ def explain(decision: Decision, coming: Coming | None = None, full: str = "") ->
         node_id=choice.node_id,
         instance_id=choice.instance_id,
         estimate=choice.estimate,
-        why=_why(decision, choice, chosen, ordered, full),
+        why=_why(decision, choice, chosen, ordered, full) + _lent(decision, lends and not full),
         candidates=tuple(ordered),
         engine=decision.demand.need.engine,
     )
@@ -71,14 +77,15 @@ def _choice(decision: Decision, coming: Coming | None, full: str) -> _Choice:
     action = decision.action
     if isinstance(action, Reuse):
         instance = action.instance
-        return _Choice(ActionKind.REUSE, instance.node_id, instance.instance_id, 0.0)
+        return _Choice(ActionKind.REUSE, instance.node_id, instance.instance_id, action.distance)
     if coming:
         instance = coming.instance
         return _Choice(ActionKind.JOIN, instance.node_id, instance.instance_id, coming.seconds)
     if isinstance(action, Start | MigrateThenStart) and not full:
         migrates = isinstance(action, MigrateThenStart)
         kind = ActionKind.MIGRATE_THEN_START if migrates else ActionKind.START
-        return _Choice(kind, action.node_id, "", action.estimate)
+        estimate = action.estimate + action.distance if action.estimate is not None else None
+        return _Choice(kind, action.node_id, "", estimate)
     return _Choice(ActionKind.WAIT, "", "", None)
 
 
@@ -87,52 +94,58 @@ def _choice(decision: Decision, coming: Coming | None, full: str) -> _Choice:
 
 def _explained(decision: Decision, candidate: Candidate) -> ExplainedNode:
     node, need = decision.snapshot.nodes[candidate.node_id], decision.demand.need
+    taken = weights_on(node, need, decision.snapshot.typical)
     return ExplainedNode(
         node_id=candidate.node_id,
-        from_tier=_held_on(node, need),
+        from_tier=_held_on(node, need, taken, decision.snapshot.typical),
+        ready_made=taken.ready_made,
         estimate=candidate.estimate,
-        parts=_parts(decision.snapshot, node, need, candidate),
+        parts=_parts(decision.snapshot, node, decision.demand, candidate),
         victims=candidate.victims,
         migrated=tuple(move.instance_id for move in candidate.moves),
-        evicted_bytes=_evicted(node, need.checkpoint),
+        evicted_bytes=_evicted(node, need, taken),
         rejected=(candidate.rejected or "").replace(f"{candidate.node_id}: ", ""),
     )
 
 
-def _held_on(node: NodeView, need: Need) -> Tier:
-    """The highest tier that has all of it, in a form that the engine takes."""
-    checkpoint = need.checkpoint
-    copies = [
-        copy
-        for copy in node.copies.values()
-        if (checkpoint.key == copy.serves and copy.made_for in ("", need.engine))
-        or checkpoint.source in copy.sources
-    ]
-    return max((copy.tier for copy in copies if copy.whole), default=Tier.REMOTE)
+def _held_on(node: NodeView, need: Need, taken: Taken, typical: Typical) -> Tier:
+    """The highest tier that has all of what a start would take."""
+    elsewhere = need.checkpoint.digest in typical.held and fetches(node)
+    copies = [copy for tier in Tier if (copy := taken.on(node, need, tier))]
+    far = Tier.PEER if elsewhere else Tier.REMOTE
+    return max((copy.tier for copy in copies if copy.whole), default=far)
+
+
+def _holding(one: ExplainedNode) -> str:
+    """Where a node has the weights, and in which form."""
+    return f"{_HOLDING[one.from_tier]}{', made ready' if one.ready_made else ''}"
 
 
 def _parts(
-    snapshot: Snapshot, node: NodeView, need: Need, candidate: Candidate
+    snapshot: Snapshot, node: NodeView, demand: Demand, candidate: Candidate
 ) -> EstimateParts | None:
-    start = start_estimate(node, need, snapshot.typical)
+    start = start_estimate(node, demand.need, snapshot.typical)
     if candidate.estimate is None or math.isinf(start.seconds):
         return None
-    making_room = max(0.0, candidate.estimate - start.seconds)
-    return EstimateParts(making_room, start.queue, start.transfer, start.init)
+    return EstimateParts(
+        max(0.0, candidate.estimate - start.seconds - candidate.distance),
+        start.queue,
+        start.transfer,
+        start.init,
+        distance=demand.origins.seconds(node.facts.zone),
+        saved=demand.kept.get(node.node_id, 0.0),
+    )
 
 
-def _evicted(node: NodeView, checkpoint: Checkpoint) -> int:
+def _evicted(node: NodeView, need: Need, taken: Taken) -> int:
     """Bytes that the tier of the weights lacks, and that idle checkpoints have to give."""
     usage = node.facts.tiers.get(node.weights_tier)
     if usage is None:
         return 0
-    there = sum(
-        copy.resident_bytes
-        for copy in node.copies_of(checkpoint.digest)
-        if copy.tier is node.weights_tier
-    )
+    copy = taken.on(node, need, node.weights_tier)
+    missing = need_over(taken, need).pool_bytes - (copy.resident_bytes if copy else 0)
     free = usage.capacity_bytes - usage.used_bytes
-    return min(usage.used_bytes, max(0, checkpoint.size_bytes - there - free))
+    return min(usage.used_bytes, max(0, missing - free))
 
 
 # --- in words ---------------------------------------------------------------------------------
@@ -153,7 +166,7 @@ def _verdict(
     if one.estimate is None:
         return _unknown(decision, choice, chosen, one)
     if choice.kind is ActionKind.WAIT or chosen is None:
-        return f"could be ready in {_seconds(one.estimate)}: {_HOLDING[one.from_tier]}"
+        return f"could be ready in {_seconds(one.estimate)}: {_holding(one)}"
     if choice.kind in (ActionKind.REUSE, ActionKind.JOIN):
         return f"a new instance would take {_seconds(one.estimate)}"
     return _later(decision, chosen, one, one.estimate)
@@ -175,7 +188,13 @@ def _of_chosen(choice: _Choice, one: ExplainedNode) -> str:
             return "chosen: a ready instance there has a free slot"
         case ActionKind.JOIN:
             return "chosen: an instance is starting there that will have a free slot"
-    return f"chosen: {_HOLDING[one.from_tier]}{_first(one)}"
+    return f"chosen: {_holding(one)}{_kept(one)}{_first(one)}"
+
+
+def _kept(one: ExplainedNode) -> str:
+    """What a node saves those who wait."""
+    saved = one.parts.saved if one.parts else 0.0
+    return f", and keeps {_seconds(saved)} of computing the prompt" if saved else ""
 
 
 def _first(one: ExplainedNode) -> str:
@@ -202,7 +221,7 @@ def _later(decision: Decision, chosen: ExplainedNode, one: ExplainedNode, estima
     if chosen.estimate is None or estimate - chosen.estimate < _SAME_SECONDS:
         return f"no sooner than {chosen.node_id}, which {_preferred(decision, chosen, one)}"
     longer = _longer(chosen.parts, one.parts)
-    because = f": {longer}" if longer else f": {_HOLDING[one.from_tier]}"
+    because = f": {longer}" if longer else f": {_holding(one)}"
     return f"{_seconds(estimate - chosen.estimate)} later than {chosen.node_id}{because}"
 
 
@@ -236,12 +255,17 @@ def _longer(chosen: EstimateParts | None, other: EstimateParts | None) -> str:
         ("the queue", chosen.queue, other.queue),
         ("the transfer", chosen.transfer, other.transfer),
         ("init", chosen.init, other.init),
+        ("the way there", chosen.distance, other.distance),
     )
-    return ", ".join(
+    longer = [
         f"{name} takes {_seconds(there)}, not {_seconds(here)}"
         for name, here, there in named
         if there - here >= _SAME_SECONDS
-    )
+    ]
+    if chosen.saved - other.saved >= _SAME_SECONDS:
+        kept = f"what it keeps of the prompt saves {_seconds(other.saved)}"
+        longer.append(f"{kept}, not {_seconds(chosen.saved)}")
+    return ", ".join(longer)
 
 
 def _why(
@@ -264,7 +288,21 @@ def _why(
         first = f"{chosen.node_id} is tried first, as nobody knows yet how long a start takes"
     else:
         first = f"{chosen.node_id} {_lead(decision, chosen, nodes)} {_seconds(choice.estimate)}"
-    return f"{first}: {_HOLDING[chosen.from_tier]}{_rest(nodes)}"
+    return f"{first}: {_holding(chosen)}{_rest(nodes)}"
+
+
+def _lent(decision: Decision, lends: bool) -> str:
+    action, snapshot, demand = decision.action, decision.snapshot, decision.demand
+    if not (lends and isinstance(action, Start)):
+        return ""
+    borrower, closed = snapshot.nodes[action.node_id], demand.draining
+    named = (borrower, snapshot.nodes, demand.need, action.kv_bytes, snapshot.typical, closed)
+    loan = loan_for(*named)
+    if loan is None:
+        return ""
+    nodes = ", ".join(one.node_id for one in loan.lenders)
+    sooner = f"the first token is expected {_seconds(loan.gain)} sooner"
+    return f"; layers are computed on {nodes} until their weights are there: {sooner}"
 
 
 def _lead(decision: Decision, chosen: ExplainedNode, nodes: Sequence[ExplainedNode]) -> str:

@@ -7,6 +7,7 @@ from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.placement.room import too_small
+from sllm.control.placement.start_estimate import need_on
 
 _SHOWN = 8
 """Nodes that an error names at most."""
@@ -25,23 +26,30 @@ def check_fits(snapshot: Snapshot, need: Need) -> None:
             f"{need.deployment} is to run on {need.engine}, which no node has; start a node that "
             "has it, or name another engine"
         )
-    if nodes and all(unfit(node, need) for node in nodes):
+    if nodes and all(_unfit_there(snapshot, node, need) for node in nodes):
         raise too_large(snapshot, need)
 
 
 def too_large(snapshot: Snapshot, need: Need) -> errors.ModelTooLarge:
     """The refusal of a model that is too large for each node, with the numbers."""
-    reasons = sorted(str(unfit(node, need)) for node in snapshot.nodes.values())
+    nodes = snapshot.nodes.values()
+    reasons = sorted(str(_unfit_there(snapshot, node, need)) for node in nodes)
     return errors.ModelTooLarge(f"{need.deployment} fits no node: {'; '.join(reasons[:_SHOWN])}")
 
 
+def _unfit_there(snapshot: Snapshot, node: NodeView, need: Need) -> str | None:
+    return unfit(node, need_on(node, need, snapshot.typical))
+
+
 def unfit(node: NodeView, need: Need) -> str | None:
-    """Why not even the empty node would do."""
+    """Why not even the empty node would do, for what a start there needs."""
     return lacks_engine(node, need) or lacks_devices(node, need) or too_small(node, need)
 
 
 def lacks_devices(node: NodeView, need: Need) -> str | None:
-    """Why the node cannot run the model, if it has an instance run on fewer devices."""
+    """Why the node cannot run the model, if it has an instance run on fewer devices, or on any."""
+    if need.on_disk and node.facts.devices:
+        return f"{node.node_id}: has accelerators, where experts are not read as they are used"
     if need.tensor_parallel <= node.facts.max_tensor_parallel:
         return None
     return (

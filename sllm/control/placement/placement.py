@@ -7,16 +7,16 @@ waits; once its patience has ended, busy instances of other deployments are name
 so that first come, first served holds over all models. Instances of one deployment are spread.
 """
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import Final
 
 from sllm import errors
 from sllm.control.cluster.instances import Instance, InstanceState
-from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.usage import Use
@@ -29,20 +29,21 @@ from sllm.control.placement.decisions import (
     MigrateThenStart,
     Reuse,
     Start,
-    Wait,
 )
 from sllm.control.placement.fitting import lacks_devices, lacks_engine, too_large
 from sllm.control.placement.ranking import Rank, Ranking
 from sllm.control.placement.relocation import Relief, Relocations
-from sllm.control.placement.start_estimate import start_seconds
-from sllm.control.placement.victims import barred, idle_victims, yielding
+from sllm.control.placement.start_estimate import need_on, start_seconds
+from sllm.control.placement.victims import barred, idle_victims
+from sllm.control.placement.waiting import wait
 
 SPREAD_SECONDS = 5.0
 """A start that requests wait for may take so much longer, to be on a node of its own."""
+_EVEN = 4
+"""Requests by which an instance may be busier than another and yet have what its node keeps."""
+_NOTHING_SAVED: Final[Mapping[str, float]] = MappingProxyType({})
 _RELIEFS_COMPARED = 16
 """Nodes on which migrations are worked out at most."""
-_DRAINS_COMPARED = 32
-"""Nodes on which a drain is worked out at most."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +65,56 @@ def place(snapshot: Snapshot, demand: Demand) -> Decision:
     """Decides where `demand` is met. The same arguments always give the same decision."""
     action: Action | None = _reuse(snapshot, demand)
     if action is None:
-        ranking = Ranking(snapshot, demand.need)
+        ranking = Ranking(snapshot, demand.need, demand)
         action = _spread(snapshot, demand, ranking, _start(snapshot, demand, ranking))
         if action is None or _is_slower(action, demand):
-            action = _wait(snapshot, demand, ranking)
+            action = wait(snapshot, demand, ranking)
     return Decision(action, snapshot, demand)
 
 
 # --- reuse ------------------------------------------------------------------------------------
 
 
+def near(_: Instance) -> float:
+    """The way to an instance, where none is farther than another."""
+    return 0.0
+
+
 def free_instance(
-    instances: Iterable[Instance], uses: Mapping[str, Use], max_concurrency: int
+    instances: Iterable[Instance],
+    uses: Mapping[str, Use],
+    max_concurrency: int,
+    distance: Callable[[Instance], float] = near,
+    *,
+    background: bool = False,
+    saved: Mapping[str, float] = _NOTHING_SAVED,
 ) -> Instance | None:
-    """The least busy ready instance that has a free slot."""
-    least: tuple[int, str] | None = None
-    chosen = None
-    for instance in instances:
-        use = uses.get(instance.instance_id)
-        if use is None or use.in_flight >= max_concurrency or not _is_ready(instance):
-            continue
-        rank = (use.in_flight, instance.instance_id)
-        if least is None or rank < least:
-            least, chosen = rank, instance
-    return chosen
+    """The nearest ready instance that has a free slot; of equals the least busy.
+
+    Args:
+        instances: To choose from.
+        uses: What each of them has to do, by its id.
+        max_concurrency: Requests at once for each, where it has no lower limit of its own.
+        distance: What the way to one costs, in seconds.
+        background: For a request that nobody waits for.
+        saved: Seconds that nodes save the request, by what they keep of its prompt. They count
+            for instances that are about as busy as the least busy one: whatever begins alike
+            would else wait for one instance beside others that have nothing to do.
+    """
+    free = [
+        (use.in_flight, one)
+        for one in instances
+        if (use := uses.get(one.instance_id)) and _is_ready(one)
+        if use.in_flight < (use.most_with_background if background else use.most)(max_concurrency)
+    ]
+    even = min((in_flight for in_flight, _ in free), default=0) + _EVEN
+
+    def rank(each: tuple[int, Instance]) -> tuple[float, int, str]:
+        in_flight, one = each
+        less = saved.get(one.node_id, 0.0) if in_flight <= even else 0.0
+        return distance(one) - less, in_flight, one.instance_id
+
+    return min(free, key=rank)[1] if free else None
 
 
 def free_slots(instances: Iterable[Instance], uses: Mapping[str, Use], max_concurrency: int) -> int:
@@ -95,7 +122,15 @@ def free_slots(instances: Iterable[Instance], uses: Mapping[str, Use], max_concu
     used = [
         uses[one.instance_id] for one in instances if _is_ready(one) and one.instance_id in uses
     ]
-    return sum(max(0, max_concurrency - use.in_flight + use.background) for use in used)
+    free = (use.most(max_concurrency) - use.in_flight + use.background for use in used)
+    return sum(max(0, count) for count in free)
+
+
+def slots_each(instances: Iterable[Instance], uses: Mapping[str, Use], max_concurrency: int) -> int:
+    """How many requests an instance works on at once, by those that are ready; at least one."""
+    ready = [uses[one.instance_id] for one in instances if one.instance_id in uses]
+    found = [use.most(max_concurrency) for use in ready]
+    return max(1, sum(found) // len(found)) if found else max_concurrency
 
 
 def _is_ready(instance: Instance) -> bool:
@@ -107,8 +142,18 @@ def _reuse(snapshot: Snapshot, demand: Demand) -> Reuse | None:
         return None
     present = snapshot.instances.get(demand.need.deployment, ())
     instances = [one for one in present if one.instance_id not in snapshot.outdated]
-    chosen = free_instance(instances, snapshot.uses, demand.need.max_concurrency)
-    return Reuse(chosen) if chosen else None
+
+    def distance(instance: Instance) -> float:
+        return _distance(snapshot, demand, instance.node_id)
+
+    chosen = free_instance(instances, snapshot.uses, demand.need.max_concurrency, distance)
+    return Reuse(chosen, distance(chosen)) if chosen else None
+
+
+def _distance(snapshot: Snapshot, demand: Demand, node_id: str) -> float:
+    """`Demand.distance` to a node, which may have gone."""
+    node = snapshot.nodes.get(node_id)
+    return demand.distance(node) if node else 0.0
 
 
 # --- start ------------------------------------------------------------------------------------
@@ -125,13 +170,14 @@ def _start(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Start | Migr
         if barred(demand, rank.node_id) or not _may_have_room(snapshot, demand, rank):
             continue
         node = snapshot.nodes[rank.node_id]
-        found: Start | MigrateThenStart | None = _here(snapshot, demand, node, rank.seconds)
+        seconds = rank.seconds - rank.distance
+        found: Start | MigrateThenStart | None = _here(snapshot, demand, node, seconds)
         # Where something has to end, moving busy instances may be sooner. Working that out is dear
         # (every set of instances, and a place for each of them), hence the bound.
         if demand.may_migrate and reliefs < _RELIEFS_COMPARED and not _is_free(found):
             reliefs += 1
             relief = Relocations(snapshot, demand).relieve(node)
-            found = _sooner(found, _migration(relief, rank.seconds, node, demand.need))
+            found = _sooner(found, _migration(relief, seconds, node, demand))
         best = _sooner(best, found)
     return best
 
@@ -155,7 +201,8 @@ def _spread(
         if rank.lacks_room or rank.seconds > latest or barred(demand, rank.node_id):
             continue
         if crowd[rank.node_id] < crowd[best.node_id]:
-            here = _here(snapshot, demand, snapshot.nodes[rank.node_id], rank.seconds)
+            seconds = rank.seconds - rank.distance
+            here = _here(snapshot, demand, snapshot.nodes[rank.node_id], seconds)
             if here and not here.victims and not _is_slower(here, demand):
                 best = here
     return best
@@ -191,113 +238,33 @@ def _here(snapshot: Snapshot, demand: Demand, node: NodeView, seconds: float) ->
     if victims is None:
         return None
     estimate = _known(seconds + (snapshot.stop_seconds if victims else 0.0))
-    return Start(node.node_id, room.kv_grant(node, demand.need), estimate, victims)
+    return Start(
+        node.node_id, room.kv_grant(node, demand.need), estimate, victims, demand.distance(node)
+    )
 
 
 def _seconds(start: Start | MigrateThenStart) -> float:
-    return math.inf if start.estimate is None else start.estimate
+    """Until those who wait are served there."""
+    return math.inf if start.estimate is None else start.estimate + start.distance
 
 
 def _migration(
-    relief: Relief | None, seconds: float, node: NodeView, need: Need
+    relief: Relief | None, seconds: float, node: NodeView, demand: Demand
 ) -> MigrateThenStart | None:
     if relief is None or math.isinf(seconds):
         return None
     return MigrateThenStart(
         node_id=node.node_id,
-        kv_bytes=room.kv_grant(node, need),
+        kv_bytes=room.kv_grant(node, demand.need),
         estimate=relief.seconds + seconds,
         moves=relief.moves,
         victims=relief.victims,
+        distance=demand.distance(node),
     )
 
 
 def _known(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
-
-
-# --- wait -------------------------------------------------------------------------------------
-
-
-def _wait(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait:
-    if demand.waiting and demand.slot_wait < math.inf:
-        return Wait(f"a slot is expected in {demand.slot_wait:.1f} s, sooner than from a start")
-    # What waiting alone does not help with comes first, each only if nothing before it holds.
-    if not ranking.node_ids:
-        blocked = _why_none(snapshot, demand.need)
-        return Wait(blocked.value, blocked=blocked)
-    if demand.failed.issuperset(ranking.node_ids):
-        return Wait(Blocked.FAILED.value, blocked=Blocked.FAILED)
-    if demand.draining.issuperset(ranking.node_ids):
-        return Wait(Blocked.DRAINING.value, blocked=Blocked.DRAINING)
-    open_to_it = [node_id for node_id in ranking.node_ids if not barred(demand, node_id)]
-    if not open_to_it:
-        return Wait("room is being made for older requests")
-    if _all_kept(snapshot, open_to_it):
-        return Wait(Blocked.KEPT.value, blocked=Blocked.KEPT)
-    drain = _best_drain(snapshot, demand, ranking) if demand.impatient else None
-    return drain or Wait("every node that is large enough is busy")
-
-
-def _why_none(snapshot: Snapshot, need: Need) -> Blocked:
-    if not snapshot.nodes:
-        return Blocked.NO_NODES
-    without = all(lacks_engine(node, need) for node in snapshot.nodes.values())
-    return Blocked.NO_ENGINE if without else Blocked.TOO_SMALL
-
-
-def _all_kept(snapshot: Snapshot, node_ids: list[str]) -> bool:
-    if not snapshot.protected:
-        return False
-    present = [one for node_id in node_ids for one in snapshot.nodes[node_id].present]
-    return bool(present) and all(one.instance_id in snapshot.protected for one in present)
-
-
-def _best_drain(snapshot: Snapshot, demand: Demand, ranking: Ranking) -> Wait | None:
-    """Makes room where the fewest requests have to end first, of the nearest nodes."""
-    near = (one.node_id for one in ranking.best_first() if not barred(demand, one.node_id))
-    drains = (_drain(snapshot, demand, snapshot.nodes[node_id]) for node_id in near)
-    possible = itertools.islice((one for one in drains if one), _DRAINS_COMPARED)
-    best = min(possible, key=lambda drain: drain.requests, default=None)
-    if best is None:
-        return None
-    why = f"room is being made on {best.node_id}, where {best.requests} requests have to end first"
-    return Wait(why, best.instances, best.node_id)
-
-
-@dataclass(frozen=True, slots=True)
-class _Drain:
-    """What would have to end on one node."""
-
-    node_id: str
-    instances: tuple[str, ...]
-    requests: int
-
-
-def _drain(snapshot: Snapshot, demand: Demand, node: NodeView) -> _Drain | None:
-    """What has to end on a node: what drains there already, and only then busy instances.
-
-    None: not even all that may be drained would make room.
-    """
-    # What drains already is counted on first; its requests have to end as well, and so they count.
-    draining = [one for one in node.present if one.state is InstanceState.DRAINING]
-    first = {one.instance_id for one in draining}
-    busy = sorted(yielding(snapshot, demand, node), key=lambda one: _requests(snapshot, one))
-    kv_bytes, candidates = room.kv_grant(node, demand.need), [*draining, *busy]
-    chosen = room.make(node, demand.need, kv_bytes, candidates)
-    if chosen is None:
-        return None
-    present = [snapshot.uses[key] for key in chosen if key in snapshot.uses]
-    return _Drain(
-        node_id=node.node_id,
-        instances=tuple(key for key in chosen if key not in first),
-        requests=sum(use.in_flight for use in present),
-    )
-
-
-def _requests(snapshot: Snapshot, instance: Instance) -> tuple[int, float, str]:
-    use = snapshot.uses[instance.instance_id]
-    return use.in_flight, use.last_used, instance.instance_id
 
 
 def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
@@ -328,18 +295,22 @@ def blocked_error(decision: Decision, blocked: Blocked) -> errors.SllmError:
 
 def _explain(snapshot: Snapshot, demand: Demand, node: NodeView) -> Candidate:
     if lacking := lacks_engine(node, demand.need) or lacks_devices(node, demand.need):
-        return Candidate(node.node_id, None, rejected=lacking, unfit=True)
-    if small := room.too_small(node, demand.need):
-        return Candidate(node.node_id, None, rejected=f"too small: {small}", unfit=True)
+        return Candidate(node.node_id, None, 0.0, rejected=lacking, unfit=True)
+    need = need_on(node, demand.need, snapshot.typical)
+    if small := room.too_small(node, need):
+        return Candidate(node.node_id, None, 0.0, rejected=f"too small: {small}", unfit=True)
     seconds = start_seconds(node, demand.need, snapshot.typical)
+    distance = demand.distance(node)
     if reason := barred(demand, node.node_id):
-        return Candidate(node.node_id, _known(seconds), rejected=reason)
+        return Candidate(node.node_id, _known(seconds + distance), distance, rejected=reason)
     start = _here(snapshot, demand, node, seconds)
     relief = None if _is_free(start) else Relocations(snapshot, demand).relieve(node)
-    match _sooner(start, _migration(relief, seconds, node, demand.need)):
+    match _sooner(start, _migration(relief, seconds, node, demand)):
         case Start() as best:
-            return Candidate(node.node_id, best.estimate, best.victims)
+            return Candidate(node.node_id, _known(_seconds(best)), distance, best.victims)
         case MigrateThenStart() as best:
-            return Candidate(node.node_id, best.estimate, best.victims, best.moves)
-    short = room.shortage(node, demand.need, room.kv_grant(node, demand.need))
-    return Candidate(node.node_id, _known(seconds), rejected=f"no room: {short.text}")
+            found = _known(_seconds(best))
+            return Candidate(node.node_id, found, distance, best.victims, best.moves)
+    short = room.shortage(node, need, room.kv_grant(node, need))
+    why = f"no room: {short.text}"
+    return Candidate(node.node_id, _known(seconds + distance), distance, rejected=why)

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sllm.control.cluster.init_times import InitKey
 from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.specs import TRANSFORMERS, VLLM
 from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
+from sllm.control.placement.decisions import Demand
 from sllm.control.placement.fitting import unfit
-from sllm.control.placement.start_estimate import approach, copy_on, resident, start_seconds
+from sllm.control.placement.start_estimate import approach, need_on, start_seconds, weights_on
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -33,7 +35,9 @@ class Rank(NamedTuple):
     """A node as a place to start."""
 
     seconds: float
-    """Of the estimate. Infinite: nobody knows."""
+    """Of the estimate, and of the way there. Infinite: nobody knows."""
+    distance: float
+    """Of these, `Demand.distance`."""
     lacks_room: bool
     """Whether something would have to end first."""
     node_id: str
@@ -79,6 +83,8 @@ class _Column(NamedTuple):
 
     import_wait: float
     import_per_byte: float
+    fetch_wait: float
+    fetch_per_byte: float
     read_wait: float
     read_per_byte: float
     copy_wait: float
@@ -110,9 +116,10 @@ class _Column(NamedTuple):
 
 
 def _column(node: NodeView, typical: Typical) -> _Column:
-    imported, read, copied, prepare, attach, _ = approach(node, typical)
+    imported, fetched, read, copied, prepare, attach, _ = approach(node, typical)
     return _Column(
         *imported,
+        *fetched,
         *read,
         *copied,
         *prepare,
@@ -140,7 +147,8 @@ def table_of(snapshot: Snapshot) -> Table:
 class Ranking:
     """The nodes that are large enough for a model, and have its engine."""
 
-    def __init__(self, snapshot: Snapshot, need: Need) -> None:
+    def __init__(self, snapshot: Snapshot, need: Need, demand: Demand | None = None) -> None:
+        """`demand`: of those who wait. None: nobody, to whom a node would be near."""
         table = table_of(snapshot)
         columns: Any = _Column(*table.numbers)  # of all nodes at once
         size = need.checkpoint.size_bytes
@@ -156,6 +164,8 @@ class Ranking:
             self._large[index] = near.large
             self._seconds[index], self._to_cross[index] = near.seconds, near.to_cross
             self._lacks_room[index] = near.lacks_room
+        self._distances = _distances(snapshot, table, demand)
+        self._seconds = self._seconds + self._distances
 
     @cached_property
     def node_ids(self) -> list[str]:
@@ -191,16 +201,30 @@ class Ranking:
 
     def _rank(self, index: int) -> Rank:
         seconds, lacks_room = float(self._seconds[index]), bool(self._lacks_room[index])
-        return Rank(seconds, lacks_room, self._node_ids[index])
+        return Rank(seconds, float(self._distances[index]), lacks_room, self._node_ids[index])
+
+
+def _distances(snapshot: Snapshot, table: Table, demand: Demand | None) -> Numbers:
+    """`Demand.distance` to each node."""
+    if demand and not demand.origins.anywhere:
+        nodes = (snapshot.nodes[node_id] for node_id in table.node_ids)
+        return np.fromiter(map(demand.distance, nodes), np.float64, len(table.node_ids))
+    distances = np.zeros(len(table.node_ids))
+    for node_id, seconds in demand.kept.items() if demand else ():
+        if (index := table.index.get(node_id)) is not None:
+            distances[index] = -seconds
+    return distances
 
 
 def _are_large(columns: Any, need: Need) -> Flags:
-    size, least = need.checkpoint.size_bytes, need.least_kv_bytes
+    size, least = need.pool_bytes, need.least_kv_bytes
     fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
     copies = columns.copies_here * (need.private_bytes or 0)
     large: Flags = fits & (columns.kv_capacity >= least) & (columns.beside_in_empty >= copies)
     large &= np.isfinite(_engine_wait(columns, need))
     large &= columns.max_tensor_parallel >= need.tensor_parallel
+    if need.on_disk:
+        large &= columns.copies_here > 0
     return large
 
 
@@ -212,7 +236,7 @@ def _engine_wait(columns: Any, need: Need) -> Numbers:
 
 
 def _lack_room(columns: Any, need: Need) -> Flags:
-    size = need.checkpoint.size_bytes
+    size = need.pool_bytes
     kv_bytes = np.minimum(need.kv_bytes, columns.kv_capacity)
     np.minimum(kv_bytes, columns.capacity - size, out=kv_bytes)
     lack: Flags = (columns.weights_free < size) | (columns.kv_free < kv_bytes)
@@ -231,16 +255,24 @@ def _lack_memory(columns: Any, need: Need) -> Flags:
 def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     """As `start_estimate.start_seconds`, for nodes that hold nothing of the checkpoint."""
     size = need.checkpoint.size_bytes
-    seen = typical.init_times.by_model.get((need.checkpoint.digest, need.engine))
+    by_model, key = typical.init_times.by_model, InitKey(need.checkpoint.digest, need.engine)
+    # Starts from another form tell of it as well, as in `init_seconds`.
+    seen = by_model.get(key) or by_model.get(key._replace(ready_made=True))
     if seen:
         prepare, attach = seen.prepare, seen.attach
     else:
         prepare = columns.prepare + size * columns.prepare_per_byte
         attach = columns.attach + size * columns.attach_per_byte
     ready = typical.slowness * prepare + _engine_wait(columns, need)
-    load = columns.import_wait + size * columns.import_per_byte
-    np.maximum(load, columns.read_wait + size * columns.read_per_byte, out=load)
-    np.maximum(load, columns.copy_wait + size * columns.copy_per_byte, out=load)
+    if need.checkpoint.digest in typical.held:
+        load = columns.fetch_wait + size * columns.fetch_per_byte
+    else:
+        load = columns.import_wait + size * columns.import_per_byte
+    if not need.on_disk:
+        np.maximum(load, columns.read_wait + size * columns.read_per_byte, out=load)
+        np.maximum(load, columns.copy_wait + size * columns.copy_per_byte, out=load)
+    else:
+        load += columns.read_wait + need.resident_bytes * columns.read_per_byte
     seconds: Numbers = np.maximum(load, ready) + typical.slowness * attach
     return seconds
 
@@ -261,22 +293,22 @@ def _near(node: NodeView, need: Need, typical: Typical) -> _Near:
     known: tuple[Typical, _Near] | None = node.memo.get(need)
     if known and known[0] is typical:
         return known[1]
-    kv_bytes = room.kv_grant(node, need)
+    here = need_on(node, need, typical)
     found = _Near(
-        unfit(node, need) is None,
+        unfit(node, here) is None,
         start_seconds(node, need, typical),
-        _to_cross(node, need),
-        not room.shortage(node, need, kv_bytes).none,
+        _to_cross(node, need, typical),
+        not room.shortage(node, here, room.kv_grant(node, here)).none,
     )
     node.memo[need] = (typical, found)
     return found
 
 
-def _to_cross(node: NodeView, need: Need) -> int:
+def _to_cross(node: NodeView, need: Need, typical: Typical) -> int:
     """Bytes that each tier lacks of what neither it nor one above it holds, taken together."""
-    above, lacking = 0, 0
+    above, lacking, taken = 0, 0, weights_on(node, need, typical)
     for tier in _TIERS:
-        copy = copy_on(node, need, tier)
-        above = max(above, resident(copy, need.checkpoint) if copy else 0)
-        lacking += need.checkpoint.size_bytes - above
+        copy = taken.on(node, need, tier)
+        above = max(above, copy.resident_bytes if copy else 0)
+        lacking += taken.size_bytes - above
     return lacking

@@ -112,7 +112,7 @@ class Relocations:
             ready = other.state is InstanceState.READY
             current = other.instance_id not in self._snapshot.outdated
             open_to_it = ready and current and other.node_id not in taken
-            if use and open_to_it and use.in_flight + slots <= need.max_concurrency:
+            if use and open_to_it and use.in_flight + slots <= use.most(need.max_concurrency):
                 return _Destination(other.node_id, 0.0, 0, other.instance_id)
         return None
 

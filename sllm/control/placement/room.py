@@ -1,4 +1,7 @@
-"""Room on one node: what a start lacks there, and what would have to end for it."""
+"""Room on one node: what a start lacks there, and what would have to end for it.
+
+What a start needs depends on the form of the weights that it takes there: `forms.need_over`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +9,7 @@ from typing import Final, NamedTuple
 
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.nodes import Kind, NodeView
+from sllm.control.cluster.nodes import Held, Kind, NodeView
 from sllm.control.placement import device_room
 
 _UNBOUNDED: Final = 1 << 62
@@ -32,7 +35,7 @@ def capacity(node: NodeView) -> Bounds:
 
 def too_small(node: NodeView, need: Need) -> str | None:
     """Why not even the empty node would do."""
-    size, bounds = need.checkpoint.size_bytes, capacity(node)
+    size, bounds = need.pool_bytes, capacity(node)
     if size > bounds.weights:
         tier = node.weights_tier.name
         return f"{node.node_id}: weights of {size} bytes, {tier} of {bounds.weights}"
@@ -51,7 +54,9 @@ def too_small(node: NodeView, need: Need) -> str | None:
 
 
 def _kind(node: NodeView, need: Need) -> Kind:
-    return Kind.of(node.key_here(need.checkpoint.key), need.engine, need.tensor_parallel)
+    key = node.key_here(need.checkpoint.key)
+    ranks, experts = need.tensor_parallel, need.expert_memory
+    return Kind.of(key, need.engine, ranks, experts, ready_made=need.over_ready)
 
 
 def free(node: NodeView) -> Bounds:
@@ -147,10 +152,11 @@ def shortage(
         return Shortage(0, 0, device_room.lacking(node, wanted, stopped), *memory)
     kv_freed = sum(one.kv_bytes for one in node.present if one.instance_id in stopped)
     held = node.weights_held_without(stopped) if stopped else node.weights_held
-    others = sum(size for key, size in held.items() if key != checkpoint.key)
+    same = Held(node.key_here(checkpoint.key), need.made_for)
+    others = sum(size for key, size in held.items() if key != same)
     return Shortage(
         kv_bytes=node.kv_held - kv_freed + kv_bytes - node.facts.kv_capacity,
-        weights_bytes=others + checkpoint.size_bytes - node.weights_capacity,
+        weights_bytes=others + need.pool_bytes - node.weights_capacity,
         own_bytes=memory.own_bytes,
         instances=memory.instances,
     )

@@ -2,7 +2,8 @@
 
 After ServerlessLLM (Fu et al., OSDI '24), section 6: a checkpoint streams through all links at
 once, so that the slowest link decides and not their sum; what waits on that link comes first.
-The worker is started and prepared beside the load.
+The worker is started and prepared beside the load. Weights that were made ready for the engine
+count by their own size, and starts over them by what such starts took.
 Nothing is a constant, but for engines that are still being imported. A bandwidth is the node's own
 observation, or else the fleet's median. An init is what the node observed of this checkpoint, or
 else the fleet's median for it, or else what the node's other checkpoints let expect of one of its
@@ -16,9 +17,11 @@ from sllm.control.cluster.linear_fit import Line
 from sllm.control.cluster.needs import Checkpoint, Need
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Typical
-from sllm.control.cluster.tiers import Copy, LinkKey, Tier
+from sllm.control.cluster.tiers import LinkKey, Tier
+from sllm.control.placement.forms import Taken, init_seen, need_over, taken_on
 
 IMPORT = (Tier.REMOTE, Tier.SSD)
+FETCH = (Tier.PEER, Tier.SSD)
 READ = (Tier.SSD, Tier.DRAM)
 DEVICE_COPY = (Tier.DRAM, Tier.DEVICE)
 
@@ -55,6 +58,8 @@ class Approach(NamedTuple):
     """
 
     imported: Pace
+    fetched: Pace
+    """Of a checkpoint that other nodes hold: from them where that pays, or else as imported."""
     read: Pace
     copied: Pace
     """From the pool to the device; takes no time where the pool is the device."""
@@ -65,6 +70,8 @@ class Approach(NamedTuple):
     """Whether all of it was observed by the node itself."""
 
 
+_NOT_WORTH = 0.5
+"""Times as fast as sources: other nodes that are slower than this are not asked."""
 _UNKNOWN = Pace(math.inf, 0.0)
 _NO_LINK = Pace(0.0, 0.0)
 _NEVER = Line(math.inf, 0.0)
@@ -78,17 +85,37 @@ def approach(node: NodeView, typical: Typical) -> Approach:
         return known[1]
     prepare, attach = _init_lines(node, typical)
     has_device = node.weights_tier is Tier.DEVICE
-    links = (IMPORT, READ, DEVICE_COPY) if has_device else (IMPORT, READ)
+    links = [IMPORT, READ, *([DEVICE_COPY] if has_device else ()), *_fetching(node)]
+    imported = _pace(node, IMPORT, typical)
     found = Approach(
-        _pace(node, IMPORT, typical),
+        imported,
+        _pace(node, FETCH, typical) if fetches(node) else imported,
         _pace(node, READ, typical),
         _pace(node, DEVICE_COPY, typical) if has_device else _NO_LINK,
         prepare,
         attach,
-        own=all(_speed(node, key) > 0 for key in links) and bool(node.facts.init_times.by_model),
+        own=all(speed(node, key) > 0 for key in links) and bool(node.facts.init_times.by_model),
     )
     node.memo[Approach] = (typical, found)
     return found
+
+
+def fetches(node: NodeView) -> bool:
+    """Whether a node has from others what they hold: not where they are much slower than sources.
+
+    As far as it has seen; one of an earlier version, or with `--no-peers`, does not tell.
+    """
+    fetched, imported = speed(node, FETCH), speed(node, IMPORT)
+    return bool(fetched and fetched > _NOT_WORTH * imported)
+
+
+def _fetching(node: NodeView) -> tuple[LinkKey, ...]:
+    return (FETCH,) if FETCH in node.facts.links else ()
+
+
+def pace_of_source(checkpoint: Checkpoint, found: Approach, typical: Typical) -> Pace:
+    """How fast a checkpoint comes to a node that has nothing of it."""
+    return found.fetched if checkpoint.digest in typical.held else found.imported
 
 
 def _init_lines(node: NodeView, typical: Typical) -> tuple[Line, Line]:
@@ -104,13 +131,14 @@ def _init_lines(node: NodeView, typical: Typical) -> tuple[Line, Line]:
     return _NOTHING, _NEVER
 
 
-def _speed(node: NodeView, key: LinkKey) -> float:
+def speed(node: NodeView, key: LinkKey) -> float:
+    """Bytes per second of a link, as a node has observed it. 0: nothing has crossed it."""
     link = node.facts.links.get(key)
     return link.bytes_per_second if link else 0.0
 
 
 def _pace(node: NodeView, key: LinkKey, typical: Typical) -> Pace:
-    bandwidth = _speed(node, key) or typical.bandwidths.get(key, 0.0)
+    bandwidth = speed(node, key) or typical.bandwidths.get(key, 0.0)
     if bandwidth <= 0:
         return _UNKNOWN
     return Pace(_queued(node, key) / bandwidth, 1 / bandwidth)
@@ -122,13 +150,30 @@ def _queued(node: NodeView, key: LinkKey) -> int:
     reported = link.queued_bytes if link else 0
     if key == READ:
         return reported + node.unseen_reads
-    return max(reported, node.unseen_imports) if key == IMPORT else reported
+    if key not in (IMPORT, FETCH):
+        return reported
+    imports = node.facts.links.get(IMPORT)  # what is fetched is a part of imports
+    return max(imports.queued_bytes if imports else 0, node.unseen_imports)
+
+
+def weights_on(node: NodeView, need: Need, typical: Typical) -> Taken:
+    """The form of its weights that a start on a node would take."""
+    return taken_on(node, need, approach(node, typical).read.per_byte, typical)
+
+
+def need_on(node: NodeView, need: Need, typical: Typical) -> Need:
+    """What a start on a node needs there, over the weights that it would take."""
+    return need_over(weights_on(node, need, typical), need)
 
 
 def init_seconds(node: NodeView, need: Need, typical: Typical) -> tuple[float, float]:
-    """Seconds to prepare a worker, and then to attach it to weights, when all is as usual."""
-    key = (need.checkpoint.digest, need.engine)
-    seen = node.facts.init_times.by_model.get(key) or typical.init_times.by_model.get(key)
+    """Seconds to prepare a worker, and then to attach it to weights, when all is as usual.
+
+    Where nobody has started from one form yet, starts from the other tell of it.
+    """
+    ready_made = weights_on(node, need, typical).ready_made
+    seen = init_seen(node, need, typical, ready_made=ready_made)
+    seen = seen or init_seen(node, need, typical, ready_made=not ready_made)
     if seen:
         return seen.prepare, seen.attach
     found, size = approach(node, typical), need.checkpoint.size_bytes
@@ -139,7 +184,10 @@ def start_estimate(node: NodeView, need: Need, typical: Typical) -> Estimate:
     """What it takes until an instance could be ready on `node`, room aside."""
     prepare, attach = (typical.slowness * one for one in init_seconds(node, need, typical))
     prepare += node.engine_wait(need.engine)
-    queue, transfer = _load(node, need, approach(node, typical))
+    found = approach(node, typical)
+    taken, load = weights_on(node, need, typical), _load_on_disk if need.on_disk else _load
+    source = pace_of_source(need.checkpoint, found, typical)
+    queue, transfer = load(node, need, taken, found._replace(imported=source))
     beside = queue + transfer
     return Estimate(queue, transfer, (prepare - beside if prepare > beside else 0.0) + attach)
 
@@ -149,16 +197,15 @@ def start_seconds(node: NodeView, need: Need, typical: Typical) -> float:
     return start_estimate(node, need, typical).seconds
 
 
-def _load(node: NodeView, need: Need, found: Approach) -> tuple[float, float]:
+def _load(node: NodeView, need: Need, taken: Taken, found: Approach) -> tuple[float, float]:
     """Seconds of waiting and of crossing on the slowest link."""
     queue, transfer, above = 0.0, 0.0, 0
-    checkpoint = need.checkpoint
-    on_its_way = _is_planned(node, checkpoint)
+    on_its_way = _is_planned(node, need.checkpoint)
     for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, found.imported)):
-        copy = copy_on(node, need, key[1])
+        copy = taken.on(node, need, key[1])
         # What a tier holds, this link and those below it need not carry.
-        above = max(above, resident(copy, checkpoint) if copy else 0)
-        missing = checkpoint.size_bytes - above
+        above = max(above, copy.resident_bytes if copy else 0)
+        missing = taken.size_bytes - above
         if missing <= 0:
             break
         crossing = missing * pace.per_byte
@@ -171,20 +218,16 @@ def _load(node: NodeView, need: Need, found: Approach) -> tuple[float, float]:
     return queue, transfer
 
 
-def resident(copy: Copy, checkpoint: Checkpoint) -> int:
-    """Bytes of a checkpoint that a copy stands for, which may have another size once made ready."""
-    if not copy.made_of:
-        return copy.resident_bytes
-    return checkpoint.size_bytes * copy.resident_bytes // max(1, copy.size_bytes)
+def _load_on_disk(node: NodeView, need: Need, taken: Taken, found: Approach) -> tuple[float, float]:
+    """The same where a worker reads what it needs out of a copy on SSD, once that is there."""
+    copy = taken.on(node, need, Tier.SSD)
+    missing = max(0, need.checkpoint.size_bytes - (copy.resident_bytes if copy else 0))
+    read = need.resident_bytes * found.read.per_byte
+    if not missing:
+        return found.read.wait, read
+    return found.imported.wait + found.read.wait, missing * found.imported.per_byte + read
 
 
 def _is_planned(node: NodeView, checkpoint: Checkpoint) -> bool:
     """Whether a start of it has been decided on there."""
     return any(node.key_here(plan.checkpoint) == checkpoint.key for plan in node.planned.values())
-
-
-def copy_on(node: NodeView, need: Need, tier: Tier) -> Copy | None:
-    """The node's copy of a checkpoint on one tier, in a form that the engine takes."""
-    checkpoint = need.checkpoint
-    digest = checkpoint.digest or node.key_here(checkpoint.source)
-    return node.copies.nearest(digest, tier, need.engine)

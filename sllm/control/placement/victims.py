@@ -1,6 +1,7 @@
 """Which instances may have to go for a start, and which nodes must not be taken."""
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 from sllm.control.cluster.instances import Instance, InstanceState
@@ -8,7 +9,7 @@ from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand
-from sllm.control.placement.start_estimate import start_seconds
+from sllm.control.placement.start_estimate import need_on, start_seconds
 
 _LEAST: Final = 0.001
 _MOST: Final = 1e6
@@ -31,7 +32,7 @@ def idle_victims(
 
     None: not even all of them would do.
     """
-    need = demand.need
+    need = need_on(node, demand.need, snapshot.typical)
     kv_bytes = room.kv_grant(node, need)
     if room.shortage(node, need, kv_bytes, gone).none:
         return ()
@@ -59,6 +60,49 @@ def _yields(snapshot: Snapshot, demand: Demand, instance: Instance) -> bool:
     )
 
 
+def may_drain(snapshot: Snapshot, demand: Demand, instance: Instance) -> bool:
+    """Whether an instance may have to end, with what it has to do, by the shares of tenants."""
+    owed = demand.owed is None or instance.deployment in demand.owed
+    return owed or not is_busy(snapshot, instance)
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """An instance that makes room for one of its own tenant's."""
+
+    instance_id: str
+    busy: bool
+    """Whether it ends only once its requests have."""
+
+
+def cheapest(snapshot: Snapshot, demand: Demand) -> Yield | None:
+    """Of all instances that `demand` is owed, on any node, the one whose end costs least.
+
+    An idle one, the least missed first; a busy one only if the demand is impatient, that with the
+    fewest requests first. None: there is none.
+    """
+    owed = [
+        (node, one)
+        for node in snapshot.nodes.values()
+        for one in yielding(snapshot, demand, node)
+        if demand.owed is None or one.deployment in demand.owed
+    ]
+    idle = [(node, one) for node, one in owed if not keeps(snapshot, demand, one)]
+    if idle:
+        _, least = min(idle, key=lambda place: missed(snapshot, *place))
+        return Yield(least.instance_id, busy=False)
+    if not (owed and demand.impatient):
+        return None
+    busy = min((one for _, one in owed), key=lambda one: load(snapshot, one))
+    return Yield(busy.instance_id, busy=True)
+
+
+def load(snapshot: Snapshot, instance: Instance) -> tuple[int, float, str]:
+    """How much would have to end with an instance, the least first."""
+    use = snapshot.uses[instance.instance_id]
+    return use.in_flight, use.last_used, instance.instance_id
+
+
 def missed(snapshot: Snapshot, node: NodeView, instance: Instance) -> tuple[float, float, str]:
     """How much an idle instance would be missed, the least first.
 
@@ -70,7 +114,7 @@ def missed(snapshot: Snapshot, node: NodeView, instance: Instance) -> tuple[floa
     worth = -math.inf
     if need:
         seconds = min(max(start_seconds(node, need, snapshot.typical), _LEAST), _MOST)
-        size = need.checkpoint.size_bytes + instance.kv_bytes
+        size = need.weights_bytes + instance.kv_bytes
         beside = len(snapshot.instances.get(instance.deployment, ())) or 1
         worth = use.demand + math.log2(seconds / max(size, 1) / beside)
     return worth, use.last_used, instance.instance_id

@@ -36,6 +36,14 @@ class Progress:
         """Of the model alone: that of an adapter over it stands behind a plus."""
         return self.identity.partition("+")[0]
 
+    @property
+    def time_per_token(self) -> float | None:
+        """Seconds between two tokens, on average. None: fewer than two have come at two times."""
+        first, last, count = self.first_token_at, self.last_token_at, len(self.token_ids)
+        if first is None or last is None or last <= first:
+            return None
+        return (last - first) / max(1, count - 1)
+
     def add(self, first_index: int, token_ids: Sequence[int], now: float) -> None:
         """Takes in tokens that are about to be relayed.
 

@@ -93,6 +93,10 @@ class RequestQueue(Generic[Request]):
         """How many wait for a deployment."""
         return len(self._lines.get(deployment, ()))
 
+    def counts(self) -> dict[str, int]:
+        """How many wait, of each deployment that is waited for. Another thread may ask."""
+        return {deployment: len(line) for deployment, line in tuple(self._lines.items())}
+
     def ahead(self, deployment: str, turn: float) -> int:
         """How many of those that wait for a deployment would be served before one of this turn."""
         return bisect_right(self._lines.get(deployment, []), turn, key=_turn)

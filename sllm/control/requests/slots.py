@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sllm.control.cluster.usage import Use
+from sllm.control.cluster.usage import Limit, Use
+from sllm.control.requests.concurrency import Window
 from sllm.decay import Decaying
 
 HALF_LIFE_SECONDS = 600.0
@@ -18,6 +19,8 @@ class Slots:
         self._tokens: dict[str, int] = {}
         self._claimed: dict[str, int] = {}
         """Slots that are held for requests on their way."""
+        self._windows: dict[str, Window] = {}
+        """What was seen of how fast tokens come."""
         self._requests: dict[str, Decaying] = {}
         """By deployment."""
 
@@ -97,9 +100,23 @@ class Slots:
             used = use.last_used if now is None else now
             self._uses[instance_id] = replace(use, in_flight=use.in_flight + change, last_used=used)
 
+    def limit(self, instance_id: str, limit: Limit | None) -> None:
+        """Sets how many requests an instance should have at once. None: as its deployment says."""
+        if use := self._uses.get(instance_id):
+            self._uses[instance_id] = replace(use, limit=limit)
+
+    def window(self, instance_id: str, now: float) -> Window:
+        """What was seen of an instance since the last look; a new one if nothing was."""
+        return self._windows.setdefault(instance_id, Window(now, []))
+
+    def close_window(self, instance_id: str) -> None:
+        """Has the next look see only what comes from now on."""
+        self._windows.pop(instance_id, None)
+
     def forget(self, instance_id: str) -> None:
         """Drops an instance that is gone; requests that are still on it may be released later."""
         self._uses.pop(instance_id, None)
+        self.close_window(instance_id)
         self._tokens.pop(instance_id, None)
 
     def forget_deployment(self, name: str) -> None:

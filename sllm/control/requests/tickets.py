@@ -17,7 +17,7 @@ from sllm.control.types.migrations import Departure
 from sllm.control.types.receipts import Receipt, StartRecord
 from sllm.control.types.status import Loading
 from sllm.control.types.views import EndedRequest
-from sllm.control.wire import generations
+from sllm.control.wire import carriage, generations
 from sllm.control.wire.answers import AnswerCall
 from sllm.control.wire.multiplex import GenerateCall
 from sllm.control.wire.node_client import Node
@@ -57,6 +57,8 @@ class Ticket:
         """
         self._served_by = served_by or request.deployment
         self.request = request
+        self.image_bytes = generations.image_bytes(request)
+        """Held until it has ended, since it may have to go on elsewhere."""
         self.stays = stays
         """Whether it ends where it is, since there is nothing of it that could be migrated."""
         self.position = position
@@ -91,12 +93,20 @@ class Ticket:
         """Instances that could not load its adapter."""
         self.gave_way = False
         """Whether it was ended for them, and may be begun again."""
+        self.reattached = False
+        """Whether its generation went on without its caller, so that its prompt was computed."""
         self._clock = clock
         self._call: GenerateCall | AnswerCall[Any] | None = None
+        self._carriage = carriage.current()
+        self._uncarried = False
         self._known_to_nodes = False
         """Whether any node was ever called for it."""
         self._loading: Loading | None = None
         self._changed = asyncio.Event()
+        self.zone = generations.zone(request)
+        """Where its caller is. Empty: it does not say."""
+        self.prefixes = tuple(request.prefixes.names)
+        """Names of what its prompt begins with, the shortest first."""
         self.linger = generations.linger(request)
         """Seconds for which it is to go on without its caller."""
         self.resumes_from = generations.resumes_from(request)
@@ -114,6 +124,16 @@ class Ticket:
         return self._served_by
 
     @property
+    def named(self) -> str:
+        """Name of the deployment that it is for: that of an adapter, or of what serves it."""
+        return self.request.deployment
+
+    @property
+    def carried_from(self) -> str:
+        """The instance that another control plane reads it from, where leaders have changed."""
+        return self._carriage.instance_id if self._carriage else ""
+
+    @property
     def adapter(self) -> str:
         """Name of the adapter over it that it is for. Empty: none."""
         return self.request.adapter.deployment
@@ -126,9 +146,13 @@ class Ticket:
     def running(self) -> Running:
         """What migrating it would have to carry."""
         generated = len(self.progress.token_ids)
-        prompt = len(self.progress.prompt) or len(self.request.token_ids.ids)
         expected = max(0, self.request.max_tokens - generated)
-        return Running(self.request_id, prompt + generated, expected)
+        return Running(self.request_id, self.prompt_tokens + generated, expected)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of its prompt, which nodes tell of where it is text; 0 until they have."""
+        return len(self.progress.prompt) or len(self.request.token_ids.ids)
 
     def remaining(self) -> float | None:
         """Seconds until the caller's deadline; None: there is none."""
@@ -203,9 +227,23 @@ class Ticket:
         self._known_to_nodes = True
         self.dispatched_at = self._clock.now()
         self.request.instance_id = assignment.instance.instance_id
-        call = assignment.node.generate(self.request, self.remaining(), trace)
+        carried = None if self._uncarried else self._carriage
+        if self._carriage and carried is None:
+            self._carriage.carries = False
+        call = assignment.node.generate(self.request, self.remaining(), trace, carried)
         self._call = call
         return call
+
+    def uncarry(self) -> bool:
+        """Has this control plane call the node itself, if only another one has not reached it.
+
+        It does so until the request is served elsewhere.
+        """
+        if self._carriage is None or self._uncarried or not self._carriage.unreached or self.error:
+            return False
+        self._uncarried = True
+        self._continue()
+        return True
 
     def follow(self, call: AnswerCall[Any]) -> None:
         """Has a call of its instance's node, which answers it at once, end when it is ended."""
@@ -235,6 +273,8 @@ class Ticket:
             outcome=outcome,
             generated_tokens=len(self.progress.token_ids),
             receipt=self.receipt,
+            adapter=self.adapter,
+            adapter_identity=self.request.adapter.identity,
         )
 
     def move_on(self) -> None:
@@ -244,7 +284,12 @@ class Ticket:
         """
         self.assignment = None
         self._loading = None
+        self._uncarried = False
         self.enqueued_at = self._clock.now()
+        self._continue()
+
+    def _continue(self) -> None:
+        """Has the next call of a node go on after the tokens that were relayed."""
         if self._known_to_nodes:
             done = self.progress
             generations.go_on(self.request, done.prompt, done.token_ids, done.identity)

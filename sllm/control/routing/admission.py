@@ -85,6 +85,20 @@ def check_queue(estimate: WaitEstimate, config: ControlConfig) -> None:
         )
 
 
+def check_images(held: int, more: int, config: ControlConfig) -> None:
+    """Refuses requests whose images would have too many bytes, with those of all under way.
+
+    Raises:
+        errors.QueueFull: With the numbers.
+    """
+    if more and held + more > config.max_image_bytes:
+        raise errors.QueueFull(
+            f"the images of requests under way have {held} bytes, {more} more would come, and "
+            f"{config.max_image_bytes} may be held; try again later",
+            retry_after=1.0,
+        )
+
+
 def check_deadline(estimate: WaitEstimate, remaining: float | None) -> None:
     """Refuses a request that would not have its first token within `remaining` seconds.
 

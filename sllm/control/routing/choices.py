@@ -118,8 +118,14 @@ class Choices:
             await asyncio.gather(*reading, return_exceptions=True)
             self.drop()
 
-    def cancel(self, error: errors.SllmError) -> None:
-        """Ends them all from outside their stream."""
+    def cancel(self, error: errors.SllmError, attempt: str | None = None) -> None:
+        """Ends them all from outside their stream; `attempt` as in Router.cancel.
+
+        Raises:
+            errors.RequestNotFound: Another attempt reads them.
+        """
+        for ticket in self._tickets.values():
+            generations.check_attempt(ticket.request, attempt)
         for ticket in self._tickets.values():
             ticket.linger = 0.0  # it is not to go on
             ticket.fail(error)

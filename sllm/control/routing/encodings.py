@@ -1,6 +1,6 @@
 """Requests of Embed and Score: they wait as those of Generate do, and are answered at once."""
 
-import uuid
+from collections.abc import Callable
 
 from opentelemetry import trace
 
@@ -15,10 +15,22 @@ from sllm.control.requests.tickets import Assignment, Ticket
 from sllm.control.routing import admission
 from sllm.control.routing.relay import ELSEWHERE, Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
+from sllm.control.state import tenancy
 from sllm.control.state.state import State
+from sllm.control.tenants.names import new_id
 from sllm.control.types import receipts
 from sllm.control.wire import encodings, generations
-from sllm.control.wire.encodings import Answer, Method, Question
+from sllm.control.wire.encodings import (
+    Answer,
+    EmbedRequest,
+    EmbedResponse,
+    Method,
+    Question,
+)
+
+
+class GaveWay(Exception):
+    """A request was ended for others that somebody waits for, and may be made again."""
 
 
 class Encodings:
@@ -57,9 +69,47 @@ class Encodings:
         Raises:
             errors.SllmError: Why there is none.
         """
-        ticket = self._take(request, remaining)
+        return await self._serve(self._take(request, remaining), request, method)
+
+    async def embed_behind_others(
+        self, request: EmbedRequest, remaining: float, begun: Callable[[], None]
+    ) -> EmbedResponse:
+        """The same of vectors that nobody waits for: of what others leave, while they leave it.
+
+        Args:
+            request: of a batch.
+            remaining: seconds until it fails.
+            begun: called whenever an instance has been found for it.
+
+        Raises:
+            GaveWay: Others have come.
+            errors.SllmError: Why there is no answer.
+        """
+        ticket = self._take(request, remaining, background=True)
         try:
-            return await self._answer(ticket, request, method)
+            return await self._serve(ticket, request, lambda node: node.Embed, begun)
+        except errors.SllmError as error:
+            if ticket.gave_way:
+                raise GaveWay from error
+            raise
+
+    def check(self, request: encodings.Request) -> None:
+        """Looks at a request that is to be taken later. Changes nothing.
+
+        Raises:
+            errors.SllmError: Why it would be refused.
+        """
+        encodings.check(request, self._state.deployment(request.deployment))
+
+    async def _serve(
+        self,
+        ticket: Ticket,
+        request: Question,
+        method: Method[Question, Answer],
+        begun: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        try:
+            return await self._answer(ticket, request, method, begun)
         except errors.SllmError as error:
             ticket.outcome = error.reason
             raise
@@ -70,30 +120,46 @@ class Encodings:
         """Takes no new requests; those under way end with all others."""
         self._closing = True
 
-    def _take(self, request: encodings.Request, remaining: float | None) -> Ticket:
+    def _take(
+        self, request: encodings.Request, remaining: float | None, *, background: bool = False
+    ) -> Ticket:
         if self._closing:
             raise errors.ShuttingDown("the control plane is going down; try again")
         if remaining is not None and remaining <= 0:
             raise errors.DeadlineExceeded("the call's deadline has passed already")
-        encodings.check(request, self._state.deployment(request.deployment))
+        self.check(request)
         admission.check_priority(request.priority)
-        queued = encodings.queued_as(request, uuid.uuid4().hex)
+        queued = encodings.queued_as(request, new_id(request.deployment))
         generations.keep_alive(queued)
         step = self._config.priority_step_seconds
-        ticket = Ticket(queued, remaining, self._clock, step_seconds=step, stays=True)
-        estimate = self._wait_estimates.of(ticket)
-        admission.check_queue(estimate, self._config)
-        admission.check_deadline(estimate, remaining)
+        ticket = Ticket(
+            queued, remaining, self._clock, step_seconds=step, stays=True, background=background
+        )
+        if not background:
+            self._admit(ticket, remaining)
         self._state.tickets[ticket.request_id] = ticket
+        self._state.tenants.began(ticket.named, background=background)
         self._dispatcher.enqueue(ticket)
         return ticket
 
+    def _admit(self, ticket: Ticket, remaining: float | None) -> None:
+        estimate, now = self._wait_estimates.of(ticket), self._clock.now()
+        tenancy.check_requests(self._state, ticket.named, now, to_wait=estimate.to_wait)
+        admission.check_queue(estimate, self._config)
+        tenancy.check_share(self._state, ticket.named, estimate.to_wait, self._config.max_queued)
+        admission.check_deadline(estimate, remaining)
+
     async def _answer(
-        self, ticket: Ticket, request: Question, method: Method[Question, Answer]
+        self,
+        ticket: Ticket,
+        request: Question,
+        method: Method[Question, Answer],
+        begun: Callable[[], None],
     ) -> Answer:
         while True:
             while await ticket.news():
                 pass  # how far a start is: nobody is told meanwhile
+            begun()
             assignment = ticket.assignment
             assert assignment is not None
             try:
@@ -133,6 +199,9 @@ class Encodings:
             adapter=ticket.adapter,
         )
         generations.fill_receipt(answer, ticket.receipt)
+        self._state.tenants.prompted(ticket.named, encodings.prompt_tokens(answer), now)
+        if ticket.background:
+            return  # how long it has waited tells nothing of others
         seconds = now - ticket.dispatched_at
         served = Served(first_token_seconds=seconds, seconds=seconds, generated_tokens=0)
         self._state.service_times.served(ticket.deployment, served)
@@ -142,10 +211,11 @@ class Encodings:
     def _drop(self, ticket: Ticket) -> None:
         """Forgets a request, and ends what is still done for it."""
         del self._state.tickets[ticket.request_id]
-        self._state.queue.remove(ticket)
+        self._state.tenants.ended(ticket.named, background=ticket.background)
+        self._state.line_of(ticket).remove(ticket)
         ticket.abandon()
         self._relay.release(ticket)
-        outcome = ticket.outcome or "CANCELLED"
+        outcome = "GAVE_WAY" if ticket.gave_way else ticket.outcome or "CANCELLED"
         metrics.requests.add(1, {"deployment": ticket.deployment, "outcome": outcome})
         spans.end(ticket.span, outcome, ticket.receipt, ticket.began_ns)
         self._state.receipts.add(ticket.request_id, ticket.deployment, ticket.receipt)

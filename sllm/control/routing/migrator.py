@@ -32,7 +32,7 @@ from sllm.control.types.migrations import (
     Stayed,
 )
 from sllm.control.wire import choices
-from sllm.control.wire.node_client import Nodes
+from sllm.control.wire.nodes import Nodes
 
 log = structlog.get_logger()
 
@@ -244,7 +244,7 @@ class Migrator:
         if not moving:
             return
         ids = [ask.request_id] if ask.request_id else []
-        moves = source.migrate(ask.source.instance_id, ids, destination, to, ask.reason)
+        moves = source.migrate(ask, ids, destination, to)
         outcomes = 0
         async with aclosing(moves) as told:
             async for news in told:
@@ -273,6 +273,9 @@ class Migrator:
         tokens, seconds = sum(one.tokens for one in moved), max(one.seconds for one in moved)
         self._state.costs.observe_move(tokens, seconds)
         metrics.migration_seconds.record(seconds)
+        for cache in (one.cache for one in moved if one.cache):
+            metrics.cache_moves.add(1, {"way": cache.way.name})
+            metrics.cache_bytes.add(cache.page_bytes)
         if estimate is not None:
             metrics.transfer_estimate_ratio.record(estimate / max(seconds, 1e-3))
         log.info(
@@ -281,6 +284,7 @@ class Migrator:
             source=ask.source.instance_id,
             destination=to.instance_id,
             tokens=tokens,
+            ways=[one.cache.way.name for one in moved if one.cache],
             estimate=estimate,
             actual=seconds,
         )

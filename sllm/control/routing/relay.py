@@ -19,6 +19,8 @@ from sllm.control.tasks import Tasks
 from sllm.control.types import receipts
 from sllm.control.types.migrations import Departure, MigrationReason
 from sllm.control.wire import generations
+from sllm.control.wire.migrations import cache_move
+from sllm.durations import to_seconds
 
 log = structlog.get_logger()
 
@@ -66,7 +68,8 @@ class Relay:
                     async for event in served:
                         yield ticket.stamp(event)
             except ELSEWHERE as error:
-                self.fail_over(ticket, error)
+                if not ticket.uncarry():
+                    self.fail_over(ticket, error)
             except ADAPTER_ELSEWHERE as error:
                 self._load_elsewhere(ticket, error)
             except errors.Cancelled:
@@ -185,9 +188,16 @@ class Relay:
         return [generations.migrated_event(departure, assignment.instance, pause)]
 
     def _count(self, ticket: Ticket, assignment: Assignment, tokens: generations.Tokens) -> None:
+        now, tenants = self._clock.now(), self._state.tenants
         if ticket.first is None:
             ticket.first = assignment, ticket.dispatched_at
-        ticket.progress.add(tokens.first_index, tokens.token_ids, self._clock.now())
+            if not ticket.reattached:
+                tenants.prompted(ticket.named, ticket.prompt_tokens, now)
+        elif tokens.token_ids and tokens.HasField("duration"):
+            seconds = to_seconds(tokens.duration) / len(tokens.token_ids)
+            self._dispatcher.tuning.token(assignment.instance, seconds)
+        ticket.progress.add(tokens.first_index, tokens.token_ids, now)
+        tenants.generated(ticket.named, len(tokens.token_ids), now)
         self._state.slots.count_tokens(assignment.instance.instance_id, len(tokens.token_ids))
 
     def _finish(
@@ -203,8 +213,10 @@ class Relay:
             first_token_at=ticket.progress.first_token_at,
         )
         told = generations.phases(finished.receipt.phases) if first is assignment else ()
+        kept = generations.kept_prompt(finished.receipt) if first is assignment else ()
+        waited = _has_load(told) or bool(kept)
         for phase in told:
-            if phase.kind is receipts.PhaseKind.PREFILL:
+            if phase.kind is receipts.PhaseKind.PREFILL and not waited:
                 self._state.costs.observe_prefill(finished.usage.prompt_tokens, phase.duration)
         phases = told or receipts.prefill_of(timing)
         receipt = receipts.assemble(
@@ -216,15 +228,17 @@ class Relay:
             engine=first.instance.engine,
             deployment=ticket.deployment,
             adapter=ticket.adapter,
+            kept_prompt=kept,
         )
         generations.fill_receipt(finished, receipt)
         ticket.receipt = receipt
-        waited_for_adapter = ticket.adapter and _has_load(told)
-        if first is assignment and not ticket.background and not waited_for_adapter:
+        if first is assignment and not ticket.background and not waited:
             self._learn(ticket, finished)
         generated = len(ticket.progress.token_ids)
         labels = {"deployment": ticket.deployment, "adapter": ticket.adapter}
         metrics.generated_tokens.add(generated, labels)
+        if (seconds := ticket.progress.time_per_token) is not None:
+            metrics.time_per_token.record(seconds, {"deployment": ticket.deployment})
         if not ticket.background:
             metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
 
@@ -233,7 +247,8 @@ class Relay:
         # Not all tokens that moved have come: it is begun again from those that have.
         if moved.tokens != len(ticket.progress.token_ids):
             raise errors.WorkerDied(f"{moved.tokens} tokens have moved, not all have come")
-        ticket.departure = Departure(assignment.instance, MigrationReason(moved.reason))
+        reason, cache = MigrationReason(moved.reason), cache_move(moved.cache)
+        ticket.departure = Departure(assignment.instance, reason, cache)
         arrived = self._dispatcher.arrive(ticket, moved.instance_id)
         self.release(ticket)
         ticket.move_on()
@@ -258,12 +273,15 @@ class Relay:
         """Puts a request back to the front of the queue, from where it goes on elsewhere.
 
         Raises:
-            errors.SllmError: `error`, if no other instance may be tried.
+            errors.SllmError: `error`, if no other instance may be tried; or why the request was
+                ended meanwhile.
         """
+        if ticket.error:  # which is ours, and says nothing of the instance
+            raise ticket.error
         assignment = ticket.assignment
         if assignment:
             self._dispatcher.instance_failed(assignment.instance)
-        if ticket.error or ticket.request.no_failover or not ticket.progress.fail():
+        if ticket.request.no_failover or not ticket.progress.fail():
             raise error
         # A caller without a token need not know. Of several failures the first place counts.
         if assignment and ticket.progress.token_ids and ticket.departure is None:
@@ -276,9 +294,12 @@ class Relay:
         self._dispatcher.requeue(ticket)
 
 
+_LOADS = (receipts.PhaseKind.READ_SSD, receipts.PhaseKind.ATTACH)
+
+
 def _has_load(phases: Iterable[receipts.Phase]) -> bool:
-    """Whether a request has waited for its adapter, which says nothing of its base."""
-    return any(one.kind is receipts.PhaseKind.ATTACH for one in phases)
+    """Whether a request has waited for weights, its base's or its adapter's: others need not."""
+    return any(one.kind in _LOADS for one in phases)
 
 
 def _trace(ticket: Ticket) -> Mapping[str, str]:

@@ -1,9 +1,11 @@
 """Takes requests, and knows each until it has ended."""
 
+import asyncio
 import copy
-import uuid
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from sllm import errors
@@ -14,10 +16,14 @@ from sllm.control.orchestration.dispatcher import Dispatcher
 from sllm.control.requests import spans
 from sllm.control.requests.tickets import Ticket
 from sllm.control.routing import admission
+from sllm.control.routing.entrance import Entrance
+from sllm.control.routing.images import MAX_WAITING, ImageChecks
 from sllm.control.routing.relay import Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
+from sllm.control.state import tenancy
 from sllm.control.state.state import State
-from sllm.control.wire import deployments, generations
+from sllm.control.tenants.names import new_id
+from sllm.control.wire import choices, deployments, generations, prefixes
 from sllm.control.wire.chats import take_template
 from sllm.embedding.purpose import Task
 from sllm.structured_output.checker import Checker
@@ -42,11 +48,12 @@ class Router:
     ) -> None:
         self._state = state
         self._dispatcher = dispatcher
-        self._wait_estimates = wait_estimates
         self._clock = clock
         self._config = config
+        self._entrance = Entrance(state, wait_estimates, clock, config)
         self._relay = Relay(state, dispatcher, clock)
         self._forms = Checker()
+        self._images = ImageChecks(partial(tenancy.check_looking_share, state, MAX_WAITING))
         self._left: dict[str, tuple[str, float]] = {}
         """Requests that linger: the instance, and when they end there, in the clock's seconds."""
         self._closing = False
@@ -101,17 +108,32 @@ class Router:
         deployment = self._state.serving(requests[0].deployment)
         for request in requests:
             generations.check_size(request, deployment)  # each has a continuation of its own
+        known = sum([self._take_over(request) for request in requests])
         for request in requests:
-            self._take_over(request)
+            self._settle_adapter(request)
+        prefixes.settle_prefixes(requests, deployment.model.identity)
         tickets = [self._ticket(request, remaining, background) for request in requests]
         if not background:
-            self._admit(tickets)
+            self._entrance.admit(tickets, len(tickets) - known)
         for ticket in tickets:
             self._state.tickets[ticket.request_id] = ticket
+            self._state.tenants.began(ticket.named, background=background)
         for ticket in tickets:
             if ticket.resumes_from is None:
                 self._dispatcher.enqueue(ticket)
         return tickets
+
+    def check_tenant(self, request: generations.GenerateRequest) -> None:
+        """Refuses a request whose tenant has all that it may have, before anything is done for it.
+
+        Raises:
+            errors.TenantLimit: Names the bound.
+        """
+        several = choices.choice_ids(request.request_id) if request.n > 1 else ()
+        ids = (request.request_id, *several)
+        resumes = generations.resumes_from(request) is not None
+        if not any(self.serves(one) or (resumes and self._goes_on(one)) for one in ids):
+            tenancy.check_requests(self._state, request.deployment, self._clock.now())
 
     def serves(self, request_id: str) -> bool:
         """Whether a request of this id is under way."""
@@ -133,10 +155,17 @@ class Router:
         for request_id in request_ids:
             await self._relay.ended(request_id)
 
-    async def settle(self, request: generations.GenerateRequest) -> None:
-        """Completes a request by what its deployment does with answers.
+    async def settle(
+        self, request: generations.GenerateRequest, *, fetches_images: bool = True
+    ) -> None:
+        """Completes a request by what its deployment does with answers, and by what URLs lead to.
 
-        Returns if the text that is asked for can have its form, or may have any.
+        Returns if its images are some, and the text that is asked for can have its form, or may
+        have any.
+
+        Args:
+            request: as its caller sent it.
+            fetches_images: whether URLs of images are followed, and not refused.
 
         Raises:
             errors.SllmError: Why the request is refused.
@@ -147,6 +176,7 @@ class Router:
             deployment = self._state.serving(request.deployment)
             take_template(request, deployment)
             generations.settle_parsing(request, deployment)
+            await self._images.settle(request, deployment, fetches=fetches_images)
         if form := generations.form(request):
             generations.check_size(request, self._state.serving(request.deployment))
             await self._forms.check(form)
@@ -159,7 +189,7 @@ class Router:
         """
         looked_at = copy.deepcopy(request)
         self._check_fields(looked_at)
-        await self.settle(looked_at)
+        await self.settle(looked_at, fetches_images=False)
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[generations.GenerateResponse]:
         """The caller's stream: `queued` first, `finished` last.
@@ -181,20 +211,23 @@ class Router:
         finally:
             self.drop(ticket)
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, attempt: str | None = None) -> None:
         """Ends a request from outside its stream, also one that goes on without a reader.
 
+        `attempt`: that alone is to end. None: whichever reads it.
+
         Raises:
-            errors.RequestNotFound: No such request is under way.
+            errors.RequestNotFound: No such request is under way, or another attempt reads it.
             errors.SllmError: Its node cannot be told.
         """
         told_by = self._clock.now() + _LEAVING_SECONDS  # nodes tell of what nobody reads
         while (ticket := self._state.tickets.get(request_id)) is None:
             if node := self._dispatcher.unread_on(request_id):
-                return await node.cancel(request_id)
+                return await node.cancel(request_id, attempt)
             if self._clock.now() >= told_by:
                 raise errors.RequestNotFound(f"no request {request_id!r} is under way")
             await self._clock.sleep(_LOOK_SECONDS)
+        generations.check_attempt(ticket.request, attempt)
         ticket.linger = 0.0  # it is not to go on
         ticket.fail(errors.Cancelled(f"request {request_id} was cancelled"))
         return None
@@ -208,6 +241,7 @@ class Router:
     async def stop(self) -> None:
         """Leaves the nodes with what they do."""
         self._forms.close()
+        await asyncio.to_thread(self._images.close)
         await self._relay.close()
 
     def drop(self, ticket: Ticket) -> None:
@@ -215,6 +249,7 @@ class Router:
         if self._state.tickets.get(ticket.request_id) is not ticket:
             return
         del self._state.tickets[ticket.request_id]
+        self._state.tenants.ended(ticket.named, background=ticket.background)
         self._state.line_of(ticket).remove(ticket)
         ticket.abandon()
         # After hanging up alone, a generation lingers on its node: as its caller wishes, or because
@@ -233,50 +268,55 @@ class Router:
 
     # --- taking -------------------------------------------------------------------------------
 
-    def _admit(self, tickets: Sequence[Ticket]) -> None:
-        """Refuses requests the last of which would wait for too long."""
-        first = last = self._wait_estimates.of(tickets[0])
-        if len(tickets) > 1:
-            last = self._wait_estimates.of(tickets[0], len(tickets))
-        admission.check_queue(last, self._config)
-        admission.check_deadline(last, tickets[0].remaining())
-        for place, ticket in enumerate(tickets):
-            ticket.position, ticket.estimated_wait = first.ahead + place, first.wait
-
     def _check_fields(self, request: generations.GenerateRequest) -> None:
         deployment = self._state.serving(request.deployment)
         deployment.model.purpose.check_serves(Task.GENERATE, deployment.name)
         generations.check_size(request, deployment)
         admission.check_fields(generations.generation_ask(request))
 
-    def _take_over(self, request: generations.GenerateRequest) -> None:
-        """Ends the stream that a caller had before who reads on.
+    def _take_over(self, request: generations.GenerateRequest) -> bool:
+        """Ends the stream that a caller had before who reads on; says whether there is one.
 
         Raises:
             errors.RequestIdInUse: The caller does not, and another request has the id.
         """
         former = self._state.tickets.get(request.request_id)
-        if former and generations.resumes_from(request) is not None:
+        resumes = generations.resumes_from(request) is not None
+        if former and resumes:
             former.fail(errors.Cancelled(f"request {request.request_id} is read on elsewhere"))
             former.linger = former.linger or self._config.linger_seconds  # the new one takes over
             self.drop(former)
         elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
+        return resumes and (former is not None or self._goes_on(request.request_id))
+
+    def _goes_on(self, request_id: str) -> bool:
+        """Whether a request was taken once, and goes on without its caller, for all that is known.
+
+        Soon after a restart, nodes have not all reported yet.
+        """
+        now, (_, until) = self._clock.now(), self._left.get(request_id, ("", -math.inf))
+        return now < max(until, self._settled_at) or self.is_unread(request_id)
+
+    @property
+    def _settled_at(self) -> float:
+        """When all nodes that were there before a restart have reported, in the clock's seconds."""
+        return self._began + self._config.lease_seconds
 
     def _ticket(
         self, request: generations.GenerateRequest, remaining: float | None, background: bool
     ) -> Ticket:
-        request.request_id = request.request_id or uuid.uuid4().hex
+        request.request_id = request.request_id or new_id(request.deployment)
         request.background = background
         generations.settle_seed(request)
-        self._settle_adapter(request)
+        serving = self._state.serving(request.deployment)
         ticket = Ticket(
             request,
             remaining,
             self._clock,
             step_seconds=self._config.priority_step_seconds,
             background=background,
-            served_by=self._state.serving(request.deployment).name,
+            served_by=serving.name,
         )
         generations.set_linger(request, max(ticket.linger, self._config.linger_seconds))
         return ticket
@@ -295,16 +335,13 @@ class Router:
         self._left[request_id] = instance_id, now + linger
 
     async def _reattach(self, ticket: Ticket) -> None:
-        """Reads on where the generation goes on, or begins anew with what the caller has.
-
-        Soon after a restart, nodes have not all reported yet.
-        """
-        settled_at = self._began + self._config.lease_seconds
+        """Reads on where the generation goes on, or begins anew with what the caller has."""
         left, _ = self._left.pop(ticket.request_id, ("", 0.0))
         while not ticket.error:
             if self._dispatcher.reattach(ticket, left):
+                ticket.reattached = True
                 return
-            if self._clock.now() >= settled_at:
+            if self._clock.now() >= self._settled_at:
                 self._dispatcher.enqueue(ticket)
                 return
             await self._clock.sleep(_LOOK_SECONDS)

@@ -1,6 +1,5 @@
 """Callers' streams: of one sample each, or of several."""
 
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Protocol
@@ -9,6 +8,7 @@ from sllm import errors
 from sllm.control.requests.tickets import Ticket
 from sllm.control.routing.choices import Choices, Merger
 from sllm.control.routing.router import Router
+from sllm.control.tenants.names import new_id
 from sllm.control.wire import choices, generations
 from sllm.control.wire.generations import GenerateRequest, GenerateResponse
 
@@ -53,6 +53,7 @@ class Streams:
 
     async def open(self, request: GenerateRequest, remaining: float | None) -> Stream:
         """Takes a request, or refuses it; see Router.take."""
+        self._router.check_tenant(request)
         n = choices.count(request)
         if not request.HasField("resume_from_sequence"):
             several = n > 1 or request.request_id in self._several
@@ -65,19 +66,19 @@ class Streams:
             raise _in_use(request.request_id)
         return _Single(self._router, self._router.take(request, remaining))
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, attempt: str | None = None) -> None:
         """Ends a request from outside its stream; see Router.cancel."""
         if several := self._several.get(request_id):
-            several.cancel(errors.Cancelled(f"request {request_id} was cancelled"))
+            several.cancel(errors.Cancelled(f"request {request_id} was cancelled"), attempt)
             return
         try:
-            await self._router.cancel(request_id)
+            await self._router.cancel(request_id, attempt)
         except errors.RequestNotFound:
-            if not await self._cancel_unread(request_id):
+            if not await self._cancel_unread(request_id, attempt):
                 raise
 
     def _take_several(self, request: GenerateRequest, remaining: float | None) -> Choices:
-        request_id = request.request_id = request.request_id or uuid.uuid4().hex
+        request_id = request.request_id = request.request_id or new_id(request.deployment)
         sequence = generations.resumes_from(request)
         if self._router.serves(request_id) or (sequence is None and request_id in self._several):
             raise _in_use(request_id)
@@ -101,12 +102,12 @@ class Streams:
         if self._several.get(request_id) is dropped:
             del self._several[request_id]
 
-    async def _cancel_unread(self, request_id: str) -> bool:
+    async def _cancel_unread(self, request_id: str, attempt: str | None) -> bool:
         """Ends the samples that go on without a reader; says whether there were any."""
         unread = [one for one in choices.choice_ids(request_id) if self._router.is_unread(one)]
         for one in unread:
             with suppress(errors.RequestNotFound):
-                await self._router.cancel(one)
+                await self._router.cancel(one, attempt)
         return bool(unread)
 
 

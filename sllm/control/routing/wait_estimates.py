@@ -60,15 +60,16 @@ class WaitEstimates:
 
     def _turn_wait(self, name: str, ahead: int, expected: Expectation | None) -> float | None:
         """Seconds until the ready instances, all of them busy, have served those ahead."""
-        slots = len(self._state.ready_replicas(name)) * self._state.needs[name].max_concurrency
+        ready, most = self._state.ready_replicas(name), self._state.needs[name].max_concurrency
+        slots = len(ready) * placement.slots_each(ready, self._state.slots.uses, most)
         return expected.slot_wait(ahead + 1, slots) if slots and expected else None
 
     def _new_wait(self, ticket: Ticket) -> float | None:
         """Seconds until an instance is ready that starts now, or once there is room."""
         decision = self._placer.decide(self._placer.demand(ticket.deployment))
         match decision.action:
-            case Start(estimate=estimate) | MigrateThenStart(estimate=estimate):
-                return estimate
+            case Start() | MigrateThenStart() as start:
+                return None if start.estimate is None else start.estimate + start.distance
             case Wait(blocked=None):
                 return self._room_wait(ticket, decision)
         return None

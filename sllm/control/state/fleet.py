@@ -7,7 +7,7 @@ from types import MappingProxyType
 from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView, keys_of
-from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.tiers import Copies
 from sllm.control.cluster.usage import Use
 from sllm.control.placement.ranking import Table
@@ -19,7 +19,9 @@ from sllm.control.types.reports import Delta, Full, Report
 class Fleet:
     """All nodes. Every change replaces the views that it touches; snapshots share the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, peers: bool = True) -> None:
+        self.peers = peers
+        """Whether nodes have checkpoints from one another."""
         self._nodes: dict[str, NodeView] = {}
         self._revisions: dict[str, int] = {}
         self._by_deployment: Index[tuple[Instance, ...]] = Index()
@@ -63,6 +65,15 @@ class Fleet:
         """Whether any node has a whole copy of a checkpoint."""
         nodes = (self._nodes[node_id] for node_id in self._holders.get(digest, ()))
         return any(copy.whole for node in nodes for copy in node.copies_of(digest))
+
+    @property
+    def typical(self) -> Typical:
+        """What nodes observe, for those that have not observed it themselves."""
+        return self._observations.typical()
+
+    def holders(self, digest: str) -> frozenset[str]:
+        """Nodes that hold any part of a checkpoint, or have started it."""
+        return frozenset(self._holders.get(digest, ()))
 
     def snapshot(
         self,
@@ -214,6 +225,10 @@ class Fleet:
     def _index_keys(self, before: NodeView | None, after: NodeView | None) -> None:
         if before and after and _keyed(before) == _keyed(after):
             return
+        if self.peers:
+            nothing: frozenset[str] = frozenset()
+            had_whole = before.copies.whole if before else nothing
+            self._observations.hold(had_whole, after.copies.whole if after else nothing)
         node_id = (before or after).node_id  # type: ignore[union-attr]  # one of them is there
         had = keys_of(before) if before else set()
         has = keys_of(after) if after else set()

@@ -2,7 +2,7 @@
 
 import statistics
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
@@ -25,6 +25,8 @@ class Observations:
         self._overall = _Sorted()
         self._init_times: dict[InitKey, dict[str, InitTime]] = {}
         self._typical_init_times = InitTimes()
+        self._held: Counter[str] = Counter()
+        """How many nodes have all of each checkpoint."""
         self._typical: Typical | None = None
         self._slowness = 1.0
         self._ratios: deque[float] = deque(maxlen=_STARTS)
@@ -40,6 +42,16 @@ class Observations:
         median = statistics.median(self._ratios)
         self._slowness = min(_MOST_OFF, max(1 / _MOST_OFF, median))
         self._typical = None
+
+    def hold(self, before: frozenset[str], after: frozenset[str]) -> None:
+        """Takes in of which checkpoints a node has all, `after` in the place of `before`."""
+        self._held.update(after - before)
+        self._held.subtract(before - after)
+        gone = [digest for digest in before - after if not self._held[digest]]
+        for digest in gone:
+            del self._held[digest]
+        if gone or any(self._held[digest] == 1 for digest in after - before):
+            self._typical = None
 
     def replace(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
         """Takes in what a node tells, `after` in the place of `before`. None: it is not there."""
@@ -58,6 +70,7 @@ class Observations:
                 {key: values.median for key, values in self._bandwidths.items() if len(values)},
                 self._overall.median if len(self._overall) else None,
                 self._typical_init_times,
+                frozenset(self._held),
                 self._slowness,
             )
         return self._typical
@@ -91,6 +104,7 @@ def typical_of(nodes: Iterable[NodeView]) -> Typical:
     observations = Observations()
     for node in nodes:
         observations.replace(None, node.facts)
+        observations.hold(frozenset(), node.copies.whole)
     return observations.typical()
 
 

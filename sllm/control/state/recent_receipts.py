@@ -1,6 +1,7 @@
 """Receipts of the requests that ended last."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,15 +37,23 @@ class RecentReceipts:
         if len(self._ended) > self._kept:
             self._ended.popitem(last=False)
 
-    def find(self, request_id: str) -> EndedRequest:
+    def find(
+        self, request_id: str, sees: Callable[[str], bool] = lambda deployment: True
+    ) -> EndedRequest:
         """The request of this id, or the one that ended last if it is empty.
+
+        Args:
+            request_id: Its whole id.
+            sees: Of which deployments requests are told.
 
         Raises:
             errors.RequestNotFound: There is none, or no longer.
         """
-        if not request_id and self._ended:
-            return next(reversed(self._ended.values()))
-        found = self._ended.get(request_id)
+        if request_id:
+            found = self._ended.get(request_id)
+        else:
+            told = (one for one in reversed(self._ended.values()) if sees(one.deployment))
+            found = next(told, None)
         if found is None:
             which = f"of request {request_id!r}" if request_id else "of any request"
             raise errors.RequestNotFound(

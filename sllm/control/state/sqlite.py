@@ -1,30 +1,20 @@
 """What has to survive a restart, in one SQLite file."""
 
-import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from sllm import errors
-from sllm.control.cluster.specs import (
-    AdapterInfo,
-    Deployment,
-    DeploymentSpec,
-    EngineConfig,
-    ModelInfo,
-    ScalingPolicy,
-)
+from sllm.control.cluster.specs import Deployment, ModelInfo
 from sllm.control.cluster.tiers import Tier
+from sllm.control.state import records
 from sllm.control.state.database import Database
+from sllm.control.state.store import ANSWER_SECONDS, Contents, StoredAnswer
+from sllm.control.tenants.limits import Limits
+from sllm.control.types.access import ApiKey
 from sllm.control.types.calls import Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
-from sllm.embedding.purpose import GENERATES, Purpose
-
-ANSWER_SECONDS = 7 * 24 * 3600.0
-"""How long an answer is kept for callers that repeat their call."""
-
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployments (
@@ -42,6 +32,20 @@ CREATE TABLE IF NOT EXISTS pins (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS drained_nodes (
     node_id TEXT PRIMARY KEY
+) STRICT;
+CREATE TABLE IF NOT EXISTS tenants (
+    tenant TEXT PRIMARY KEY,
+    limits TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS keys (
+    key_id TEXT PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    role INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    expires_at REAL,
+    revoked_at REAL,
+    note TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS answers (
     request_id TEXT PRIMARY KEY,
@@ -73,8 +77,8 @@ class SqliteStore:
     def deployments(self) -> list[Deployment]:
         """See Store."""
         rows = self._db.execute("SELECT spec, model, created_at FROM deployments ORDER BY name")
-        with _readable("deployments"):
-            return [_deployment(*row) for row in rows]
+        with records.readable("a row of deployments in state.db"):
+            return [records.deployment(*row) for row in rows]
 
     def recall(self, call: Call[Answer]) -> Answer | None:
         """See Store."""
@@ -89,8 +93,7 @@ class SqliteStore:
 
     def put(self, deployment: Deployment, call: Call[Answer], answer: Answer, now: float) -> Answer:
         """See Store."""
-        spec, model = _to_json(deployment.spec), _to_json(deployment.model)
-        row = (deployment.name, spec, model, deployment.created_at)
+        row = _row(deployment)
         change = "INSERT OR REPLACE INTO deployments VALUES (?, ?, ?, ?)"
         return self._once(call, answer, now, [(change, row)])
 
@@ -104,12 +107,14 @@ class SqliteStore:
 
     def set_model(self, name: str, model: ModelInfo) -> None:
         """See Store."""
-        self._db.execute("UPDATE deployments SET model = ? WHERE name = ?", (_to_json(model), name))
+        self._db.execute(
+            "UPDATE deployments SET model = ? WHERE name = ?", (records.to_json(model), name)
+        )
 
     def pins(self) -> list[Pin]:
         """See Store."""
         rows = self._db.execute("SELECT deployment, tier, node_id, expires_at FROM pins")
-        with _readable("pins"):
+        with records.readable("a row of pins in state.db"):
             return [Pin(Place(name, Tier(tier), node_id), end) for name, tier, node_id, end in rows]
 
     def put_pin(self, pin: Pin, call: Call[Pin], now: float) -> None:
@@ -137,9 +142,57 @@ class SqliteStore:
         )
         self._once(call, Done.DONE, now, [(add if drained else remove, (node_id,))])
 
+    def tenants(self) -> dict[str, Limits]:
+        """See Store."""
+        rows = self._db.execute("SELECT tenant, limits FROM tenants ORDER BY tenant")
+        with records.readable("a row of tenants in state.db"):
+            return {tenant: records.limits(text) for tenant, text in rows}
+
+    def put_tenant(self, tenant: str, limits: Limits, call: Call[Done], now: float) -> None:
+        """See Store."""
+        change = "INSERT OR REPLACE INTO tenants VALUES (?, ?)"
+        self._once(call, Done.DONE, now, [(change, (tenant, records.to_json(limits)))])
+
+    def keys(self) -> list[ApiKey]:
+        """See Store."""
+        rows = self._db.execute("SELECT * FROM keys ORDER BY key_id")
+        with records.readable("a row of keys in state.db"):
+            return [records.api_key(*row) for row in rows]
+
+    def put_key(self, key: ApiKey, call: Call[ApiKey], now: float) -> ApiKey:
+        """See Store."""
+        change = "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        return self._once(call, key, now, [(change, astuple(key))])
+
     def remember(self, call: Call[Answer], answer: Answer, now: float) -> Answer:
         """See Store."""
         return self._once(call, answer, now, [])
+
+    def contents(self) -> Contents:
+        """See Store."""
+        answers = self._db.execute(
+            "SELECT request_id, fingerprint, answer, answered_at FROM answers ORDER BY request_id"
+        )
+        return Contents(
+            deployments=tuple(self.deployments()),
+            pins=tuple(self.pins()),
+            drained=tuple(self.drained()),
+            answers=tuple(StoredAnswer(*row) for row in answers),
+            tenants=self.tenants(),
+            keys=tuple(self.keys()),
+        )
+
+    def fill(self, contents: Contents) -> None:
+        """See Store."""
+        with self._db.transaction():
+            if self.contents().anything:
+                raise errors.StartFailed(
+                    f"{self._db.path} has deployments already; move it away, or name another place"
+                )
+            for table, rows in _tables(contents):
+                for row in rows:
+                    marks = ", ".join("?" for _ in row)
+                    self._db.execute(f"INSERT INTO {table} VALUES ({marks})", row)
 
     def close(self) -> None:
         """See Store."""
@@ -170,42 +223,20 @@ class SqliteStore:
             )
 
 
-@contextmanager
-def _readable(table: str) -> Iterator[None]:
-    """Raises StartFailed for a row that makes no sense: to leave it out would end what it names."""
-    try:
-        yield
-    except (ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
-        raise errors.StartFailed(
-            f"a row of {table} in state.db cannot be read: {type(error).__name__}: {error}; "
-            "restore the file, or delete the row"
-        ) from error
+def _tables(contents: Contents) -> Iterator[tuple[str, list[Sequence[Any]]]]:
+    """The rows of each table."""
+    yield "deployments", [_row(one) for one in contents.deployments]
+    yield "pins", [(*_place(one.place), one.expires_at) for one in contents.pins]
+    yield "drained_nodes", [(one,) for one in contents.drained]
+    yield "tenants", [(one, records.to_json(its)) for one, its in contents.tenants.items()]
+    yield "keys", [astuple(one) for one in contents.keys]
+    yield "answers", [astuple(one) for one in contents.answers]
+
+
+def _row(deployment: Deployment) -> tuple[str, str, str, float]:
+    spec, model = records.to_json(deployment.spec), records.to_json(deployment.model)
+    return deployment.name, spec, model, deployment.created_at
 
 
 def _place(place: Place) -> tuple[str, int, str]:
     return place.deployment, int(place.tier), place.node_id
-
-
-def _to_json(value: DeploymentSpec | ModelInfo) -> str:
-    return json.dumps(dataclasses.asdict(value))
-
-
-def _deployment(spec: str, model: str, created_at: float) -> Deployment:
-    fields: dict[str, Any] = json.loads(spec)
-    engine, scaling = EngineConfig(**fields.pop("engine")), ScalingPolicy(**fields.pop("scaling"))
-    return Deployment(
-        spec=DeploymentSpec(engine=engine, scaling=scaling, **fields),
-        model=_model(json.loads(model)),
-        created_at=created_at,
-    )
-
-
-def _model(fields: dict[str, Any]) -> ModelInfo:
-    """Rows of earlier versions say of no purpose, and of no adapter."""
-    told = fields.pop("purpose", None)
-    adapter = fields.pop("adapter", None)
-    if adapter is not None:
-        modules = tuple(adapter.pop("target_modules"))
-        adapter = AdapterInfo(target_modules=modules, **adapter)
-    purpose = Purpose.of(told) if told else GENERATES
-    return ModelInfo(**fields, purpose=purpose, adapter=adapter)

@@ -12,52 +12,38 @@ from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.specs import Deployment, DeploymentState, ModelInfo
 from sllm.control.cluster.tiers import Copies
 from sllm.control.cluster.usage import Running
+from sllm.control.cluster.zones import NOWHERE, Zones
+from sllm.control.requests.pauses import Arrivals
 from sllm.control.requests.queue import RequestQueue
 from sllm.control.requests.service_times import ServiceTimes
 from sllm.control.requests.slots import Slots
 from sllm.control.requests.tickets import Ticket
 from sllm.control.state.changes import Changes
+from sllm.control.state.deliveries import Deliveries
 from sllm.control.state.failed_starts import FailedStarts
 from sllm.control.state.fleet import Fleet
 from sllm.control.state.index import Index
+from sllm.control.state.kept_prefixes import KeptPrefixes
 from sllm.control.state.migration_cost import MigrationCosts
 from sllm.control.state.orphans import Orphans
 from sllm.control.state.recent_receipts import RecentReceipts
+from sllm.control.state.starts import StartUnderWay
+from sllm.control.tenants.tenants import Tenants
 from sllm.control.types.receipts import StartRecord
-from sllm.control.types.status import DeploymentStatus, Loading
+from sllm.control.types.status import Learned, Loading
 from sllm.control.types.views import EndedRequest
 
 ENDED_KEPT: Final = 64
 """Requests that have ended, and are told of."""
 
 
-@dataclass(slots=True)
-class StartUnderWay:
-    """An instance between the decision to start it and its being ready."""
-
-    deployment: Deployment
-    instance: Instance
-    decided_at: float
-    """Clock's seconds."""
-    estimate: float | None
-    """Seconds that placement expects. None: not known."""
-    called_at: float = 0.0
-    """When the node was told. 0: not yet."""
-    loading: Loading | None = None
-    """How far it is, as last heard."""
-    for_move: bool = False
-    """Whether it is to take over what runs elsewhere, and no request waits for it."""
-    withdrawn: bool = False
-    """Nobody wants it any more; it ends as soon as it can."""
-    error: errors.SllmError | None = None
-    """Why it has failed, if it has."""
-
-
 @dataclass
 class State:
     """Deployments, nodes, requests, and the starts between them."""
 
+    zones: Zones = NOWHERE
     fleet: Fleet = field(default_factory=Fleet)
+    kept_prefixes: KeptPrefixes = field(default_factory=KeptPrefixes)
     slots: Slots = field(default_factory=Slots)
     queue: RequestQueue[Ticket] = field(default_factory=RequestQueue)
     background: RequestQueue[Ticket] = field(default_factory=RequestQueue)
@@ -69,6 +55,9 @@ class State:
     kept_replicas: dict[str, int] = field(default_factory=dict)
     """min_replicas of the deployments that have any."""
     service_times: ServiceTimes = field(default_factory=ServiceTimes)
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    learned: dict[str, Learned] = field(default_factory=dict)
+    """What has been learned of deployments' pauses, as it was last acted on."""
     starts: dict[str, StartUnderWay] = field(default_factory=dict)
     """By instance."""
     records: dict[str, StartRecord] = field(default_factory=dict)
@@ -77,6 +66,8 @@ class State:
     """Starts that have failed, by deployment."""
     unmet: set[str] = field(default_factory=set)
     """Deployments that wanted room and found none."""
+    deliveries: Deliveries = field(init=False)
+    """Which nodes are getting which checkpoints."""
     making_way: dict[str, list[str]] = field(default_factory=dict)
     """For each deployment, the instances that are being migrated away to make room for it."""
     preparing: dict[str, Loading | None] = field(default_factory=dict)
@@ -95,12 +86,14 @@ class State:
     ended: deque[EndedRequest] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
     """The latest requests that have ended, for those who watch."""
     costs: MigrationCosts = field(default_factory=MigrationCosts)
+    tenants: Tenants = field(default_factory=Tenants)
     changes: Changes = field(init=False)
     receipts: RecentReceipts = field(default_factory=RecentReceipts)
     _adapters: dict[str, set[str]] = field(default_factory=dict)
     """Names of adapters by that of their base."""
 
     def __post_init__(self) -> None:
+        self.deliveries = Deliveries(self.fleet, self.zones)
         self.changes = Changes(lambda name: self._adapters.get(name, ()))
 
     def deployment(self, name: str) -> Deployment:
@@ -190,42 +183,15 @@ class State:
         """Removes all that is kept of a deployment."""
         if (known := self.deployments.get(name)) and known.spec.base:
             self._adapters[known.spec.base].discard(name)
-        for kept in (self.deployments, self.failed_starts, self.preparing, self.unprepared):
+        by_name = self.failed_starts, self.preparing, self.unprepared, self.learned
+        for kept in (self.deployments, *by_name):
             kept.pop(name, None)
         self.kept_replicas.pop(name, None)
         self.needs.drop(name)
         self.service_times.forget(name)
+        self.arrivals.forget(name)
         self.slots.forget_deployment(name)
         self.changes.notify(name)
-
-    def status(self, name: str) -> DeploymentStatus:
-        """How a deployment is doing.
-
-        Raises:
-            errors.DeploymentNotFound: There is none of this name.
-        """
-        deployment = self.deployment(name)
-        state = self.prepared(deployment)
-        ready, queued = self._served(deployment)
-        return DeploymentStatus(
-            deployment=self.shown(deployment),
-            state=state,
-            message=self.unprepared[name]
-            if state is DeploymentState.FAILED
-            else self._kept_because(name),
-            ready_instances=ready,
-            queued_requests=queued,
-            loading=self.preparing.get(name) if state is DeploymentState.PREPARING else None,
-        )
-
-    def _served(self, deployment: Deployment) -> tuple[int, int]:
-        """Ready instances, and requests that wait; of an adapter those with it, and for it."""
-        name, base = deployment.name, deployment.spec.base
-        if not base:
-            return len(self.ready_replicas(name)), self.queue.count(name)
-        identity = deployment.model.identity
-        ready = sum(one.has_adapter(identity) for one in self.ready_replicas(base))
-        return ready, sum(one.adapter == name for one in self.queue.of(base))
 
     def shown(self, deployment: Deployment) -> Deployment:
         """A deployment as callers see it: an adapter runs on the engine that its base runs on."""
@@ -234,16 +200,6 @@ class State:
             return deployment
         engine = replace(deployment.spec.engine, engine=base.spec.engine.engine)
         return replace(deployment, spec=replace(deployment.spec, engine=engine))
-
-    def _kept_because(self, name: str) -> str:
-        """Why instances from before a change are still there. Empty: nothing is wrong."""
-        if not self.outdated_replicas(name):
-            return ""
-        if failed := self.failed_starts.get(name):
-            return f"instances from before it was changed go on: {failed.error.message}"
-        if name in self.unmet:
-            return "instances from before it was changed go on until there is room for others"
-        return ""
 
     def prepared(self, deployment: Deployment) -> DeploymentState:
         """How far a deployment's checkpoint is."""
@@ -267,6 +223,11 @@ class State:
     def line_of(self, ticket: Ticket) -> RequestQueue[Ticket]:
         """Where a request waits."""
         return self.background if ticket.background else self.queue
+
+    def is_asked_for(self, name: str) -> bool:
+        """Whether a deployment has any request that somebody waits for."""
+        uses = map(self.slots.uses.get, (one.instance_id for one in self.fleet.instances_of(name)))
+        return self.queue.count(name) > 0 or any(use and use.is_busy for use in uses)
 
     def background_on(self, instance_id: str) -> list[Ticket]:
         """The requests on an instance that nobody waits for, those begun last first."""

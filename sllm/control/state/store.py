@@ -1,15 +1,53 @@
-"""What has to survive a restart: deployments, pins, drains, and the answers to mutating calls.
+"""What has to survive a restart: deployments, pins, drains, limits, keys, and answers to calls.
 
 All durable state goes through `Store`. Its methods block: they are called off the event loop,
 one at a time.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from sllm.control.cluster.specs import Deployment, ModelInfo
+from sllm.control.tenants.limits import Limits
+from sllm.control.types.access import ApiKey
 from sllm.control.types.calls import Answer, Call, Done
 from sllm.control.types.pins import Pin, Place
+
+ANSWER_SECONDS: Final = 7 * 24 * 3600.0
+"""How long an answer is kept for callers that repeat their call."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """The answer to a call, as it is kept."""
+
+    request_id: str
+    fingerprint: str
+    """Of the call."""
+    answer: bytes
+    """In the form of its `AnswerFormat`."""
+    answered_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a store has."""
+
+    deployments: tuple[Deployment, ...]
+    pins: tuple[Pin, ...]
+    drained: tuple[str, ...]
+    answers: tuple[StoredAnswer, ...]
+    tenants: Mapping[str, Limits] = field(default_factory=dict)
+    """What tenants may take."""
+    keys: tuple[ApiKey, ...] = ()
+
+    @property
+    def anything(self) -> bool:
+        """Whether it is of any use."""
+        parts = (self.deployments, self.pins, self.drained, self.answers, self.tenants, self.keys)
+        return any(parts)
 
 
 class Store(Protocol):
@@ -77,8 +115,40 @@ class Store(Protocol):
         """Notes that a node is being drained, or no more, unless the call is repeated."""
         ...
 
+    def tenants(self) -> dict[str, Limits]:
+        """What tenants may take, of those who have limits."""
+        ...
+
+    def put_tenant(self, tenant: str, limits: Limits, call: Call[Done], now: float) -> None:
+        """Stores what a tenant may take, unless the call is repeated."""
+        ...
+
+    def keys(self) -> list[ApiKey]:
+        """All of them, those included that are revoked or expired."""
+        ...
+
+    def put_key(self, key: ApiKey, call: Call[ApiKey], now: float) -> ApiKey:
+        """Stores a key, or changes it, as `put` stores a deployment."""
+        ...
+
     def remember(self, call: Call[Answer], answer: Answer, now: float) -> Answer:
         """Stores nothing but the answer to a call, as `put` does."""
+        ...
+
+    def contents(self) -> Contents:
+        """All that is stored, for another store.
+
+        Raises:
+            errors.StartFailed: Something of it cannot be read.
+        """
+        ...
+
+    def fill(self, contents: Contents) -> None:
+        """Stores all that another store had, or nothing of it.
+
+        Raises:
+            errors.StartFailed: Something is stored here already.
+        """
         ...
 
     def close(self) -> None:

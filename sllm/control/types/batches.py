@@ -59,6 +59,13 @@ class Batch:
         return replace(self, cancelled=True, ended_at=now)
 
 
+class Asks(IntEnum):
+    """What a request of a batch asks for, as it is stored."""
+
+    GENERATION = 0
+    EMBEDDINGS = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One request of a batch that has not ended."""
@@ -70,7 +77,8 @@ class Item:
     """As its caller names it."""
     deployment: str
     request: bytes
-    """A GenerateRequest."""
+    """A GenerateRequest, or an EmbedRequest."""
+    asks: Asks = Asks.GENERATION
 
 
 @dataclass(frozen=True, slots=True)

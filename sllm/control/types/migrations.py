@@ -17,12 +17,36 @@ class MigrationReason(IntEnum):
     PLACEMENT = 4
 
 
+class MoveWay(IntEnum):
+    """How a KV cache comes to where its generation goes on; the numbers are the protocol's."""
+
+    TOKENS = 1
+    PAGES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMove:
+    """How one has come, and what was known of both ways. Seconds; None: not known."""
+
+    way: MoveWay
+    by_tokens: float | None
+    by_pages: float | None
+    page_tokens: int
+    """Tokens that were not computed, as their pages were there."""
+    page_bytes: int
+    """Pages that have come."""
+    took: float
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class Departure:
     """A generation has left an instance; its caller is told once it has gone on elsewhere."""
 
     instance: Instance
     reason: MigrationReason
+    cache: CacheMove | None = None
+    """How its KV cache has come there. None: it is computed, or nobody has told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +59,8 @@ class MigrationAsk:
     """The one that is to move. None: all of the instance, which ends then."""
     to_node: str | None = None
     """None: where they can go on soonest."""
+    way: MoveWay | None = None
+    """How their KV caches are to come, where they can. None: by what is sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +102,8 @@ class Moved:
     """From the source's stop to the destination's going on."""
     gap_tokens: int
     """Of `tokens`, those that were sent with the cutover, in no round before."""
+    cache: CacheMove | None = None
+    """How its KV cache has come. None: the node does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import Final
 
 from sllm.control.cluster.tiers import Tier
+from sllm.control.types.status import Learned, Tuned
 
 DEFAULT_TTL: Final = 600.0
 """Seconds for which a checkpoint is kept if the caller does not say."""
@@ -25,6 +26,8 @@ class PrefetchAsk:
     """Empty: where an instance would start soonest."""
     ttl: float = DEFAULT_TTL
     """Seconds for which it is kept, from when it is there."""
+    tenant: str | None = None
+    """Whose operator asks. None: an admin, who acts for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class EstimateParts:
     """Until what is missing has crossed it."""
     init: float
     """From weights in place to a ready instance."""
+    distance: float = 0.0
+    """What the way to the node's zone costs those who wait."""
+    saved: float = 0.0
+    """What the node saves them, since it keeps what was computed of their prompts: it is less by
+    this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,8 @@ class ExplainedNode:
     node_id: str
     from_tier: Tier
     """The highest that holds the whole checkpoint; REMOTE if none does."""
+    ready_made: bool
+    """Whether it counts in the form that it was made ready in for the engine."""
     estimate: float | None
     """Seconds. None: not known."""
     parts: EstimateParts | None
@@ -122,3 +132,7 @@ class Explanation:
     """The chosen one first, then those that could be taken, then those that could not."""
     engine: str = ""
     """That the deployment runs on."""
+    learned: Learned | None = None
+    """For how long an instance would stay. None: as long as its policy says."""
+    tuned: Tuned | None = None
+    """What its instances have been tuned to. None: nothing was seen yet, or it has no target."""

@@ -24,6 +24,10 @@ class Place:
         """What the pin is called on its node."""
         return f"{PREFIX}{self.deployment}/{self.tier.name}"
 
+    def takes(self, tier: Tier) -> bool:
+        """Whether it takes bytes of a tier of its node: what is in memory is on SSD as well."""
+        return tier in (Tier.SSD, self.tier)
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:

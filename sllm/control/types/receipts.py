@@ -21,6 +21,7 @@ class PhaseKind(IntEnum):
     ENGINE_INIT = 9
     PREFILL = 10
     WARM_UP = 11
+    FETCH_PEERS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,15 @@ class Phase:
     """Seconds."""
     size_bytes: int | None = None
     """Bytes moved, for phases that move any."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrompt:
+    """Tokens of a prompt that were not computed, since their node has kept what comes of them."""
+
+    tier: Tier
+    """That had them when the request came."""
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,8 @@ class Receipt:
     """Whose instance that is."""
     adapter: str = ""
     """Over it, if the request was for one."""
+    kept_prompt: tuple[KeptPrompt, ...] = ()
+    """Of its prompt, what its node had kept."""
 
 
 def assemble(
@@ -104,6 +116,7 @@ def assemble(
     engine: str = "",
     deployment: str = "",
     adapter: str = "",
+    kept_prompt: tuple[KeptPrompt, ...] = (),
 ) -> Receipt:
     """The receipt of a request that `start`'s instance served.
 
@@ -116,6 +129,7 @@ def assemble(
         engine: That this runs on.
         deployment: Whose instance that is.
         adapter: Over it, if the request was for one.
+        kept_prompt: Of its prompt, what its node had kept.
     """
     cold = start is not None and start.ready_at > timing.taken_at
     begun = _cold_phases(timing, start) if start and cold else _warm_phases(timing)
@@ -133,6 +147,7 @@ def assemble(
         engine=engine,
         deployment=deployment,
         adapter=adapter,
+        kept_prompt=kept_prompt,
     )
 
 

@@ -16,6 +16,8 @@ class Full:
     facts: NodeFacts
     copies: tuple[Copy, ...] = ()
     instances: tuple[Instance, ...] = ()
+    kept: Mapping[int, float] = field(default_factory=dict)
+    """Of prompts whose beginnings it keeps, computed: by name, the seconds that it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,9 @@ class Delta:
     """One that is GONE is forgotten."""
     init_times: Mapping[InitKey, InitTime] = field(default_factory=dict)
     """Those that are new or changed."""
+    kept: Mapping[int, float] = field(default_factory=dict)
+    """The same."""
+    kept_no_more: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,26 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """What the pauses between a deployment's requests have taught."""
+
+    keep_alive: float
+    """Seconds that an idle instance stays."""
+    keep_weights: float
+    """Seconds from then on for which its weights are worth their room in DRAM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a target for the time between tokens has come to, on average over instances."""
+
+    requests: int
+    """That an instance works on at once."""
+    time_per_token: float
+    """Seconds between two tokens of a request, as seen last."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeploymentStatus:
     """A deployment at one moment."""
 
@@ -41,3 +61,7 @@ class DeploymentStatus:
     queued_requests: int = 0
     loading: Loading | None = None
     """While PREPARING: how far the checkpoint has come."""
+    learned: Learned | None = None
+    """None: nothing, or not enough yet, and its policy's keep_alive holds."""
+    tuned: Tuned | None = None
+    """None: nothing was seen yet, or there is no target."""

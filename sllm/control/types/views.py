@@ -61,6 +61,10 @@ class EndedRequest:
     generated_tokens: int
     receipt: Receipt | None
     """None: it has not come to its end."""
+    adapter: str = ""
+    """Name of the adapter over the deployment that it was for. Empty: for none."""
+    adapter_identity: str = ""
+    """Of what that adapter was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,21 @@
 
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from serverlessllm.v1 import batch_service_pb2 as pb
+from serverlessllm.v1 import embedding_service_pb2 as embedding_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from sllm import bounds, errors, rpc, statuses, token_events
-from sllm.control.types.batches import Batch, BatchHead, Outcome
+from sllm.control.tenants.names import plain
+from sllm.control.types.batches import Asks, Batch, BatchHead, Outcome
 from sllm.control.wire import choices, common, generations
 from sllm.control.wire.generations import GenerateRequest as GenerateRequest
+
+Batched: TypeAlias = GenerateRequest | pb.BatchEmbedding
+EmbedRequest: TypeAlias = embedding_pb.EmbedRequest
+EmbedResponse: TypeAlias = embedding_pb.EmbedResponse
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LARGEST: Final = rpc.MAX_MESSAGE_BYTES - 4096
@@ -25,6 +31,7 @@ _FOREIGN: Final = (
     "priority",
     "keep_alive",
     "choices",
+    "prefixes",
 )
 """Fields of a request that have no sense where nobody waits for it."""
 
@@ -41,7 +48,7 @@ def head(message: pb.SubmitBatchRequest) -> BatchHead:
     if message.WhichOneof("part") != "header":
         raise errors.InvalidArgument("the first message of a batch is its header")
     header, limit = message.header, _DAY
-    if header.batch_id and not _ID.fullmatch(header.batch_id):
+    if header.batch_id and not _ID.fullmatch(plain(header.batch_id)):
         raise errors.InvalidArgument(
             f"batch_id must be 1-128 of [A-Za-z0-9._-], beginning with a letter or digit, it is "
             f"{header.batch_id!r}"
@@ -53,7 +60,7 @@ def head(message: pb.SubmitBatchRequest) -> BatchHead:
 
 async def requests(
     messages: AsyncIterator[pb.SubmitBatchRequest],
-) -> AsyncIterator[GenerateRequest]:
+) -> AsyncIterator[Batched]:
     """Those of the messages that follow the header, if all of them have come.
 
     Raises:
@@ -66,6 +73,9 @@ async def requests(
             case "request":
                 count += 1
                 yield message.request
+            case "embedding":
+                count += 1
+                yield message.embedding
             case "end" if message.end.requests == count:
                 return
             case "end":
@@ -77,22 +87,38 @@ async def requests(
     raise errors.InvalidArgument(f"the batch broke off after {count} requests; submit it again")
 
 
-def content(request: GenerateRequest) -> bytes:
+def asks(request: Batched) -> Asks:
+    """What a request is for."""
+    return Asks.EMBEDDINGS if isinstance(request, pb.BatchEmbedding) else Asks.GENERATION
+
+
+def deployment(request: Batched) -> str:
+    """Name of the one that it is for."""
+    if isinstance(request, pb.BatchEmbedding):
+        return request.request.deployment
+    return request.deployment
+
+
+def content(request: Batched) -> bytes:
     """What tells a request from others: the whole of it.
 
     Raises:
         errors.InvalidArgument: It has a field that only a request has that somebody waits for, or
             asks for too many samples.
     """
-    given = {field.name for field, _ in request.ListFields()}
+    asked = request.request if isinstance(request, pb.BatchEmbedding) else request
+    given = {field.name for field, _ in asked.ListFields()}
     if foreign := sorted(given.intersection(_FOREIGN)):
         raise errors.InvalidArgument(f"{foreign[0]} has no place in a batch; leave it out")
-    choices.count(request)
+    if isinstance(request, GenerateRequest):
+        choices.count(request)
     return request.SerializeToString(deterministic=True)
 
 
-def settled(request: GenerateRequest) -> bytes:
+def settled(request: Batched) -> bytes:
     """A request as it is stored: if it is begun twice, it gives the same."""
+    if isinstance(request, pb.BatchEmbedding):
+        return request.request.SerializeToString()
     stored = GenerateRequest()
     stored.CopyFrom(request)
     generations.settle_seed(stored)
@@ -186,11 +212,26 @@ def answered(request_id: str, gathered: Sequence[Gathered]) -> bytes:
         errors.InvalidArgument: It is larger than any message may be.
     """
     first, *more = gathered
-    result = pb.BatchResult(request_id=request_id, answer=first.answer(more)).SerializeToString()
+    found = pb.BatchResult(request_id=request_id, answer=first.answer(more))
+    return _fitting(found, "ask for fewer tokens, or fewer logprobs")
+
+
+def embedded(request_id: str, answer: EmbedResponse) -> bytes:
+    """The result of a request for vectors.
+
+    Raises:
+        errors.InvalidArgument: It is larger than any message may be.
+    """
+    found = pb.BatchResult(request_id=request_id, embeddings=answer)
+    return _fitting(found, "ask for fewer texts at once")
+
+
+def _fitting(found: pb.BatchResult, instead: str) -> bytes:
+    result = found.SerializeToString()
     if len(result) > _LARGEST:
         raise errors.InvalidArgument(
             f"the answer takes {len(result)} bytes, and no message may have more than {_LARGEST}; "
-            "ask for fewer tokens, or fewer logprobs"
+            f"{instead}"
         )
     return result
 

@@ -7,12 +7,14 @@ from typing import TypeAlias
 from google.protobuf import duration_pb2, timestamp_pb2
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
+from serverlessllm.v1 import key_service_pb2 as key_pb
+from serverlessllm.v1 import tenant_service_pb2 as tenant_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds
 from sllm.control.cluster.tiers import Tier
 from sllm.control.types.calls import Answer, AnswerFormat, Call
-from sllm.control.types.status import Loading, LoadPhase
+from sllm.control.types.status import Learned, Loading, LoadPhase, Tuned
 
 Mutating: TypeAlias = (
     deployment_pb.DeployRequest
@@ -22,6 +24,9 @@ Mutating: TypeAlias = (
     | cluster_pb.UnpinRequest
     | cluster_pb.DrainNodeRequest
     | cluster_pb.UndrainNodeRequest
+    | tenant_pb.SetTenantRequest
+    | key_pb.CreateKeyRequest
+    | key_pb.RevokeKeyRequest
 )
 """Calls that change something, and that their callers may name."""
 
@@ -41,6 +46,24 @@ def seconds(value: duration_pb2.Duration | timestamp_pb2.Timestamp) -> float:
 def optional_duration(seconds: float | None) -> duration_pb2.Duration | None:
     """A Duration, or none."""
     return None if seconds is None else duration(seconds)
+
+
+def learned_message(learned: Learned | None) -> pb.LearnedKeepTimes | None:
+    """For how long instances and their weights stay, or none."""
+    if learned is None:
+        return None
+    return pb.LearnedKeepTimes(
+        instance=duration(learned.keep_alive), weights=duration(learned.keep_weights)
+    )
+
+
+def tuned_message(tuned: Tuned | None) -> pb.TunedConcurrency | None:
+    """What a target for the time between tokens has come to, or none."""
+    if tuned is None:
+        return None
+    return pb.TunedConcurrency(
+        requests=tuned.requests, time_per_token=duration(tuned.time_per_token)
+    )
 
 
 def timestamp(epoch_seconds: float) -> timestamp_pb2.Timestamp:
@@ -63,8 +86,8 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def tier(value: pb.Tier.ValueType) -> Tier | None:
-    """A tier, if one is named."""
-    return Tier(value) if value else None
+    """A tier, if one is named that is known here: nodes of later versions may have more."""
+    return next((one for one in Tier if one.value == value), None)
 
 
 def loading(progress: pb.Loading) -> Loading:

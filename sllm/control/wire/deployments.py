@@ -8,11 +8,14 @@ from serverlessllm.v1 import model_service_pb2 as model_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds
-from sllm.control.cluster import specs
+from sllm.control.cluster import specs, validation
 from sllm.control.types.calls import AnswerFormat
 from sllm.control.types.status import DeploymentStatus
 from sllm.control.wire import common
 from sllm.embedding.wire import purpose, purpose_message
+
+MAX_TIME_PER_TOKEN: Final = 60.0
+"""Seconds between two tokens that may be asked for, at most."""
 
 
 def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
@@ -24,11 +27,12 @@ def spec(request: deployment_pb.DeployRequest) -> specs.DeploymentSpec:
     """
     return specs.DeploymentSpec(
         name=request.name,
-        source=specs.normalize_source(request.source),
+        source=validation.normalize_source(request.source),
         engine=engine_config(request.engine),
         scaling=_scaling(request.scaling),
         base=request.base,
         chat_template=request.chat_template,
+        image_hosts=tuple(request.image_hosts),
     )
 
 
@@ -50,6 +54,9 @@ def engine_config(config: pb.EngineConfig) -> specs.EngineConfig:
         tensor_parallel=config.tensor_parallel or default.tensor_parallel,
         max_adapters=config.max_adapters,
         max_adapter_rank=config.max_adapter_rank if config.HasField("max_adapter_rank") else None,
+        expert_memory=(
+            config.expert_memory_bytes if config.HasField("expert_memory_bytes") else None
+        ),
     )
 
 
@@ -63,7 +70,15 @@ def _scaling(policy: pb.ScalingPolicy) -> specs.ScalingPolicy:
         else default.keep_alive
     )
     target = policy.target_concurrency if policy.HasField("target_concurrency") else None
-    return specs.ScalingPolicy(least, most, keep, target)
+    learn = policy.learn_keep_alive if policy.HasField("learn_keep_alive") else None
+    time = (
+        bounds.positive_duration(
+            policy.target_time_per_token, "target_time_per_token", most=MAX_TIME_PER_TOKEN
+        )
+        if policy.HasField("target_time_per_token")
+        else None
+    )
+    return specs.ScalingPolicy(least, most, keep, target, learn, time)
 
 
 def engine_message(engine: specs.EngineConfig) -> pb.EngineConfig:
@@ -79,6 +94,7 @@ def engine_message(engine: specs.EngineConfig) -> pb.EngineConfig:
         tensor_parallel=engine.tensor_parallel,
         max_adapters=engine.max_adapters,
         max_adapter_rank=engine.max_adapter_rank,
+        expert_memory_bytes=engine.expert_memory,
     )
 
 
@@ -101,6 +117,15 @@ def model_info(info: pb.ModelInfo) -> specs.ModelInfo:
         ),
         purpose=purpose(info.purpose),
         adapter=_adapter(info.adapter) if info.HasField("adapter") else None,
+        experts=_experts(info.experts) if info.HasField("experts") else None,
+    )
+
+
+def _experts(info: pb.MixtureOfExperts) -> specs.Experts:
+    return specs.Experts(
+        bounds.count(info.size_bytes, "size_bytes"),
+        bounds.count(info.memory_bytes, "memory_bytes"),
+        bounds.count(info.least_memory_bytes, "least_memory_bytes"),
     )
 
 
@@ -143,6 +168,15 @@ def model_message(info: specs.ModelInfo) -> pb.ModelInfo:
         private_bytes_per_request=info.private_bytes_per_request,
         purpose=purpose_message(info.purpose),
         adapter=_adapter_message(info.adapter) if info.adapter else None,
+        experts=_experts_message(info.experts) if info.experts else None,
+    )
+
+
+def _experts_message(info: specs.Experts) -> pb.MixtureOfExperts:
+    return pb.MixtureOfExperts(
+        size_bytes=info.size_bytes,
+        memory_bytes=info.memory_bytes,
+        least_memory_bytes=info.least_memory_bytes,
     )
 
 
@@ -177,6 +211,8 @@ def message(status: DeploymentStatus) -> deployment_pb.Deployment:
             max_replicas=spec.scaling.max_replicas,
             keep_alive=common.duration(spec.scaling.keep_alive),
             target_concurrency=spec.scaling.target_concurrency,
+            learn_keep_alive=spec.scaling.learn_keep_alive,
+            target_time_per_token=common.optional_duration(spec.scaling.target_time_per_token),
         ),
         model=model_message(status.deployment.model),
         state=deployment_pb.DeploymentState.ValueType(status.state),
@@ -186,12 +222,20 @@ def message(status: DeploymentStatus) -> deployment_pb.Deployment:
         queued_requests=status.queued_requests,
         loading=common.loading_message(status.loading) if status.loading else None,
         base=spec.base,
+        image_hosts=spec.image_hosts,
+        learned=common.learned_message(status.learned),
+        tuned=common.tuned_message(status.tuned),
     )
 
 
 def _status(one: deployment_pb.Deployment) -> DeploymentStatus:
     spec = specs.DeploymentSpec(
-        one.name, one.source, engine_config(one.engine), _scaling(one.scaling), one.base
+        one.name,
+        one.source,
+        engine_config(one.engine),
+        _scaling(one.scaling),
+        one.base,
+        image_hosts=tuple(one.image_hosts),
     )
     created_at = common.seconds(one.created_at)
     return DeploymentStatus(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # it is in the stubs alone
 
 Request: TypeAlias = pb.EmbedRequest | pb.ScoreRequest
 Response: TypeAlias = pb.EmbedResponse | pb.ScoreResponse
+EmbedRequest: TypeAlias = pb.EmbedRequest
+EmbedResponse: TypeAlias = pb.EmbedResponse
 Question = TypeVar("Question", pb.EmbedRequest, pb.ScoreRequest)
 Answer = TypeVar("Answer", pb.EmbedResponse, pb.ScoreResponse)
 Method: TypeAlias = Callable[
@@ -58,6 +60,12 @@ def check(request: Request, deployment: Deployment) -> None:
                 "it, or set truncate",
                 metadata={"prompt_tokens": str(most), "context_tokens": str(context)},
             )
+
+
+def prompt_tokens(answer: Response) -> int:
+    """Tokens that the model has seen for an answer."""
+    parts = answer.embeddings if isinstance(answer, pb.EmbedResponse) else answer.scores
+    return sum(one.prompt_tokens for one in parts)
 
 
 def _uncut(request: Request) -> Iterator[str]:

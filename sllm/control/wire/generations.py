@@ -10,14 +10,23 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm import bounds, errors, prompt_size
 from sllm.chat.calls import call_schema
 from sllm.chat.conversation import Conversation
-from sllm.chat.wire import conversation, output_parsing, parsing, tool_choice
+from sllm.chat.wire import (
+    conversation,
+    image_messages,
+    keep_images,
+    output_parsing,
+    parsing,
+    tool_choice,
+)
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.specs import Deployment
+from sllm.control.cluster.tiers import Tier
 from sllm.control.types.calls import GenerationAsk, Prompt
 from sllm.control.types.migrations import Departure
-from sllm.control.types.receipts import Phase, PhaseKind, Receipt
+from sllm.control.types.receipts import KeptPrompt, Phase, PhaseKind, Receipt
 from sllm.control.types.status import Loading
 from sllm.control.wire import common
+from sllm.control.wire.migrations import cache_message
 from sllm.sampling import MAX_SEED, Sampling
 from sllm.structured_output import wire as structured_output
 from sllm.structured_output.form import Form
@@ -50,6 +59,8 @@ def generation_ask(request: GenerateRequest) -> GenerationAsk:
         errors.InvalidArgument: A duration, a count or the id is out of its bounds.
     """
     bounds.name(request.request_id, "request_id")
+    bounds.name(request.attempt, "attempt")
+    zone(request)
     prompt_told(request)
     return GenerationAsk(
         prompt=_prompt(request),
@@ -76,8 +87,19 @@ def check_size(request: GenerateRequest, deployment: Deployment) -> None:
     beside = [request.structured_output, *request.choices]  # each choice counts in its own request
     size = request.ByteSize() - sum(one.ByteSize() for one in beside)
     size -= len(request.messages.chat_template.encode())  # the deployment's
+    size -= image_bytes(request)  # which have bounds of their own
     prompt_size.check_size(size, context)
     prompt_size.check_tokens(len(request.token_ids.ids), context)
+
+
+def image_parts(request: GenerateRequest) -> list[pb.Image]:
+    """Its images, in their order: of a conversation, or of the tokens that were made of one."""
+    return [*image_messages(request.messages), *request.images]
+
+
+def image_bytes(request: GenerateRequest) -> int:
+    """What its images take."""
+    return sum(one.ByteSize() for one in image_parts(request))
 
 
 def _prompt(request: GenerateRequest) -> Prompt:
@@ -145,6 +167,15 @@ def keep_alive(request: GenerateRequest) -> float | None:
     return bounds.duration(request.keep_alive, "keep_alive")
 
 
+def zone(request: GenerateRequest) -> str:
+    """Where the caller is. Empty: it does not say.
+
+    Raises:
+        errors.InvalidArgument: It is no name of a zone.
+    """
+    return bounds.zone(request.zone, "zone")
+
+
 def resumes_from(request: GenerateRequest) -> int | None:
     """The number of the first message that the caller of an earlier stream lacks."""
     if not request.HasField("resume_from_sequence"):
@@ -155,6 +186,23 @@ def resumes_from(request: GenerateRequest) -> int | None:
 def linger(request: GenerateRequest) -> float:
     """Seconds for which the caller wants a generation to go on without a reader."""
     return bounds.duration(request.linger, "linger", most=bounds.MAX_LINGER)
+
+
+def attempt(request: inference_pb.CancelRequest) -> str | None:
+    """The attempt at a request that alone is to end. None: whichever reads it."""
+    return request.attempt if request.HasField("attempt") else None
+
+
+def check_attempt(request: GenerateRequest, attempt: str | None) -> None:
+    """Leaves a request alone that is read by another attempt than the one that is to end.
+
+    Raises:
+        errors.RequestNotFound: It is.
+    """
+    if attempt not in (None, request.attempt):
+        raise errors.RequestNotFound(
+            f"request {request.request_id}: attempt {attempt!r} is not under way, another reads it"
+        )
 
 
 def prompt_told(request: GenerateRequest) -> int:
@@ -185,6 +233,7 @@ def go_on(
     template may give others tomorrow, since some of them tell the date.
     """
     if prompt:
+        keep_images(request)
         request.token_ids.CopyFrom(pb.TokenIds(ids=prompt))
     request.continuation.CopyFrom(inference_pb.Continuation(token_ids=generated, identity=identity))
 
@@ -212,6 +261,7 @@ def migrated_event(departure: Departure, to: Instance, pause: float) -> Generate
         to_instance_id=to.instance_id,
         pause=common.duration(pause),
         reason=inference_pb.MigrationReason.ValueType(departure.reason),
+        cache=cache_message(departure.cache),
     )
     return GenerateResponse(migrated=migrated)
 
@@ -230,6 +280,12 @@ def phases(messages: Iterable[pb.Phase]) -> tuple[Phase, ...]:
         )
         for one in messages
     )
+
+
+def kept_prompt(receipt: pb.Receipt) -> tuple[KeptPrompt, ...]:
+    """What a node says that it had kept of a prompt."""
+    told = (one for one in receipt.kept_prompt if one.tier)
+    return tuple(KeptPrompt(Tier(one.tier), one.tokens) for one in told)
 
 
 def fill_receipt(answer: HasReceipt, receipt: Receipt) -> None:
@@ -251,6 +307,10 @@ def receipt_message(receipt: Receipt) -> pb.Receipt:
         engine=receipt.engine,
         deployment=receipt.deployment,
         adapter=receipt.adapter,
+        kept_prompt=[
+            pb.KeptPromptTokens(tier=pb.Tier.ValueType(one.tier), tokens=one.tokens)
+            for one in receipt.kept_prompt
+        ],
     )
 
 

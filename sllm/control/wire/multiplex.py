@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import grpc
 import structlog
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as pb
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # it is in the stubs alone
 log = structlog.get_logger()
 
 TypedErrors: TypeAlias = Callable[[], AbstractContextManager[None]]
+Orders: TypeAlias = Callable[[], grpc.aio.Metadata]
 
 _END_SECONDS: Final = 1.0
 """For a stream whose channel is closed to notice it."""
@@ -57,6 +59,21 @@ class GenerateCall:
             self._changed.clear()
             await self._changed.wait()
         return self._events.popleft()
+
+    def tell(self, changed: asyncio.Event) -> None:
+        """Has `changed` set from now on when there is something to take, for `take_now`."""
+        self._changed = changed
+        changed.set()
+
+    def take_now(self) -> inference_pb.GenerateResponse | None:
+        """The next event. None: there is none yet, or no more.
+
+        Raises:
+            errors.SllmError: Why it has ended.
+        """
+        if not self._events and self._error:
+            raise self._error
+        return self._events.popleft() if self._events else None
 
     def hang_up(self, error: errors.SllmError | None = None) -> None:
         """Ends it at once, for its reader with `error`; one that has ended is left as it is."""
@@ -94,13 +111,20 @@ class GenerateCall:
 class Multiplex:
     """The calls of Generate on one node.
 
-    The stream that carries them is opened with the first, and again with the first after its end.
+    The stream that carries them is opened with the first, and again with the first after its end;
+    or before, by whoever wants the node to know its term.
     """
 
-    def __init__(self, stub: "NodeServiceAsyncStub", typed_errors: TypedErrors) -> None:
-        """`typed_errors` gives the context in which the node is called."""
+    def __init__(
+        self, stub: "NodeServiceAsyncStub", typed_errors: TypedErrors, orders: Orders
+    ) -> None:
+        """`typed_errors` gives the context in which the node is called; `orders` what goes along.
+
+        A call is not begun where `orders` raises an error.
+        """
         self._stub = stub
         self._typed_errors = typed_errors
+        self._orders = orders
         self._numbers = itertools.count(1)
         self._stream: _Stream | None = None
 
@@ -123,9 +147,26 @@ class Multiplex:
             timeout=common.optional_duration(timeout),
             trace=trace,
         )
+        try:
+            return self._opened().begin(begin)
+        except errors.NotLeader as error:
+            call = GenerateCall(lambda: None)
+            call.end(error)
+            return call
+
+    def open(self) -> None:
+        """Opens the stream, if it is not.
+
+        Raises:
+            errors.NotLeader: `orders` has.
+        """
+        self._opened()
+
+    def _opened(self) -> "_Stream":
+        metadata = self._orders()
         if self._stream is None or self._stream.ended:
-            self._stream = _Stream(self._stub, self._typed_errors)
-        return self._stream.begin(begin)
+            self._stream = _Stream(self._stub, self._typed_errors, metadata)
+        return self._stream
 
     async def close(self) -> None:
         """Returns when the stream has ended, once the node's channel is closed."""
@@ -136,9 +177,15 @@ class Multiplex:
 class _Stream:
     """One stream, from its opening to its end."""
 
-    def __init__(self, stub: "NodeServiceAsyncStub", typed_errors: TypedErrors) -> None:
+    def __init__(
+        self,
+        stub: "NodeServiceAsyncStub",
+        typed_errors: TypedErrors,
+        metadata: grpc.aio.Metadata,
+    ) -> None:
         self._stub = stub
         self._typed_errors = typed_errors
+        self._metadata = metadata
         self._commands: asyncio.Queue[pb.MultiplexRequest | None] = asyncio.Queue()
         self._calls: dict[int, GenerateCall] = {}
         self._task = asyncio.create_task(self._run(), name="multiplexed calls")
@@ -185,7 +232,7 @@ class _Stream:
 
     async def _follow(self) -> None:
         """Deals out what comes, until the node ends the stream."""
-        steps = self._stub.Multiplex()
+        steps = self._stub.Multiplex(metadata=self._metadata)
         async with sending.from_queue(steps, self._commands):
             async for step in steps:
                 for output in step.outputs:

@@ -1,10 +1,10 @@
-"""Clients of node agents: one channel per node, made when it reports and closed when it is lost."""
+"""The client of a node agent, on one channel."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 import grpc
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
@@ -17,15 +17,17 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 
 from sllm import errors, rpc
 from sllm.control.cluster.instances import Instance
-from sllm.control.cluster.nodes import NodeFacts
-from sllm.control.cluster.specs import TRANSFORMERS, Deployment, EngineConfig, ModelInfo
+from sllm.control.cluster.specs import Deployment, EngineConfig, ModelInfo
 from sllm.control.cluster.tiers import Tier
-from sllm.control.types.migrations import Ended, MigrationReason, Moved, News, Round, Stayed
-from sllm.control.types.receipts import Phase
+from sllm.control.types.authority import ALONE, Authority
+from sllm.control.types.givers import Givers, Loan
+from sllm.control.types.migrations import MigrationAsk, News
 from sllm.control.types.status import Loading
-from sllm.control.wire import common, deployments, fleet, generations
+from sllm.control.wire import common, deployments, node_messages
 from sllm.control.wire.answers import AnswerCall
+from sllm.control.wire.carriage import Carriage
 from sllm.control.wire.multiplex import GenerateCall, Multiplex
+from sllm.control.wire.node_messages import HoldSpec, Inspected, Ready
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -40,51 +42,41 @@ _STOP_SECONDS = 30.0
 """Time that a node has to end a worker, beyond the grace."""
 
 
-@dataclass(frozen=True, slots=True)
-class HoldSpec:
-    """The hold that a promotion leaves behind."""
+class NodeAddress(Protocol):
+    """Which node, and where it is."""
 
-    hold_id: str
-    """Unique on the node; a hold of the same id is replaced."""
-    ttl: float | None
-    """Seconds, from when the checkpoint is there. None: until it is released."""
+    @property
+    def node_id(self) -> str:
+        """Its name."""
+        ...
 
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The end of a start."""
-
-    instance: Instance
-    phases: tuple[Phase, ...]
-    """Counted from the node's taking the call."""
-    from_tier: Tier | None
-    model: ModelInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Inspected:
-    """What a node has found at a source."""
-
-    model: ModelInfo
-    engine: str
-    """That it runs on."""
+    @property
+    def address(self) -> str:
+        """host:port."""
+        ...
 
 
 class Node:
     """One node agent. Every call raises typed errors; NodeLost once the node is gone."""
 
-    def __init__(self, facts: NodeFacts) -> None:
-        self.node_id = facts.node_id
-        self.address = facts.address
+    def __init__(
+        self, at: NodeAddress, dial: rpc.Dial = rpc.channel, authority: Authority = ALONE
+    ) -> None:
+        """`dial` leads to it, and by `authority` it is given orders."""
+        self.node_id = at.node_id
+        self._authority = authority
+        self.address = at.address
         self._lost = False
-        self._channel = rpc.channel(facts.address)
+        self._channel = dial(at.address)
         self._node = NodeServiceStub(self._channel)
         self._inference = InferenceServiceStub(self._channel)
         self.models = ModelServiceStub(self._channel)
         """What can be asked of models with `ask`."""
         self.encoders = EmbeddingServiceStub(self._channel)
         """What can be had of models with `encode`."""
-        self._multiplex = Multiplex(self._node, self.typed_errors)
+        self._carriages: WeakSet[Carriage] = WeakSet()
+        """Of generations that others carry from it, or have carried."""
+        self._multiplex = Multiplex(self._node, self.typed_errors, self._orders)
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
@@ -92,6 +84,12 @@ class Node:
         try:
             with rpc.typed_errors():
                 yield
+        except errors.StaleTerm as error:
+            self._authority.refused(error)
+            raise errors.NotLeader(
+                f"another control plane leads, as node {self.node_id} knows: try again",
+                retry_after=1.0,
+            ) from error
         except errors.Unreachable as error:
             raise self._gone(str(error)) from error
         except errors.Cancelled as error:
@@ -106,47 +104,45 @@ class Node:
                 raise
             raise self._gone("it has stopped reporting") from error
 
+    def _orders(self) -> grpc.aio.Metadata:
+        """What goes with every call: the current trace, and the term in which it is made.
+
+        Raises:
+            errors.NotLeader: Another control plane may lead by now.
+        """
+        return rpc.order_metadata(self._authority.term())
+
+    def tell_term(self) -> None:
+        """Has the node hear in which term it is called, before it is given an order.
+
+        From then on it refuses whoever led before. Where there are no terms nothing is told; a node
+        that cannot be reached is told when this is called again.
+        """
+        with suppress(errors.NotLeader):
+            if self._authority.term() is not None and not self._lost:
+                self._multiplex.open()
+
     async def inspect(self, source: str, config: EngineConfig) -> Inspected:
         """What the model at `source` needs, and the engine that it runs on, or why it cannot."""
-        request = pb.InspectSourceRequest(
-            source=source,
-            dtype=config.dtype,
-            engine=config.engine,
-            tool_parser=config.tool_parser,
-            reasoning_parser=config.reasoning_parser,
-            max_adapters=config.max_adapters,
-            tensor_parallel=config.tensor_parallel,
-        )
-        return await self._inspect(request)
+        return await self._inspect(node_messages.inspect_request(source, config))
 
     async def inspect_adapter(self, source: str, dtype: str, base: Deployment) -> Inspected:
         """What the adapter at `source` is, or why it cannot be served over its base."""
-        engine = base.spec.engine
-        request = pb.InspectSourceRequest(
-            source=source,
-            dtype=dtype,
-            engine=engine.engine,
-            base=pb.AdapterBase(
-                source=base.spec.source,
-                dtype=engine.dtype,
-                identity=base.model.identity,
-                max_adapter_rank=engine.adapter_rank,
-            ),
-        )
-        return await self._inspect(request)
+        return await self._inspect(node_messages.inspect_adapter_request(source, dtype, base))
 
     async def _inspect(self, request: pb.InspectSourceRequest) -> Inspected:
         with self.typed_errors():
-            response = await self._node.InspectSource(request, timeout=_INSPECT_SECONDS)
-        found = response.engine or TRANSFORMERS  # nodes of earlier versions have no other
-        return Inspected(deployments.model_info(response.model), found)
+            response = await self._node.InspectSource(
+                request, timeout=_INSPECT_SECONDS, metadata=self._orders()
+            )
+        return node_messages.inspected(response)
 
     async def ask(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Question, Answer], question: Question
     ) -> Answer:
         """Asks what a model makes of text: `method` is one of `models`."""
         with self.typed_errors():
-            return await method(question, timeout=_ASK_SECONDS, metadata=rpc.trace_metadata())
+            return await method(question, timeout=_ASK_SECONDS, metadata=self._orders())
 
     def encode(
         self,
@@ -159,7 +155,7 @@ class Node:
 
         async def answering() -> Answer:
             with self.typed_errors():
-                metadata = tuple(trace.items())
+                metadata = rpc.order_metadata(self._authority.term(), trace)
                 return await method(question, timeout=timeout, metadata=metadata)
 
         return AnswerCall(answering())
@@ -177,6 +173,7 @@ class Node:
         identity: str = "",
         engine: str = "",
         tensor_parallel: int = 1,
+        givers: Givers | None = None,
     ) -> AsyncGenerator[Loading | ModelInfo, None]:
         """Brings a checkpoint to a tier and holds it there; yields progress, then the model."""
         request = pb.PromoteRequest(
@@ -188,13 +185,15 @@ class Node:
             identity=identity,
             engine=engine,
             tensor_parallel=tensor_parallel,
+            peers=node_messages.peers_message(givers),
         )
         if hold:
             request.hold_id = hold.hold_id
         if hold and hold.ttl is not None:
             request.hold_ttl.CopyFrom(common.duration(hold.ttl))
         with self.typed_errors():
-            async for response in self._node.Promote(request, timeout=timeout):
+            call = self._node.Promote(request, timeout=timeout, metadata=self._orders())
+            async for response in call:
                 if response.HasField("done"):
                     yield deployments.model_info(response.done.model)
                 else:
@@ -204,74 +203,92 @@ class Node:
         """Lets a checkpoint be evicted that was held; an unknown hold is no error."""
         request = pb.ReleaseHoldRequest(hold_id=hold_id)
         with self.typed_errors():
-            await self._node.ReleaseHold(request, timeout=_RELEASE_SECONDS)
+            await self._node.ReleaseHold(request, timeout=_RELEASE_SECONDS, metadata=self._orders())
 
     async def evict(self, digest: str, tier: Tier) -> None:
         """Frees a checkpoint's room on a tier, unless it is in use there."""
         request = pb.EvictRequest(digest=digest, tier=types_pb.Tier.ValueType(tier))
         with self.typed_errors():
-            await self._node.Evict(request, timeout=_RELEASE_SECONDS)
+            await self._node.Evict(request, timeout=_RELEASE_SECONDS, metadata=self._orders())
 
     async def start_instance(
-        self, deployment: Deployment, instance: Instance, timeout: float
+        self,
+        deployment: Deployment,
+        instance: Instance,
+        timeout: float,
+        givers: Givers | None = None,
+        loan: Loan | None = None,
     ) -> AsyncGenerator[Loading | Ready, None]:
         """Starts an instance or joins its start; yields progress, then what is ready."""
-        request = _start_request(deployment, instance)
-        metadata = rpc.trace_metadata()
-        call = self._node.StartInstance(request, timeout=timeout, metadata=metadata)
+        request = node_messages.start_request(deployment, instance, givers, loan)
+        call = self._node.StartInstance(request, timeout=timeout, metadata=self._orders())
         with self.typed_errors():
             async for response in call:
-                yield _step(response, self.node_id)
+                yield node_messages.step(response, self.node_id)
 
-    async def stop_instance(self, instance_id: str, grace: float) -> None:
+    async def stop_instance(self, instance_id: str, order: node_messages.StopOrder) -> None:
         """Returns when the instance is gone."""
-        request = pb.StopInstanceRequest(instance_id=instance_id, grace=common.duration(grace))
+        request = node_messages.stop_request(instance_id, order)
         with self.typed_errors():
-            await self._node.StopInstance(request, timeout=grace + _STOP_SECONDS)
+            await self._node.StopInstance(
+                request, timeout=order.grace + _STOP_SECONDS, metadata=self._orders()
+            )
 
     async def migrate(
         self,
-        instance_id: str,
+        ask: MigrationAsk,
         request_ids: Sequence[str],
         to: "Node",
         into: Instance,
-        reason: MigrationReason,
     ) -> AsyncGenerator[News, None]:
         """Moves generations of an instance to one of another node."""
         request = pb.StartMigrationRequest(
-            instance_id=instance_id,
+            instance_id=ask.source.instance_id,
             request_ids=request_ids,
             to_node_id=to.node_id,
             to_address=to.address,
             to_instance_id=into.instance_id,
-            reason=inference_pb.MigrationReason.ValueType(reason),
+            reason=inference_pb.MigrationReason.ValueType(ask.reason),
+            way=types_pb.MoveWay.ValueType(ask.way or 0),
         )
-        call = self._node.StartMigration(request, timeout=_MIGRATION_SECONDS)
+        metadata = self._orders()
+        call = self._node.StartMigration(request, timeout=_MIGRATION_SECONDS, metadata=metadata)
         try:
             with self.typed_errors():
                 async for response in call:
-                    yield _migration_news(response)
+                    yield node_messages.migration_news(response)
         finally:
             call.cancel()
 
-    async def cancel(self, request_id: str) -> None:
-        """Ends a generation, also one that lingers; one that is not there has ended."""
-        request = inference_pb.CancelRequest(request_id=request_id)
+    async def cancel(self, request_id: str, attempt: str | None = None) -> None:
+        """Ends a generation, also one that lingers; one that is not there has ended.
+
+        `attempt`: that alone is to end. None: whichever reads it.
+        """
+        request = inference_pb.CancelRequest(request_id=request_id, attempt=attempt)
         with suppress(errors.RequestNotFound), self.typed_errors():
-            await self._inference.Cancel(request, timeout=_CANCEL_SECONDS)
+            await self._inference.Cancel(request, timeout=_CANCEL_SECONDS, metadata=self._orders())
 
     def generate(
         self,
         request: inference_pb.GenerateRequest,
         timeout: float | None,
         trace: Mapping[str, str],
+        carriage: Carriage | None = None,
     ) -> GenerateCall:
-        """Begins a request on an instance; see `Multiplex.begin`."""
-        return self._multiplex.begin(request, timeout, trace)
+        """Begins a request on an instance, or has it begun; see `Multiplex.begin`."""
+        term = self._authority.term() if carriage and not self._lost else None
+        if carriage is None or term is None:
+            return self._multiplex.begin(request, timeout, trace)
+        self._carriages.add(carriage)
+        told = self.typed_errors
+        return carriage.begin(self.node_id, self.address, term, request, timeout, trace, told)
 
     async def close(self) -> None:
         """Ends every call that is under way with NodeLost."""
         self._lost = True
+        for carriage in list(self._carriages):
+            carriage.recall(self.address)
         await self._channel.close(grace=None)
         await self._multiplex.close()
 
@@ -281,95 +298,3 @@ class Node:
             metadata={"node_id": self.node_id},
             retry_after=1.0,
         )
-
-
-class Nodes:
-    """The clients of all nodes that are members."""
-
-    def __init__(self) -> None:
-        self._nodes: dict[str, Node] = {}
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    @property
-    def by_id(self) -> Mapping[str, Node]:
-        """Every member."""
-        return self._nodes
-
-    def member(self, node_id: str) -> Node:
-        """The client of one node.
-
-        Raises:
-            errors.NodeNotFound: It is no member, or no longer.
-        """
-        node = self._nodes.get(node_id)
-        if node is None:
-            raise errors.NodeNotFound(
-                f"node {node_id!r} is not there; ListNodes tells which nodes are"
-            )
-        return node
-
-    def join(self, facts: NodeFacts) -> Node | None:
-        """Makes the client of a node; returns one of another address, which is to be closed."""
-        before = self._nodes.get(facts.node_id)
-        if before and before.address == facts.address:
-            return None
-        self._nodes[facts.node_id] = Node(facts)
-        return before
-
-    def drop(self, node_id: str) -> Node | None:
-        """Takes out the client of a lost node, which is to be closed."""
-        return self._nodes.pop(node_id, None)
-
-    async def close(self) -> None:
-        """Closes all channels."""
-        nodes, self._nodes = list(self._nodes.values()), {}
-        await asyncio.gather(*(node.close() for node in nodes))
-
-
-def _start_request(deployment: Deployment, one: Instance) -> pb.StartInstanceRequest:
-    """What a node is told to start."""
-    return pb.StartInstanceRequest(
-        instance_id=one.instance_id,
-        deployment=deployment.name,
-        source=deployment.spec.source,
-        engine=deployments.engine_message(deployment.spec.engine),
-        kv_bytes=one.kv_bytes,
-        identity=deployment.model.identity,
-        private_bytes=one.private_bytes,
-    )
-
-
-def _migration_news(response: pb.StartMigrationResponse) -> News:
-    """What a node says of a generation that it moves."""
-    request_id = response.request_id
-    match response.WhichOneof("event"):
-        case "progress":
-            one = response.progress
-            return Round(request_id, one.round, one.computed_tokens, one.gap_tokens)
-        case "done":
-            done = response.done
-            times = common.seconds(done.duration), common.seconds(done.cutover)
-            return Moved(request_id, done.rounds, done.tokens, *times, done.gap_tokens)
-        case "failure":
-            failure = response.failure
-            error = errors.make_error(failure.code, failure.reason, failure.message)
-            return Stayed(request_id, error)
-        case _:
-            return Ended(request_id)
-
-
-def _step(response: pb.StartInstanceResponse, node_id: str) -> Loading | Ready:
-    if response.HasField("ready"):
-        return _ready(response.ready, node_id)
-    return common.loading(response.loading)
-
-
-def _ready(message: pb.InstanceReady, node_id: str) -> Ready:
-    return Ready(
-        instance=fleet.instance(message.instance, node_id),
-        phases=generations.phases(message.phases),
-        from_tier=common.tier(message.from_tier),
-        model=deployments.model_info(message.model),
-    )

@@ -8,8 +8,9 @@ from serverlessllm.v1 import cluster_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm import bounds, errors
-from sllm.control.cluster import specs
+from sllm.control.cluster import validation
 from sllm.control.cluster.tiers import STORED_ON, Tier
+from sllm.control.types.access import CallerRole, Principal
 from sllm.control.types.calls import AnswerFormat
 from sllm.control.types.operations import (
     DEFAULT_TTL,
@@ -44,8 +45,8 @@ def pin_place(request: pb.PinRequest) -> Place:
     return Place(request.deployment, bounds.one_of(request.tier, STORED_ON, "tier"), node_id)
 
 
-def prefetch_ask(request: pb.PrefetchRequest) -> PrefetchAsk:
-    """What a Prefetch call wants to be brought up.
+def prefetch_ask(request: pb.PrefetchRequest, caller: Principal) -> PrefetchAsk:
+    """What a Prefetch call of `caller` wants to be brought up.
 
     Raises:
         errors.InvalidArgument: The tier, the ttl or the dtype is out of its bounds, or neither a
@@ -54,17 +55,18 @@ def prefetch_ask(request: pb.PrefetchRequest) -> PrefetchAsk:
     """
     if not request.deployment and not request.source:
         raise errors.InvalidArgument("name a deployment or a source to prefetch")
-    if request.dtype not in specs.DTYPES:
-        known = specs.DTYPES[1:]
+    if request.dtype not in validation.DTYPES:
+        known = validation.DTYPES[1:]
         raise errors.InvalidArgument(f"dtype {request.dtype!r} is unknown; known: {known}")
     ttl = ttl_of(request)
     return PrefetchAsk(
         deployment=request.deployment,
-        source=specs.normalize_source(request.source) if request.source else "",
+        source=validation.normalize_source(request.source) if request.source else "",
         dtype=request.dtype,
         tier=bounds.one_of(request.tier, STORED_ON, "tier"),
         node_id=request.node_id,
         ttl=DEFAULT_TTL if ttl is None else ttl,
+        tenant=None if caller.role is CallerRole.ADMIN else caller.tenant,
     )
 
 
@@ -140,6 +142,8 @@ def explain_response(explanation: Explanation) -> pb.ExplainPlacementResponse:
         why=explanation.why,
         candidates=map(_candidate, explanation.candidates),
         engine=explanation.engine,
+        learned=common.learned_message(explanation.learned),
+        tuned=common.tuned_message(explanation.tuned),
     )
 
 
@@ -147,6 +151,7 @@ def _candidate(one: ExplainedNode) -> pb.PlacementCandidate:
     return pb.PlacementCandidate(
         node_id=one.node_id,
         from_tier=types_pb.Tier.ValueType(one.from_tier),
+        ready_made=one.ready_made,
         estimate=common.optional_duration(one.estimate),
         parts=_estimate_parts(one.parts) if one.parts else None,
         victims=one.victims,
@@ -163,6 +168,8 @@ def _estimate_parts(parts: EstimateParts) -> pb.StartEstimate:
         queue=common.duration(parts.queue),
         transfer=common.duration(parts.transfer),
         init=common.duration(parts.init),
+        distance=common.duration(parts.distance) if parts.distance else None,
+        saved=common.duration(parts.saved) if parts.saved else None,
     )
 
 

@@ -80,6 +80,8 @@ def _ended_request(one: EndedRequest) -> pb.EndedRequest:
         duration=common.duration(one.seconds),
         outcome=one.outcome,
         generated_tokens=one.generated_tokens,
+        adapter=one.adapter,
+        adapter_identity=one.adapter_identity,
     )
     if one.receipt:
         generations.fill_receipt(message, one.receipt)
