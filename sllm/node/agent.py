@@ -1,38 +1,42 @@
 """The node agent: what this node holds, what it runs, and what it may still take on."""
 
 import asyncio
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from hashlib import blake2s
 from pathlib import Path
 
-from sllm import errors
+from sllm import errors, rpc
 from sllm.clock import Clock
 from sllm.node.config import INSTANCE_BYTES, SOCKET_NAME, NodeConfig
+from sllm.node.contents import Contents
 from sllm.node.device.interface import Devices
-from sllm.node.instances.init_times import InitTime, InitTimes
-from sllm.node.instances.inspection import AdapterInfo, Base, Inspector, ModelInfo
+from sllm.node.instances.books import Books
+from sllm.node.instances.borrowing import Borrowing
+from sllm.node.instances.init_times import InitKey, InitTime, InitTimes
+from sllm.node.instances.inspection import Inspector
 from sllm.node.instances.instance import Instance, InstanceState
 from sllm.node.instances.launching import launch
+from sllm.node.instances.lending import Lending
 from sllm.node.instances.memory import NodeMemory
 from sllm.node.instances.ready_maker import Brought, ReadyMaker
 from sllm.node.instances.spec import InstanceSpec, check_same
 from sllm.node.instances.text_workers import SHORT_BYTES, TextSource, TextWorkers
+from sllm.node.instances.unmade import Unmade
 from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.instances.zygotes import AUTO, EngineState, Zygotes
+from sllm.node.kept import metrics as kept_metrics
+from sllm.node.peers.types import Peers
 from sllm.node.store.holds import Holds, HoldSpec
 from sllm.node.store.promotions import Promotions
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers import metrics
-from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
+from sllm.node.tiers.types import Tier
 from sllm.node.transfers.loads import Tell
 from sllm.node.transfers.work import Priority, Progress
-from sllm.node.worker.messages import NO_PARSERS, ParserNames
-from sllm.own_memory import Taken
 
 _STOPPED_IDS = 1024
 """Instances of which it is known that they were stopped, the last ones."""
@@ -61,12 +65,23 @@ class Agent:
         store: TierStore,
         devices: Devices,
         zygotes: Zygotes,
+        dial: rpc.Dial = rpc.channel,
     ) -> None:
+        """`dial` leads to other nodes."""
         self.config = config
         self.store = store
         self.devices = devices
-        self.holds = Holds(clock, self._changed)
+        self.holds = Holds(clock, self._changed, store.keeping.pinned)
+        self.contents = Contents(store, devices)
         self.instances: dict[str, Instance] = {}
+        self.lending = Lending(store, self._begin_lent)
+        self._dial = dial
+        self.books = Books(
+            ChainMap(self.instances, self.lending.instances),
+            devices,
+            self._memory_without_instances(),
+            self._ready_of,
+        )
         self.init_times = InitTimes()
         self._clock = clock
         self._zygotes = zygotes
@@ -79,11 +94,11 @@ class Agent:
         self._ready_maker = ReadyMaker(
             store,
             self._launch_engine,
-            lambda: self.memory.free_bytes,
+            lambda: self.books.memory.free_bytes,
             None if devices.infos() else config.ready_made_bytes,
             clock,
         )
-        self._inspector = Inspector(store, devices, zygotes)
+        self.inspector = Inspector(store, devices, zygotes)
         self._text_workers = TextWorkers(store, self._launch_engine, clock)
         self.leaving = False
         """Whether this node is about to go down, and what it runs is to go on elsewhere."""
@@ -92,14 +107,12 @@ class Agent:
         devices.subscribe(self._changed)
         zygotes.subscribe(self._changed)
         metrics.observe(
-            self._used_bytes, self._capacity_bytes, lambda: len(self.instances), self.links
+            self._used_bytes,
+            self._capacity_bytes,
+            lambda: len(self.instances),
+            self.contents.links,
         )
-
-    @property
-    def kv_used_bytes(self) -> int:
-        """What the instances hold of the KV budget."""
-        instances = list(self.instances.values())  # at once: metrics are read in another thread
-        return sum(instance.spec.kv_bytes for instance in instances)
+        kept_metrics.observe(store.kept.used_bytes)
 
     @property
     def engines(self) -> tuple[EngineState, ...]:
@@ -107,119 +120,17 @@ class Agent:
         return self._zygotes.states
 
     @property
-    def memory(self) -> NodeMemory:
-        """The memory that instances take for themselves."""
-        # On devices the KV caches are in the devices' memory.
-        kv_bytes = 0 if self.devices.infos() else self.devices.kv_capacity_bytes
-        return NodeMemory(
-            self.config.memory_bytes,
-            self.config.instances_bytes(kv_bytes),
-            INSTANCE_BYTES,
-            tuple(self._taken(one) for one in self.instances.values()),
-        )
+    def unmade_forms(self) -> Mapping[Unmade, str]:
+        """Why weights of late starts were not made ready for their engine."""
+        return self._ready_maker.problems.kept
 
-    def copies(self) -> tuple[Copy, ...]:
-        """Every checkpoint on every tier, and those on their way."""
-        return (*self.store.copies(), *self.devices.copies())
-
-    def usage(self) -> tuple[TierUsage, ...]:
-        """How full the tiers are."""
-        return (*self.store.usage(), *self.devices.usage())
-
-    def links(self) -> tuple[Link, ...]:
-        """How fast bytes move between the tiers, and how many are waiting to."""
-        return tuple(
-            replace(
-                link,
-                queued_bytes=self.devices.queued_bytes,
-                in_flight_bytes=self.devices.in_flight_bytes,
-            )
-            if link.to_tier is Tier.DEVICE
-            else link
-            for link in self.store.links()
-        )
-
-    async def evict(self, digest: str, tier: Tier) -> None:
-        """Frees a checkpoint's room on a tier.
-
-        Raises:
-            errors.CheckpointNotFound: The tier does not hold it.
-            errors.CheckpointLeased: It is in use, or being loaded.
-        """
-        if tier is Tier.DEVICE:
-            await self.devices.evict(digest)
-        else:
-            await self.store.evict(digest, tier)
+    def kept_prefixes(self) -> dict[int, float]:
+        """What is kept of prompts, by names of what these begin with; see `NamedPrefixes.saved`."""
+        return self.store.kept.prefixes.saved()
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher` after every change of contents or instances."""
         self._watchers.append(watcher)
-
-    async def inspect(
-        self,
-        source: str,
-        dtype: str | None,
-        identity: str = "",
-        engine: str = AUTO,
-        parsers: ParserNames = NO_PARSERS,
-        *,
-        takes_adapters: bool = False,
-        tensor_parallel: int = 1,
-    ) -> ModelInfo:
-        """What the model at `source` needs, which must be of this identity unless that is empty.
-
-        Args:
-            source: its URL.
-            dtype: name of a torch dtype that weights are converted to. None: as stored.
-            identity: of what the source must be.
-            engine: on which it is to run. `AUTO`: the first of this node's that can.
-            parsers: that are to take its answers apart.
-            tensor_parallel: devices that run it together.
-            takes_adapters: whether it is to be run with adapters.
-
-        Raises:
-            errors.SllmError: Why it cannot be served here.
-        """
-        return await self._inspector.inspect(
-            source,
-            dtype,
-            identity,
-            engine,
-            parsers,
-            takes_adapters=takes_adapters,
-            ranks=tensor_parallel,
-        )
-
-    async def inspect_adapter(self, source: str, dtype: str | None, base: Base) -> AdapterInfo:
-        """What the adapter at `source` is, which must fit its base.
-
-        Args:
-            source: its URL.
-            dtype: name of a torch dtype that weights are converted to. None: as stored.
-            base: what it is held against.
-
-        Raises:
-            errors.SllmError: Why it cannot be served.
-        """
-        return await self._inspector.inspect_adapter(source, dtype, base)
-
-    async def describe_promoted(
-        self,
-        source: str,
-        dtype: str | None,
-        identity: str,
-        engine: str,
-        tensor_parallel: int = 1,
-    ) -> ModelInfo | AdapterInfo:
-        """What was brought up.
-
-        Raises:
-            errors.SllmError: As `inspect`.
-        """
-        adapter = await self._inspector.held_adapter(source, dtype, identity)
-        return adapter or await self.inspect(
-            source, dtype, identity, engine, tensor_parallel=tensor_parallel
-        )
 
     def promote(
         self,
@@ -231,11 +142,15 @@ class Agent:
         pack: bool = False,
         give_up: bool = False,
         identity: str = "",
+        engine: str = AUTO,
+        tensor_parallel: int = 1,
+        peers: Peers | None = None,
     ) -> AsyncGenerator[Progress]:
         """Brings a checkpoint up to `tier`, giving progress until it is there, and held.
 
         A caller that leaves does not end the work, unless it says that it would `give_up`; a hold
-        is made in any case.
+        is made in any case. Of what is held in memory, that which was made ready for the engine is
+        read as well, as far as there is room.
 
         Raises:
             errors.SllmError: As `TierStore.promote`.
@@ -253,10 +168,13 @@ class Agent:
                 priority=Priority.PREFETCH,
                 pack=pack,
                 identity=identity,
+                peers=peers,
             )
             bring_up = partial(self._with_room, reach)
             if hold:
                 await self.holds.bring_up(hold, tier, bring_up)
+                if tier is Tier.DRAM and engine != AUTO:
+                    await self._ready_maker.read_ahead(source, dtype, engine, tensor_parallel)
             else:
                 (await bring_up()).release()
 
@@ -279,22 +197,57 @@ class Agent:
         if spec.instance_id in self._stopped:
             raise errors.Cancelled(f"instance {spec.instance_id} was stopped before it began")
         zygote = self._zygotes.of(spec.engine.engine)
-        self._check_room(spec)
+        self._check_staying()
+        self.lending.give_way()
+        over_ready = self.books.check_room(spec)
         instance = Instance(spec, self._clock, self._instance_changed, self.config.patience)
+        instance.over_ready = over_ready
         self.instances[spec.instance_id] = instance
-        launch = partial(self._launch, zygote)
-        maker = self._ready_maker
+        maker, early = self._ready_maker, self.config.early_starts
+        borrows = early and spec.lenders
         instance.begin(
             self.store,
             self.devices,
-            launch,
+            partial(self._launch, zygote, spec.engine.tensor_parallel),
             maker.form(spec),
             self._with_room,
             on_adapters=self._changed,
+            check_published=partial(self.own_books.check_published, instance),
+            early=early,
+            borrowing=Borrowing(spec, self.store.first_uses, self._dial) if borrows else None,
         )
-        maker.give_way(self.memory.free_bytes)
-        self._text_workers.give_way(self.memory.free_bytes)
+        maker.give_way(self.books.memory.free_bytes)
+        self._text_workers.give_way(self.books.memory.free_bytes)
         self._changed()
+        return instance
+
+    @property
+    def own_books(self) -> Books:
+        """Without instances that compute layers for others: these give way to any start."""
+        return self.books.of(self.instances)
+
+    def _begin_lent(self, spec: InstanceSpec, layers: range) -> Instance:
+        """See `Begin`. Nothing leaves for it.
+
+        Raises:
+            errors.SllmError: As `start_instance`.
+        """
+        zygote = self._zygotes.of(spec.engine.engine)
+        self._check_staying()
+        if self.devices.infos():
+            raise errors.NoCapacity("layers are computed for others on processors alone")
+        over_ready = self.books.check_room(spec)
+        instance = Instance(spec, self._clock, lambda _: None, self.config.patience)
+        instance.over_ready = over_ready
+        instance.begin(
+            self.store,
+            self.devices,
+            partial(self._launch, zygote, spec.engine.tensor_parallel),
+            self._ready_maker.form(spec),
+            check_published=partial(self.books.check_published, instance),
+            early=self.config.early_starts,
+            lent=layers,
+        )
         return instance
 
     async def _with_room(self, bring_up: Callable[[], Awaitable[Brought]]) -> Brought:
@@ -308,7 +261,7 @@ class Agent:
             try:
                 return await self._ready_maker.with_room(bring_up)
             except errors.NoCapacity:
-                if not await self._an_adapter_leaves():
+                if not (await self.lending.has_given_way() or await self._an_adapter_leaves()):
                     raise
 
     async def _an_adapter_leaves(self) -> bool:
@@ -378,64 +331,43 @@ class Agent:
         await self._promotions.close()
         await self._ready_maker.close()
         await self._text_workers.close()
+        await self.lending.close()
         stops = [instance.stop(grace) for instance in list(self.instances.values())]
         await asyncio.gather(*stops)
 
+    def _memory_without_instances(self) -> NodeMemory:
+        # On devices the KV caches are in the devices' memory.
+        kv_bytes = 0 if self.devices.infos() else self.devices.kv_capacity_bytes
+        own = self.config.instances_bytes(kv_bytes)
+        return NodeMemory(self.config.memory_bytes, own, INSTANCE_BYTES)
+
     def _used_bytes(self) -> dict[str, int]:
-        tiers = {usage.tier.name: usage.used_bytes for usage in self.usage()}
-        return {**tiers, "KV": self.kv_used_bytes}
+        tiers = {usage.tier.name: usage.used_bytes for usage in self.contents.usage()}
+        return {**tiers, "KV": self.books.kv_used_bytes}
 
     def _capacity_bytes(self) -> dict[str, int]:
-        tiers = {usage.tier.name: usage.capacity_bytes for usage in self.usage()}
+        tiers = {usage.tier.name: usage.capacity_bytes for usage in self.contents.usage()}
         return {**tiers, "KV": self.devices.kv_capacity_bytes}
+
+    def _ready_of(self, spec: InstanceSpec) -> str:
+        form = self._ready_maker.form(spec)
+        if form is None:
+            return ""
+        return self.store.ready_made.made_of(spec.source, spec.engine.dtype, form.name)
 
     def _check_staying(self) -> None:
         if self._closing:
             raise errors.ShuttingDown("this node is going down and starts nothing new")
 
-    def _check_room(self, spec: InstanceSpec) -> None:
-        self._check_staying()
-        self._check_devices(spec)
-        capacity = self.devices.kv_capacity_bytes
-        free = capacity - self.kv_used_bytes
-        if spec.kv_bytes > free:
-            raise errors.NoCapacity(
-                f"{spec.deployment} needs {spec.kv_bytes} bytes of KV cache; {free} of "
-                f"{capacity} are free on this node"
-            )
-        self.memory.check_room(spec.deployment, spec.kind, self._private_bytes(spec))
-
-    def _check_devices(self, spec: InstanceSpec) -> None:
-        asked, most = spec.engine.tensor_parallel, self.devices.max_together
-        if asked > 1 and spec.engine.max_adapters:
-            raise errors.InvalidArgument(
-                f"{spec.deployment} runs on {asked} devices together, which take no adapters: "
-                "leave out tensor_parallel or max_adapters"
-            )
-        if asked > most:
-            raise errors.NoCapacity(
-                f"{spec.deployment} runs on {asked} devices together, and {most} may run one "
-                "instance on this node"
-            )
-
-    def _taken(self, instance: Instance) -> Taken:
-        spec = instance.spec
-        return Taken(spec.kind, instance.memory.bytes, self._private_bytes(spec))
-
-    def _private_bytes(self, spec: InstanceSpec) -> int | None:
-        # Where weights are on devices, copies of them are there as well.
-        return None if self.devices.infos() else spec.private_bytes
-
     async def _launch(
-        self, zygote: Zygote, instance_id: str, environment: Mapping[str, str]
+        self, zygote: Zygote, ranks: int, instance_id: str, environment: Mapping[str, str]
     ) -> Worker:
-        if not zygote.is_ready:
+        if not zygote.is_ready and instance_id in self.instances:
             self._belated.add(instance_id)
-        ranks = self.instances[instance_id].spec.engine.tensor_parallel
         return await launch(zygote, instance_id, self._socket(instance_id), environment, ranks)
 
-    async def _launch_engine(self, engine: str, name: str) -> Worker:
-        return await launch(self._zygotes.of(engine), name, self._socket(name), {})
+    async def _launch_engine(self, engine: str, name: str, ranks: int = 1) -> Worker:
+        return await launch(self._zygotes.of(engine), name, self._socket(name), {}, ranks)
 
     def _socket(self, instance_id: str) -> Path:
         name = blake2s(instance_id.encode(), digest_size=SOCKET_NAME // 2).hexdigest()
@@ -445,21 +377,32 @@ class Agent:
         if instance.state is InstanceState.READY:
             self._observe_init(instance)
             if running := instance.running:
-                attach = instance.timeline.attach_seconds
-                self._ready_maker.started(instance.spec, running, attach)
+                self._ready_maker.started(instance.spec, running, _attach_seconds(instance))
         elif instance.state is InstanceState.GONE:
+            self.books.note_end(instance)
             self.instances.pop(instance.spec.instance_id, None)
             self._belated.discard(instance.spec.instance_id)
         self._changed()
 
     def _observe_init(self, instance: Instance) -> None:
-        """Learns from a start, unless it had to wait for the zygote: later ones will not."""
-        running, timeline = instance.running, instance.timeline
-        if running and instance.spec.instance_id not in self._belated:
-            prepare, attach = timeline.prepare_seconds, timeline.attach_seconds
+        """Learns from a start, unless it had to wait for the zygote: later ones will not.
+
+        Nor from one that was ready before its weights were: others may have to wait for them.
+        """
+        running, attach = instance.running, _attach_seconds(instance)
+        if running and attach is not None and instance.spec.instance_id not in self._belated:
+            prepare = instance.timeline.prepare_seconds
             seen = InitTime(running.size_bytes, prepare, attach)
-            self.init_times.observe((running.digest, instance.spec.engine.engine), seen)
+            engine = instance.spec.engine.engine
+            key = InitKey(running.digest, engine, running.ready_made)
+            self.init_times.observe(key, seen)
 
     def _changed(self) -> None:
         for watcher in self._watchers:
             watcher()
+
+
+def _attach_seconds(instance: Instance) -> float | None:
+    """What a start has taken behind its load. None: it has not waited for that."""
+    running = instance.running
+    return None if running and running.arriving else instance.timeline.attach_seconds

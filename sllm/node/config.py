@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sllm import machine
+from sllm import bounds, machine
+from sllm.checkpoint.sources.policy import SourcePolicy
 from sllm.config import format_bytes
 from sllm.errors import InvalidArgument
 from sllm.node.instances.watchdog import Patience
@@ -43,7 +44,7 @@ class NodeConfig:
     """Everything that `sllm node` can be told."""
 
     control_address: str
-    """host:port of the control plane."""
+    """host:port of the control plane; of each, separated by commas, where there are several."""
     directory: Path
     """Where the SSD tier and the workers' sockets are; made if it is not there, if it can be."""
     listen_address: str = "127.0.0.1:0"
@@ -60,12 +61,21 @@ class NodeConfig:
     """Budget for the KV caches of all instances together; on accelerators, of those on each, of
     which it is a part. None: 2 GiB, or less where there is little memory; and on each accelerator
     what weights leave."""
+    kv_cache_dram_bytes: int = 0
+    """Of the pool, what pages of KV caches may have that outlive their instances; weights come
+    first. 0: none are kept."""
+    kv_cache_ssd_bytes: int = 0
+    """The same of the SSD tier. 0: none are kept there."""
+    kv_cache_int8: bool = False
+    """Whether they are kept with eight bits a number: half as large, and tokens may differ."""
     memory_bytes: int = field(default_factory=machine.memory_bytes)
     """What the node may take altogether. By default all that the machine and the cgroup let it."""
     device: str = "auto"
     """What kernels run on: "cpu", "cuda", "cuda:0,1" or "auto": CUDA devices if there are any."""
     device_reserve_bytes: int = 4096 * MIB
     """Of each device's memory, for what workers take beside weights and KV caches."""
+    huge_pages: bool = True
+    """Whether the pool lies in huge pages where the kernel gives them."""
     chunk_bytes: int = 16 * MIB
     """Size of a chunk, the unit of every transfer."""
     read_threads: int = field(default_factory=lambda: machine.threads(READ_THREADS))
@@ -80,15 +90,36 @@ class NodeConfig:
     ready_made_bytes: int | None = 64 * MIB
     """Size from which a model's weights are made ready for their engine and kept so, beside what
     is published. None: never."""
+    early_starts: bool = True
+    """Whether an instance that runs its model layer by layer takes requests before all of its
+    weights have been read from SSD; each layer waits for its own."""
+    peers: bool = True
+    """Whether what other nodes have of a checkpoint is had from them, and not from its source."""
     kernel_cache: Path | None = None
     """Where engines keep what they have compiled; nodes may share it. None: where their libraries
     keep it, in the user's home."""
+    sources: SourcePolicy = field(default_factory=SourcePolicy)
+    """Which sources may be read, and what opens them."""
     patience: Patience = field(default_factory=Patience)
     """How long a worker that has requests may be silent before it is ended."""
     leave_seconds: float = 10.0
     """Time that running requests have to go on elsewhere when this node is asked to end."""
+    zone: str = ""
+    """Part of the cluster that this node is in. Empty: nobody says."""
+    probe_port: int | None = None
+    """Port on which the health service alone is served, in the clear. None: on none."""
     metrics_port: int | None = None
     """Port for Prometheus; 0 takes any that is free. None: no metrics are served."""
+    tls: Path | None = None
+    """Directory with this node's tls.crt and tls.key and the cluster's ca.crt. None: it meets the
+    others in the clear."""
+    insecure: bool = False
+    """Whether it may listen beyond this machine in the clear."""
+
+    @property
+    def control_addresses(self) -> tuple[str, ...]:
+        """Of all control planes: the node reports to each."""
+        return tuple(self.control_address.split(","))
 
     @property
     def pool_bytes(self) -> int:
@@ -143,17 +174,24 @@ class NodeConfig:
         )
 
     def check(self) -> None:
-        """Refuses addresses that cannot work.
+        """Refuses addresses and engines that cannot work, and more memory than there is.
 
         Raises:
             InvalidArgument: Says what, and what to do.
         """
         self._check_engines()
+        bounds.zone(self.zone, "--zone")
+        self._check_kept()
         host = self.listen_address.rpartition(":")[0]
         if host in _EVERY_INTERFACE and self.advertise_host is None:
             raise InvalidArgument(
                 f"a node that listens on {host}, every interface, must be told under which host "
                 "others reach it (--advertise)"
+            )
+        if self.memory_bytes > (most := machine.memory_bytes()):
+            raise InvalidArgument(
+                f"{format_bytes(self.memory_bytes)} of memory for the node (--memory): its machine "
+                f"or its cgroup lets it take {format_bytes(most)}; ask for less, or allow more"
             )
 
     def _check_engines(self) -> None:
@@ -167,6 +205,25 @@ class NodeConfig:
             raise InvalidArgument(
                 f"engine {missing[0]} is not installed here: {_HOW_TO_INSTALL[missing[0]]}, or it "
                 "can be left out (--engines)"
+            )
+
+    def _check_kept(self) -> None:
+        kept, chunk = self.kv_cache_dram_bytes, self.chunk_bytes
+        if 0 < kept < chunk or kept > self.pool_bytes:
+            raise InvalidArgument(
+                f"{format_bytes(kept)} for KV caches to keep (--kv-cache-dram): they are kept in "
+                f"the memory for weights, of {format_bytes(self.pool_bytes)} (--dram), and take "
+                f"{format_bytes(chunk)} at least"
+            )
+        if self.kv_cache_ssd_bytes and not kept:
+            raise InvalidArgument(
+                "KV caches are kept on disk (--kv-cache-ssd) by way of memory, of which they have "
+                "none: give them some (--kv-cache-dram)"
+            )
+        if self.kv_cache_ssd_bytes > self.ssd_bytes:
+            raise InvalidArgument(
+                f"{format_bytes(self.kv_cache_ssd_bytes)} of disk for KV caches (--kv-cache-ssd): "
+                f"they are part of the {format_bytes(self.ssd_bytes)} for checkpoints (--ssd)"
             )
 
     @property

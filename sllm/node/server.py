@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import structlog
 from serverlessllm.v1 import (
@@ -16,14 +17,16 @@ from serverlessllm.v1 import (
     migration_service_pb2,
     model_service_pb2,
     node_service_pb2,
+    peer_service_pb2,
 )
 from serverlessllm.v1.embedding_service_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from serverlessllm.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from serverlessllm.v1.migration_service_pb2_grpc import add_MigrationServiceServicer_to_server
 from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from serverlessllm.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
+from serverlessllm.v1.peer_service_pb2_grpc import add_PeerServiceServicer_to_server
 
-from sllm import rpc, telemetry
+from sllm import listening, rpc, telemetry
 from sllm.clock import Clock, MonotonicClock
 from sllm.errors import DeviceUnavailable, InvalidArgument
 from sllm.node.agent import Agent
@@ -32,7 +35,9 @@ from sllm.node.api.inference_service import InferenceServicer
 from sllm.node.api.migration_service import MigrationServicer
 from sllm.node.api.model_service import ModelServicer
 from sllm.node.api.node_service import NodeServicer
+from sllm.node.api.peer_service import PeerServicer
 from sllm.node.api.reporter import Reporter
+from sllm.node.api.terms import ObeysLatest, Terms
 from sllm.node.config import MAX_SOCKET_PATH, NodeConfig
 from sllm.node.device.cuda_devices import Budget, CudaDevices, Probe
 from sllm.node.device.interface import Devices
@@ -40,6 +45,8 @@ from sllm.node.device.pool_device import PoolDevice
 from sllm.node.device.selection import Selected, parse_device, select
 from sllm.node.generations.generations import Generations
 from sllm.node.instances.zygotes import Zygotes
+from sllm.node.kept.records import KeptBudget
+from sllm.node.peers.types import Network
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
@@ -50,6 +57,10 @@ from sllm.process import (
     make_private,
     until_terminated,
 )
+from sllm.telemetry import MetricsDoor
+from sllm.tls.cluster import ClusterTls
+from sllm.tls.identity import Role
+from sllm.tls.peers import PeerRules
 
 log = structlog.get_logger()
 
@@ -67,32 +78,45 @@ async def serve(config: NodeConfig) -> None:
     for directory in (config.checkpoint_dir, config.socket_dir):
         make_private(directory)
     config.check()
+    tls = await _tls(config)
     node_id = config.node_id or _kept_node_id(config.directory)
     terminated = asyncio.create_task(until_terminated())  # now: it may be asked to end at any time
     async with AsyncExitStack() as stack:
         stack.callback(
             telemetry.configure(
-                "sllm-node", instance_id=node_id, metrics_port=config.metrics_port
+                "sllm-node",
+                instance_id=node_id,
+                metrics_port=config.metrics_port,
+                metrics_door=tls.metrics_door(_host(config)) if tls else MetricsDoor(_host(config)),
             ).shutdown
         )
-        port = await _start(config, node_id, stack)
+        listening.check(_host(config), secured=tls is not None, insecure=config.insecure)
+        port = await _start(config, node_id, tls, stack)
         print(f"listening on {_host(config)}:{port}", flush=True)  # noqa: T201 - for who started us
         leave_out_of_collections()
         await terminated
 
 
-async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int:
+async def _tls(config: NodeConfig) -> ClusterTls | None:
+    return await asyncio.to_thread(ClusterTls, config.tls, Role.NODE) if config.tls else None
+
+
+async def _start(
+    config: NodeConfig, node_id: str, tls: ClusterTls | None, stack: AsyncExitStack
+) -> int:
     """Starts every part; `stack` ends them in reverse order. Returns the port."""
     clock = MonotonicClock()
     selected = await asyncio.to_thread(select, parse_device(config.device))
     config.check_memory(on_devices=selected is not None)
-    pool = Pool(config.pool_bytes, config.chunk_bytes)
+    pool = Pool(config.pool_bytes, config.chunk_bytes, huge_pages=config.huge_pages)
     stack.callback(pool.close)
+    log.info("node.pool", size_bytes=pool.capacity_bytes, pages=str(pool.pages))
     pool.start_populating()
     variables = home_variables(config.directory / "home") | config.kernel_variables
     zygotes = Zygotes(config.engines, variables)
     stack.push_async_callback(zygotes.close)
     zygotes.start(pool.fd)
+    network = _network(config, node_id, tls)
     store = await TierStore.open(
         config.checkpoint_dir,
         config.ssd_bytes,
@@ -100,17 +124,33 @@ async def _start(config: NodeConfig, node_id: str, stack: AsyncExitStack) -> int
         clock=clock,
         read_threads=config.read_threads,
         fetch_threads=config.fetch_threads,
+        policy=config.sources,
+        network=network,
+        kept=KeptBudget(
+            config.kv_cache_dram_bytes, config.kv_cache_ssd_bytes, config.kv_cache_int8
+        ),
     )
     stack.push_async_callback(store.close)
     config = with_sockets(config, stack)
     devices = await open_devices(config, selected, store, pool, clock, zygotes.probe, stack)
-    agent = Agent(config, clock, store, devices, zygotes)
+    to_nodes = tls.dial(Role.NODE) if tls else rpc.channel
+    agent = Agent(config, clock, store, devices, zygotes, to_nodes)
     generations = Generations(agent, node_id, clock)
-    port = await _listen(config, agent, generations, node_id, zygotes, stack)
-    await stack.enter_async_context(_reporting(config, agent, node_id, port, clock))
+    port = await _listen(config, tls, agent, generations, node_id, zygotes, stack)
+    if network is not None:
+        network.address = _address(config, port)
+    to_control = tls.dial(Role.CONTROL) if tls else rpc.channel
+    await stack.enter_async_context(_reporting(config, to_control, agent, node_id, port, clock))
     stack.push_async_callback(agent.close, STOP_GRACE)
     stack.push_async_callback(generations.hand_over, config.leave_seconds)
     return port
+
+
+def _network(config: NodeConfig, node_id: str, tls: ClusterTls | None) -> Network | None:
+    """How chunks of checkpoints are had from other nodes. None: they are not."""
+    if not config.peers:
+        return None
+    return Network(node_id, tls.dial_for_threads(Role.NODE) if tls else rpc.thread_channel)
 
 
 async def open_devices(
@@ -146,21 +186,37 @@ async def open_devices(
 
 async def _listen(
     config: NodeConfig,
+    tls: ClusterTls | None,
     agent: Agent,
     generations: Generations,
     node_id: str,
     zygotes: Zygotes,
     stack: AsyncExitStack,
 ) -> int:
-    server = rpc.Server()
+    terms = Terms()
+    server = rpc.Server(
+        before=[tls.guard(PEERS)] if tls else (), within=[ObeysLatest(terms, _ORDERING)]
+    )
     about = (agent, generations, node_id, MonotonicClock())
-    add_NodeServiceServicer_to_server(NodeServicer(*about), server.grpc)
+    to_nodes = tls.dial(Role.NODE) if tls else rpc.channel
+    add_NodeServiceServicer_to_server(NodeServicer(*about, terms, to_nodes), server.grpc)
     add_InferenceServiceServicer_to_server(InferenceServicer(generations), server.grpc)
     add_MigrationServiceServicer_to_server(MigrationServicer(*about), server.grpc)
+    add_PeerServiceServicer_to_server(
+        PeerServicer(agent.store.sharing, agent.store.giving_pages, agent.lending), server.grpc
+    )
     add_ModelServiceServicer_to_server(ModelServicer(agent), server.grpc)
     add_EmbeddingServiceServicer_to_server(EmbeddingServicer(agent), server.grpc)
-    port = await server.start(config.listen_address, _SERVICES, not_yet=[_NODE_SERVICE.full_name])
+    port = await server.start(
+        config.listen_address,
+        _SERVICES,
+        not_yet=[_NODE_SERVICE.full_name],
+        credentials=tls.for_peers() if tls else None,
+        insecure=config.insecure,
+    )
     stack.push_async_callback(server.stop, STOP_GRACE)
+    if config.probe_port is not None:
+        log.info("node.probes_served", port=await server.serve_probes(config.probe_port))
     telling = asyncio.create_task(_tell_that_it_is_ready(server, zygotes), name="telling-ready")
     stack.callback(telling.cancel)
     return port
@@ -182,25 +238,47 @@ _SERVICES = (
     _NODE_SERVICE,
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     migration_service_pb2.DESCRIPTOR.services_by_name["MigrationService"],
+    peer_service_pb2.DESCRIPTOR.services_by_name["PeerService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
 )
+PEERS: PeerRules = {
+    "serverlessllm.v1.NodeService": (Role.CONTROL,),
+    "serverlessllm.v1.InferenceService": (Role.CONTROL,),
+    "serverlessllm.v1.MigrationService": (Role.NODE,),
+    "serverlessllm.v1.PeerService": (Role.NODE,),
+    "serverlessllm.v1.ModelService": (Role.CONTROL,),
+    "serverlessllm.v1.EmbeddingService": (Role.CONTROL,),
+}
+"""Who may call what, by their certificates."""
+_ORDERING: Final = [service for service, roles in PEERS.items() if {*roles} == {Role.CONTROL}]
+"""What control planes alone call."""
 
 
 @asynccontextmanager
 async def _reporting(
-    config: NodeConfig, agent: Agent, node_id: str, port: int, clock: Clock
+    config: NodeConfig, dial: rpc.Dial, agent: Agent, node_id: str, port: int, clock: Clock
 ) -> AsyncIterator[None]:
-    async with rpc.channel(config.control_address) as channel:
-        address = f"{config.advertise_host or _host(config)}:{port}"
-        reporter = Reporter(agent, node_id, address, channel, clock)
-        task = asyncio.create_task(reporter.run(), name="reporter")
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    address = _address(config, port)
+    async with AsyncExitStack() as stack:
+        for control in config.control_addresses:
+            channel = await stack.enter_async_context(dial(control))
+            reporter = Reporter(agent, node_id, address, channel, clock)
+            task = asyncio.create_task(reporter.run(), name=f"reporter to {control}")
+            stack.push_async_callback(_ended, task)
+        yield
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Ends a task, and returns when it has."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _address(config: NodeConfig, port: int) -> str:
+    """Where others reach this node."""
+    return f"{config.advertise_host or _host(config)}:{port}"
 
 
 def _host(config: NodeConfig) -> str:

@@ -14,6 +14,7 @@ import structlog
 from sllm.checkpoint.files import page_cache
 from sllm.checkpoint.format.file_errors import cannot_read
 from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.format.room import Room
 
 _log = structlog.get_logger()
 
@@ -134,6 +135,14 @@ class DirectFile:
         _say_buffered(self.path.parent)
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return True
+
+    def check(self, room: Room) -> None:
+        """Refuses a file that does not lie where those of its source may.
+
+        Raises:
+            InvalidSource: it lies elsewhere.
+        """
+        room.check(self._fd, self.path)
 
     def close(self) -> None:
         """Closes the file. No transfer may be under way."""

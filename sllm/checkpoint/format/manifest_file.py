@@ -26,6 +26,7 @@ from sllm.checkpoint.format.manifest import (
     is_digest,
 )
 from sllm.checkpoint.format.plain_files import read_plain
+from sllm.checkpoint.format.room import Room
 from sllm.errors import CheckpointCorrupt, InvalidSource
 
 FORMAT = "sllm-checkpoint"
@@ -40,14 +41,18 @@ _PARTITION_FILE = re.compile(r"partition-\d{5}\.bin")
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` and flushes it to the disk."""
-    content = {"format": FORMAT, **asdict(manifest)}
-    with (directory / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+    with (directory / MANIFEST_FILE).open("wb") as file:
+        file.write(encode_manifest(manifest))
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_manifest(directory: Path) -> Manifest:
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
+    return json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).encode()
+
+
+def read_manifest(directory: Path, room: Room | None = None) -> Manifest:
     """Reads a checkpoint's manifest, and checks it and the sizes of the files that it names.
 
     The files' contents are not read; chunk digests are checked as chunks are promoted.
@@ -57,13 +62,13 @@ def read_manifest(directory: Path) -> Manifest:
         CheckpointUnreadable: the manifest cannot be read now.
         InvalidSource: the checkpoint has no tensors, or its format is newer than what is known.
     """
-    manifest = parse_manifest(directory)
+    manifest = parse_manifest(directory, room)
     for error in wrong_sizes(directory, manifest):
         raise error
     return manifest
 
 
-def parse_manifest(directory: Path) -> Manifest:
+def parse_manifest(directory: Path, room: Room | None = None) -> Manifest:
     """Reads a checkpoint's manifest, and checks it alone.
 
     Raises:
@@ -73,16 +78,31 @@ def parse_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_FILE
     try:
-        content = strict_json.parse(read_plain(path))
+        content = read_plain(path, room)
+    except FileNotFoundError as error:
+        raise corrupt(path, "missing; this is not a complete checkpoint") from error
+    except OSError as error:
+        raise cannot_open(path, error) from error
+    return decode_manifest(content, path)
+
+
+def decode_manifest(encoded: bytes, path: Path) -> Manifest:
+    """What `encode_manifest` has written, checked.
+
+    Args:
+        encoded: the content.
+        path: where it comes from, for errors.
+
+    Raises:
+        CheckpointCorrupt, InvalidSource: as `parse_manifest`.
+    """
+    try:
+        content = strict_json.parse(encoded)
         _check_version(content, path)
         manifest = _parse(content)
         _check(manifest)
         if not manifest.tensors:
             raise InvalidSource(f"{path} names no tensors: there is nothing to serve or to load")
-    except FileNotFoundError as error:
-        raise corrupt(path, "missing; this is not a complete checkpoint") from error
-    except OSError as error:
-        raise cannot_open(path, error) from error
     except KeyError as error:
         raise corrupt(path, f"the key {error} is missing") from error
     except (ValueError, TypeError) as error:

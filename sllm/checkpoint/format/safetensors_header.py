@@ -20,6 +20,7 @@ from sllm.checkpoint.format.dtypes import tensor_bytes
 from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.checkpoint.format.plain_files import open_plain
+from sllm.checkpoint.format.room import Room
 
 HEADER_LENGTH_BYTES = 8
 """Of the number that a file begins with."""
@@ -41,16 +42,17 @@ class TensorHeader:
     """Bytes."""
 
 
-def read_header(path: Path) -> tuple[TensorHeader, ...]:
+def read_header(path: Path, room: Room | None = None) -> tuple[TensorHeader, ...]:
     """The tensors of the file at `path`, in the order of their bytes.
 
     Raises:
         CheckpointCorrupt: the file is cut short, or its header is not one; names the file, and
             the offset where something is wrong.
         CheckpointUnreadable: it cannot be opened now.
+        InvalidSource: it does not lie in the room of its source.
     """
     try:
-        file = open_plain(path)
+        file = open_plain(path, room)
     except OSError as error:
         raise cannot_open(path, error) from error
     with file:

@@ -1,6 +1,7 @@
 """Brings the chunks of one import to where they belong: into memory, and to the disk."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
@@ -11,6 +12,7 @@ from sllm.checkpoint.files.memory import ChunkMemory
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.checkpoint.importing.chunk_plan import ChunkPlan
 from sllm.checkpoint.importing.chunk_workers import ChunkWorkers
+from sllm.checkpoint.importing.exchange import Exchange, Turn
 from sllm.checkpoint.importing.filling import fill
 from sllm.checkpoint.importing.journal import ChunkKey, Journal
 from sllm.checkpoint.sources.weight_reader import WeightReader
@@ -75,17 +77,53 @@ class ChunkFiller:
             OSError: the disk is full, or fails.
         """
         self.tally.check()
-        if self.memory is not None:
-            return self._bring(chunk, self.memory(chunk.partition, chunk.index)[: chunk.size])
-        with self.workers.buffer() as buffer:
-            return self._bring(chunk, buffer[: chunk.size])
+        with self._memory_for(chunk) as memory:
+            return self._bring(chunk, memory) or self._keep(
+                chunk, memory, self._fill(chunk, memory)
+            )
 
-    def _bring(self, chunk: ChunkPlan, memory: memoryview) -> str:
-        known = self.journal.done.get((chunk.partition, chunk.index))
-        if known is not None and self._is_on_disk(chunk, memory, known):
+    def bring_next(self, chunks: Sequence[ChunkPlan], exchange: Exchange) -> tuple[int, str]:
+        """As `bring`, of whichever chunk's turn it is, from whoever gives it; says which it was."""
+        while True:
+            turn = exchange.take(self.tally.check)
+            try:
+                digest = self._bring_by(turn, chunks[turn.chunk], exchange)
+            except BaseException:
+                exchange.failed(turn)
+                raise
+            if digest is not None:
+                exchange.arrived(turn, digest)
+                return turn.chunk, digest
+            exchange.failed(turn)
+
+    def _bring_by(self, turn: Turn, chunk: ChunkPlan, exchange: Exchange) -> str | None:
+        with self._memory_for(chunk) as memory:
+            if (digest := self._bring(chunk, memory)) is not None:
+                return digest
+            if turn.giver is None:
+                return self._keep(chunk, memory, self._fill(chunk, memory))
+            if (digest := exchange.fetch(turn, memory, self.tally.check)) is None:
+                return None
             self.tally.add(chunk.source_bytes)
-            return known
-        digest = self._fill(chunk, memory)
+            return self._keep(chunk, memory, digest)
+
+    @contextmanager
+    def _memory_for(self, chunk: ChunkPlan) -> Iterator[memoryview]:
+        if self.memory is not None:
+            yield self.memory(chunk.partition, chunk.index)[: chunk.size]
+            return
+        with self.workers.buffer() as buffer:
+            yield buffer[: chunk.size]
+
+    def _bring(self, chunk: ChunkPlan, memory: memoryview) -> str | None:
+        """What an earlier process has written of a chunk. None: nothing that is of use."""
+        known = self.journal.done.get((chunk.partition, chunk.index))
+        if known is None or not self._is_on_disk(chunk, memory, known):
+            return None
+        self.tally.add(chunk.source_bytes)
+        return known
+
+    def _keep(self, chunk: ChunkPlan, memory: memoryview, digest: str) -> str:
         if self.files:
             self.files[chunk.partition].write_from(memory, chunk.offset)
             self.journal.add((chunk.partition, chunk.index), digest)

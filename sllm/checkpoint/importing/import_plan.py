@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import xxhash
+
 from sllm.checkpoint.format.dtypes import BY_TORCH_NAME, CONVERTIBLE
 from sllm.checkpoint.format.layout import PARTITION_BYTES, Layout, plan_layout
 from sllm.checkpoint.format.manifest import Manifest, TensorEntry
@@ -51,6 +53,14 @@ class ImportPlan:
             for partition, entry in enumerate(partitions)
             for index, digest in enumerate(entry.digests)
         }
+
+    def describe(self, chunk_bytes: int) -> str:
+        """A digest of everything that decides what is in which chunk."""
+        # By the files' names: where small files and headers are fetched to is not always the same.
+        sources = [(one.name, one.file.name, one.offset, one.size) for one in self.layout.sources]
+        entries = (self.layout.tensors, self.layout.partition_sizes, chunk_bytes)
+        described = repr((self.files.fingerprint, sources, entries))
+        return xxhash.xxh3_128_hexdigest(described.encode())
 
     def check_chunk_size(self, chunk_bytes: int) -> None:
         """Makes sure that the chunks of a source that was packed have this size.

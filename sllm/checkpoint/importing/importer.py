@@ -2,13 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from itertools import groupby
+from itertools import groupby, repeat
 from pathlib import Path
-
-import xxhash
 
 from sllm.checkpoint.files.direct_io import DirectFile, flush_directory
 from sllm.checkpoint.files.memory import ChunkMemory
@@ -26,8 +24,9 @@ from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.importing.chunk_filler import ChunkFiller, Tally
 from sllm.checkpoint.importing.chunk_plan import ChunkPlan, plan_chunks
 from sllm.checkpoint.importing.chunk_workers import ChunkWorkers, Urgency
+from sllm.checkpoint.importing.exchange import Contents, Exchange
 from sllm.checkpoint.importing.import_plan import ImportPlan
-from sllm.checkpoint.importing.journal import JOURNAL_FILE, Journal
+from sllm.checkpoint.importing.journal import JOURNAL_FILE, ChunkKey, Journal
 from sllm.checkpoint.sources.file_names import carried_name
 from sllm.errors import Cancelled, SourceForbidden, SourceUnavailable
 
@@ -48,6 +47,7 @@ def import_checkpoint(
     resume: bool = False,
     keep: bool = True,
     urgency: Urgency = lambda: 0,
+    exchange: Exchange | None = None,
 ) -> Manifest:
     """Writes a checkpoint, whole and flushed to the disk.
 
@@ -66,6 +66,8 @@ def import_checkpoint(
             there what was done if this one is cancelled, or the source cannot be had any more.
             Otherwise nothing is left behind.
         urgency: of this import's chunks among those of others that share the workers.
+        exchange: gives chunks that others have, and gives on what arrives. None: all come from the
+            source, in their order.
         keep: False to leave chunks in `memory` alone, and small files in `destination`.
 
     Raises:
@@ -81,7 +83,7 @@ def import_checkpoint(
     try:
         with ExitStack() as stack:
             workers = workers or stack.enter_context(ChunkWorkers(chunk_bytes))
-            return _Import(plan, destination, chunk_bytes, workers, keep, urgency).run(
+            return _Import(plan, destination, chunk_bytes, workers, keep, urgency, exchange).run(
                 memory, tally
             )
     except BaseException as error:
@@ -99,7 +101,9 @@ class _Import:
         workers: ChunkWorkers,
         keep: bool,
         urgency: Urgency,
+        exchange: Exchange | None,
     ) -> None:
+        self._exchange = exchange
         self._plan = plan
         self._destination = destination
         self._chunk_bytes = chunk_bytes
@@ -120,24 +124,40 @@ class _Import:
 
     def _write_partitions(self, memory: ChunkMemory | None, tally: Tally) -> list[PartitionEntry]:
         source, chunks = self._plan.files, list(plan_chunks(self._plan.layout, self._chunk_bytes))
+        described = self._plan.describe(self._chunk_bytes)
         with ExitStack() as stack:
             filler = ChunkFiller(
                 reader=stack.enter_context(
                     self._plan.files.origin.open(self._plan.files.weights, tally.cancelled)
                 ),
                 files=[stack.enter_context(file) for file in self._open_partitions()],
-                journal=stack.enter_context(Journal(self._destination, self._digest())),
+                journal=stack.enter_context(Journal(self._destination, described)),
                 memory=memory,
                 workers=self._workers,
                 tally=tally,
-                expected=self._plan.expected_digests,
+                expected=self._expected(),
                 url=source.origin.url,
             )
-            works = (partial(filler.bring, chunk) for chunk in chunks)
-            digests = self._workers.run(works, self._urgency)
+            digests = self._bring(chunks, filler)
             for file in filler.files:
                 file.flush()
         return self._entries(chunks, digests)
+
+    def _expected(self) -> Mapping[ChunkKey, str]:
+        known = self._exchange.expected if self._exchange else {}
+        return {**known, **self._plan.expected_digests}
+
+    def _bring(self, chunks: list[ChunkPlan], filler: ChunkFiller) -> list[str]:
+        """The digests of all chunks, once they are there."""
+        if self._exchange is None:
+            works = (partial(filler.bring, chunk) for chunk in chunks)
+            return self._workers.run(works, self._urgency)
+        files = [file.path for file in filler.files]
+        written = filler.journal.done
+        self._exchange.begin(Contents(chunks, written, filler.memory, files))
+        turns = repeat(partial(filler.bring_next, chunks, self._exchange), len(chunks))
+        found = dict(self._workers.run(turns, self._urgency))
+        return [found[number] for number in range(len(chunks))]
 
     def _open_partitions(self) -> Iterator[DirectFile]:
         kept = len(self._plan.layout.partition_sizes) if self._keep else 0
@@ -158,17 +178,8 @@ class _Import:
             for index, pairs in by_partition
         ]
 
-    def _digest(self) -> str:
-        """Of everything that decides what is in which chunk."""
-        layout = self._plan.layout
-        # By the files' names: where small files and headers are fetched to is not always the same.
-        sources = [(one.name, one.file.name, one.offset, one.size) for one in layout.sources]
-        entries = (layout.tensors, layout.partition_sizes, self._chunk_bytes)
-        described = repr((self._plan.files.fingerprint, sources, entries))
-        return xxhash.xxh3_128_hexdigest(described.encode())
-
     def _copy(self, path: Path) -> FileEntry:
-        content, name = read_plain(path), carried_name(path)
+        content, name = read_plain(path, self._plan.files.room), carried_name(path)
         if name == _CONFIG and self._plan.dtype:
             content = with_dtype(content, self._plan.dtype, path)
         entry = write_small_file(self._destination / name, content)

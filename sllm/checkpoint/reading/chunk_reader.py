@@ -18,6 +18,7 @@ from sllm.checkpoint.files.direct_io import DirectFile
 from sllm.checkpoint.files.memory import ChunkMemory
 from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.format.manifest import BLOCK_BYTES, Manifest, PartitionEntry, corrupt
+from sllm.checkpoint.format.room import Room
 from sllm.clock import Clock
 from sllm.errors import Cancelled
 
@@ -129,6 +130,7 @@ def open_reads(
     files: ExitStack,
     *,
     verify: bool = True,
+    room: Room | None = None,
 ) -> list[ChunkRead]:
     """The chunks of a checkpoint, of files that stay open until `files` is closed.
 
@@ -138,6 +140,7 @@ def open_reads(
         memory: where the chunks go.
         files: takes the open files.
         verify: whether digests are checked, where they are known.
+        room: where the files may lie, if others can write there.
 
     Raises:
         CheckpointCorrupt: a partition is not there; names it.
@@ -146,9 +149,8 @@ def open_reads(
     return [
         read if verify else replace(read, digest="")
         for index, entry in enumerate(manifest.partitions)
-        for read in reads_of(
-            entry, partial(memory, index), files.enter_context(open_file(directory / entry.file))
-        )
+        for file in [files.enter_context(open_file(directory / entry.file, room))]
+        for read in reads_of(entry, partial(memory, index), file)
     ]
 
 
@@ -171,18 +173,25 @@ def reads_of(
     ]
 
 
-def open_file(path: Path) -> DirectFile:
+def open_file(path: Path, room: Room | None = None) -> DirectFile:
     """A partition, to be read.
 
     Raises:
         CheckpointCorrupt: it is not there; names it.
         CheckpointUnreadable: it cannot be opened now.
+        InvalidSource: it does not lie in its room.
     """
     try:
         # O_NONBLOCK: a FIFO may have taken the file's place.
-        return DirectFile(path, os.O_RDONLY | os.O_NONBLOCK)
+        file = DirectFile(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise cannot_open(path, error) from error
+    with ExitStack() as stack:
+        stack.enter_context(file)
+        if room:
+            file.check(room)
+        stack.pop_all()
+    return file
 
 
 def read_chunk(read: ChunkRead, clock: Clock, cancelled: Callable[[], bool]) -> float:

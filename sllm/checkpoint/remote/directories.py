@@ -1,11 +1,11 @@
 """What directories of object stores and web servers hold."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sllm.checkpoint.format import strict_json
 from sllm.checkpoint.format.manifest_file import FORMAT, MANIFEST_FILE
-from sllm.checkpoint.remote.listing import Listing, make_listing
+from sllm.checkpoint.remote.listing import Listing, RemoteFile, make_listing
 from sllm.checkpoint.remote.objects import Objects
 from sllm.checkpoint.sources.file_names import (
     ADAPTER_CONFIG,
@@ -56,6 +56,15 @@ async def list_objects(objects: Objects) -> Listing:
     found = await objects.list_all()
     if any(file.name == MODULES for file in found):  # no other directory within is looked into
         found += await objects.find([POOLING_FILE])
+    return await of_model(objects, found)
+
+
+async def of_model(objects: Objects, found: Iterable[RemoteFile]) -> Listing:
+    """The files of a directory that belong to its model; those of a packed one its manifest names.
+
+    Raises:
+        SourceNotFound, SourceForbidden, SourceUnavailable: the manifest cannot be had.
+    """
     files = make_listing(found)
     packed = await _names_of_manifest(objects, files)
     return make_listing(file for file in files.files if matters(file.name) or file.name in packed)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from sllm.checkpoint.remote.directories import KNOWN_NAMES
 from sllm.checkpoint.remote.failures import cause_of, forbidden
-from sllm.checkpoint.remote.listing import Listing, RemoteFile, make_listing
+from sllm.checkpoint.remote.listing import Listing, RemoteFile
 from sllm.checkpoint.remote.options import RemoteOptions
-from sllm.checkpoint.sources.file_names import POOLING_FILE, matters
+from sllm.checkpoint.sources.file_names import POOLING_FILE, is_carried
 from sllm.checkpoint.sources.remote_urls import HubRepository
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import (
@@ -31,24 +31,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class HubSnapshot:
-    """A repository at one commit."""
+class HubCommit:
+    """A repository at one commit, or a directory within it."""
 
     commit: str
-    listing: Listing
+    files: tuple[RemoteFile, ...]
+    """All that lie right in it, and how a model pools."""
     base_url: str
-    """Of its files."""
+    """Of these."""
     headers: dict[str, str]
     """To be sent with requests; may be secret."""
-    cached: LocalSource | None
-    """The same in the client's cache, if all of it is there."""
 
 
-def look_up(repository: HubRepository, options: RemoteOptions) -> HubSnapshot | LocalSource:
+def look_up(
+    repository: HubRepository, options: RemoteOptions, token: str | None = None
+) -> HubCommit | LocalSource:
     """What a repository holds now; or what the cache holds, if the hub cannot be asked.
 
+    Args:
+        repository: which one.
+        options: bounds.
+        token: opens it; None: the one that the environment has.
+
     Raises:
-        SourceNotFound: there is no such repository or revision.
+        SourceNotFound: there is no such repository or revision, or nothing in such a directory.
         SourceForbidden: it is private or gated, and the token does not open it.
         SourceUnavailable: the hub cannot be asked, and the cache does not have it.
         InvalidSource: the name is not one of the hub's.
@@ -56,26 +62,27 @@ def look_up(repository: HubRepository, options: RemoteOptions) -> HubSnapshot | 
     from huggingface_hub import constants, get_token, hf_hub_url
 
     try:
-        info = _ask(repository, options)
+        info = _ask(repository, options, token)
     except SourceUnavailable:
-        cached = _cached_revision(repository)
+        cached = None if repository.path else _cached_revision(repository)
         if cached is None:
             raise
         return cached
-    commit = info.sha or ""
-    listing = make_listing(_files(info))
-    token = get_token()
-    base = hf_hub_url(repository.name, "x", revision=commit, endpoint=constants.ENDPOINT)
-    return HubSnapshot(
+    commit, files = info.sha or "", tuple(_files(info, repository.path))
+    if repository.path and not files:
+        raise SourceNotFound(f"{repository.url}: the repository holds nothing there")
+    token = token or get_token()
+    inside = _inside(repository, "x")
+    base = hf_hub_url(repository.name, inside, revision=commit, endpoint=constants.ENDPOINT)
+    return HubCommit(
         commit=commit,
-        listing=listing,
+        files=files,
         base_url=base.removesuffix("/x"),
         headers={"authorization": f"Bearer {token}"} if token else {},
-        cached=_cached_commit(repository, commit, listing),
     )
 
 
-def _ask(repository: HubRepository, options: RemoteOptions) -> "ModelInfo":
+def _ask(repository: HubRepository, options: RemoteOptions, token: str | None) -> "ModelInfo":
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -89,6 +96,7 @@ def _ask(repository: HubRepository, options: RemoteOptions) -> "ModelInfo":
             revision=repository.revision,
             files_metadata=True,
             timeout=options.stall_seconds,
+            token=token,
         )
     except HFValidationError as error:
         raise InvalidSource(f"{repository.url}: {cause_of(error)}") from error
@@ -128,22 +136,28 @@ def _unavailable(repository: HubRepository, error: Exception) -> SourceUnavailab
     )
 
 
-def _files(info: "ModelInfo") -> Iterable[RemoteFile]:
-    """Those that matter. What a commit holds never changes, so no tag is compared."""
+def _files(info: "ModelInfo", path: str) -> Iterable[RemoteFile]:
+    """Those of a directory. What a commit holds never changes, so no tag is compared."""
+    within = f"{path}/" if path else ""
     for file in info.siblings or ():
-        within = "/" in file.rfilename and file.rfilename != POOLING_FILE
-        if not within and matters(file.rfilename):
-            yield RemoteFile(file.rfilename, file.size or 0, tag=None)
+        name = file.rfilename.removeprefix(within)
+        if file.rfilename.startswith(within) and ("/" not in name or name == POOLING_FILE):
+            yield RemoteFile(name, file.size or 0, tag=None)
 
 
-def _cached_commit(repository: HubRepository, commit: str, listing: Listing) -> LocalSource | None:
+def _inside(repository: HubRepository, name: str) -> str:
+    return f"{repository.path}/{name}" if repository.path else name
+
+
+def cached_commit(repository: HubRepository, commit: str, listing: Listing) -> LocalSource | None:
     """The cache's copy of a commit, if it has what a model is loaded from."""
     from huggingface_hub import try_to_load_from_cache
 
     directory: Path | None = None
     for file in listing.files:
-        if file.name.endswith(".safetensors") or file.name in KNOWN_NAMES:
-            cached = try_to_load_from_cache(repository.name, file.name, revision=commit)
+        if not is_carried(file.name) or file.name in KNOWN_NAMES:
+            inside = _inside(repository, file.name)
+            cached = try_to_load_from_cache(repository.name, inside, revision=commit)
             if not isinstance(cached, str) or Path(cached).stat().st_size != file.size:
                 return None
             directory = Path(cached).parent

@@ -10,6 +10,7 @@ import obstore
 from sllm.checkpoint.remote.background_loop import side_by_side
 from sllm.checkpoint.remote.failures import typed_failures
 from sllm.checkpoint.remote.listing import RemoteFile
+from sllm.checkpoint.sources.small_files import check_small
 from sllm.errors import SourceNotFound, SourceUnavailable
 
 if TYPE_CHECKING:
@@ -121,9 +122,12 @@ class Objects:
         """All of a small file, or its first `size` bytes.
 
         Raises:
-            SourceNotFound, SourceUnavailable, SourceForbidden, InvalidSource: as `read`.
+            SourceNotFound, SourceUnavailable, SourceForbidden, InvalidSource: as `read`; or it is
+                too large for a small one, whatever it says of itself.
         """
-        memory = bytearray(file.size if size is None else size)
+        size = file.size if size is None else size
+        check_small(self.place(file.name), size)
+        memory = bytearray(size)
         async with self._slots:
             await self.read(file, 0, memoryview(memory))
         return bytes(memory)

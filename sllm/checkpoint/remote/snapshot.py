@@ -12,15 +12,14 @@ from sllm.checkpoint.format.safetensors_header import HEADER_LENGTH_BYTES, MAX_H
 from sllm.checkpoint.remote.background_loop import BackgroundLoop, side_by_side
 from sllm.checkpoint.remote.listing import Listing, RemoteFile
 from sllm.checkpoint.remote.objects import Objects
-from sllm.checkpoint.sources.file_names import is_carried, is_index
+from sllm.checkpoint.sources.file_names import is_small
 from sllm.checkpoint.sources.other_forms import refuse_other_forms
-from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, inspect
+from sllm.checkpoint.sources.small_files import check_small_together
+from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, find, inspect
 from sllm.errors import CheckpointCorrupt, InvalidSource
 
 _HEAD_BYTES = 256 << 10
 """Enough for the headers of most safetensors files."""
-_MAX_SMALL_BYTES = 256 << 20
-"""Larger files of the kinds that go with weights are none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,8 @@ class Snapshot:
     loop: BackgroundLoop
     look_again: Callable[[], str]
     """The fingerprint as it is now."""
+    of_model: bool = True
+    """Whether it has to be a model's directory, or an adapter's."""
 
     def fetch(self, directory: Path, cancelled: Callable[[], bool]) -> SourceFiles:
         """Brings everything but the weights into a directory, and says what the source holds.
@@ -56,7 +57,7 @@ class Snapshot:
             refuse_other_forms(self.url, self.listing.names)
         self.loop.run(self._fetch_all(directory), cancelled)
         try:
-            found = inspect(LocalSource(directory))
+            found = (inspect if self.of_model else find)(LocalSource(directory))
         except (CheckpointCorrupt, InvalidSource) as error:
             raise self._named(error, directory) from error
         return replace(found, origin=self, fingerprint=self.fingerprint)
@@ -71,20 +72,17 @@ class Snapshot:
         return type(error)(error.message.replace(str(directory), self.url), metadata=metadata)
 
     async def _fetch_all(self, directory: Path) -> None:
+        small = (file.size for file in self.listing.files if is_small(file.name))
+        check_small_together(self.url, small)
         await side_by_side(self._fetch_file(file, directory) for file in self.listing.files)
 
     async def _fetch_file(self, file: RemoteFile, directory: Path) -> None:
-        if _is_small(file.name):
+        if is_small(file.name):
             await self._fetch_small(file, directory)
         else:
             await self._fetch_head(file, directory)
 
     async def _fetch_small(self, file: RemoteFile, directory: Path) -> None:
-        if file.size > _MAX_SMALL_BYTES:
-            raise InvalidSource(
-                f"{self.objects.place(file.name)} has {file.size} bytes; configuration and "
-                f"tokenizer files have {_MAX_SMALL_BYTES} at most"
-            )
         content = await self.objects.content(file)
         await asyncio.to_thread(_write, directory / file.name, content)
 
@@ -146,7 +144,3 @@ class RemoteReader:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-
-
-def _is_small(name: str) -> bool:
-    return is_carried(name) or is_index(name) or name == MANIFEST_FILE

@@ -8,6 +8,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from sllm.checkpoint.remote.failures import typed_failures
 from sllm.checkpoint.remote.options import RemoteOptions
+from sllm.checkpoint.sources.policy import Access
 from sllm.checkpoint.sources.remote_urls import RemoteDirectory
 from sllm.errors import InvalidSource
 
@@ -15,17 +16,30 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3CredentialProvider
 
 
-def open_store(source: RemoteDirectory, options: RemoteOptions) -> "ObjectStore":
+def open_store(
+    source: RemoteDirectory,
+    options: RemoteOptions,
+    access: Access | None = None,
+    proxy: str | None = None,
+) -> "ObjectStore":
     """The store whose root is the source's directory. Asks no server.
+
+    Args:
+        source: the directory.
+        options: bounds.
+        access: what opens it, beside what the environment says of the service.
+        proxy: the URL of the proxy that web servers are asked through; None: as the environment
+            says.
 
     Raises:
         SourceUnavailable, InvalidSource: what the environment says of the service makes no sense.
     """
+    access = access or Access()
     with typed_failures(source.url):
         if source.scheme in ("http", "https"):
-            return open_web(source.url, options, {})
+            return open_web(source.url, options, bearer(access), proxy)
         # As configuration, and not as client options: those would hide what the environment says.
-        config: Any = _timeouts(options)
+        config: Any = {**_timeouts(options), **_given(access)}
         retries, prefix = _retries(options), source.path or None
         if source.scheme == "s3":
             return S3Store(
@@ -33,27 +47,45 @@ def open_store(source: RemoteDirectory, options: RemoteOptions) -> "ObjectStore"
                 prefix=prefix,
                 config=config,
                 retry_config=retries,
-                credential_provider=_aws_profile(),
+                credential_provider=None if access.secrets else _aws_profile(),
             )
         if source.scheme == "gs":
             return GCSStore(source.host, prefix=prefix, config=config, retry_config=retries)
         return AzureStore(source.host, prefix=prefix, config=config, retry_config=retries)
 
 
-def open_web(url: str, options: RemoteOptions, headers: dict[str, str]) -> "ObjectStore":
+def open_web(
+    url: str, options: RemoteOptions, headers: dict[str, str], proxy: str | None = None
+) -> "ObjectStore":
     """The store of a directory of a web server.
 
     Args:
         url: the directory's.
         options: bounds.
         headers: sent with every request; those that authorise are not sent on to other hosts.
+        proxy: as `open_store`.
     """
     client: ClientConfig = {
         **_timeouts(options),
         "allow_http": url.startswith("http://"),
         "default_headers": headers,
     }
+    if proxy:
+        client["proxy_url"] = proxy
     return HTTPStore(url, client_options=client, retry_config=_retries(options))
+
+
+def bearer(access: Access) -> dict[str, str]:
+    """The header that a source's token goes into, if it has one."""
+    token = access.secret("token")
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
+def _given(access: Access) -> dict[str, Any]:
+    """What a source's own list entry says, in the names of its service."""
+    secrets = {name: access.secret(name) for name in access.secrets}
+    plain = access.options.get("endpoint", "").startswith("http://")
+    return {**access.options, **secrets, **({"allow_http": True} if plain else {})}
 
 
 def _timeouts(options: RemoteOptions) -> "ClientConfig":

@@ -5,13 +5,23 @@ read, or wait for ever for the other end of a FIFO.
 """
 
 import errno
+import os
 import re
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
-from sllm.checkpoint.sources.file_names import CONFIG, is_pooling, matters, pooling_name
+from sllm.checkpoint.format.room import Room
+from sllm.checkpoint.sources.file_names import (
+    CONFIG,
+    is_pooling,
+    is_small,
+    matters,
+    pooling_name,
+)
+from sllm.checkpoint.sources.small_files import check_small
 from sllm.errors import InvalidSource, SllmError, SourceNotFound, SourceUnavailable
 
 _PARTITION = re.compile(r"partition-.*")
@@ -31,14 +41,21 @@ def list_files(directory: Path) -> list[Path]:
         InvalidSource: it cannot be read, or one of them is no plain file, or leads elsewhere.
         SourceUnavailable: it cannot be read now.
     """
-    try:
+    return [path for path, _ in list_statuses(directory)]
+
+
+def list_statuses(directory: Path) -> list[tuple[Path, os.stat_result]]:
+    """The same files, each with what it is now.
+
+    Raises:
+        SourceNotFound, InvalidSource, SourceUnavailable: as `list_files`.
+    """
+    with _typed_failures(directory):
         found = sorted(path for path in directory.iterdir() if _belongs(path.name))
         files = [path for path in found if not path.is_dir()]
         files += _pooling_files(directory, {path.name for path in files})
         _check(directory, files)
-        return files
-    except OSError as error:
-        raise _unlisted(directory, error) from error
+        return [(path, path.stat()) for path in files]
 
 
 def _pooling_files(directory: Path, names: Collection[str]) -> list[Path]:
@@ -59,10 +76,13 @@ def check_files(directory: Path, names: Iterable[str]) -> None:
     Raises:
         InvalidSource, SourceUnavailable: as `list_files`.
     """
-    try:
+    with _typed_failures(directory):
         _check(directory, [directory / name for name in names])
-    except OSError as error:
-        raise _unlisted(directory, error) from error
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, as far as it leads anywhere: `resolve` fails for links in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _belongs(name: str) -> bool:
@@ -70,23 +90,33 @@ def _belongs(name: str) -> bool:
 
 
 def _check(directory: Path, paths: Iterable[Path]) -> None:
-    rooms = _rooms(directory.resolve())
+    room = Room.of(directory)
     for path in paths:
         if path.is_symlink():
-            target = path.resolve()
-            if not any(target.is_relative_to(room) for room in rooms):
+            target = real(path)
+            if not room.holds(target):
                 raise InvalidSource(
                     f"{path} is a link out of its directory: put the file itself there"
                 )
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            raise InvalidSource(f"{path} is no plain file, but a FIFO, a device or a socket")
+            if not target.exists():
+                raise InvalidSource(f"{path} is a link to nothing: put the file itself there")
+        if path.exists():
+            _check_plain(path, path.stat())
 
 
-def _rooms(directory: Path) -> tuple[Path, ...]:
-    """Where links may lead: into the directory, and in the hub's cache to the blobs beside it."""
-    repository = directory.parent.parent
-    cached = directory.parent.name == "snapshots" and repository.name.startswith("models--")
-    return (directory, repository / "blobs") if cached else (directory,)
+def _check_plain(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidSource(f"{path} is no plain file, but a FIFO, a device or a socket")
+    if is_small(path.name):
+        check_small(path, status.st_size)
+
+
+@contextmanager
+def _typed_failures(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unlisted(directory, error) from error
 
 
 def _unlisted(directory: Path, error: OSError) -> SllmError:

@@ -36,6 +36,11 @@ def is_carried(name: str) -> bool:
     return carried and not describes and not name.startswith(".")
 
 
+def is_small(name: str) -> bool:
+    """Whether this file goes with the weights, or tells of them: any but the weights themselves."""
+    return is_carried(name) or is_index(name) or name == MANIFEST_FILE
+
+
 def is_pooling(directory: str) -> bool:
     """Whether a directory within a model's is one of `POOLING_FILE`'s kind."""
     return _POOLING.fullmatch(directory) is not None

@@ -20,6 +20,7 @@ import xxhash
 from sllm.checkpoint.format.file_errors import cannot_open, cannot_read
 from sllm.checkpoint.format.manifest import Manifest, corrupt
 from sllm.checkpoint.format.plain_files import open_plain, read_plain
+from sllm.checkpoint.format.room import Room
 from sllm.checkpoint.sources.file_names import carried_name
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
 
@@ -57,7 +58,7 @@ def packed_identity(files: SourceFiles, manifest: Manifest) -> str:
     """That of its content, which its digest names; small files may have been replaced since."""
     digests = {entry.name: entry.digest for entry in manifest.files}
     for path in files.files:
-        if xxhash.xxh3_128_hexdigest(_content(path)) != digests[carried_name(path)]:
+        if xxhash.xxh3_128_hexdigest(_content(path, files.room)) != digests[carried_name(path)]:
             raise corrupt(path, "is not what was packed")
     return manifest.digest
 
@@ -68,39 +69,42 @@ def _plain_identity(files: SourceFiles) -> str:
         for tensor in files.tensors
     ]
     small = [
-        (carried_name(path), xxhash.xxh3_128_hexdigest(_content(path))) for path in files.files
+        (carried_name(path), xxhash.xxh3_128_hexdigest(_content(path, files.room)))
+        for path in files.files
     ]
     digest = xxhash.xxh3_128(json.dumps([sorted(tensors), sorted(small)]).encode())
     whole = files.size_bytes <= WHOLE_BYTES
     for path in sorted(files.weights):
         starts = [tensor.offset for tensor in files.tensors if tensor.file == path]
-        for block in _whole(path) if whole else _blocks(path, starts):
+        for block in _whole(path, files.room) if whole else _blocks(path, files.room, starts):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, room: Room | None) -> bytes:
     try:
-        return read_plain(path)
+        return read_plain(path, room)
     except OSError as error:
         raise cannot_open(path, error) from error
 
 
-def _whole(path: Path) -> Iterator[bytes]:
-    return _read(path, lambda size: range(0, size, _READ_BYTES), _READ_BYTES)
+def _whole(path: Path, room: Room | None) -> Iterator[bytes]:
+    return _read(path, room, lambda size: range(0, size, _READ_BYTES), _READ_BYTES)
 
 
-def _blocks(path: Path, starts: Iterable[int]) -> Iterator[bytes]:
+def _blocks(path: Path, room: Room | None, starts: Iterable[int]) -> Iterator[bytes]:
     def offsets(size: int) -> Iterable[int]:
         chosen = sorted({0, *starts, *range(0, size, _STRIDE_BYTES), max(0, size - _BLOCK_BYTES)})
         return chosen[:: -(-len(chosen) // _MOST_BLOCKS)]
 
-    return _read(path, offsets, _BLOCK_BYTES)
+    return _read(path, room, offsets, _BLOCK_BYTES)
 
 
-def _read(path: Path, offsets: Callable[[int], Iterable[int]], count: int) -> Iterator[bytes]:
+def _read(
+    path: Path, room: Room | None, offsets: Callable[[int], Iterable[int]], count: int
+) -> Iterator[bytes]:
     try:
-        file = open_plain(path)
+        file = open_plain(path, room)
     except OSError as error:
         raise cannot_open(path, error) from error
     with file:

@@ -8,13 +8,16 @@ from types import TracebackType
 from typing import Self
 
 from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.format.room import Room
 
 
 class LocalReader:
     """A source's files, open for as long as the block lasts. Any number of threads may read."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], room: Room) -> None:
+        """`room`: where they may lie."""
         self._paths = paths
+        self._room = room
         self._stack = ExitStack()
         self._fds: dict[Path, int] = {}
 
@@ -36,14 +39,21 @@ class LocalReader:
             done += count
 
     def __enter__(self) -> Self:
+        with ExitStack() as stack:  # what was opened is closed if one of them cannot be
+            stack.push(self._stack)
+            self._open_all()
+            stack.pop_all()
+        return self
+
+    def _open_all(self) -> None:
         for path in self._paths:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._stack.callback(os.close, fd)
+            self._room.check(fd, path)
             # Read once: what was read may leave the page cache again.
             self._stack.callback(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             self._fds[path] = fd
-        return self
 
     def __exit__(
         self,

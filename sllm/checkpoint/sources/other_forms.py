@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from sllm.checkpoint.format.plain_files import open_plain
+from sllm.checkpoint.format.room import Room
 from sllm.checkpoint.sources.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS
 from sllm.errors import InvalidSource
 
@@ -42,7 +44,7 @@ def refuse_other_forms(place: object, names: Collection[str]) -> None:
     raise InvalidSource(f"{place} has no *.safetensors files")
 
 
-def refuse_pointers(paths: Sequence[Path]) -> None:
+def refuse_pointers(paths: Sequence[Path], room: Room) -> None:
     """Refuses files that stand for others which Git LFS has not fetched.
 
     Raises:
@@ -50,7 +52,7 @@ def refuse_pointers(paths: Sequence[Path]) -> None:
     """
     for path in paths:
         if path.suffix == ".safetensors" and path.stat().st_size <= _LONGEST_POINTER:
-            with path.open("rb") as file:
+            with open_plain(path, room) as file:
                 if file.read(len(_POINTER)) == _POINTER:
                     raise InvalidSource(
                         f"{path} is a pointer of Git LFS and not the weights: run `git lfs pull` "

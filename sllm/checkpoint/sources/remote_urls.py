@@ -1,9 +1,11 @@
 """Remote sources by their URLs."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
+from sllm.bounds import without_secrets
 from sllm.errors import InvalidSource
 
 OBJECT_SCHEMES = ("s3", "gs", "az", "http", "https")
@@ -28,6 +30,10 @@ class RemoteDirectory:
         """The same for every way to write the source; without secrets."""
         return f"{self.scheme}://{self.host}/{self.path}".rstrip("/")
 
+    def directory(self, path: str) -> Self:
+        """A directory within it."""
+        return replace(self, path=f"{self.path}/{path}".lstrip("/"))
+
 
 @dataclass(frozen=True, slots=True)
 class HubRepository:
@@ -37,11 +43,18 @@ class HubRepository:
     """With the organisation, if it has one."""
     revision: str | None
     """Branch, tag or commit; None: the main branch."""
+    path: str = ""
+    """Of a directory within it, which no URL that callers write names. Empty: the repository's."""
 
     @property
     def url(self) -> str:
         """The same for every way to write the source."""
-        return f"hf://{self.name}" + (f"@{self.revision}" if self.revision else "")
+        at = f"@{self.revision}" if self.revision else ""
+        return f"hf://{self.name}{at}/{self.path}".rstrip("/")
+
+    def directory(self, path: str) -> Self:
+        """A directory within it."""
+        return replace(self, path=f"{self.path}/{path}".lstrip("/"))
 
 
 def parse_remote(text: str) -> RemoteDirectory | HubRepository:
@@ -61,8 +74,8 @@ def _parse_hub(text: str) -> HubRepository:
     match = _REPOSITORY.fullmatch(text)
     if match is None:
         raise InvalidSource(
-            f"{text!r} is not a model on the hub: write hf://ORGANISATION/MODEL, with @REVISION "
-            "behind it for a branch, tag or commit"
+            f"{without_secrets(text)!r} is not a model on the hub: write hf://ORGANISATION/MODEL, "
+            "with @REVISION behind it for a branch, tag or commit"
         )
     return HubRepository(match[1], match[2])
 
@@ -72,7 +85,7 @@ def _check(parts: SplitResult) -> None:
     if "@" in parts.netloc:
         raise InvalidSource(
             f"the source {shown} was given with a user's name or password: leave them out; "
-            "credentials belong in the node's environment"
+            "credentials belong in the node's environment, or in files that its --sources names"
         )
     if parts.query or parts.fragment:
         raise InvalidSource(

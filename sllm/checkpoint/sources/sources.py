@@ -3,17 +3,19 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import xxhash
 
+from sllm.bounds import without_secrets
 from sllm.checkpoint.format.manifest import Manifest, TensorEntry
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest
+from sllm.checkpoint.format.room import Room
 from sllm.checkpoint.format.safetensors_header import TensorHeader
-from sllm.checkpoint.sources.directory import check_files, list_files
+from sllm.checkpoint.sources.directory import check_files, list_files, list_statuses
 from sllm.checkpoint.sources.file_names import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -64,6 +66,8 @@ class LocalSource:
     """A directory of this machine, or one mounted on it."""
 
     directory: Path
+    room: Room | None = field(default=None, compare=False)
+    """Where its files may lie. None: where the directory leads when one looks."""
 
     @property
     def url(self) -> str:
@@ -72,16 +76,21 @@ class LocalSource:
 
     def open(self, weights: Sequence[Path], cancelled: Callable[[], bool]) -> LocalReader:
         """A reader of these files."""
-        return LocalReader(weights)
+        return LocalReader(weights, self.settled)
+
+    @property
+    def settled(self) -> Room:
+        """Where its files may lie."""
+        return self.room or Room.of(self.directory)
 
     def current_fingerprint(self) -> str:
         """As `fingerprint`."""
         return fingerprint(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class SourceFiles:
-    """What a source consists of."""
+    """What a source consists of. What was fetched of it is there for as long as this is."""
 
     origin: Origin
     """Where the weights are read."""
@@ -99,6 +108,8 @@ class SourceFiles:
     """Changes when a file is added, removed or written to."""
     packed: Manifest | None = None
     """Of a source that is a checkpoint already; its files of weights are its partitions."""
+    room: Room | None = None
+    """Where its files may lie. None: nobody else can write where they are."""
 
 
 def parse_source(text: str) -> LocalSource | RemoteDirectory | HubRepository:
@@ -110,15 +121,15 @@ def parse_source(text: str) -> LocalSource | RemoteDirectory | HubRepository:
     try:
         parts = urlsplit(text)
     except ValueError as error:
-        raise InvalidSource(f"source {text!r} is no URL: {error}") from error
+        raise InvalidSource(f"source {without_secrets(text)!r} is no URL") from error
     if parts.scheme in SCHEMES:
         return parse_remote(text)
     local = parts.scheme in ("", "file") and parts.netloc in ("", "localhost")
     path = text if not parts.scheme else unquote(parts.path)
     if not local or not path.startswith("/") or "\0" in path:
         raise InvalidSource(
-            f"source {text!r} cannot be read: give the directory of a safetensors checkpoint as "
-            "file:///path/to/model or as an absolute path, or a URL that begins with "
+            f"source {without_secrets(text)!r} cannot be read: give the directory of a safetensors "
+            "checkpoint as file:///path/to/model or as an absolute path, or a URL that begins with "
             + ", ".join(f"{scheme}://" for scheme in SCHEMES)
         )
     return LocalSource(Path(path))
@@ -132,9 +143,8 @@ def fingerprint(source: LocalSource) -> str:
     """
     described = [
         (carried_name(path), status.st_size, status.st_mtime_ns)
-        for path in list_files(source.directory)
+        for path, status in list_statuses(source.directory)
         if matters(path.name) or path.name == MANIFEST_FILE
-        for status in [path.stat()]
     ]
     return xxhash.xxh3_128_hexdigest(json.dumps(described).encode())
 
@@ -149,10 +159,15 @@ def inspect(source: LocalSource) -> SourceFiles:
         InvalidSource: it holds no model or adapter, or not in safetensors.
         CheckpointCorrupt: a file is cut short or contradicts itself; names the file.
     """
-    files = _packed_files(source) if _is_packed(source) else find_files(source)
+    files = find(source)
     if not any(carried_name(path) in (CONFIG, ADAPTER_CONFIG) for path in files.files):
         raise InvalidSource(f"{source.directory} has no {CONFIG}: it is not a model's directory")
     return files
+
+
+def find(source: LocalSource) -> SourceFiles:
+    """As `inspect`, of what need not be a model or an adapter."""
+    return _packed_files(source) if _is_packed(source) else find_files(source)
 
 
 def _is_packed(source: LocalSource) -> bool:
@@ -162,8 +177,8 @@ def _is_packed(source: LocalSource) -> bool:
 
 
 def _packed_files(source: LocalSource) -> SourceFiles:
-    found = fingerprint(source)
-    directory, manifest = source.directory, read_manifest(source.directory)
+    found, source = fingerprint(source), replace(source, room=source.settled)
+    directory, manifest = source.directory, read_manifest(source.directory, source.room)
     check_files(directory, [file.name for file in manifest.files])
     weights = tuple(directory / entry.file for entry in manifest.partitions)
     return SourceFiles(
@@ -175,6 +190,7 @@ def _packed_files(source: LocalSource) -> SourceFiles:
         size_bytes=manifest.size_bytes,
         fingerprint=found,
         packed=manifest,
+        room=source.room,
     )
 
 
@@ -184,9 +200,9 @@ def _stored(entry: TensorEntry, file: Path) -> TensorHeader:
 
 def find_files(source: LocalSource) -> SourceFiles:
     """As `inspect`, of a directory of safetensors files that need not be a model."""
-    found = fingerprint(source)
+    found, source = fingerprint(source), replace(source, room=source.settled)
     paths = list_files(source.directory)
-    tensors = read_shards(source.directory, paths)
+    tensors = read_shards(source.directory, paths, source.settled)
     return SourceFiles(
         origin=source,
         directory=source.directory,
@@ -195,6 +211,7 @@ def find_files(source: LocalSource) -> SourceFiles:
         files=tuple(path for path in paths if is_carried(path.name)),
         size_bytes=sum(tensor.size for tensor in tensors),
         fingerprint=found,
+        room=source.room,
     )
 
 
@@ -204,4 +221,4 @@ def read_tensors(directory: Path) -> tuple[TensorHeader, ...]:
     Raises:
         SourceNotFound, InvalidSource, CheckpointCorrupt: as `inspect`.
     """
-    return read_shards(directory, list_files(directory))
+    return read_shards(directory, list_files(directory), Room.of(directory))

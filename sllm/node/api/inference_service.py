@@ -29,5 +29,6 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         """Ends a request from outside its stream."""
-        self._generations.cancel(request.request_id)
+        attempt = request.attempt if request.HasField("attempt") else None
+        self._generations.cancel(request.request_id, attempt)
         return pb.CancelResponse()

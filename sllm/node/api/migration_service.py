@@ -11,8 +11,10 @@ from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceServicer
 from sllm import errors
 from sllm.clock import Clock
 from sllm.node.agent import Agent
+from sllm.node.generations import wire
 from sllm.node.generations.generations import Generations
 from sllm.node.generations.incoming_migration import IncomingMigration
+from sllm.node.generations.incoming_pages import Asking, IncomingPages
 from sllm.node.generations.migration_stream import OPEN_SECONDS
 
 
@@ -24,6 +26,7 @@ class MigrationServicer(MigrationServiceServicer):
         self._generations = generations
         self._node_id = node_id
         self._clock = clock
+        self._asking = Asking()
 
     async def Migrate(
         self,
@@ -36,10 +39,19 @@ class MigrationServicer(MigrationServiceServicer):
         worker = instance.ready_worker()
         instance.check_identity(opening.identity)
         context_tokens = instance.running.context_tokens if instance.running else 0
+        pages = IncomingPages(
+            wire.pages_there(opening),
+            instance.kept_pages,
+            self._agent.store.kept,
+            self._agent.store.fetching_pages,
+            self._asking,
+            self._clock,
+            wire.way_of(opening),
+        )
         opened = pb.MigrationOpened(context_tokens=context_tokens)
         yield pb.MigrationServiceMigrateResponse(opened=opened)
         migration = IncomingMigration(
-            self._generations, worker, instance.adapters, self._node_id, self._clock
+            self._generations, worker, instance.adapters, self._node_id, self._clock, pages
         )
         async with aclosing(migration.follow(request_iterator)) as answers:
             async for answer in answers:

@@ -7,10 +7,11 @@ from typing import Any
 from serverlessllm.v1 import node_service_pb2 as pb
 from serverlessllm.v1.node_service_pb2_grpc import NodeServiceServicer
 
-from sllm import bounds
+from sllm import bounds, rpc
 from sllm.clock import Clock
 from sllm.node.agent import Agent
-from sllm.node.api import wire
+from sllm.node.api import reports, wire
+from sllm.node.api.terms import Terms
 from sllm.node.generations.generations import Generations
 from sllm.node.generations.multiplexer import Multiplexer
 from sllm.node.generations.outgoing_migration import OutgoingMigration
@@ -21,11 +22,22 @@ from sllm.node.tiers.types import EVICTED_FROM, STORED_ON
 class NodeServicer(NodeServiceServicer):
     """What the control plane asks of this node."""
 
-    def __init__(self, agent: Agent, generations: Generations, node_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        generations: Generations,
+        node_id: str,
+        clock: Clock,
+        terms: Terms,
+        dial: rpc.Dial = rpc.channel,
+    ) -> None:
+        """`terms` says whose orders are taken; `dial` leads to other nodes."""
         self._agent = agent
+        self._terms = terms
         self._generations = generations
         self._node_id = node_id
         self._clock = clock
+        self._dial = dial
 
     async def InspectSource(
         self, request: pb.InspectSourceRequest, context: Any
@@ -34,15 +46,16 @@ class NodeServicer(NodeServiceServicer):
         engine, dtype = request.engine or AUTO, request.dtype or None
         if request.HasField("base"):
             base = wire.adapter_base(request.base, engine)
-            adapter = await self._agent.inspect_adapter(request.source, dtype, base)
+            adapter = await self._agent.inspector.inspect_adapter(request.source, dtype, base)
             return pb.InspectSourceResponse(model=wire.adapter_info(adapter), engine=engine)
-        model = await self._agent.inspect(
+        model = await self._agent.inspector.inspect(
             request.source,
             dtype,
             engine=engine,
             parsers=wire.parser_names(request),
             takes_adapters=request.max_adapters > 0,
-            tensor_parallel=wire.tensor_parallel(request),
+            ranks=wire.tensor_parallel(request),
+            expert_memory=wire.expert_bytes(request),
         )
         return pb.InspectSourceResponse(model=wire.model_info(model), engine=model.engine)
 
@@ -62,11 +75,14 @@ class NodeServicer(NodeServiceServicer):
             pack=request.pack,
             give_up=request.give_up,
             identity=request.identity,
+            engine=engine,
+            tensor_parallel=tensor_parallel,
+            peers=wire.peers(request),
         )
         async with aclosing(promotion) as steps:
             async for progress in steps:
                 yield pb.PromoteResponse(loading=wire.loading(progress))
-        held = await self._agent.describe_promoted(
+        held = await self._agent.inspector.inspect_promoted(
             request.source, dtype, request.identity, engine, tensor_parallel
         )
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.info(held)))
@@ -86,14 +102,18 @@ class NodeServicer(NodeServiceServicer):
         async with aclosing(instance.follow_start()) as steps:
             async for progress in steps:
                 yield pb.StartInstanceResponse(loading=wire.loading(progress))
-        yield pb.StartInstanceResponse(ready=wire.ready_message(instance, self._node_id))
+        yield pb.StartInstanceResponse(ready=reports.ready_message(instance, self._node_id))
 
     async def StopInstance(
         self, request: pb.StopInstanceRequest, context: Any
     ) -> pb.StopInstanceResponse:
         """Ends an instance."""
         grace = bounds.duration(request.grace, "grace")
+        keep = bounds.duration(request.keep_weights, "keep_weights")
+        instance = self._agent.instances.get(request.instance_id)
         await self._agent.stop_instance(request.instance_id, grace)
+        if request.HasField("keep_weights") and instance and instance.running:
+            self._agent.store.wanted_for(instance.running.digest, keep)
         return pb.StopInstanceResponse()
 
     async def StartMigration(
@@ -101,11 +121,9 @@ class NodeServicer(NodeServiceServicer):
     ) -> AsyncIterator[pb.StartMigrationResponse]:
         """Moves generations to another node."""
         instance = self._agent.instance(request.instance_id)
-        running = instance.running
         chosen = self._generations.chosen(request.instance_id, request.request_ids)
-        context_tokens = running.context_tokens if running else 0
-        terms = wire.migration_terms(request, context_tokens, instance.identity)
-        migration = OutgoingMigration(terms, self._node_id, self._clock)
+        terms = wire.migration_terms(request, instance, self._agent.store.fetching_pages.here)
+        migration = OutgoingMigration(terms, self._node_id, self._clock, self._dial)
         async with aclosing(migration.run(chosen)) as told:
             async for news in told:
                 yield news
@@ -115,11 +133,14 @@ class NodeServicer(NodeServiceServicer):
     ) -> AsyncIterator[pb.MultiplexResponse]:
         """Runs requests, or reads on in them, for one router."""
         multiplexer = Multiplexer(self._generations.read)
-        async with aclosing(multiplexer.follow(request_iterator)) as steps:
-            async for step in steps:
-                yield step
+        with self._terms.until_deposed(multiplexer.end):
+            async with aclosing(multiplexer.follow(request_iterator)) as steps:
+                async for step in steps:
+                    yield step
 
     async def Evict(self, request: pb.EvictRequest, context: Any) -> pb.EvictResponse:
         """Frees a checkpoint's room on a tier."""
-        await self._agent.evict(request.digest, bounds.one_of(request.tier, EVICTED_FROM, "tier"))
+        await self._agent.contents.evict(
+            request.digest, bounds.one_of(request.tier, EVICTED_FROM, "tier")
+        )
         return pb.EvictResponse()

@@ -16,7 +16,7 @@ from sllm import sending
 from sllm.clock import Clock
 from sllm.durations import to_seconds
 from sllm.node.agent import Agent
-from sllm.node.api import wire
+from sllm.node.api import reports
 from sllm.node.instances.init_times import InitKey
 
 log = structlog.get_logger()
@@ -42,6 +42,7 @@ class _Sent:
     copies: dict[tuple[str, int], types_pb.CheckpointCopy] = field(default_factory=dict)
     instances: dict[str, types_pb.Instance] = field(default_factory=dict)
     init_times: dict[InitKey, types_pb.InitObservation] = field(default_factory=dict)
+    kept: dict[int, float] = field(default_factory=dict)
 
 
 class Reporter:
@@ -147,20 +148,25 @@ class Reporter:
         )
 
     def _now(self) -> _Sent:
-        holds = self._agent.holds
+        holds, copied_over = self._agent.holds, self._agent.books.copied_over
         copies = _written(
-            self._agent.copies(),
-            lambda copy: wire.copy_message(copy, holds.on(copy.digest, copy.tier)),
+            self._agent.contents.copies(),
+            lambda copy: reports.copy_message(
+                copy,
+                holds.on(copy.digest, copy.tier),
+                copied_over(copy.made_of, copy.made_for),
+            ),
         )
         instances = _written(
             self._agent.instances.values(),
-            lambda instance: wire.instance_message(instance, self._node_id),
+            lambda instance: reports.instance_message(instance, self._node_id),
         )
         return _Sent(
-            node=wire.node_message(self._agent, self._node_id, self._address),
+            node=reports.node_message(self._agent, self._node_id, self._address),
             copies={(copy.digest, copy.tier): copy for copy in copies},
             instances={instance.instance_id: instance for instance in instances},
-            init_times=wire.init_messages(self._agent),
+            init_times=reports.init_messages(self._agent),
+            kept=self._agent.kept_prefixes(),
         )
 
     def _full(self, now: _Sent) -> pb.FullReport:
@@ -168,7 +174,8 @@ class Reporter:
         node.CopyFrom(now.node)
         node.copies.extend(now.copies.values())
         node.init_observations.extend(now.init_times.values())
-        return pb.FullReport(node=node, instances=now.instances.values())
+        kept = reports.kept_message({}, now.kept)
+        return pb.FullReport(node=node, instances=now.instances.values(), kept=kept)
 
     def _delta(self, sent: _Sent, now: _Sent) -> pb.DeltaReport | None:
         """What has changed, or None."""
@@ -177,10 +184,15 @@ class Reporter:
         copies += _emptied(copy for key, copy in sent.copies.items() if key not in now.copies)
         instances += _gone(one for key, one in sent.instances.items() if key not in now.instances)
         init_times = [one for key, one in now.init_times.items() if sent.init_times.get(key) != one]
-        if not (copies or instances or init_times) and sent.node == now.node:
+        kept = reports.kept_message(sent.kept, now.kept)
+        if not (copies or instances or init_times or kept) and sent.node == now.node:
             return None
         return pb.DeltaReport(
-            node=now.node, copies=copies, instances=instances, init_observations=init_times
+            node=now.node,
+            copies=copies,
+            instances=instances,
+            init_observations=init_times,
+            kept=kept,
         )
 
 

@@ -1,30 +1,25 @@
-"""What the node is asked and what it reports, between its own types and the protocol's messages."""
-
-import socket
-from collections.abc import Sequence
+"""What the node is asked, and answers, between its own types and the protocol's messages."""
 
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
-from sllm.durations import to_duration
+from sllm.checkpoint.format.experts import ExpertBytes
 from sllm.embedding.wire import purpose_message
-from sllm.node.agent import Agent
-from sllm.node.device.interface import DeviceInfo
 from sllm.node.generations.outgoing_generation import Destination, Terms
-from sllm.node.generations.wire import phase_message
-from sllm.node.instances.init_times import InitKey, InitTime
 from sllm.node.instances.inspection import AdapterInfo, Base, ModelInfo
 from sllm.node.instances.instance import Instance
-from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
-from sllm.node.instances.start import Running
-from sllm.node.store.holds import Hold, HoldSpec
-from sllm.node.tiers.types import Copy, Link, TierUsage
+from sllm.node.peers.types import Lender, Peer, Peers
+from sllm.node.store.holds import HoldSpec
 from sllm.node.transfers.work import Progress
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.messages import ParserNames
+
+_MOST_LENDERS = 16
+_MOST_PEERS = 256
+"""Of one checkpoint, that a node is told of."""
 
 
 def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
@@ -47,6 +42,44 @@ def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
             if request.HasField("private_bytes")
             else None
         ),
+        peers=peers(request),
+        lenders=_lenders(request),
+    )
+
+
+def _lenders(request: node_pb.StartInstanceRequest) -> tuple[Lender, ...]:
+    bounds.count(len(request.lenders), "lenders", most=_MOST_LENDERS)
+    found = tuple(map(_lender, request.lenders))
+    if sum(one.share for one in found) >= 1:
+        raise errors.InvalidArgument("lenders.share: all together leave nothing for the node")
+    return found
+
+
+def _lender(message: node_pb.Lender) -> Lender:
+    if not 0 < message.share < 1:
+        raise errors.InvalidArgument(f"lenders.share is {message.share:g}: above 0, and below 1")
+    return Lender(_peer(message.peer, "lenders.peer"), message.share)
+
+
+def peers(request: node_pb.StartInstanceRequest | node_pb.PromoteRequest) -> Peers | None:
+    """Other nodes to have a checkpoint from.
+
+    Raises:
+        errors.InvalidArgument: There are too many, or one has no name or no address.
+    """
+    if not request.HasField("peers"):
+        return None
+    named = request.peers.peers
+    bounds.count(len(named), "peers.peers", most=_MOST_PEERS)
+    found = tuple(_peer(one, "peers.peers") for one in named)
+    return Peers(found, request.peers.digest)
+
+
+def _peer(message: node_pb.Peer, field: str) -> Peer:
+    return Peer(
+        bounds.name(message.node_id, f"{field}.node_id"),
+        bounds.address(message.address, f"{field}.address"),
+        message.fellow,
     )
 
 
@@ -76,6 +109,7 @@ def engine_spec(config: pb.EngineConfig) -> EngineSpec:
             if config.HasField("max_adapter_rank")
             else None
         ),
+        expert_bytes=expert_bytes(config),
     )
 
 
@@ -92,6 +126,7 @@ def engine_message(spec: EngineSpec) -> pb.EngineConfig:
         tensor_parallel=spec.tensor_parallel,
         max_adapters=spec.max_adapters,
         max_adapter_rank=spec.max_adapter_rank,
+        expert_memory_bytes=spec.expert_bytes,
     )
 
 
@@ -119,6 +154,17 @@ def tensor_parallel(
     return bounds.count(asked, "tensor_parallel", least=1, most=most)
 
 
+def expert_bytes(config: pb.EngineConfig | node_pb.InspectSourceRequest) -> int | None:
+    """Memory for the experts of an instance. None: all weights are in memory.
+
+    Raises:
+        errors.InvalidArgument: It is none.
+    """
+    if not config.HasField("expert_memory_bytes"):
+        return None
+    return bounds.count(config.expert_memory_bytes, "expert_memory_bytes", least=1)
+
+
 def _concurrency(value: int) -> int:
     return bounds.count(value, "max_concurrency", least=1, most=bounds.MAX_CONCURRENCY)
 
@@ -138,9 +184,11 @@ def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
 
 
 def migration_terms(
-    request: node_pb.StartMigrationRequest, context_tokens: int, identity: str
+    request: node_pb.StartMigrationRequest, instance: Instance, here: Peer | None
 ) -> Terms:
     """Where a StartMigration call wants generations to go, of what their instance serves.
+
+    `here`: this node, as others have pages from it. None: they have none.
 
     Raises:
         errors.InvalidArgument: It names no address, node or instance, or an unknown reason.
@@ -149,9 +197,20 @@ def migration_terms(
         raise errors.InvalidArgument("name the node and the instance to migrate to")
     if request.reason not in inference_pb.MigrationReason.values():
         raise errors.InvalidArgument(f"the reason {request.reason} of the migration is unknown")
+    if request.way not in pb.MoveWay.values():
+        raise errors.InvalidArgument(f"the way {request.way} of a KV cache is unknown")
     address = bounds.address(request.to_address, "to_address")
     to = Destination(request.to_node_id, address, request.to_instance_id)
-    return Terms(to, request.reason, context_tokens, identity)
+    context_tokens = instance.running.context_tokens if instance.running else 0
+    return Terms(
+        to,
+        request.reason,
+        context_tokens,
+        instance.identity,
+        pages=instance.kept_pages,
+        way=request.way,
+        here=here,
+    )
 
 
 def loading(progress: Progress) -> pb.Loading:
@@ -176,6 +235,15 @@ def model_info(model: ModelInfo) -> pb.ModelInfo:
         private_bytes=model.private.bytes if model.private else None,
         private_bytes_per_request=model.private.bytes_per_request if model.private else 0,
         purpose=purpose_message(model.purpose),
+        experts=_experts(model.experts) if model.experts else None,
+    )
+
+
+def _experts(found: ExpertBytes) -> pb.MixtureOfExperts:
+    return pb.MixtureOfExperts(
+        size_bytes=found.stored,
+        memory_bytes=found.total,
+        least_memory_bytes=found.largest_layer,
     )
 
 
@@ -206,155 +274,3 @@ def adapter_base(message: node_pb.AdapterBase, engine: str) -> Base:
     """
     rank = bounds.count(message.max_adapter_rank, "max_adapter_rank", least=1)
     return Base(message.source, message.dtype or None, message.identity, engine, rank)
-
-
-def instance_message(instance: Instance, node_id: str) -> pb.Instance:
-    """An instance as it is now."""
-    message = pb.Instance(
-        instance_id=instance.spec.instance_id,
-        deployment=instance.spec.deployment,
-        node_id=node_id,
-        state=pb.InstanceState.ValueType(instance.state),
-        running_requests=instance.running_requests,
-        kv_bytes=instance.spec.kv_bytes,
-        digest=instance.running.digest if instance.running else "",
-        worker_pid=instance.worker_pid,
-        unread_request_ids=sorted(instance.unread),
-        device_index=instance.device,
-        identity=instance.identity,
-        own_bytes=instance.memory.bytes,
-        engine=instance.spec.engine.engine,
-        private_bytes=instance.spec.private_bytes,
-        config=engine_message(instance.spec.engine),
-        adapters=[
-            pb.LoadedAdapter(deployment=one.deployment, identity=one.identity, digest=digest)
-            for one, digest in (instance.adapters.there if instance.adapters else ())
-        ],
-    )
-    message.started_at.FromDatetime(instance.started_at)
-    return message
-
-
-def ready_message(instance: Instance, node_id: str) -> node_pb.InstanceReady:
-    """The last message of a start."""
-    running = instance.running
-    return node_pb.InstanceReady(
-        instance=instance_message(instance, node_id),
-        phases=[phase_message(phase) for phase in instance.timeline.phases],
-        from_tier=pb.Tier.ValueType(running.from_tier if running else 0),
-        model=_running_model(running) if running else None,
-    )
-
-
-def _running_model(running: Running) -> pb.ModelInfo:
-    return pb.ModelInfo(
-        architecture=running.model.architecture,
-        size_bytes=running.tensor_bytes,
-        context_tokens=running.model.context_tokens,
-        kv_bytes_per_token=running.model.kv_bytes_per_token,
-        digest=running.digest,
-        identity=running.identity,
-        purpose=purpose_message(running.model.purpose),
-    )
-
-
-def copy_message(copy: Copy, holds: Sequence[Hold] = ()) -> pb.CheckpointCopy:
-    """A checkpoint on a tier, and what holds it there."""
-    return pb.CheckpointCopy(
-        digest=copy.digest,
-        tier=pb.Tier.ValueType(copy.tier),
-        size_bytes=copy.size_bytes,
-        resident_bytes=copy.resident_bytes,
-        sources=copy.sources,
-        leased=copy.leased,
-        holds=[_hold(hold) for hold in holds],
-        made_of=copy.made_of,
-        made_for=copy.made_for,
-    )
-
-
-def _hold(hold: Hold) -> pb.Hold:
-    message = pb.Hold(hold_id=hold.hold_id)
-    if hold.expires_at is not None:
-        message.expires_at.FromNanoseconds(round(hold.expires_at * 1e9))
-    return message
-
-
-def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
-    """The node without its copies."""
-    return pb.Node(
-        node_id=node_id,
-        address=address,
-        host=socket.gethostname(),
-        tiers=[_usage(usage) for usage in agent.usage()],
-        links=[_link(link) for link in agent.links()],
-        kv_capacity_bytes=agent.devices.kv_capacity_bytes,
-        kv_used_bytes=agent.kv_used_bytes,
-        leaving=agent.leaving,
-        devices=[_device(device) for device in agent.devices.infos()],
-        memory=_memory(agent.memory),
-        engines=[pb.NodeEngine(name=one.name, ready=one.ready) for one in agent.engines],
-        init_time=None if agent.init_times.mean is None else to_duration(agent.init_times.mean),
-        max_tensor_parallel=agent.devices.max_together,
-    )
-
-
-def init_messages(agent: Agent) -> dict[InitKey, pb.InitObservation]:
-    """What starts took, by checkpoint and engine."""
-    return {key: _init_message(key, time) for key, time in agent.init_times.times.items()}
-
-
-def _init_message(key: InitKey, time: InitTime) -> pb.InitObservation:
-    digest, engine = key
-    return pb.InitObservation(
-        digest=digest,
-        engine=engine,
-        size_bytes=time.size_bytes,
-        prepare=to_duration(time.prepare),
-        attach=to_duration(time.attach),
-    )
-
-
-def _usage(usage: TierUsage) -> pb.TierUsage:
-    return pb.TierUsage(
-        tier=pb.Tier.ValueType(usage.tier),
-        capacity_bytes=usage.capacity_bytes,
-        used_bytes=usage.used_bytes,
-        problem=usage.problem,
-    )
-
-
-def _device(device: DeviceInfo) -> pb.Device:
-    return pb.Device(
-        index=device.index,
-        name=device.name,
-        uuid=device.uuid,
-        total_bytes=device.total_bytes,
-        free_bytes=device.free_bytes,
-        weights_capacity_bytes=device.weights_capacity_bytes,
-        weights_used_bytes=device.weights_used_bytes,
-        kv_capacity_bytes=device.kv_capacity_bytes,
-        kv_used_bytes=device.kv_used_bytes,
-        reserved_bytes=device.reserved_bytes,
-        idle_bytes=device.idle_bytes,
-    )
-
-
-def _memory(memory: NodeMemory) -> pb.NodeMemory:
-    return pb.NodeMemory(
-        total_bytes=memory.total_bytes,
-        capacity_bytes=memory.capacity_bytes,
-        used_bytes=memory.used_bytes,
-        instance_bytes=memory.instance_bytes,
-        max_instances=MAX_INSTANCES,
-    )
-
-
-def _link(link: Link) -> pb.LinkObservation:
-    return pb.LinkObservation(
-        from_tier=pb.Tier.ValueType(link.from_tier),
-        to_tier=pb.Tier.ValueType(link.to_tier),
-        bytes_per_second=link.bytes_per_second,
-        queued_bytes=link.queued_bytes,
-        in_flight_bytes=link.in_flight_bytes,
-    )

@@ -81,7 +81,7 @@ class CudaTier:
         """
         self.copies.reservations.redeem(record)
         held = ExitStack()
-        self._store.keep(copy.digest, held)
+        self._store.keeping.keep(copy.digest, held)
         self.copies.hold(copy, held)
         place = OnDevice(copy.memory.handle, copy.memory.size, copy.layout.partitions)
         return Placed(copy.checkpoint.manifest, record, place, from_tier, steps, held)

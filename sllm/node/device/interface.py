@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 from sllm.checkpoint.format.manifest import Manifest
+from sllm.node.peers.types import Peers
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.dram import Chunks
 from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
-from sllm.node.transfers.work import Form, Found, Step
+from sllm.node.transfers.work import EarlyUser, Form, Found, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,17 @@ class OnDevice:
     """Offset of each partition in it."""
 
 
-Place = InPool | OnDevice
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """A mixture of experts whose experts stay on SSD: a worker reads it by itself."""
+
+    directory: Path
+    """Of the partitions."""
+    expert_bytes: int
+    """Memory that experts may take in the worker."""
+
+
+Place = InPool | OnDevice | OnDisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,13 @@ class WeightsWish:
     """Whether local safetensors are packed, and not read where they lie."""
     form: Form | None = None
     """What they may have been made ready for. None: they must be as published."""
+    early: EarlyUser | None = None
+    """Uses them before all are there, where they are read into the pool for this wish and the pool
+    is the device."""
+    expert_bytes: int | None = None
+    """Memory that experts may take, which then stay on SSD. None: all weights are brought up."""
+    peers: Peers | None = None
+    """Other nodes to have them from, where this one lacks them."""
 
 
 class Seat(Protocol):

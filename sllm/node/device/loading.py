@@ -81,7 +81,7 @@ class Loader:
         self, wish: WeightsWish, tier: Tier, tell: Tell, sink: Upload | None = None
     ) -> Lease:
         return await self._store.promote(
-            wish.source, wish.dtype, tier, tell, pack=wish.pack, sink=sink
+            wish.source, wish.dtype, tier, tell, pack=wish.pack, sink=sink, peers=wish.peers
         )
 
     async def _bring(self, wish: WeightsWish, digest: str, load: Load[DeviceCopy]) -> DeviceCopy:

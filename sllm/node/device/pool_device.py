@@ -4,11 +4,12 @@ import math
 import resource
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from sllm import machine
 from sllm.errors import CheckpointNotFound
-from sllm.node.device.interface import DeviceInfo, InPool, Placed, Seat, WeightsWish
+from sllm.node.device.interface import DeviceInfo, InPool, OnDisk, Placed, Seat, WeightsWish
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
@@ -98,8 +99,17 @@ class _PoolSeat:
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""
+        if wish.expert_bytes is not None:
+            return await self._keep_on_disk(wish, wish.expert_bytes, tell)
         lease = await self._store.promote(
-            wish.source, wish.dtype, Tier.DRAM, tell, pack=wish.pack, form=wish.form
+            wish.source,
+            wish.dtype,
+            Tier.DRAM,
+            tell,
+            pack=wish.pack,
+            form=wish.form,
+            early=wish.early,
+            peers=wish.peers,
         )
         place = InPool(lease.chunks, self._store.chunk_bytes)
         return Placed(
@@ -111,6 +121,17 @@ class _PoolSeat:
             lease.held,
             lease.directory if lease.record.form else None,
         )
+
+    async def _keep_on_disk(self, wish: WeightsWish, expert_bytes: int, tell: Tell) -> Placed:
+        """A copy on SSD with digests of all its chunks: it is read for as long as it is used."""
+        reach = partial(self._store.promote, wish.source, wish.dtype, Tier.SSD, tell)
+        lease = await reach(pack=wish.pack)
+        if not all(entry.digests for entry in lease.manifest.partitions):
+            lease.release()
+            lease = await reach(pack=True)
+        place = OnDisk(lease.checkpoint.weights, expert_bytes)
+        from_tier = min(lease.from_tier, Tier.SSD)
+        return Placed(lease.manifest, lease.record, place, from_tier, lease.steps, lease.held)
 
 
 def _most_connected() -> int:

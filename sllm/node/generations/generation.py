@@ -10,14 +10,17 @@ from serverlessllm.v1 import types_pb2 as types_pb
 from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
+from sllm.chat.wire import keep_images
 from sllm.clock import Clock
 from sllm.durations import to_seconds
 from sllm.node.generations import wire
 from sllm.node.generations.work import Work
 from sllm.node.instances.adapter_use import AdapterUse
 from sllm.node.instances.adapters import InstanceAdapters
+from sllm.node.instances.arriving import Arriving
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import PhaseKind, Timeline
+from sllm.node.instances.step_kinds import STEP_KINDS
 from sllm.node.instances.worker_client import Worker
 from sllm.statuses import from_failure
 
@@ -38,6 +41,7 @@ class Generation:
         *,
         adapters: InstanceAdapters | None = None,
         use: AdapterUse | None = None,
+        arriving: Arriving | None = None,
         keep: bool = False,
         gives_way: bool = False,
     ) -> None:
@@ -50,6 +54,7 @@ class Generation:
             clock: For the receipt.
             adapters: Of the instance. None: it takes none.
             use: Of its adapter, if that is held for it already.
+            arriving: Weights of the instance that it may have to wait for.
             keep: Whether it can be read again from where a reader has left.
             gives_way: Whether the engine computes all others before it.
 
@@ -71,6 +76,7 @@ class Generation:
         self.outputs.on_end = self._let_go
         self._worker = worker
         self._adapters = adapters
+        self._arriving = arriving
         self._node_id = node_id
         self._gives_way = gives_way
         self._timeline = Timeline(clock)
@@ -85,6 +91,11 @@ class Generation:
     def request_id(self) -> str:
         """Unique among the requests under way."""
         return self.request.request_id
+
+    @property
+    def request_id_in_worker(self) -> str:
+        """What its worker knows it by now. Empty: the engine does not have it."""
+        return self._work.request_id if self._work else ""
 
     @property
     def over(self) -> bool:
@@ -143,6 +154,7 @@ class Generation:
         request = pb.GenerateRequest()
         request.CopyFrom(self.request)
         request.ClearField("continuation")
+        keep_images(request)
         request.token_ids.CopyFrom(types_pb.TokenIds(ids=self.outputs.prompt))
         return request
 
@@ -212,10 +224,14 @@ class Generation:
         prefill = to_seconds(completed.first_token)
         submitted_at = self._first_work.submitted_at if self._first_work else 0.0
         self._timeline.add(PhaseKind.PREFILL, submitted_at, prefill)
+        if read := self._arriving and self._arriving.untold(submitted_at):
+            kind = STEP_KINDS[read.phase]
+            self._timeline.add(kind, read.start, read.duration, read.size_bytes)
         receipt = types_pb.Receipt(
             phases=[wire.phase_message(phase) for phase in self._timeline.phases],
             node_id=self._node_id,
             instance_id=self.request.instance_id,
+            kept_prompt=completed.kept_prompt,
         )
         return pb.Finished(
             reason=completed.reason,

@@ -67,6 +67,7 @@ class Generations:
             self._clock,
             adapters=instance.adapters,
             use=use,
+            arriving=instance.arriving,
             keep=True,
         )
         generation.identity = wire.served_identity(instance.identity, request)
@@ -103,15 +104,18 @@ class Generations:
             )
         return [by_id[one] for one in request_ids]
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, attempt: str | None = None) -> None:
         """Ends a request from outside its stream.
+
+        `attempt`: only if that is the one that reads it, or has read it last. None: whichever is.
 
         Raises:
             errors.RequestNotFound: No such request is under way here.
         """
         generation = self._by_id.get(request_id)
-        if generation is None:
-            raise errors.RequestNotFound(f"no request {request_id} is under way here")
+        if generation is None or attempt not in (None, generation.request.attempt):
+            of = f" of attempt {attempt!r}" if attempt is not None else ""
+            raise errors.RequestNotFound(f"no request {request_id}{of} is under way here")
         generation.cancel()
         if generation.reader is None:
             self.drop(generation)
@@ -136,6 +140,7 @@ class Generations:
             raise errors.RequestIdInUse(f"request {request.request_id} is already under way")
         if known and _goes_on(known, request):
             self._wait_no_more(known)
+            known.request.attempt = request.attempt  # the reader's
             return known
         instance = self._agent.instance(request.instance_id)
         worker = instance.ready_worker()
@@ -145,7 +150,13 @@ class Generations:
         keep = _linger(request) > 0
         self._replace(request.request_id)
         generation = Generation(
-            request, worker, self._node_id, self._clock, adapters=instance.adapters, keep=keep
+            request,
+            worker,
+            self._node_id,
+            self._clock,
+            adapters=instance.adapters,
+            arriving=instance.arriving,
+            keep=keep,
         )
         generation.identity = identity
         self._by_id[request.request_id] = generation

@@ -1,6 +1,7 @@
 """The destination's end of a migration: computes what comes in rounds, and goes on at the cutover.
 
-A request for one token has the engine compute the KV cache. The next round and the generation
+A request for one token has the engine compute the KV cache, but for pages of it that have come; see
+`incoming_pages`. The next round and the generation
 itself find it in the engine's cache: prefix sharing makes each cost its new tokens only. The
 request gives way to all that the engine generates already.
 """
@@ -20,6 +21,7 @@ from sllm.clock import Clock
 from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation
 from sllm.node.generations.generations import Generations
+from sllm.node.generations.incoming_pages import IncomingPages
 from sllm.node.instances.adapter_use import AdapterUse
 from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.worker_client import Worker
@@ -34,9 +36,16 @@ class _Coming:
     request: inference_pb.GenerateRequest
     token_ids: list[int] = field(default_factory=list)
     rounds: int = 0
+    computed: int = 0
+    """Tokens whose KV cache the engine here has, the first ones."""
     over: bool = False
     use: AdapterUse | None = None
     """Of its adapter, from the first round on: no other takes the place between two of them."""
+
+    @property
+    def count(self) -> int:
+        """Tokens so far, of prompt and generation."""
+        return len(self.request.token_ids.ids) + len(self.token_ids)
 
     def hold(self, use: AdapterUse) -> None:
         """Keeps an adapter for it, unless it is over by now."""
@@ -62,7 +71,9 @@ class IncomingMigration:
         adapters: InstanceAdapters | None,
         node_id: str,
         clock: Clock,
+        pages: IncomingPages,
     ) -> None:
+        self._pages = pages
         self._generations = generations
         self._worker = worker
         self._adapters = adapters
@@ -89,6 +100,7 @@ class IncomingMigration:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._pages.close()
             for coming in self._coming.values():
                 coming.end()
             if not orderly:
@@ -104,6 +116,8 @@ class IncomingMigration:
                         self._take_over(request.cutover)
                     case "drop":
                         self._drop(request.drop.request_id)
+                    case "pages_kept":
+                        self._pages.answer(request.pages_kept)
         finally:
             self._outbox.put_nowait(None)
 
@@ -120,18 +134,32 @@ class IncomingMigration:
     async def _round(self, coming: _Coming) -> None:
         request_id = coming.request.request_id
         try:
-            await self._compute(coming)
+            cache = await self._have_computed(coming)
         except errors.SllmError as error:
             self._refuse(request_id, error)
         except Exception as error:
             log.exception("node.round_failed", request=request_id)
             self._refuse(request_id, errors.Internal(f"a round failed: {error}"))
         else:
-            computed = pb.MigrationComputed(request_id=request_id)
+            computed = pb.MigrationComputed(request_id=request_id, cache=cache)
             self._outbox.put_nowait(pb.MigrationServiceMigrateResponse(computed=computed))
 
-    async def _compute(self, coming: _Coming) -> None:
-        """Has the engine compute the KV cache of all tokens so far.
+    async def _have_computed(self, coming: _Coming) -> types_pb.CacheMove:
+        """Has the engine have the KV cache of all tokens so far; tells how it came to it."""
+        request_id, before, total = coming.request.request_id, coming.computed, coming.count
+        async with self._pages.round(request_id, before, total, self._ask_pages) as cache:
+            cache.page_tokens = await self._compute(coming)
+        coming.computed = total
+        return cache
+
+    def _ask_pages(self, request_id: str) -> None:
+        wanted = pb.MigrationPagesWanted(request_id=request_id)
+        self._outbox.put_nowait(pb.MigrationServiceMigrateResponse(pages_wanted=wanted))
+
+    async def _compute(self, coming: _Coming) -> int:
+        """Has the engine compute the KV cache of all tokens so far; gives how many it had not to.
+
+        These are tokens whose pages were kept here, and not in its cache.
 
         Raises:
             errors.SllmError: It cannot.
@@ -158,10 +186,11 @@ class IncomingMigration:
         try:
             async with aclosing(ahead.events(self)) as events:
                 async for event in events:
-                    if event.HasField("tokens"):
-                        return
+                    if event.HasField("finished"):
+                        return sum(one.tokens for one in event.finished.receipt.kept_prompt)
         finally:
             ahead.close()
+        raise errors.Internal("the engine's answer has no end")
 
     async def _hold_adapter(self, coming: _Coming) -> None:
         """Keeps the adapter of one that somebody waits for until it goes on here."""

@@ -35,6 +35,12 @@ class Multiplexer:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._waiting: deque[_Message] = deque()
         self._changed = asyncio.Event()
+        self._error: errors.SllmError | None = None
+
+    def end(self, error: errors.SllmError) -> None:
+        """Ends all calls, as if their reader had left, and has the stream end with `error`."""
+        self._error = error
+        self._changed.set()
 
     async def follow(
         self, commands: AsyncIterator[pb.MultiplexRequest]
@@ -43,11 +49,14 @@ class Multiplexer:
 
         Raises:
             errors.InvalidArgument: A command makes no sense; it has ended all calls.
+            errors.SllmError: What `end` was told.
         """
         taking = asyncio.create_task(self._take_all(commands), name="multiplexed calls")
         taking.add_done_callback(lambda _: self._changed.set())
         try:
             while await self._something_waits(taking):
+                if self._error:
+                    raise self._error
                 message = self._waiting.popleft()
                 yield message.response
                 message.sent.set()
@@ -59,7 +68,7 @@ class Multiplexer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _something_waits(self, taking: asyncio.Task[None]) -> bool:
-        while not self._waiting:
+        while not (self._waiting or self._error):
             if taking.done() and (taking.exception() or not self._calls):
                 return False
             self._changed.clear()

@@ -7,6 +7,7 @@ from typing import Final
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
+from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm import errors
 from sllm.clock import Clock
@@ -14,6 +15,8 @@ from sllm.durations import to_duration
 from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation, until_grown
 from sllm.node.generations.migration_stream import MigrationStream
+from sllm.node.instances.page_keeping import WorkersPages
+from sllm.node.peers.types import Peer
 
 SMALL_GAP: Final = 4
 """Tokens that are not worth another round."""
@@ -51,6 +54,12 @@ class Terms:
     """What one request may have at the source, which it keeps wherever it goes."""
     identity: str
     """Of what the source's instance serves."""
+    pages: WorkersPages | None = None
+    """Of its KV cache, which the destination may ask for. None: it has none to give."""
+    way: types_pb.MoveWay.ValueType = types_pb.MOVE_WAY_UNSPECIFIED
+    """How the KV cache is to come there. Unspecified: by what is sooner."""
+    here: Peer | None = None
+    """This node, as others have pages from it. None: they have none."""
 
 
 class OutgoingGeneration:
@@ -69,6 +78,8 @@ class OutgoingGeneration:
         self._rounds = 0
         self._sent = 0
         """Tokens of the generation that the destination has computed."""
+        self._cache = types_pb.CacheMove()
+        """How the KV cache has come there, so far."""
         self._moved_there = False
 
     @property
@@ -116,7 +127,8 @@ class OutgoingGeneration:
             step.request.CopyFrom(self._request())
         self._rounds, self._sent = self._rounds + 1, len(tokens)
         self._stream.send(round=step)
-        await self._stream.answer(one.request_id, "computed", ROUND_SECONDS)
+        answer = await self._stream.answer(one.request_id, "computed", ROUND_SECONDS)
+        wire.add_cache(self._cache, answer.computed.cache, first=self._rounds == 1)
         progress = node_pb.MigrationProgress(
             round=self._rounds,
             computed_tokens=len(one.outputs.prompt) + self._sent,
@@ -202,6 +214,7 @@ class OutgoingGeneration:
             instance_id=destination.instance_id,
             reason=self._terms.reason,
             tokens=len(self._one.outputs.token_ids),
+            cache=self._cache,
         )
 
     def _done(self, stopped: float) -> node_pb.MigrationDone:
@@ -212,6 +225,7 @@ class OutgoingGeneration:
             duration=to_duration(now - self._began),
             cutover=to_duration(now - stopped),
             gap_tokens=self.gap,
+            cache=self._cache,
         )
 
 

@@ -14,20 +14,23 @@ are many, a few are cut over at a time, so that it does not take too long altoge
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from serverlessllm.v1 import migration_service_pb2 as pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 
-from sllm import errors
+from sllm import errors, rpc
 from sllm.clock import Clock
+from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation
 from sllm.node.generations.migration_stream import migration_to
 from sllm.node.generations.outgoing_generation import SMALL_GAP, OutgoingGeneration, Terms
 
 MAX_ROUNDS: Final = 16
+KEEP_SECONDS: Final = 30.0
+"""Time that a worker has to give pages; the destination may wait for less."""
 MAX_CUTS: Final = 16
 """Times that generations are stopped, one or some of them."""
 
@@ -37,10 +40,11 @@ Step = Callable[[OutgoingGeneration], Awaitable[None]]
 class OutgoingMigration:
     """Moves generations of one instance over one stream to the destination."""
 
-    def __init__(self, terms: Terms, node_id: str, clock: Clock) -> None:
+    def __init__(self, terms: Terms, node_id: str, clock: Clock, dial: rpc.Dial) -> None:
         self._terms = terms
         self._node_id = node_id
         self._clock = clock
+        self._dial = dial
         self._news: asyncio.Queue[node_pb.StartMigrationResponse | None] = asyncio.Queue()
 
     async def run(
@@ -58,8 +62,12 @@ class OutgoingMigration:
             instance_id=to.instance_id,
             from_node_id=self._node_id,
             identity=self._terms.identity,
+            pages=wire.pages_message(self._terms.pages, self._terms.here),
+            way=self._terms.way,
         )
-        async with migration_to(to.node_id, to.address, opening) as stream:
+        by_id = {one.request_id: one for one in generations}
+        keep = partial(self._keep_pages, by_id)
+        async with migration_to(to.node_id, to.address, opening, keep, self._dial) as stream:
             outgoing = [
                 OutgoingGeneration(one, self._terms, stream, self._clock, tell)
                 for one in generations
@@ -72,6 +80,14 @@ class OutgoingMigration:
             finally:
                 moving.cancel()
                 await asyncio.gather(moving, return_exceptions=True)
+
+    async def _keep_pages(
+        self, by_id: Mapping[str, Generation], request_id: str
+    ) -> Sequence[bytes]:
+        one, pages = by_id.get(request_id), self._terms.pages
+        if one is None or pages is None or not one.request_id_in_worker:
+            return ()
+        return await pages.keep_running(one.request_id_in_worker, KEEP_SECONDS)
 
     async def _move(self, outgoing: Sequence[OutgoingGeneration]) -> None:
         try:

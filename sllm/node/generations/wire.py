@@ -11,8 +11,12 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.durations import to_duration
+from sllm.node.generations.cache_choice import Way
+from sllm.node.generations.incoming_pages import PagesThere
 from sllm.node.instances.adapter_use import AdapterSpec, named
+from sllm.node.instances.page_keeping import WorkersPages
 from sllm.node.instances.phases import Phase
+from sllm.node.peers.types import Peer
 from sllm.token_events import extend
 
 
@@ -73,6 +77,59 @@ def migration_failure(error: errors.SllmError) -> migration_pb.MigrationFailure:
 def from_migration_failure(message: migration_pb.MigrationFailure) -> errors.SllmError:
     """The same, as the other node has told it."""
     return errors.make_error(message.code, message.reason, message.message)
+
+
+def pages_message(
+    pages: WorkersPages | None, here: Peer | None
+) -> migration_pb.MigrationPages | None:
+    """What the source of a migration has of KV caches. None: nothing that could be given.
+
+    Args:
+        pages: of the instance. None: it keeps none.
+        here: this node, as others have its pages. None: they have none.
+    """
+    if pages is None or here is None or pages.layout is None:
+        return None
+    layout = pages.layout
+    return migration_pb.MigrationPages(
+        address=here.address,
+        space=pages.space,
+        page_tokens=layout.tokens,
+        page_bytes=layout.size_bytes,
+    )
+
+
+def pages_there(opening: migration_pb.MigrationOpen) -> PagesThere | None:
+    """As `pages_message` writes it. None: the source has none.
+
+    Raises:
+        errors.InvalidArgument: It makes no sense.
+    """
+    if not opening.HasField("pages"):
+        return None
+    pages = opening.pages
+    if pages.page_tokens <= 0 or pages.page_bytes <= 0:
+        raise errors.InvalidArgument("pages.page_tokens and pages.page_bytes are at least 1")
+    giver = Peer(opening.from_node_id, bounds.address(pages.address, "pages.address"))
+    return PagesThere(giver, pages.space, pages.page_tokens, pages.page_bytes)
+
+
+def way_of(opening: migration_pb.MigrationOpen) -> Way | None:
+    """How KV caches are to come. None: by what is sooner.
+
+    Raises:
+        errors.InvalidArgument: There is no such way.
+    """
+    return bounds.one_of(opening.way, tuple(Way), "way") if opening.way else None
+
+
+def add_cache(whole: pb.CacheMove, one: pb.CacheMove, *, first: bool) -> None:
+    """Adds what a round has told of how the KV cache came to what is told of all of them."""
+    if first:
+        whole.CopyFrom(one)
+        return
+    whole.page_tokens += one.page_tokens
+    whole.page_bytes += one.page_bytes
 
 
 def token_digest(prompt: Sequence[int], generated: Sequence[int]) -> bytes:

@@ -12,7 +12,7 @@ from sllm.node.instances.adapter_use import AdapterUse
 from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import PhaseKind, Timeline
-from sllm.node.instances.start import STEP_KINDS
+from sllm.node.instances.step_kinds import STEP_KINDS
 from sllm.node.instances.worker_client import Worker
 
 log = structlog.get_logger()
@@ -65,6 +65,11 @@ class Work:
             self._beginning = asyncio.create_task(self._begin(adapters), name="adapted request")
         else:
             self._submit()
+
+    @property
+    def request_id(self) -> str:
+        """As the worker knows it."""
+        return self._request.request_id
 
     def release(self) -> None:
         """Ends it within a step, unless it has ended, and gives its adapter back."""

@@ -236,7 +236,7 @@ class InstanceAdapters:
             self._begin_unloading(loaded)
             return
         self._freed.set()
-        loaded.idle.enter_context(self._store.yielding(loaded.loading.result()))
+        loaded.idle.enter_context(self._store.keeping.yielding(loaded.loading.result()))
         loaded.expiry = asyncio.create_task(self._expire(loaded))
 
     async def _expire(self, loaded: LoadedAdapter) -> None:

@@ -8,6 +8,7 @@ import statistics
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _WEIGHT = 0.4
 """Weight of the newest start in the running mean over all models."""
@@ -16,8 +17,16 @@ _KEPT = 512
 _STARTS = 9
 """The latest starts of a model and its variants, of which the medians are told."""
 
-InitKey = tuple[str, str]
-"""A checkpoint's digest and an engine's name."""
+
+class InitKey(NamedTuple):
+    """Starts that are told apart from others."""
+
+    digest: str
+    """Of the checkpoint, as it is published."""
+    engine: str
+    """Its name."""
+    ready_made: bool = False
+    """Whether they were over weights that were made ready for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +34,15 @@ class InitTime:
     """What starts of one checkpoint with one engine take."""
 
     size_bytes: int
-    """Of the checkpoint."""
+    """Of the checkpoint, in the form that they took."""
     prepare: float
     """Seconds for starting and preparing the worker, beside the load of the weights."""
     attach: float
     """Seconds from then on, with the weights in place, to a ready instance."""
+
+
+_Kind = tuple[int, str, bool]
+"""Size of a checkpoint, engine, and whether it was made ready: variants of one model."""
 
 
 class InitTimes:
@@ -39,20 +52,20 @@ class InitTimes:
         self.mean: float | None = None
         """Seconds that a start takes besides the load, over all models. None: none yet."""
         self._sizes: OrderedDict[InitKey, int] = OrderedDict()
-        self._starts: dict[tuple[int, str], deque[InitTime]] = {}
-        """The latest of each size and engine."""
+        self._starts: dict[_Kind, deque[InitTime]] = {}
+        """The latest of each kind."""
 
     @property
     def times(self) -> Mapping[InitKey, InitTime]:
         """By checkpoint and engine."""
         medians = {kind: _median(starts) for kind, starts in self._starts.items()}
-        return {(key, engine): medians[size, engine] for (key, engine), size in self._sizes.items()}
+        return {key: medians[_kind(key, size)] for key, size in self._sizes.items()}
 
     def observe(self, key: InitKey, seen: InitTime) -> None:
         """Takes in a start that has succeeded."""
         self._sizes[key] = seen.size_bytes
         self._sizes.move_to_end(key)
-        kind = seen.size_bytes, key[1]
+        kind = _kind(key, seen.size_bytes)
         self._starts.setdefault(kind, deque(maxlen=_STARTS)).append(seen)
         if len(self._sizes) > _KEPT:
             self._forget_oldest()
@@ -60,9 +73,13 @@ class InitTimes:
         self.mean = seconds if self.mean is None else _mean(self.mean, seconds)
 
     def _forget_oldest(self) -> None:
-        (_, engine), size = self._sizes.popitem(last=False)
-        if all((size, engine) != (other, key[1]) for key, other in self._sizes.items()):
-            del self._starts[size, engine]
+        kind = _kind(*self._sizes.popitem(last=False))
+        if all(kind != _kind(key, size) for key, size in self._sizes.items()):
+            del self._starts[kind]
+
+
+def _kind(key: InitKey, size_bytes: int) -> _Kind:
+    return size_bytes, key.engine, key.ready_made
 
 
 def _median(starts: deque[InitTime]) -> InitTime:

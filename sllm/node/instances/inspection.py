@@ -9,15 +9,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sllm import errors
+from sllm.checkpoint.format.experts import ExpertBytes, expert_bytes
 from sllm.checkpoint.sources.adapters import is_adapter
 from sllm.checkpoint.sources.file_names import ADAPTER_CONFIG
-from sllm.embedding.purpose import Purpose
+from sllm.config import format_bytes
+from sllm.embedding.purpose import Purpose, Task
 from sllm.node.device.interface import Devices
+from sllm.node.instances.books import ON_PROCESSORS
 from sllm.node.instances.private_memory import PrivateMemory, private_memory
-from sllm.node.instances.zygotes import Described, Zygotes
+from sllm.node.instances.zygotes import AUTO, Described, Zygotes
 from sllm.node.store.tier_store import TierStore
 from sllm.node.transfers.work import Found
-from sllm.node.worker.messages import ParserNames
+from sllm.node.worker.messages import NO_PARSERS, ParserNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,9 @@ class ModelInfo:
     purpose: Purpose
     """What it is for."""
     private: PrivateMemory | None
-    """What an instance takes for copies of its own. None: they are in the memory of devices."""
+    """What an instance takes for copies of its own, and for images. None: the memory of devices."""
+    experts: ExpertBytes | None = None
+    """What its experts take. None: it is no mixture of experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +91,30 @@ class Inspector:
         self,
         source: str,
         dtype: str | None,
-        identity: str,
-        engine: str,
-        parsers: ParserNames,
+        identity: str = "",
+        engine: str = AUTO,
+        parsers: ParserNames = NO_PARSERS,
         *,
-        takes_adapters: bool,
-        ranks: int,
+        takes_adapters: bool = False,
+        ranks: int = 1,
+        expert_memory: int | None = None,
     ) -> ModelInfo:
-        """See `Agent.inspect`."""
+        """What the model at `source` needs, which must be of this identity unless that is empty.
+
+        Args:
+            source: its URL.
+            dtype: name of a torch dtype that weights are converted to. None: as stored.
+            identity: of what the source must be.
+            engine: on which it is to run. `AUTO`: the first of this node's that can.
+            parsers: that are to take its answers apart.
+            takes_adapters: whether it is to be run with adapters.
+            ranks: devices that run it together.
+            expert_memory: bytes that its experts may take, which stay on SSD otherwise. None: all
+                weights are in memory.
+
+        Raises:
+            errors.SllmError: Why it cannot be served here.
+        """
         describe = partial(
             self._zygotes.describe,
             dtype=dtype,
@@ -101,8 +122,14 @@ class Inspector:
             parsers=parsers,
             takes_adapters=takes_adapters,
             ranks=ranks,
+            on_disk=expert_memory is not None,
         )
-        found, tried = await self._try(source, dtype, identity, describe)
+        found, tried = await self._try(
+            source, dtype, identity, describe, on_disk=expert_memory is not None
+        )
+        experts = await asyncio.to_thread(expert_bytes, found.tensors)
+        if expert_memory is not None:
+            self._check_experts(source, experts, expert_memory)
         return ModelInfo(
             architecture=tried.model.architecture,
             size_bytes=found.size_bytes,
@@ -113,10 +140,35 @@ class Inspector:
             engine=tried.engine,
             purpose=tried.model.purpose,
             private=await self._private(found, tried, ranks),
+            experts=experts,
         )
 
+    def _check_experts(self, source: str, experts: ExpertBytes | None, memory: int) -> None:
+        if self._devices.infos():
+            raise errors.UnsupportedModel(ON_PROCESSORS)
+        if experts is None:
+            raise errors.UnsupportedModel(
+                f"{source} is no mixture of experts, and expert_memory is for those alone: leave "
+                "it out"
+            )
+        if memory < (least := experts.largest_layer):
+            raise errors.InvalidArgument(
+                f"expert_memory is {memory} bytes, and the experts of one layer, each of which a "
+                f"prompt may use, take {least} ({format_bytes(least)}); all of the model take "
+                f"{format_bytes(experts.total)}"
+            )
+
     async def inspect_adapter(self, source: str, dtype: str | None, base: Base) -> AdapterInfo:
-        """See `Agent.inspect_adapter`."""
+        """What the adapter at `source` is, which must fit its base.
+
+        Args:
+            source: its URL.
+            dtype: name of a torch dtype that weights are converted to. None: as stored.
+            base: what it is held against.
+
+        Raises:
+            errors.SllmError: Why it cannot be served.
+        """
         model = await self._store.inspect(base.source, base.dtype, identity=base.identity)
         found = await self._store.inspect(source, dtype)
         if not await _adapts(found):
@@ -137,12 +189,18 @@ class Inspector:
             base_identity=model.record.identity,
         )
 
-    async def held_adapter(
-        self, source: str, dtype: str | None, identity: str
-    ) -> AdapterInfo | None:
-        """What is known of an adapter that was brought up. None: it is a model."""
+    async def inspect_promoted(
+        self, source: str, dtype: str | None, identity: str, engine: str, ranks: int = 1
+    ) -> ModelInfo | AdapterInfo:
+        """What was brought up, which need not be a model.
+
+        Raises:
+            errors.SllmError: As `inspect`.
+        """
         found = await self._store.inspect(source, dtype, fresh=False, identity=identity)
-        return _adapter_info(found) if await _adapts(found) else None
+        if await _adapts(found):
+            return _adapter_info(found)
+        return await self.inspect(source, dtype, identity, engine, ranks=ranks)
 
     async def _try(
         self,
@@ -150,6 +208,8 @@ class Inspector:
         dtype: str | None,
         identity: str,
         describe: Callable[[Path], Awaitable[Described]],
+        *,
+        on_disk: bool = False,
     ) -> tuple[Found, Described]:
         found = await self._store.inspect(source, dtype, identity=identity)
         if await _adapts(found):
@@ -157,7 +217,8 @@ class Inspector:
                 f"{source} is an adapter, not a model: deploy it over one (`base`), or merge it "
                 "into one (merge_and_unload of peft, then save_pretrained) and deploy that"
             )
-        self._devices.check_fits(found.size_bytes)
+        if not on_disk:
+            self._devices.check_fits(found.size_bytes)
         try:
             return found, await describe(found.directory)
         except errors.SllmError:
@@ -167,16 +228,14 @@ class Inspector:
         found = await self._store.inspect(source, dtype, identity=identity)
         return found, await describe(found.directory)
 
-    async def _private(
-        self, found: Found, tried: Described, tensor_parallel: int
-    ) -> PrivateMemory | None:
+    async def _private(self, found: Found, tried: Described, ranks: int) -> PrivateMemory | None:
         """In a thread: mixtures of experts have many thousands of tensors."""
         if self._devices.infos():
             return None
-        engine, vocabulary = tried.engine, tried.model.vocabulary
-        return await asyncio.to_thread(
-            private_memory, engine, found.tensors, vocabulary, tensor_parallel
-        )
+        generates = tried.model.purpose.task is Task.GENERATE
+        engine, vocabulary = tried.engine, tried.model.vocabulary if generates else 0
+        copies = await asyncio.to_thread(private_memory, engine, found.tensors, vocabulary, ranks)
+        return replace(copies, bytes=copies.bytes + tried.model.image_bytes)
 
 
 def _list_tensors(found: Found, file: Path) -> None:

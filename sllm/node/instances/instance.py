@@ -16,12 +16,17 @@ from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node.device.interface import Devices
 from sllm.node.instances.adapters import InstanceAdapters
+from sllm.node.instances.arriving import Arriving
+from sllm.node.instances.borrowing import Borrowing
 from sllm.node.instances.memory import OwnMemory
+from sllm.node.instances.page_keeping import WorkersPages, scope_of
 from sllm.node.instances.phases import Timeline
+from sllm.node.instances.running import Running
 from sllm.node.instances.spec import InstanceSpec
-from sllm.node.instances.start import LaunchWorker, Running, Start, WithRoom
+from sllm.node.instances.start import LaunchWorker, Start, WithRoom
 from sllm.node.instances.watchdog import Patience, watch
 from sllm.node.instances.worker_client import Worker
+from sllm.node.kept.from_peers import PagesFromPeers
 from sllm.node.store.tier_store import TierStore
 from sllm.node.transfers.work import Form, Progress
 
@@ -58,6 +63,8 @@ class Instance:
         """What the start has brought up, from READY on."""
         self.memory = OwnMemory()
         """What its worker takes of the node's memory for itself, from READY on."""
+        self.over_ready = False
+        """Whether its weights were made ready for its engine; expected, until it is READY."""
         self.adapters: InstanceAdapters | None = None
         """Those that its requests may be for, once it has begun. None: it takes none."""
         self.unread: frozenset[str] = frozenset()
@@ -76,6 +83,8 @@ class Instance:
         self._life: asyncio.Task[None] | None = None
         self._closing_adapters: asyncio.Task[None] | None = None
         """Waits for a worker that could not be ended."""
+        self._pages: PagesFromPeers | None = None
+        self._keeping: WorkersPages | None = None
 
     @property
     def identity(self) -> str:
@@ -100,6 +109,16 @@ class Instance:
             )
 
     @property
+    def kept_pages(self) -> WorkersPages | None:
+        """Those of the worker's cache that are kept, from READY on. None: none are."""
+        return self._keeping
+
+    @property
+    def arriving(self) -> Arriving | None:
+        """Weights that were on their way when it became READY. None: none were."""
+        return self.running.arriving if self.running else None
+
+    @property
     def running_requests(self) -> int:
         """Requests that the worker has taken and not finished."""
         return self.running.worker.running if self.running else 0
@@ -122,12 +141,21 @@ class Instance:
         form: Form | None = None,
         with_room: WithRoom | None = None,
         on_adapters: Callable[[], None] = lambda: None,
+        check_published: Callable[[], None] = lambda: None,
+        *,
+        early: bool = False,
+        borrowing: Borrowing | None = None,
+        lent: range | None = None,
     ) -> None:
         """Begins the life of the instance, which goes on whoever watches it.
 
         `form`: what its weights may have been made ready for. `with_room`: as `Start` has it.
-        `on_adapters` is called when an adapter has come or gone.
+        `on_adapters` is called when an adapter has come or gone, and `check_published` before
+        weights are used as they are published: it raises NoCapacity if they have no room so.
+        `early`: it may become READY before all weights are there, where its engine can wait.
+        `borrowing` and `lent`: as `Arriving` has them.
         """
+        self._pages = store.pages_from_peers
         if most := self.spec.engine.max_adapters:
             self.adapters = InstanceAdapters(store, self._worker, most, self._clock, on_adapters)
         start = self._start = Start(
@@ -139,6 +167,8 @@ class Instance:
             self._progress.publish,
             form,
             with_room,
+            check_published,
+            Arriving(self._clock, borrowing, lent) if early else None,
         )
         held = AsyncExitStack()
         self._starting = asyncio.create_task(_run_start(start, held))
@@ -200,12 +230,15 @@ class Instance:
         try:
             async with held:
                 self.running = await starting
+                self.over_ready = self.running.ready_made
+                await self._keep_pages(self.running)
                 self._become_ready()
                 worker = self.running.worker
                 # On a device the KV cache is in the device's memory.
                 kv_bytes = self.spec.kv_bytes if self.device is None else 0
-                measure = self.memory.measure(worker.pids, kv_bytes, self._clock)
-                for task in (self._watch(worker), measure):
+                later = self.running.later_bytes
+                measure = self.memory.measure(worker.pids, kv_bytes, self._clock, later)
+                for task in (self._watch(self.running), measure):
                     held.callback(asyncio.create_task(task).cancel)
                 await self._serve(worker)
         except asyncio.CancelledError:
@@ -217,12 +250,25 @@ class Instance:
             self.error = errors.Internal(f"instance {self.spec.instance_id} failed: {error!r}")
         finally:
             await self._end_adapters()
+            if self._keeping:
+                await self._keeping.end()
             self._become(InstanceState.GONE)
             self._progress.close()
 
-    async def _watch(self, worker: Worker) -> None:
+    async def _keep_pages(self, running: Running) -> None:
+        # Who computes layers for it has no pages but those of its own passes.
+        is_alone = not (running.arriving and running.arriving.borrowing)
+        if self._pages and self._pages.kept.is_on and is_alone:
+            scope = scope_of(self.spec.deployment, running.identity or running.digest)
+            self._keeping = WorkersPages(self._pages, running.worker, scope)
+            await self._keeping.begun()
+
+    async def _watch(self, running: Running) -> None:
         try:
-            await watch(worker, self._patience, self._clock)
+            if running.arriving:  # until then a step may take as long as that
+                await _until_whole(running.worker, running.arriving)
+                await running.arriving.do_without_others()
+            await watch(running.worker, self._patience, self._clock)
         except Exception:  # it serves on, and would hang unnoticed
             log.exception("instance.unwatched", instance_id=self.spec.instance_id)
 
@@ -245,6 +291,8 @@ class Instance:
             raise worker.gone.result()
         self._become(InstanceState.DRAINING)
         await worker.drain(self._grace)
+        if self._keeping:
+            await self._keeping.finish()
 
     def _become(self, state: InstanceState) -> None:
         log.info(
@@ -256,6 +304,16 @@ class Instance:
         )
         self.state = state
         self._on_change(self)
+
+
+async def _until_whole(worker: Worker, arriving: Arriving) -> None:
+    """Ends a worker whose weights do not come: no step that waits for them would ever end."""
+    try:
+        await arriving.until_whole()
+    except Exception as error:
+        problem = error.message if isinstance(error, errors.SllmError) else repr(error)
+        log.error("instance.weights_lost", pid=worker.pid, problem=problem)
+        worker.kill(f"has lost weights that were on their way ({problem})")
 
 
 async def _close_after(worker: Worker, adapters: InstanceAdapters) -> None:

@@ -10,6 +10,9 @@ from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 LaunchEngine = Callable[[str, str], Awaitable[Worker]]
 """Forks a worker of an engine, under an id."""
 
+LaunchRanks = Callable[[str, str, int], Awaitable[Worker]]
+"""The same, of so many processes."""
+
 
 async def launch(
     zygote: Zygote,

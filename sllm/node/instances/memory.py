@@ -9,9 +9,9 @@ second worker is forked; here the zygote's pages count once, as the node's own. 
 import asyncio
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
@@ -49,31 +49,36 @@ class OwnMemory:
         """0: not yet measured."""
         self._ready_bytes = 0
 
-    async def measure(self, pids: Sequence[int], kv_bytes: int, clock: Clock) -> None:
+    async def measure(
+        self, pids: Sequence[int], kv_bytes: int, clock: Clock, later_bytes: int = 0
+    ) -> None:
         """Measures until the worker has gone.
 
         Args:
             pids: Of its processes, which are ready and have an empty KV cache.
             kv_bytes: What that may come to take of the same memory.
             clock: Waits between two measurements.
+            later_bytes: The same of experts that it reads as they are used, of images and of
+                logits: they count whole.
         """
         try:
             while True:
                 found = await asyncio.to_thread(lambda: sum(map(private_bytes, pids)))
-                self.take(found, kv_bytes)
+                self.take(found, kv_bytes, later_bytes)
                 await clock.sleep(LOOK_SECONDS)
         except (FileNotFoundError, ProcessLookupError):
             return  # it has gone
         except OSError as error:
             log.warning("worker.not_measured", pids=pids, problem=str(error))
 
-    def take(self, private: int, kv_bytes: int) -> None:
+    def take(self, private: int, kv_bytes: int, later_bytes: int = 0) -> None:
         """Takes a measurement in: of what has come since the first, the KV cache may be a part.
 
-        That is filled as requests come, so that the first tells what is there beside it.
+        That is filled as requests come, so that the first tells what is there beside it. So it is
+        with experts and images.
         """
         self._ready_bytes = self._ready_bytes or private
-        own = max(self._ready_bytes, private - kv_bytes)
+        own = max(self._ready_bytes, private - kv_bytes - later_bytes) + later_bytes
         self.bytes = -(-own // _UNIT) * _UNIT
 
 
@@ -89,6 +94,10 @@ class NodeMemory:
     """What is expected of one beside copies of its own, where none has been measured."""
     taken: tuple[Taken, ...] = ()
     """By those that are there."""
+
+    def with_taken(self, taken: tuple[Taken, ...]) -> Self:
+        """The same memory with what these take of it."""
+        return replace(self, taken=taken)
 
     @property
     def used_bytes(self) -> int:

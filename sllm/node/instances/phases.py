@@ -20,9 +20,15 @@ class PhaseKind(IntEnum):
     ENGINE_INIT = 9
     PREFILL = 10
     WARM_UP = 11
+    FETCH_PEERS = 12
 
 
-_LOADS = (PhaseKind.IMPORT, PhaseKind.READ_SSD, PhaseKind.DEVICE_COPY)
+_LOADS = (
+    PhaseKind.IMPORT,
+    PhaseKind.FETCH_PEERS,
+    PhaseKind.READ_SSD,
+    PhaseKind.DEVICE_COPY,
+)
 _PREPARATIONS = (PhaseKind.WORKER_START, PhaseKind.PREPARE)
 
 
@@ -76,9 +82,16 @@ class Timeline:
         """Records a phase that began at the clock's `began` and took `duration` seconds."""
         self._phases.append(Phase(kind, began - self._origin, duration, size_bytes))
 
-    def add_ending_now(self, kind: PhaseKind, duration: float, *, before: float = 0.0) -> None:
+    def add_ending_now(
+        self,
+        kind: PhaseKind,
+        duration: float,
+        *,
+        before: float = 0.0,
+        size_bytes: int | None = None,
+    ) -> None:
         """Records a phase of `duration` seconds that ended `before` seconds ago."""
-        self.add(kind, self._clock.now() - before - duration, duration)
+        self.add(kind, self._clock.now() - before - duration, duration, size_bytes)
 
     @contextmanager
     def phase(self, kind: PhaseKind) -> Iterator[None]:

@@ -20,8 +20,14 @@ _BUFFERS: Final = 64 << 20
 _RANK: Final = 64 << 20
 """Bytes that a further process takes, whatever the model."""
 _LOGITS_COPIES: Final = 4
-"""Of a step's logits in float32 while tokens are drawn."""
+"""Of a step's logits in float32 while tokens are drawn: as the model gives them, as requests change
+them, as some ask for logprobs, and as draws are made."""
 _FLOAT32_BYTES: Final = 4
+_INT4: Final = ".weight_packed"
+"""Ends the names of weights that are stored eight to a number."""
+_REPACKING: Final = 24
+"""Bytes that bringing such weights into another order takes for each byte of theirs: they are taken
+apart, where two tensors have become one layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,17 @@ class PrivateMemory:
 
     bytes: int
     bytes_per_request: int = 0
-    """For each request that the instance works on at once."""
+    """For each request that the instance works on at once: logits, which none has at rest."""
+
+
+def logits_bytes(vocabulary: int, ranks: int = 1) -> int:
+    """What a step's logits take for each request in it, with what is made of them.
+
+    Args:
+        vocabulary: tokens that the model knows.
+        ranks: processes that run it together, each of which has all of them.
+    """
+    return ranks * _LOGITS_COPIES * _FLOAT32_BYTES * vocabulary
 
 
 def private_memory(
@@ -41,13 +57,13 @@ def private_memory(
     Args:
         engine: that it runs on.
         tensors: the checkpoint's, as they will lie in the pool.
-        vocabulary: tokens that the model knows.
+        vocabulary: tokens that the model knows, if it generates text. 0: it gives no logits.
         ranks: processes that run it together.
     """
     if engine == VLLM:
         return _of_vllm(tensors, vocabulary, ranks)
     # Weights are used where they lie, but for experts that would have to lie side by side.
-    return PrivateMemory(apart_bytes(tensors))
+    return PrivateMemory(apart_bytes(tensors), logits_bytes(vocabulary))
 
 
 def _of_vllm(tensors: Sequence[TensorEntry], vocabulary: int, ranks: int) -> PrivateMemory:
@@ -62,10 +78,11 @@ def _of_vllm(tensors: Sequence[TensorEntry], vocabulary: int, ranks: int) -> Pri
     for one in tensors:
         sizes[_parameter(one.name)] += _size(one, bits)
     both = sum(_size(one, bits) for one in tensors if one.shape[:1] == (vocabulary,))
-    under_way = max(sizes.values(), default=0)
+    repacked = max((one.size for one in tensors if one.name.endswith(_INT4)), default=0)
+    under_way = max([*sizes.values(), _REPACKING * repacked], default=0)
     fixed = sum(sizes.values()) + both + under_way + _BUFFERS
     others = (ranks - 1) * (_BUFFERS + _RANK)
-    return PrivateMemory(fixed + others, ranks * _LOGITS_COPIES * _FLOAT32_BYTES * vocabulary)
+    return PrivateMemory(fixed + others, logits_bytes(vocabulary, ranks))
 
 
 def _parameter(name: str) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,13 +11,15 @@ from typing import TypeVar
 import structlog
 
 from sllm import errors
+from sllm.checkpoint.format.form import WeightForm
 from sllm.clock import Clock
 from sllm.config import format_bytes
 from sllm.node.device.interface import InPool
 from sllm.node.instances.forms import form_of
-from sllm.node.instances.launching import LaunchEngine
+from sllm.node.instances.launching import LaunchRanks
+from sllm.node.instances.running import Running
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
-from sllm.node.instances.start import Running
+from sllm.node.instances.unmade import Problems, Unmade
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
@@ -46,7 +47,7 @@ _LOOK_SECONDS = 0.1
 class _Job:
     source: str
     engine: EngineSpec
-    form: Form
+    form: WeightForm
     digest: str
     identity: str
     """What the source must be still."""
@@ -55,6 +56,10 @@ class _Job:
     def key(self) -> tuple[str, str]:
         return self.digest, self.form.name
 
+    @property
+    def unmade(self) -> Unmade:
+        return Unmade(self.digest, self.form.label)
+
 
 class ReadyMaker:
     """Belongs to the event loop."""
@@ -62,7 +67,7 @@ class ReadyMaker:
     def __init__(
         self,
         store: TierStore,
-        launch: LaunchEngine,
+        launch: LaunchRanks,
         free_bytes: Callable[[], int],
         least_bytes: int | None,
         clock: Clock,
@@ -87,9 +92,11 @@ class ReadyMaker:
         self._free_bytes = free_bytes
         self._least_bytes = least_bytes
         self._gains: dict[tuple[str, str | None, str], float] = {}
-        """What starts over weights as published have taken, by source, dtype and engine."""
+        """What starts over weights as published have taken, by source, dtype and label of form."""
         self._jobs: deque[_Job] = deque()
         self._failures: dict[tuple[str, str], int] = {}
+        self.problems = Problems()
+        """Why what was started lately was not made."""
         self._task: asyncio.Task[None] | None = None
         self._memory_bytes = 0
         self._worker: Worker | None = None
@@ -102,18 +109,26 @@ class ReadyMaker:
 
     def form(self, spec: InstanceSpec) -> Form | None:
         """What weights of an instance may have been made ready for. None: they are not."""
-        if self._least_bytes is None or spec.engine.tensor_parallel > 1:
-            return None  # what is made is of whole weights
-        return Form(form_of(spec.engine.engine), self._gains.get(_kind(spec), 0.0))
+        if self._least_bytes is None or spec.engine.expert_bytes is not None:
+            return None
+        return Form(_form(spec).name, self._gains.get(_kind(spec), 0.0))
 
-    def started(self, spec: InstanceSpec, running: Running, attach_seconds: float) -> None:
-        """Learns of a start, and has what it lacked made."""
+    def started(self, spec: InstanceSpec, running: Running, attach_seconds: float | None) -> None:
+        """Learns of a start, and has what it lacked made.
+
+        Args:
+            spec: what was started.
+            running: what that has brought up.
+            attach_seconds: what it has taken behind its load. None: it has not waited for that.
+        """
         self._last_start = self._clock.now()
-        if self._least_bytes is None or running.ready_made or spec.engine.tensor_parallel > 1:
+        if self._least_bytes is None or running.ready_made:
             return
-        self._gains[_kind(spec)] = attach_seconds
-        form = Form(form_of(spec.engine.engine))
-        job = _Job(spec.source, spec.engine, form, running.digest, running.identity)
+        if spec.engine.expert_bytes is not None:
+            return  # what stays on disk is read as it was published
+        if attach_seconds is not None:
+            self._gains[_kind(spec)] = attach_seconds
+        job = _Job(spec.source, spec.engine, _form(spec), running.digest, running.identity)
         if running.dropped_ready:
             self._failed(job)  # it may be a fault of the disk, once
         if running.size_bytes < self._least_bytes or self._is_known(job):
@@ -178,14 +193,17 @@ class ReadyMaker:
             try:
                 self._is_making, self._gives_way = True, False
                 await self._make(job)
+                self.problems.clear(job.unmade)
             except errors.SllmError as error:
                 log.info("ready_made.not_made", digest=job.digest, problem=error.message)
+                self.problems.note(job.unmade, error.message)
                 if isinstance(error, errors.UnsupportedModel):
                     self._failed(job, _TRIES)
                 elif not (self._gives_way or isinstance(error, errors.NoCapacity)):
                     self._failed(job)
-            except Exception:
+            except Exception as error:
                 self._failed(job, _TRIES)
+                self.problems.note(job.unmade, repr(error))
                 log.exception("ready_made.failed", digest=job.digest)
             finally:
                 self._is_making = self._gives_way = False
@@ -220,42 +238,67 @@ class ReadyMaker:
         try:
             record = replace(lease.record, form=job.form.name, made_of=lease.digest)
             if store.ready_made.is_lacking(record):
-                with store.yielding(lease):
-                    await self._make_of(lease, record, job.engine)
+                with store.keeping.yielding(lease):
+                    await self._make_of(lease, record, job)
         finally:
             lease.release()
-        with suppress(errors.NoCapacity, errors.ModelTooLarge):
-            await store.read_ahead(job.source, job.engine.dtype, job.form)
+        await self._read_ahead(job.source, job.engine.dtype, job.form)
 
-    async def _make_of(self, lease: Lease, record: SourceRecord, engine: EngineSpec) -> None:
+    async def read_ahead(
+        self, source: str, dtype: str | None, engine: str, tensor_parallel: int
+    ) -> None:
+        """Reads what was made ready of a source into the pool, as far as there is room.
+
+        Args:
+            source: its URL.
+            dtype: name of a torch dtype that weights were converted to. None: as stored.
+            engine: for which it was made.
+            tensor_parallel: on as many devices together.
+        """
+        if self._least_bytes is not None:
+            await self._read_ahead(source, dtype, form_of(engine, tensor_parallel))
+
+    async def _read_ahead(self, source: str, dtype: str | None, form: WeightForm) -> None:
+        try:
+            await self._store.read_ahead(source, dtype, Form(form.name))
+        except errors.SllmError as error:  # whoever starts does without it
+            log.info("ready_made.not_read_ahead", url=source, problem=error.message)
+
+    async def _make_of(self, lease: Lease, record: SourceRecord, job: _Job) -> None:
         shelf, room = self._store.ready_made, int(lease.size_bytes * _SPACE)
         await shelf.drop_obsolete(record)
         if not shelf.has_room(room):
             raise errors.NoCapacity(f"the SSD tier does not have {format_bytes(room)} free")
         async with shelf.making(room) as directory:
-            seconds = await self._write(lease, engine, directory)
+            seconds = await self._write(lease, job, directory)
             await shelf.add(record, directory, room)
         log.info("ready_made.made", digest=lease.digest, form=record.form, seconds=seconds)
 
-    async def _write(self, lease: Lease, engine: EngineSpec, directory: Path) -> float:
+    async def _write(self, lease: Lease, job: _Job, directory: Path) -> float:
         """Has a worker of its own do it, so that none that serves grows by it."""
         self._memory_bytes = int(lease.size_bytes * _MEMORY)
         if self._free_bytes() < self._memory_bytes:
             raise errors.NoCapacity(
                 f"instances do not leave the {format_bytes(self._memory_bytes)} that it takes"
             )
-        worker = self._worker = await self._launch(engine.engine, f"ready {lease.digest}")
+        engine, form = job.engine, replace(job.form, made_of=lease.digest)
+        name = f"ready {lease.digest}"
+        worker = self._worker = await self._launch(engine.engine, name, engine.tensor_parallel)
         try:
             if self._gives_way:
                 raise errors.NoCapacity("an instance needs the memory")
             await worker.wait_until_serving()
             await worker.prepare(lease.directory, engine)
             place = InPool(lease.chunks, self._store.chunk_bytes)
-            return await worker.make_ready(lease.manifest, place, directory)
+            return await worker.make_ready(lease.manifest, place, directory, form)
         finally:
             self._worker = None
             await worker.stop()
 
 
+def _form(spec: InstanceSpec) -> WeightForm:
+    return form_of(spec.engine.engine, spec.engine.tensor_parallel)
+
+
 def _kind(spec: InstanceSpec) -> tuple[str, str | None, str]:
-    return spec.source, spec.engine.dtype, spec.engine.engine
+    return spec.source, spec.engine.dtype, _form(spec).label

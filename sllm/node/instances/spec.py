@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sllm import errors
+from sllm.node.peers.types import Lender, Peers
 from sllm.node.worker.messages import NO_PARSERS, ParserNames
 
 
@@ -25,6 +26,9 @@ class EngineSpec:
     """Adapters that an instance has at once. 0: it takes none."""
     max_adapter_rank: int | None = None
     """The greatest that they may have, which is looked at when they are deployed."""
+    expert_bytes: int | None = None
+    """Memory for the experts of an instance, which stay on SSD otherwise. None: all weights are in
+    memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,17 @@ class InstanceSpec:
     """What the source must be. Empty: whatever it is."""
     private_bytes: int | None = None
     """Memory that it is expected to take for copies of its own. None: not known."""
+    peers: Peers | None = None
+    """Other nodes to have its weights from, where this one lacks them."""
+    lenders: tuple[Lender, ...] = ()
+    """Other nodes that compute some of its layers until their weights are here."""
 
     @property
     def kind(self) -> tuple[str, ...]:
         """The same for instances of one checkpoint that one engine runs on as many devices."""
         engine = self.engine
-        ranks = str(engine.tensor_parallel)
-        return self.identity or self.source, engine.dtype or "", engine.engine, ranks
+        ranks, experts = str(engine.tensor_parallel), str(engine.expert_bytes or "")
+        return self.identity or self.source, engine.dtype or "", engine.engine, ranks, experts
 
 
 def check_same(known: InstanceSpec, asked: InstanceSpec) -> None:

@@ -2,27 +2,33 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from sllm import errors
+from sllm.checkpoint.format.experts import expert_bytes
 from sllm.checkpoint.format.manifest import corrupt
+from sllm.embedding.purpose import Task
 from sllm.errors import SllmError
-from sllm.node.device.interface import Devices, Placed, Seat, WeightsWish
+from sllm.node.device.interface import Devices, InPool, OnDisk, Placed, Seat, WeightsWish
+from sllm.node.instances.arriving import Arriving
+from sllm.node.instances.attachment import Attachment, runs_in_parts
 from sllm.node.instances.phases import PhaseKind, Timeline
 from sllm.node.instances.pidfd import ProcessHandle
+from sllm.node.instances.preparation import Preparation
+from sllm.node.instances.private_memory import logits_bytes
+from sllm.node.instances.running import Running
 from sllm.node.instances.spec import InstanceSpec
+from sllm.node.instances.step_kinds import record_step
 from sllm.node.instances.worker_client import Worker
-from sllm.node.instances.worker_messages import Attached
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
-from sllm.node.transfers.work import Form, Found, LoadPhase, Progress, Step
-from sllm.node.worker.messages import ModelDescription
+from sllm.node.transfers.work import Form, Found, Progress
+from sllm.node.worker.messages import DEFAULT_CONCURRENCY, ModelDescription
 
 log = structlog.get_logger()
 
@@ -44,37 +50,6 @@ _OF_THE_FORM = (
 )
 """What may be the fault of weights that were made ready."""
 
-STEP_KINDS = {
-    LoadPhase.IMPORT: PhaseKind.IMPORT,
-    LoadPhase.READ: PhaseKind.READ_SSD,
-    LoadPhase.COPY: PhaseKind.DEVICE_COPY,
-}
-"""As receipts call the steps of a load."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What a start has brought up."""
-
-    worker: Worker
-    digest: str
-    size_bytes: int
-    """Of the checkpoint."""
-    from_tier: Tier
-    """Highest tier that held the weights when the start began."""
-    context_tokens: int
-    """What prompt and generation of one request may have together."""
-    model: ModelDescription
-    """What its configuration says of it."""
-    tensor_bytes: int
-    """Of the weights, without what lies between them."""
-    identity: str
-    """Of what it serves; see `sllm.checkpoint.sources.identity`."""
-    ready_made: bool = False
-    """Whether its weights were made ready for the engine."""
-    dropped_ready: bool = False
-    """Whether such weights were there, and have turned out to be of no use."""
-
 
 class Start:
     """One start. An exit stack that ends with the instance gives back what it takes."""
@@ -89,6 +64,8 @@ class Start:
         publish: Callable[[Progress], None],
         form: Form | None = None,
         with_room: WithRoom | None = None,
+        check_published: Callable[[], None] = lambda: None,
+        arriving: Arriving | None = None,
     ) -> None:
         """Begins nothing yet.
 
@@ -102,8 +79,13 @@ class Start:
             form: what weights may have been made ready for. None: they are as published.
             with_room: brings weights up although what nobody waits for has the room. None: nothing
                 has.
+            check_published: raises NoCapacity if there is no room for weights as published.
+            arriving: lets the worker begin before all weights are there, if its engine can wait.
+                None: it does not.
         """
+        self._check_published = check_published
         self._form = form
+        self._arriving = arriving if runs_in_parts(spec.engine) else None
         self._with_room = with_room
         self._dropped_ready = False
         self._spec = spec
@@ -112,6 +94,8 @@ class Start:
         self._launch = launch
         self._timeline = timeline
         self._publish = publish
+        self._preparation = Preparation(spec.engine, self._directory, timeline)
+        self._attachment = Attachment(spec, store.first_uses, timeline, publish, store.set_aside)
         self._placed: list[Placed] = []
         self._workers: list[Worker] = []
         """There is one, unless zygotes were lost meanwhile."""
@@ -132,6 +116,7 @@ class Start:
         taken = AsyncExitStack()
         held.push_async_callback(self._give_back, taken)
         taken.callback(self._release)
+        taken.push_async_callback(self._end_early)
         found = await self._look()
         seat = await taken.enter_async_context(self._devices.seat(found, self._spec.kv_bytes))
         self.device = seat.index
@@ -139,10 +124,14 @@ class Start:
             return await self._bring_up_all(found, seat, taken, held)
         except _OF_THE_FORM as error:
             ready = self._placed[-1].record if self._placed else None
-            if ready is None or not ready.form:
+            if ready is not None and ready.form:
+                log.error("instance.ready_made_dropped", url=ready.url, problem=error.message)
+                await self._give_up_ready(ready)
+            elif self._was_set_aside(error):
+                await self._end_workers()
+                self._release()
+            else:
                 raise
-            log.error("instance.ready_made_dropped", url=ready.url, problem=error.message)
-            await self._give_up_ready(ready)
         return await self._bring_up_all(found, seat, taken, held)
 
     async def _bring_up_all(
@@ -155,49 +144,89 @@ class Start:
     async def _give_up_ready(self, record: SourceRecord) -> None:
         """Goes on with weights as they are published: they can be made ready anew."""
         self._form, self._dropped_ready = None, True
+        await self._end_workers()
+        self._release()
+        await self._store.ready_made.drop(record)
+
+    def _was_set_aside(self, error: SllmError) -> bool:
+        """Whether a copy on disk was found to be corrupt, and another can take its place."""
+        if not isinstance(error, errors.CheckpointCorrupt) or not self._placed:
+            return False
+        last = self._placed[-1]
+        return isinstance(last.place, OnDisk) and not self._store.holds(last.digest)
+
+    async def _end_workers(self) -> None:
+        """Returns once none reads its weights any more."""
         for worker in self._workers:
             await worker.stop()
             if not worker.process.ended.done():
                 raise errors.StartFailed(
                     f"worker process {worker.pid} cannot be ended, and may read its weights still"
                 )
-        self._release()
-        await self._store.ready_made.drop(record)
+
+    async def _end_early(self) -> None:
+        """Goes on without weights that are still arriving: no worker is left that reads them."""
+        arriving, self._arriving = self._arriving, None
+        if arriving is None:
+            return
+        try:
+            if arriving.may_have_lacked and any(one.faulted for one in self._workers):
+                await self._store.first_uses.distrust(arriving.digest)
+        except (SllmError, OSError) as error:  # what ends has its own reason for it
+            log.warning("instance.first_use_trusted", digest=arriving.digest, problem=str(error))
+        finally:
+            await arriving.do_without_others()
+            arriving.leave()
 
     async def _bring_up_any_worker(
         self, found: Found, seat: Seat, weights: asyncio.Task[Placed], held: AsyncExitStack
     ) -> Running:
-        """A worker, with the weights; one that merely dies with its zygote is replaced."""
+        """A worker, with the weights; one that merely dies with its zygote is replaced.
+
+        So is one that was to begin before all weights were there.
+        """
         while True:
             try:
                 return await self._bring_up_worker(found, seat, weights, held)
-            except errors.WorkerDied:
-                last = self._workers[-1]
-                if not last.orphaned or len(self._workers) == WORKERS:
+            except errors.SllmError as error:
+                if not await self._try_again_after(error):
                     raise
-                log.warning("worker.orphaned", pid=last.pid, instance=self._spec.instance_id)
-                await last.stop()
+
+    async def _try_again_after(self, error: SllmError) -> bool:
+        """Whether another worker may do better; then the last one has ended."""
+        about = {"instance": self._spec.instance_id, "problem": error.message}
+        if isinstance(error, errors.NoCapacity):
+            return False  # it is the same for all of them
+        if self._is_early:
+            log.warning("instance.early_start_failed", **about)
+            await self._end_workers()
+            await self._end_early()
+            return True
+        last = self._workers[-1] if self._workers else None
+        died = isinstance(error, errors.WorkerDied) and last is not None and last.orphaned
+        if last is None or not died or len(self._workers) == WORKERS:
+            return False
+        log.warning("worker.orphaned", pid=last.pid, **about)
+        await last.stop()
+        return True
 
     async def _bring_up_worker(
         self, found: Found, seat: Seat, weights: asyncio.Task[Placed], held: AsyncExitStack
     ) -> Running:
         worker = await self._launch_worker(seat, held)
-        model = await self._prepare(worker, found, weights)
-        placed = await weights
+        model = await self._preparation.prepare(worker, found.directory, weights)
+        placed = await self._usable(weights)
         _check_same(found, placed.record)
         if found.digest is None:
             # The worker has read the small files at the source itself, at another moment.
             _check_same(found, (await self._look()).record)
-        size = placed.manifest.size_bytes
-        self._publish(Progress(LoadPhase.INIT, Tier.DRAM, size, size))
-        attached = await worker.attach(
-            placed.manifest, placed.place, self._spec.kv_bytes, placed.ready_made
-        )
-        self._record(attached)
+        if placed.ready_made is None:
+            self._check_published()
+        attached = await self._attachment.attach(worker, placed, model, self._arriving)
         return Running(
             worker,
             placed.digest,
-            size,
+            placed.manifest.size_bytes,
             placed.from_tier,
             attached.context_tokens,
             model,
@@ -205,7 +234,38 @@ class Start:
             found.record.identity,
             placed.ready_made is not None,
             self._dropped_ready,
+            self._arriving if self._is_early else None,
+            self._expert_bytes(placed),
+            self._logits_bytes(model),
         )
+
+    def _logits_bytes(self, model: ModelDescription) -> int:
+        """Memory of a full step's logits, if the model gives any."""
+        if self.device is not None or model.purpose.task is not Task.GENERATE:
+            return 0
+        requests = self._spec.engine.max_concurrency or DEFAULT_CONCURRENCY
+        return requests * logits_bytes(model.vocabulary, self._spec.engine.tensor_parallel)
+
+    def _expert_bytes(self, placed: Placed) -> int:
+        """Memory that experts may come to take in the worker, beside what it has when it starts."""
+        most = self._spec.engine.expert_bytes
+        found = None if most is None else expert_bytes(placed.manifest.tensors)
+        return min(most or 0, found.total) if found else 0
+
+    @property
+    def _is_early(self) -> bool:
+        return self._arriving is not None and self._arriving.is_used
+
+    async def _usable(self, weights: asyncio.Task[Placed]) -> Placed:
+        """The weights: all of them, or enough to begin with."""
+        arrival = await self._arriving.usable(weights) if self._arriving else None
+        if arrival is None:
+            if self._arriving:
+                await self._arriving.do_without_others()
+            return await weights
+        place = InPool(arrival.chunks, self._store.chunk_bytes)
+        directory = arrival.directory if arrival.record.form else None
+        return Placed(arrival.manifest, arrival.record, place, Tier.SSD, (), ExitStack(), directory)
 
     async def _look(self) -> Found:
         spec = self._spec
@@ -213,14 +273,26 @@ class Start:
             spec.source, spec.engine.dtype, fresh=False, identity=spec.identity
         )
 
+    async def _directory(self) -> Path:
+        return (await self._look()).directory
+
     async def _bring_up(self, seat: Seat) -> Placed:
         engine = self._spec.engine
-        wish = WeightsWish(self._spec.source, engine.dtype, engine.pack, self._form)
+        source = self._spec.source
+        wish = WeightsWish(
+            source,
+            engine.dtype,
+            engine.pack,
+            self._form,
+            self._arriving,
+            engine.expert_bytes,
+            self._spec.peers,
+        )
         bring_up = partial(seat.bring_up, wish, self._publish)
         placed = await (self._with_room(bring_up) if self._with_room else bring_up())
         self._placed.append(placed)
-        for step in placed.steps:
-            self._record_step(step)
+        for step in placed.steps if not self._is_early else ():
+            record_step(self._timeline, step)
         return placed
 
     async def _launch_worker(self, seat: Seat, held: AsyncExitStack) -> Worker:
@@ -230,48 +302,6 @@ class Start:
             held.push_async_callback(worker.stop)
             await worker.wait_until_serving()
         return worker
-
-    async def _prepare(
-        self, worker: Worker, found: Found, weights: "asyncio.Task[Placed]"
-    ) -> ModelDescription:
-        """Has the worker read the small files.
-
-        A copy whose weights turn out to be bad is set aside meanwhile. What was read of it may lack
-        any of its files, so that those of the copy that takes its place are read.
-        """
-        before = await asyncio.to_thread(_stamp, found.directory)
-        failure: SllmError | None = None
-        try:
-            model = await self._prepare_from(found.directory, worker)
-        except SllmError as error:
-            failure = error
-        after = await asyncio.to_thread(_stamp, found.directory)
-        if failure is None and after:
-            return model
-        # The one in its place has its name, and may be there already.
-        if failure and after and after == before:
-            raise failure
-        await asyncio.wait([weights])
-        weights.result()
-        return await self._prepare_from((await self._look()).directory, worker)
-
-    async def _prepare_from(self, directory: Path, worker: Worker) -> ModelDescription:
-        with self._timeline.phase(PhaseKind.PREPARE):
-            prepared = await worker.prepare(directory, self._spec.engine)
-        if prepared.warm_up is not None:
-            after = prepared.seconds - prepared.warm_up
-            self._timeline.add_ending_now(PhaseKind.WARM_UP, prepared.warm_up, before=after)
-        return prepared.model
-
-    def _record_step(self, step: Step) -> None:
-        self._timeline.add(STEP_KINDS[step.phase], step.start, step.duration, step.size_bytes)
-
-    def _record(self, attached: Attached) -> None:
-        """Records the parts of an attachment that has just ended, by the worker's own clock."""
-        self._timeline.add_ending_now(PhaseKind.ENGINE_INIT, attached.engine_init_seconds)
-        self._timeline.add_ending_now(
-            PhaseKind.ATTACH, attached.attach_seconds, before=attached.engine_init_seconds
-        )
 
     async def _give_back(self, taken: AsyncExitStack) -> None:
         """Gives weights and room back once the worker has gone: until then it may use them.
@@ -290,15 +320,6 @@ class Start:
     def _release(self) -> None:
         for placed in self._placed:
             placed.release()
-
-
-def _stamp(directory: Path) -> tuple[int, int] | None:
-    """Tells a directory from others that have had its name. None: there is none."""
-    try:
-        found = directory.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_ctime_ns
 
 
 def _check_same(found: Found, record: SourceRecord) -> None:

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -20,6 +19,7 @@ from sllm.node.instances.launching import LaunchEngine
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.tier_store import TierStore
+from sllm.node.transfers.work import Found
 
 log = structlog.get_logger()
 
@@ -172,21 +172,21 @@ class TextWorkers:
         return worker
 
     async def _prepare(self, worker: Worker, source: TextSource) -> None:
-        directory = await self._look(source)
+        found = await self._look(source)
         try:
-            await worker.prepare(directory, source.engine)
+            await worker.prepare(found.directory, source.engine)
         except errors.SllmError:
-            if await asyncio.to_thread(directory.is_dir):
+            if await asyncio.to_thread(found.directory.is_dir):
                 raise
             # A copy that was found to be bad has been set aside while it was read.
-            await worker.prepare(await self._look(source), source.engine)
+            found = await self._look(source)
+            await worker.prepare(found.directory, source.engine)
 
-    async def _look(self, source: TextSource) -> Path:
+    async def _look(self, source: TextSource) -> Found:
         engine, identity = source.engine, source.identity
-        found = await self._store.inspect(
+        return await self._store.inspect(
             source.source, engine.dtype, fresh=False, identity=identity
         )
-        return found.directory
 
     async def _expire(self, source: TextSource, kept: _Kept) -> None:
         await self._clock.sleep(IDLE_SECONDS)

@@ -3,8 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import errors, rpc, sending
+from sllm.checkpoint.format.form import WeightForm
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.durations import to_seconds
 from sllm.node.device.interface import Place
@@ -24,14 +24,19 @@ from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.pidfd import ProcessHandle
 from sllm.node.instances.spec import EngineSpec
+from sllm.node.instances.under_way import UnderWay
 from sllm.node.instances.worker_messages import (
     Attached,
     Prepared,
     attach_request,
     attached,
+    first_use,
+    form_message,
     prepare_request,
     prepared,
 )
+from sllm.node.tiers.first_use import FirstUse
+from sllm.statuses import from_failure
 
 log = structlog.get_logger()
 
@@ -74,25 +79,21 @@ class Worker:
         """Resolved with the reason once the process has ended."""
         self.orphaned = False
         """Once it is `gone`: whether that is the end of its zygote, and nothing of its own."""
+        self.faulted = False
+        """Once it is `gone`: whether it has touched memory that is not there."""
         self.counters = pb.WorkerCounters()
         self._socket = socket
-        self._channel = grpc.aio.insecure_channel(
-            rpc.unix_address(socket), options=list(_CHANNEL_OPTIONS)
-        )
-        self._stub = WorkerServiceStub(self._channel)
-        self.models = ModelServiceStub(self._channel)
+        self.channel = rpc.channel(rpc.unix_address(socket), _CHANNEL_OPTIONS)
+        self._stub = WorkerServiceStub(self.channel)
+        self.models = ModelServiceStub(self.channel)
         """What its model can be asked with `ask`, once it has prepared."""
-        self.encoders = EmbeddingServiceStub(self._channel)
+        self.encoders = EmbeddingServiceStub(self.channel)
         """What can be had of its model with `encode`, if that embeds or scores."""
-        self._streams: dict[str, OutputStream] = {}
-        self._expected: dict[str, OutputStream] = {}
-        """Of requests that are to be submitted once their adapters are there."""
-        self._encoding: set[asyncio.Future[errors.SllmError]] = set()
-        """Requests of `encode`: each can be given up with the reason."""
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._under_way = UnderWay()
         self._commands: asyncio.Queue[pb.RunRequest] = asyncio.Queue()
         self._reader: asyncio.Task[None] | None = None
+        self._on_first_use: Callable[[FirstUse], None] | None = None
+        self._on_corrupt: Callable[[errors.SllmError], None] = lambda _: None
         self._stopping = False
         self._verdict = ""
         """Why it was killed, if it was."""
@@ -111,7 +112,7 @@ class Worker:
     @property
     def running(self) -> int:
         """Requests that were submitted, or are about to be, and have not ended."""
-        return len(self._streams) + len(self._expected) + len(self._encoding)
+        return len(self._under_way)
 
     async def wait_until_serving(self) -> None:
         """Returns once the worker answers on its socket."""
@@ -125,7 +126,15 @@ class Worker:
         return prepared(reply)
 
     async def attach(
-        self, manifest: Manifest, place: Place, kv_bytes: int, ready_made: Path | None = None
+        self,
+        manifest: Manifest,
+        place: Place,
+        kv_bytes: int,
+        ready_made: Path | None = None,
+        awaited: Sequence[int] = (),
+        borrowed: Sequence[range] = (),
+        on_first_use: Callable[[FirstUse], None] | None = None,
+        on_corrupt: Callable[[errors.SllmError], None] = lambda _: None,
     ) -> Attached:
         """Gives the worker its weights; once this returns it takes requests.
 
@@ -134,11 +143,34 @@ class Worker:
             place: where they are.
             kv_bytes: memory that the KV cache may take.
             ready_made: directory of their small files, if they were made ready for the engine.
+            awaited: chunks that it does not read before `arrived` tells of them, counted over all
+                partitions.
+            borrowed: layers that wait for some of these, and may be computed elsewhere meanwhile.
+            on_first_use: told once in which order the model uses its tensors, when it first has.
+            on_corrupt: told if weights that it reads by itself are not what was written.
         """
-        request = attach_request(manifest, place, kv_bytes, ready_made)
+        tell = on_first_use is not None
+        request = attach_request(
+            manifest, place, kv_bytes, ready_made, awaited, borrowed, tell_first_use=tell
+        )
+        self._on_first_use, self._on_corrupt = on_first_use, on_corrupt
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
         return attached(reply)
+
+    def arrived(self, chunks: Sequence[int]) -> None:
+        """Lets the model read chunks that `attach` has had it wait for."""
+        if not self.gone.done():
+            message = pb.ArrivedChunks(chunks=chunks)
+            self._commands.put_nowait(pb.RunRequest(arrived=message))
+
+    def borrow_layers(self) -> Any:
+        """A call that has layers of the model computed elsewhere; see worker_service.proto."""
+        return self._stub.BorrowLayers()
+
+    def compute_layers(self) -> Any:
+        """A call that computes layers of the model for another node's worker."""
+        return self._stub.ComputeLayers()
 
     async def load_adapter(
         self, adapter_id: str, identity: str, directory: Path, manifest: Manifest, place: Place
@@ -165,19 +197,24 @@ class Worker:
         request = pb.UnloadAdapterRequest(adapter_id=adapter_id)
         await self._call(self._stub.UnloadAdapter(request, **_options(ADAPTER_TIMEOUT)))
 
-    async def make_ready(self, manifest: Manifest, place: Place, directory: Path) -> float:
+    async def make_ready(
+        self, manifest: Manifest, place: Place, directory: Path, form: WeightForm
+    ) -> float:
         """Has the worker write weights as its engine reads them; it is of no other use then.
 
         Args:
             manifest: what they consist of, as published.
             place: where they are.
             directory: of the checkpoint that is made; not there yet.
+            form: what it is for.
 
         Returns:
             Seconds that it took.
         """
         request = pb.MakeReadyRequest(
-            weights=attach_request(manifest, place, kv_bytes=0), directory=str(directory)
+            weights=attach_request(manifest, place, kv_bytes=0),
+            directory=str(directory),
+            form=form_message(form),
         )
         reply = await self._call(self._stub.MakeReady(request, **_options(MAKE_READY_TIMEOUT)))
         return to_seconds(reply.duration)
@@ -190,8 +227,7 @@ class Worker:
         """
         if self.gone.done():
             raise self.gone.result()
-        self._expected[request_id] = stream
-        self._idle.clear()
+        self._under_way.expect(request_id, stream)
 
     def submit(
         self,
@@ -210,27 +246,20 @@ class Worker:
         """
         if self.gone.done():
             raise self.gone.result()
-        self._expected.pop(request.request_id, None)
-        self._streams[request.request_id] = stream
-        self._idle.clear()
+        self._under_way.submit(request.request_id, stream)
         self._commands.put_nowait(pb.RunRequest(submit=request, gives_way=gives_way))
 
     def release(self, request_id: str) -> None:
         """Forgets a request; one that has not ended is cancelled in the engine."""
-        if self._forget(request_id) and not self.gone.done():
+        if self._under_way.forget(request_id) and not self.gone.done():
             self._commands.put_nowait(pb.RunRequest(cancel_request_id=request_id))
 
     async def drain(self, grace: float) -> None:
         """Waits up to `grace` seconds for the requests to end, then fails those that are left."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace)
+        await self._under_way.wait(grace)
         error = errors.ShuttingDown("the instance was stopped before the request was finished")
-        for request_id, stream in [*self._expected.items(), *self._streams.items()]:
-            stream.fail(error)
+        for request_id in self._under_way.fail(error):
             self.release(request_id)
-        for encoding in self._encoding:
-            if not encoding.done():
-                encoding.set_result(error)
 
     async def ask(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Question, Reply], question: Question
@@ -264,21 +293,17 @@ class Worker:
         """
         if self.gone.done():
             raise self.gone.result()
-        given_up: asyncio.Future[errors.SllmError] = asyncio.get_running_loop().create_future()
-        self._encoding.add(given_up)
-        self._idle.clear()
-        answer = asyncio.ensure_future(self._call(method(question, **_options(timeout))))
-        try:
-            either: list[asyncio.Future[Any]] = [answer, given_up]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise given_up.result()
-            return await answer
-        finally:
-            answer.cancel()
-            await asyncio.gather(answer, return_exceptions=True)
-            self._encoding.discard(given_up)
-            self._settle()
+        with self._under_way.encoding() as given_up:
+            answer = asyncio.ensure_future(self._call(method(question, **_options(timeout))))
+            try:
+                either: list[asyncio.Future[Any]] = [answer, given_up]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    raise given_up.result()
+                return await answer
+            finally:
+                answer.cancel()
+                await asyncio.gather(answer, return_exceptions=True)
 
     async def steps(self, timeout: float) -> int | None:
         """Steps that its engine has begun. None: no answer within `timeout` seconds."""
@@ -299,7 +324,7 @@ class Worker:
     async def stop(self) -> None:
         """Ends the process, and returns when it is gone, or cannot be ended: see `process`."""
         self._stopping = True
-        await self._channel.close(grace=None)
+        await self.channel.close(grace=None)
         for how, timeout in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, KILL_TIMEOUT)):
             self.process.send(how)
             await asyncio.wait([self.process.ended], timeout=timeout)
@@ -340,7 +365,11 @@ class Worker:
                 async for step in call:
                     self.counters = step.counters
                     for output in step.outputs:
-                        self._deal(output)
+                        self._under_way.deal(output)
+                    if step.HasField("first_use") and self._on_first_use:
+                        self._on_first_use(first_use(step.first_use))
+                    if step.HasField("corrupt"):
+                        self._on_corrupt(from_failure(step.corrupt))
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
             # The second: it was stopped before this began.
             log.debug("worker.stream_ended", pid=self.pid, error=str(error))
@@ -355,34 +384,17 @@ class Worker:
         if not self._stopping and not self.process.ended.done():
             self.kill("broke off its stream")
 
-    def _deal(self, output: pb.RequestOutput) -> None:
-        ended = output.WhichOneof("output") in ("completed", "failure")
-        stream = (self._forget if ended else self._streams.get)(output.request_id)
-        if stream:
-            stream.put(output)
-
-    def _forget(self, request_id: str) -> OutputStream | None:
-        self._expected.pop(request_id, None)
-        stream = self._streams.pop(request_id, None)
-        self._settle()
-        return stream
-
-    def _settle(self) -> None:
-        if not self.running:
-            self._idle.set()
-
     async def _end(self, exited: asyncio.Future[Exit]) -> None:
         """Fails what is left, once the process has ended and its last words have been heard."""
         end = await exited
         if self._reader:
             # They come by another way than the end, and say more of it: it may overtake them.
             await asyncio.wait([self._reader], timeout=LAST_WORDS_SECONDS)
-        self.orphaned = end.orphaned
+        self.orphaned, self.faulted = end.orphaned, _is_fault(end)
         error = errors.WorkerDied(f"worker process {self.pid} {self._verdict or _in_words(end)}")
         self.gone.set_result(error)
-        for request_id, stream in [*self._expected.items(), *self._streams.items()]:
-            stream.fail(error)
-            self._forget(request_id)
+        for request_id in self._under_way.fail(error):
+            self._under_way.forget(request_id)
 
 
 def _handles(pids: Sequence[int]) -> tuple[ProcessHandle, ...]:
@@ -399,6 +411,11 @@ def _options(timeout: float | None) -> dict[str, Any]:
 async def _typed(call: grpc.aio.UnaryUnaryCall[Any, Reply]) -> Reply:
     with rpc.typed_errors():
         return await call
+
+
+def _is_fault(end: Exit) -> bool:
+    signals = (signal.SIGSEGV, signal.SIGBUS)
+    return os.WIFSIGNALED(end.status) and os.WTERMSIG(end.status) in signals
 
 
 def _in_words(end: Exit) -> str:

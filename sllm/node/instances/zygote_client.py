@@ -129,6 +129,7 @@ class Zygote:
         *,
         takes_adapters: bool = False,
         ranks: int = 1,
+        on_disk: bool = False,
     ) -> ModelDescription:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
@@ -138,6 +139,7 @@ class Zygote:
             parsers: that are to take its answers apart.
             ranks: processes that run it together.
             takes_adapters: whether it is to be run with adapters.
+            on_disk: whether its experts are to be read as they are used.
 
         Raises:
             errors.UnsupportedModel: The engine cannot run it; says why.
@@ -145,12 +147,9 @@ class Zygote:
         """
         async with self._trials:
             compared = list(self._compared)
+            given = str(directory), dtype, compared, parsers, takes_adapters, ranks, on_disk
             answer = await self._ask(
-                lambda process: process.call(
-                    lambda call: Describe(
-                        call, str(directory), dtype, compared, parsers, takes_adapters, ranks
-                    )
-                )
+                lambda process: process.call(lambda call: Describe(call, *given))
             )
         assert isinstance(answer, Described)
         self._remember(answer.features)

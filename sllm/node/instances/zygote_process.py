@@ -49,7 +49,7 @@ _MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
 """What the agent's own environment may have otherwise."""
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # Threads of its own would not survive a fork; workers compute with torch's.
     "OPENBLAS_NUM_THREADS": "1",
     # By default a thread of OpenMP that waits for work spins, and takes the processor from others:
@@ -65,6 +65,7 @@ _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
+"""Of every process that computes here, whatever the agent's own environment has."""
 
 
 class ZygoteLost(Exception):
@@ -324,5 +325,5 @@ def _spawn(
         [*_COMMAND, engine, *map(str, (agent_fd, pool_fd, os.getpid()))],
         pass_fds=(agent_fd, pool_fd),
         stdin=subprocess.DEVNULL,
-        env={**_MEMORY, **os.environ, **environment, **_ENVIRONMENT},
+        env={**_MEMORY, **os.environ, **environment, **ENVIRONMENT},
     )

@@ -110,6 +110,7 @@ class Zygotes:
         *,
         takes_adapters: bool = False,
         ranks: int = 1,
+        on_disk: bool = False,
     ) -> Described:
         """Tries whether a worker could serve the model in `directory`, and says what it needs.
 
@@ -120,6 +121,7 @@ class Zygotes:
             parsers: see `Zygote.describe`.
             ranks: the same.
             takes_adapters: the same.
+            on_disk: the same.
 
         Raises:
             errors.EngineUnavailable: The node does not have the engine.
@@ -130,7 +132,12 @@ class Zygotes:
         async def on(name: str) -> Described:
             zygote = self.of(name)
             model = await zygote.describe(
-                directory, dtype, parsers, takes_adapters=takes_adapters, ranks=ranks
+                directory,
+                dtype,
+                parsers,
+                takes_adapters=takes_adapters,
+                ranks=ranks,
+                on_disk=on_disk,
             )
             return Described(name, model)
 

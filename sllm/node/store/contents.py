@@ -1,5 +1,6 @@
 """What the tiers hold and how fast they are, as the node reports it."""
 
+from sllm.checkpoint.format.form import WeightForm
 from sllm.node.tiers.checkpoints import Checkpoint
 from sllm.node.tiers.dram import DramTier
 from sllm.node.tiers.ledger import Holding, Ledger
@@ -22,22 +23,21 @@ def _copy(checkpoint: Checkpoint, tier: Tier, holding: Holding) -> Copy:
     return Copy(digest, tier, size, size, checkpoint.urls, holding.stays, *_made(checkpoint))
 
 
-def _made(checkpoint: Checkpoint) -> tuple[str, str]:
-    """Of what it was made, and for which engine."""
-    return checkpoint.made_of, checkpoint.made_for
+def _made(checkpoint: Checkpoint) -> tuple[str, str, WeightForm | None]:
+    """Of what it was made, and for what."""
+    return checkpoint.made_of, checkpoint.made_for, checkpoint.form
 
 
 def _on_the_way(ssd: SsdTier, reads: Reads) -> list[Copy]:
     return [
         Copy(
-            digest=digest,
-            tier=Tier.DRAM,
-            size_bytes=load.progress.total_bytes,
-            resident_bytes=load.progress.loaded_bytes,
-            sources=ssd.copies[digest].urls,
-            leased=True,
-            made_of=ssd.copies[digest].made_of,
-            made_for=ssd.copies[digest].made_for,
+            digest,
+            Tier.DRAM,
+            load.progress.total_bytes,
+            load.progress.loaded_bytes,
+            ssd.copies[digest].urls,
+            True,  # leased
+            *_made(ssd.copies[digest]),
         )
         for digest, load in reads.loads.items()
     ]
@@ -52,14 +52,18 @@ def _usage(ledger: Ledger, problem: str = "") -> TierUsage:
     return TierUsage(ledger.tier, ledger.capacity, ledger.used, problem)
 
 
-def links(speeds: Speeds, imports: Imports, reads: Reads) -> tuple[Link, ...]:
-    """How fast bytes move between the tiers, and how many are waiting to. In any thread."""
+def links(speeds: Speeds, imports: Imports, reads: Reads, *, peers: bool) -> tuple[Link, ...]:
+    """How fast bytes move between the tiers, and how many are waiting to. In any thread.
+
+    `peers`: whether any come from other nodes.
+    """
     importing = sum(load.remaining_bytes for load in list(imports.loads.values()))
     reading = sum(load.remaining_bytes for load in list(reads.loads.values()))
     return (
         _link(Tier.REMOTE, Tier.SSD, speeds.remote_to_ssd, importing),
         _link(Tier.SSD, Tier.DRAM, speeds.ssd_to_dram, reading, reads.in_flight_bytes),
         _link(Tier.DRAM, Tier.DEVICE, speeds.dram_to_device, 0),
+        *([_link(Tier.PEER, Tier.SSD, speeds.peer_to_ssd, 0)] if peers else ()),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from sllm.clock import Clock
@@ -36,11 +37,11 @@ class _Kept:
     """A hold, and what it consists of: a lease that nobody else knows."""
 
     hold: Hold
-    lease: Lease
+    held: ExitStack
     expiry: asyncio.Task[None] | None
 
     def end(self) -> None:
-        self.lease.release()
+        self.held.close()
         if self.expiry:
             self.expiry.cancel()
 
@@ -48,7 +49,20 @@ class _Kept:
 class Holds:
     """The holds of a node. Belongs to the event loop. A hold ends with the agent's process."""
 
-    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        changed: Callable[[], None],
+        pinned: Callable[[Lease], AbstractContextManager[None]],
+    ) -> None:
+        """Holds nothing yet.
+
+        Args:
+            clock: tells when holds end.
+            changed: called when there is a new one.
+            pinned: see `Keeping.pinned`.
+        """
+        self._pinned = pinned
         self._clock = clock
         self._changed = changed
         self._kept: dict[str, _Kept] = {}
@@ -107,11 +121,14 @@ class Holds:
         if spec.ttl is not None:
             expiry = asyncio.create_task(self._expire(spec.hold_id, spec.ttl))
         hold = Hold(spec.hold_id, lease.digest, tier, expires_at)
-        self._kept[spec.hold_id] = _Kept(hold, lease, expiry)
+        held = ExitStack()
+        held.callback(lease.release)
+        held.enter_context(self._pinned(lease))
+        self._kept[spec.hold_id] = _Kept(hold, held, expiry)
         if former:
             former.end()
         self._changed()
 
     async def _expire(self, hold_id: str, ttl: float) -> None:
         await self._clock.sleep(ttl)
-        self._kept.pop(hold_id).lease.release()
+        self._kept.pop(hold_id).held.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.remote.snapshot import Snapshot
 from sllm.errors import ModelTooLarge, NoCapacity
 from sllm.node.store.healing import healed
 from sllm.node.store.lease import Lease
@@ -16,7 +17,7 @@ from sllm.node.tiers.ssd import SsdCopy, SsdTier
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.loads import Load, Result, Tell
-from sllm.node.transfers.reads import Reads
+from sllm.node.transfers.reads import Early, Reads
 from sllm.node.transfers.sources import FoundSource
 from sllm.node.transfers.work import Step, Wish
 
@@ -93,9 +94,16 @@ class Promoter:
 
     async def _import(self, trip: _Trip) -> SsdCopy | DramCopy:
         source, wish = trip.source, trip.wish
-        if source.record.form:
+        if source.record.form and not isinstance(source.contents, Snapshot):
             raise corrupt(source.record.url, "was made ready, and that is gone: nobody imports it")
-        begin = partial(self._imports.load, source, wish.tier, wish.priority, pack=wish.pack)
+        begin = partial(
+            self._imports.load,
+            source,
+            wish.tier,
+            wish.priority,
+            pack=wish.pack,
+            peers=wish.peers,
+        )
         try:
             imported = await self._join(begin, trip)
         except (ModelTooLarge, NoCapacity):
@@ -123,8 +131,10 @@ class Promoter:
         dram = self._dram.copies.get(copy.manifest.digest)
         if dram is not None:
             return copy, self._take(trip, dram)
+        wish = trip.wish
+        early = Early(wish.early, trip.source.record) if wish.early else None
         read = await self._join(
-            lambda: self._reads.load(copy, trip.wish.priority, trip.wish.sink), trip
+            lambda: self._reads.load(copy, wish.priority, wish.sink, early), trip
         )
         trip.steps.append(read.step)
         self._hold(read.copy.holding, trip)

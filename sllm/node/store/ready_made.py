@@ -6,20 +6,49 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
+import structlog
+
+from sllm.checkpoint.format.form import WeightForm, read_form
+from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.format.manifest_file import read_manifest
-from sllm.errors import CheckpointLeased, CheckpointNotFound, NoCapacity, SourceChanged
+from sllm.checkpoint.sources.sources import LocalSource, parse_source
+from sllm.errors import (
+    CheckpointCorrupt,
+    CheckpointLeased,
+    CheckpointNotFound,
+    CheckpointUnreadable,
+    InvalidSource,
+    ModelTooLarge,
+    NoCapacity,
+    SourceChanged,
+    SourceForbidden,
+    SourceNotFound,
+    SourceUnavailable,
+)
+from sllm.node.store.lease import Lease
+from sllm.node.store.packed_forms import PackedForm, find_packed_form
 from sllm.node.store.promoter import Promoter
+from sllm.node.store.remote_forms import RemoteForms
 from sllm.node.store.removal import Removal
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.dram import DramTier
+from sllm.node.tiers.in_place import InPlace, keep, place_of
 from sllm.node.tiers.ssd import SsdTier
 from sllm.node.tiers.ssd_files import delete_all
 from sllm.node.tiers.types import Tier
-from sllm.node.transfers.loads import Threads
+from sllm.node.transfers.loads import Tell, Threads
 from sllm.node.transfers.sources import FoundSource
 from sllm.node.transfers.speeds import Speed
 from sllm.node.transfers.work import Form, Priority, Wish
+
+_log = structlog.get_logger()
+_NOT_SERVED: Final = (
+    *(CheckpointCorrupt, CheckpointUnreadable, NoCapacity, ModelTooLarge),
+    *(SourceNotFound, SourceForbidden, SourceUnavailable, SourceChanged, InvalidSource),
+)
+"""Why a start goes on from what is published."""
 
 
 class ReadyMade:
@@ -33,9 +62,11 @@ class ReadyMade:
         threads: Threads,
         promoter: Promoter,
         removal: Removal,
+        elsewhere: RemoteForms,
         changed: Callable[[], None],
     ) -> None:
         """`changed` is called after every change of contents."""
+        self._elsewhere = elsewhere
         self._ssd = ssd
         self._dram = dram
         self._reading = reading
@@ -43,6 +74,79 @@ class ReadyMade:
         self._threads = threads
         self._removal = removal
         self._changed = changed
+        self._refused: set[SourceRecord] = set()
+        """What lies within packed checkpoints and is of no use."""
+
+    async def bring_up(
+        self, found: FoundSource, form: Form, wish: Wish, tell: Tell
+    ) -> Lease | None:
+        """What was made ready of a source. None: there is none, it serves later, or cannot be had.
+
+        Raises:
+            SllmError: as `TierStore.promote`, where what is published could not be had either.
+        """
+        await self.adopt(found, form)
+        ready = self.soonest(found, form) or await self._to_import(found, form)
+        if ready is None:
+            return None
+        try:
+            lease = await self._promoter.bring_up(ready, wish, tell)
+            if lease.checkpoint.form is None:
+                lease.checkpoint.form = await self._threads.run(partial(read_form, lease.directory))
+            return lease
+        except _NOT_SERVED as error:
+            _log.warning("node.ready_made_not_served", problem=error.message)
+            if isinstance(error, CheckpointCorrupt):
+                self.refuse(ready.record)
+            return None
+
+    async def _to_import(self, found: FoundSource, form: Form) -> FoundSource | None:
+        """What lies ready within a checkpoint elsewhere, where this node has neither of both."""
+        record = replace(found.record, form=form.name)
+        here = self._dram.find(found.record) or self._ssd.find(found.record)
+        if here or record in self._refused:
+            return None
+        try:
+            return await self._elsewhere.find(found, form)
+        except (CheckpointCorrupt, InvalidSource, CheckpointUnreadable, OSError) as error:
+            self._refused.add(record)
+            _log.warning("node.packed_form_refused", url=record.url, problem=str(error))
+            return None
+
+    async def adopt(self, found: FoundSource, form: Form) -> None:
+        """Makes known what lies ready within a packed checkpoint, to be read where it lies.
+
+        Nothing goes for it. Where it is of no use, the start does without it.
+        """
+        made_of = found.record.identity
+        record = replace(found.record, form=form.name, made_of=made_of)
+        contents = found.contents
+        if not isinstance(contents, LocalSource) or self._ssd.find(record):
+            return
+        if record in self._refused:
+            return
+        look = partial(find_packed_form, contents, record, self._dram.pool.chunk_bytes)
+        try:
+            packed = await self._threads.run(look)
+            if packed and self.has_room(packed.kept_bytes):
+                await self._keep(packed, record)
+        except (CheckpointCorrupt, InvalidSource, CheckpointUnreadable, OSError) as error:
+            self._refused.add(record)
+            _log.warning("node.packed_form_refused", url=record.url, problem=str(error))
+
+    async def _keep(self, packed: PackedForm, record: SourceRecord) -> None:
+        files, manifest = packed.files, packed.files.packed
+        assert manifest is not None
+        async with self.making(packed.kept_bytes) as path:
+            await self._threads.run(partial(keep, files, manifest, path))
+            if self._ssd.find(record):
+                return  # another start has been first
+            place = place_of(files)
+            self._land(path, manifest, record, packed.form, place)
+
+    def refuse(self, record: SourceRecord) -> None:
+        """Has what lies ready within a packed checkpoint not be taken again: it is of no use."""
+        self._refused.add(record)
 
     def soonest(self, found: FoundSource, form: Form) -> FoundSource | None:
         """The source as it was made ready. None: it was not, or what is published serves sooner."""
@@ -60,18 +164,39 @@ class ReadyMade:
         return _as_kept(found, record, on_disk)
 
     async def read_ahead(self, found: FoundSource, form: Form) -> None:
-        """Reads what was made ready into the pool, if nothing has to go for it.
+        """Reads what was made ready into the pool.
+
+        Nothing has to go for it, unless its checkpoint is pinned there: then it is what starts are
+        to find.
 
         Raises:
             SllmError: as `TierStore.promote`.
         """
+        await self.adopt(found, form)
         record = replace(found.record, form=form.name)
         copy = self._ssd.find(record)
-        if copy is None or self._dram.ledger.free < copy.manifest.size_bytes:
+        published = self._dram.find(found.record)
+        pinned = published is not None and published.holding.pins > 0
+        if copy is None or (not pinned and self._dram.ledger.free < copy.manifest.size_bytes):
             return
         wish = Wish(Tier.DRAM, Priority.PREFETCH)
         lease = await self._promoter.bring_up(_as_kept(found, record, copy), wish, lambda _: None)
         lease.release()
+
+    def made_of(self, source: str, dtype: str | None, form: str) -> str:
+        """Digest of the checkpoint that was made ready of a source, as that is or was.
+
+        Empty: none was. Asks no disk.
+        """
+        try:
+            url = parse_source(source).url
+        except InvalidSource:
+            return ""
+        wanted = url, dtype, form
+        in_pool = [copy.checkpoint for copy in self._dram.copies.values()]
+        records = (one for copy in (*in_pool, *self._ssd.copies.values()) for one in copy.sources)
+        found = (one.made_of for one in records if (one.url, one.dtype, one.form) == wanted)
+        return next(found, "")
 
     def is_lacking(self, record: SourceRecord) -> bool:
         """Whether it could be made of a checkpoint that is here, and has not been."""
@@ -105,7 +230,8 @@ class ReadyMade:
                 assert not victims, "something has gone for what can be made again"
                 yield path
         finally:
-            removed = [*self._ssd.take_removed(), *([path] if path.exists() else [])]
+            # Where several ranks have written, each has done so beside it.
+            removed = [*self._ssd.take_removed(), *path.parent.glob(f"{path.name}*")]
             await asyncio.to_thread(delete_all, removed)
 
     async def add(self, record: SourceRecord, written: Path, size: int) -> None:
@@ -121,17 +247,29 @@ class ReadyMade:
             NoCapacity: it takes more than there is room for.
             SourceChanged: the source leads to something else by now.
         """
-        manifest = await self._threads.run(partial(read_manifest, written))
+        manifest, form = await self._threads.run(partial(_read, written))
         if manifest.disk_bytes > size:
             raise NoCapacity(f"it takes {manifest.disk_bytes} bytes, and {size} were kept for it")
         if self._ssd.find(record.published) is None:
             raise SourceChanged(f"{record.url} has changed while it was made ready")
-        copy = self._ssd.land(written, manifest)
+        self._land(written, manifest, record, form)
+
+    def _land(
+        self,
+        written: Path,
+        manifest: Manifest,
+        record: SourceRecord,
+        form: WeightForm | None,
+        place: InPlace | None = None,
+    ) -> None:
+        copy = self._ssd.land(written, manifest, place)
+        copy.form = form
         self._ssd.record_source(copy, record)
         self._changed()
 
     async def drop(self, record: SourceRecord) -> None:
         """Gives up what has turned out to be of no use, unless it is in use."""
+        self.refuse(record)
         copy = self._ssd.find(record)
         if copy is not None:
             await self._evict(copy)
@@ -139,6 +277,10 @@ class ReadyMade:
     async def _evict(self, copy: Checkpoint) -> None:
         with suppress(CheckpointLeased, CheckpointNotFound):
             await self._removal.evict(copy.manifest.digest, Tier.SSD)
+
+
+def _read(directory: Path) -> tuple[Manifest, WeightForm | None]:
+    return read_manifest(directory), read_form(directory)
 
 
 def _as_kept(found: FoundSource, record: SourceRecord, copy: Checkpoint) -> FoundSource:

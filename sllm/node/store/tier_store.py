@@ -1,43 +1,48 @@
 """The tier store: every byte of weights on a node, on SSD and in memory."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 import structlog
 
-from sllm.checkpoint.format.manifest import TensorEntry, corrupt
-from sllm.checkpoint.importing.import_plan import plan_import
+from sllm.checkpoint.format.manifest import corrupt
 from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
-from sllm.checkpoint.sources.sources import parse_source
+from sllm.checkpoint.sources.policy import EVERYTHING, SourcePolicy
 from sllm.clock import Clock
 from sllm.errors import (
     CheckpointCorrupt,
-    CheckpointUnreadable,
     InvalidArgument,
-    ModelTooLarge,
-    NoCapacity,
 )
+from sllm.node.kept.fetching import PageFetcher
+from sllm.node.kept.from_peers import PagesFromPeers
+from sllm.node.kept.giving import PageGiver
+from sllm.node.kept.kept_pages import KeptPages
+from sllm.node.kept.links import LinkSpeeds
+from sllm.node.kept.records import NOTHING_KEPT, KeptBudget
+from sllm.node.peers.types import Network, Peers
 from sllm.node.store import contents
+from sllm.node.store.first_uses import FirstUses
+from sllm.node.store.inspector import Inspector
+from sllm.node.store.keeping import Keeping
 from sllm.node.store.lease import Lease
 from sllm.node.store.promoter import Promoter
 from sllm.node.store.ready_made import ReadyMade
+from sllm.node.store.remote_forms import RemoteForms
 from sllm.node.store.removal import Removal
-from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
+from sllm.node.store.sharing import Sharing
 from sllm.node.tiers.dram import DramTier
-from sllm.node.tiers.ledger import Holding
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.ssd import SsdTier
 from sllm.node.tiers.types import Copy, Link, Tier, TierUsage
 from sllm.node.transfers.imports import Imports
 from sllm.node.transfers.loads import Tell, Threads
 from sllm.node.transfers.reads import Reads
-from sllm.node.transfers.sources import FoundSource, Place, Sources
+from sllm.node.transfers.sources import Sources
 from sllm.node.transfers.speeds import Reloads, Speeds, measure
-from sllm.node.transfers.work import Form, Found, Priority, Sink, Step, Wish
+from sllm.node.transfers.work import EarlyUser, Form, Found, Priority, Sink, Step, Wish
 
 _log = structlog.get_logger()
 
@@ -67,7 +72,11 @@ class TierStore:
         read_threads: int,
         fetch_threads: int,
         remote: RemoteOptions,
+        policy: SourcePolicy,
+        network: Network | None,
+        kept: KeptBudget,
     ) -> None:
+        self._has_peers = network is not None
         self._ssd = ssd
         self._dram = dram
         self._speeds = speeds
@@ -75,29 +84,54 @@ class TierStore:
         """What bringing checkpoints back to a tier would take."""
         ssd.ledger.reload_seconds = self.reloads.to_ssd
         dram.ledger.reload_seconds = self.reloads.to_dram
+        self.wanted_for = dram.ledger.wanted_for
+        """Of the pool; see `Ledger`."""
         self._threads = Threads()
         self._import_threads = Threads(_SOURCE_THREADS)
-        self._sources = Sources(self._import_threads, Remotes(remote), ssd.directory, clock)
+        remotes = Remotes(remote, policy)
+        self._sources = Sources(self._import_threads, remotes, ssd.directory, clock, policy)
         self._imports = Imports(
             ssd,
             dram,
             self._sources,
             self._import_threads,
-            speeds.remote_to_ssd,
+            speeds,
             clock,
             fetch_threads,
             self._changed,
+            network,
         )
         self._reads = Reads(
             ssd, dram, self._threads, speeds.ssd_to_dram, clock, read_threads, self._changed
         )
         self._promoter = Promoter(ssd, dram, self._imports, self._reads, self._changed)
         self._removal = Removal(ssd, dram, self._reads, self._threads, self._changed)
+        self.sharing = Sharing(ssd, dram, self._imports, self._reads, self._threads, clock)
+        """Gives chunks to other nodes."""
+        self._inspector = Inspector(ssd, dram, self._sources, self._import_threads, self._removal)
         moves = (self._promoter, self._removal)
         self.ready_made = ReadyMade(
-            ssd, dram, speeds.ssd_to_dram, self._threads, *moves, self._changed
+            ssd,
+            dram,
+            speeds.ssd_to_dram,
+            self._threads,
+            *moves,
+            RemoteForms(self._sources, self._import_threads, dram.pool.chunk_bytes),
+            self._changed,
         )
         """What was made of checkpoints for engines."""
+        self.first_uses = FirstUses(ssd, self._threads)
+        """In which order models use their weights."""
+        self.keeping = Keeping(ssd, dram, self._changed)
+        """Who wants which copies kept, beside those who lease them."""
+        self.kept = KeptPages(ssd, dram, speeds, self._threads, kept, clock)
+        """Pages of KV caches that outlive their instances."""
+        self.giving_pages = PageGiver(self.kept, dram.pool)
+        """Gives them to other nodes."""
+        self.fetching_pages = PageFetcher(self.kept, dram.pool, network, LinkSpeeds(), clock)
+        """Has theirs be kept here."""
+        self.pages_from_peers = PagesFromPeers(self.kept, self.fetching_pages)
+        """Has those of a prompt, where that is sooner than computing them."""
         self._watchers: list[Callable[[], None]] = []
 
     @classmethod
@@ -111,6 +145,9 @@ class TierStore:
         read_threads: int = 4,
         fetch_threads: int = 8,
         remote: RemoteOptions | None = None,
+        policy: SourcePolicy = EVERYTHING,
+        network: Network | None = None,
+        kept: KeptBudget = NOTHING_KEPT,
     ) -> Self:
         """Takes stock of `directory` and measures how fast it is.
 
@@ -123,6 +160,9 @@ class TierStore:
             fetch_threads: threads that fill chunks from sources; as many chunks of memory are
                 taken at most where they do not go into the pool.
             remote: how remote sources are read; None: as usual.
+            policy: which sources may be read, and what opens them.
+            network: leads to other nodes. None: nothing is had from them.
+            kept: what pages of KV caches may have of the tiers.
 
         Raises:
             InvalidArgument: another process uses the directory.
@@ -134,7 +174,7 @@ class TierStore:
         except BaseException:
             ssd.close()
             raise
-        return cls(
+        store = cls(
             ssd,
             DramTier(pool, clock),
             speeds,
@@ -142,7 +182,12 @@ class TierStore:
             read_threads,
             fetch_threads,
             remote or RemoteOptions(),
+            policy,
+            network,
+            kept,
         )
+        await store.kept.open()
+        return store
 
     @property
     def speeds(self) -> Speeds:
@@ -166,6 +211,8 @@ class TierStore:
         sink: Sink | None = None,
         identity: str = "",
         form: Form | None = None,
+        early: EarlyUser | None = None,
+        peers: Peers | None = None,
     ) -> Lease:
         """Brings the checkpoint of a source up to SSD or DRAM, and leases it there.
 
@@ -185,6 +232,9 @@ class TierStore:
             identity: what the source must be; empty: whatever it is.
             form: what it may have been made ready for. Where there is such a one, and it is served
                 sooner than what is published, that is brought up; `Lease.record` says so.
+            early: uses the chunks of a read from SSD that begins for this promotion before all are
+                there, if the model has run here before; not those of a read that is joined.
+            peers: other nodes to have it from, where it is not here.
 
         Raises:
             InvalidSource: the source cannot be read, or is not a model.
@@ -199,14 +249,10 @@ class TierStore:
         """
         if tier not in (Tier.SSD, Tier.DRAM):
             raise InvalidArgument(f"a checkpoint is promoted to SSD or DRAM, not to {tier.name}")
-        found = await self._look(parse_source(source), dtype, fresh=False)
-        found.check(identity)
-        wish = Wish(tier, priority, pack, sink)
-        if form and (ready := self.ready_made.soonest(found, form)):
-            try:
-                return await self._promoter.bring_up(ready, wish, on_progress)
-            except (CheckpointCorrupt, CheckpointUnreadable, NoCapacity, ModelTooLarge) as error:
-                _log.warning("node.ready_made_not_served", problem=error.message)
+        found = await self._inspector.look(source, dtype, fresh=False, identity=identity)
+        wish = Wish(tier, priority, pack, sink, early, peers)
+        if form and (lease := await self.ready_made.bring_up(found, form, wish, on_progress)):
+            return lease
         return await self._promoter.bring_up(found, wish, on_progress)
 
     async def read_ahead(self, source: str, dtype: str | None, form: Form) -> None:
@@ -215,7 +261,7 @@ class TierStore:
         Raises:
             SllmError: as `promote`.
         """
-        found = await self._look(parse_source(source), dtype, fresh=False)
+        found = await self._inspector.look(source, dtype, fresh=False)
         await self.ready_made.read_ahead(found, form)
 
     async def pass_through(
@@ -237,10 +283,6 @@ class TierStore:
             raise corrupt(lease.directory, "was set aside while it was leased; try again")
         return await self._reads.pass_through(copy, priority, sink)
 
-    async def _look(self, place: Place, dtype: str | None, *, fresh: bool) -> FoundSource:
-        known = self._ssd.last_known(place.url, dtype)
-        return await self._sources.look(place, dtype, known, fresh=fresh)
-
     async def inspect(
         self, source: str, dtype: str | None, *, fresh: bool = True, identity: str = ""
     ) -> Found:
@@ -256,21 +298,7 @@ class TierStore:
             InvalidSource, InvalidArgument, SourceNotFound, SourceChanged, SourceForbidden,
                 SourceUnavailable, CheckpointCorrupt: as `promote`.
         """
-        found = await self._look(parse_source(source), dtype, fresh=fresh)
-        found.check(identity)
-        held = self._find(found.record)
-        if held is not None and await self._removal.is_there(held):
-            manifest = held.manifest
-            size = _tensor_bytes(manifest.tensors)
-            digest = manifest.digest
-            return Found(held.directory, size, digest, found.record, manifest.tensors)
-        files = await self._sources.files(found)
-        plan = await self._threads.run(lambda: plan_import(files, dtype))
-        return Found(files.directory, plan.tensor_bytes, None, found.record, plan.tensors)
-
-    def _find(self, record: SourceRecord) -> Checkpoint | None:
-        dram = self._dram.find(record)
-        return dram.checkpoint if dram is not None else self._ssd.find(record)
+        return await self._inspector.inspect(source, dtype, fresh=fresh, identity=identity)
 
     async def evict(self, digest: str, tier: Tier) -> None:
         """Frees a checkpoint's room on a tier; the pool's copy goes with the one on SSD.
@@ -281,6 +309,16 @@ class TierStore:
         """
         await self._removal.evict(digest, tier)
 
+    def set_aside(self, digest: str, error: CheckpointCorrupt) -> None:
+        """Takes a copy on SSD for corrupt, as whoever reads it by itself has found it to be.
+
+        It may be leased. One that nothing could replace stays.
+        """
+        copy = self._ssd.copies.get(digest)
+        if copy is not None and copy.replaceable:
+            self._ssd.quarantine(copy, error)
+            self._changed()
+
     def is_in_pool(self, digest: str) -> bool:
         """Whether a checkpoint is in the pool, whole."""
         return digest in self._dram.copies
@@ -288,32 +326,6 @@ class TierStore:
     def holds(self, digest: str) -> bool:
         """Whether a checkpoint is on SSD or in the pool, whole."""
         return digest in self._ssd.copies or digest in self._dram.copies
-
-    @contextmanager
-    def yielding(self, lease: Lease) -> Iterator[None]:
-        """Tells meanwhile that a lease on the pool is given up where its room is needed."""
-        copy = self._dram.copies.get(lease.digest)
-        if copy is None:
-            yield
-            return
-        copy.holding.yielding += 1
-        self._changed()
-        try:
-            yield
-        finally:
-            copy.holding.yielding -= 1
-
-    def keep(self, digest: str, held: ExitStack) -> None:
-        """Leases the copy on SSD, or else that in the pool, until `held` is closed."""
-        copy = self._ssd.copies.get(digest) or self._dram.copies.get(digest)
-        if copy is not None:
-            copy.holding.leases += 1
-            held.callback(self._let_go, copy.holding)
-            self._changed()
-
-    def _let_go(self, holding: Holding) -> None:
-        holding.leases -= 1
-        self._changed()
 
     def copies(self) -> tuple[Copy, ...]:
         """Every checkpoint on every tier, and those that are being read into the pool."""
@@ -325,7 +337,7 @@ class TierStore:
 
     def links(self) -> tuple[Link, ...]:
         """How fast bytes move between the tiers, and how many are waiting to."""
-        return contents.links(self._speeds, self._imports, self._reads)
+        return contents.links(self._speeds, self._imports, self._reads, peers=self._has_peers)
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, in the event loop, after every change of contents, leases or loads."""
@@ -339,9 +351,12 @@ class TierStore:
         """Raises AssertionError if the tiers' books contradict each other, the pool or the disk."""
         self._ssd.check_integrity()
         self._dram.check_integrity()
+        self.kept.check_integrity()
 
     async def close(self) -> None:
         """Ends what is under way; whoever waits for it gets ShuttingDown. Leases become void."""
+        await self.fetching_pages.close()
+        await self.kept.close()
         self._threads.stop()
         self._import_threads.stop()
         await self._loads_ended()
@@ -357,7 +372,3 @@ class TierStore:
         while self._imports.loads or self._reads.loads:
             await asyncio.gather(*(load.ended() for load in self._imports.loads.values()))
             await asyncio.gather(*(load.ended() for load in self._reads.loads.values()))
-
-
-def _tensor_bytes(tensors: Iterable[TensorEntry]) -> int:
-    return sum(tensor.size for tensor in tensors)

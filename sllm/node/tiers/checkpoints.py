@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sllm.checkpoint.format.form import WeightForm
 from sllm.checkpoint.format.manifest import Manifest
 
 
@@ -37,6 +38,13 @@ class Checkpoint:
     """Of the model's small files: configuration, tokenizer and the like."""
     sources: list[SourceRecord] = field(default_factory=list, kw_only=True)
     """What is known to lead to it."""
+    form: WeightForm | None = field(default=None, kw_only=True)
+    """What it was made ready for, as it says itself. None: it is as published, or does not say."""
+
+    @property
+    def weights(self) -> Path:
+        """The directory of its partitions, of a copy on SSD."""
+        return self.directory
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -50,6 +58,6 @@ class Checkpoint:
 
     @property
     def made_for(self) -> str:
-        """Name of the engine that it was made ready for, which its form begins with."""
+        """What it was made ready for, which its form begins with; see `WeightForm.label`."""
         forms = (record.form for record in self.sources if record.form)
         return next(forms, "").rpartition("-")[0]

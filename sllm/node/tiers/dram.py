@@ -1,4 +1,4 @@
-"""The DRAM tier: which checkpoints are in the pool, and in which chunks."""
+"""The DRAM tier: which checkpoints are in the pool, and in which chunks; and what else is there."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,14 @@ class DramCopy:
     holding: Holding
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptChunk:
+    """A chunk of the pool for pages of KV caches. It goes when a checkpoint needs the room."""
+
+    chunk: int
+    holding: Holding
+
+
 class DramTier:
     """The tier's contents. Belongs to one thread."""
 
@@ -34,6 +42,8 @@ class DramTier:
         self.ledger = Ledger(Tier.DRAM, pool.capacity_bytes, clock)
         self.copies: dict[str, DramCopy] = {}
         """By digest."""
+        self.kept: dict[str, KeptChunk] = {}
+        """What is no checkpoint, by names that are no digests."""
 
     @contextmanager
     def reserved(self, counts: Sequence[int]) -> Iterator[Chunks]:
@@ -47,8 +57,8 @@ class DramTier:
             NoCapacity: too much is leased or being loaded now.
         """
         size = sum(counts) * self.pool.chunk_bytes
-        for digest in self.ledger.reserve(size):
-            self._free(self.copies.pop(digest).chunks)
+        for name in self.ledger.reserve(size):
+            self._forget(name)
         chunks = self._allocate(counts)
         try:
             yield chunks
@@ -93,12 +103,41 @@ class DramTier:
             self.ledger.remove(digest)
             self._free(copy.chunks)
 
+    def keep(self, name: str) -> KeptChunk:
+        """Takes a chunk for what can be computed again, at the expense of what is missed least.
+
+        Raises:
+            ModelTooLarge, NoCapacity: there is none to be had.
+        """
+        for victim in self.ledger.reserve(self.pool.chunk_bytes):
+            self._forget(victim)
+        self.ledger.unreserve(self.pool.chunk_bytes)
+        ((chunk,),) = self._allocate((1,))
+        holding = self.ledger.add(name, self.pool.chunk_bytes, recomputable=True)
+        kept = self.kept[name] = KeptChunk(chunk, holding)
+        return kept
+
+    def drop(self, name: str) -> None:
+        """Gives up a chunk that was kept; one that is not here is no error."""
+        if name in self.kept:
+            self.ledger.remove(name)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Frees the chunks of what the ledger has struck out."""
+        if kept := self.kept.pop(name, None):
+            self.pool.free((kept.chunk,))
+        else:
+            self._free(self.copies.pop(name).chunks)
+
     def check_integrity(self) -> None:
         """Raises AssertionError if the books and the pool differ."""
         self.pool.check_integrity()
         self.ledger.check_integrity(self.copies)
         assert self.pool.used_bytes == self.ledger.used, "the pool and the ledger differ"
         held = [c for copy in self.copies.values() for chunks in copy.chunks for c in chunks]
+        held += [kept.chunk for kept in self.kept.values()]
+        assert all(name in self.ledger for name in self.kept), "what is kept is not in the books"
         assert len(held) == len(set(held)), "two checkpoints share a chunk"
         for copy in self.copies.values():
             assert copy.checkpoint.directory.is_dir(), "the small files of a copy are gone"

@@ -17,9 +17,10 @@ import xxhash
 from sllm.checkpoint.format.layout import lie_as_used
 from sllm.checkpoint.format.manifest import Manifest, PartitionEntry, corrupt
 from sllm.checkpoint.format.plain_files import read_plain
+from sllm.checkpoint.format.room import Room
 from sllm.checkpoint.reading.weights import in_place
 from sllm.checkpoint.sources.file_names import carried_name
-from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
+from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, find, fingerprint
 from sllm.node.tiers.checkpoints import SourceRecord
 
 KEPT_FILE = ".in-place.json"
@@ -35,6 +36,8 @@ class InPlace:
     """Of the files when their headers were read."""
     packed: bool = False
     """Whether it was packed: then a copy from elsewhere would be the same checkpoint."""
+    room: Room | None = None
+    """Where its files may lie."""
 
     def check_unchanged(self) -> None:
         """Makes sure that nothing has changed while it was read.
@@ -57,6 +60,12 @@ def can_stay(files: SourceFiles, record: SourceRecord, chunk_bytes: int) -> bool
     if files.packed is None:
         return lie_as_used(files.tensors)
     return all(entry.chunk_size == chunk_bytes for entry in files.packed.partitions)
+
+
+def place_of(files: SourceFiles) -> InPlace:
+    """The place of a source that is to be read where it lies."""
+    packed = files.packed is not None
+    return InPlace(files.directory, files.fingerprint, packed=packed, room=files.room)
 
 
 def describe(files: SourceFiles, chunk_bytes: int) -> Manifest:
@@ -85,7 +94,7 @@ def keep(files: SourceFiles, manifest: Manifest, directory: Path) -> None:
     """
     directory.mkdir()
     for path in files.files:
-        (directory / carried_name(path)).write_bytes(read_plain(path))
+        (directory / carried_name(path)).write_bytes(read_plain(path, files.room))
     _write(directory, files.directory, manifest)
 
 
@@ -101,7 +110,7 @@ def restore(directory: Path, chunk_bytes: int) -> tuple[Manifest, InPlace]:
         source, digests = LocalSource(Path(kept["directory"])), dict(kept["digests"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise corrupt(directory / KEPT_FILE, f"cannot be used: {error!r}") from error
-    files = inspect(source)
+    files = find(source)
     manifest = describe(files, chunk_bytes)
     wrong_chunks = any(entry.chunk_size != chunk_bytes for entry in manifest.partitions)
     if manifest.digest != directory.name or wrong_chunks:
@@ -110,7 +119,7 @@ def restore(directory: Path, chunk_bytes: int) -> tuple[Manifest, InPlace]:
         copy = directory / carried_name(path)
         if not copy.is_file() or copy.stat().st_size != path.stat().st_size:
             raise corrupt(copy, f"is not the whole of {path}")
-    place = InPlace(source.directory, files.fingerprint, packed=files.packed is not None)
+    place = place_of(files)
     return with_digests(manifest, digests), place
 
 

@@ -1,12 +1,13 @@
 """Who holds how much of a tier, what is leased, and what room loads were promised."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sllm.clock import Clock, MonotonicClock
 from sllm.decay import Decaying
 from sllm.errors import ModelTooLarge, NoCapacity
-from sllm.node.tiers.eviction import choose_victims
+from sllm.node.tiers.eviction import Rank, choose_victims
 from sllm.node.tiers.types import Tier
 
 HALF_LIFE_SECONDS = 600.0
@@ -15,7 +16,7 @@ HALF_LIFE_SECONDS = 600.0
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """A checkpoint's share of a tier."""
+    """A checkpoint's share of a tier, or that of pages of KV caches that are kept."""
 
     size: int
     """Bytes."""
@@ -25,6 +26,12 @@ class Holding:
     """How many hold it in place."""
     yielding: int = 0
     """How many of these are given up as soon as somebody needs the room."""
+    wanted_until: float = math.inf
+    """Clock's seconds from which on it goes before those that are wanted."""
+    pins: int = 0
+    """How many of these are there although nothing uses it."""
+    recomputable: bool = False
+    """Whether it is no checkpoint but what a model has computed: it goes before all of those."""
 
     @property
     def stays(self) -> bool:
@@ -48,6 +55,8 @@ class Ledger:
         self.reload_seconds: Callable[[str, int], float] = lambda _, size: float(size)
         """What bringing a checkpoint of so many bytes here again would take, from the tiers below
         as they are now. Until it is set, every byte takes as long as any other."""
+        self.goes_last: Callable[[str], bool] = lambda _: False
+        """Whether a checkpoint goes only when no other one can."""
         self._clock = clock or MonotonicClock()
         self._holdings: dict[str, Holding] = {}
 
@@ -55,6 +64,11 @@ class Ledger:
     def used(self) -> int:
         """Bytes held and reserved."""
         return self.reserved + sum(holding.size for holding in self._holdings.values())
+
+    @property
+    def recomputable_bytes(self) -> int:
+        """Bytes held of what is no checkpoint."""
+        return sum(one.size for one in self._holdings.values() if one.recomputable)
 
     @property
     def free(self) -> int:
@@ -66,16 +80,36 @@ class Ledger:
         """Bytes held that nothing leases: they go when room is needed."""
         return sum(self._holdings[digest].size for digest in self._idle())
 
-    def add(self, digest: str, size: int) -> Holding:
-        """Enters a checkpoint, used now."""
+    def __contains__(self, digest: object) -> bool:
+        """Whether it has been entered, and not struck out."""
+        return digest in self._holdings
+
+    def add(self, digest: str, size: int, *, recomputable: bool = False) -> Holding:
+        """Enters a checkpoint, or what can be computed again, used now."""
         uses = Decaying().plus_one(self._clock.now(), HALF_LIFE_SECONDS)
-        holding = self._holdings[digest] = Holding(size, uses)
+        holding = self._holdings[digest] = Holding(size, uses, recomputable=recomputable)
         return holding
 
     def touch(self, digest: str) -> None:
         """Counts a use of a checkpoint."""
         holding = self._holdings[digest]
         holding.uses = holding.uses.plus_one(self._clock.now(), HALF_LIFE_SECONDS)
+        holding.wanted_until = math.inf
+
+    def wanted_for(self, digest: str, seconds: float) -> None:
+        """Has a checkpoint go before others after this time, unless it is used again.
+
+        One that is not here is not wanted any less.
+        """
+        if holding := self._holdings.get(digest):
+            holding.wanted_until = self._clock.now() + seconds
+
+    def touch_and_hold(self, digest: str) -> Holding:
+        """Counts a use, and a lease, which the caller gives back."""
+        self.touch(digest)
+        holding = self._holdings[digest]
+        holding.leases += 1
+        return holding
 
     def remove(self, digest: str) -> None:
         """Strikes a checkpoint out, leased or not."""
@@ -94,11 +128,17 @@ class Ledger:
         """
         self._check_possible(size)
         idle = {digest: self._holdings[digest].size for digest in self._idle()}
-        victims = choose_victims(idle, self.used + size - self.capacity, self._worth)
+        victims = choose_victims(idle, self.used + size - self.capacity, self._rank)
         for digest in victims:
             self.remove(digest)
         self.reserved += size
         return victims
+
+    def _rank(self, digest: str) -> Rank:
+        """Sorts by who goes first."""
+        holding = self._holdings[digest]
+        wanted = holding.wanted_until > self._clock.now()
+        return self.goes_last(digest), not holding.recomputable, wanted, self._worth(digest)
 
     def _worth(self, digest: str) -> float:
         """How much a checkpoint would be missed, for each byte."""
@@ -109,7 +149,13 @@ class Ledger:
     @property
     def least_missed(self) -> str | None:
         """What would go first; None: nothing is idle."""
-        return min(self._idle(), key=self._worth, default=None)
+        return min(self._idle(), key=self._rank, default=None)
+
+    @property
+    def least_missed_recomputable(self) -> str | None:
+        """The same of what is no checkpoint."""
+        idle = (digest for digest in self._idle() if self._holdings[digest].recomputable)
+        return min(idle, key=self._worth, default=None)
 
     def unreserve(self, size: int) -> None:
         """Gives a reservation back."""
@@ -137,7 +183,11 @@ class Ledger:
         return [digest for digest, holding in self._holdings.items() if not holding.leases]
 
     def check_integrity(self, digests: Iterable[str]) -> None:
-        """Raises AssertionError unless exactly `digests` are held, within the capacity."""
-        assert set(digests) == set(self._holdings), "the ledger and the tier differ"
+        """Raises AssertionError unless exactly the checkpoints `digests` are held, and what fits.
+
+        What is recomputable is for those to check who keep it.
+        """
+        held = {digest for digest, one in self._holdings.items() if not one.recomputable}
+        assert set(digests) == held, "the ledger and the tier differ"
         assert all(holding.leases >= 0 for holding in self._holdings.values()), "leases below 0"
         assert 0 <= self.reserved <= self.used <= self.capacity, "more in use than there is"

@@ -1,9 +1,6 @@
 """The DRAM tier's memory: one memfd of fixed size, cut into chunks."""
 
 import bisect
-import ctypes
-import fcntl
-import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +9,7 @@ from contextlib import contextmanager, suppress
 from sllm import libc
 from sllm.checkpoint.format.manifest import BLOCK_BYTES, CHUNK_BYTES
 from sllm.errors import InvalidArgument
+from sllm.node.tiers.shared_memory import share
 from sllm.process import give_way
 
 _TOUCH_BYTES = 2 << 20
@@ -30,12 +28,19 @@ class Pool:
     allocated it decides who reads and who writes.
     """
 
-    def __init__(self, capacity_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self,
+        capacity_bytes: int,
+        chunk_bytes: int = CHUNK_BYTES,
+        *,
+        huge_pages: bool = True,
+    ) -> None:
         """Reserves addresses; memory is taken as it is touched.
 
         Args:
             capacity_bytes: rounded down to whole chunks.
             chunk_bytes: a multiple of `BLOCK_BYTES`.
+            huge_pages: whether it lies in huge pages where the kernel gives them.
 
         Raises:
             InvalidArgument: there is not room for one chunk, or chunks are not whole blocks.
@@ -49,12 +54,13 @@ class Pool:
         self.chunk_bytes = chunk_bytes
         self.chunk_count = capacity_bytes // chunk_bytes
         self.capacity_bytes = self.chunk_count * chunk_bytes
-        self.fd = _sealed_memfd(self.capacity_bytes)
-        self._mmap = mmap.mmap(self.fd, self.capacity_bytes)
+        shared = share("sllm-pool", self.capacity_bytes, chunk_bytes, huge=huge_pages)
+        self.fd = shared.fd
+        self.pages = shared.pages
+        """What its memory consists of."""
+        self._mmap = shared.mapped
         self._memory = memoryview(self._mmap)
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
-        # Of a memfd, the kernel aligns the mapping for them itself where it allows them.
-        libc.advise_huge_pages(self._address, self.capacity_bytes)
+        self._address = shared.address
         self._free = list(range(self.chunk_count))
         self._touched = bytearray(self.chunk_count)
         self._closing = threading.Event()
@@ -164,12 +170,3 @@ class Pool:
         with suppress(BufferError):  # somebody still has a view; it ends with that
             self._mmap.close()
         os.close(self.fd)
-
-
-def _sealed_memfd(size: int) -> int:
-    """A memfd that nobody can shrink under a worker's mapping."""
-    fd = os.memfd_create("sllm-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    return fd

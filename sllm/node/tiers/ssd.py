@@ -15,14 +15,16 @@ from typing import Self
 
 import structlog
 
+from sllm.checkpoint.format.form import read_form
 from sllm.checkpoint.format.manifest import CHUNK_BYTES, Manifest, corrupt
 from sllm.checkpoint.format.manifest_file import read_manifest
 from sllm.clock import Clock
 from sllm.decay import Decaying
 from sllm.errors import CheckpointCorrupt, CheckpointUnreadable, SllmError
-from sllm.node.tiers import metrics, ssd_files
+from sllm.node.tiers import first_use, metrics, ssd_files
 from sllm.node.tiers.checkpoints import Checkpoint, SourceRecord
 from sllm.node.tiers.disk_refusals import REFUSALS, problem_of
+from sllm.node.tiers.first_use import FirstUse
 from sllm.node.tiers.in_place import KEPT_FILE, InPlace, restore
 from sllm.node.tiers.ledger import Holding, Ledger
 from sllm.node.tiers.types import Tier
@@ -37,6 +39,8 @@ class SsdCopy(Checkpoint):
     holding: Holding
     in_place: InPlace | None = None
     """Where its bytes are read, if that is not `directory`."""
+    first_use: FirstUse | None = None
+    """In which order its tensors are used. None: no model of it has run here."""
 
     @property
     def weights(self) -> Path:
@@ -125,7 +129,7 @@ class SsdTier:
 
     def _take_in(self, path: Path, chunk_bytes: int) -> None:
         try:
-            copy = self._restored(path, chunk_bytes)
+            copy, form = self._restored(path, chunk_bytes), read_form(path)
         except (CheckpointUnreadable, OSError) as error:
             _log.warning("node.checkpoint_unreadable", path=str(path), problem=str(error))
             self._strays.add(path.name)
@@ -135,6 +139,8 @@ class SsdTier:
             self._set_aside(path)
             return
         copy.sources.extend(ssd_files.read_sources(path))
+        copy.first_use = first_use.read(path, copy.manifest)
+        copy.form = form
         self.copies[path.name] = copy
 
     def _restored(self, path: Path, chunk_bytes: int) -> SsdCopy:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sllm.checkpoint.format.form import WeightForm
+
 
 class Tier(IntEnum):
     """A place on or behind a node that holds chunks; the numbers are those of the protocol."""
@@ -11,6 +13,8 @@ class Tier(IntEnum):
     SSD = 2
     DRAM = 3
     DEVICE = 4
+    PEER = 5
+    """Other nodes: between the source and SSD, whatever its number."""
 
 
 STORED_ON = (Tier.SSD, Tier.DRAM)
@@ -36,7 +40,9 @@ class Copy:
     made_of: str = ""
     """Digest of the checkpoint that it was made ready of. Empty: it is as published."""
     made_for: str = ""
-    """Name of the engine that it was made ready for, if it was."""
+    """What it was made ready for, if it was; see `WeightForm.label`."""
+    form: WeightForm | None = None
+    """The same in full, as far as it is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Condition, Thread
 
@@ -37,11 +37,12 @@ class ReadJob:
         advance: Callable[[int], None],
         landed: Callable[[int], None] = _ignore,
         take: Callable[[int], bool] = _always,
+        order: Iterable[int] | None = None,
     ) -> None:
         """Describes a job.
 
         Args:
-            reads: the chunks, in the order in which they are read.
+            reads: the chunks.
             priority: asked before every turn, in any thread.
             cancelled: asked before every turn, in any thread.
             advance: told the bytes of each chunk that has arrived, in the event loop.
@@ -49,6 +50,7 @@ class ReadJob:
                 that has read it.
             take: asked before a chunk's turn whether there is memory for it, which is taken then,
                 in any thread. Whoever has refused calls `ReadQueue.wake` when there is.
+            order: in which chunks have their turns, by index, each once. None: as they come.
         """
         loop = asyncio.get_running_loop()
         self.digests = [""] * len(reads)
@@ -64,7 +66,7 @@ class ReadJob:
         self.cancelled = cancelled
         self.landed = landed
         self.take = take
-        self.waiting = deque(range(len(reads)))
+        self.waiting = deque(range(len(reads)) if order is None else order)
         self.running = 0
         self.arrived: Callable[[int], object] = lambda size: loop.call_soon_threadsafe(
             advance, size

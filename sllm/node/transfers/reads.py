@@ -1,8 +1,8 @@
 """From SSD into the pool."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,9 @@ from sllm.checkpoint.reading.chunk_reader import ChunkRead, open_reads
 from sllm.clock import Clock
 from sllm.errors import Cancelled, CheckpointCorrupt, ShuttingDown
 from sllm.node.tiers import metrics
+from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.dram import Chunks, DramCopy, DramTier
+from sllm.node.tiers.first_use import ChunkOrder, chunk_order
 from sllm.node.tiers.in_place import remember, with_digests
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
 from sllm.node.tiers.types import Tier
@@ -21,9 +23,18 @@ from sllm.node.transfers.loads import Load, Threads
 from sllm.node.transfers.read_queue import ReadJob, ReadQueue
 from sllm.node.transfers.speeds import Speed
 from sllm.node.transfers.window import WINDOW_CHUNKS, Window
-from sllm.node.transfers.work import LoadPhase, Priority, Sink, Step
+from sllm.node.transfers.work import Arrival, EarlyUser, LoadPhase, Priority, Sink, Step
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Who uses a read's chunks before its end."""
+
+    user: EarlyUser
+    record: SourceRecord
+    """The source that leads to the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +74,31 @@ class Reads:
         """Bytes of the chunks that are being read."""
         return self._queue.in_flight_bytes
 
-    def load(self, copy: SsdCopy, priority: Priority, sink: Sink | None = None) -> Load[ReadIn]:
+    def load(
+        self,
+        copy: SsdCopy,
+        priority: Priority,
+        sink: Sink | None = None,
+        early: Early | None = None,
+    ) -> Load[ReadIn]:
         """The read of a copy that is under way, or a new one. The copy must be leased.
 
-        `sink` gets the chunks of a new one as they arrive.
+        `sink` and `early` get the chunks of a new one as they arrive.
         """
         digest = copy.manifest.digest
         load = self.loads.get(digest)
         if load is None:
             load = self.loads[digest] = Load(LoadPhase.READ, Tier.SSD, self._changed, priority)
             load.report(0, copy.manifest.size_bytes)
-            load.begin(self._run(copy, load, sink))
+            load.begin(self._run(copy, load, sink, early))
         return load
 
-    async def _run(self, copy: SsdCopy, load: Load[ReadIn], sink: Sink | None) -> ReadIn:
+    async def _run(
+        self, copy: SsdCopy, load: Load[ReadIn], sink: Sink | None, early: Early | None
+    ) -> ReadIn:
         try:
             with self._accounted(copy):
-                return await self._read(copy, load, sink)
+                return await self._read(copy, load, sink, early)
         finally:
             del self.loads[copy.manifest.digest]
             self._changed()
@@ -99,30 +118,51 @@ class Reads:
                 raise ShuttingDown("the node went down during the load") from error
             raise
 
-    async def _read(self, copy: SsdCopy, load: Load[ReadIn], sink: Sink | None) -> ReadIn:
+    async def _read(
+        self, copy: SsdCopy, load: Load[ReadIn], sink: Sink | None, early: Early | None
+    ) -> ReadIn:
         manifest, pool = copy.manifest, self._dram.pool
         with (
             ExitStack() as files,
             self._dram.reserved([entry.chunk_count for entry in manifest.partitions]) as chunks,
             pool.undisturbed(),
         ):
-            reads = await self._open(copy, self._dram.memory(chunks), files)
-            job = ReadJob(
-                reads,
-                priority=lambda: load.priority,
-                cancelled=lambda: load.abandoned or self._threads.closing.is_set(),
-                advance=load.advance,
-                landed=_hand_on(sink, chunks),
-            )
-            try:
-                await self._queue.read(job)
-            finally:
-                # However the read ends, its chunks are free only when nobody copies from them.
-                if sink:
-                    await sink.settle()
-            await self._check(copy, job)
-            dram = self._dram.land(copy, chunks)
-            load.land(dram.holding)
+            order = chunk_order(manifest, copy.first_use)
+            if early is not None:
+                order = early.user.order(manifest, order)
+            async with _used_early(early, copy, chunks, order) as user:
+                return await self._read_into(chunks, order, copy, load, sink, user, files)
+
+    async def _read_into(
+        self,
+        chunks: Chunks,
+        order: ChunkOrder,
+        copy: SsdCopy,
+        load: Load[ReadIn],
+        sink: Sink | None,
+        user: EarlyUser | None,
+        files: ExitStack,
+    ) -> ReadIn:
+        reads = await self._open(copy, self._dram.memory(chunks), files)
+        job = ReadJob(
+            reads,
+            priority=lambda: load.priority,
+            cancelled=lambda: load.abandoned or self._threads.closing.is_set(),
+            advance=load.advance,
+            landed=_hand_on(sink, user, chunks),
+            order=order.chunks,
+        )
+        try:
+            await self._queue.read(job)
+        finally:
+            # However the read ends, its chunks are free only when nobody copies from them.
+            if sink:
+                await sink.settle()
+        await self._check(copy, job)
+        dram = self._dram.land(copy, chunks)
+        load.land(dram.holding)
+        if user is not None and dram.chunks is not chunks:
+            await user.let_go(Cancelled("the same weights have come from elsewhere meanwhile"))
         return ReadIn(dram, self._step(job, copy))
 
     async def pass_through(self, copy: SsdCopy, priority: Priority, sink: Sink) -> Step:
@@ -172,7 +212,8 @@ class Reads:
             raise
 
     async def _open(self, copy: SsdCopy, memory: ChunkMemory, files: ExitStack) -> list[ChunkRead]:
-        opening = partial(open_reads, copy.weights, copy.manifest, memory, files)
+        room = copy.in_place.room if copy.in_place else None
+        opening = partial(open_reads, copy.weights, copy.manifest, memory, files, room=room)
         return await self._threads.run(opening)
 
     async def _check(self, copy: SsdCopy, job: ReadJob) -> None:
@@ -205,9 +246,37 @@ class Reads:
         self._queue.close()
 
 
-def _hand_on(sink: Sink | None, chunks: Chunks) -> Callable[[int], None]:
-    """Tells a sink, if there is one, of chunks by their places in the pool."""
-    if sink is None:
-        return lambda _: None
+@asynccontextmanager
+async def _used_early(
+    early: Early | None, copy: SsdCopy, chunks: Chunks, order: ChunkOrder
+) -> AsyncIterator[EarlyUser | None]:
+    """Who uses a read's chunks before its end. If it fails, they are free when nobody does.
+
+    Nobody may before they are checked, which chunks without a known digest are only together.
+    """
+    is_checked = all(entry.digests for entry in copy.manifest.partitions)
+    if early is None or not is_checked or len(order.at_once) == len(order.chunks):
+        yield None
+        return
+    arrival = Arrival(copy.manifest, copy.directory, early.record, chunks, order.at_once)
+    if not early.user.begin(arrival):
+        yield None
+        return
+    try:
+        yield early.user
+    except BaseException as error:
+        await early.user.let_go(error)
+        raise
+
+
+def _hand_on(sink: Sink | None, user: EarlyUser | None, chunks: Chunks) -> Callable[[int], None]:
+    """Tells who takes chunks of them, a sink by their places in the pool."""
     places = [chunk for partition in chunks for chunk in partition]
-    return lambda index: sink.landed(index, places[index])
+
+    def landed(index: int) -> None:
+        if sink is not None:
+            sink.landed(index, places[index])
+        if user is not None:
+            user.landed(index)
+
+    return landed

@@ -1,19 +1,24 @@
-"""Sources as this node finds them, and the small files that were fetched from remote ones."""
+"""Sources as this node finds them, and the small files that were fetched or copied from them."""
 
 import asyncio
 import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import structlog
 
+from sllm.checkpoint.format.file_errors import cannot_open
 from sllm.checkpoint.remote.remotes import Remotes, Sighting
 from sllm.checkpoint.remote.snapshot import Snapshot
 from sllm.checkpoint.sources.identity import identify
+from sllm.checkpoint.sources.outline import write_outline
+from sllm.checkpoint.sources.policy import EVERYTHING, SourcePolicy
 from sllm.checkpoint.sources.remote_urls import HubRepository, RemoteDirectory
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, fingerprint, inspect
 from sllm.clock import Clock
@@ -27,7 +32,7 @@ FRESH_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 """How long a remote source is waited for if this node holds what it was before."""
 _STAGED_SOURCES = 16
-"""Remote sources whose small files are kept, in case they are imported next."""
+"""Sources whose small files are kept, in case they are looked at or imported next."""
 
 _IDENTITIES = 1024
 """States of local sources whose identity is kept."""
@@ -68,7 +73,14 @@ class FoundSource:
 class Sources:
     """Looks at sources, and fetches what has to be known of them. Belongs to the event loop."""
 
-    def __init__(self, threads: Threads, remotes: Remotes, directory: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        threads: Threads,
+        remotes: Remotes,
+        directory: Path,
+        clock: Clock,
+        policy: SourcePolicy = EVERYTHING,
+    ) -> None:
         """Looks at nothing yet.
 
         Args:
@@ -76,16 +88,22 @@ class Sources:
             remotes: remote sources.
             directory: where small files are fetched to, if it can be written.
             clock: tells how old a look at a source is.
+            policy: what may be looked at.
         """
         self._threads = threads
         self._remotes = remotes
         self._directory = directory
         self._clock = clock
+        self._policy = policy
         self._seen: dict[str, tuple[float, Sighting]] = {}
         """Of remote sources, by URL: those that are fresh, when the last was added."""
+        self._missed: dict[str, float] = {}
+        """When there was nothing in directories within sources, by URL: those that are fresh."""
         self._identities: OrderedDict[tuple[str, str], str] = OrderedDict()
         """Of local sources, by URL and fingerprint: those looked at last."""
         self._staged: OrderedDict[tuple[str, str], asyncio.Task[SourceFiles]] = OrderedDict()
+        self._let_gone: set[Path] = set()
+        """Of what is not kept any more, and is still read."""
 
     async def look(
         self, place: Place, dtype: str | None, known: SourceRecord | None, *, fresh: bool
@@ -99,12 +117,14 @@ class Sources:
             fresh: whether a remote source is asked anew, even if it was a moment ago.
 
         Raises:
+            SourceNotAllowed: it may not be read, whether or not it was imported.
             SourceNotFound, SourceForbidden, SourceUnavailable: it cannot be had, and was never
                 imported.
             InvalidSource: it is of a kind that cannot be read.
             CheckpointCorrupt: it contradicts itself, or is being written to.
         """
         try:
+            place = await self._threads.run(partial(self._policy.admit, place))
             sighting = await self._sight(place, fresh, PATIENCE_SECONDS if known else None)
         except _GONE as error:
             if known is None:
@@ -114,6 +134,28 @@ class Sources:
         identity = await self._identity(place, sighting)
         record = SourceRecord(place.url, sighting.fingerprint, dtype, identity)
         return FoundSource(place, record, sighting.contents)
+
+    async def within(self, place: RemoteDirectory | HubRepository) -> Snapshot | None:
+        """What lies in a directory within a source, which need not be a model's. None: nothing.
+
+        That nothing is there is known for as long as what is there.
+
+        Raises:
+            SourceNotAllowed: it may not be read.
+            SourceForbidden, SourceUnavailable, InvalidSource: it cannot be had.
+            TimeoutError: it takes too long.
+        """
+        missed = self._missed.get(place.url)
+        if missed is not None and self._is_fresh(missed):
+            return None
+        await self._threads.run(partial(self._policy.admit, place))
+        try:
+            contents = (await self._sight(place, False, PATIENCE_SECONDS)).contents
+        except SourceNotFound:
+            self._missed = {url: at for url, at in self._missed.items() if self._is_fresh(at)}
+            self._missed[place.url] = self._clock.now()
+            return None
+        return replace(contents, of_model=False) if isinstance(contents, Snapshot) else None
 
     async def _identity(self, place: Place, sighting: Sighting) -> str:
         """Of a remote source its state as its server names it, which is the same for every node."""
@@ -158,13 +200,28 @@ class Sources:
             return await self._threads.run(partial(inspect, contents))
         return await self._staged_files(contents)
 
+    async def readable(self, files: SourceFiles) -> SourceFiles:
+        """The same where workers may read it, but for its weights.
+
+        Raises:
+            CheckpointUnreadable: a file cannot be read now.
+            InvalidSource: one has become a link out of the source.
+        """
+        if not isinstance(files.origin, LocalSource):
+            return files
+        key = (files.origin.url, files.fingerprint)
+        return await self._stage(key, partial(_outline, files, self._directory))
+
     async def _staged_files(self, snapshot: Snapshot) -> SourceFiles:
-        """Fetches them once, however many ask."""
         key = (snapshot.url, snapshot.fingerprint)
+        fetch = partial(_fetch, snapshot, self._threads.closing.is_set)
+        return await self._stage(key, partial(_stage, fetch, self._directory))
+
+    async def _stage(self, key: tuple[str, str], make: Callable[[], SourceFiles]) -> SourceFiles:
+        """Has them made once, however many ask."""
         task = self._staged.get(key)
         if task is None:
-            fetch = partial(_stage, snapshot, self._directory, self._threads.closing.is_set)
-            task = self._staged[key] = asyncio.create_task(self._threads.run(fetch))
+            task = self._staged[key] = asyncio.create_task(self._threads.run(make))
             await self._drop_oldest()
         self._staged.move_to_end(key)
         try:
@@ -176,36 +233,63 @@ class Sources:
     async def _drop_oldest(self) -> None:
         while len(self._staged) > _STAGED_SOURCES:
             _, oldest = self._staged.popitem(last=False)
-            await self._delete(oldest)
+            await self._let_go(oldest)
 
-    async def _delete(self, staged: "asyncio.Task[SourceFiles]") -> None:
+    async def _let_go(self, staged: "asyncio.Task[SourceFiles]") -> None:
+        """Deletes it once nobody reads it any more: whoever does has its `SourceFiles`."""
         (outcome,) = await asyncio.gather(staged, return_exceptions=True)
         if isinstance(outcome, SourceFiles):
-            await asyncio.to_thread(shutil.rmtree, outcome.directory, ignore_errors=True)
+            directory = outcome.directory
+            self._let_gone.add(directory)
+            weakref.finalize(outcome, self._unused, directory).atexit = False
+
+    def _unused(self, directory: Path) -> None:
+        """In whatever thread was the last to read it, which may be the event loop's."""
+        self._let_gone.discard(directory)
+        Thread(target=_delete, args=[directory], name="staged-delete").start()
 
     async def close(self) -> None:
         """Deletes what was fetched. Nothing may be under way."""
-        for staged in self._staged.values():
-            await self._delete(staged)
+        done = await asyncio.gather(*self._staged.values(), return_exceptions=True)
+        fetched = [one.directory for one in done if isinstance(one, SourceFiles)]
+        for directory in (*fetched, *self._let_gone):
+            await asyncio.to_thread(_delete, directory)
         self._staged.clear()
         await asyncio.to_thread(self._remotes.close)
 
 
-def _stage(snapshot: Snapshot, directory: Path, cancelled: Callable[[], bool]) -> SourceFiles:
+def _delete(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _fetch(snapshot: Snapshot, cancelled: Callable[[], bool], directory: Path) -> SourceFiles:
+    return snapshot.fetch(directory, cancelled)
+
+
+def _outline(files: SourceFiles, directory: Path) -> SourceFiles:
+    def write(into: Path) -> SourceFiles:
+        write_outline(files, into)
+        return replace(files, directory=into)
+
+    try:
+        return _stage(write, directory)
+    except OSError as error:
+        raise cannot_open(files.directory, error) from error
+
+
+def _stage(make: Callable[[Path], SourceFiles], directory: Path) -> SourceFiles:
     """Beside the checkpoints, where a start removes what a kill left; or else anywhere."""
     try:
-        return _stage_in(directory, STAGED, snapshot, cancelled)
+        return _stage_in(directory, STAGED, make)
     except OSError as error:
         _log.info("node.staged_elsewhere", directory=str(directory), problem=str(error))
-        return _stage_in(None, "sllm-staged-", snapshot, cancelled)
+        return _stage_in(None, "sllm-staged-", make)
 
 
-def _stage_in(
-    parent: Path | None, prefix: str, snapshot: Snapshot, cancelled: Callable[[], bool]
-) -> SourceFiles:
+def _stage_in(parent: Path | None, prefix: str, make: Callable[[Path], SourceFiles]) -> SourceFiles:
     staged = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
-        return snapshot.fetch(staged, cancelled)
+        return make(staged)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

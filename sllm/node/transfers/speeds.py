@@ -61,6 +61,8 @@ class Speeds:
     ssd_to_dram: Speed
     dram_to_device: Speed
     """On a CPU node nothing crosses this link: the pool is the device."""
+    peer_to_ssd: Speed
+    """From all other nodes that give a checkpoint at once."""
 
 
 class Reloads:
@@ -120,7 +122,7 @@ def _measure(directory: Path) -> Speeds:
         began = time.perf_counter()
         second[:] = first
         copied = _PROBE_BYTES / (time.perf_counter() - began)
-    return Speeds(Speed(written), Speed(read), Speed(copied))
+    return Speeds(Speed(written), Speed(read), Speed(copied), Speed(written))
 
 
 def _write(path: Path, memory: mmap.mmap) -> float:

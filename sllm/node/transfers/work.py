@@ -6,8 +6,12 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
 
-from sllm.checkpoint.format.manifest import TensorEntry
+from sllm.checkpoint.format.manifest import Manifest, TensorEntry
+from sllm.checkpoint.sources.sources import SourceFiles
+from sllm.node.peers.types import Peers
 from sllm.node.tiers.checkpoints import SourceRecord
+from sllm.node.tiers.dram import Chunks
+from sllm.node.tiers.first_use import ChunkOrder
 from sllm.node.tiers.types import Tier
 
 
@@ -43,6 +47,45 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """A checkpoint that has begun to arrive in the pool."""
+
+    manifest: Manifest
+    directory: Path
+    """Of the model's small files."""
+    record: SourceRecord
+    """The source that led to it."""
+    chunks: Chunks
+    """Where it will be."""
+    at_once: frozenset[int]
+    """Chunks without which nothing can be made of it, counted over all partitions."""
+
+
+class EarlyUser(Protocol):
+    """Uses chunks of a read before the others have arrived."""
+
+    def order(self, manifest: Manifest, order: ChunkOrder) -> ChunkOrder:
+        """In which order it wants a checkpoint's chunks, which are used in this one."""
+        ...
+
+    def begin(self, arrival: Arrival) -> bool:
+        """Tells that a read begins, in the event loop; whether the user follows it."""
+        ...
+
+    def landed(self, index: int) -> None:
+        """Tells that a chunk has arrived and was checked. In any thread.
+
+        Args:
+            index: of the chunk in the checkpoint, counted over all its partitions.
+        """
+        ...
+
+    async def let_go(self, error: BaseException) -> None:
+        """Tells that the read has failed; returns once nobody uses any of its chunks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """What weights may have been made ready for."""
 
@@ -63,6 +106,10 @@ class Wish:
     """Whether it is converted although it could be read where it lies."""
     sink: Sink | None = None
     """Gets the chunks of a read that begins for this wish; not those of one that is joined."""
+    early: EarlyUser | None = None
+    """Uses them, of such a read, before all are there."""
+    peers: Peers | None = None
+    """Other nodes to have it from."""
 
 
 class LoadPhase(IntEnum):
@@ -76,6 +123,8 @@ class LoadPhase(IntEnum):
     """Worker, module and engine."""
     COPY = 4
     """From the pool to the device."""
+    FETCH = 5
+    """From other nodes to SSD, beside an import. A step alone: the load's phase is the import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +164,5 @@ class Found:
     """The source as it was found."""
     tensors: tuple[TensorEntry, ...] = ()
     """As they are served."""
+    files: SourceFiles | None = None
+    """What `directory` is there for as long as. None: it is a copy's."""

@@ -18,9 +18,11 @@ class EmbeddingServicer(EmbeddingServiceServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Makes vectors of texts."""
-        answers = await self._host.encodings.embed(wire.embed_ask(request))
+        answers = await self._host.running.encodings.embed(wire.embed_ask(request))
         return await asyncio.to_thread(wire.embed_response, answers)  # of millions of numbers
 
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
         """Scores documents."""
-        return wire.score_response(await self._host.encodings.score(wire.score_ask(request)))
+        return wire.score_response(
+            await self._host.running.encodings.score(wire.score_ask(request))
+        )

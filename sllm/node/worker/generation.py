@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from sllm.errors import SllmError
@@ -16,6 +16,8 @@ from sllm.node.worker.engine.interface import (
 from sllm.node.worker.model.parsing import OutputParser, Parsed, Parsing, ToolCallDelta, joined
 from sllm.node.worker.model.prompts import Prompt
 from sllm.node.worker.model.text import TextDelta, TextStream, Vocabulary
+from sllm.node.worker.page_messages import NO_TOKENS, KeptTokens
+from sllm.prompt_prefixes import NAMELESS, Prefixes
 from sllm.sampling import Sampling
 from sllm.structured_output.form import Form
 
@@ -56,6 +58,8 @@ class GenerationRequest:
     """Whether nobody waits for it; see `EngineRequest.background`."""
     adapter_id: str = ""
     """Of the adapter that it is for. Empty: the model as it is."""
+    prefixes: Prefixes = NAMELESS
+    """Names of what the prompt begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class Tokens:
     """What thoughts have grown by, where they are told apart."""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """What calls of tools have grown by, the same."""
+    seconds: float = field(default=0.0, compare=False)
+    """Since the token before them, of which the first one here has none."""
 
     def joined(self, later: "Tokens") -> "Tokens":
         """These tokens and those that follow them."""
@@ -102,6 +108,7 @@ class Tokens:
             self.logprobs + later.logprobs,
             self.reasoning + later.reasoning,
             joined(self.tool_calls, later.tool_calls),
+            self.seconds + later.seconds,
         )
 
 
@@ -113,6 +120,8 @@ class Usage:
     completion_tokens: int
     cached_prompt_tokens: int
     """Prompt tokens whose cache entries were found and not computed again."""
+    kept: KeptTokens = NO_TOKENS
+    """Of these, those whose pages were kept on the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +189,15 @@ class Generation:
             grammar: what the engine follows the text's form by.
             parser: takes the text apart. None: it stays whole.
         """
+        self.kept = NO_TOKENS
+        """Tokens of the prompt whose pages were brought for it."""
         self._taken_at = taken_at
         self._grammar = grammar
         self._parser = parser
         self._has_called = False
         self._last_token: int | None = None
         self._first_token_seconds: float | None = None
+        self._last_token_at = 0.0
         self._prompt_tokens = prompt_tokens
         self._include_stop = request.include_stop
         self._text = TextStream(
@@ -234,8 +246,7 @@ class Generation:
 
     def push(self, token: NewToken) -> Tokens | Completed:
         """Takes the next token; nothing is pushed after the generation is completed."""
-        if self._first_token_seconds is None:
-            self._first_token_seconds = time.monotonic() - self._taken_at
+        seconds = self._seconds_since_last()
         may_stop = self._count + 1 >= self._min_tokens
         ends = token.finish is FinishReason.STOP and not self._include_stop
         push = self._text.push_end if ends else self._text.push
@@ -253,11 +264,20 @@ class Generation:
             logprobs=(token.logprob,) if token.logprob else (),
             reasoning=parsed.reasoning,
             tool_calls=parsed.tool_calls,
+            seconds=seconds,
         )
         self._count += 1
         if reason is None:
             return tokens
         return self._completed(tokens, reason, delta.stop, token.cached_prompt_tokens)
+
+    def _seconds_since_last(self) -> float:
+        now = time.monotonic()
+        seconds = now - self._last_token_at if self.begun else 0.0
+        if self._first_token_seconds is None:
+            self._first_token_seconds = now - self._taken_at
+        self._last_token_at = now
+        return seconds
 
     def _parse(self, text: str, token_id: int, *, finished: bool) -> Parsed:
         if self._parser is None:
@@ -278,5 +298,6 @@ class Generation:
         if self._has_called and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
         # The engine does not know where the prompt ends if it went on with a generation.
-        usage = Usage(self._prompt_tokens, self._count, min(cached, self._prompt_tokens))
+        cached = min(cached, self._prompt_tokens)
+        usage = Usage(self._prompt_tokens, self._count, cached, self.kept.up_to(cached))
         return Completed(tokens, reason, usage, stop, self._first_token_seconds or 0.0)

@@ -2,33 +2,22 @@
 
 import asyncio
 import itertools
-import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import structlog
 
-from sllm import bounds
 from sllm.errors import (
     Internal,
-    InvalidArgument,
     InvalidStructuredOutput,
-    NotServed,
     RequestIdInUse,
     SllmError,
     UnsupportedModel,
 )
 from sllm.node.worker.adapters import Adapters
-from sllm.node.worker.engine.adapters import Adapter
-from sllm.node.worker.engine.interface import (
-    Engine,
-    EngineRequest,
-    FinishReason,
-    NewToken,
-    Step,
-    TokenGrammar,
-)
+from sllm.node.worker.engine.interface import Engine, EngineRequest, NewToken, Step
+from sllm.node.worker.engine.pages import Prefix
 from sllm.node.worker.generation import (
     Accepted,
     Completed,
@@ -40,28 +29,15 @@ from sllm.node.worker.generation import (
     Tokens,
     prompt_parts,
 )
-from sllm.node.worker.model import prompts, words
-from sllm.node.worker.model.forced_calls import ForcedCalls
-from sllm.node.worker.model.grammars import Grammars
 from sllm.node.worker.model.module import ModelFiles
-from sllm.node.worker.model.parsing import OutputParser, Parsers
-from sllm.node.worker.model.prompts import RenderedPrompt, TextPrompt, TokenPrompt
+from sllm.node.worker.model.parsing import Parsers
+from sllm.node.worker.model.seeing import ImageReader
 from sllm.node.worker.model.texts import Texts
 from sllm.node.worker.outbox import Outbox
-from sllm.prompt_size import check_size
-from sllm.sampling import MAX_SEED
+from sllm.node.worker.page_keeping import PageKeeping
+from sllm.node.worker.request_reader import RequestReader
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """What the tokenizer has made of a request."""
-
-    prompt: tuple[int, ...]
-    forbidden: tuple[tuple[int, ...], ...]
-    grammar: TokenGrammar | None
-    adapter: Adapter | None
 
 
 @dataclass(slots=True)
@@ -79,6 +55,10 @@ class _UnderWay:
     """Set once the engine has it."""
     prompt: tuple[int, ...] = ()
     """Token ids, if logprobs of them are still to come."""
+    asked: EngineRequest | None = None
+    """Of the engine, once it was."""
+    drawn: list[int] = field(default_factory=list)
+    """Token ids that the engine has put out."""
 
 
 class Generations:
@@ -93,19 +73,28 @@ class Generations:
         context_tokens: int,
         outbox: Outbox,
         adapters: Adapters | None = None,
+        images: ImageReader | None = None,
     ) -> None:
-        """`adapters`: those that requests may name. None: they may name none."""
-        self._files = files
-        self._adapters = adapters
+        """Takes requests at once.
+
+        Args:
+            files: the model's.
+            texts: makes prompts of them.
+            parsers: take answers apart. None: nothing does.
+            engine: which runs.
+            context_tokens: what prompt and generation of a request may have together.
+            outbox: takes what comes of requests.
+            adapters: those that requests may name. None: they may name none.
+            images: reads those of prompts. None: they may have none.
+        """
         self._engine = engine
-        self._context_tokens = context_tokens
         self._outbox = outbox
         self._keys = map(str, itertools.count())
         self._by_id: dict[str, _UnderWay] = {}
         self._by_key: dict[str, _UnderWay] = {}
-        self._texts = texts
-        self._parsers = parsers
-        self._grammars = Grammars(files.tokenizer, files.vocabulary_size, files.stop_token_ids)
+        self.keeping: PageKeeping | None = None
+        """Brings pages of prompts that are kept. None: nobody keeps any."""
+        self._reader = RequestReader(files, texts, parsers, context_tokens, adapters, images)
 
     def submit(self, request: GenerationRequest) -> None:
         """Takes a request; whatever comes of it comes through the outbox."""
@@ -124,6 +113,17 @@ class Generations:
             return
         self._abandon(under_way)
         self._engine.cancel(under_way.key)
+
+    def prefix(self, request_id: str) -> Prefix | None:
+        """What the cache has of a request. None: nothing that follows from tokens alone.
+
+        Of its last token, and of a prompt that is being computed, it has nothing yet.
+        """
+        under_way = self._by_id.get(request_id)
+        asked = under_way.asked if under_way else None
+        if under_way is None or asked is None or asked.images:
+            return None
+        return Prefix((*asked.prompt, *under_way.drawn), asked.adapter)
 
     def take_step(self, step: Step) -> None:
         """Turns a step's tokens into events."""
@@ -147,135 +147,37 @@ class Generations:
     def close(self) -> None:
         """Cancels all requests; takes no more."""
         self.cancel_all()
+        self._reader.close()
 
     def release(self) -> None:
         """Gives up what the engine's steps need; it has ended, after `close`."""
-        self._grammars.close()
+        self._reader.release()
 
     async def _begin(self, request: GenerationRequest, under_way: _UnderWay) -> None:
         ended: Completed | None = None
         try:
-            rendered = await self._texts.rendered(request.prompt)
-            size = prompts.size_bytes(rendered)
-            check_size(size, self._context_tokens)
-            grammar, adapter = await self._grammar(request), self._adapter(request)
-            tokens = await self._texts.run(size, self._encode, request, rendered, grammar, adapter)
-            prompt = tokens.prompt
-            engine_request = self._engine_request(request, tokens, under_way.key)
-            finish = _finish_before(engine_request)
-            if engine_request.prompt_logprobs is not None:
-                under_way.prompt = prompt
-            under_way.generation, ended = await self._texts.run(
-                prompts.LETTERS_PER_TOKEN * len(request.generated),  # made text again
-                self._follow,
-                request,
-                prompt,
-                under_way.taken_at,
-                finish,
-                grammar,
-            )
+            read = await self._reader.read(request, under_way.key, under_way.taken_at)
+            if read.engine.prompt_logprobs is not None:
+                under_way.prompt = read.prompt
+            if self.keeping and not read.ended:
+                read.generation.kept = await self.keeping.bring(read.engine, request.prefixes)
+            under_way.generation, ended = read.generation, read.ended
             if ended:
                 self._forget(under_way)
             else:
-                self._engine.submit(engine_request)
+                under_way.asked = read.engine
+                self._engine.submit(read.engine)
         except SllmError as error:
             self._refuse(under_way, error)
         except Exception as error:
             log.exception("worker.request_failed", request_id=request.request_id)
             self._refuse(under_way, Internal(f"the request could not be begun: {error!r}"))
         else:
-            self._put(request.request_id, Accepted(prompt))
+            self._put(request.request_id, Accepted(read.prompt))
             if ended:
                 self._put(request.request_id, ended)
         finally:
             under_way.beginning = None
-
-    async def _grammar(self, request: GenerationRequest) -> TokenGrammar | None:
-        """What the text's form is followed by. Of what is computed ahead no token is wanted."""
-        if request.form is None or request.gives_way:
-            return None
-        request.form.validate()
-        prompts.check_known(request.generated, self._files.vocabulary_size)
-        return await self._grammars.begin(request.form, request.generated)
-
-    def _encode(
-        self,
-        request: GenerationRequest,
-        prompt: TextPrompt | TokenPrompt | RenderedPrompt,
-        grammar: TokenGrammar | None,
-        adapter: Adapter | None,
-    ) -> "_Encoded":
-        files, size = self._files, self._files.vocabulary_size
-        request.sampling.validate(request.max_tokens)
-        prompts.check_known(request.generated, size)
-        words.check_known(request.sampling, size)
-        forbidden = words.sequences(request.sampling.bad_words, files.tokenizer, size)
-        encoded = prompts.encode(prompt, files.tokenizer, size)
-        return _Encoded(encoded, forbidden, grammar, adapter)
-
-    def _adapter(self, request: GenerationRequest) -> Adapter | None:
-        if not request.adapter_id:
-            return None
-        if self._adapters is None:
-            raise NotServed("the instance takes no adapters (max_adapters)")
-        return self._adapters.get(request.adapter_id)
-
-    def _follow(
-        self,
-        request: GenerationRequest,
-        prompt: tuple[int, ...],
-        taken_at: float,
-        finish: FinishReason | None,
-        grammar: TokenGrammar | None,
-    ) -> tuple[Generation, Completed | None]:
-        vocabulary, parser = self._files.vocabulary, self._parser(request, prompt)
-        generation = Generation(request, len(prompt), vocabulary, taken_at, grammar, parser)
-        return generation, generation.ended(finish)
-
-    def _parser(self, request: GenerationRequest, prompt: tuple[int, ...]) -> OutputParser | None:
-        """What takes the answer apart. Of what is computed ahead nothing is said."""
-        parsing, skips = request.parsing, request.skip_special_tokens
-        if parsing is None or request.gives_way:
-            return None
-        parsing.validate()
-        # One request has several ids on its way from node to node, which begin alike.
-        request_id = request.request_id.rpartition("/")[0] or request.request_id
-        if parsing.choice.is_forced:
-            return ForcedCalls(parsing.choice, request_id, skips_special_tokens=skips)
-        if self._parsers is None:
-            return None
-        return self._parsers.begin(parsing, prompt, request_id, skips_special_tokens=skips)
-
-    def _engine_request(
-        self, request: GenerationRequest, tokens: "_Encoded", key: str
-    ) -> EngineRequest:
-        prompt = tokens.prompt
-        asked = request.prompt_logprobs
-        bounds.check_output(request.max_tokens, request.logprobs, request.stop, asked)
-        allowance = prompts.token_allowance(len(prompt), request.max_tokens, self._context_tokens)
-        generated = len(request.generated)
-        if generated > allowance:
-            raise InvalidArgument(f"{generated} tokens were generated of {allowance} at most")
-        stop_token_ids = request.stop_token_ids
-        if not request.ignore_eos:
-            stop_token_ids |= self._files.stop_token_ids
-        words.check_endless(request.sampling, stop_token_ids)
-        return EngineRequest(
-            request_id=key,
-            prompt=prompt + request.generated,
-            sampling=replace(request.sampling, seed=_seed(request.sampling.seed)),
-            max_tokens=allowance - generated,
-            stop_token_ids=stop_token_ids,
-            forbidden=tokens.forbidden,
-            grammar=tokens.grammar,
-            logprobs=request.logprobs,
-            # Told before the first token, wherever that was generated.
-            prompt_logprobs=None if generated or request.gives_way else asked,
-            first_position=generated,
-            gives_way=request.gives_way,
-            background=request.background,
-            adapter=tokens.adapter,
-        )
 
     def _push(self, token: NewToken) -> Iterator[Output]:
         under_way = self._by_key.get(token.request_id)
@@ -285,6 +187,7 @@ class Generations:
             for part in prompt_parts(under_way.prompt, token.prompt):
                 yield Output(under_way.request_id, part)
             under_way.prompt = ()
+        under_way.drawn.append(token.token_id)
         event = under_way.generation.push(token)
         if isinstance(event, Completed):
             self._forget(under_way)
@@ -322,17 +225,7 @@ class Generations:
     def _forget(self, under_way: _UnderWay) -> None:
         self._by_id.pop(under_way.request_id, None)
         self._by_key.pop(under_way.key, None)
+        self._reader.let_go(under_way.key)
 
     def _put(self, request_id: str, event: Event) -> None:
         self._outbox.put((Output(request_id, event),), self._engine.counters)
-
-
-def _finish_before(request: EngineRequest) -> FinishReason | None:
-    """What the tokens that were drawn elsewhere have ended with, if they have."""
-    if request.first_position and request.prompt[-1] in request.stop_token_ids:
-        return FinishReason.STOP
-    return None if request.max_tokens else FinishReason.LENGTH
-
-
-def _seed(seed: int | None) -> int:
-    return secrets.randbelow(MAX_SEED + 1) if seed is None else seed

@@ -8,22 +8,24 @@ from pathlib import Path
 import structlog
 import torch
 
+from sllm.checkpoint.format.form import WeightForm
 from sllm.embedding.purpose import Task
 from sllm.errors import (
     EngineUnavailable,
     InvalidArgument,
-    NotServed,
     SllmError,
     WorkerDied,
 )
 from sllm.node.worker.adapters import Adapters
 from sllm.node.worker.backends.interface import Backend, Loaded
 from sllm.node.worker.encodings import Encodings
-from sllm.node.worker.engine.encoder import Encoder
+from sllm.node.worker.engine import int8_pages
+from sllm.node.worker.engine.int8_pages import Int8Pages
 from sllm.node.worker.engine.interface import Counters, Engine, Step
 from sllm.node.worker.engine.yielding import YieldingEngine
+from sllm.node.worker.experts.on_demand import WeightsOnDisk
 from sllm.node.worker.generations import Generations
-from sllm.node.worker.making_ready import make_ready
+from sllm.node.worker.making_ready import Making
 from sllm.node.worker.messages import ModelDescription
 from sllm.node.worker.model.description import context_tokens
 from sllm.node.worker.model.device_weights import DeviceWeights
@@ -31,18 +33,26 @@ from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
 from sllm.node.worker.model.module import run_dtype
 from sllm.node.worker.model.refusing import CANNOT_RUN, refusing
 from sllm.node.worker.model.texts import Texts
+from sllm.node.worker.on_disk import AttachedOnDisk, attach_on_disk
 from sllm.node.worker.outbox import Outbox
+from sllm.node.worker.page_keeping import PageKeeping
 from sllm.node.worker.preparing import (
     EngineOptions,
     Prepared,
     PreparedModel,
     capacity_of,
+    pass_tokens,
     prepare_model,
 )
 from sllm.node.worker.rank_watch import RankWatch
-from sllm.node.worker.ranks import END_SECONDS, Ranks
+from sllm.node.worker.ranks import END_SECONDS, Ranks, make_ready
+from sllm.node.worker.running import ParameterLocation, RunningModel
+from sllm.node.worker.weights_use import WeightsUse
 
 log = structlog.get_logger()
+
+GivenWeights = PooledWeights | DeviceWeights | WeightsOnDisk
+"""Where a model's weights are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +68,9 @@ class Attached:
     read_bytes: tuple[int, ...] = ()
     """Of the weights, where they lie, copied by each rank; one number if there is one rank. Empty:
     the engine copies none."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterLocation:
-    """Where a parameter is in this process's memory."""
-
-    name: str
-    address: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    weights: HeldWeights
-    loaded: Loaded
-    engine: Engine | Encoder
-    requests: Generations | Encodings
-    """What the engine works on."""
-    outbox: Outbox
-    """Has nothing in it but ends with the worker, where nothing is generated."""
-    adapters: Adapters | None = None
-    """None: the model takes none."""
+    disk_seconds: float = 0.0
+    """Of `attach_seconds`, the first, for what was read from disk."""
+    disk_bytes: int = 0
 
 
 class ModelHost:
@@ -95,12 +86,14 @@ class ModelHost:
         """
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the worker is of no use any more, and all requests have been told."""
+        self.weights_use = WeightsUse()
         self._pool_fd = pool_fd
         self._backend = backend
         self._prepared: PreparedModel | None = None
-        self._running: _Running | None = None
+        self._running: RunningModel | None = None
         self._ranks = ranks
         self._rank_watch = RankWatch(ranks, self.fail)
+        self._closing = False
         self._up = False
         """Whether there is an engine that can end by itself."""
 
@@ -128,26 +121,37 @@ class ModelHost:
         prepared = self._prepared
         return Prepared(time.monotonic() - began, prepared.description, prepared.warm_up)
 
-    async def attach(self, weights: PooledWeights | DeviceWeights, kv_bytes: int) -> Attached:
+    async def attach(
+        self,
+        weights: GivenWeights,
+        kv_bytes: int,
+        *,
+        tell_first_use: bool = False,
+    ) -> Attached:
         """Builds the model over its weights, where the agent holds them, and starts the engine.
 
         Args:
             weights: where they are.
             kv_bytes: memory that the KV cache may take.
+            tell_first_use: whether `weights_use` is to see what is used first.
 
         Raises:
-            InvalidArgument: Not prepared, attached before, or a tensor is not in what was given.
+            InvalidArgument: Not prepared, attached before, a tensor is not in what was given, or
+                the engine cannot wait for weights.
             NoCapacity: There is no room for a KV cache.
             DeviceFailed: The device's memory cannot be opened.
             UnsupportedModel: The weights are not those of the model.
             WorkerDied: Another process that was to run the model has ended.
+            CheckpointCorrupt, CheckpointUnreadable: Of weights on disk.
         """
         prepared = self._prepared
         if prepared is None or self._running is not None:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
         self._check_ranks(weights)
-        held, loaded = await asyncio.to_thread(self._attach, prepared, weights)
+        held, loaded, on_disk = await asyncio.to_thread(self._attach, prepared, weights)
+        self.weights_use.experts = on_disk.experts if on_disk else None
+        self.weights_use.watch(held, loaded, weights, tell_first_use=tell_first_use)
         attached = time.monotonic()
         with refusing(CANNOT_RUN):
             if prepared.description.purpose.task is Task.GENERATE:
@@ -155,32 +159,45 @@ class ModelHost:
                     self._begin_generating(prepared, held, loaded, weights, kv_bytes)
                 )
             else:
-                context = await self._begin_encoding(prepared, held, loaded)
+                context = await self._begin_encoding(prepared, held, loaded, kv_bytes)
+        await asyncio.to_thread(self.weights_use.settle)
         self._up = True
         started = time.monotonic()
         read = loaded.read_bytes()
-        return Attached(attached - began, started - attached, context, read)
+        times = attached - began, started - attached
+        if on_disk is None:
+            return Attached(*times, context, read)
+        return Attached(*times, context, read, on_disk.read_seconds, on_disk.read_bytes)
 
     async def _begin_generating(
         self,
         prepared: PreparedModel,
         held: HeldWeights,
         loaded: Loaded,
-        weights: PooledWeights | DeviceWeights,
+        weights: GivenWeights,
         kv_bytes: int,
     ) -> int:
         """Starts the engine; gives the tokens that prompt and generation may have together."""
-        capacity = capacity_of(prepared, self._backend, run_dtype(held.given), kv_bytes)
+        config = prepared.files.architecture.config
+        dtype = run_dtype(config, held.given)
+        capacity = capacity_of(prepared, self._backend, dtype, kv_bytes)
         if isinstance(weights, PooledWeights):
             directory = prepared.files.directory
             await asyncio.to_thread(self._ranks.attach, directory, weights, capacity)
-        context = min(context_tokens(prepared.files.architecture.config), capacity.kv_tokens)
+        context = min(context_tokens(config), capacity.kv_tokens)
         engine, outbox = YieldingEngine(loaded.engine(capacity)), Outbox()
         adapters = self._new_adapters(prepared, held, engine)
         generations = Generations(
-            prepared.files, prepared.texts, prepared.parsers, engine, context, outbox, adapters
+            prepared.files,
+            prepared.texts,
+            prepared.parsers,
+            engine,
+            context,
+            outbox,
+            adapters,
+            prepared.images,
         )
-        self._running = _Running(held, loaded, engine, generations, outbox, adapters)
+        self._running = RunningModel(held, loaded, engine, generations, outbox, adapters)
         await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
         return context
 
@@ -193,13 +210,13 @@ class ModelHost:
         return Adapters(self._pool_fd, engine, device)
 
     async def _begin_encoding(
-        self, prepared: PreparedModel, held: HeldWeights, loaded: Loaded
+        self, prepared: PreparedModel, held: HeldWeights, loaded: Loaded, kv_bytes: int
     ) -> int:
         """Starts the encoder; gives the tokens that it sees of one text."""
         loop, context = asyncio.get_running_loop(), prepared.description.context_tokens
-        encoder = loaded.encoder(prepared.description.purpose)
+        encoder = loaded.encoder(prepared.description.purpose, pass_tokens(prepared, kv_bytes))
         encodings = Encodings(prepared.files, prepared.texts, encoder, context)
-        self._running = _Running(held, loaded, encoder, encodings, Outbox())
+        self._running = RunningModel(held, loaded, encoder, encodings, Outbox())
 
         def on_failure(error: Exception) -> None:
             loop.call_soon_threadsafe(self.fail, error)
@@ -207,12 +224,13 @@ class ModelHost:
         encoder.start(on_failure)
         return context
 
-    async def make_ready(self, weights: PooledWeights, directory: Path) -> float:
+    async def make_ready(self, weights: PooledWeights, directory: Path, form: WeightForm) -> float:
         """Writes weights as the engine's kernels read them, giving way to whoever else computes.
 
         Args:
             weights: as published.
             directory: of the checkpoint that is made; not there yet.
+            form: what it is for.
 
         Returns:
             Seconds that it took.
@@ -221,12 +239,40 @@ class ModelHost:
             InvalidArgument: Not prepared, or a tensor is not in what was given.
             UnsupportedModel: The weights are not those of the model, or are not kept in this way.
             NoCapacity: The disk is full.
+            WorkerDied: Another process that was to make its part has ended.
         """
         prepared, began = self._checked(), time.monotonic()
-        await asyncio.to_thread(
-            make_ready, self._backend, prepared.files, self._pool_fd, weights, directory
+        making = Making(prepared.files.directory, weights, directory, form, gives_way=True)
+        work = asyncio.to_thread(
+            make_ready, self._backend, prepared.files, self._pool_fd, making, self._ranks
         )
+        await self._rank_watch.while_none_is_lost(work)
         return time.monotonic() - began
+
+    def keep_pages(self, scope: str, *, int8: bool = False) -> PageKeeping | None:
+        """Has pages of the engine's cache outlive it from now on. None: it has none that can.
+
+        Args:
+            scope: whose they are.
+            int8: whether they are kept with eight bits a number, where they can be.
+
+        Raises:
+            InvalidArgument: The worker is not attached, or does so already.
+        """
+        requests, pages = self.running.requests, self.running.pages
+        if not isinstance(requests, Generations) or pages is None:
+            return None
+        if requests.keeping:
+            raise InvalidArgument("a worker has its pages kept by one call at a time")
+        if int8 and int8_pages.takes(pages.layout):
+            pages = Int8Pages(pages)
+        requests.keeping = PageKeeping(pages, self._pool_fd, scope, requests.prefix)
+        return requests.keeping
+
+    def stop_keeping(self, keeping: PageKeeping) -> None:
+        """Ends that."""
+        keeping.close()
+        self.running.generations.keeping = None
 
     @property
     def rank_pids(self) -> tuple[int, ...]:
@@ -252,51 +298,15 @@ class ModelHost:
         return self._checked().description
 
     @property
-    def generations(self) -> Generations:
-        """The requests.
-
-        Raises:
-            InvalidArgument: The worker is not attached.
-            NotServed: Its model does not generate.
-        """
-        requests = self._attached.requests
-        if isinstance(requests, Generations):
-            return requests
-        raise NotServed("the model does not generate text: call Embed or Score")
-
-    @property
-    def adapters(self) -> Adapters:
-        """What requests may name.
-
-        Raises:
-            InvalidArgument: The worker is not attached.
-            NotServed: Its model takes none.
-        """
-        if adapters := self._attached.adapters:
-            return adapters
-        raise NotServed("the instance takes no adapters (max_adapters)")
-
-    @property
-    def encodings(self) -> Encodings:
-        """Texts of which vectors or scores are made.
-
-        Raises:
-            InvalidArgument: The worker is not attached.
-            NotServed: Its model generates.
-        """
-        requests = self._attached.requests
-        if isinstance(requests, Encodings):
-            return requests
-        raise NotServed("the model generates text: call Generate")
-
-    @property
-    def outbox(self) -> Outbox:
-        """What comes of the requests.
+    def running(self) -> RunningModel:
+        """The model with its engine.
 
         Raises:
             InvalidArgument: The worker is not attached.
         """
-        return self._attached.outbox
+        if self._running is None:
+            raise InvalidArgument("the worker takes requests once it is attached")
+        return self._running
 
     @property
     def counters(self) -> Counters:
@@ -311,26 +321,11 @@ class ModelHost:
 
     def parameters(self) -> list[ParameterLocation]:
         """Where the parameters are, if weights are used where they lie; tied ones once."""
-        if self._running is None:
-            return []
-        return [
-            ParameterLocation(name, parameter.data_ptr(), parameter.nbytes)
-            for name, parameter in self._running.loaded.parameters()
-        ]
-
-    def cancel(self, request_id: str) -> None:
-        """Ends a generation, which is not named again; one that is not there has ended."""
-        if isinstance(self._attached.requests, Generations):
-            self._attached.requests.cancel(request_id)
-
-    def cancel_all(self) -> None:
-        """Ends all generations without a word; other requests end with their calls."""
-        if isinstance(self._attached.requests, Generations):
-            self._attached.requests.cancel_all()
+        return self._running.parameters() if self._running else []
 
     def fail(self, error: Exception) -> None:
         """Gives up: all requests are told, and the process is to end."""
-        if self.failed.done():
+        if self.failed.done() or self._closing:
             return
         log.error("worker.failed", exc_info=error)
         reason = error if isinstance(error, SllmError) else WorkerDied(f"worker failed: {error!r}")
@@ -341,6 +336,8 @@ class ModelHost:
 
     async def close(self) -> None:
         """Ends the engine and all requests."""
+        self._closing = True
+        self.weights_use.close()
         if self._prepared:
             self._prepared.texts.close()
         if self._running:
@@ -358,26 +355,24 @@ class ModelHost:
             raise InvalidArgument("the worker has not prepared a model")
         return self._prepared
 
-    @property
-    def _attached(self) -> _Running:
-        if self._running is None:
-            raise InvalidArgument("the worker takes requests once it is attached")
-        return self._running
-
-    def _check_ranks(self, weights: PooledWeights | DeviceWeights) -> None:
+    def _check_ranks(self, weights: GivenWeights) -> None:
         if not self._ranks.processes:
             return
-        if not isinstance(weights, PooledWeights) or weights.ready_made:
+        if not isinstance(weights, PooledWeights):
             raise InvalidArgument(
-                "a model that several processes run takes its weights out of the pool, as published"
+                "a model that several processes run takes its weights out of the pool"
             )
 
     def _attach(
-        self, prepared: PreparedModel, weights: PooledWeights | DeviceWeights
-    ) -> tuple[HeldWeights, Loaded]:
+        self, prepared: PreparedModel, weights: GivenWeights
+    ) -> tuple[HeldWeights, Loaded, AttachedOnDisk | None]:
+        if isinstance(weights, WeightsOnDisk):
+            found = attach_on_disk(prepared.files, self._backend, weights)
+            return found.held, found.loaded, found
         held = hold(self._pool_fd, weights)
         load, group = self._backend.load, self._ranks.group
-        return held, load(prepared.files, held.given, on_device=held.on_device, group=group)
+        loaded = load(prepared.files, held.given, on_device=held.on_device, group=group)
+        return held, loaded, None
 
     def _start(
         self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop

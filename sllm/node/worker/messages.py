@@ -8,6 +8,12 @@ from sllm.embedding.purpose import GENERATES, Purpose
 
 MAX_PACKET_BYTES = 64 * 1024
 
+DEFAULT_CONCURRENCY: Final = 64
+"""Requests that an instance works on at once, where nobody says."""
+
+INT8_PAGES: Final = ", int8"
+"""How the name of a page's layout ends if its numbers were rounded to eight bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
@@ -24,6 +30,8 @@ class ModelDescription:
     """Tokens that the model knows. 0: not told."""
     purpose: Purpose = GENERATES
     """What it is for."""
+    image_bytes: int = 0
+    """Memory that images may come to take in a worker. 0: the model sees none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,8 @@ class Describe:
     """Whether the engine is to run it with adapters."""
     ranks: int = 1
     """Processes that are to run it together."""
+    on_disk: bool = False
+    """Whether its experts are to be read as they are used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,24 @@ from typing import Final
 
 import torch
 
+from sllm.embedding.purpose import PASS_TOKENS
 from sllm.errors import NoCapacity
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.engine.interface import Capacity
-from sllm.node.worker.messages import NO_PARSERS, ModelDescription, ParserNames
+from sllm.node.worker.messages import (
+    DEFAULT_CONCURRENCY,
+    NO_PARSERS,
+    ModelDescription,
+    ParserNames,
+)
 from sllm.node.worker.model.description import describe, kv_bytes_per_token
 from sllm.node.worker.model.device_weights import warm_up_device
 from sllm.node.worker.model.module import ModelFiles, load_files
 from sllm.node.worker.model.parsing import Parsers
+from sllm.node.worker.model.seeing import ImageReader, with_images
 from sllm.node.worker.model.texts import Texts
 
 DEFAULT_KV_TOKENS: Final = 8192
-DEFAULT_CONCURRENCY: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class PreparedModel:
     texts: Texts
     description: ModelDescription
     parsers: Parsers | None
+    images: ImageReader | None
 
 
 def prepare_model(directory: Path, options: EngineOptions, backend: Backend) -> PreparedModel:
@@ -73,7 +80,9 @@ def prepare_model(directory: Path, options: EngineOptions, backend: Backend) -> 
     backend.check_ranks(files.architecture, options.ranks)
     description = describe(files.architecture, options.dtype, options.ranks)
     parsers = backend.parsers(options.parsers, files.tokenizer)
-    return PreparedModel(files, options, warm_up, Texts(files), description, parsers)
+    images = backend.images(files, description.dtype)
+    described = with_images(description, images)
+    return PreparedModel(files, options, warm_up, Texts(files), described, parsers, images)
 
 
 def capacity_of(
@@ -101,3 +110,12 @@ def capacity_of(
         max_requests=options.max_concurrency or DEFAULT_CONCURRENCY,
         takes_adapters=options.takes_adapters,
     )
+
+
+def pass_tokens(prepared: PreparedModel, kv_bytes: int) -> int:
+    """Tokens that one pass of a model that embeds or scores may have in so much memory.
+
+    0 bytes: from a time when none was set aside.
+    """
+    per_token = prepared.description.kv_bytes_per_token
+    return min(PASS_TOKENS, kv_bytes // per_token) if kv_bytes else PASS_TOKENS

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sllm.errors import SllmError, WorkerDied
 from sllm.node.worker.ranks import Process, Ranks
+
+Result = TypeVar("Result")
 
 RANK_END_SECONDS: Final = 1.0
 """What the end of another rank, which fails the engine as well, may take to be told."""
@@ -29,7 +31,7 @@ class RankWatch:
         for one in ranks.processes:
             self._loop.add_reader(one.ended, self._lose, one)
 
-    async def while_none_is_lost(self, work: Coroutine[None, None, int]) -> int:
+    async def while_none_is_lost(self, work: Coroutine[None, None, Result]) -> Result:
         """What comes of work that all ranks do together.
 
         Raises:

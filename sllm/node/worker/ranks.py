@@ -22,13 +22,23 @@ from typing import Final
 
 import torch
 
-from sllm.errors import SllmError, WorkerDied
+from sllm.errors import SllmError, WorkerDied, make_error
 from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.engine.exchange import shared_bytes
 from sllm.node.worker.engine.group import ALONE, Group, Rank
 from sllm.node.worker.engine.interface import Capacity
+from sllm.node.worker.making_ready import (
+    CANNOT_MAKE,
+    Making,
+    give_way,
+    join_parts,
+    make_part,
+    write_part,
+)
 from sllm.node.worker.model.description import load_architecture
 from sllm.node.worker.model.held_weights import PooledWeights, hold
+from sllm.node.worker.model.module import ModelFiles
+from sllm.node.worker.model.refusing import refusing
 from sllm.process import die_with_parent
 
 END_SECONDS: Final = 2.0
@@ -43,6 +53,21 @@ class Attach:
     """Of the model's small files, as they were prepared last."""
     weights: PooledWeights
     capacity: Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Another rank -> first: it has written what it reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotMade:
+    """Another rank -> first: why it has not."""
+
+    code: int
+    """Of the error."""
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +96,24 @@ class Ranks:
     def attach(self, directory: Path, weights: PooledWeights, capacity: Capacity) -> None:
         """Gives them the weights, of which each takes its part as the engine starts."""
         self._send(Attach(directory, weights, capacity))
+
+    def make(self, making: Making) -> None:
+        """Has each of them write its part as its engine reads it."""
+        self._send(making)
+
+    def await_made(self) -> None:
+        """Returns once all of them have.
+
+        Raises:
+            SllmError: Why one of them has not.
+        """
+        for one in self.processes:
+            try:
+                answer = one.pipe.recv()
+            except (EOFError, OSError) as error:
+                raise WorkerDied(f"rank {one.index}, which was to make weights, ended") from error
+            if isinstance(answer, NotMade):
+                raise make_error(answer.code, answer.reason, answer.message)
 
     def end_of(self, process: Process) -> WorkerDied:
         """How a rank has ended, whose descriptor says that it has."""
@@ -199,6 +242,30 @@ def _after(processes: Sequence[Process], grace: float) -> list[Process]:
     return list(left.values())
 
 
+def make_ready(
+    backend: Backend, files: ModelFiles, pool_fd: int, making: Making, ranks: Ranks
+) -> None:
+    """Writes a model's weights as its engine reads them, each rank its part; blocks.
+
+    Args:
+        backend: of the engine.
+        files: the model's small ones.
+        pool_fd: the pool's memfd.
+        making: what is made.
+        ranks: all that run the model.
+
+    Raises:
+        UnsupportedModel: The weights are not those of the model, or are not kept in this way.
+        NoCapacity: The disk is full.
+        WorkerDied: Another rank has ended.
+    """
+    ranks.make(making)
+    make_part(backend, files, pool_fd, making, ranks.group)
+    if ranks.processes:
+        ranks.await_made()
+        join_parts(making)
+
+
 def serve_rank(backend: Backend, pool_fd: int, threads: int, pipe: Connection, rank: Rank) -> int:
     """What each rank but the first does, until the first lets go of its pipe.
 
@@ -214,18 +281,43 @@ def serve_rank(backend: Backend, pool_fd: int, threads: int, pipe: Connection, r
         order = _await_weights(backend, pipe)
     except (EOFError, OSError):
         return 0  # no weights were ever wanted
+    if isinstance(order, Making):
+        _serve_making(backend, pool_fd, order, pipe, rank)
+        return 0
     config = load_architecture(order.directory, backend.check).config
-    held = hold(pool_fd, order.weights)
+    held = hold(pool_fd, order.weights, rank.index)
     backend.follow(order.directory, config, held.given, order.capacity, pipe, rank)
     return 0
 
 
-def _await_weights(backend: Backend, pipe: Connection) -> Attach:
+def _serve_making(
+    backend: Backend, pool_fd: int, making: Making, pipe: Connection, rank: Rank
+) -> None:
+    with suppress(EOFError, OSError):
+        pipe.send(_make(backend, pool_fd, making, rank))
+        pipe.recv()  # one that ends by itself would be taken for one that has failed
+
+
+def _make(backend: Backend, pool_fd: int, making: Making, rank: Rank) -> Made | NotMade:
+    try:
+        if making.gives_way:
+            give_way()
+        config = load_architecture(making.model, backend.check).config
+        held = hold(pool_fd, making.weights)
+        with refusing(CANNOT_MAKE):
+            ready = backend.make_ready_part(making.model, config, held.tensors, rank)
+        write_part(ready, making, rank)
+    except SllmError as error:
+        return NotMade(error.code, error.reason, error.message)
+    return Made()
+
+
+def _await_weights(backend: Backend, pipe: Connection) -> Attach | Making:
     """The weights; what their model is made of is imported meanwhile.
 
     What was prepared may be prepared again from elsewhere, and be gone by now.
     """
-    while not isinstance(order := pipe.recv(), Attach):
+    while not isinstance(order := pipe.recv(), Attach | Making):
         with suppress(SllmError, OSError):
             load_architecture(order, backend.check)
     return order

@@ -3,20 +3,26 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import structlog
 from opentelemetry import trace
 from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceServicer
 
 from sllm.durations import to_duration
 from sllm.errors import InvalidArgument, SllmError
-from sllm.node.worker import wire
+from sllm.node.worker import layer_wire, page_wire, wire
 from sllm.node.worker.generation import Failed, Output
 from sllm.node.worker.host import ModelHost
+from sllm.node.worker.layers.borrowed import BorrowedLayers
+from sllm.node.worker.layers.calls import Borrowing, Lending
 from sllm.node.worker.model.held_weights import PooledWeights
+from sllm.node.worker.page_keeping import PageKeeping
 
+log = structlog.get_logger()
 tracer = trace.get_tracer("sllm")
 
 
@@ -37,8 +43,9 @@ class WorkerServicer(WorkerServiceServicer):
     async def Attach(self, request: pb.AttachRequest, context: Any) -> pb.AttachResponse:
         """Maps the weights, builds the module over them and starts the engine."""
         with tracer.start_as_current_span("sllm.attach"):
-            weights = wire.weights(request)
-            return wire.attach_response(await self._host.attach(weights, request.kv_bytes))
+            weights, tell = wire.weights(request), request.tell_first_use
+            attached = await self._host.attach(weights, request.kv_bytes, tell_first_use=tell)
+            return wire.attach_response(attached)
 
     async def LoadAdapter(
         self, request: pb.LoadAdapterRequest, context: Any
@@ -50,14 +57,14 @@ class WorkerServicer(WorkerServiceServicer):
                 raise InvalidArgument("adapters are loaded from the pool")
             directory = Path(request.checkpoint_dir)
             name = request.adapter_id, request.identity
-            await self._host.adapters.load(*name, directory, weights)
+            await self._host.running.adapters.load(*name, directory, weights)
             return pb.LoadAdapterResponse(duration=to_duration(time.monotonic() - began))
 
     async def UnloadAdapter(
         self, request: pb.UnloadAdapterRequest, context: Any
     ) -> pb.UnloadAdapterResponse:
         """Lets go of an adapter's memory."""
-        await self._host.adapters.unload(request.adapter_id)
+        await self._host.running.adapters.unload(request.adapter_id)
         return pb.UnloadAdapterResponse()
 
     async def MakeReady(self, request: pb.MakeReadyRequest, context: Any) -> pb.MakeReadyResponse:
@@ -66,44 +73,112 @@ class WorkerServicer(WorkerServiceServicer):
             weights = wire.weights(request.weights)
             if not isinstance(weights, PooledWeights):
                 raise InvalidArgument("weights on a device are not made ready")
-            seconds = await self._host.make_ready(weights, Path(request.directory))
+            form = wire.weight_form(request.form)
+            seconds = await self._host.make_ready(weights, Path(request.directory), form)
             return pb.MakeReadyResponse(duration=to_duration(seconds))
 
     async def Run(
         self, requests: AsyncIterator[pb.RunRequest], context: Any
     ) -> AsyncIterator[pb.RunResponse]:
         """Takes requests and gives what comes of them. When the call ends, so do they."""
-        host, outbox = self._host, self._host.outbox
+        host, running = self._host, self._host.running
+        outbox = running.outbox
         if self._followed:
             raise InvalidArgument("another Run is under way; a worker has one")
         self._followed = True
         commands = asyncio.create_task(self._take_commands(requests), name="commands")
         try:
             while (outputs := await outbox.take()) is not None:
-                yield wire.run_response(outputs, outbox.counters)
+                first_use, corrupt = host.weights_use.take_first_use(), host.weights_use.corrupt
+                yield wire.run_response(outputs, outbox.counters, first_use, corrupt)
         finally:
             commands.cancel()
-            host.cancel_all()
+            running.cancel_all()
             self._followed = False
+
+    async def KeepPages(
+        self, requests: AsyncIterator[pb.KeepPagesRequest], context: Any
+    ) -> AsyncIterator[pb.KeepPagesResponse]:
+        """Has the agent keep pages of the cache, and bring them back, until the call ends."""
+        begin = await anext(requests)
+        keeping = self._host.keep_pages(begin.begin.scope, int8=begin.begin.int8)
+        if keeping is None:
+            return
+        answers = asyncio.create_task(_take_answers(keeping, requests), name="kept pages")
+        try:
+            while (message := await keeping.next_message()) is not None:
+                yield page_wire.message(message)
+        finally:
+            answers.cancel()
+            self._host.stop_keeping(keeping)
+
+    async def BorrowLayers(
+        self, requests: AsyncIterator[pb.BorrowLayersRequest], context: Any
+    ) -> AsyncIterator[pb.BorrowLayersResponse]:
+        """Has layers computed elsewhere, until their weights are here or the call ends."""
+        begin = await anext(requests, pb.BorrowLayersRequest())
+        layers = self._host.weights_use.borrowed(layer_wire.layers(begin.ready))
+        with closing(Borrowing(layers)) as borrowing:
+            answers = asyncio.create_task(_take_layers(layers, requests), name="borrowed layers")
+            try:
+                while (one := await borrowing.next_pass()) is not None:
+                    yield pb.BorrowLayersResponse(step=layer_wire.pass_message(one))
+            finally:
+                answers.cancel()
+
+    async def ComputeLayers(
+        self, requests: AsyncIterator[pb.ComputeLayersRequest], context: Any
+    ) -> AsyncIterator[pb.ComputeLayersResponse]:
+        """Computes layers for another node's worker."""
+        begin = await anext(requests, pb.ComputeLayersRequest())
+        running = self._host.running
+        lent = running.lend(layer_wire.layers(begin.layers))
+        with closing(Lending(lent)) as lending:
+            async for request in requests:
+                one = layer_wire.one_pass(request.step, lent.dtype)
+                async for answer in lending.answers(one):
+                    yield pb.ComputeLayersResponse(answer=layer_wire.answer_message(answer))
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Counters, and where the parameters are in memory."""
         host = self._host
-        return wire.status_response(host.counters, host.parameters(), host.mapped)
+        experts = host.weights_use.experts
+        counts = experts.counts if experts else None
+        return wire.status_response(host.counters, host.parameters(), host.mapped, counts)
 
     async def _take_commands(self, requests: AsyncIterator[pb.RunRequest]) -> None:
         try:
             async for request in requests:
-                if request.WhichOneof("command") == "submit":
-                    self._submit(request)
-                else:
-                    self._host.cancel(request.cancel_request_id)
+                match request.WhichOneof("command"):
+                    case "submit":
+                        self._submit(request)
+                    case "arrived":
+                        self._host.weights_use.arrived(request.arrived.chunks)
+                    case _:
+                        self._host.running.cancel(request.cancel_request_id)
         except Exception as error:
             self._host.fail(error)  # nobody is left to take commands
 
     def _submit(self, request: pb.RunRequest) -> None:
         try:
-            self._host.generations.submit(wire.generation_request(request))
+            self._host.running.generations.submit(wire.generation_request(request))
         except SllmError as error:
             refusal = Output(request.submit.request_id, Failed(error))
-            self._host.outbox.put((refusal,), self._host.counters)
+            self._host.running.outbox.put((refusal,), self._host.counters)
+
+
+async def _take_answers(keeping: PageKeeping, requests: AsyncIterator[pb.KeepPagesRequest]) -> None:
+    async for request in requests:
+        page_wire.take_answer(keeping, request)
+
+
+async def _take_layers(
+    layers: BorrowedLayers, requests: AsyncIterator[pb.BorrowLayersRequest]
+) -> None:
+    try:
+        async for request in requests:
+            layers.take(layer_wire.answer(request.answer, layers.dtype))
+    except InvalidArgument as error:
+        log.warning("layers.answer_refused", problem=error.message)
+    finally:
+        layers.lost()

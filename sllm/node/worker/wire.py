@@ -7,13 +7,16 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 from serverlessllm.v1 import worker_service_pb2 as pb
 
-from sllm.chat.wire import conversation, tool, tool_choice
-from sllm.checkpoint.format.manifest import TensorEntry
+from sllm.chat.wire import conversation, image, tool, tool_choice
+from sllm.checkpoint.format.form import WeightForm
+from sllm.checkpoint.format.manifest import PartitionEntry, TensorEntry
 from sllm.durations import to_duration
 from sllm.embedding.wire import purpose_message
-from sllm.errors import InvalidPrompt
+from sllm.errors import InvalidPrompt, SllmError
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.engine.interface import Counters, TokenLogprob
+from sllm.node.worker.experts.cache import ExpertCounts
+from sllm.node.worker.experts.on_demand import WeightsOnDisk
 from sllm.node.worker.generation import (
     Accepted,
     Completed,
@@ -23,13 +26,16 @@ from sllm.node.worker.generation import (
     PromptPart,
     Tokens,
 )
-from sllm.node.worker.host import Attached, ParameterLocation
+from sllm.node.worker.host import Attached
 from sllm.node.worker.messages import ParserNames
 from sllm.node.worker.model.device_weights import DeviceWeights
+from sllm.node.worker.model.first_use import FirstUse
 from sllm.node.worker.model.held_weights import PooledWeights
 from sllm.node.worker.model.parsing import Parsing
 from sllm.node.worker.model.prompts import Prompt, TextPrompt, TokenPrompt
 from sllm.node.worker.preparing import EngineOptions, Prepared
+from sllm.node.worker.running import ParameterLocation
+from sllm.prompt_prefixes_wire import prefixes
 from sllm.sampling import Sampling
 from sllm.statuses import to_failure
 from sllm.structured_output.wire import form
@@ -48,7 +54,7 @@ def engine_options(config: types_pb2.EngineConfig) -> EngineOptions:
     )
 
 
-def weights(request: pb.AttachRequest) -> PooledWeights | DeviceWeights:
+def weights(request: pb.AttachRequest) -> PooledWeights | DeviceWeights | WeightsOnDisk:
     """Where the weights are."""
     tensors = tuple(
         TensorEntry(t.name, t.dtype, tuple(t.shape), t.partition, t.offset, t.size_bytes)
@@ -58,11 +64,36 @@ def weights(request: pb.AttachRequest) -> PooledWeights | DeviceWeights:
         memory = request.device_memory
         offsets = tuple(memory.partition_offsets)
         return DeviceWeights(memory.ipc_handle, memory.size_bytes, offsets, tensors)
+    if request.HasField("on_disk"):
+        return _on_disk(request.on_disk, tensors)
     return PooledWeights(
         request.chunk_bytes,
         tuple(tuple(partition.chunks) for partition in request.partitions),
         tensors,
         Path(request.ready_made_dir) if request.ready_made_dir else None,
+        frozenset(request.awaited_chunks),
+        tuple(range(one.first, one.first + one.count) for one in request.borrowed),
+    )
+
+
+def _on_disk(message: pb.OnDisk, tensors: tuple[TensorEntry, ...]) -> WeightsOnDisk:
+    partitions = tuple(
+        PartitionEntry(one.name, one.size_bytes, one.chunk_bytes, tuple(one.digests))
+        for one in message.partitions
+    )
+    directory, most = Path(message.directory), message.expert_memory_bytes
+    return WeightsOnDisk(directory, partitions, tensors, most)
+
+
+def weight_form(message: types_pb2.WeightForm) -> WeightForm:
+    """What weights are made ready for."""
+    return WeightForm(
+        name=message.name,
+        engine=message.engine,
+        ranks=message.ranks or 1,
+        versions=dict(message.versions),
+        kernels=message.kernels,
+        made_of=message.made_of,
     )
 
 
@@ -94,6 +125,7 @@ def generation_request(command: pb.RunRequest) -> GenerationRequest:
         gives_way=command.gives_way,
         background=request.background,
         adapter_id=request.adapter.identity,
+        prefixes=prefixes(request.prefixes),
     )
 
 
@@ -109,6 +141,7 @@ def prepare_response(prepared: Prepared, rank_pids: Sequence[int]) -> pb.Prepare
         warm_up=None if prepared.warm_up is None else to_duration(prepared.warm_up),
         purpose=purpose_message(model.purpose),
         rank_pids=rank_pids,
+        image_bytes=model.image_bytes,
     )
 
 
@@ -119,18 +152,33 @@ def attach_response(attached: Attached) -> pb.AttachResponse:
         engine_init=to_duration(attached.engine_seconds),
         context_tokens=attached.context_tokens,
         rank_read_bytes=attached.read_bytes,
+        read=to_duration(attached.disk_seconds) if attached.disk_bytes else None,
+        read_bytes=attached.disk_bytes,
     )
 
 
-def run_response(outputs: Sequence[Output], counters: Counters) -> pb.RunResponse:
-    """What has come of requests."""
+def run_response(
+    outputs: Sequence[Output],
+    counters: Counters,
+    first_use: FirstUse | None = None,
+    corrupt: SllmError | None = None,
+) -> pb.RunResponse:
+    """What has come of requests, and what was seen of the weights."""
     return pb.RunResponse(
-        outputs=[request_output(output) for output in outputs], counters=_counters(counters)
+        outputs=[request_output(output) for output in outputs],
+        counters=_counters(counters),
+        first_use=pb.FirstUse(tensors=first_use.tensors, at_once=first_use.at_once)
+        if first_use
+        else None,
+        corrupt=to_failure(corrupt) if corrupt else None,
     )
 
 
 def status_response(
-    counters: Counters, parameters: Sequence[ParameterLocation], mapped: tuple[int, int]
+    counters: Counters,
+    parameters: Sequence[ParameterLocation],
+    mapped: tuple[int, int],
+    experts: ExpertCounts | None = None,
 ) -> pb.GetStatusResponse:
     """Counters, and where the weights are."""
     return pb.GetStatusResponse(
@@ -143,6 +191,17 @@ def status_response(
         ],
         mapping_address=mapped[0],
         mapping_bytes=mapped[1],
+        experts=None if experts is None else _expert_counters(experts),
+    )
+
+
+def _expert_counters(counts: ExpertCounts) -> pb.ExpertCounters:
+    return pb.ExpertCounters(
+        used=counts.used,
+        waited_for=counts.waited_for,
+        read=counts.read,
+        read_ahead=counts.read_ahead,
+        held_bytes=counts.held_bytes,
     )
 
 
@@ -168,7 +227,7 @@ def _prompt(request: inference_pb.GenerateRequest) -> Prompt:
         case "text":
             return TextPrompt(request.text)
         case "token_ids":
-            return TokenPrompt(tuple(request.token_ids.ids))
+            return TokenPrompt(tuple(request.token_ids.ids), tuple(map(image, request.images)))
         case "messages":
             return conversation(request.messages)
         case _:
@@ -195,6 +254,10 @@ def _completed(completed: Completed) -> pb.Completed:
             cached_prompt_tokens=usage.cached_prompt_tokens,
         ),
         stop=completed.stop,
+        kept_prompt=[
+            types_pb2.KeptPromptTokens(tier=types_pb2.Tier.ValueType(tier), tokens=tokens)
+            for tier, tokens in usage.kept.by_tier
+        ],
         first_token=to_duration(completed.first_token_seconds),
     )
 
@@ -212,6 +275,7 @@ def _tokens(tokens: Tokens) -> inference_pb.Tokens:
             )
             for call in tokens.tool_calls
         ],
+        duration=to_duration(tokens.seconds) if tokens.seconds else None,
     )
 
 

@@ -217,6 +217,7 @@ def _describe(request: Describe, agent: socket.socket, backend: Backend) -> int:
                 request.parsers,
                 takes_adapters=request.takes_adapters,
                 ranks=request.ranks,
+                on_disk=request.on_disk,
             )
         answer = Described(request.call, verdict.model, verdict.features, verdict.unused)
     except SllmError as error:

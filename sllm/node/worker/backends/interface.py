@@ -16,6 +16,8 @@ from sllm.node.worker.messages import ParserNames
 from sllm.node.worker.model.description import Architecture
 from sllm.node.worker.model.module import ModelFiles
 from sllm.node.worker.model.parsing import Parsers
+from sllm.node.worker.model.parts import Parts
+from sllm.node.worker.model.seeing import ImageReader
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 
 
@@ -37,8 +39,12 @@ class Loaded(Protocol):
         """
         ...
 
-    def encoder(self, purpose: Purpose) -> Encoder:
-        """The same for a model that embeds or scores.
+    def parts(self) -> Parts | None:
+        """What the model consists of, each of which can wait for its weights. None: it cannot."""
+        ...
+
+    def encoder(self, purpose: Purpose, pass_tokens: int) -> Encoder:
+        """The same for a model that embeds or scores, so many tokens in one pass.
 
         Raises:
             UnsupportedModel: The engine runs none.
@@ -109,7 +115,7 @@ class Backend(Protocol):
 
         Args:
             files: the model's.
-            weights: the model's; ready-made ones are of this engine, for a model in one process.
+            weights: the model's; ready-made ones are of this engine, and this rank's part.
             on_device: whether they lie on an accelerator, and not in the pool.
             group: the processes that run it, of which this is the first.
 
@@ -142,7 +148,9 @@ class Backend(Protocol):
         """
         ...
 
-    def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
+    def make_ready(
+        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], group: Group = ALONE
+    ) -> ReadyMade:
         """The weights as this engine's kernels read them, in memory of their own.
 
         The process is of no use afterwards but for writing them.
@@ -150,9 +158,26 @@ class Backend(Protocol):
         Args:
             files: the model's.
             weights: by their names in the checkpoint, on the CPU.
+            group: the processes that run the model, of which this is the first: its part is made.
 
         Raises:
             UnsupportedModel: The weights are not those of the model, or are not kept in this way.
+        """
+        ...
+
+    def make_ready_part(
+        self, directory: Path, config: Any, weights: Mapping[str, torch.Tensor], rank: Rank
+    ) -> ReadyMade:
+        """As `make_ready`, in one of the other ranks.
+
+        Args:
+            directory: has the model's `config.json`.
+            config: that, read.
+            weights: all of the model's, of which the rank takes its part.
+            rank: which one this is.
+
+        Raises:
+            UnsupportedModel: As `make_ready`.
         """
         ...
 
@@ -165,6 +190,18 @@ class Backend(Protocol):
 
         Raises:
             UnsupportedModel: There is no such parser, or it has no use for the tokenizer.
+        """
+        ...
+
+    def images(self, files: ModelFiles, dtype: str) -> ImageReader | None:
+        """What reads the images of a model's prompts. None: it sees none.
+
+        Args:
+            files: the model's.
+            dtype: name of the torch dtype in which it is run.
+
+        Raises:
+            UnsupportedModel: Its files are of no use for that.
         """
         ...
 

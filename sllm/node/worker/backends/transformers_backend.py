@@ -29,7 +29,9 @@ from sllm.node.worker.messages import NO_PARSERS, ParserNames
 from sllm.node.worker.model.description import Architecture, takes_paged_cache
 from sllm.node.worker.model.module import ModelFiles, build_module, build_module_on_device
 from sllm.node.worker.model.parsing import Parsers
+from sllm.node.worker.model.parts import Parts, parts_of
 from sllm.node.worker.model.ready_module import build_ready_module, make_module_ready
+from sllm.node.worker.model.seeing import ImageReader
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.sampling import Sampling
 
@@ -57,9 +59,13 @@ class LoadedModule:
         """See `Loaded.read_bytes`."""
         return ()
 
-    def encoder(self, purpose: Purpose) -> Encoder:
+    def parts(self) -> Parts:
+        """See `Loaded.parts`."""
+        return parts_of(self._module)
+
+    def encoder(self, purpose: Purpose, pass_tokens: int) -> Encoder:
         """See `Loaded.encoder`."""
-        return Encoder(self._module.eval(), pooling_of(purpose))
+        return Encoder(self._module.eval(), pooling_of(purpose), pass_tokens)
 
 
 class TransformersBackend:
@@ -116,11 +122,19 @@ class TransformersBackend:
         """See `Backend.follow`: `check_ranks` refuses such models before."""
         raise UnsupportedModel("transformers runs a model in one process")
 
-    def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
+    def make_ready(
+        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], group: Group = ALONE
+    ) -> ReadyMade:
         """See `Backend.make_ready`. Models that only read are used as they are published."""
         if files.architecture.use.purpose.task is not Task.GENERATE:
             raise UnsupportedModel("weights of models that embed or score are not made ready")
         return make_module_ready(files.architecture, weights)
+
+    def make_ready_part(
+        self, directory: Path, config: Any, weights: Mapping[str, torch.Tensor], rank: Rank
+    ) -> ReadyMade:
+        """See `Backend.make_ready_part`: `check_ranks` refuses such models before."""
+        raise UnsupportedModel("transformers runs a model in one process")
 
     def parsers(self, names: ParserNames, tokenizer: Any) -> Parsers | None:
         """See `Backend.parsers`."""
@@ -128,6 +142,10 @@ class TransformersBackend:
             raise UnsupportedModel(
                 "tool_parser and reasoning_parser are vLLM's: deploy with engine 'vllm', or without"
             )
+        return None
+
+    def images(self, files: ModelFiles, dtype: str) -> ImageReader | None:
+        """See `Backend.images`: `check` refuses models that see."""
         return None
 
     def rehearse(self) -> None:

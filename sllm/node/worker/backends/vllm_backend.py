@@ -22,18 +22,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sllm.embedding.purpose import Purpose, Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.backends.names import VLLM
+from sllm.node.worker.backends.vllm_images import VllmImages
 from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.group import ALONE, Group, Rank
 from sllm.node.worker.engine.interface import Capacity, Engine, EngineRequest, Step
 from sllm.node.worker.engine.vllm.config import PAGE_TOKENS, VllmModel
 from sllm.node.worker.engine.vllm.engine import VllmEngine
-from sllm.node.worker.engine.vllm.follower import follow
+from sllm.node.worker.engine.vllm.follower import follow, make_ready_part
 from sllm.node.worker.messages import NO_PARSERS, ParserNames
 from sllm.node.worker.model.description import Architecture, context_tokens, kv_bytes_per_token
 from sllm.node.worker.model.dividing import check_divisible
 from sllm.node.worker.model.module import ModelFiles, run_dtype
 from sllm.node.worker.model.parsing import Parsers
+from sllm.node.worker.model.quantisation import check_plain
 from sllm.node.worker.model.refusing import CANNOT_RUN, refusing
+from sllm.node.worker.model.seeing import ImageReader
 from sllm.node.worker.ready_made.contents import ReadyMade, Weights
 from sllm.process import die_with_parent
 from sllm.sampling import Sampling
@@ -42,7 +45,7 @@ import vllm  # isort: skip - after the engine, which sets its environment
 from vllm.model_executor.models import ModelRegistry, supports_lora  # isort: skip
 from sllm.node.worker.backends.vllm_parsing import VllmParsers, import_parsers  # isort: skip
 from vllm.platforms import current_platform  # isort: skip
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # isort: skip
+from sllm.node.worker.backends.vllm_checks import check_head_size, check_quantisation  # isort: skip
 
 _FAMILIES: Final = (
     "LlamaForCausalLM",
@@ -58,6 +61,8 @@ _FAMILIES: Final = (
     "OPTForCausalLM",
 )
 """Architectures whose modules a zygote imports, for starts to find them."""
+_LEAST_CAPACITY: Final = Capacity(PAGE_TOKENS, max_requests=1)
+"""Of an engine that never computes."""
 _REHEARSALS: Final = 4
 _TOKEN_TIMEOUT: Final = 120.0
 """Seconds that a rehearsal's token may take, which imports a lot where others compute."""
@@ -84,7 +89,10 @@ class LoadedForVllm:
         """See `Loaded.read_bytes`."""
         return self._engine.read_bytes if self._engine else ()
 
-    def encoder(self, purpose: Purpose) -> Encoder:
+    def parts(self) -> None:
+        """See `Loaded.parts`: vLLM reads all weights when its engine starts."""
+
+    def encoder(self, purpose: Purpose, pass_tokens: int) -> Encoder:
         """See `Loaded.encoder`: `check` refuses such models before any is loaded."""
         raise UnsupportedModel(f"vLLM runs no models to {purpose.task} with here")
 
@@ -111,17 +119,34 @@ class VllmBackend:
                 f"{name} is not among the architectures that vLLM {vllm.__version__} knows",
                 metadata={"architecture": name},
             )
+        check_quantisation(architecture)
         with refusing(f"vLLM's {name} cannot be used"):
             know(name)
-            _check_head_size(architecture)
+            check_head_size(architecture)
 
     def check_ranks(self, architecture: Architecture, ranks: int) -> None:
         """See `Backend.check_ranks`."""
+        if ranks > 1 and architecture.use.purpose.takes_images:
+            raise UnsupportedModel(
+                f"{architecture.name} sees images, and is run in one process: deploy it with "
+                "tensor_parallel 1",
+                metadata={"architecture": architecture.name},
+            )
+        if ranks > 1:
+            instead = "and is run in one process: deploy it with tensor_parallel 1"
+            check_plain(architecture.name, architecture.config, instead)
         check_divisible(architecture, ranks)
 
     def check_adapters(self, architecture: Architecture) -> None:
         """See `Backend.check_adapters`."""
         name = architecture.name
+        if architecture.use.purpose.takes_images:
+            raise UnsupportedModel(
+                f"{name} sees images, and takes no adapters here: deploy it without max_adapters",
+                metadata={"architecture": name},
+            )
+        instead = "and takes no adapters here: deploy it without max_adapters"
+        check_plain(name, architecture.config, instead)
         if not current_platform.is_cpu():
             raise UnsupportedModel(
                 "vLLM takes adapters here on processors alone: deploy with engine 'transformers' "
@@ -154,8 +179,9 @@ class VllmBackend:
         self, files: ModelFiles, weights: Weights, *, on_device: bool, group: Group = ALONE
     ) -> LoadedForVllm:
         """See `Backend.load`. What vLLM copies, it copies as its engine starts."""
-        config = files.architecture.config
-        return LoadedForVllm(vllm_model(files.directory, config, weights, group.rank.size), group)
+        config, sees = files.architecture.config, files.architecture.use.purpose.takes_images
+        model = vllm_model(files.directory, config, weights, group.rank.size, sees=sees)
+        return LoadedForVllm(model, group)
 
     def follow(
         self,
@@ -170,14 +196,32 @@ class VllmBackend:
         model = vllm_model(directory, config, weights, rank.size)
         follow(model, capacity, pipe, rank, lambda: refusing(CANNOT_RUN))
 
-    def make_ready(self, files: ModelFiles, weights: Mapping[str, torch.Tensor]) -> ReadyMade:
+    def make_ready(
+        self, files: ModelFiles, weights: Mapping[str, torch.Tensor], group: Group = ALONE
+    ) -> ReadyMade:
         """See `Backend.make_ready`: what vLLM has made of the weights before it packs them."""
-        model = vllm_model(files.directory, files.architecture.config, weights)
-        return VllmEngine(model, Capacity(PAGE_TOKENS, max_requests=1)).make_ready()
+        if files.architecture.use.purpose.takes_images:
+            raise UnsupportedModel("weights of models that see images are not made ready")
+        config = files.architecture.config
+        model = vllm_model(files.directory, config, weights, group.rank.size)
+        return VllmEngine(model, _LEAST_CAPACITY, group).make_ready()
+
+    def make_ready_part(
+        self, directory: Path, config: Any, weights: Mapping[str, torch.Tensor], rank: Rank
+    ) -> ReadyMade:
+        """See `Backend.make_ready_part`."""
+        return make_ready_part(
+            vllm_model(directory, config, weights, rank.size), _LEAST_CAPACITY, rank
+        )
 
     def parsers(self, names: ParserNames, tokenizer: Any) -> Parsers | None:
         """See `Backend.parsers`."""
         return VllmParsers(names, tokenizer) if names != NO_PARSERS else None
+
+    def images(self, files: ModelFiles, dtype: str) -> ImageReader | None:
+        """See `Backend.images`."""
+        sees = files.architecture.use.purpose.takes_images
+        return VllmImages(files, dtype) if sees else None
 
     def rehearse(self) -> None:
         """See `Backend.rehearse`. Imports what a start imports: children tell what that is.
@@ -206,23 +250,13 @@ def loaded(directory: Path, config: Any, weights: Weights) -> LoadedForVllm:
     return LoadedForVllm(vllm_model(directory, config, weights))
 
 
-def vllm_model(directory: Path, config: Any, weights: Weights, ranks: int = 1) -> VllmModel:
-    """The same, as the engine wants it, on so many ranks."""
-    dtype = run_dtype(weights)
+def vllm_model(
+    directory: Path, config: Any, weights: Weights, ranks: int = 1, *, sees: bool = False
+) -> VllmModel:
+    """The same, as the engine wants it, on so many ranks; whether it is shown images."""
+    dtype = run_dtype(config, weights)
     per_token = kv_bytes_per_token(config, dtype, ranks)
-    return VllmModel(directory, weights, dtype, context_tokens(config), per_token, ranks)
-
-
-def _check_head_size(architecture: Architecture) -> None:
-    text = architecture.config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if current_platform.is_cpu() and not CPUAttentionBackend.supports_head_size(size):
-        known = ", ".join(map(str, CPUAttentionBackend.get_supported_head_sizes()))
-        raise UnsupportedModel(
-            f"{architecture.name} has attention heads of {size} numbers; vLLM's kernels for "
-            f"processors take {known}",
-            metadata={"architecture": architecture.name},
-        )
+    return VllmModel(directory, weights, dtype, context_tokens(config), per_token, ranks, sees)
 
 
 def know(name: str) -> None:

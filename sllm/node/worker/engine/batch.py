@@ -6,8 +6,6 @@ forward pass runs, the logits processor sees the logits, the router gets the tok
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from transformers import LogitsProcessorList
@@ -18,8 +16,6 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 from transformers.generation.continuous_batching.requests import (
     FutureRequestState,
     GenerationOutput,
-    RequestState,
-    RequestStatus,
 )
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
@@ -32,11 +28,9 @@ from sllm.node.worker.engine.interface import (
     NewToken,
     Step,
 )
+from sllm.node.worker.engine.interruption import Lookout
 from sllm.node.worker.engine.prompt_hooks import PromptHooks
-from sllm.node.worker.engine.prompt_scores import PromptRows, PromptScores
-
-_AHEAD_TOKENS = 32
-"""Tokens of those that give way in a step in which others generate: each adds to their wait."""
+from sllm.node.worker.engine.prompt_scores import PromptRows, PromptScores, rows_at_once
 
 
 @dataclass(slots=True)
@@ -56,13 +50,20 @@ class Batch:
     single operations. The rest belongs to the engine's thread.
     """
 
-    def __init__(self, on_step: Callable[[Step], None]) -> None:
+    def __init__(self, on_step: Callable[[Step], None], vocabulary: int) -> None:
+        """No request is under way. `vocabulary`: tokens that the model knows."""
         self.counters = Counters()
         """As of the latest step; replaced, never changed."""
+        self.most_prompt_rows = rows_at_once(vocabulary)
+        """Of logits for prompts in one step."""
         self.prompts = PromptHooks()
         """Of the model that is run."""
         self.adapters = AdapterHooks()
         """The same; attached if requests may have any."""
+        self.lookout = Lookout(lambda: bool(self._coming))
+        """The same; attached where steps are broken off."""
+        self._coming: set[str] = set()
+        """Requests that somebody waits for, until the scheduler has them."""
         self._marks = Marks()
         self._on_step = on_step
         self._requests: dict[str, _Running] = {}
@@ -71,6 +72,8 @@ class Batch:
         computed to the end of a step, and found again in the cache."""
         self._finished: set[str] = set()
         """Requests that the scheduler is told to cancel, but that have got all they wanted."""
+        self._broken: set[str] = set()
+        """Requests that the scheduler is told to cancel, as their logits were no numbers."""
         self._scheduler: FIFOScheduler | None = None
         self._steps = 0
         self._generated = 0
@@ -83,6 +86,12 @@ class Batch:
         running = self._requests[request.request_id] = _Running(request)
         if request.prompt_logprobs is not None:
             running.scores = PromptScores(request.prompt, request.prompt_logprobs)
+        if not (request.background or request.gives_way):
+            self._coming.add(request.request_id)
+
+    def came(self, request_id: str) -> None:
+        """Tells that the scheduler has a request, which will be in its next step."""
+        self._coming.discard(request_id)
 
     def drop(self, request_id: str, *, finished: bool = False) -> bool:
         """Forgets a request before the scheduler does; false if it has ended."""
@@ -100,6 +109,7 @@ class Batch:
         """Tells that the scheduler has dropped requests."""
         self._cancelled += sum(request_id not in self._finished for request_id in request_ids)
         self._finished.difference_update(request_ids)
+        self._broken.difference_update(request_ids)
         for request_id in request_ids:
             self._adapters.pop(request_id, None)
         self._report(())
@@ -153,6 +163,19 @@ class Batch:
                 yield Span(row, row + future.query_length, adapter)
             row += future.query_length
 
+    def adapter_of(self, request_id: str) -> Adapter | None:
+        """Of a request that the scheduler has, also if it was dropped."""
+        return self._adapters.get(request_id)
+
+    def is_broken(self, request_id: str) -> bool:
+        """Whether a request's logits were no numbers."""
+        running = self._requests.get(request_id)
+        return request_id in self._broken or (running is not None and running.broken)
+
+    def mark_of(self, adapter: Adapter) -> int:
+        """What stands for an adapter in the tokens that pages of the cache are told by."""
+        return self._marks.of(adapter)
+
     def marked(self, request_id: str, tokens: list[int]) -> list[int]:
         """Tokens of a request as pages of the cache are to be told by, also if it was dropped."""
         adapter = self._adapters.get(request_id)
@@ -175,6 +198,7 @@ class Batch:
             return False
         del self._requests[output.request_id]
         if not output.is_finished():
+            self._broken.add(output.request_id)
             self._leave_cache(output.request_id)
         return True
 
@@ -223,108 +247,6 @@ class Batch:
 
 def _finish_reason(request: EngineRequest, token_id: int) -> FinishReason:
     return FinishReason.STOP if token_id in request.stop_token_ids else FinishReason.LENGTH
-
-
-class _Chosen(NamedTuple):
-    """What transformers' scheduler says of a step, in its order."""
-
-    requests: list[FutureRequestState]
-    any_did_not_fit: bool
-    decodes_only: bool
-    """Whether each gets one token, in the way that is made for that."""
-    query_tokens: int
-    cache_tokens: int
-
-    def with_those(self, more: "_Chosen") -> "_Chosen":
-        """Of these and of others in one step."""
-        return _Chosen(
-            self.requests + more.requests,
-            self.any_did_not_fit or more.any_did_not_fit,
-            self.decodes_only and more.decodes_only,
-            self.query_tokens + more.query_tokens,
-            self.cache_tokens + more.cache_tokens,
-        )
-
-
-class Scheduler(FIFOScheduler):  # type: ignore[misc]  # untyped library
-    """First come, first served, but for those that give way; tells the batch whom it has let go."""
-
-    def __init__(self, batch: Batch, **options: Any) -> None:
-        super().__init__(**options)
-        self._batch = batch
-        self.starved_requests: list[Any]
-        self._match_prefix = self.cache.search_prefix_match
-        self.cache.search_prefix_match = self._search_prefix
-        if batch.adapters.layers:
-            self._mark_pages()
-        batch.watch(self)
-
-    def _search_prefix(self, request_id: str, prompt_ids: list[int]) -> int:
-        """Tokens of a prompt that need not be computed."""
-        if self._batch.asks_of_prompt(request_id):
-            return 0
-        matched: int = self._match_prefix(request_id, self._batch.marked(request_id, prompt_ids))
-        return matched
-
-    def _mark_pages(self) -> None:
-        """Has pages be told by the adapter that they were computed with, too."""
-        for allocator in self.cache.cache_allocators.values():
-            mark = partial(self._mark_complete, allocator.mark_complete_blocks)
-            allocator.mark_complete_blocks = mark
-
-    def _mark_complete(
-        self, mark: Callable[..., None], request_id: str, token_ids: list[int], *counts: Any
-    ) -> None:
-        """Has pages that are full be found again by their tokens."""
-        mark(request_id, self._batch.marked(request_id, token_ids), *counts)
-
-    def clear_cancelled_requests(self) -> list[RequestState]:
-        """Drops cancelled requests before a step."""
-        cleared: list[RequestState] = super().clear_cancelled_requests()
-        if cleared:
-            # Set when the cache was short, and unset by requests that finish. Those that are
-            # cancelled make room as well; without this, new requests could wait for ever.
-            self.block_new_requests = False
-            self._batch.let_go([state.request_id for state in cleared])
-        return cleared
-
-    def _process_candidates(
-        self,
-        candidates: list[RequestState],
-        token_budget: int,
-        cache_budget: int,
-        no_longer_waiting: set[str],
-    ) -> _Chosen:
-        """Chooses a step's requests: who gives way comes only into steps without others' prompts.
-
-        And beside others that generate it takes a small part. Otherwise what is computed ahead for
-        a generation that is to come would hold up those that are there, and those that have come:
-        for the length of a prompt, or that of a large step.
-        """
-        first = [one for one in candidates if not self._batch.gives_way(one.request_id)]
-        last = [one for one in candidates if self._batch.gives_way(one.request_id)]
-        prompts = {one.request_id for one in first if one.status != RequestStatus.DECODING}
-        budgets = token_budget, cache_budget, no_longer_waiting
-        chosen = _Chosen(*super()._process_candidates(self._awaited(first), *budgets))
-        if not chosen.requests:  # there is no room for those that somebody waits for
-            chosen = _Chosen(*super()._process_candidates(first, *budgets))
-        tokens = token_budget - chosen.query_tokens
-        if chosen.requests:
-            tokens = min(tokens, _AHEAD_TOKENS)
-        last = last[: self.max_requests_per_batch - len(chosen.requests)]
-        if not (last and tokens) or any(one.state.request_id in prompts for one in chosen.requests):
-            return chosen
-        starved = self.starved_requests
-        left = cache_budget - chosen.cache_tokens
-        ahead = _Chosen(*super()._process_candidates(last, tokens, left, no_longer_waiting))
-        self.starved_requests = starved + self.starved_requests
-        return chosen.with_those(ahead)
-
-    def _awaited(self, candidates: list[RequestState]) -> list[RequestState]:
-        """Those that somebody waits for while any of them has no token yet; all of them else."""
-        awaited = [one for one in candidates if not self._batch.is_background(one.request_id)]
-        has_prompts = any(one.status != RequestStatus.DECODING for one in awaited)
-        return awaited if has_prompts else candidates
 
 
 class Router(OutputRouter):  # type: ignore[misc]  # untyped library

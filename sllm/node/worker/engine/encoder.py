@@ -10,13 +10,11 @@ from typing import Any, Final
 
 import torch
 
-from sllm.embedding.purpose import Pooling, Purpose, Task
+from sllm.embedding.purpose import PASS_TOKENS, Pooling, Purpose, Task
 from sllm.errors import ShuttingDown, UnsupportedModel
 from sllm.node.worker.engine.interface import Counters
 from sllm.node.worker.engine.pooling import mask_of, pool
 
-BATCH_TOKENS: Final = 4096
-"""Of one forward pass, padding included, unless a single text has more."""
 _LEAST_FILL: Final = 0.75
 """Of a batch, what is no padding, but for the text that it is for."""
 
@@ -82,7 +80,7 @@ class Batches:
     @property
     def most_texts(self) -> int:
         """Of one batch: without a token to pad with, a model that scores finds no text's end."""
-        return 1 if self._pooling is None and self._pad is None else BATCH_TOKENS
+        return 1 if self._pooling is None and self._pad is None else PASS_TOKENS
 
     @torch.inference_mode()
     def compute(self, texts: Sequence[Encodable]) -> torch.Tensor:
@@ -115,13 +113,17 @@ class Encoder:
     much shorter, so that little is padding. A failure ends the encoder and all its requests.
     """
 
-    def __init__(self, module: Any, pooling: Pooling | None) -> None:
+    def __init__(
+        self, module: Any, pooling: Pooling | None, pass_tokens: int = PASS_TOKENS
+    ) -> None:
         """Runs nothing yet.
 
         Args:
             module: of transformers; its configuration says what it is padded with.
             pooling: what makes a vector of those of tokens. None: the model gives scores by itself.
+            pass_tokens: of one forward pass, padding included, unless a single text has more.
         """
+        self._pass_tokens = pass_tokens
         self._batches = Batches(module, pooling)
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -184,7 +186,7 @@ class Encoder:
                 if any(job.waiting for job in self._jobs):
                     break
                 self._changed.wait()
-            batch = _choose(self._jobs, self._batches.most_texts)
+            batch = _choose(self._jobs, self._batches.most_texts, self._pass_tokens)
             self._jobs.rotate(-1)  # the next one leads the next batch
             self._counters = replace(self._counters, steps=self._counters.steps + 1)
             return batch
@@ -208,7 +210,7 @@ class Encoder:
                 _finish(job)
 
 
-def _choose(jobs: Sequence[_Job], most_texts: int) -> list[_Place]:
+def _choose(jobs: Sequence[_Job], most_texts: int, pass_tokens: int) -> list[_Place]:
     """The texts of a batch, taken from their requests: the longest of the first, and what fits."""
     batch: list[_Place] = []
     longest = used = 0
@@ -219,7 +221,7 @@ def _choose(jobs: Sequence[_Job], most_texts: int) -> list[_Place]:
             count = len(batch) + 1
             fits = not batch or (
                 length <= width
-                and width * count <= BATCH_TOKENS
+                and width * count <= pass_tokens
                 and used + length >= _LEAST_FILL * width * count
             )
             if not fits:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from sllm.node.worker.engine.adapters import Adapter
+from sllm.node.worker.engine.pages import EnginePages
 from sllm.sampling import Sampling
 
 
@@ -77,6 +78,8 @@ class EngineRequest:
     """Whether it stands still while others are computed up to their first token."""
     adapter: Adapter | None = None
     """What is added to the model for it. Held until it has ended, and no longer."""
+    images: tuple[Any, ...] = ()
+    """That the prompt has places for, in the engine's own form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,11 @@ class Engine(Protocol):
     @property
     def counters(self) -> Counters:
         """As of the latest step."""
+        ...
+
+    @property
+    def pages(self) -> EnginePages | None:
+        """Of its KV cache, once it has been started. None: they cannot leave it."""
         ...
 
     @property

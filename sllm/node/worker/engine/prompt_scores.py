@@ -9,13 +9,21 @@ import torch
 from sllm.node.worker.engine.interface import PromptLogprobs
 
 _ROWS_AT_ONCE: Final = 32
-"""Of logits, whose probabilities are of the size of the vocabulary, each."""
+"""Of logits whose probabilities are computed, at most."""
+_LOGITS_BYTES: Final = 16 << 20
+"""Of logits in float32 at once: of prompts in a step, and where probabilities are computed."""
 
 
-def in_pieces(rows: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+def rows_at_once(vocabulary: int) -> int:
+    """How many rows of logits there may be at once of prompts whose logprobs are wanted."""
+    return max(1, _LOGITS_BYTES // (torch.float32.itemsize * vocabulary))
+
+
+def in_pieces(rows: torch.Tensor, vocabulary: int) -> Iterator[tuple[int, torch.Tensor]]:
     """A few rows after the other, each time with the index of the first."""
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        yield start, rows[start : start + _ROWS_AT_ONCE]
+    count = min(_ROWS_AT_ONCE, rows_at_once(vocabulary))
+    for start in range(0, len(rows), count):
+        yield start, rows[start : start + count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class PromptScores:
 
     def put(self, first_index: int, logits: torch.Tensor) -> None:
         """Takes the logits, [tokens, vocabulary], of tokens of the prompt from `first_index` on."""
-        for start, some in in_pieces(logits):
+        for start, some in in_pieces(logits, logits.shape[-1]):
             self._put(first_index + start, some)
 
     def whole(self) -> PromptLogprobs:

@@ -18,8 +18,13 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 from sllm.errors import NoCapacity
 from sllm.node.worker.engine.adapted_module import adapted_modules
 from sllm.node.worker.engine.attention import attend_as_models_do, attend_by_sequence
-from sllm.node.worker.engine.batch import Batch, Router, Sampler, Scheduler
+from sllm.node.worker.engine.batch import Batch, Router, Sampler
 from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, Step
+from sllm.node.worker.engine.interruption import BrokenOff
+from sllm.node.worker.engine.keeping_scheduler import KeepingScheduler
+from sllm.node.worker.engine.paged_cache import PagedCache
+from sllm.node.worker.engine.pages import EnginePages
+from sllm.node.worker.engine.threads import threads_for
 from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 
 PAGE_TOKENS = 16
@@ -45,6 +50,7 @@ class TransformersEngine:
         self._manager: Any = None
         self._watcher: threading.Thread | None = None
         self._stopping = False
+        self._pages: PagedCache | None = None
 
     @property
     def counters(self) -> Counters:
@@ -56,6 +62,11 @@ class TransformersEngine:
         """See `Engine.adapted_layers`."""
         return self._batch.adapters.layers if self._batch else {}
 
+    @property
+    def pages(self) -> EnginePages | None:
+        """See `Engine.pages`."""
+        return self._pages
+
     def start(
         self, on_step: Callable[[Step], None], on_failure: Callable[[Exception], None]
     ) -> None:
@@ -63,7 +74,8 @@ class TransformersEngine:
         attend_as_models_do()
         if self._model.device.type == "cpu":
             attend_by_sequence()
-        batch = self._batch = Batch(on_step)
+        vocabulary = self._model.config.get_text_config().vocab_size
+        batch = self._batch = Batch(on_step, vocabulary)
         fail = partial(self._fail, on_failure)
         self._manager = self._model.init_continuous_batching(
             GenerationConfig(do_sample=False, eos_token_id=-1),  # eos: each request brings its own
@@ -74,7 +86,9 @@ class TransformersEngine:
         if self._capacity.takes_adapters:
             batch.adapters.attach(self._model, adapted_modules(self._model))
         self._manager.output_router = Router(batch, fail)
-        SCHEDULER_MAPPING[_SCHEDULER] = partial(Scheduler, batch)
+        if _may_repeat(self._model):
+            self._break_off(batch)
+        SCHEDULER_MAPPING[_SCHEDULER] = partial(KeepingScheduler, batch, self._take_pages)
         try:
             with UntouchedZeros():
                 self._manager.warmup()  # makes the cache, here and not in the engine's thread
@@ -118,16 +132,36 @@ class TransformersEngine:
         if self._batch:
             self._batch.prompts.detach()
             self._batch.adapters.detach()
+            self._batch.lookout.detach()
 
     @property
     def _started_batch(self) -> Batch:
         assert self._batch is not None, "the engine has not been started"
         return self._batch
 
+    def _take_pages(self, pages: PagedCache | None) -> None:
+        self._pages = pages
+
     def _begin(self) -> None:
         """Starts the engine's thread, which inherits the niceness of the one that starts it."""
+        weights = sum(one.nbytes for one in self._model.parameters())
+        torch.set_num_threads(threads_for(weights))  # by which whoever computes first goes
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         self._manager.start()
+
+    def _break_off(self, batch: Batch) -> None:
+        """Has steps that nobody waits for be broken off for whoever comes, and done again."""
+        batch.lookout.attach(self._model)
+        body = self._manager._generation_loop_body
+
+        def unless_left(processor: Any, **options: Any) -> Any:
+            try:
+                return body(processor, **options)
+            except BrokenOff:
+                processor.scheduler.take_back()
+                return True
+
+        self._manager._generation_loop_body = unless_left
 
     def _watch(self, fail: Callable[[Exception], None]) -> None:
         self._manager.join(time.perf_counter())
@@ -137,6 +171,17 @@ class TransformersEngine:
     def _fail(self, on_failure: Callable[[Exception], None], error: Exception) -> None:
         if not self._stopping:
             on_failure(error)
+
+
+def _may_repeat(model: PreTrainedModel) -> bool:
+    """Whether a step that was left may be done again.
+
+    On a device layers are under way before anybody looks. Where windows slide, what a step has
+    written may be in the place of what it has read.
+    """
+    config = model.config.get_text_config()
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return model.device.type == "cpu" and not any(windows)
 
 
 def _config(capacity: Capacity, device: str) -> ContinuousBatchingConfig:

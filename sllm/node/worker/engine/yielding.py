@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sllm.node.worker.engine.interface import Counters, Engine, EngineRequest, NewToken, Step
+from sllm.node.worker.engine.pages import EnginePages
 
 _PATIENCE: Final = 2
 """Steps without a token for somebody who waits, before anybody gives their part up."""
@@ -81,6 +82,11 @@ class YieldingEngine:
     def counters(self) -> Counters:
         """As of the latest step."""
         return self._counted(self._engine.counters)
+
+    @property
+    def pages(self) -> EnginePages | None:
+        """See `Engine.pages`."""
+        return self._engine.pages
 
     @property
     def adapted_layers(self) -> Mapping[str, tuple[int, int]]:

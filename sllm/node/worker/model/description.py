@@ -1,7 +1,6 @@
 """What a model's configuration says of it, and whether the engine can run it."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
@@ -19,7 +19,15 @@ from transformers.utils import CONFIG_NAME
 from sllm.embedding.purpose import Task
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.messages import ModelDescription
-from sllm.node.worker.model.purposes import GENERATES_TEXT, Use, use_of
+from sllm.node.worker.model.config_checks import (
+    UNUSABLE,
+    check_config,
+    check_file,
+    check_layers,
+    unsupported,
+)
+from sllm.node.worker.model.purposes import GENERATES_TEXT, SEES_IMAGES, Use, use_of
+from sllm.node.worker.model.quantisation import Quantisation, check_plain, quantisation_of
 from sllm.node.worker.model.refusing import refusing
 
 _LATE_POSITIONS = frozenset(
@@ -37,27 +45,21 @@ _LATE_POSITIONS = frozenset(
 """Models whose positions begin behind the number of the token that texts are padded with."""
 _MPNET_POSITIONS = 2
 """The same, where it is always the same number."""
-_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-"""Those that transformers' paged cache knows."""
-_COUNTS = (
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_size",
-    "vocab_size",
-    "max_position_embeddings",
+_HIDDEN_COPIES = 10
+"""Of hidden states that are there at once in a pass, queries, keys and values among them."""
+_WIDEST_COPIES = 6
+"""The same of what a layer's widest part gives, which with a gate is twice as wide."""
+_MASK_ROWS = 3
+"""For each token a row of numbers as long as its text: layers may have several masks."""
+_SCORE_ROWS = 3
+"""The same for each head, where attention makes all scores."""
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""What says how images become a model's inputs, of older and newer checkpoints."""
+_BY_VLLM = (
+    "which vLLM runs here on processors, and transformers does not: deploy it with engine 'vllm', "
+    "on a node that has it"
 )
-"""Fields that hold a positive number, where they hold anything."""
-_OTHER_NAMES = ("n_layer", "n_head", "n_embd", "n_positions", "d_model", "intermediate_size")
-"""What some architectures call them, and one more that is so."""
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_MOST = 2**31 - 1
-_MOST_LAYERS = 1000
-"""Each is built, be it without weights: a few times as many as any model has."""
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""How many a layer has, as architectures call it."""
-_UNUSABLE = "the model's config.json cannot be used"
+"""Of quantised models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,15 @@ class Architecture:
         return self.model_class(config, **self.arguments)
 
     @property
+    def quantisation(self) -> Quantisation | None:
+        """How its weights are quantised. None: they are not.
+
+        Raises:
+            UnsupportedModel: In a way that is not served.
+        """
+        return quantisation_of(self.name, self.config)
+
+    @property
     def name(self) -> str:
         """As the configuration has it."""
         return _name(self.config)
@@ -96,12 +107,19 @@ def takes_paged_cache(architecture: Architecture) -> None:
     Raises:
         UnsupportedModel: Names the architecture.
     """
+    check_plain(architecture.name, architecture.config, _BY_VLLM)
     if architecture.use.purpose.task is not Task.GENERATE:
         return  # it has no cache
+    if architecture.use.purpose.takes_images:
+        raise UnsupportedModel(
+            f"{architecture.name} sees images, which vLLM runs here, and transformers does not: "
+            "deploy it with engine 'vllm', on a node that has it",
+            metadata={"architecture": architecture.name},
+        )
     model_class = architecture.model_class
     # Without it the model computes attention itself, past the paged cache.
     if not model_class._supports_attention_backend or model_class._is_stateful:
-        raise _unsupported(architecture.name, "does not take a paged attention cache")
+        raise unsupported(architecture.name, "does not take a paged attention cache")
 
 
 def load_architecture(directory: Path, check: Check = takes_paged_cache) -> Architecture:
@@ -114,12 +132,20 @@ def load_architecture(directory: Path, check: Check = takes_paged_cache) -> Arch
     Raises:
         UnsupportedModel: The engine cannot run this architecture; names it.
     """
-    _check_file(directory / CONFIG_NAME)
-    with refusing(_UNUSABLE):
+    check_file(directory / CONFIG_NAME)
+    with refusing(UNUSABLE):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         architecture = _architecture(config, use_of(directory, config))
+        _check_processor(architecture, directory)
+        quantisation_of(architecture.name, config)
         check(architecture)
     return architecture
+
+
+def _check_processor(architecture: Architecture, directory: Path) -> None:
+    there = any((directory / name).exists() for name in _PROCESSORS)
+    if architecture.use.purpose.takes_images and not there:
+        raise unsupported(architecture.name, f"sees images, and comes without {_PROCESSORS[0]}")
 
 
 def describe(architecture: Architecture, dtype: str | None, ranks: int = 1) -> ModelDescription:
@@ -134,20 +160,45 @@ def describe(architecture: Architecture, dtype: str | None, ranks: int = 1) -> M
         UnsupportedModel: The configuration says nothing that can be used.
     """
     config, purpose = architecture.config, architecture.use.purpose
-    with refusing(_UNUSABLE):
-        resolved = _dtype(dtype) if dtype else config.dtype or torch.float32
+    with refusing(UNUSABLE):
+        resolved = _dtype(dtype) if dtype else config_dtype(config)
+        _check_dtype(architecture, dtype, resolved)
         return ModelDescription(
             architecture=_name(config),
             context_tokens=seen_tokens(architecture),
             kv_bytes_per_token=(
                 ranks * kv_bytes_per_token(config, resolved, ranks)
                 if purpose.task is Task.GENERATE
-                else 0
+                else pass_bytes_per_token(architecture, resolved)
             ),
             dtype=str(resolved).removeprefix("torch."),
             vocabulary=int(config.get_text_config().vocab_size),
             purpose=purpose,
         )
+
+
+def _check_dtype(architecture: Architecture, asked: str | None, dtype: torch.dtype) -> None:
+    """Scales belong to what they scale: none is converted."""
+    quantisation = architecture.quantisation
+    if quantisation is None:
+        return
+    name = str(dtype).removeprefix("torch.")
+    if asked or name not in quantisation.dtypes:
+        raise UnsupportedModel(
+            f"{architecture.name} is quantised to {quantisation.bits} bits, which is served in "
+            f"{' and '.join(quantisation.dtypes)} as its config.json says, not in {name}: deploy "
+            "it without dtype, or another copy",
+            metadata={"architecture": architecture.name},
+        )
+
+
+def config_dtype(config: Any) -> torch.dtype:
+    """The dtype that a configuration says its model is run in.
+
+    It is a name there once transformers has saved the model.
+    """
+    said = config.dtype or torch.float32
+    return said if isinstance(said, torch.dtype) else _dtype(said)
 
 
 def seen_tokens(architecture: Architecture) -> int:
@@ -209,115 +260,65 @@ def kv_bytes_per_token(config: Any, dtype: torch.dtype, ranks: int = 1) -> int:
     return int(2 * text.num_hidden_layers * heads_here * head_dim * dtype.itemsize)
 
 
+def pass_bytes_per_token(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Bytes that one token takes while a model that embeds or scores computes a pass of many.
+
+    They are what is there at once of a layer, on the high side: copies of its hidden states and of
+    what its widest part gives, and a row of the mask, or of all heads' scores where those are made.
+    """
+    text = architecture.config.get_text_config()
+    hidden, widest = int(text.hidden_size), int(getattr(text, "intermediate_size", 0))
+    row = seen_tokens(architecture) * torch.float32.itemsize
+    rows = _MASK_ROWS
+    if not getattr(architecture.model_class, "_supports_sdpa", False):
+        rows += _SCORE_ROWS * int(text.num_attention_heads)
+    return dtype.itemsize * (_HIDDEN_COPIES * hidden + _WIDEST_COPIES * widest) + rows * row
+
+
 def _architecture(config: Any, use: Use) -> Architecture:
     name = _name(config)
     match use.purpose.task:
         case Task.GENERATE:
             model_class = _generating(name, config)
-            _check_layers(name, config)
+            use = use if model_class in _causal(config) else SEES_IMAGES
+            check_layers(name, config)
         case Task.EMBED:
             model_class = _encoding(name, config, MODEL_MAPPING)
         case Task.SCORE:
             model_class = _encoding(name, config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
             if name != model_class.__name__:
-                raise _unsupported(name, f"is not {model_class.__name__}, which is what scores")
-    _check_config(name, config)
+                raise unsupported(name, f"is not {model_class.__name__}, which is what scores")
+    check_config(name, config)
     return Architecture(config, model_class, use)
 
 
 def _generating(name: str, config: Any) -> Any:
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _unsupported(name, "is not a causal language model that transformers knows")
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if name != model_class.__name__:
-        raise _unsupported(name, f"is not {model_class.__name__}, which is what generates text")
-    return model_class
+    """The class of a model that generates, and may see images as well.
+
+    What goes by either name is served for its text.
+    """
+    seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    known = [*_causal(config), *([] if seeing is None else [seeing])]
+    if not known:
+        raise unsupported(name, "is not a causal language model that transformers knows")
+    for model_class in known:
+        if name == model_class.__name__:
+            return model_class
+    raise unsupported(name, f"is not {known[0].__name__}, which is what generates text")
+
+
+def _causal(config: Any) -> list[Any]:
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return [] if found is None else [found]
 
 
 def _encoding(name: str, config: Any, known: Mapping[type[Any], Any]) -> Any:
     model_class = known.get(type(config), None)
     if model_class is None or isinstance(model_class, tuple):
-        raise _unsupported(name, "is no model of its kind that transformers knows")
+        raise unsupported(name, "is no model of its kind that transformers knows")
     if getattr(config, "is_encoder_decoder", False):
-        raise _unsupported(name, "has an encoder and a decoder")
+        raise unsupported(name, "has an encoder and a decoder")
     return model_class
-
-
-def _check_layers(name: str, config: Any) -> None:
-    """Refuses what no paged cache is known to serve."""
-    text = config.get_text_config()
-    foreign = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
-    if foreign:
-        raise _unsupported(name, f"has layers of type {', '.join(sorted(foreign))}")
-    if varying := getattr(text, "per_layer_attributes", None):
-        raise _unsupported(name, f"has layers that differ in {', '.join(sorted(varying))}")
-
-
-def _check_config(name: str, config: Any) -> None:
-    """Refuses what no engine is known to run, and numbers that cannot be."""
-    text = config.get_text_config()
-    if getattr(text, "max_position_embeddings", None) is None:
-        raise _unsupported(name, "does not say how many positions it has")
-    _check_not_quantized(name, config)
-    _check_counts(lambda field: getattr(text, field, None))
-    _check_experts(text)
-
-
-def _check_not_quantized(name: str, config: Any) -> None:
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
-        return
-    if not isinstance(settings, dict):
-        settings = settings.to_dict() if hasattr(settings, "to_dict") else {}
-    method = settings.get("quant_method") or "a method that it does not name"
-    raise UnsupportedModel(
-        f"{name} is quantised ({method!s:.40}, by quantization_config in its config.json), which "
-        "is not supported; deploy a copy whose weights are plain floating point numbers",
-        metadata={"architecture": name},
-    )
-
-
-def _check_file(path: Path) -> None:
-    """Names a number that cannot be, before the library divides by it."""
-    with refusing(_UNUSABLE):
-        fields = json.loads(path.read_bytes())
-        if not isinstance(fields, dict):
-            raise UnsupportedModel(f"{_UNUSABLE}: it is no JSON object")
-    for part in (fields, fields.get("text_config")):
-        if isinstance(part, dict):
-            _check_counts(part.get, (*_COUNTS, *_OTHER_NAMES, *_LAYERS))
-
-
-def _check_counts(get: Callable[[str], Any], names: Sequence[str] = _COUNTS) -> None:
-    for field in names:
-        value = get(field)
-        if isinstance(value, list):  # some have one for each layer
-            continue
-        most = _MOST_LAYERS if field in _LAYERS else _MOST
-        if value is not None and not (type(value) is int and 1 <= value <= most):
-            raise UnsupportedModel(
-                f"{_UNUSABLE}: {field} is {value!r:.40}, and must be a number from 1 to {most}"
-            )
-
-
-def _check_experts(text: Any) -> None:
-    """More of them than there are cannot be chosen for a token: the first step would find out."""
-    used = getattr(text, "num_experts_per_tok", None)
-    counts = [getattr(text, field, None) for field in _EXPERTS]
-    there = [count for count in counts if type(count) is int]
-    if type(used) is int and there and used > max(there):
-        raise UnsupportedModel(
-            f"{_UNUSABLE}: num_experts_per_tok is {used}, and there are {max(there)} experts"
-        )
-
-
-def _unsupported(name: str, why: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"{name} {why}; supported are causal language models of transformers whose layers are all "
-        f"of type {' or '.join(sorted(_LAYER_TYPES))}, such as Llama, Qwen2, Mistral or GPT-2; "
-        "and models that embed or score, such as BertModel or XLMRobertaForSequenceClassification",
-        metadata={"architecture": name},
-    )
 
 
 def _name(config: Any) -> str:

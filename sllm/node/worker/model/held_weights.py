@@ -10,11 +10,10 @@ from sllm.checkpoint.reading.tensors import tensors_within
 from sllm.errors import InvalidArgument
 from sllm.node.worker.model.device_weights import (
     DeviceWeights,
-    OpenedWeights,
     device_tensors,
     open_weights,
 )
-from sllm.node.worker.model.mapping import Mapping, map_chunks
+from sllm.node.worker.model.mapping import map_chunks
 from sllm.node.worker.ready_made import contents
 from sllm.node.worker.ready_made.contents import Weights
 
@@ -31,6 +30,10 @@ class PooledWeights:
     ready_made: Path | None = None
     """Directory of the small files of what was made ready for the engine. None: they are as
     published."""
+    awaited: frozenset[int] = frozenset()
+    """Chunks that are not there yet, counted over all partitions."""
+    borrowed: tuple[range, ...] = ()
+    """Layers that others may compute until their weights are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class HeldWeights:
 
     address: int
     size_bytes: int
-    kept: Mapping | OpenedWeights
+    kept: object
+    """What keeps them there: a `Mapping` of the pool's chunks, or something else."""
     tensors: dict[str, torch.Tensor]
     """As they lie there, by their names."""
     given: Weights
@@ -47,8 +51,14 @@ class HeldWeights:
     on_device: bool
 
 
-def hold(pool_fd: int, weights: PooledWeights | DeviceWeights) -> HeldWeights:
+def hold(pool_fd: int, weights: PooledWeights | DeviceWeights, rank: int = 0) -> HeldWeights:
     """Maps or opens weights.
+
+    Args:
+        pool_fd: the pool's memfd.
+        weights: where they are.
+        rank: which of the processes that run the model this is: of what was made ready, it is given
+            its part.
 
     Raises:
         InvalidArgument: A tensor is not in what was given.
@@ -62,14 +72,14 @@ def hold(pool_fd: int, weights: PooledWeights | DeviceWeights) -> HeldWeights:
             opened.address, weights.size_bytes, opened, tensors, tensors, on_device=True
         )
     _check(weights)
-    mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions)
+    mapping = map_chunks(pool_fd, weights.chunk_bytes, weights.partitions, weights.awaited)
     memory = [
         torch.frombuffer(mapping.buffer(index), dtype=torch.uint8)
         for index in range(len(weights.partitions))
     ]
     tensors = tensors_within(weights.tensors, memory)
     made = weights.ready_made
-    given: Weights = tensors if made is None else contents.read(made, tensors)
+    given: Weights = tensors if made is None else contents.read(made, tensors, rank)
     return HeldWeights(
         mapping.address, mapping.size_bytes, mapping, tensors, given, on_device=False
     )

@@ -1,11 +1,24 @@
 """A contiguous view of chunks that lie scattered in the pool, for the process that reads them."""
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from sllm import libc
 from sllm.checkpoint.files.memory import reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of a checkpoint, counted over all its partitions."""
+
+    fd: int
+    """The pool's memfd."""
+    size_bytes: int
+    """Of each."""
+    places: tuple[int, ...]
+    """For each, its chunk of the pool."""
 
 
 class Mapping:
@@ -16,11 +29,14 @@ class Mapping:
     """
 
     def __init__(
-        self, address: int, starts: Sequence[int], memory: "ctypes.Array[ctypes.c_char]"
+        self, chunks: Chunks, starts: Sequence[int], memory: "ctypes.Array[ctypes.c_char]"
     ) -> None:
-        self.address = address
+        self.address = ctypes.addressof(memory)
         self.size_bytes = starts[-1]
-        self._starts = starts
+        self.chunk_bytes = chunks.size_bytes
+        self.starts = starts
+        """Of each partition, in bytes from the first; and where the last one ends."""
+        self._chunks = chunks
         self._memory: ctypes.Array[ctypes.c_char] | None = memory
 
     def buffer(self, partition: int) -> memoryview:
@@ -31,44 +47,68 @@ class Mapping:
         """
         if self._memory is None:
             raise ValueError("the mapping is closed")
-        start, end = self._starts[partition], self._starts[partition + 1]
+        start, end = self.starts[partition], self.starts[partition + 1]
         return memoryview(self._memory).cast("B")[start:end]
+
+    def bring(self, indices: Iterable[int]) -> None:
+        """Maps chunks that were left out; nothing if the mapping is closed.
+
+        Args:
+            indices: in ascending order, counted over all partitions.
+
+        Raises:
+            OSError: the kernel refused a mapping.
+        """
+        if self._memory is None:
+            return
+        protection = libc.PROT_READ | libc.PROT_WRITE
+        flags = libc.MAP_PRIVATE | libc.MAP_FIXED | libc.MAP_NORESERVE
+        fd, size, places = self._chunks.fd, self._chunks.size_bytes, self._chunks.places
+        for first, count in _runs(indices, places):
+            address, offset = self.address + first * size, places[first] * size
+            libc.mmap(address, count * size, protection, flags, fd, offset)
 
     def close(self) -> None:
         """Lets go of the memory; it is unmapped when the last buffer over it is gone."""
         self._memory = None
 
 
-def map_chunks(fd: int, chunk_bytes: int, partitions: Sequence[Sequence[int]]) -> Mapping:
+def map_chunks(
+    fd: int,
+    chunk_bytes: int,
+    partitions: Sequence[Sequence[int]],
+    absent: Collection[int] = frozenset(),
+) -> Mapping:
     """Maps the chunks of partitions side by side, in their order.
 
     Args:
-        fd: the pool's memfd; it may be closed afterwards.
+        fd: the pool's memfd; it may be closed once all chunks are mapped.
         chunk_bytes: the pool's.
         partitions: for each, its chunks in the pool.
+        absent: chunks that are left out until `Mapping.bring` has them, counted over all
+            partitions. Whoever touches one before is ended by the kernel: what is in it may be
+            anything.
 
     Raises:
         OSError: the kernel refused a mapping.
     """
     starts = [0, *accumulate(len(chunks) * chunk_bytes for chunks in partitions)]
+    places = tuple(chunk for chunks in partitions for chunk in chunks)
     memory = reserve(starts[-1], libc.PROT_NONE)
-    address = ctypes.addressof(memory)
-    _fill(address, fd, chunk_bytes, [chunk for chunks in partitions for chunk in chunks])
-    return Mapping(address, starts, memory)
+    mapping = Mapping(Chunks(fd, chunk_bytes, places), starts, memory)
+    mapping.bring(index for index in range(len(places)) if index not in absent)
+    return mapping
 
 
-def _fill(address: int, fd: int, chunk_bytes: int, chunks: Sequence[int]) -> None:
-    protection = libc.PROT_READ | libc.PROT_WRITE
-    flags = libc.MAP_PRIVATE | libc.MAP_FIXED | libc.MAP_NORESERVE
-    for first, count in _runs(chunks):
-        libc.mmap(address, count * chunk_bytes, protection, flags, fd, first * chunk_bytes)
-        address += count * chunk_bytes
-
-
-def _runs(chunks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Neighbours in the pool as (first chunk, count): one call maps them all."""
-    start = 0
-    for end in range(1, len(chunks) + 1):
-        if end == len(chunks) or chunks[end] != chunks[end - 1] + 1:
-            yield chunks[start], end - start
-            start = end
+def _runs(indices: Iterable[int], places: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbours, in the checkpoint and in the pool, as (first, count): one call maps them all."""
+    first, count = 0, 0
+    for index in indices:
+        if count and index == first + count and places[index] == places[first] + count:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = index, 1
+    if count:
+        yield first, count

@@ -15,6 +15,7 @@ from sllm.errors import UnsupportedModel
 from sllm.node.worker.model.description import (
     Architecture,
     Check,
+    config_dtype,
     load_architecture,
     takes_paged_cache,
 )
@@ -122,9 +123,9 @@ def load_module(architecture: Architecture, weights: Mapping[str, torch.Tensor])
             ignore_mismatched_sizes=True,  # they are named below, like the rest
             output_loading_info=True,
         )
-    _check("lacks", found["missing_keys"])
-    _check("has in another shape", map(_mismatch, found["mismatched_keys"]))
-    return Loaded(module, _listed(found["unexpected_keys"]))
+    refuse_any("lacks", found["missing_keys"])
+    refuse_any("has in another shape", map(_mismatch, found["mismatched_keys"]))
+    return Loaded(module, listed(found["unexpected_keys"]))
 
 
 def _joining(weights: Mapping[str, torch.Tensor]) -> AbstractContextManager[object]:
@@ -132,14 +133,20 @@ def _joining(weights: Mapping[str, torch.Tensor]) -> AbstractContextManager[obje
     return JoinedInPlace() if any(map(expert_part, weights)) else nullcontext()
 
 
-def _check(verb: str, names: Iterable[str]) -> None:
-    if listed := _listed(names):
+def refuse_any(verb: str, names: Iterable[str]) -> None:
+    """Refuses a checkpoint of which any tensors are to be named.
+
+    Raises:
+        UnsupportedModel: Says what is with them, as `verb` has it.
+    """
+    if shown := listed(names):
         raise UnsupportedModel(
-            f"the checkpoint {verb} {listed}; it does not belong to its config.json"
+            f"the checkpoint {verb} {shown}; it does not belong to its config.json"
         )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first few of them, and how many more there are; empty if there are none."""
     ordered = sorted(names)
     shown = ", ".join(name[:_LETTERS_SHOWN] for name in ordered[:_NAMES_SHOWN])
     more = len(ordered) - _NAMES_SHOWN
@@ -176,13 +183,19 @@ def prevailing_dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
     return counts.most_common(1)[0][0]
 
 
-def run_dtype(weights: Weights) -> torch.dtype:
+def run_dtype(config: Any, weights: Weights) -> torch.dtype:
     """The dtype in which a model of these weights is run.
+
+    Of quantised ones it is the configuration's: most of what is not quantised are scales.
 
     Raises:
         UnsupportedModel: As `prevailing_dtype`.
     """
-    return weights.dtype if isinstance(weights, ReadyMade) else prevailing_dtype(weights)
+    if isinstance(weights, ReadyMade):
+        return weights.dtype
+    if getattr(config, "quantization_config", None) is not None:
+        return config_dtype(config)
+    return prevailing_dtype(weights)
 
 
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sllm.chat.conversation import Conversation
+from sllm.chat.images import Image
 from sllm.errors import ContextExceeded, InvalidPrompt
 
 LETTERS_PER_TOKEN: Final = 4
@@ -23,6 +24,8 @@ class TokenPrompt:
     """Tokens already."""
 
     token_ids: tuple[int, ...]
+    images: tuple[Image, ...] = ()
+    """That have their places among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +33,22 @@ class RenderedPrompt:
     """A conversation as the model's chat template writes it, special tokens included."""
 
     text: str
+    images: tuple[Image, ...] = ()
+    """For each of which it has written a token."""
 
 
 Prompt = TextPrompt | TokenPrompt | Conversation
 
 
+def images(prompt: TextPrompt | TokenPrompt | RenderedPrompt) -> tuple[Image, ...]:
+    """Those of a prompt."""
+    return () if isinstance(prompt, TextPrompt) else prompt.images
+
+
 def size_bytes(prompt: TextPrompt | TokenPrompt | RenderedPrompt) -> int:
     """Of what has to be tokenized, about: by its letters. Tokens are tokens already."""
     match prompt:
-        case TextPrompt(text) | RenderedPrompt(text):
+        case TextPrompt(text) | RenderedPrompt(text, _):
             return len(text)
         case TokenPrompt():
             return 0
@@ -67,11 +77,11 @@ def encode(
 def tokens(prompt: TextPrompt | TokenPrompt | RenderedPrompt, tokenizer: Any) -> tuple[int, ...]:
     """The prompt's token ids, which may be none, and may be unknown to the model."""
     match prompt:
-        case TokenPrompt(token_ids):
+        case TokenPrompt(token_ids, _):
             return token_ids
         case TextPrompt(text):
             return tuple(tokenizer(text)["input_ids"])
-        case RenderedPrompt(text):
+        case RenderedPrompt(text, _):
             # The template writes the special tokens itself.
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -48,6 +48,7 @@ class Use:
 
 
 GENERATES_TEXT: Final = Use()
+SEES_IMAGES: Final = Use(Purpose(takes_images=True))
 
 
 def use_of(directory: Path, config: Any) -> Use:

@@ -10,6 +10,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from sllm.chat.conversation import ChatMessage, Conversation, Tool, ToolCall, json_object
+from sllm.chat.images import Image
 from sllm.errors import InvalidChatTemplate, InvalidPrompt, NoChatTemplate
 from sllm.node.worker.model.prompts import RenderedPrompt
 from sllm.node.worker.model.refusing import sentence
@@ -41,6 +42,11 @@ def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
         raise NoChatTemplate("this model has no chat template; send text or token ids instead")
     conversation.validate()
     wants_parts = _has_parts(conversation) and _wants_parts(conversation, tokenizer)
+    if conversation.images and not wants_parts:
+        raise InvalidPrompt(
+            "the chat template knows texts alone, and writes no images: deploy with a "
+            "chat_template that does"
+        )
     text = _apply(conversation, tokenizer, [_seen(m, wants_parts) for m in conversation.messages])
     if len(text) > ADDED_LETTERS + conversation.letters:
         raise InvalidPrompt(f"the chat template makes {len(text)} letters of these messages")
@@ -48,7 +54,7 @@ def render(conversation: Conversation, tokenizer: Any) -> RenderedPrompt:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidPrompt(f"the chat template makes half a character: {error}") from error
-    return RenderedPrompt(text)
+    return RenderedPrompt(text, conversation.images)
 
 
 def _apply(conversation: Conversation, tokenizer: Any, messages: list[dict[str, Any]]) -> str:
@@ -85,8 +91,8 @@ def _seen(message: ChatMessage, wants_parts: bool) -> dict[str, Any]:
     """A message as templates know it; what is not there has no name."""
     content: Any = message.content or (None if message.tool_calls else "")
     if message.parts:
-        as_list = [{"type": "text", "text": part} for part in message.parts]
-        content = as_list if wants_parts else "\n".join(message.parts)
+        as_list = [_seen_part(part) for part in message.parts]
+        content = as_list if wants_parts else "\n".join(message.texts)
     seen = {"role": message.role, "content": content}
     if message.tool_calls:
         seen["tool_calls"] = [_seen_call(call) for call in message.tool_calls]
@@ -95,6 +101,11 @@ def _seen(message: ChatMessage, wants_parts: bool) -> dict[str, Any]:
     if message.name:
         seen["name"] = message.name
     return seen
+
+
+def _seen_part(part: str | Image) -> dict[str, str]:
+    """A part as templates know it: of an image they write that it is there."""
+    return {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part}
 
 
 def _seen_call(call: ToolCall) -> dict[str, Any]:

@@ -85,6 +85,7 @@ class Texts:
             NoChatTemplate: The model has none.
         """
         _check_length(conversation)
+        _check_blind(conversation)
         return (await self._render(conversation)).text
 
     async def tokens(self, prompt: Prompt, *, add_special_tokens: bool) -> tuple[int, ...]:
@@ -95,6 +96,7 @@ class Texts:
             NoChatTemplate: The model has none.
         """
         _check_length(prompt)
+        _check_blind(prompt)
         rendered = await self.rendered(prompt)
         if isinstance(rendered, TextPrompt) and not add_special_tokens:
             rendered = RenderedPrompt(rendered.text)
@@ -160,6 +162,15 @@ def _check_length(prompt: Prompt) -> None:
             letters = prompt.letters
     if letters > MAX_LETTERS:
         raise InvalidPrompt(f"the text has {letters} letters; {MAX_LETTERS} are taken at most")
+
+
+def _check_blind(prompt: Prompt) -> None:
+    """What an image stands for in a prompt is known where the model runs, by `Started`."""
+    if isinstance(prompt, Conversation) and prompt.images:
+        raise InvalidPrompt(
+            "images are seen by Generate alone, whose `started` has the prompt's tokens: leave "
+            "them out here"
+        )
 
 
 def _describe(files: ModelFiles, template: str) -> TextModel:

@@ -13,8 +13,12 @@ from typing import Any, Final
 
 import torch
 
+from sllm.node.worker.ready_made.descriptor import block_bytes, is_sound
+
 DTYPES: Final = (torch.bfloat16, torch.float32)
 """In which weights are packed."""
+_KNOWN_SHAPE: Final = (64, 64)
+"""Of the weight whose descriptor tells what all of them have in common."""
 _ROWS_HINT: Final = 16
 """Rows of input for which blocks are chosen. With it results are the same to the last bit as those
 of vLLM's own handlers, for any number of rows; with 1 they are not in float32."""
@@ -40,8 +44,7 @@ class PackedWeight:
         Raises:
             RuntimeError: The descriptor is none of oneDNN's here, or not of these blocks.
         """
-        if len(self.descriptor) != _descriptor_bytes():
-            raise RuntimeError(f"a weight of {self.shape} is described by another oneDNN")
+        self._check()
         library, handle = _library(), ctypes.c_void_p()
         sizes = (ctypes.c_int64 * 2)(*self.shape)
         strides = (ctypes.c_int64 * 2)(self.shape[1], 1)
@@ -64,9 +67,16 @@ class PackedWeight:
         bound: torch.Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(
             _capsule(handle)
         )
-        if torch.ops.mkldnn._nbytes(bound) != self.blocks.numel():
-            raise RuntimeError(f"a weight of {self.shape} has not the blocks that it says")
         return bound
+
+    def _check(self) -> None:
+        """Before oneDNN reads by the descriptor, which may have come with a checkpoint."""
+        if self.dtype not in DTYPES or not is_sound(
+            self.descriptor, self.shape, _known_descriptor(self.dtype), _KNOWN_SHAPE
+        ):
+            raise RuntimeError(f"a weight of {self.shape} is described by another oneDNN")
+        if block_bytes(self.descriptor, self.dtype.itemsize) != self.blocks.numel():
+            raise RuntimeError(f"a weight of {self.shape} has not the blocks that it says")
 
 
 def can_pack() -> bool:
@@ -131,8 +141,8 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 
 
 @cache
-def _descriptor_bytes() -> int:
-    return len(pack(torch.ones(1, 1)).descriptor)
+def _known_descriptor(dtype: torch.dtype) -> bytes:
+    return pack(torch.ones(_KNOWN_SHAPE, dtype=dtype)).descriptor
 
 
 @cache

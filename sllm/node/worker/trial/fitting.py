@@ -13,8 +13,9 @@ from sllm.checkpoint.format.safetensors_header import TensorHeader
 from sllm.checkpoint.reading.tensors import torch_form
 from sllm.errors import UnsupportedModel
 from sllm.node.worker.model.description import Architecture
-from sllm.node.worker.model.module import load_module
+from sllm.node.worker.model.module import listed, load_module, refuse_any
 from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.trial.quantising import quantise
 
 
 def check_fit(architecture: Architecture, headers: Mapping[str, TensorHeader]) -> str:
@@ -33,6 +34,10 @@ def check_fit(architecture: Architecture, headers: Mapping[str, TensorHeader]) -
     _check_depth(architecture.config, len(headers))
     with refusing("no model can be built from its config.json"), torch.device("meta"):
         module = architecture.made(architecture.config)
+    if architecture.quantisation:
+        with torch.device("meta"):
+            quantise(module, architecture.quantisation)
+        return _check_names(module, headers)
     if _are_those_of(module, headers):
         return ""
     return _load_without_memory(architecture, headers)
@@ -54,6 +59,35 @@ def _are_those_of(module: Any, headers: Mapping[str, TensorHeader]) -> bool:
     tied = set(getattr(module, "all_tied_weights_keys", ()))
     found = {name: tuple(header.shape) for name, header in headers.items()}
     return found.items() <= needed.items() and needed.keys() - found.keys() <= tied
+
+
+def _check_names(module: Any, headers: Mapping[str, TensorHeader]) -> str:
+    """The same where no library knows of older names: what is quantised has no others."""
+    needed = module.state_dict()
+    tied = set(getattr(module, "all_tied_weights_keys", ()))
+    refuse_any("lacks", needed.keys() - headers.keys() - tied)
+    refuse_any(
+        "has in another shape",
+        (
+            f"{name} ({list(header.shape)} instead of {list(needed[name].shape)})"
+            for name, header in headers.items()
+            if name in needed and tuple(header.shape) != tuple(needed[name].shape)
+        ),
+    )
+    refuse_any(
+        "has in another dtype",
+        (
+            name
+            for name, header in headers.items()
+            if name in needed and not _is_alike(torch_form(header)[0], needed[name].dtype)
+        ),
+    )
+    return listed(headers.keys() - needed.keys())
+
+
+def _is_alike(one: torch.dtype, other: torch.dtype) -> bool:
+    """Whether they are the same, or both of numbers that engines bring into their own dtype."""
+    return one is other or (one.is_floating_point and other.is_floating_point)
 
 
 def _load_without_memory(architecture: Architecture, headers: Mapping[str, TensorHeader]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import torch
 
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.embedding.purpose import Task
@@ -21,17 +22,23 @@ from sllm.node.worker.model.description import (
     seen_tokens,
 )
 from sllm.node.worker.model.module import ModelFiles, load_files
+from sllm.node.worker.model.quantisation import Quantisation, with_groups
 from sllm.node.worker.model.refusing import refusing
+from sllm.node.worker.model.seeing import with_images
 from sllm.node.worker.trial.adapters import check_takes_adapters
-from sllm.node.worker.trial.comparison import compare, randomise
+from sllm.node.worker.trial.comparison import ALIKE, EXACT, Measure, compare, randomise
 from sllm.node.worker.trial.encoding import compare_encodings
+from sllm.node.worker.trial.experts import check_experts
 from sllm.node.worker.trial.fitting import check_fit
+from sllm.node.worker.trial.quantising import quantise
 from sllm.node.worker.trial.shrinking import tiny
 from sllm.node.worker.trial.suspects import to_blame
 
 _TEXT = "The quick brown fox jumps over 13 lazy dogs."
 _TELLS_NOTHING = {"_name_or_path", "transformers_version", "dtype"}
 """Fields of a configuration that are of no matter to the engine."""
+_GROUP = 32
+"""Inputs that share a scale in small copies, as in the narrowest groups that are usual."""
 _WEIGHTS = ("*.safetensors", "partition-*")
 
 
@@ -56,6 +63,7 @@ def try_model(
     *,
     takes_adapters: bool = False,
     ranks: int = 1,
+    on_disk: bool = False,
 ) -> Verdict:
     """Tries what a worker will do with a model, as far as that takes neither weights nor time.
 
@@ -67,6 +75,7 @@ def try_model(
         parsers: that are to take its answers apart.
         ranks: processes that are to run it together. The small copy runs in one.
         takes_adapters: whether it is to be run with adapters.
+        on_disk: whether its experts are to be read as they are used.
 
     Raises:
         UnsupportedModel: A start would fail, or the tokens be wrong; says why.
@@ -76,8 +85,11 @@ def try_model(
     model = describe(files.architecture, dtype, ranks)
     if takes_adapters:
         check_takes_adapters(files.architecture, backend)
+    if on_disk:
+        check_experts(files.architecture)
     _try_tokenizer(files)
     backend.parsers(parsers, files.tokenizer)
+    model = with_images(model, backend.images(files, model.dtype))
     unused = _try_weights(directory, files.architecture)
     config = small_copy(files.architecture)
     features = _digest(files.architecture, config, backend)
@@ -97,7 +109,10 @@ def small_copy(architecture: Architecture) -> Any:
         UnsupportedModel: Its class takes none.
     """
     with refusing(f"{_name(architecture)} could not be tried on a small copy of its config.json"):
-        return tiny(architecture.config)
+        config = tiny(architecture.config)
+        if architecture.quantisation:
+            config.quantization_config = with_groups(config.quantization_config, _GROUP)
+        return config
 
 
 def try_engine(architecture: Architecture, config: Any, backend: Backend) -> None:
@@ -111,15 +126,53 @@ def try_engine(architecture: Architecture, config: Any, backend: Backend) -> Non
     Raises:
         UnsupportedModel: They differ, or either fails; names the feature if one is to blame.
     """
+    name, model_class = _name(architecture), architecture.model_class
+    quantisation = replace(architecture, config=config).quantisation
+    if quantisation:
+        try_quantised(architecture, config, quantisation, backend)
+        config = _with_plain_weights(config)
     try:
-        _compare(architecture.model_class, config, backend)
+        _compare(model_class, config, backend)
     except UnsupportedModel as error:
-        name, model_class = _name(architecture), architecture.model_class
         blamed = to_blame(model_class, config, lambda other: _works(model_class, other, backend))
         raise UnsupportedModel(
             f"{name} is not supported by {backend.name} because of {blamed}: {error.message}",
             metadata={"architecture": name},
         ) from error
+
+
+def try_quantised(
+    architecture: Architecture, config: Any, quantisation: Quantisation, backend: Backend
+) -> None:
+    """Compares what the engine gives with what its quantised weights stand for.
+
+    Args:
+        architecture: of the model.
+        config: of its small copy.
+        quantisation: that this is to have.
+        backend: of the engine.
+
+    Raises:
+        UnsupportedModel: They differ, or either fails.
+    """
+    try:
+        with refusing("a small copy of it cannot be quantised"):
+            model = architecture.model_class(config).eval()
+            randomise(model)
+            model.to(getattr(torch, quantisation.dtypes[-1]))
+            quantise(model, quantisation)
+        _run(model, config, backend, ALIKE)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"{_name(architecture)} is quantised, which is not supported by {backend.name} as it "
+            f"is here: {error.message}",
+            metadata={"architecture": _name(architecture)},
+        ) from error
+
+
+def _with_plain_weights(config: Any) -> Any:
+    fields = {name: one for name, one in config.to_dict().items() if name != "quantization_config"}
+    return type(config).from_dict(fields)
 
 
 def try_encoding(architecture: Architecture, config: Any) -> None:
@@ -149,10 +202,14 @@ def _compare(model_class: Any, config: Any, backend: Backend) -> None:
     with refusing("a small copy of it cannot be built"):
         model = model_class(config).eval()
         randomise(model)
+    _run(model, config, backend, EXACT)
+
+
+def _run(model: Any, config: Any, backend: Backend, measure: Measure) -> None:
     vocabulary = config.get_text_config().vocab_size
     try:
         with refusing("a small copy of it does not run on a paged cache"):
-            compare(model, vocabulary, context_tokens(config), backend)
+            compare(model, vocabulary, context_tokens(config), backend, measure)
     except NoCapacity as error:  # the cache is as large as books of ours say that it has to be
         raise UnsupportedModel(f"a small copy of it does not fit: {error.message}") from error
 

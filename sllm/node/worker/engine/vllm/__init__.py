@@ -12,4 +12,7 @@ os.environ.update(
     # else is in the step, and so do the last bits of what comes out; and the threads wait for one
     # another without giving up their processors, which another program may have taken.
     VLLM_CPU_ATTN_SPLIT_KV="0",
+    # Weights in 4 bits are multiplied by activations as they are, on every processor: those with
+    # AMX would quantise these as well, and give other tokens than the others.
+    VLLM_CPU_INT4_W4A8="0",
 )

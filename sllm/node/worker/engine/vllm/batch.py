@@ -32,6 +32,11 @@ class Running(Chosen):
         """Whether the core has only the beginning of its prompt, whose token nobody wants."""
         return self.request.gives_way and self.computed < len(self.request.prompt)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for its first token."""
+        return not (self.generated or self.request.background or self.request.gives_way)
+
     def note(self, output: Any) -> None:
         """Notes what an output of the core says beside its token."""
         if self.cached_prompt_tokens is None and output.prefill_stats is not None:
@@ -104,10 +109,7 @@ class Batch:
 
     def has_awaited(self) -> bool:
         """Whether somebody waits for a first token."""
-        return any(
-            not (one.generated or one.request.background or one.request.gives_way)
-            for one in self._by_key.values()
-        )
+        return any(one.is_awaited for one in self._by_key.values())
 
     def held(self, key: str) -> Running | None:
         """The request of this id in the core, even if nobody wants its tokens any more."""

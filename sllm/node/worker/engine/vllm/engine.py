@@ -3,36 +3,39 @@
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from vllm import SamplingParams
-from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 
+from sllm.node.worker.engine.adapters import Adapter
 from sllm.node.worker.engine.group import ALONE, Group
 from sllm.node.worker.engine.interface import (
     Capacity,
     Counters,
     EngineRequest,
-    FinishReason,
     NewToken,
     Step,
 )
+from sllm.node.worker.engine.pages import EnginePages, Prefix
 from sllm.node.worker.engine.prompt_scores import PromptScores
+from sllm.node.worker.engine.threads import threads_for
 from sllm.node.worker.engine.vllm.adapters import AdapterReader
 from sllm.node.worker.engine.vllm.ahead import Ahead
 from sllm.node.worker.engine.vllm.background import standing_aside
 from sllm.node.worker.engine.vllm.batch import Batch, Running
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config, max_batch_tokens
+from sllm.node.worker.engine.vllm.core_requests import core_request, finish_reason, params_of
+from sllm.node.worker.engine.vllm.interruption import Interruptions
 from sllm.node.worker.engine.vllm.loader import MadeReady
-from sllm.node.worker.engine.vllm.making import NICENESS, making, threads_for
+from sllm.node.worker.engine.vllm.making import NICENESS, making
+from sllm.node.worker.engine.vllm.pages import VllmPages, can_keep
 from sllm.node.worker.engine.vllm.prompts import SCORED, PromptReader
 from sllm.node.worker.engine.vllm.ranks import Filled, begin, executor_of
-from sllm.node.worker.engine.vllm.sampler import KEY, sampler_of
+from sllm.node.worker.engine.vllm.sampler import sampler_of
 from sllm.node.worker.ready_made.contents import ReadyMade
 
 _STOP_TIMEOUT = 5.0
@@ -56,11 +59,20 @@ class VllmEngine:
         self._adapters = AdapterReader(self._batch.held)
         self._ahead = Ahead(max_batch_tokens(capacity))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._coming: set[str] = set()
+        """Requests that somebody waits for, until the core has them."""
+        self.interruptions = Interruptions(self._batch, lambda: bool(self._coming))
         self._core: Any = None
+        self._pages: VllmPages | None = None
         self._thread: threading.Thread | None = None
         self._steps = self._generated = self._cancelled = 0
         self._has_stepped = True
         """Whether the last step has computed anything."""
+
+    @property
+    def pages(self) -> EnginePages | None:
+        """See `Engine.pages`."""
+        return self._pages
 
     @property
     def adapted_layers(self) -> Mapping[str, tuple[int, int]]:
@@ -74,6 +86,10 @@ class VllmEngine:
         self._on_step = on_step
         self._core = self._make_core()
         begin(self._group)
+        if can_keep(self._core):
+            self._pages = VllmPages(self._core, self._batch, self._hashes)
+            self._pages.guard()
+        self.interruptions.attach(self._core, self._pages.changing if self._pages else nullcontext)
         self._prompts.attach(self._core.model_executor.driver_worker.worker.model_runner)
         if self._capacity.takes_adapters:
             self._adapters.attach(self._core)
@@ -82,7 +98,10 @@ class VllmEngine:
 
     def submit(self, request: EngineRequest) -> None:
         """See `Engine.submit`."""
-        self._commands.put(partial(self._submit, self._batch.add(request)))
+        running = self._batch.add(request)
+        if running.is_awaited:
+            self._coming.add(request.request_id)
+        self._commands.put(partial(self._submit, running))
 
     def cancel(self, request_id: str) -> None:
         """See `Engine.cancel`."""
@@ -145,21 +164,34 @@ class VllmEngine:
         return len(self._ahead) > 0 or self._core.scheduler.has_requests()
 
     def _submit(self, running: Running) -> None:
+        request = running.request
+        self._coming.discard(request.request_id)
         if not self._batch.wants(running):
             return
-        request = running.request
-        if request.gives_way:
+        if request.gives_way and not request.images:
             running.computed = self._cached(request)
             self._ahead.add(running)
         else:
+            # With images at once: a part would end within one, whose model sees it as a whole.
+            running.computed = len(request.prompt)
             self._enter(running, request.prompt, request.max_tokens, request.stop_token_ids)
 
     def _cached(self, asked: EngineRequest) -> int:
         """Tokens at the beginning of a prompt that need not be computed."""
-        probe = _core_request("", asked.prompt, _params("", 1), _salt(asked))
-        request, _ = self._core.preprocess_add_request(probe)
+        request = self._probe(asked.prompt, asked.adapter)
         _, tokens, *_ = self._core.scheduler.kv_cache_manager.get_computed_blocks(request)
         return int(tokens)
+
+    def _hashes(self, prefix: Prefix) -> Sequence[Any]:
+        """By which vLLM knows a prefix's whole pages. In any thread."""
+        hashes: list[Any] = self._probe(prefix.tokens, prefix.adapter).block_hashes
+        return hashes
+
+    def _probe(self, prompt: Sequence[int], adapter: Adapter | None) -> Any:
+        """A request that the core is asked about, and never has."""
+        probe = core_request("", prompt, params_of("", 1), adapter)
+        request, _ = self._core.preprocess_add_request(probe)
+        return request
 
     def _let_go(self, running: Running, *, cancelled: bool) -> None:
         self._cancelled += cancelled
@@ -176,7 +208,7 @@ class VllmEngine:
         stop_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         key = self._batch.enter(running)
-        params = _params(key, max_tokens, stop_token_ids)
+        params = params_of(key, max_tokens, stop_token_ids)
         if (asked := running.request.prompt_logprobs) is not None:
             params.skip_reading_prefix_cache = True
             if self._prompts.attached:
@@ -184,7 +216,8 @@ class VllmEngine:
                 running.scores = PromptScores(prompt, asked)
             else:
                 params.prompt_logprobs = asked
-        request = _core_request(key, prompt, params, _salt(running.request))
+        request = core_request(key, prompt, params, running.request.adapter)
+        request.mm_features = list(running.request.images) or None
         self._core.add_request(*self._core.preprocess_add_request(request))
 
     def _step(self) -> None:
@@ -192,7 +225,10 @@ class VllmEngine:
             part.running.computed = part.end
             self._enter(part.running, part.running.request.prompt[: part.end], max_tokens=1)
         with standing_aside(self._core.scheduler, self._batch, only_if=self._has_stepped):
-            outputs, executed = self._core.step()
+            step = self.interruptions.step()
+        if step is None:
+            return
+        outputs, executed = step
         self._has_stepped = executed
         self._steps += executed
         ours = outputs[0].outputs if 0 in outputs else ()
@@ -215,6 +251,8 @@ class VllmEngine:
         """Of a request that has ended, or is to end, nothing is kept."""
         self._batch.drop(running.request.request_id)
         self._ahead.drop(running)
+        if self._pages:
+            self._pages.let_go(running.request.request_id)
         if running.key:
             self._batch.leave(running)
 
@@ -224,7 +262,7 @@ class VllmEngine:
             return None  # cancelled while the step was under way
         running.note(output)
         (token_id,) = output.new_token_ids
-        finish = _finish_reason(output)
+        finish = finish_reason(output)
         if finish and running.is_part:
             self._batch.leave(running)
             return None
@@ -242,46 +280,3 @@ class VllmEngine:
             cancelled_requests=self._cancelled,
         )
         self._on_step(Step(tokens, self.counters, broken))
-
-
-def _params(
-    key: str, max_tokens: int, stop_token_ids: frozenset[int] = frozenset()
-) -> SamplingParams:
-    return SamplingParams(
-        temperature=0.0,  # the sampler chooses
-        max_tokens=max_tokens,
-        stop_token_ids=list(stop_token_ids),
-        ignore_eos=True,  # each request brings its own
-        detokenize=False,
-        extra_args={KEY: key},
-    )
-
-
-def _salt(request: EngineRequest) -> str | None:
-    """What pages of the cache are told by beside their tokens: what they were computed with."""
-    return request.adapter.name if request.adapter else None
-
-
-def _core_request(
-    key: str, prompt: Sequence[int], params: SamplingParams, salt: str | None = None
-) -> EngineCoreRequest:
-    return EngineCoreRequest(
-        request_id=key,
-        prompt_token_ids=list(prompt),
-        mm_features=None,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=time.time(),
-        lora_request=None,
-        cache_salt=salt,
-        data_parallel_rank=None,
-    )
-
-
-def _finish_reason(output: Any) -> FinishReason | None:
-    if not output.finished:
-        return None
-    reason = FinishReason.__members__.get(output.finish_reason.name)
-    if reason is None:
-        raise RuntimeError(f"vLLM has ended a request for another reason: {output.finish_reason}")
-    return reason

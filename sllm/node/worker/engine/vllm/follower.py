@@ -16,10 +16,11 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 from sllm.errors import SllmError, WorkerDied
 from sllm.node.worker.engine.group import ALONE, Rank
 from sllm.node.worker.engine.interface import Capacity
+from sllm.node.worker.engine.threads import threads_for
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config
 from sllm.node.worker.engine.vllm.groups import process_group
-from sllm.node.worker.engine.vllm.loader import Loading
-from sllm.node.worker.engine.vllm.making import NICENESS, making, refusing_memory, threads_for
+from sllm.node.worker.engine.vllm.loader import Loading, MadeReady
+from sllm.node.worker.engine.vllm.making import NICENESS, making, refusing_memory
 from sllm.node.worker.engine.vllm.prompts import PromptReader
 from sllm.node.worker.engine.vllm.ranks import (
     Begin,
@@ -31,6 +32,7 @@ from sllm.node.worker.engine.vllm.ranks import (
     send,
 )
 from sllm.node.worker.engine.vllm.sampler import FollowingSampler
+from sllm.node.worker.ready_made.contents import ReadyMade
 
 Refusing = Callable[[], AbstractContextManager[None]]
 """Turns what a library raises within into an error of ours."""
@@ -63,6 +65,45 @@ def follow(
                 pipe.recv()
 
 
+def make_ready_part(model: VllmModel, capacity: Capacity, rank: Rank) -> ReadyMade:
+    """What vLLM has made of a rank's part of the weights before it packs them.
+
+    Args:
+        model: all of whose weights are given.
+        capacity: of the engine, which is not started.
+        rank: which one this is.
+
+    Raises:
+        UnsupportedModel: As `make_ready` in `ready_made.py`.
+    """
+    worker = WorkerWrapperBase(rpc_rank=rank.index)
+    with making(model, making_ready=True):
+        config = engine_config(
+            model, capacity, FollowingSampler, executor_of(ALONE, lambda _: None)
+        )
+        with process_group(rank):
+            _join(worker, config, rank)
+        try:
+            worker.load_model()
+        except MadeReady as made:
+            return made.ready
+    raise RuntimeError("vLLM has made its model without filling it with weights")
+
+
+def _join(worker: WorkerWrapperBase, config: Any, rank: Rank) -> None:
+    """Has a rank's worker find the others."""
+    kwargs = {
+        "vllm_config": config,
+        "local_rank": rank.index,
+        "rank": rank.index,
+        "distributed_init_method": "",
+        "is_driver_worker": False,
+        "shared_worker_lock": threading.Lock(),
+    }
+    worker.init_worker(all_kwargs=[kwargs] * rank.size)
+    worker.init_device()
+
+
 class Told(Exception):
     """The first rank has been told why this one cannot start."""
 
@@ -79,7 +120,7 @@ class Follower:
     def start(self, config: Any, loading: Loading) -> None:
         """Makes the model with its part of the weights, and what belongs to it."""
         with process_group(self._rank):
-            self._join(config)
+            _join(self._worker, config, self._rank)
         with self.telling():
             self._worker.load_model()
         current_platform.update_block_size_for_backend(config)
@@ -93,19 +134,6 @@ class Follower:
         """Computes."""
         while True:
             self._do(receive(self._pipe))
-
-    def _join(self, config: Any) -> None:
-        rank = self._rank
-        kwargs = {
-            "vllm_config": config,
-            "local_rank": rank.index,
-            "rank": rank.index,
-            "distributed_init_method": "",
-            "is_driver_worker": False,
-            "shared_worker_lock": threading.Lock(),
-        }
-        self._worker.init_worker(all_kwargs=[kwargs] * rank.size)
-        self._worker.init_device()
 
     @contextmanager
     def telling(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from sllm.errors import UnsupportedModel
+from sllm.node.worker.engine.vllm.quantised import placeholders
 from sllm.node.worker.engine.vllm.reading import ReadBytes
 from sllm.node.worker.engine.vllm.ready_made import (
     Kernels,
@@ -96,7 +97,8 @@ def _fill(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
             f"vLLM cannot load the checkpoint's weights, which may not belong to its config.json: "
             f"{error!r}"
         ) from error
-    missing = set() if loaded is None else {name for name, _ in model.named_parameters()} - loaded
+    needed = {name for name, _ in model.named_parameters()} - placeholders(model)
+    missing = set() if loaded is None else needed - loaded
     if missing:
         shown = ", ".join(sorted(missing)[:_NAMES_SHOWN])
         more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""

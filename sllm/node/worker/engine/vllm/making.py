@@ -6,7 +6,6 @@ from typing import Final
 
 import torch
 
-from sllm import machine
 from sllm.errors import NoCapacity
 from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 from sllm.node.worker.engine.vllm.config import VllmModel
@@ -15,9 +14,6 @@ from sllm.node.worker.engine.vllm.loader import Loading, loading
 NICENESS: Final = 10
 """Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
 whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
-
-_SMALL_BYTES: Final = 32 << 20
-"""Of weights. Steps of a model that small are over before threads have helped one another."""
 
 _set_num_threads = torch.set_num_threads
 """vLLM puts a function in its place that does nothing."""
@@ -62,11 +58,6 @@ def refusing_memory() -> Iterator[None]:
         if "memory" not in str(error):
             raise
         raise NoCapacity(f"no memory for the KV cache: {error}") from error
-
-
-def threads_for(weight_bytes: int, ranks: int = 1) -> int:
-    """Threads that a model's steps are divided among in each rank: its part of all, or one."""
-    return 1 if weight_bytes // ranks <= _SMALL_BYTES else max(1, machine.processors() // ranks)
 
 
 def _allow_tiles() -> None:

@@ -60,9 +60,10 @@ class PromptReader:
             hidden_states: [tokens, width], as the last layer has left them.
             scheduled: Tokens of each request, by its id in the core.
         """
+        vocabulary = runner.model_config.get_vocab_size()
         for part in _parts(runner, hidden_states, scheduled):
             scores = self._scores(part.key)
-            for start, some in in_pieces(part.hidden):
+            for start, some in in_pieces(part.hidden, vocabulary):
                 logits = runner.model.compute_logits(some)
                 if scores is not None:
                     scores.put(part.first + start, logits)

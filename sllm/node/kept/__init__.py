@@ -1,0 +1,1 @@
+"""Pages of KV caches that outlive their instance, in the pool and on SSD."""

@@ -1,0 +1,1 @@
+"""Layers that one process computes for another, whose weights of them are still on their way."""
