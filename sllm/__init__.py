@@ -24,33 +24,41 @@ if TYPE_CHECKING:
         ToolCall,
         ToolChoice,
     )
-    from sllm.client.types.deployments import Adapter, Deployment, Instance, Model
+    from sllm.client.types.deployments import (
+        Adapter,
+        Deployment,
+        Instance,
+        LearnedKeepTimes,
+        Model,
+        TunedConcurrency,
+    )
     from sllm.client.types.embeddings import Embedding, Embeddings, Score, Scores
     from sllm.client.types.enums import (
         BatchState,
+        CallerRole,
         DeploymentState,
         FinishReason,
         InstanceState,
         LoadPhase,
         MigrationOutcome,
         MigrationReason,
+        MoveWay,
         PhaseKind,
         PlacementAction,
         Tier,
     )
     from sllm.client.types.events import (
+        CacheMove,
         Choice,
         ChoiceFinished,
         Event,
         Finished,
         Loading,
         Migrated,
-        Phase,
         Progress,
         PromptLogprob,
         PromptLogprobs,
         Queued,
-        Receipt,
         Result,
         Started,
         TokenLogprob,
@@ -59,13 +67,23 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
+    from sllm.client.types.keys import CreatedKey, Key
     from sllm.client.types.migrations import Migration, RequestMigration
     from sllm.client.types.models import ModelDetails, RequestLimits, SpecialToken, TokenCount
-    from sllm.client.types.nodes import CheckpointCopy, Device, Link, Node, NodeMemory, TierUsage
+    from sllm.client.types.nodes import (
+        CheckpointCopy,
+        Device,
+        Link,
+        Node,
+        NodeMemory,
+        TierUsage,
+        WeightForm,
+    )
     from sllm.client.types.operations import (
         Cluster,
         DeploymentLoad,
         DrainProgress,
+        EndedRequest,
         InstanceLoad,
         Pin,
         Placement,
@@ -74,6 +92,8 @@ if TYPE_CHECKING:
         RequestReceipt,
         StartEstimate,
     )
+    from sllm.client.types.receipts import Phase, Receipt
+    from sllm.client.types.tenants import Tenant, TenantLimits, TenantUsage
     from sllm.embedding.purpose import Purpose
 
 _WHEN_USED = {
@@ -87,7 +107,7 @@ _TYPES = tuple(
     f"sllm.client.types.{name}"
     for name in (
         *("batches", "chats", "deployments", "embeddings", "enums", "events"),
-        *("migrations", "models", "nodes", "operations"),
+        *("keys", "migrations", "models", "nodes", "operations", "receipts", "tenants"),
     )
 )
 """What all other names are of."""
@@ -100,6 +120,8 @@ __all__ = [
     "BatchRequest",
     "BatchResult",
     "BatchState",
+    "CacheMove",
+    "CallerRole",
     "ChatMessage",
     "CheckpointCopy",
     "Choice",
@@ -107,6 +129,7 @@ __all__ = [
     "Client",
     "Cluster",
     "ContentPart",
+    "CreatedKey",
     "Deployment",
     "DeploymentLoad",
     "DeploymentState",
@@ -114,6 +137,7 @@ __all__ = [
     "DrainProgress",
     "Embedding",
     "Embeddings",
+    "EndedRequest",
     "Event",
     "FinishReason",
     "Finished",
@@ -123,6 +147,8 @@ __all__ = [
     "Instance",
     "InstanceLoad",
     "InstanceState",
+    "Key",
+    "LearnedKeepTimes",
     "Link",
     "LoadPhase",
     "Loading",
@@ -132,6 +158,7 @@ __all__ = [
     "MigrationReason",
     "Model",
     "ModelDetails",
+    "MoveWay",
     "NamedTool",
     "Node",
     "NodeMemory",
@@ -159,6 +186,9 @@ __all__ = [
     "Started",
     "Stream",
     "StructuredOutput",
+    "Tenant",
+    "TenantLimits",
+    "TenantUsage",
     "Tier",
     "TierUsage",
     "TokenCount",
@@ -169,7 +199,9 @@ __all__ = [
     "ToolCallDelta",
     "ToolChoice",
     "TopLogprob",
+    "TunedConcurrency",
     "Usage",
+    "WeightForm",
     "errors",
 ]
 

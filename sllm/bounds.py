@@ -38,6 +38,10 @@ MAX_NAME: Final = 256
 
 MAX_PORT: Final = 65_535
 
+_ZONE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+_USER: Final = re.compile(r"//[^/]*@")
+"""Of a URL, before its host. A revision of the hub's comes after one more slash."""
 _ADDRESS: Final = re.compile(r"unix:.+|(?:dns:///)?[^\s/\0]+:(?P<port>\d{1,5})")
 
 Member = TypeVar("Member", bound=IntEnum)
@@ -152,6 +156,15 @@ def address(value: str, what: str) -> str:
     return value
 
 
+def addresses(value: str, what: str) -> str:
+    """Where one or several gRPC servers are: addresses as of `address`, separated by commas.
+
+    Raises:
+        errors.InvalidArgument: One of them is none.
+    """
+    return ",".join(address(one.strip(), what) for one in value.split(","))
+
+
 def name(value: str, what: str) -> str:
     """What somebody has chosen to name something by; it may be empty.
 
@@ -160,6 +173,20 @@ def name(value: str, what: str) -> str:
     """
     if len(value) > MAX_NAME:
         raise InvalidArgument(f"{what} may have {MAX_NAME} characters, it has {len(value)}")
+    return value
+
+
+def zone(value: str, what: str) -> str:
+    """The name of a zone, as cloud providers give them; it may be empty.
+
+    Raises:
+        errors.InvalidArgument: It is none.
+    """
+    if value and not _ZONE.fullmatch(value):
+        raise InvalidArgument(
+            f"{what} must be 1-63 of [A-Za-z0-9._-], beginning with a letter or digit, it is "
+            f"{value[:MAX_NAME]!r}"
+        )
     return value
 
 
@@ -183,3 +210,8 @@ def check_output(
         count(prompt_logprobs, "prompt_logprobs", most=MAX_LOGPROBS)
     if len(stop) > MAX_STOPS or not all(stop):
         raise InvalidArgument(f"stop must be at most {MAX_STOPS} strings, none of them empty")
+
+
+def without_secrets(source: str) -> str:
+    """What was given as a source, as far as it may be repeated: no user, no password, no query."""
+    return _USER.sub("//", re.split(r"[?#]", source, maxsplit=1)[0], count=1)

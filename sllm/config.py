@@ -11,6 +11,11 @@ CONTROL_VARIABLE: Final = "SLLM_CONTROL"
 DEFAULT_CONTROL: Final = "localhost:50051"
 """host:port of the control plane where nothing else is said."""
 
+API_KEY_VARIABLE: Final = "SLLM_API_KEY"
+"""The environment variable that holds the caller's key, or a token of an OIDC issuer."""
+TLS_CA_VARIABLE: Final = "SLLM_TLS_CA"
+"""The environment variable that names the authority of control planes' certificates."""
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

@@ -48,10 +48,35 @@ class ErrorsAndTraces(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
-        behaviour = _reading(getattr(handler, kind), handler, method)
-        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(behaviour, None, handler.response_serializer)
+        return with_behaviour(handler, _reading(behaviour_of(handler), handler, method), None)
+
+
+def behaviour_of(handler: Any) -> Any:
+    """The function behind a handler of any kind."""
+    return getattr(handler, _kind(handler))
+
+
+def with_behaviour(handler: Any, behaviour: Any, deserializer: Any) -> Any:
+    """A handler of the same kind with another function behind it.
+
+    Args:
+        handler: One of gRPC's.
+        behaviour: Takes requests as `deserializer` makes them.
+        deserializer: The handler's own; None for requests as bytes.
+    """
+    make: Any = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
+    return make(behaviour, deserializer, handler.response_serializer)
+
+
+def rewrap(handler: Any, *, answering: Any, streaming: Any) -> Any:
+    """A handler whose function is wrapped: by `streaming` if it gives responses one by one."""
+    behaviour = behaviour_of(handler)
+    wrap = streaming if inspect.isasyncgenfunction(behaviour) else answering
+    return with_behaviour(handler, wrap(behaviour), handler.request_deserializer)
+
+
+def _kind(handler: Any) -> str:
+    return f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
 
 
 def _arity(streaming: bool) -> str:
@@ -69,7 +94,7 @@ def _reading(behaviour: Any, handler: Any, method: str) -> Any:
 
     It gives its responses, or writes them itself, as that of health's Watch does.
     """
-    read: Callable[[Any], Any] = functools.partial(_message, handler.request_deserializer)
+    read: Callable[[Any], Any] = functools.partial(message_of, handler.request_deserializer)
     if handler.request_streaming:
         read = functools.partial(_Messages, read=read)
     gives = inspect.isasyncgenfunction(behaviour)
@@ -77,7 +102,12 @@ def _reading(behaviour: Any, handler: Any, method: str) -> Any:
     return wrap(behaviour, read, method)
 
 
-def _message(deserialize: Callable[[bytes], Any], encoded: bytes) -> Any:
+def message_of(deserialize: Callable[[bytes], Any], encoded: bytes) -> Any:
+    """A message of a caller.
+
+    Raises:
+        errors.InvalidArgument: It is none.
+    """
     try:
         return deserialize(encoded)
     except DecodeError as error:

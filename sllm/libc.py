@@ -7,7 +7,8 @@ import os
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED = 0x01, 0x02, 0x10
 MAP_ANONYMOUS, MAP_NORESERVE = 0x20, 0x4000
-MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 14, 15, 23
+MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
+MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE = 4, 14, 15, 23
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _CACHESTAT = 451
@@ -24,6 +25,15 @@ _libc.mmap.argtypes = [
     ctypes.c_int64,
 ]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_void_p,
+]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.syscall.restype = ctypes.c_long
@@ -60,6 +70,30 @@ def munmap(address: int, length: int) -> None:
         raise _error("munmap")
 
 
+def move_pages(address: int, length: int, to: int) -> None:
+    """Has the memory behind addresses stand behind others, in the place of what was there.
+
+    What may be done with it goes along. The former addresses stay, without memory.
+
+    Raises:
+        OSError: the kernel refused: it is not one mapping of private memory, or Linux is older than
+            5.7.
+    """
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+    if _libc.mremap(address, length, length, flags, to) == _MAP_FAILED:
+        raise _error("mremap")
+
+
+def mprotect(address: int, length: int, protection: int) -> None:
+    """Says what may be done with memory.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    if _libc.mprotect(address, length, protection):
+        raise _error("mprotect")
+
+
 def madvise(address: int, length: int, advice: int) -> None:
     """Tells the kernel how memory will be used, or has it act on it.
 
@@ -92,6 +126,15 @@ def cachestat(fd: int, offset: int, size: int) -> int:
     if _libc.syscall(_CACHESTAT, fd, asked, found, 0):
         raise _error("cachestat")
     return int(found[0])
+
+
+def give_back(address: int, length: int) -> None:
+    """Takes the memory behind addresses away, which read as zeros then, where they may be read.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    madvise(address, length, MADV_DONTNEED)
 
 
 def populate(address: int, length: int) -> None:

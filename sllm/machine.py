@@ -8,15 +8,20 @@ Neither psutil nor the standard library reads them.
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 _NO_LIMIT: Final = 1 << 60
 """Bytes. The first version writes the largest number of pages that it can count for no limit."""
-_BOUNDING: Final = frozenset({"memory", "cpu"})
+_BOUNDING: Final = frozenset({"memory", "cpu", "hugetlb"})
 """The controllers that matter here."""
+_MEMORY_LIMITS: Final = ("memory.max", "memory.high", "memory.limit_in_bytes")
+"""Above memory.high the kernel lets a process stand still rather than end it."""
+_HUGE_PAGE_LIMITS: Final = ("hugetlb.2MB.max", "hugetlb.2MB.limit_in_bytes")
+"""What may be touched. What may be reserved has limits of its own, which a mapping meets."""
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 """A blank or the like in a path of /proc/self/mountinfo."""
 
@@ -28,6 +33,8 @@ class Limits:
     memory_bytes: int | None = None
     processors: float | None = None
     """Processor seconds in each second."""
+    huge_page_bytes: int | None = None
+    """Of the pages of 2 MiB that were set aside. The kernel ends who touches more of them."""
 
 
 def limits(root: Path = Path("/")) -> Limits:
@@ -37,9 +44,12 @@ def limits(root: Path = Path("/")) -> Limits:
         root: Where the system's files are: /proc/self and what is mounted.
     """
     groups = list(_groups(root))
-    memory = [found for group in groups if (found := _memory_limit(group)) is not None]
     quotas = [quota for group in groups if (quota := _quota(group)) is not None]
-    return Limits(min(memory) if memory else None, min(quotas) if quotas else None)
+    return Limits(
+        _least(groups, _MEMORY_LIMITS),
+        min(quotas, default=None),
+        _least(groups, _HUGE_PAGE_LIMITS),
+    )
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
@@ -116,11 +126,11 @@ def _unescaped(found: re.Match[str]) -> str:
     return chr(int(found[1], 8))
 
 
-def _memory_limit(group: Path) -> int | None:
-    """Bytes. Above memory.high the kernel lets a process stand still rather than end it."""
-    names = ("memory.max", "memory.high", "memory.limit_in_bytes")
-    found = [int(text) for name in names if (text := _text(group / name)).isdecimal()]
-    return min((limit for limit in found if limit < _NO_LIMIT), default=None)
+def _least(groups: Iterable[Path], names: Iterable[str]) -> int | None:
+    """Bytes: the least that stands in files of these names."""
+    texts = [_text(group / name) for group, name in product(groups, names)]
+    limits = [int(text) for text in texts if text.isdecimal()]
+    return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
 
 
 def _quota(group: Path) -> float | None:

@@ -32,9 +32,14 @@ def expected(
         return most
     if private_bytes is None:
         return _mean(measured) or otherwise
-    # What others copy tells nothing of this one, whose copies are known.
-    plain = [one for one in measured if not one.private_bytes]
-    return (_mean(plain) or otherwise) + private_bytes
+    return (_mean_beside_copies(measured) or otherwise) + private_bytes
+
+
+def _mean_beside_copies(measured: list[Taken]) -> int:
+    """Of those that copy little: what is foretold of copies is on the high side."""
+    found = [(one.own_bytes, one.private_bytes or 0) for one in measured]
+    plain = [own - copies for own, copies in found if copies <= own // 2]
+    return sum(plain) // max(1, len(plain))
 
 
 def _mean(measured: list[Taken]) -> int:

@@ -8,9 +8,12 @@ forks calls `configure` in the child: exporters, and gRPC with them, are importe
 import io
 import logging
 import os
+import ssl
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import structlog
 from opentelemetry import metrics, trace
@@ -39,11 +42,25 @@ class Telemetry:
         self._closers.close()
 
 
+@dataclass(frozen=True, slots=True)
+class MetricsDoor:
+    """Where Prometheus is let in, and how: in the clear, or with certificates on both sides."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    certificate: Path | None = None
+    """PEM. None: in the clear."""
+    key: Path | None = None
+    authority: Path | None = None
+    """Whose certificates readers must have."""
+
+
 def configure(
     service_name: str,
     *,
     instance_id: str,
     metrics_port: int | None = None,
+    metrics_door: MetricsDoor | None = None,
     collects: bool = False,
 ) -> Telemetry:
     """Sets up this process's telemetry.
@@ -55,8 +72,8 @@ def configure(
     Args:
         service_name: `service.name` of all spans and metrics, `service` of all log lines.
         instance_id: `service.instance.id` of those, `process` of these.
-        metrics_port: serves Prometheus on this port of all interfaces; 0 takes any that is free.
-            None: does not.
+        metrics_port: serves Prometheus on this port; 0 takes any that is free. None: does not.
+        metrics_door: where. None: on the loopback interface, in the clear.
         collects: has prometheus_client's registry collect metrics, for a server that gives them
             on a port that it has already.
 
@@ -74,7 +91,8 @@ def configure(
             _export_traces(resource, closers)
         port = None
         if _exports("METRICS") or metrics_port is not None or collects:
-            port = _export_metrics(resource, metrics_port, closers, collects=collects)
+            door = metrics_door or MetricsDoor()
+            port = _export_metrics(resource, metrics_port, door, closers, collects=collects)
         exporting = _exports("TRACES") or _exports("METRICS")
         return Telemetry(port, exporting, closers.pop_all())
 
@@ -96,7 +114,12 @@ def _export_traces(resource: Resource, closers: ExitStack) -> None:
 
 
 def _export_metrics(
-    resource: Resource, port: int | None, closers: ExitStack, *, collects: bool = False
+    resource: Resource,
+    port: int | None,
+    door: MetricsDoor,
+    closers: ExitStack,
+    *,
+    collects: bool = False,
 ) -> int | None:
     readers: list[MetricReader] = []
     if collects:
@@ -106,7 +129,7 @@ def _export_metrics(
     if _exports("METRICS"):
         readers.append(_otlp_reader())
     if port is not None:
-        reader, port = _serve_prometheus(port, closers)
+        reader, port = _serve_prometheus(port, door, closers)
         readers.append(reader)
     provider = MeterProvider(readers, resource, shutdown_on_exit=False)
     closers.callback(provider.shutdown)
@@ -120,16 +143,47 @@ def _otlp_reader() -> MetricReader:
     return PeriodicExportingMetricReader(OTLPMetricExporter())
 
 
-def _serve_prometheus(port: int, closers: ExitStack) -> tuple[MetricReader, int]:
+def _serve_prometheus(port: int, door: MetricsDoor, closers: ExitStack) -> tuple[MetricReader, int]:
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from prometheus_client import start_http_server
 
-    server, thread = start_http_server(port)
+    secured: dict[str, Any] = {}
+    if door.certificate and door.key and door.authority:
+        secured = {
+            "certfile": str(door.certificate),
+            "keyfile": str(door.key),
+            "client_cafile": str(door.authority),
+            "client_auth_required": True,
+        }
+    server, thread = start_http_server(port, door.host.strip("[]"), **secured)
+    if isinstance(server.socket, ssl.SSLSocket):
+        _renew(server.socket, door)
     closers.callback(thread.join)
     closers.callback(server.server_close)
     closers.callback(server.shutdown)
     log.info("telemetry.metrics_served", port=server.server_port)
     return PrometheusMetricReader(), server.server_port
+
+
+def _renew(listening: ssl.SSLSocket, door: MetricsDoor) -> None:
+    """Has each handshake, in its reader's own thread, look whether there is a new certificate."""
+    # In the thread that accepts, one that says nothing would keep all others out.
+    vars(listening)["do_handshake_on_connect"] = False
+    assert door.certificate
+    certificate = door.certificate
+    used = certificate.stat().st_mtime_ns
+
+    def look(_socket: ssl.SSLObject, _name: str | None, context: ssl.SSLContext) -> None:
+        nonlocal used
+        with suppress(OSError):  # files of which one has been replaced: the next one looks again
+            if (now := certificate.stat().st_mtime_ns) != used:
+                # Of files that do not fit, the one that is served with would keep neither.
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, door.key)
+                context.load_cert_chain(certificate, door.key)
+                context.load_verify_locations(door.authority)
+                used = now
+
+    listening.context.sni_callback = look
 
 
 # --- logs -------------------------------------------------------------------------------------

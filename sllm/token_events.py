@@ -2,6 +2,8 @@
 
 from serverlessllm.v1 import inference_service_pb2 as pb
 
+from sllm.durations import to_duration, to_seconds
+
 
 def extend(tokens: pb.Tokens, more: pb.Tokens) -> None:
     """Adds what follows. A field that is forgotten here is lost when callers are slow."""
@@ -10,3 +12,6 @@ def extend(tokens: pb.Tokens, more: pb.Tokens) -> None:
     tokens.logprobs.extend(more.logprobs)
     tokens.reasoning += more.reasoning
     tokens.tool_calls.extend(more.tool_calls)
+    if more.HasField("duration"):
+        seconds = to_seconds(tokens.duration) + to_seconds(more.duration)
+        tokens.duration.CopyFrom(to_duration(seconds))

@@ -1,4 +1,5 @@
 import { DialogHost } from "./parts/dialog";
+import { KeyForm } from "./key";
 import { listenToKeys } from "./keys";
 import { Toasts } from "./parts/toasts";
 import { Top } from "./parts/top";
@@ -16,6 +17,7 @@ export function App() {
     <>
       <Top />
       <main class="main">
+        <KeyForm />
         <Lost />
         <View />
       </main>

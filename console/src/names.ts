@@ -10,6 +10,7 @@ export const TIER: Record<Tier, string> = {
   [Tier.SSD]: "SSD",
   [Tier.DRAM]: "DRAM",
   [Tier.DEVICE]: "device",
+  [Tier.PEER]: "other nodes",
 };
 
 /** The colour of a tier: a custom property of the style sheet. */
@@ -19,6 +20,7 @@ export const TIER_COLOUR: Record<Tier, string> = {
   [Tier.SSD]: "var(--ssd)",
   [Tier.DRAM]: "var(--dram)",
   [Tier.DEVICE]: "var(--device)",
+  [Tier.PEER]: "var(--remote)",
 };
 
 export const STATE: Record<InstanceState, string> = {
@@ -57,6 +59,7 @@ export const PHASE: Record<PhaseKind, string> = {
   [PhaseKind.QUEUED]: "queued",
   [PhaseKind.PLACED]: "placed",
   [PhaseKind.IMPORT]: "fetch",
+  [PhaseKind.FETCH_PEERS]: "from other nodes",
   [PhaseKind.READ_SSD]: "read SSD",
   [PhaseKind.DEVICE_COPY]: "copy to device",
   [PhaseKind.WORKER_START]: "worker start",
@@ -72,6 +75,7 @@ export const PHASE_COLOUR: Record<PhaseKind, string> = {
   [PhaseKind.QUEUED]: "var(--wait)",
   [PhaseKind.PLACED]: "var(--wait)",
   [PhaseKind.IMPORT]: "var(--remote)",
+  [PhaseKind.FETCH_PEERS]: "var(--remote)",
   [PhaseKind.READ_SSD]: "var(--ssd)",
   [PhaseKind.DEVICE_COPY]: "var(--device)",
   [PhaseKind.WORKER_START]: "var(--worker)",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
+from sllm.chat.images import Image
 from sllm.errors import InvalidPrompt
 
 MAX_TOOLS: Final = 256
@@ -50,8 +51,8 @@ class ChatMessage:
 
     role: str
     content: str = ""
-    parts: tuple[str, ...] = ()
-    """Texts that the content consists of, in place of `content`."""
+    parts: tuple[str | Image, ...] = ()
+    """Texts and images that the content consists of, in place of `content`."""
     tool_calls: tuple[ToolCall, ...] = ()
     """What an assistant has asked for."""
     tool_call_id: str = ""
@@ -62,7 +63,17 @@ class ChatMessage:
     @property
     def is_text(self) -> bool:
         """Whether there is something that could be gone on with."""
-        return bool(self.content or any(self.parts)) and not self.tool_calls
+        return bool(self.content or any(self.parts)) and not (self.tool_calls or self.images)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of the parts."""
+        return tuple(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The others."""
+        return tuple(part for part in self.parts if isinstance(part, Image))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +137,13 @@ class Conversation:
     @property
     def letters(self) -> int:
         """Of all that was sent."""
-        said = (len(one.content) + sum(map(len, one.parts)) for one in self.messages)
+        said = (len(one.content) + sum(map(len, one.texts)) for one in self.messages)
         return sum(said) + sum(len(one.description) for one in self.tools) + self._json_letters
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All that it has, in their order."""
+        return tuple(image for one in self.messages for image in one.images)
 
     @property
     def _json_letters(self) -> int:

@@ -1,5 +1,6 @@
 """Conversations from the protocol's messages."""
 
+from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.chat.conversation import (
@@ -10,6 +11,7 @@ from sllm.chat.conversation import (
     ToolChoice,
     ToolChoiceMode,
 )
+from sllm.chat.images import Image
 from sllm.errors import InvalidPrompt
 
 
@@ -79,14 +81,35 @@ def _message(message: pb.ChatMessage) -> ChatMessage:
     return ChatMessage(
         role=message.role,
         content=message.content,
-        parts=tuple(map(_text, message.parts)),
+        parts=tuple(map(_part, message.parts)),
         tool_calls=tuple(ToolCall(one.id, one.name, one.arguments) for one in message.tool_calls),
         tool_call_id=message.tool_call_id,
         name=message.name,
     )
 
 
-def _text(part: pb.ContentPart) -> str:
-    if not part.HasField("text"):
-        raise InvalidPrompt("content has a part that is no text; only text is taken")
-    return part.text
+def _part(part: pb.ContentPart) -> str | Image:
+    match part.WhichOneof("part"):
+        case "text":
+            return part.text
+        case "image":
+            return image(part.image)
+        case _:
+            raise InvalidPrompt("content has a part that is neither text nor an image")
+
+
+def image(message: pb.Image) -> Image:
+    """An image, not looked at; of one that is yet to be fetched, nothing."""
+    return Image(message.data, message.media_type)
+
+
+def image_messages(chat: pb.ChatMessages) -> list[pb.Image]:
+    """The images of a conversation, in their order."""
+    return [part.image for one in chat.messages for part in one.parts if part.HasField("image")]
+
+
+def keep_images(request: inference_pb.GenerateRequest) -> None:
+    """Keeps the images of a conversation whose place its tokens are about to take."""
+    if found := image_messages(request.messages):
+        request.ClearField("images")
+        request.images.extend(found)

@@ -31,8 +31,8 @@ def submit(
     file: Annotated[
         Path,
         typer.Argument(
-            help="JSON of a request on each line, as arguments of `generate`: "
-            '{"prompt": "Once", "max_tokens": 8}; - is standard input.',
+            help="JSON of a request on each line, as arguments of `generate` or `embed`: "
+            '{"prompt": "Once", "max_tokens": 8}, {"inputs": "Once"}; - is standard input.',
             show_default=False,
         ),
     ],
@@ -137,6 +137,8 @@ def _plain(one: BatchResult) -> dict[str, Any]:
     told: dict[str, Any] = {"number": one.number, "request_id": one.request_id}
     if one.result:
         told["result"] = dataclasses.asdict(one.result)
+    if one.embeddings:
+        told["embeddings"] = dataclasses.asdict(one.embeddings)
     if one.error:
         told["error"] = {"reason": one.error.reason, "message": one.error.message}
     return told

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,14 @@ from rich.table import Table
 
 from sllm.cli.common import Json, output, print_json
 from sllm.cli.progress import BytesBar
-from sllm.cli.tables import Listing
+from sllm.cli.tables import Listing, versions
 from sllm.config import format_bytes
-from sllm.errors import CheckpointCorrupt
+from sllm.errors import CheckpointCorrupt, InvalidArgument
 
 if TYPE_CHECKING:
     from sllm.checkpoint import Inspection
+    from sllm.checkpoint.reading.inspection import ReadyForm
+    from sllm.node.instances.packing import Target
 
 Place = Annotated[
     Path,
@@ -28,28 +31,67 @@ Place = Annotated[
 
 def pack(
     source: Annotated[
-        Path, typer.Argument(help="A directory of safetensors files.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A directory of safetensors files, or a packed checkpoint.", show_default=False
+        ),
     ],
     destination: Annotated[
-        Path, typer.Argument(help="A directory that is not there yet.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(
+            help="A directory that is not there yet. With --for alone: none, and what is made goes "
+            "into SOURCE, which is packed already.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16: convert the weights to it.")
+    ] = None,
+    made_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            metavar="ENGINE[:tp=N]",
+            help="Make the weights ready for an engine that is installed here as well: vllm, "
+            "vllm:tp=2, transformers. May be given several times.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint for loading of a safetensors directory."""
     from sllm import checkpoint  # brings numpy along, which other commands can do without
+    from sllm.node.instances.packing import parse_target
+
+    targets = [parse_target(text) for text in made_for or ()]
+    if destination is None and (not targets or dtype):
+        raise InvalidArgument("name a directory that the checkpoint is written to: DESTINATION")
+    began = time.perf_counter()
+    if destination:
+        with BytesBar("packing") as bar:
+            checkpoint.pack(source, destination, dtype=dtype, progress=bar.show)
+    seconds, place = time.perf_counter() - began, destination or source
+    packed = checkpoint.inspect(place)
+    if not as_json and destination:
+        typer.echo(f"{place}: {packed.digest}, {_speed(packed.size_bytes, seconds)}")
+    made = [_make_ready(place, target, as_json) for target in targets]
+    if as_json:
+        done = _done(place, packed.digest, packed.size_bytes, seconds)
+        print_json({**done, "ready": made})
+
+
+def _make_ready(place: Path, target: "Target", as_json: bool) -> dict[str, object]:
+    """Weights as an engine reads them, made within a packed checkpoint; told to programs."""
+    from sllm import checkpoint
+    from sllm.node.instances.packing import make_ready
 
     began = time.perf_counter()
-    with BytesBar("packing") as bar:
-        digest = checkpoint.pack(source, destination, dtype=dtype, progress=bar.show)
+    name = make_ready(place, target).name
     seconds = time.perf_counter() - began
-    size = checkpoint.inspect(destination).size_bytes
-    if as_json:
-        print_json(_done(destination, digest, size, seconds))
-    else:
-        typer.echo(f"{destination}: {digest}, {_speed(size, seconds)}")
+    (made,) = [one for one in checkpoint.inspect(place).ready if one.form.name == name]
+    if not as_json:
+        typer.echo(f"{place}: ready for {target.label}, {_speed(made.size_bytes, seconds)}")
+    return {**asdict(made), "seconds": seconds}
 
 
 def verify(path: Place, as_json: Json = False) -> None:
@@ -93,6 +135,8 @@ def inspect(path: Place, as_json: Json = False) -> None:
         print_json(found)
     else:
         output().print(summary_table(found))
+        if found.ready:
+            output().print(forms_table(found.ready))
         output().print(tensors_table(found))
 
 
@@ -119,6 +163,23 @@ def summary_table(found: "Inspection") -> Table:
     table.add_row("size", f"{format_bytes(found.size_bytes)} in {len(found.partitions)} file(s)")
     table.add_row("tensors", f"{len(found.tensors)}: {_dtypes(found)}")
     table.add_row("files", ", ".join(file.name for file in found.files) or "-")
+    if found.form:
+        made = f"{found.form.label} ({versions(found.form.versions)}), {found.form.kernels}"
+        table.add_row("ready for", f"{made}, made of {found.form.made_of}")
+    return table
+
+
+def forms_table(ready: "tuple[ReadyForm, ...]") -> Listing:
+    """One row for each form in which weights lie ready within a checkpoint."""
+    table = Listing("READY FOR", "VERSIONS", "KERNELS", "DTYPE", "SIZE", folded=("VERSIONS",))
+    for one in ready:
+        table.add_row(
+            one.form.label,
+            versions(one.form.versions),
+            one.form.kernels,
+            one.form.dtype,
+            format_bytes(one.size_bytes),
+        )
     return table
 
 

@@ -1,22 +1,32 @@
 """`sllm up`: a whole cluster on this machine, each server a process of its own."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from sllm import bounds, config, errors, machine
-from sllm.cli.common import connect_here
+from sllm import bounds, config, errors
 from sllm.cli.gateway import HTTP_PORT
+from sllm.cli.guards import Guards
 from sllm.cli.interrupts import interrupts_end_it
-from sllm.cli.servers import Engines, MetricsPort, Migrate, NoReadyMade
+from sllm.cli.plan import Plan
+from sllm.cli.servers import (
+    Engines,
+    LendLayers,
+    MetricsPort,
+    Migrate,
+    NoEarlyStart,
+    NoHugePages,
+    NoPeers,
+    NoReadyMade,
+    PrivateSources,
+    SourceList,
+)
 from sllm.cli.sizes import GIB, size_option
-from sllm.cli.supervisor import LISTENING, Command, Server
+from sllm.cli.supervisor import LISTENING, Server
 from sllm.process import keep_private, until_terminated
 
 REPORT_SECONDS: Final = 60.0
@@ -24,107 +34,6 @@ READY_SECONDS: Final = 600.0
 NODE_SERVICE: Final = "serverlessllm.v1.NodeService"
 """What a node calls serving on its health service once it can look at models."""
 POLL_SECONDS: Final = 0.1
-CONTROL_BYTES: Final = 128 * 1024**2
-"""What the control plane (46 MiB, and more with requests) and this process (36 MiB) take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What `sllm up` brings up."""
-
-    directory: Path
-    """Where all servers keep their files and logs."""
-    nodes: int
-    """How many nodes."""
-    port: int
-    """Port of the control plane; 0 takes any that is free."""
-    dram_bytes: int | None
-    """Each node's memory for weights. None: 1 GiB, or a quarter of what it may take altogether."""
-    ssd_bytes: int
-    """Each node's disk for checkpoints."""
-    kv_bytes: int | None
-    """Each node's memory for KV caches."""
-    metrics_port: int | None
-    """Prometheus port of the control plane; the nodes have those after it. 0: any, for all."""
-    migrate: bool = True
-    """Whether running instances are migrated away where that makes room sooner."""
-    memory_bytes: int = field(default_factory=machine.memory_bytes)
-    """What all of them may take together."""
-    engines: str | None = None
-    """What models run on at each node, the preferred one first. None: what is installed."""
-    ready_made: bool = True
-    """Whether nodes keep weights as their engines read them."""
-    http: bool = True
-    """Whether there is an HTTP gateway."""
-    http_port: int | None = None
-    """Its port. None: 8000 or, if that is taken, another; the cluster is up without it as well."""
-
-    def control(self) -> Command:
-        """The control plane."""
-        migrate = () if self.migrate else ("--no-migrate",)
-        return Command(
-            name="control",
-            arguments=("control", *migrate, *self._common("control", 0)),
-            listen=f"127.0.0.1:{self.port}",
-            log=self._log("control"),
-            keeps_address=True,
-        )
-
-    def gateway(self, control_address: str) -> Command:
-        """The HTTP gateway."""
-        port = self.http_port
-        if port is None:
-            port = HTTP_PORT if _is_free(HTTP_PORT) else 0
-        return Command(
-            name="gateway",
-            arguments=("gateway", "--control", control_address, *self._common("gateway", 0)[:2]),
-            listen=f"127.0.0.1:{port}",
-            log=self._log("gateway"),
-            keeps_address=True,
-        )
-
-    def node(self, number: int, control_address: str) -> Command:
-        """The node of this number, counted from 1."""
-        name = f"node-{number}"
-        memory = (self.memory_bytes - CONTROL_BYTES) // self.nodes
-        dram = min(GIB, memory // 4) if self.dram_bytes is None else self.dram_bytes
-        options = {
-            "memory": memory,
-            "dram": dram,
-            "ssd": self.ssd_bytes,
-            "kv": self.kv_bytes,
-            "engines": self.engines,
-        }
-        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        if not self.ready_made:
-            given.append("--no-ready-made")
-        arguments = ("node", "--control", control_address, "--id", name, *given)
-        return Command(
-            name=name,
-            arguments=(*arguments, *self._common(name, number)),
-            listen="127.0.0.1:0",
-            log=self._log(name),
-        )
-
-    def _common(self, name: str, number: int) -> tuple[str, ...]:
-        directory = ("--dir", str(self.directory / name))
-        if self.metrics_port is None:
-            return directory
-        port = self.metrics_port + number if self.metrics_port else 0
-        return (*directory, "--metrics-port", str(port))
-
-    def _log(self, name: str) -> Path:
-        return self.directory / "logs" / f"{name}.log"
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers bind
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def up(
@@ -140,6 +49,14 @@ def up(
         int | None,
         size_option("For KV caches at most.", "2GiB or less; what weights leave of devices"),
     ] = None,
+    kv_cache_dram: Annotated[
+        int, size_option("Of the memory for weights, for KV caches of prompts to come back.", "0")
+    ] = 0,
+    kv_cache_ssd: Annotated[int, size_option("Of the disk, the same.", "0")] = 0,
+    kv_cache_int8: Annotated[
+        bool,
+        typer.Option(help="Keep them with 8 bits a number: half as large; tokens may differ."),
+    ] = False,
     port: Annotated[
         int,
         typer.Option(min=0, max=bounds.MAX_PORT, help="Port of the control plane; 0 takes any."),
@@ -156,23 +73,46 @@ def up(
     http: Annotated[bool, typer.Option(help="Run an HTTP gateway as well.")] = True,
     engines: Engines = None,
     no_ready_made: NoReadyMade = False,
+    no_early_start: NoEarlyStart = False,
+    no_peers: NoPeers = False,
+    no_huge_pages: NoHugePages = False,
+    sources: SourceList = None,
+    allow_private_sources: PrivateSources = False,
     metrics_port: MetricsPort = None,
     migrate: Migrate = True,
+    lend_layers: LendLayers = False,
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Ask callers for a key; an admin's is made.")
+    ] = False,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="The same, with certificates that are made as well.")
+    ] = False,
 ) -> None:
     """Run a cluster on this machine, until Ctrl-C. Sizes are those of each node."""
+    where = (directory or config.data_directory()).absolute()
     plan = Plan(
-        directory=(directory or config.data_directory()).absolute(),
+        directory=where,
         nodes=nodes,
         port=port,
         dram_bytes=dram,
         ssd_bytes=ssd,
         kv_bytes=kv,
+        kv_cache_dram_bytes=kv_cache_dram,
+        kv_cache_ssd_bytes=kv_cache_ssd,
+        kv_cache_int8=kv_cache_int8,
         metrics_port=metrics_port,
         migrate=migrate,
+        lend_layers=lend_layers,
         engines=engines,
         ready_made=not no_ready_made,
+        early_starts=not no_early_start,
+        peers=not no_peers,
+        huge_pages=not no_huge_pages,
+        sources=sources,
+        private_sources=allow_private_sources,
         http=http,
         http_port=http_port,
+        guards=Guards(where, tls=tls) if auth or tls else None,
     )
     with interrupts_end_it():  # until there is something to take down
         asyncio.run(_until_asked(plan))
@@ -207,25 +147,44 @@ async def run(plan: Plan, say: Callable[[str], None]) -> None:
         errors.StartFailed: A server does not start, or not as a whole.
     """
     async with AsyncExitStack() as stack:
+        await _guard(plan.guards)
         control = Server(plan.control(), say)
         stack.push_async_callback(control.stop)
         await control.start()
-        nodes = [Server(plan.node(i + 1, control.address), say) for i in range(plan.nodes)]
+        peers = control.peers or control.address
+        nodes = [Server(plan.node(i + 1, peers), say) for i in range(plan.nodes)]
         stack.push_async_callback(_together, [node.stop for node in nodes])
         await _together([node.start for node in nodes])
         keeping = await stack.enter_async_context(_kept([control, *nodes]))
-        await _until_reported(control.address, plan.nodes)
+        await _until_reported(control.address, plan)
         say(f"{LISTENING}{control.address}")
         parts: list[Awaitable[object]] = [keeping, _tell_ready(plan, nodes, say)]
+        if plan.guards:
+            say(plan.guards.told(control.address))
+            parts.append(plan.guards.renew())
         if plan.http:
-            door = Server(plan.gateway(control.address), say)
+            door = Server(plan.gateway(peers), say)
             stack.push_async_callback(door.stop)
             parts.append(_keep_open(door, plan, say))
         await _all_of(parts)
 
 
+async def _guard(guards: Guards | None) -> None:
+    """Makes the files of what guards a cluster.
+
+    Raises:
+        errors.StartFailed: Why they cannot be.
+    """
+    if guards is None:
+        return
+    try:
+        await asyncio.to_thread(guards.make)
+    except (OSError, errors.InvalidArgument) as error:
+        raise errors.StartFailed(f"no key or certificates can be made: {error}") from error
+
+
 async def _tell_ready(plan: Plan, nodes: list[Server], say: Callable[[str], None]) -> None:
-    await _until_ready(nodes)
+    await _until_ready(nodes, plan.guards)
     ready = "1 node is" if plan.nodes == 1 else f"{plan.nodes} nodes are"
     say(f"{ready} ready; files and logs are in {plan.directory}")
 
@@ -277,11 +236,17 @@ async def _together(actions: list[Callable[[], Coroutine[Any, Any, None]]]) -> N
     await asyncio.gather(*(action() for action in actions))
 
 
-async def _until_reported(address: str, nodes: int) -> None:
+async def _until_reported(address: str, plan: Plan) -> None:
     """Waits until the control plane knows all nodes."""
+    from sllm.client.aio import AsyncClient
+
+    if plan.guards:
+        connecting = plan.guards.client(address)
+    else:  # in the clear and without a key, whatever the environment says of other clusters
+        connecting = AsyncClient(address, api_key="", tls_ca="")
     try:
-        async with asyncio.timeout(REPORT_SECONDS), connect_here(address) as client:
-            while len(await client.nodes()) < nodes:  # noqa: ASYNC110 - the event is in another process
+        async with asyncio.timeout(REPORT_SECONDS), connecting as client:
+            while len(await client.nodes()) < plan.nodes:  # noqa: ASYNC110 - the event is in another process
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError as error:
         raise errors.StartFailed(
@@ -289,15 +254,16 @@ async def _until_reported(address: str, nodes: int) -> None:
         ) from error
 
 
-async def _until_ready(nodes: list[Server]) -> None:
+async def _until_ready(nodes: list[Server], guards: Guards | None) -> None:
     """Waits until a deployment would be answered: until every node can look at a model."""
     from sllm import rpc
 
+    dial = guards.to_nodes() if guards else rpc.channel
     for node in nodes:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 # Its address each time anew: a node that is started again has another.
-                while not await rpc.is_serving(node.address, NODE_SERVICE):  # noqa: ASYNC110 - as above
+                while not await rpc.is_serving(node.address, NODE_SERVICE, dial):  # noqa: ASYNC110 - as above
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError as error:
             raise errors.StartFailed(

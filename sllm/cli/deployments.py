@@ -10,6 +10,7 @@ from sllm.cli.completion import deployment_names
 from sllm.cli.durations import duration_option
 from sllm.cli.listings import engine_label
 from sllm.cli.progress import LoadingBar
+from sllm.cli.sizes import size_option
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 Name = Annotated[
@@ -51,6 +52,19 @@ def deploy(
         int | None,
         typer.Option(help="Requests that an instance should have before another is started."),
     ] = None,
+    target_time_per_token: Annotated[
+        float | None,
+        duration_option(
+            "Time between two tokens, such as 50ms, for which fewer requests run at once."
+        ),
+    ] = None,
+    learn_keep_alive: Annotated[
+        bool | None,
+        typer.Option(
+            help="End idle instances sooner where the pauses between requests say so.",
+            show_default="as the control plane is set up",
+        ),
+    ] = None,
     pack: Annotated[
         bool,
         typer.Option(
@@ -72,6 +86,14 @@ def deploy(
             "model; on nodes without accelerators, processes. It needs vllm.",
         ),
     ] = 1,
+    expert_memory: Annotated[
+        int | None,
+        size_option(
+            "Memory for an instance's experts; others stay on SSD until they are used. It needs "
+            "transformers.",
+            "all in memory",
+        ),
+    ] = None,
     base: Annotated[
         str,
         typer.Option(
@@ -93,6 +115,13 @@ def deploy(
             dir_okay=False,
         ),
     ] = None,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host that images may be fetched from, *.NAME or *; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until a node holds the checkpoint.")] = True,
     timeout: Annotated[float | None, duration_option("How long to wait at most.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -111,14 +140,18 @@ def deploy(
             kv_cache_tokens=kv_cache_tokens,
             max_concurrency=max_concurrency,
             target_concurrency=target_concurrency,
+            learn_keep_alive=learn_keep_alive,
+            target_time_per_token=target_time_per_token,
             pack=pack,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
             tensor_parallel=tensor_parallel,
+            expert_memory=expert_memory,
             base=base,
             max_adapters=max_adapters,
             max_adapter_rank=max_adapter_rank,
             chat_template=chat_template.read_text() if chat_template else "",
+            image_hosts=image_host or (),
             wait=wait,
             timeout=timeout,
             on_progress=bar.show,

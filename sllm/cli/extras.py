@@ -97,6 +97,12 @@ class NeedsServer(_NeedsExtra):
     extra = "server"
 
 
+class NeedsOperator(_NeedsExtra):
+    """It runs the operator."""
+
+    extra = "operator"
+
+
 class NeedsGateway(_NeedsExtra):
     """It runs a gateway."""
 

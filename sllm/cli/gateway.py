@@ -8,7 +8,7 @@ import typer
 
 from sllm import bounds, config, errors
 from sllm.cli.interrupts import interrupts_end_it
-from sllm.cli.servers import Parent, run_server
+from sllm.cli.servers import Insecure, MetricsPort, Parent, Tls, run_server
 from sllm.process import die_with_parent
 
 if TYPE_CHECKING:
@@ -41,6 +41,16 @@ def gateway(
             show_default="localhost",
         ),
     ] = None,
+    tls: Tls = None,
+    https: Annotated[
+        Path | None,
+        typer.Option(
+            help="Serve HTTPS, with the tls.crt and tls.key that are in here.", file_okay=False
+        ),
+    ] = None,
+    metrics_port: MetricsPort = None,
+    insecure: Insecure = False,
+    zone: Annotated[str, typer.Option(help="Where it is, and its callers' requests are.")] = "",
     files: Annotated[
         Path | None,
         typer.Option(
@@ -63,7 +73,18 @@ def gateway(
         host, port = _host_and_port(listen)
     controls = tuple(addresses(control))
     hosts = tuple(allow_host or ())
-    settings = GatewaySettings(controls, host, port, allowed_hosts=hosts, files_directory=files)
+    settings = GatewaySettings(
+        controls,
+        host,
+        port,
+        allowed_hosts=hosts,
+        tls=tls,
+        https=https,
+        metrics_port=metrics_port,
+        insecure=insecure,
+        zone=bounds.zone(zone, "--zone"),
+        files_directory=files,
+    )
     with interrupts_end_it():
         server = _server(settings)
     run_server(server)

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.cli.receipts import waterfall
-from sllm.client.types.chats import ChatMessage, StructuredOutput
+from sllm.client.types.chats import ChatMessage, ContentPart, StructuredOutput
 from sllm.client.types.events import ChoiceFinished, Event, Loading, Result, Tokens
 from sllm.config import DEFAULT_CONTROL
 
@@ -29,6 +29,15 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this sum.")]
 TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Makes the draws repeatable.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        help="File of an image that the model is shown before the text; may be repeated.",
+        dir_okay=False,
+        show_default=False,
+    ),
+]
 
 
 def generate(
@@ -41,6 +50,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    image: Images = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
     top_p: TopP = None,
@@ -96,20 +106,25 @@ def generate(
         float | None,
         duration_option("How long the instance stays at least when this has ended."),
     ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Where you are; it is served near there.")
+    ] = None,
     receipt: Annotated[
         bool, typer.Option("--receipt", help="Show where the time to the first token went.")
     ] = False,
     control: Control = DEFAULT_CONTROL,
     as_json: Json = False,
 ) -> None:
-    """Continue a text. --json prints the whole result when it is there."""
+    """Continue a text, or say something of images. --json prints the whole result in the end."""
     text = said(prompt)
+    messages = [shown(text, image)] if image else None
     form = _form(json_schema, json_object, regex, choice, grammar)
     with (
         connect(control) as client,
         client.generate(
             name,
-            text,
+            None if messages else text,
+            messages=messages,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -128,6 +143,7 @@ def generate(
             failover=failover,
             priority=priority,
             keep_alive=keep_alive,
+            zone=zone,
             n=n if n > 1 else None,
         ) as stream,
     ):
@@ -147,6 +163,14 @@ def said(prompt: str | None) -> str:
     if prompt is None and not text:
         raise typer.BadParameter("give a text, or write one to standard input", param_hint="PROMPT")
     return text
+
+
+def shown(text: str, images: Sequence[Path]) -> ChatMessage:
+    """What a user says of images."""
+    seen: list[ContentPart] = [
+        {"type": "image", "data": _read_bytes(one, "--image")} for one in images
+    ]
+    return {"role": "user", "content": [*seen, {"type": "text", "text": text}]}
 
 
 def _form(
@@ -178,6 +202,13 @@ def _read_file(path: Path, option: str) -> str:
         raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint=option) from error
 
 
+def _read_bytes(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint=option) from error
+
+
 def _read_all() -> str:
     """Standard input, less the end of its last line, which `echo` adds."""
     try:
@@ -189,6 +220,7 @@ def _read_all() -> str:
 def chat(
     name: Name,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    image: Images = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 1.0,
     top_p: TopP = None,
@@ -202,7 +234,8 @@ def chat(
         conversation.append({"role": "system", "content": system})
     with connect(control) as client:
         while (said := _ask()) is not None:
-            conversation.append({"role": "user", "content": said})
+            conversation.append(shown(said, image) if image else {"role": "user", "content": said})
+            image = None  # they have been shown
             stream = client.generate(
                 name,
                 messages=conversation,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from sllm.cli.common import Control, Json, connect, output, print_json
-from sllm.cli.tables import Listing
+from sllm.cli.tables import Listing, versions
 from sllm.client.types.deployments import Deployment, Instance
 from sllm.client.types.enums import Tier
 from sllm.client.types.nodes import Link, Node
@@ -43,7 +43,9 @@ def nodes(control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
         output().print(nodes_table(found))
         if any(one.devices for one in found):
             output().print(devices_table(found))
-        for problem in _problems(found):
+        if any(copy.made_of for one in found for copy in one.copies):
+            output().print(forms_table(found))
+        for problem in problems(found):
             output().print(problem)
 
 
@@ -64,7 +66,7 @@ def deployments_table(deployments: Sequence[Deployment]) -> Listing:
             engine_label(one),
             f"{one.ready_instances}/{most.get(one.base, one.max_replicas)}",
             str(one.queued_requests),
-            f"{one.keep_alive:g} s",
+            _keep_alive(one),
             format_bytes(one.model.size_bytes),
             one.source,
         )
@@ -75,6 +77,12 @@ def engine_label(deployment: Deployment) -> str:
     """The engine of a deployment, and on how many devices it runs an instance."""
     count = deployment.tensor_parallel
     return deployment.engine if count == 1 else f"{deployment.engine} x{count}"
+
+
+def _keep_alive(deployment: Deployment) -> str:
+    """As long as idle instances stay; where that was learned, with what they stay at most."""
+    most = f"{deployment.keep_alive:g} s"
+    return f"{deployment.learned.instance:.3g} of {most}" if deployment.learned else most
 
 
 def _state(deployment: Deployment) -> str:
@@ -125,13 +133,18 @@ def nodes_table(nodes: Sequence[Node]) -> Listing:
     """One row for each node."""
     tiers = (Tier.SSD, Tier.DRAM)
     columns = [f"{name} {what}" for name in (*tiers, "KV") for what in ("USED", "FREE")]
-    table = Listing("NODE", "ADDRESS", *columns, "INSTANCES", "CHECKPOINTS", "ENGINES", "DISK")
+    zone = ("ZONE",) if any(one.zone for one in nodes) else ()
+    table = Listing(
+        *("NODE", "ADDRESS"), *zone, *columns, *("INSTANCES", "CHECKPOINTS", "ENGINES", "DISK")
+    )
     for one in nodes:
         cells = [cell for tier in tiers for cell in _usage(one, tier)]
         kv_free = one.kv_capacity_bytes - one.kv_used_bytes
         kv = (format_bytes(one.kv_used_bytes), format_bytes(kv_free))
         held = (_own(one), _checkpoints(one), _engines(one), _disk(one))
-        table.add_row(_name(one), one.address, *cells, *kv, *held)
+        table.add_row(
+            _name(one), one.address, *([one.zone or "-"] if zone else []), *cells, *kv, *held
+        )
     return table
 
 
@@ -140,6 +153,36 @@ def _checkpoints(node: Node) -> str:
     published = {copy.digest for copy in node.copies if not copy.made_of}
     ready = {copy.digest for copy in node.copies if copy.made_of}
     return f"{len(published)} + {len(ready)} ready-made" if ready else str(len(published))
+
+
+def forms_table(nodes: Sequence[Node]) -> Listing:
+    """One row for each checkpoint that nodes have as an engine reads it, and where they have it."""
+    table = Listing(
+        *("NODE", "READY FOR", "VERSIONS", "KERNELS", "DTYPE", "SIZE", "ON", "CHECKPOINT"),
+        folded=("VERSIONS", "CHECKPOINT"),
+    )
+    for node in nodes:
+        made = {copy.digest: copy for copy in node.copies if copy.made_of}
+        for copy in made.values():
+            form = copy.form
+            tiers = (one.tier for one in node.copies if one.digest == copy.digest)
+            table.add_row(
+                node.node_id,
+                copy.made_for,
+                versions(form.versions) if form else "-",
+                form.kernels if form else "-",
+                form.dtype if form else "-",
+                format_bytes(copy.size_bytes),
+                ", ".join(sorted(tiers, reverse=True)),
+                _published(node, copy.made_of),
+            )
+    return table
+
+
+def _published(node: Node, digest: str) -> str:
+    """What a node knows a checkpoint by: a source that leads to it, or its digest."""
+    sources = (source for one in node.copies if one.digest == digest for source in one.sources)
+    return next(sources, digest)
 
 
 def _engines(node: Node) -> str:
@@ -179,14 +222,21 @@ def _share(used: int, capacity: int) -> str:
     return f"{format_bytes(used)}/{format_bytes(capacity)}"
 
 
-def _problems(nodes: Sequence[Node]) -> list[str]:
-    """One line for each tier that takes nothing new."""
-    return [
+def problems(nodes: Sequence[Node]) -> list[str]:
+    """One line for each tier that takes nothing new, and for what was not made ready."""
+    tiers = [
         f"{one.node_id}, {usage.tier}: {usage.problem}"
         for one in nodes
         for usage in one.tiers
         if usage.problem
     ]
+    unmade = [
+        f"{one.node_id}, {_published(one, form.digest)}: not made ready for {form.made_for}: "
+        f"{form.problem}"
+        for one in nodes
+        for form in one.unmade_forms
+    ]
+    return tiers + unmade
 
 
 def _disk(node: Node) -> str:

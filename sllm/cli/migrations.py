@@ -1,5 +1,6 @@
 """`sllm migrate`: running generations go on at another node."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,8 +9,16 @@ from sllm.cli.common import Control, Json, connect, output, print_json
 from sllm.cli.durations import duration_option
 from sllm.cli.progress import LoadingBar
 from sllm.cli.tables import Listing
+from sllm.client.types.events import CacheMove
 from sllm.client.types.migrations import Migration
-from sllm.config import DEFAULT_CONTROL
+from sllm.config import DEFAULT_CONTROL, format_bytes
+
+
+class Way(StrEnum):
+    """How KV caches come."""
+
+    TOKENS = "tokens"
+    PAGES = "pages"
 
 
 def migrate(
@@ -19,6 +28,13 @@ def migrate(
     request: Annotated[str | None, typer.Option(help="The one request to move instead.")] = None,
     to: Annotated[
         str | None, typer.Option(help="Node to move to.", show_default="the soonest")
+    ] = None,
+    way: Annotated[
+        Way | None,
+        typer.Option(
+            help="How KV caches are to come there, where they can.",
+            show_default="by what is sooner",
+        ),
     ] = None,
     timeout: Annotated[float | None, duration_option("Time for all of it, such as 30s.")] = None,
     control: Control = DEFAULT_CONTROL,
@@ -32,6 +48,7 @@ def migrate(
             request_id=request,
             instance_id=instance,
             to_node=to,
+            way=way,
             timeout=timeout,
             on_progress=bar.show,
         )
@@ -43,13 +60,27 @@ def migrate(
 
 
 def _requests_table(migration: Migration) -> Listing:
-    headings = ("REQUEST", "OUTCOME", "ROUNDS", "TOKENS", "CUTOVER", "TOTAL")
-    table = Listing(*headings, folded=("OUTCOME",))
+    headings = ("REQUEST", "OUTCOME", "ROUNDS", "TOKENS", "CACHE", "CUTOVER", "TOTAL")
+    table = Listing(*headings, folded=("OUTCOME", "CACHE"))
     for one in migration.requests:
         times = (_milliseconds(value) for value in (one.cutover, one.duration))
         outcome = f"{one.outcome} {one.message}".strip()
-        table.add_row(one.request_id, outcome, str(one.rounds), str(one.tokens), *times)
+        counts = str(one.rounds), str(one.tokens)
+        table.add_row(one.request_id, outcome, *counts, _cache(one.cache), *times)
     return table
+
+
+def _cache(cache: CacheMove | None) -> str:
+    """By which way it has come, and what both were expected to take."""
+    if cache is None:
+        return ""
+    expected = [
+        f"{name} {_milliseconds(seconds)}"
+        for name, seconds in (("tokens", cache.by_tokens), ("pages", cache.by_pages))
+        if seconds is not None
+    ]
+    whole = f"{cache.way}, of {format_bytes(cache.page_bytes)}" if cache.page_bytes else cache.way
+    return f"{whole}: {cache.why}" + (f" ({', '.join(expected)})" if expected else "")
 
 
 def _summary(migration: Migration) -> str:

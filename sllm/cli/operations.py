@@ -12,7 +12,13 @@ from sllm.cli.deployments import Name
 from sllm.cli.durations import duration_option, format_seconds
 from sllm.cli.progress import LoadingBar
 from sllm.cli.tables import Listing
-from sllm.client.types.operations import DrainProgress, Pin, Placement, PlacementCandidate
+from sllm.client.types.operations import (
+    DrainProgress,
+    Pin,
+    Placement,
+    PlacementCandidate,
+    StartEstimate,
+)
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 if TYPE_CHECKING:
@@ -22,10 +28,15 @@ Tier = Annotated[str, typer.Option(help="ssd or dram.")]
 Ttl = Annotated[float | None, duration_option("How long it stays, such as 90s, 10m or 2h.")]
 
 
-def explain(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:
+def explain(
+    name: Name,
+    zone: Annotated[str | None, typer.Option(help="Where the request would come from.")] = None,
+    control: Control = DEFAULT_CONTROL,
+    as_json: Json = False,
+) -> None:
     """Say where one more request would be served now, and why not elsewhere."""
     with connect(control) as client:
-        placement = client.explain(name)
+        placement = client.explain(name, zone)
     if as_json:
         print_json(placement)
         return
@@ -35,6 +46,16 @@ def explain(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = Fals
     console.print(Text.assemble((action, "bold"), f"{where}: {placement.why}"))
     if placement.engine:
         console.print(f"engine: {placement.engine}")
+    if kept := placement.learned:
+        console.print(
+            f"kept when idle: {format_seconds(kept.instance)}, its weights in DRAM for "
+            f"{format_seconds(kept.weights)} more, by the pauses between requests"
+        )
+    if tuned := placement.tuned:
+        console.print(
+            f"requests at once: {tuned.requests} per instance, with "
+            f"{format_seconds(tuned.time_per_token)} between two tokens"
+        )
     if placement.candidates:
         console.print(candidates_table(placement))
 
@@ -174,23 +195,30 @@ def _drain(client: "Client", node: str, grace: float | None, force: bool) -> Non
 
 def candidates_table(placement: Placement) -> Listing:
     """One row for each node, the chosen one first."""
+    way = ("WAY",) if any(one.parts and one.parts.distance for one in placement.candidates) else ()
+    kept = ("KEPT",) if any(one.parts and one.parts.saved for one in placement.candidates) else ()
+    columns = ("ROOM", "QUEUE", "TRANSFER", "INIT", *way, *kept)
     table = Listing(
-        *("NODE", "FROM", "READY IN", "ROOM", "QUEUE", "TRANSFER", "INIT", "FIRST", "WHY"),
-        folded=("FIRST", "WHY"),
+        *("NODE", "FROM", "READY IN", *columns, "FIRST", "WHY"), folded=("FIRST", "WHY")
     )
     for one in placement.candidates:
-        parts = one.parts
-        times = (parts.making_room, parts.queue, parts.transfer, parts.init) if parts else ()
+        times = _times(one.parts, columns) if one.parts else ()
         table.add_row(
             one.node_id,
-            one.from_tier,
+            f"{one.from_tier}, ready-made" if one.ready_made else one.from_tier,
             format_seconds(one.estimate),
-            *(map(format_seconds, times) if times else ("-",) * 4),
+            *(map(format_seconds, times) if times else ("-",) * len(columns)),
             _first(one),
             one.verdict,
             style="bold" if one.node_id == placement.node_id else None,
         )
     return table
+
+
+def _times(parts: StartEstimate, columns: Sequence[str]) -> tuple[float, ...]:
+    way = (parts.distance,) if "WAY" in columns else ()
+    kept = (-parts.saved,) if "KEPT" in columns else ()
+    return parts.making_room, parts.queue, parts.transfer, parts.init, *way, *kept
 
 
 def _first(one: PlacementCandidate) -> str:

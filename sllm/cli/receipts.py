@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sllm.cli.common import Control, Json, connect, output, print_json
 from sllm.client.types.enums import PhaseKind
-from sllm.client.types.events import Phase, Receipt
+from sllm.client.types.receipts import Phase, Receipt
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 _WIDTH: Final = 24
@@ -62,6 +62,8 @@ def _heading(receipt: Receipt) -> Text:
         told = f"\nthe start was expected to take {_ms(receipt.estimated_start)} ms"
         took = f" and took {_ms(receipt.actual_start)}" if receipt.actual_start is not None else ""
         heading.append(told + took, style="not bold")
+    if receipt.kept_prompt:
+        heading.append(f"\nof the prompt, kept: {_kept(receipt)}", style="not bold")
     return heading
 
 
@@ -102,9 +104,16 @@ def receipts_table(receipts: Mapping[str, Receipt]) -> Table:
     table.add_row("start", *(_start(one) for one in columns))
     table.add_row("node", *(one.node_id for one in columns))
     table.add_row("engine", *(one.engine for one in columns))
+    if any(one.kept_prompt for one in columns):
+        table.add_row("prompt kept", *(_kept(one) for one in columns))
     if any(one.adapter for one in columns):
         table.add_row("adapter", *(f"{one.adapter} over {one.deployment}" for one in columns))
     return table
+
+
+def _kept(receipt: Receipt) -> str:
+    """Of the prompt, what was not computed, and where it came from."""
+    return ", ".join(f"{one.tokens} tokens from {one.tier}" for one in receipt.kept_prompt)
 
 
 def _duration(receipt: Receipt, kind: PhaseKind) -> str:

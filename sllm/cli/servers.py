@@ -1,4 +1,4 @@
-"""`sllm control` and `sllm node`: one server, in this process."""
+"""`sllm control`, and what commands share that are one server, in this process."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sllm import bounds, config, errors, machine
-from sllm.cli.common import Control
+from sllm.cli.durations import parse_duration
 from sllm.cli.interrupts import interrupts_end_it
-from sllm.cli.sizes import GIB, MIB, size_option
 from sllm.process import die_with_parent
 
 Listen = Annotated[str, typer.Option(help="host:port to serve on; port 0 takes any.")]
@@ -20,8 +19,23 @@ MetricsPort = Annotated[
     int | None,
     typer.Option(min=0, max=bounds.MAX_PORT, help="Serve Prometheus here; 0 takes any port."),
 ]
+ProbePort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=bounds.MAX_PORT,
+        help="Serve grpc.health.v1 alone here, without certificates, for a supervisor's probes.",
+    ),
+]
 Migrate = Annotated[
     bool, typer.Option(help="Migrate running instances away where that makes room sooner.")
+]
+LendLayers = Annotated[
+    bool,
+    typer.Option(
+        "--lend-layers",
+        help="Have idle nodes compute layers for one that still reads their weights from disk.",
+    ),
 ]
 Engines = Annotated[
     str | None,
@@ -33,12 +47,98 @@ Engines = Annotated[
 NoReadyMade = Annotated[
     bool, typer.Option("--no-ready-made", help="Keep no weights as their engine reads them.")
 ]
+NoEarlyStart = Annotated[
+    bool,
+    typer.Option("--no-early-start", help="Take requests only when all weights are in memory."),
+]
+NoPeers = Annotated[
+    bool,
+    typer.Option("--no-peers", help="Fetch weights from their sources, never from other nodes."),
+]
+NoHugePages = Annotated[
+    bool, typer.Option("--no-huge-pages", help="Keep weights in small pages of memory.")
+]
+SourceList = Annotated[
+    Path | None,
+    typer.Option(
+        "--sources",
+        help="File that lists the sources which may be read, and files of what opens them.",
+        show_default="all may",
+        dir_okay=False,
+    ),
+]
+PrivateSources = Annotated[
+    bool,
+    typer.Option("--allow-private-sources", help="Fetch from web servers at private addresses."),
+]
+Tls = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls", help="Its tls.crt, tls.key and ca.crt; `sllm certs` makes them.", file_okay=False
+    ),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Listen beyond this machine without certificates.")
+]
 Parent = Annotated[int | None, typer.Option(help="End with this process.", hidden=True)]
+
+
+Store = Annotated[
+    str | None,
+    typer.Option(
+        help="sqlite:DIR, or etcd://HOST:PORT,… which several control planes share.",
+        show_default="sqlite, in --dir",
+    ),
+]
+EtcdCa = Annotated[
+    Path | None,
+    typer.Option(help="Certificates that etcd's are signed with.", show_default="no TLS"),
+]
+EtcdCert = Annotated[Path | None, typer.Option(help="Certificate to show to etcd.")]
+EtcdKey = Annotated[Path | None, typer.Option(help="Its key.")]
 
 
 def control(
     listen: Listen = "127.0.0.1:50051",
+    peer_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="With --tls, host:port for nodes and gateways.",
+            show_default="the port after --listen",
+        ),
+    ] = None,
+    tls: Tls = None,
+    insecure: Insecure = False,
+    auth: Annotated[
+        bool | None,
+        typer.Option(
+            "--auth/--no-auth",
+            help="Ask callers for a key, or do not.",
+            show_default="with --tls they are asked",
+        ),
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Holds an admin's key.",
+            show_default="one is made in DIR/admin-key",
+            dir_okay=False,
+        ),
+    ] = None,
+    oidc_issuer: Annotated[
+        str | None, typer.Option(help="URL of an issuer whose tokens are believed beside keys.")
+    ] = None,
+    oidc_audience: Annotated[str, typer.Option(help="Whom its tokens must be for.")] = "",
+    oidc_tenant_claim: Annotated[str, typer.Option(help="Names the tenant.")] = "tenant",
+    oidc_role_claim: Annotated[str, typer.Option(help="Names the role.")] = "role",
     directory: Directory = None,
+    store: Store = None,
+    advertise: Annotated[
+        str | None, typer.Option(help="Host under which other control planes reach this one.")
+    ] = None,
+    etcd_ca: EtcdCa = None,
+    etcd_cert: EtcdCert = None,
+    etcd_key: EtcdKey = None,
     max_queued: Annotated[
         int, typer.Option(min=1, help="Requests that may wait, over all deployments.")
     ] = 10_000,
@@ -46,9 +146,34 @@ def control(
         int, typer.Option(min=1, help="Requests that may wait for one deployment.")
     ] = 1_000,
     migrate: Migrate = True,
+    lend_layers: LendLayers = False,
+    zone_link: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the way between two zones costs a request, such as edge:cloud=40ms; may be "
+            "repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    learn_keep_alive: Annotated[
+        bool,
+        typer.Option(
+            "--learn-keep-alive/--fixed-keep-alive",
+            help="End idle instances sooner than their keep-alive where that is not worth its "
+            "memory, by the pauses between requests; deployments may say otherwise.",
+        ),
+    ] = False,
+    idle_worth: Annotated[
+        float,
+        typer.Option(
+            min=0.001, help="Seconds of an idle whole node that a second of waiting is worth."
+        ),
+    ] = 60.0,
+    no_peers: NoPeers = False,
     lease: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a silent node counts as lost.")
     ] = 3.0,
+    probe_port: ProbePort = None,
     metrics_port: MetricsPort = None,
     parent: Parent = None,
 ) -> None:
@@ -56,120 +181,52 @@ def control(
     if parent is not None:
         die_with_parent(parent)
     with interrupts_end_it():
-        from sllm.control.config import ControlConfig
+        from sllm.control.config import ControlConfig, EtcdConfig, OidcConfig, TlsFiles, store_at
         from sllm.control.server import serve
 
+    oidc = None
+    if oidc_issuer is not None:
+        oidc = OidcConfig(oidc_issuer, oidc_audience, oidc_tenant_claim, oidc_role_claim)
+        oidc.check()
+    at = store_at(store, TlsFiles(etcd_ca, etcd_cert, etcd_key)) if store is not None else None
+    etcd = at if isinstance(at, EtcdConfig) else None
+    kept = at if isinstance(at, Path) else directory
     run_server(
         serve(
             ControlConfig(
-                directory=directory or config.data_directory() / "control",
+                directory=kept or config.data_directory() / "control",
                 listen_address=listen,
+                etcd=etcd,
+                advertise_host=advertise,
+                peer_listen_address=peer_listen,
+                tls=tls,
+                insecure=insecure,
+                auth=auth,
+                admin_key_file=admin_key_file,
+                oidc=oidc,
                 max_queued=max_queued,
                 max_queued_per_deployment=max_queued_per_deployment,
                 migrate=migrate,
+                lend_layers=lend_layers,
+                zone_links=tuple(map(_zone_link, zone_link or ())),
+                learn_keep_alive=learn_keep_alive,
+                idle_worth_seconds=idle_worth,
+                peers=not no_peers,
                 lease_seconds=lease,
+                probe_port=probe_port,
                 metrics_port=metrics_port,
             )
         )
     )
 
 
-def node(
-    control: Control = config.DEFAULT_CONTROL,
-    listen: Listen = "127.0.0.1:0",
-    advertise: Annotated[
-        str | None, typer.Option(help="Host under which others reach this node.")
-    ] = None,
-    directory: Directory = None,
-    memory: Annotated[
-        int | None,
-        size_option("All that the node may take.", "what the machine and its cgroup have"),
-    ] = None,
-    dram: Annotated[
-        int | None, size_option("Of it, for weights.", "4GiB, or less of a small memory")
-    ] = None,
-    ssd: Annotated[int, size_option("Disk for checkpoints.", "64GiB")] = 64 * GIB,
-    kv: Annotated[
-        int | None,
-        size_option(
-            "Of it, for KV caches; or of each device.",
-            "2GiB or less; what weights leave of devices",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:0,1 or auto: CUDA devices if there are any.")
-    ] = "auto",
-    device_reserve: Annotated[
-        int, size_option("Of each device, what workers take beside.", "4GiB")
-    ] = 4 * GIB,
-    node_id: Annotated[
-        str | None, typer.Option("--id", help="Name of the node; one is made and kept.")
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads that read from disk.", show_default="4, or 2 of one CPU"),
-    ] = None,
-    fetch_threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Threads that read from sources, each with a chunk in hand.",
-            show_default="8, or 4 of one CPU",
-        ),
-    ] = None,
-    engines: Engines = None,
-    ready_made: Annotated[
-        int,
-        size_option("Models so large are kept as their engine reads them as well.", "64MiB"),
-    ] = 64 * MIB,
-    no_ready_made: NoReadyMade = False,
-    kernel_cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where engines keep compiled kernels; nodes may share it.",
-            show_default="~/.cache",
-            file_okay=False,
-        ),
-    ] = None,
-    metrics_port: MetricsPort = None,
-    parent: Parent = None,
-) -> None:
-    """Run the agent of one node."""
-    if parent is not None:
-        die_with_parent(parent)
-    memory = machine.memory_bytes() if memory is None else memory
-    with interrupts_end_it():
-        from sllm.node.config import FETCH_THREADS, READ_THREADS, NodeConfig
-        from sllm.node.server import serve
-        from sllm.node.worker.backends.names import installed
-
-    run_server(
-        serve(
-            NodeConfig(
-                control_address=bounds.address(control, "--control"),
-                directory=directory or config.data_directory() / "node",
-                listen_address=listen,
-                advertise_host=advertise,
-                node_id=node_id,
-                memory_bytes=memory,
-                dram_bytes=dram,
-                ssd_bytes=ssd,
-                kv_bytes=kv,
-                device=device,
-                device_reserve_bytes=device_reserve,
-                read_threads=threads or machine.threads(READ_THREADS),
-                fetch_threads=fetch_threads or machine.threads(FETCH_THREADS),
-                engines=_names(engines) if engines is not None else installed(),
-                ready_made_bytes=None if no_ready_made else ready_made,
-                kernel_cache=kernel_cache,
-                metrics_port=metrics_port,
-            )
-        )
-    )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _zone_link(text: str) -> tuple[str, str, float]:
+    """Two zones and seconds, of `a:b=40ms`."""
+    names, _, cost = text.partition("=")
+    first, _, second = names.partition(":")
+    if not (cost and second):
+        raise errors.InvalidArgument(f"--zone-link {text!r}: write it like edge:cloud=40ms")
+    return first.strip(), second.strip(), parse_duration(cost)
 
 
 async def _with_threads(server: Coroutine[Any, Any, None]) -> None:

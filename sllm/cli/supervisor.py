@@ -23,6 +23,8 @@ POLL_SECONDS: Final = 0.05
 _SAID_BYTES: Final = 4096
 LISTENING: Final = "listening on "
 """What a server writes to stdout, before its host:port, once it serves."""
+PEERS: Final = "peers on "
+"""What it writes before that, if peers have a host:port of their own."""
 
 
 def next_backoff(last: float | None, uptime: float) -> float:
@@ -55,6 +57,8 @@ class Server:
         self.name = command.name
         self.address = command.listen
         """host:port that it listens on, once it has started."""
+        self.peers = ""
+        """host:port on which it listens for peers alone, if it does."""
         self._command = command
         self._say = say
         self._process: Process | None = None
@@ -72,6 +76,7 @@ class Server:
                 self._process = await self._spawn(said)
                 async with asyncio.timeout(START_SECONDS):
                     self.address = await _said_address(self._process, said)
+                self.peers = _address(PEERS, _said(said))
         except (TimeoutError, EOFError) as error:
             await self.stop()
             raise errors.StartFailed(
@@ -112,17 +117,21 @@ class Server:
             await self._process.wait()
 
     async def _spawn(self, said: int) -> Process:
-        listen = self.address if self._command.keeps_address else self._command.listen
         self._command.log.parent.mkdir(parents=True, exist_ok=True)
         with self._command.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "sllm.cli.main", *self._command.arguments),
-                *("--listen", listen, "--parent", str(os.getpid())),
+                *(*self._listen(), "--parent", str(os.getpid())),
                 stdin=DEVNULL,
                 stdout=said,
                 stderr=log,
                 process_group=0,  # Ctrl-C is for the supervisor, which ends them in order
             )
+
+    def _listen(self) -> tuple[str, ...]:
+        if not self._command.keeps_address:
+            return "--listen", self._command.listen
+        return "--listen", self.address, *(("--peer-listen", self.peers) if self.peers else ())
 
     def _last_words(self) -> str:
         try:
@@ -152,9 +161,18 @@ async def _said_address(process: Process, said: int) -> str:
         EOFError: It ended without a word.
     """
     while process.returncode is None:
-        words = os.pread(said, _SAID_BYTES, 0).decode(errors="replace")
-        for line in words.splitlines(keepends=True):
-            if line.startswith(LISTENING) and line.endswith("\n"):
-                return line.removeprefix(LISTENING).strip()
+        if address := _address(LISTENING, _said(said)):
+            return address
         await asyncio.sleep(POLL_SECONDS)
     raise EOFError
+
+
+def _said(said: int) -> list[str]:
+    """The lines that a process has written to its end."""
+    lines = os.pread(said, _SAID_BYTES, 0).decode(errors="replace").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _address(word: str, lines: list[str]) -> str:
+    """The address that follows a word. Empty: none has."""
+    return next((line.removeprefix(word).strip() for line in lines if line.startswith(word)), "")

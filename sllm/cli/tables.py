@@ -1,6 +1,6 @@
 """Tables whose names stay whole, however narrow the terminal is."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -64,3 +64,8 @@ class Listing:
             for heading, cell in zip(self._headings, cells, strict=True):
                 row.add_row(heading, cell, style=style)
             yield row
+
+
+def versions(libraries: Mapping[str, str]) -> str:
+    """Names and versions of libraries, as one reads them."""
+    return ", ".join(f"{name} {version}" for name, version in sorted(libraries.items()))

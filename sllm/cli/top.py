@@ -12,12 +12,14 @@ from rich.live import Live
 from rich.text import Text
 
 from sllm.cli.common import Control, Json, connect_here, output, print_json
-from sllm.cli.durations import duration_option
+from sllm.cli.durations import duration_option, format_seconds
 from sllm.cli.listings import link_speed
+from sllm.cli.progress import LABELS
 from sllm.cli.tables import Listing
 from sllm.client.types.enums import Tier
 from sllm.client.types.nodes import Link, Node
-from sllm.client.types.operations import Cluster, DeploymentLoad, InstanceLoad
+from sllm.client.types.operations import Cluster, DeploymentLoad, EndedRequest, InstanceLoad
+from sllm.client.types.receipts import Receipt
 from sllm.config import DEFAULT_CONTROL, format_bytes
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _BAR = 10
 """Characters."""
 _SHOWN = 20
 """Rows of instances and of deployments: those with most to do."""
+_ENDED_SHOWN = 8
+"""Requests that have ended: the latest."""
 
 
 class Rates:
@@ -135,6 +139,7 @@ def frame(cluster: Cluster, rates: dict[str, float]) -> RenderableType:
         instances_part(cluster.instances, rates),
         Text(),
         deployments_part(cluster.deployments),
+        *([Text(), ended_part(cluster.ended_requests)] if cluster.ended_requests else []),
     )
 
 
@@ -188,12 +193,49 @@ def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -
             one.instance_id,
             one.deployment,
             one.node_id,
-            one.state,
+            state_of(load),
             str(load.in_flight),
             "-" if rate is None else f"{rate:.1f}",
             format_bytes(one.kv_bytes),
         )
     return _with_rest(table, len(instances))
+
+
+def state_of(load: InstanceLoad) -> Text:
+    """What an instance is, and how far: its start, or where its generations move."""
+    shown = Text(load.instance.state)
+    if load.moving_to:
+        shown.append(f"\n→ {', '.join(load.moving_to)}", "yellow")
+    if loading := load.loading:
+        shown.append(f"\n{LABELS[loading.phase]}", "dim")
+        if loading.total_bytes:
+            shown.append(f" {loading.loaded_bytes / loading.total_bytes:.0%}", "cyan")
+        if loading.estimated_remaining is not None:
+            shown.append(f", {format_seconds(loading.estimated_remaining)} left", "dim")
+    return shown
+
+
+def ended_part(requests: Sequence[EndedRequest]) -> RenderableType:
+    """The requests that have ended last, the latest first."""
+    table = Listing("ENDED", "DEPLOYMENT", "OUTCOME", "FIRST TOKEN", "FROM", "TOOK", "TOKENS")
+    for one in requests[: -_ENDED_SHOWN - 1 : -1]:
+        receipt = one.receipt
+        table.add_row(
+            one.request_id,
+            one.deployment,
+            one.outcome,
+            format_seconds(receipt.time_to_first_token if receipt else None),
+            _origin(receipt),
+            format_seconds(one.duration),
+            str(one.generated_tokens),
+        )
+    return table
+
+
+def _origin(receipt: Receipt | None) -> str:
+    if receipt is None:
+        return "-"
+    return (receipt.from_tier or "cold") if receipt.cold else "warm"
 
 
 def deployments_part(deployments: Sequence[DeploymentLoad]) -> RenderableType:

@@ -1,20 +1,17 @@
 """The client for programs that run an event loop."""
 
 import inspect
-import os
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, Concatenate, ParamSpec
 
-from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
-from sllm import errors
 from sllm.client.batches import BatchClient
+from sllm.client.deployments import DeploymentClient
 from sllm.client.embedding import EmbeddingClient
-from sllm.client.operator import PAGE_SIZE
+from sllm.client.keys import KeyClient
 from sllm.client.stream import AsyncStream, ResumableCall
+from sllm.client.tenants import TenantClient
 from sllm.client.text import TextClient
 from sllm.client.types.chats import (
     ChatMessage,
@@ -23,10 +20,8 @@ from sllm.client.types.chats import (
     Tool,
     ToolChoice,
 )
-from sllm.client.types.deployments import Deployment
-from sllm.client.types.enums import DeploymentState
-from sllm.client.types.events import Progress, Result
-from sllm.client.wire import listings, requests
+from sllm.client.types.events import Result
+from sllm.client.wire import requests
 from sllm.client.wire.chats import Chat
 
 P = ParamSpec("P")
@@ -47,7 +42,9 @@ def _whole(
     return complete
 
 
-class AsyncClient(TextClient, EmbeddingClient, BatchClient):
+class AsyncClient(
+    DeploymentClient, TextClient, EmbeddingClient, BatchClient, KeyClient, TenantClient
+):
     """A client of one control plane. The tasks of one event loop may share it.
 
     Every method raises the class of `sllm.errors` that says what went wrong, `errors.Unreachable`
@@ -61,158 +58,6 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             for result in await asyncio.gather(*calls):
                 print(result.text, result.usage.completion_tokens)
     """
-
-    # --- deployments --------------------------------------------------------------------------
-
-    async def deploy(
-        self,
-        name: str,
-        source: str | os.PathLike[str],
-        *,
-        keep_alive: float = 60.0,
-        min_replicas: int = 0,
-        max_replicas: int = 1,
-        engine: str = "",
-        dtype: str | None = None,
-        kv_cache_tokens: int | None = None,
-        max_concurrency: int | None = None,
-        target_concurrency: int | None = None,
-        pack: bool = False,
-        tool_parser: str = "",
-        reasoning_parser: str = "",
-        tensor_parallel: int | None = None,
-        base: str = "",
-        max_adapters: int = 0,
-        max_adapter_rank: int | None = None,
-        chat_template: str = "",
-        wait: bool = True,
-        timeout: float | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Deployment:
-        """Creates a deployment, or changes the policy of the one with this name and source.
-
-        Instances that run on another engine or with another context are replaced as new ones get
-        ready, and end with the requests that they have.
-
-        Args:
-            name: 1-63 of [a-z0-9._-], beginning with a letter or digit.
-            source: a URL such as file:///models/tiny, or a path on the nodes.
-            keep_alive: seconds that an idle instance stays; 0 ends it with its last request.
-            min_replicas: instances kept even without requests.
-            max_replicas: instances at most.
-            engine: "vllm", "transformers" or "auto". Empty: "auto", the first engine of a node, in
-                the node's own order, that the model runs on.
-            dtype: torch dtype ("float32", "bfloat16", "float16") to convert weights to, once,
-                when they are imported. None: as they are stored.
-            kv_cache_tokens: tokens that one instance's KV cache can hold. None: the default.
-            max_concurrency: requests that one instance works on at once. None: the default.
-            target_concurrency: requests that an instance should have before another one is
-                started. None: max_concurrency.
-            pack: whether local safetensors are packed on each node, and not read where they lie.
-            tool_parser: vLLM's, such as "hermes", that takes calls of tools out of answers. Empty:
-                they stay text.
-            reasoning_parser: the same of thoughts, such as "qwen3".
-            tensor_parallel: devices of one node that an instance runs on together, each with its
-                part of the model; on nodes without accelerators, processes. It needs vLLM. None: 1.
-            base: name of another deployment, whose instances serve requests for this one: then
-                the source is a LoRA adapter over its model, as PEFT saves it, and only
-                keep_alive, dtype and pack are its own. Empty: it is a model of its own.
-            max_adapters: adapters over this deployment that an instance has at once. 0: none.
-            max_adapter_rank: the greatest rank that they may have. None: 64.
-            chat_template: in Jinja, what conversations are rendered with. Empty: the model's own.
-            wait: whether to return only when a node holds the checkpoint.
-            timeout: seconds for all of it. None: as long as the checkpoint takes.
-            on_progress: told how far the checkpoint has come, in the event loop's thread.
-
-        Raises:
-            errors.InvalidRequest: The name, the source or the policy makes no sense.
-            errors.SourceNotFound: There is nothing at the source.
-            errors.EngineUnavailable: No node has the engine.
-            errors.UnsupportedModel: The engine does not run the model.
-            errors.UnsupportedAdapter: The adapter does not fit its base, which says how.
-            errors.AdaptersLeft: There are adapters over it that would not fit any more.
-            errors.DeploymentExists: The name serves another source.
-            errors.DeploymentFailed: The checkpoint could not be brought to any node.
-        """
-        request = requests.deploy(
-            name,
-            source,
-            engine=engine,
-            dtype=dtype,
-            kv_cache_tokens=kv_cache_tokens,
-            max_concurrency=max_concurrency,
-            pack=pack,
-            tool_parser=tool_parser,
-            reasoning_parser=reasoning_parser,
-            tensor_parallel=tensor_parallel,
-            chat_template=chat_template,
-            min_replicas=min_replicas,
-            max_replicas=max_replicas,
-            keep_alive=keep_alive,
-            target_concurrency=target_concurrency,
-            base=base,
-            max_adapters=max_adapters,
-            max_adapter_rank=max_adapter_rank,
-        )
-        deadline = None if timeout is None else time.monotonic() + timeout
-        response = await self._connection.call(
-            self._connection.deployments.Deploy, request, timeout
-        )
-        deployment = listings.deployment(response.deployment)
-        if not wait or deployment.state is DeploymentState.AVAILABLE:
-            return deployment
-        return await self._available(name, deadline, on_progress)
-
-    async def _available(
-        self, name: str, deadline: float | None, on_progress: Callable[[Progress], None] | None
-    ) -> Deployment:
-        """Waits until a node holds the checkpoint."""
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        request = deployment_pb.WatchDeploymentRequest(name=name)
-        watch = self._connection.stream(
-            self._connection.deployments.WatchDeployment, request, timeout
-        )
-        async with aclosing(watch) as watched:
-            async for message in watched:
-                deployment = listings.deployment(message.deployment)
-                if deployment.state is DeploymentState.AVAILABLE:
-                    return deployment
-                if deployment.state is DeploymentState.FAILED:
-                    raise errors.DeploymentFailed(f"{name}: {deployment.message}")
-                if deployment.loading and on_progress:
-                    on_progress(deployment.loading)
-        raise errors.DeploymentNotFound(f"{name} was deleted before a node held its checkpoint")
-
-    async def deployment(self, name: str) -> Deployment:
-        """One deployment.
-
-        Raises:
-            errors.DeploymentNotFound: There is none of this name.
-        """
-        with requests.fitting():
-            request = deployment_pb.GetDeploymentRequest(name=name)
-        response = await self._connection.call(self._connection.deployments.GetDeployment, request)
-        return listings.deployment(response.deployment)
-
-    async def deployments(self) -> list[Deployment]:
-        """All deployments, in order of their names."""
-        request = deployment_pb.ListDeploymentsRequest(page_size=PAGE_SIZE)
-        pages = self._connection.pages(self._connection.deployments.ListDeployments, request)
-        return [listings.deployment(one) async for page in pages for one in page.deployments]
-
-    async def delete(self, name: str) -> None:
-        """Ends a deployment: its requests are cancelled, its instances stopped.
-
-        Raises:
-            errors.DeploymentNotFound: There is none of this name.
-        """
-        with requests.fitting():
-            request = deployment_pb.DeleteDeploymentRequest(
-                request_id=requests.new_request_id(), name=name
-            )
-        await self._connection.call(self._connection.deployments.DeleteDeployment, request)
-
-    # --- generations --------------------------------------------------------------------------
 
     def generate(
         self,
@@ -251,9 +96,11 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
         failover: bool = True,
         priority: int = 0,
         keep_alive: float | None = None,
+        zone: str | None = None,
         request_id: str | None = None,
         attach: bool = False,
         linger: float = 0.0,
+        attempt: str | None = None,
         reattach: float = 30.0,
         timeout: float | None = None,
     ) -> AsyncStream:
@@ -301,12 +148,15 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             priority: -100 to 100; those of a higher one are served first, over all deployments.
             keep_alive: seconds that the instance stays at least when this request has ended,
                 unless its room is needed. None: as the deployment's policy says.
+            zone: where the caller is; it is served near there, unless that would be later for all
+                that the way elsewhere costs. None: it does not say, and nothing is far.
             request_id: unique among the requests under way. None: one is made.
             attach: read the generation of this id, of the same arguments, that is under way or
                 lingers, from its beginning; who reads it now is cancelled. Where there is none it
                 begins, with a seed that the id decides if none is given.
             linger: seconds for which it goes on when nobody reads it any more. 0: it ends with
                 its stream.
+            attempt: names this call among those that ask for `request_id`, for `cancel`.
             reattach: seconds for which a control plane that is lost is waited for, to read on.
             timeout: seconds for all of it; work that cannot meet it is refused at once.
 
@@ -353,7 +203,9 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
             failover=failover,
             priority=priority,
             keep_alive=keep_alive,
+            zone=zone,
             linger=linger,
+            attempt=attempt,
             n=n,
             prompt_logprobs=prompt_logprobs,
         )
@@ -364,14 +216,15 @@ class AsyncClient(TextClient, EmbeddingClient, BatchClient):
 
     complete = _whole(generate)
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, *, attempt: str | None = None) -> None:
         """Ends a generation from outside its stream, which then fails with `errors.Cancelled`.
 
-        One that lingers without a reader is ended as well.
+        One that lingers without a reader is ended as well. `attempt`: it is left alone if another
+        call of `generate` than the one so named has read it on meanwhile. None: it ends.
 
         Raises:
-            errors.RequestNotFound: No request under way has this id.
+            errors.RequestNotFound: No request under way has this id, or not of this attempt.
         """
         with requests.fitting():
-            request = inference_pb.CancelRequest(request_id=request_id)
+            request = inference_pb.CancelRequest(request_id=request_id, attempt=attempt)
         await self._connection.call(self._connection.inference.Cancel, request)

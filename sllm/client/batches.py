@@ -29,12 +29,13 @@ class BatchClient(Operator):
         time_limit: float | None = None,
         timeout: float | None = None,
     ) -> Batch:
-        """Has many generations done that nobody waits for, with what other requests leave.
+        """Has many requests done that nobody waits for, with what other requests leave.
 
         All of them are taken or, if one is refused, none. They go on without the caller.
 
         Args:
-            requests: arguments of `generate`, as many times as there are generations.
+            requests: arguments of `generate`, or of `embed` (those that have `inputs`), as many
+                times as there are requests.
             batch_id: names the batch. One of the same content may be submitted again, as when it
                 is not known whether it arrived: it is done once. None: one is made.
             time_limit: seconds after which those fail that have not ended. None: a day.

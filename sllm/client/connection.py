@@ -13,21 +13,29 @@ from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
+from serverlessllm.v1.key_service_pb2_grpc import KeyServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
+from serverlessllm.v1.tenant_service_pb2_grpc import TenantServiceStub
 
 from sllm import bounds, errors, rpc, sending, statuses
+from sllm.client import credentials
+from sllm.client.channels import Channels
 
 _SERVICE_CONFIG: Final = json.dumps(
     {
         "methodConfig": [
             {
-                # All but SubmitBatch and those that instances answer. Those that change something
+                # All but SubmitBatch, CreateKey, whose secret the first answer alone has, and those
+                # that instances answer. Those that change something
                 # carry a request id, or may be done twice, so that the control plane recognises a
                 # repetition.
                 "name": [
                     {"service": "serverlessllm.v1.DeploymentService"},
                     {"service": "serverlessllm.v1.ClusterService"},
                     {"service": "serverlessllm.v1.ModelService"},
+                    {"service": "serverlessllm.v1.TenantService"},
+                    {"service": "serverlessllm.v1.KeyService", "method": "ListKeys"},
+                    {"service": "serverlessllm.v1.KeyService", "method": "RevokeKey"},
                     {"service": "serverlessllm.v1.InferenceService", "method": "Cancel"},
                     *(
                         {"service": "serverlessllm.v1.BatchService", "method": method}
@@ -65,18 +73,31 @@ Page = TypeVar("Page", bound=_Page)
 class Connection:
     """A channel, made within the event loop that it is used in."""
 
-    def __init__(self, address: str, call_timeout: float) -> None:
+    def __init__(
+        self, address: str, call_timeout: float, dial: rpc.Dial = rpc.channel, key: str = ""
+    ) -> None:
+        """`address` is one, or several with commas; `dial` leads there, `key` says who calls."""
         self.address = address
+        self._key = key
         self._call_timeout = call_timeout
         self._closed = False
         options = (*rpc.CHANNEL_OPTIONS, ("grpc.service_config", _SERVICE_CONFIG))
-        self._channel = grpc.aio.insecure_channel(address, options=list(options))
+        self.addresses = tuple(address.split(","))
+        """Of all control planes: another one may answer where one does not."""
+        channels = [dial(one, options) for one in self.addresses]
+        self._channel = Channels(channels) if len(channels) > 1 else channels[0]
         self.deployments = DeploymentServiceStub(self._channel)
         self.cluster = ClusterServiceStub(self._channel)
         self.inference = InferenceServiceStub(self._channel)
+        self.keys = KeyServiceStub(self._channel)
         self.models = ModelServiceStub(self._channel)
         self.embedding = EmbeddingServiceStub(self._channel)
         self.batches = BatchServiceStub(self._channel)
+        self.tenants = TenantServiceStub(self._channel)
+
+    def metadata(self) -> grpc.aio.Metadata:
+        """What goes along with a call: the current trace, and who is calling."""
+        return grpc.aio.Metadata(*rpc.trace_headers().items(), *credentials.headers(self._key))
 
     async def close(self) -> None:
         """Ends the calls under way, whose callers get `errors.Cancelled`, and the channel."""
@@ -105,8 +126,21 @@ class Connection:
     ) -> Response:
         """The same for what may take as long as it takes, if `timeout` is None."""
         seconds = bounded(timeout)
+        for _ in self.addresses[1:]:
+            try:
+                return await self._once(method, request, seconds)
+            except errors.Unreachable:
+                continue  # the next call goes elsewhere
+        return await self._once(method, request, seconds)
+
+    async def _once(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        seconds: float | None,
+    ) -> Response:
         with self.typed_errors():
-            return await method(request, timeout=seconds, metadata=rpc.trace_metadata())
+            return await method(request, timeout=seconds, metadata=self.metadata())
 
     async def pages(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Listing, Page], request: Listing
@@ -135,7 +169,7 @@ class Connection:
         Raises:
             errors.SllmError: As the server said, or because it could not be reached.
         """
-        call = method(request, timeout=bounded(timeout), metadata=rpc.trace_metadata())
+        call = method(request, timeout=bounded(timeout), metadata=self.metadata())
         try:
             with self.typed_errors():
                 async for message in call:
@@ -154,7 +188,7 @@ class Connection:
         Raises:
             errors.SllmError: As the server said, or because it could not be reached.
         """
-        call = method(timeout=bounded(timeout), metadata=rpc.trace_metadata())
+        call = method(timeout=bounded(timeout), metadata=self.metadata())
         try:
             with self.typed_errors():
                 async for message in messages:

@@ -9,10 +9,11 @@ from typing import Self
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
 from sllm import bounds, config, errors
+from sllm.client import credentials
 from sllm.client.connection import Connection
 from sllm.client.types import operations
 from sllm.client.types.deployments import Instance
-from sllm.client.types.enums import Tier
+from sllm.client.types.enums import MoveWay, Tier
 from sllm.client.types.events import Progress
 from sllm.client.types.migrations import Migration
 from sllm.client.types.nodes import Node
@@ -27,25 +28,41 @@ PAGE_SIZE = 1000
 class Operator:
     """The part of a client that needs no model: see `AsyncClient`."""
 
-    def __init__(self, address: str | None = None, *, call_timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        call_timeout: float = 60.0,
+        api_key: str | None = None,
+        tls_ca: str | None = None,
+    ) -> None:
         """Connects at the first call.
 
         Args:
-            address: host:port of the control plane. None: `SLLM_CONTROL`, or localhost:50051.
+            address: host:port of the control plane; of several, with commas between. None:
+                `SLLM_CONTROL`, or localhost:50051.
             call_timeout: seconds that a call may take which is not given a timeout of its own;
                 a generation may take any time.
+            api_key: says who is calling: a key of `sllm keys create`, or a token of an OIDC issuer.
+                None: `SLLM_API_KEY`, if that is set.
+            tls_ca: PEM file of the authority that has signed the control plane's certificate, or
+                "system" for those that the system trusts. None: `SLLM_TLS_CA`; empty, or where
+                that is not set: there is no TLS.
 
         Raises:
-            errors.InvalidArgument: The address is none.
+            errors.InvalidArgument: The address is none, or there is no such file.
         """
-        self.address = bounds.address(
+        self.address = bounds.addresses(
             address or config.control_address(), "the address of the control plane"
         )
         self._call_timeout = call_timeout
+        self._key = credentials.key_of(api_key)
+        self._dial = credentials.dial_of(tls_ca)
 
     @functools.cached_property
     def _connection(self) -> Connection:
-        return Connection(self.address, self._call_timeout)  # not before there is a loop for it
+        # Not before there is a loop for it.
+        return Connection(self.address, self._call_timeout, self._dial, self._key)
 
     async def close(self) -> None:
         """Ends the streams under way, and the connection."""
@@ -105,14 +122,14 @@ class Operator:
 
     # --- what is done to it -------------------------------------------------------------------
 
-    async def explain(self, deployment: str) -> operations.Placement:
-        """What placement would decide now for one more request of a deployment, and why.
+    async def explain(self, deployment: str, zone: str | None = None) -> operations.Placement:
+        """What placement would decide now for one more request from a zone, and why.
 
         Raises:
             errors.DeploymentNotFound: There is none of this name.
         """
         with requests.fitting():
-            request = cluster_pb.ExplainPlacementRequest(deployment=deployment)
+            request = cluster_pb.ExplainPlacementRequest(deployment=deployment, zone=zone)
         response = await self._connection.call(self._connection.cluster.ExplainPlacement, request)
         return messages.placement(response)
 
@@ -149,6 +166,8 @@ class Operator:
             errors.NodeDraining: It takes nothing new.
             errors.ModelTooLarge: The tier could not hold it even if it were empty.
             errors.NoCapacity: Too much of the tier is in use or pinned.
+            errors.TenantLimit: The caller's tenant may not have so many bytes there; one that is
+                bounded prefetches no sources.
         """
         if (deployment is None) == (source is None):
             raise errors.InvalidArgument("give either a deployment or a source to prefetch")
@@ -314,6 +333,7 @@ class Operator:
         request_id: str | None = None,
         instance_id: str | None = None,
         to_node: str | None = None,
+        way: MoveWay | str | None = None,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Migration:
@@ -325,6 +345,8 @@ class Operator:
             request_id: the one request to move; or
             instance_id: the instance to move with all its requests, which ends then.
             to_node: where to. None: where they can go on soonest.
+            way: how their KV caches are to come there: "TOKENS" or, where they can, "PAGES". None:
+                by what is sooner, of each.
             timeout: seconds for all of it. None: as long as it takes.
             on_progress: told how far the destination's start has come.
 
@@ -336,7 +358,7 @@ class Operator:
             errors.NoCapacity: There is no room for it.
             errors.SllmError: Why the one request has stayed where it was.
         """
-        request = requests.migrate(request_id, instance_id, to_node)
+        request = requests.migrate(request_id, instance_id, to_node, way)
         migrate = self._connection.stream(self._connection.cluster.Migrate, request, timeout)
         async with aclosing(migrate) as steps:
             return await migrations.migration(steps, on_progress, alone=request_id is not None)

@@ -9,7 +9,7 @@ from typing import Final, Self
 import grpc
 from serverlessllm.v1 import inference_service_pb2 as pb
 
-from sllm import errors, rpc
+from sllm import errors
 from sllm.client.connection import Connection, bounded, task_is_cancelled
 from sllm.client.transcript import Transcript
 from sllm.client.types.events import Event, Result
@@ -17,8 +17,11 @@ from sllm.client.wire import events, requests
 
 Call = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
 
-_BROKEN = (errors.Unreachable, errors.ShuttingDown)
-"""Errors that a stream breaks off with when the control plane goes and the generation does not."""
+_BROKEN = (errors.Unreachable, errors.ShuttingDown, errors.NotLeader, errors.NoLeader)
+"""Errors that a stream breaks off with when the control plane goes and the generation does not.
+
+To read on may be refused as well, by the limit of a tenant who calls so fast that nothing is read.
+"""
 _RETRY_SECONDS: Final = 0.2
 
 
@@ -45,7 +48,7 @@ class ResumableCall:
         deadline = self._deadline
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         return self.connection.inference.Generate(
-            self.request, timeout=remaining, metadata=rpc.trace_metadata()
+            self.request, timeout=remaining, metadata=self.connection.metadata()
         )
 
 
@@ -137,17 +140,21 @@ class AsyncStream:
     async def _read_resuming(self) -> pb.GenerateResponse | None:
         """The next message, over as many calls as it takes."""
         patience: float | None = None
+        elsewhere = len(self._call.connection.addresses)
         while True:
             try:
                 return await self._read()
-            except _BROKEN:
+            except (*_BROKEN, errors.TenantLimit) as error:
                 now = time.monotonic()
                 patience = now + self._reattach if patience is None else patience
-                # Before its first message nobody is known to have the request: the caller, who
-                # may know another control plane, is told at once.
-                if not self._transcript.next_sequence or now >= patience:
+                # Before its first message nobody is known to have the request: each control plane
+                # is asked once, and then the caller is told, who may know others.
+                elsewhere -= 1
+                others = elsewhere > 0 and isinstance(error, _BROKEN)
+                if now >= patience or not (self._transcript.next_sequence or others):
                     raise
-            await asyncio.sleep(_RETRY_SECONDS)
+                pause = max(_RETRY_SECONDS, error.retry_after or 0.0)
+            await asyncio.sleep(min(pause, patience - now))
             if self._cancelled:  # while this slept: another call would revive what was ended
                 raise self._was_cancelled()
             self._call.resume(self._transcript)

@@ -161,9 +161,17 @@ class Client(_Face[AsyncClient]):
             print(result.text, result.usage.completion_tokens)
     """
 
-    def __init__(self, address: str | None = None, *, call_timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        call_timeout: float = 60.0,
+        api_key: str | None = None,
+        tls_ca: str | None = None,
+    ) -> None:
         """As for `AsyncClient`."""
-        super().__init__(AsyncClient(address, call_timeout=call_timeout), BackgroundLoop())
+        inner = AsyncClient(address, call_timeout=call_timeout, api_key=api_key, tls_ca=tls_ca)
+        super().__init__(inner, BackgroundLoop())
         # It also closes a client that is dropped, or that is open when the program ends.
         self._finalizer = weakref.finalize(self, _close, self._inner, self._loop)
 
@@ -175,6 +183,7 @@ class Client(_Face[AsyncClient]):
     deploy = _blocking(AsyncClient.deploy)
     deployment = _blocking(AsyncClient.deployment)
     deployments = _blocking(AsyncClient.deployments)
+    watch_deployment = _iterating(AsyncClient.watch_deployment)
     delete = _blocking(AsyncClient.delete)
     instances = _blocking(AsyncClient.instances)
     nodes = _blocking(AsyncClient.nodes)
@@ -188,6 +197,8 @@ class Client(_Face[AsyncClient]):
     drain = _blocking(AsyncClient.drain)
     undrain = _blocking(AsyncClient.undrain)
     migrate = _blocking(AsyncClient.migrate)
+    set_tenant = _blocking(AsyncClient.set_tenant)
+    tenants = _blocking(AsyncClient.tenants)
     model = _blocking(AsyncClient.model)
     tokenize = _blocking(AsyncClient.tokenize)
     count_tokens = _blocking(AsyncClient.count_tokens)
@@ -201,6 +212,9 @@ class Client(_Face[AsyncClient]):
     cancel = _blocking(AsyncClient.cancel)
     submit_batch = _blocking(AsyncClient.submit_batch)
     batch = _blocking(AsyncClient.batch)
+    create_key = _blocking(AsyncClient.create_key)
+    keys = _blocking(AsyncClient.keys)
+    revoke_key = _blocking(AsyncClient.revoke_key)
     batches = _blocking(AsyncClient.batches)
     batch_results = _iterating(AsyncClient.batch_results)
     cancel_batch = _blocking(AsyncClient.cancel_batch)

@@ -7,6 +7,10 @@ from typing import Any, Final, Self
 
 from sllm.errors import InvalidArgument, NotServed
 
+PASS_TOKENS: Final = 4096
+"""Of all texts in one pass of a model that embeds or scores, padding included, where memory was set
+aside for so many; a single text may have more."""
+
 
 class Task(StrEnum):
     """What a model does with a text."""
@@ -64,6 +68,8 @@ class Purpose:
     """What its scores are for. Empty: it makes none of its own."""
     activation: str = ""
     """One of `Activation`. Empty: the same."""
+    takes_images: bool = False
+    """Whether conversations with it may have images."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
@@ -80,6 +86,18 @@ class Purpose:
         if task is self.task or (self.task is Task.EMBED and task is Task.SCORE):
             return
         raise NotServed(f"{deployment} does not {task}; {_CALLS[self.task]}")
+
+    def check_sees(self, deployment: str) -> None:
+        """Makes sure that the model sees images.
+
+        Raises:
+            NotServed: It does not.
+        """
+        if not self.takes_images:
+            raise NotServed(
+                f"{deployment} takes text alone: its model does not see images, or its engine does "
+                "not show it any; a model that does is deployed with engine 'vllm'"
+            )
 
     def check_dimensions(self, asked: int) -> None:
         """Makes sure that vectors may be cut to so many numbers.

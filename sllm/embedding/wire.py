@@ -29,6 +29,7 @@ def purpose(message: types_pb2.ModelPurpose) -> Purpose:
         matryoshka_dimensions=tuple(message.matryoshka_dimensions),
         labels=tuple(message.labels),
         activation=message.activation,
+        takes_images=message.takes_images,
     )
 
 
@@ -43,6 +44,7 @@ def purpose_message(one: Purpose) -> types_pb2.ModelPurpose:
         matryoshka_dimensions=one.matryoshka_dimensions,
         labels=one.labels,
         activation=one.activation,
+        takes_images=one.takes_images,
     )
 
 

@@ -7,6 +7,7 @@ SllmError
 ├── InvalidRequest          what was asked makes no sense, whatever the state of the cluster
 │   ├── InvalidArgument     INVALID_ARGUMENT
 │   ├── InvalidChatTemplate INVALID_CHAT_TEMPLATE
+│   ├── InvalidImage        INVALID_IMAGE
 │   ├── InvalidName         INVALID_NAME
 │   ├── InvalidPrompt       INVALID_PROMPT
 │   ├── InvalidSampling     INVALID_SAMPLING
@@ -21,6 +22,7 @@ SllmError
 │   ├── PinNotFound         PIN_NOT_FOUND
 │   ├── RequestNotFound     REQUEST_NOT_FOUND
 │   ├── CheckpointNotFound  CHECKPOINT_NOT_FOUND
+│   ├── KeyNotFound         KEY_NOT_FOUND
 │   └── SourceNotFound      SOURCE_NOT_FOUND
 ├── Conflict
 │   ├── DeploymentExists    DEPLOYMENT_EXISTS
@@ -35,25 +37,34 @@ SllmError
 │   ├── DeviceUnavailable   DEVICE_UNAVAILABLE
 │   ├── EngineUnavailable   ENGINE_UNAVAILABLE
 │   ├── NotServed           NOT_SERVED
+│   ├── ImageUrlRefused     IMAGE_URL_REFUSED
 │   ├── SourceChanged       SOURCE_CHANGED
 │   ├── BatchUnderWay       BATCH_UNDER_WAY
+│   ├── StaleTerm           STALE_TERM
 │   ├── NodeDraining        NODE_DRAINING
 │   └── NodeNeeded          NODE_NEEDED
 ├── SourceForbidden         SOURCE_FORBIDDEN
+├── SourceNotAllowed        SOURCE_NOT_ALLOWED
+├── Unauthenticated         UNAUTHENTICATED
+├── PermissionDenied        PERMISSION_DENIED
 ├── CheckpointCorrupt       CHECKPOINT_CORRUPT
 ├── NoCapacity              NO_CAPACITY
 ├── QueueFull               QUEUE_FULL
+├── TenantLimit             TENANT_LIMIT
 ├── Unavailable             the work may succeed when it is tried again
 │   ├── NoNodes             NO_NODES
 │   ├── NodeLost            NODE_LOST
 │   ├── WorkerDied          WORKER_DIED
 │   ├── StartFailed         START_FAILED
 │   ├── SourceUnavailable   SOURCE_UNAVAILABLE
+│   ├── ImageUnavailable    IMAGE_UNAVAILABLE
 │   ├── CheckpointUnreadable  CHECKPOINT_UNREADABLE
 │   ├── DeploymentFailed    DEPLOYMENT_FAILED
 │   ├── DeviceFailed        DEVICE_FAILED
 │   ├── ShuttingDown        SHUTTING_DOWN
 │   ├── StateUnavailable    STATE_UNAVAILABLE
+│   ├── NotLeader           NOT_LEADER
+│   ├── NoLeader            NO_LEADER
 │   └── Unreachable         UNREACHABLE
 ├── DeadlineExceeded        DEADLINE_EXCEEDED
 ├── Cancelled               CANCELLED
@@ -72,16 +83,20 @@ from sllm.errors.failures import (
     DeadlineExceeded,
     DeploymentFailed,
     DeviceFailed,
+    ImageUnavailable,
     Internal,
     NoCapacity,
     NodeLost,
+    NoLeader,
     NoNodes,
+    NotLeader,
     QueueFull,
     ShuttingDown,
     SourceForbidden,
     SourceUnavailable,
     StartFailed,
     StateUnavailable,
+    TenantLimit,
     Unavailable,
     Unreachable,
     WorkerDied,
@@ -102,15 +117,18 @@ from sllm.errors.refusals import (
     DeploymentNotFound,
     DeviceUnavailable,
     EngineUnavailable,
+    ImageUrlRefused,
     InstanceNotFound,
     InvalidArgument,
     InvalidChatTemplate,
+    InvalidImage,
     InvalidName,
     InvalidPrompt,
     InvalidRequest,
     InvalidSampling,
     InvalidSource,
     InvalidStructuredOutput,
+    KeyNotFound,
     ModelTooLarge,
     NoChatTemplate,
     NodeDraining,
@@ -118,11 +136,15 @@ from sllm.errors.refusals import (
     NodeNotFound,
     NotFound,
     NotServed,
+    PermissionDenied,
     PinNotFound,
     RequestIdInUse,
     RequestNotFound,
     SourceChanged,
+    SourceNotAllowed,
     SourceNotFound,
+    StaleTerm,
+    Unauthenticated,
     Unsupported,
     UnsupportedAdapter,
     UnsupportedModel,
@@ -149,26 +171,33 @@ __all__ = [
     "DeviceFailed",
     "DeviceUnavailable",
     "EngineUnavailable",
+    "ImageUnavailable",
+    "ImageUrlRefused",
     "InstanceNotFound",
     "Internal",
     "InvalidArgument",
     "InvalidChatTemplate",
+    "InvalidImage",
     "InvalidName",
     "InvalidPrompt",
     "InvalidRequest",
     "InvalidSampling",
     "InvalidSource",
     "InvalidStructuredOutput",
+    "KeyNotFound",
     "ModelTooLarge",
     "NoCapacity",
     "NoChatTemplate",
+    "NoLeader",
     "NoNodes",
     "NodeDraining",
     "NodeLost",
     "NodeNeeded",
     "NodeNotFound",
     "NotFound",
+    "NotLeader",
     "NotServed",
+    "PermissionDenied",
     "PinNotFound",
     "QueueFull",
     "RequestIdInUse",
@@ -177,10 +206,14 @@ __all__ = [
     "SllmError",
     "SourceChanged",
     "SourceForbidden",
+    "SourceNotAllowed",
     "SourceNotFound",
     "SourceUnavailable",
+    "StaleTerm",
     "StartFailed",
     "StateUnavailable",
+    "TenantLimit",
+    "Unauthenticated",
     "Unavailable",
     "Unreachable",
     "Unsupported",

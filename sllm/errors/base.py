@@ -30,6 +30,7 @@ class Code(IntEnum):
     INTERNAL = 13
     UNAVAILABLE = 14
     DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 class SllmError(Exception):

@@ -31,6 +31,13 @@ class QueueFull(SllmError):
     reason = "QUEUE_FULL"
 
 
+class TenantLimit(SllmError):
+    """A tenant has what it may have."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "TENANT_LIMIT"
+
+
 class Unavailable(SllmError):
     """The work may succeed when it is tried again."""
 
@@ -67,6 +74,12 @@ class SourceUnavailable(Unavailable):
     reason = "SOURCE_UNAVAILABLE"
 
 
+class ImageUnavailable(Unavailable):
+    """An image cannot be fetched from where its URL leads to."""
+
+    reason = "IMAGE_UNAVAILABLE"
+
+
 class CheckpointUnreadable(Unavailable):
     """A node cannot read a checkpoint's file now, which says nothing of what is in it."""
 
@@ -95,6 +108,18 @@ class StateUnavailable(Unavailable):
     """What has to be stored cannot be now: the control plane's disk is full, or its file locked."""
 
     reason = "STATE_UNAVAILABLE"
+
+
+class NotLeader(Unavailable):
+    """This control plane leads no more, or never did: another one is to be asked."""
+
+    reason = "NOT_LEADER"
+
+
+class NoLeader(Unavailable):
+    """Of several control planes none leads now; one will soon."""
+
+    reason = "NO_LEADER"
 
 
 class Unreachable(Unavailable):

@@ -11,7 +11,7 @@ from sllm.errors.failures import (
     NoCapacity,
     Unreachable,
 )
-from sllm.errors.refusals import InvalidArgument
+from sllm.errors.refusals import InvalidArgument, PermissionDenied, Unauthenticated
 
 
 def _leaves(cls: type[SllmError]) -> list[type[SllmError]]:
@@ -29,6 +29,8 @@ _BY_CODE: Mapping[Code, type[SllmError]] = {
     Code.UNAVAILABLE: Unreachable,
     Code.RESOURCE_EXHAUSTED: NoCapacity,
     Code.DATA_LOSS: CheckpointCorrupt,
+    Code.PERMISSION_DENIED: PermissionDenied,
+    Code.UNAUTHENTICATED: Unauthenticated,
 }
 
 

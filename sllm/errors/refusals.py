@@ -27,6 +27,12 @@ class InvalidPrompt(InvalidRequest):
     reason = "INVALID_PROMPT"
 
 
+class InvalidImage(InvalidRequest):
+    """An image is none, is damaged, or is out of its bounds."""
+
+    reason = "INVALID_IMAGE"
+
+
 class InvalidSampling(InvalidRequest):
     """A sampling parameter is out of its bounds."""
 
@@ -49,6 +55,13 @@ class InvalidSource(InvalidRequest):
     """A source is not one that this version can read, or lacks what a model needs."""
 
     reason = "INVALID_SOURCE"
+
+
+class SourceNotAllowed(SllmError):
+    """A source is none of those that the node's operator lets it read."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "SOURCE_NOT_ALLOWED"
 
 
 class ContextExceeded(InvalidRequest):
@@ -103,6 +116,12 @@ class CheckpointNotFound(NotFound):
     """The node does not hold this checkpoint."""
 
     reason = "CHECKPOINT_NOT_FOUND"
+
+
+class KeyNotFound(NotFound):
+    """There is no such key."""
+
+    reason = "KEY_NOT_FOUND"
 
 
 class SourceNotFound(NotFound):
@@ -189,10 +208,22 @@ class NotServed(Unsupported):
     reason = "NOT_SERVED"
 
 
+class ImageUrlRefused(Unsupported):
+    """A deployment does not allow images to be fetched from there."""
+
+    reason = "IMAGE_URL_REFUSED"
+
+
 class SourceChanged(Unsupported):
     """A source is not what it was: its weights, or the files that shape what is made of them."""
 
     reason = "SOURCE_CHANGED"
+
+
+class StaleTerm(Unsupported):
+    """The order is of a control plane that leads no more; the node has heard of a later one."""
+
+    reason = "STALE_TERM"
 
 
 class BatchUnderWay(Unsupported):
@@ -211,3 +242,17 @@ class NodeNeeded(Unsupported):
     """Without the node, deployments that have requests could not be served."""
 
     reason = "NODE_NEEDED"
+
+
+class Unauthenticated(SllmError):
+    """The caller has not said who it is, or cannot be believed; it is not told which."""
+
+    code = Code.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(SllmError):
+    """The caller is known, and may not do this."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"

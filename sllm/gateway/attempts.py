@@ -1,45 +1,40 @@
 """Attempts at requests that their callers have named: the end of one is not to end the next.
 
-A generation is cancelled by its id, which a caller that comes back uses again.
+A generation is cancelled by its id, which a caller that comes back uses again, here or at another
+gateway. So each attempt has a name of its own, which goes along: a cancel that is overtaken by the
+next attempt finds nothing to end.
 """
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 
+Cancel = Callable[[str, str], Awaitable[None]]
+"""Ends the generation of an id, if an attempt is its latest, within a time of its own."""
 
-class Attempts:
-    """Which attempt of an id is the latest at this gateway; belongs to the event loop."""
 
-    def __init__(self, cancel: Callable[[str], Awaitable[None]]) -> None:
-        """`cancel` ends the generation of an id, within a time of its own."""
+def new_attempt() -> str:
+    """The name of an attempt, which no other has."""
+    return uuid.uuid4().hex
+
+
+class Cancels:
+    """Those that are on their way; belongs to the event loop."""
+
+    def __init__(self, cancel: Cancel) -> None:
         self._cancel = cancel
-        self._latest: dict[str, object] = {}
-        self._cancels: dict[str, asyncio.Task[None]] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
 
-    async def begin(self, request_id: str, attempt: object) -> None:
-        """An attempt, which follows the end of any former one that is on its way."""
-        self._latest[request_id] = attempt
-        if pending := self._cancels.get(request_id):
-            await asyncio.wait([pending])
-
-    def end(self, request_id: str, attempt: object, *, cancels: bool) -> None:
-        """An attempt is over. `cancels`: with its generation, unless a later one reads that."""
-        if self._latest.get(request_id) is not attempt:
-            return
-        del self._latest[request_id]
-        if cancels:
-            task = asyncio.create_task(self._ended(request_id), name=f"cancel {request_id}")
-            self._cancels[request_id] = task
-            task.add_done_callback(lambda _: self._forget(request_id, task))
+    def begin(self, request_id: str, attempt: str) -> None:
+        """Has the generation of an attempt end, and does not wait for it."""
+        task = asyncio.create_task(self._cancelled(request_id, attempt), name="cancel")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     async def close(self) -> None:
         """Waits for what is on its way."""
-        if self._cancels:
-            await asyncio.wait(list(self._cancels.values()))
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
-    async def _ended(self, request_id: str) -> None:
-        await self._cancel(request_id)
-
-    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
-        if self._cancels.get(request_id) is task:
-            del self._cancels[request_id]
+    async def _cancelled(self, request_id: str, attempt: str) -> None:
+        await self._cancel(request_id, attempt)

@@ -13,6 +13,9 @@ from sllm.gateway.failures import invalid
 
 REQUEST_ID: Final = "x-request-id"
 PRIORITY: Final = "x-sllm-priority"
+AUTHORIZATION: Final = "authorization"
+API_KEY: Final = "x-api-key"
+"""Where Anthropic's clients show their key."""
 DEADLINE: Final = "x-sllm-deadline"
 KEEP_ALIVE: Final = "x-sllm-keep-alive"
 MAX_ID: Final = 128
@@ -43,6 +46,15 @@ class Context:
         if not self.named:
             return f"{self.request_id}.{part}" if part else self.request_id
         return f"{self.request_id}.{digest}.{part}" if part else f"{self.request_id}.{digest}"
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key that a caller shows, which the control plane judges; empty if it shows none."""
+    scheme, _, shown = headers.get(AUTHORIZATION, "").partition(" ")
+    if scheme.lower() != "bearer":
+        shown = headers.get(API_KEY, "")
+    shown = shown.strip()
+    return shown if shown.isascii() and shown.isprintable() else ""
 
 
 def digest(body: bytes) -> str:

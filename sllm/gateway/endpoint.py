@@ -13,12 +13,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sllm import errors
+from sllm.client.credentials import acting_with
 from sllm.gateway import failures, metrics, sse
 from sllm.gateway.bodies import Gone
-from sllm.gateway.context import Context, context, named
+from sllm.gateway.context import Context, context, key_of, named
 from sllm.gateway.exchange import Exchange
 from sllm.gateway.failures import Refusal
 from sllm.gateway.gateway import GOING_DOWN, Gateway
+from sllm.gateway.tracing import span_of
 
 log = structlog.get_logger()
 
@@ -63,7 +65,8 @@ class Answering:
         exchange = self._exchange(scope, receive, send)
         metrics.under_way.add(1)
         try:
-            await self._answer(exchange)
+            with acting_with(key_of(exchange.headers)):
+                await self._traced(exchange)
         finally:
             exchange.close()
             self._gateway.leave(exchange)
@@ -72,6 +75,17 @@ class Answering:
     def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         request_id, _ = named(Headers(scope=scope))
         return Exchange(self._gateway, Context(request_id, False), scope, receive, send)
+
+    async def _traced(self, exchange: Exchange) -> None:
+        """Answers within a span; not what has no body: figures are asked for all the time."""
+        one = self._endpoint
+        if one.body is None:
+            await self._answer(exchange)
+            return
+        request_id = exchange.context.request_id
+        with span_of(one.method, one.path, exchange.headers, request_id) as span:
+            await self._answer(exchange)
+            span.set_attribute("http.response.status_code", self._status(exchange))
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
@@ -111,9 +125,11 @@ class Answering:
         await stream.close()
         exchange.status = status
 
+    def _status(self, exchange: Exchange) -> int:
+        return 499 if exchange.left else exchange.status or 200
+
     def _record(self, exchange: Exchange) -> None:
-        status = 499 if exchange.left else exchange.status or 200
-        route = {"route": self._endpoint.path, "status": str(status)}
+        route = {"route": self._endpoint.path, "status": str(self._status(exchange))}
         metrics.under_way.add(-1)
         metrics.requests.add(1, route)
         metrics.seconds.record(time.monotonic() - exchange.began, {"route": route["route"]})

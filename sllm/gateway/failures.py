@@ -20,6 +20,7 @@ _STATUSES: Final[Mapping[Code, int]] = {
     Code.INTERNAL: 500,
     Code.UNAVAILABLE: 503,
     Code.DATA_LOSS: 500,
+    Code.UNAUTHENTICATED: 401,
 }
 _RETRY_SECONDS: Final = 1.0
 """After which what may succeed later is tried again, where nobody knows better."""

@@ -21,6 +21,8 @@ from sllm.gateway.own_directory import OwnDirectory
 _ID: Final = re.compile(r"file-[0-9a-f]{32}")
 KEPT_SECONDS: Final = 30 * 24 * 3600.0
 """After which a file is forgotten, as batches are."""
+_SHARED: Final = "default"
+"""The tenant of a cluster that has no others, and of those who run it."""
 _UNTOLD_SECONDS: Final = 3600.0
 """After which nobody is about to tell what a file is."""
 
@@ -35,6 +37,8 @@ class StoredFile:
     size_bytes: int
     created_at: float
     """Seconds since the epoch."""
+    tenant: str = _SHARED
+    """Whose it is."""
 
 
 class FileStore:
@@ -50,8 +54,8 @@ class FileStore:
         self._making = threading.Lock()
         self._most_bytes = most_bytes
 
-    def add(self, content: IO[bytes], name: str, purpose: str) -> StoredFile:
-        """Keeps a file.
+    def add(self, content: IO[bytes], name: str, purpose: str, tenant: str = _SHARED) -> StoredFile:
+        """Keeps a file of a tenant.
 
         Raises:
             errors.NoCapacity: There is no room for it.
@@ -59,9 +63,10 @@ class FileStore:
         """
         size = content.seek(0, 2)
         content.seek(0)
-        found = StoredFile(f"file-{uuid.uuid4().hex}", name, purpose, size, time.time())
+        file_id = f"file-{uuid.uuid4().hex}"
+        found = StoredFile(file_id, name, purpose, size, time.time(), tenant)
         kept, told = self._path(found.file_id), self._path(found.file_id, ".json")
-        self._reserve(kept, size)
+        self._reserve(kept, size, tenant)
         try:
             with kept.open("r+b") as file:
                 shutil.copyfileobj(content, file, 1 << 20)
@@ -80,11 +85,11 @@ class FileStore:
             errors.SourceNotFound: There is none of this id here.
         """
         if not _ID.fullmatch(file_id):
-            raise _not_found(file_id)
+            raise not_found(file_id)
         try:
             return StoredFile(**json.loads(self._path(file_id, ".json").read_text()))
         except (FileNotFoundError, ValueError, TypeError) as error:
-            raise _not_found(file_id) from error
+            raise not_found(file_id) from error
 
     def path(self, file_id: str) -> Path:
         """Where a file lies.
@@ -117,13 +122,24 @@ class FileStore:
         if made:
             made.remove()
 
-    def _reserve(self, path: Path, size: int) -> None:
+    def _check_room(self, size: int, tenant: str) -> None:
+        """A tenant beside others may have as much as it leaves: so none fills all there is."""
+        free = self._most_bytes - self._used() - size
+        if free < 0:
+            most = f"files may have {self._most_bytes} bytes together"
+            raise errors.NoCapacity(f"{most}; delete some that are done with")
+        own = sum(one.size_bytes for one in self.all() if one.tenant == tenant)
+        if tenant != _SHARED and own + size > free:
+            raise errors.NoCapacity(
+                f"files of tenant {tenant} have {own} bytes, and may have as many as are left for "
+                f"others, {free} with this one; delete some that are done with"
+            )
+
+    def _reserve(self, path: Path, size: int, tenant: str) -> None:
         """Makes an empty file of a size, which counts before its bytes are there."""
         with self._locked():
             self._forget_old()
-            if self._used() + size > self._most_bytes:
-                most = f"files may have {self._most_bytes} bytes together"
-                raise errors.NoCapacity(f"{most}; delete some that are done with")
+            self._check_room(size, tenant)
             with path.open("xb") as file:
                 file.truncate(size)
 
@@ -180,5 +196,6 @@ def _changed(path: Path) -> float:
         return math.inf
 
 
-def _not_found(file_id: str) -> errors.SourceNotFound:
+def not_found(file_id: str) -> errors.SourceNotFound:
+    """What is said of a file that is not there, or is another's."""
     return errors.SourceNotFound(f"there is no file {file_id!r:.80} at this gateway")

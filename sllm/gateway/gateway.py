@@ -3,8 +3,8 @@
 import asyncio
 from typing import Protocol
 
-from sllm import errors
-from sllm.gateway.attempts import Attempts
+from sllm import errors, rpc
+from sllm.gateway.attempts import Cancels
 from sllm.gateway.control_planes import ControlPlanes
 from sllm.gateway.files import FileStore
 from sllm.gateway.held import Held
@@ -24,10 +24,11 @@ class UnderWay(Protocol):
 class Gateway:
     """What all requests share."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, dial: rpc.Dial = rpc.channel) -> None:
+        """`dial` leads to control planes."""
         self.settings = settings
-        self.planes = ControlPlanes(settings.controls)
-        self.attempts = Attempts(self.planes.cancel)
+        self.planes = ControlPlanes(settings.controls, dial)
+        self.cancels = Cancels(self.planes.cancel)
         self.held = Held(settings.max_held_bytes, "bodies")
         self.arriving = Held(settings.max_arriving_bytes, "files that are on their way")
         self.token_texts = TokenTexts(self.planes)
@@ -69,6 +70,6 @@ class Gateway:
 
     async def close(self) -> None:
         """Leaves the control planes, and no files that nobody else has."""
-        await self.attempts.close()
+        await self.cancels.close()
         await self.planes.close()
         await asyncio.to_thread(self.files.close)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from sllm import AsyncStream, Event, Loading, Queued, Result, Tokens, errors
 from sllm.config import format_bytes
 from sllm.gateway import metrics
+from sllm.gateway.attempts import new_attempt
 from sllm.gateway.exchange import Exchange
 
 Arrivals: TypeAlias = asyncio.Queue[tuple[int, Event | Exception | None]]
@@ -110,12 +111,11 @@ async def _begun(
 ) -> AsyncIterator[Generation]:
     context, planes = exchange.context, exchange.gateway.planes
     request_id = context.generation_id(exchange.digest, part)
-    arguments = {**ask.arguments, **ask.prompts[part], **_circumstances(exchange, request_id)}
+    attempt, failed = new_attempt(), False
+    circumstances = _circumstances(exchange, request_id, attempt)
+    arguments = {**ask.arguments, **ask.prompts[part], **circumstances}
     generation: Generation | None = None
-    attempts, attempt, failed = exchange.gateway.attempts, object(), False
     try:
-        if context.named:
-            await attempts.begin(request_id, attempt)
         generation = Generation(request_id, *await planes.begin(ask.model, arguments))
         yield generation
     except errors.SllmError as error:
@@ -125,21 +125,24 @@ async def _begun(
     finally:
         # What has failed may be read on by now, by the same caller at any gateway.
         nobody = exchange.left or (together.refused and not failed)
-        attempts.end(request_id, attempt, cancels=nobody)
+        if context.named and nobody:
+            exchange.gateway.cancels.begin(request_id, attempt)
         if generation is not None:
             await generation.stream.cancel()
 
 
-def _circumstances(exchange: Exchange, request_id: str) -> dict[str, Any]:
+def _circumstances(exchange: Exchange, request_id: str, attempt: str) -> dict[str, Any]:
     context = exchange.context
     found: dict[str, Any] = {
         "request_id": request_id,
         "priority": context.priority,
         "keep_alive": context.keep_alive,
         "timeout": context.deadline,
+        "zone": exchange.gateway.settings.zone or None,
     }
     if context.named:
-        found |= {"attach": True, "linger": exchange.gateway.settings.linger_seconds}
+        linger = exchange.gateway.settings.linger_seconds
+        found |= {"attach": True, "attempt": attempt, "linger": linger}
     return found
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
@@ -9,12 +10,13 @@ from typing import Final
 import structlog
 import uvicorn
 
-from sllm import errors, telemetry
+from sllm import errors, listening, rpc, telemetry
 from sllm.gateway.app import application
 from sllm.gateway.connect.app import Connect
 from sllm.gateway.console import page
 from sllm.gateway.console.same_origin import SameOrigin
 from sllm.gateway.gateway import Gateway
+from sllm.gateway.lingering import Lingering
 from sllm.gateway.protocol import protocol
 from sllm.gateway.settings import GatewaySettings
 from sllm.process import (
@@ -23,6 +25,10 @@ from sllm.process import (
     return_large_memory,
     until_terminated,
 )
+from sllm.telemetry import MetricsDoor
+from sllm.tls.cluster import ClusterTls
+from sllm.tls.https import server_context
+from sllm.tls.identity import Role
 
 log = structlog.get_logger()
 
@@ -40,10 +46,18 @@ async def serve(settings: GatewaySettings) -> None:
     """
     return_large_memory()
     keep_private()
-    configured = telemetry.configure("sllm-gateway", instance_id="gateway", collects=True)
+    tls = await _tls(settings)
+    port, host = settings.metrics_port, settings.host
+    configured = telemetry.configure(
+        "sllm-gateway",
+        instance_id="gateway",
+        metrics_port=port,
+        metrics_door=tls.metrics_door(host) if tls else MetricsDoor(host),
+        collects=port is None,
+    )
     asked_to_end = asyncio.create_task(until_terminated())  # before anybody knows that we are here
     try:
-        async with running(settings) as address:
+        async with running(settings, tls) as address:
             print(f"listening on {address}", flush=True)  # noqa: T201 - for who started us
             leave_out_of_collections()
             await asked_to_end
@@ -51,25 +65,35 @@ async def serve(settings: GatewaySettings) -> None:
         configured.shutdown()
 
 
+async def _tls(settings: GatewaySettings) -> ClusterTls | None:
+    if settings.tls is None:
+        return None
+    return await asyncio.to_thread(ClusterTls, settings.tls, Role.GATEWAY)
+
+
 @asynccontextmanager
-async def running(settings: GatewaySettings) -> AsyncIterator[str]:
+async def running(settings: GatewaySettings, tls: ClusterTls | None = None) -> AsyncIterator[str]:
     """Serves within the context, on the address (host:port) that it gives.
 
     If the server dies, what runs inside is cancelled and the error raised.
     """
-    listening = _bound(settings)
-    gateway = Gateway(settings)
+    tls = tls or await _tls(settings)
+    dial = tls.dial(Role.CONTROL) if tls else rpc.channel
+    context = await asyncio.to_thread(server_context, settings.https) if settings.https else None
+    listening.check(settings.host, secured=context is not None, insecure=settings.insecure)
+    bound = _bound(settings)
+    gateway = Gateway(settings, dial)
     connect = Connect(gateway)
-    server = _Server(_config(settings, gateway, connect))
+    server = _Server(_config(settings, gateway, connect, context))
     try:
         async with asyncio.TaskGroup() as group:
-            serving = group.create_task(server.serve([listening]), name="http")
+            serving = group.create_task(server.serve([bound]), name="http")
             await _started(server, serving)
-            yield f"{settings.host}:{listening.getsockname()[1]}"
+            yield f"{settings.host}:{bound.getsockname()[1]}"
             await _end(gateway, connect, settings)
             server.should_exit = True
     finally:
-        listening.close()
+        bound.close()
         await connect.close()
         await gateway.close()
 
@@ -83,24 +107,26 @@ class _Server(uvicorn.Server):
 
 def _bound(settings: GatewaySettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
-        listening.listen(_BACKLOG)
-        listening.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((settings.host, settings.port))
+        bound.listen(_BACKLOG)
+        bound.setblocking(False)
     except OSError as error:
-        listening.close()
+        bound.close()
         raise errors.Unreachable(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
         ) from error
-    return listening
+    return bound
 
 
-def _config(settings: GatewaySettings, gateway: Gateway, connect: Connect) -> uvicorn.Config:
+def _config(
+    settings: GatewaySettings, gateway: Gateway, connect: Connect, context: ssl.SSLContext | None
+) -> uvicorn.Config:
     everything = application(gateway, [*connect.routes(), *page.routes()])
-    return uvicorn.Config(
-        SameOrigin(everything, settings.allowed_hosts),
+    config = uvicorn.Config(
+        Lingering(SameOrigin(everything, settings.allowed_hosts)),
         http=protocol(settings.header_seconds),
         ws="none",
         lifespan="off",
@@ -112,6 +138,9 @@ def _config(settings: GatewaySettings, gateway: Gateway, connect: Connect) -> uv
         timeout_keep_alive=int(settings.idle_seconds),
         timeout_graceful_shutdown=int(_LAST_WORDS_SECONDS) + 1,
     )
+    config.load()
+    config.ssl = context
+    return config
 
 
 async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:

@@ -6,27 +6,31 @@ from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from sllm import AsyncClient, errors, rpc
+from sllm import errors, rpc
+from sllm.gateway.control_planes import PlaneClient
 from sllm.gateway.endpoint import Endpoint
 from sllm.gateway.exchange import Exchange
-from sllm.gateway.failures import encoded
+from sllm.gateway.failures import Refusal, encoded
 
 
 async def health(exchange: Exchange) -> None:
     """Whether a control plane can be asked."""
     exchange.watch()
-    address = await exchange.gateway.planes.ask(_serving)
+    planes = exchange.gateway.planes
+
+    async def serving(client: PlaneClient) -> str:
+        if not await rpc.is_serving(client.preferred, "", planes.dial):
+            raise errors.Unreachable(f"the control plane at {client.preferred} does not answer")
+        return client.preferred
+
+    address = await planes.ask(serving)
     await exchange.reply(encoded({"status": "ok", "control": address}))
 
 
-async def _serving(client: AsyncClient) -> str:
-    if not await rpc.is_serving(client.address, ""):
-        raise errors.Unreachable(f"the control plane at {client.address} does not answer")
-    return client.address
-
-
 async def metrics(exchange: Exchange) -> None:
-    """What has been measured, as Prometheus reads it."""
+    """What has been measured, as Prometheus reads it, unless that has a port of its own."""
+    if exchange.gateway.settings.metrics_port is not None:
+        raise Refusal(404, errors.NotServed("metrics are on a port of their own: --metrics-port"))
     exchange.watch()
     found = await asyncio.to_thread(generate_latest)
     await exchange.reply(found, headers={"content-type": CONTENT_TYPE_LATEST})

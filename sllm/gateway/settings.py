@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from sllm import bounds
+from sllm.chat.images import MAX_BYTES_OF_ALL
 
 MIB: Final = 1024**2
+_TEXT_BYTES: Final = 16 * MIB
+_IMAGE_BYTES: Final = 4 * MAX_BYTES_OF_ALL // 3
+"""Of all images that a request may have, in base64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,18 @@ class GatewaySettings:
     """0 takes any that is free."""
     allowed_hosts: tuple[str, ...] = ()
     """Names by which it may be called on this machine, beside localhost's own: a proxy's."""
-    max_body_bytes: int = 16 * MIB
+    tls: Path | None = None
+    """Directory with its tls.crt and tls.key and the cluster's ca.crt, for control planes' ports
+    of peers. None: it calls them in the clear."""
+    https: Path | None = None
+    """Directory with the tls.crt and tls.key that HTTPS is served with. None: HTTP."""
+    zone: str = ""
+    """Where it is, and so where its callers' requests come from. Empty: nobody says."""
+    metrics_port: int | None = None
+    """Where Prometheus is served, and nowhere else; 0 takes any. None: on the port of callers."""
+    insecure: bool = False
+    """Whether HTTP may be served beyond this machine."""
+    max_body_bytes: int = _TEXT_BYTES + _IMAGE_BYTES
     """Of a request that is no file."""
     max_file_bytes: int = 512 * MIB
     """Of a file that is uploaded."""

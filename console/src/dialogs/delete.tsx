@@ -3,10 +3,10 @@ import { plural } from "../format";
 import { Confirm } from "../parts/dialog";
 import { go } from "../route";
 import { refresh } from "../state/catalog";
-import { perDeployment } from "../state/summary";
+import { ofDeployment } from "../state/summary";
 
 export function DeleteDialog({ name }: { name: string }) {
-  const sum = perDeployment.value.get(name);
+  const sum = ofDeployment(name).value;
   const requests = (sum?.inFlight ?? 0) + (sum?.queued ?? 0);
   return (
     <Confirm

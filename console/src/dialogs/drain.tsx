@@ -5,11 +5,11 @@ import { plural } from "../format";
 import { Confirm } from "../parts/dialog";
 import { follow, say } from "../parts/toasts";
 import { instancesOn } from "../state/cluster";
-import { perNode } from "../state/summary";
+import { ofNode } from "../state/summary";
 import { durationOf } from "./fields";
 
 export function DrainDialog({ nodeId }: { nodeId: string }) {
-  const sum = perNode.value.get(nodeId);
+  const sum = ofNode(nodeId).value;
   const has = plural(instancesOn(nodeId).value.length, "instance");
   return (
     <Confirm

@@ -1,14 +1,14 @@
 import type { ComponentChildren } from "preact";
 import { cluster } from "../api";
 import type { MigrateResponse } from "../gen/serverlessllm/v1/cluster_service_pb";
-import { InstanceState } from "../gen/serverlessllm/v1/types_pb";
+import { type Instance, InstanceState } from "../gen/serverlessllm/v1/types_pb";
 import { bytes, millis, plural, seconds, span } from "../format";
 import { close, Confirm, Dialog, open } from "../parts/dialog";
-import { words as stateOf } from "../parts/instances";
 import { StartBar } from "../parts/start-bar";
 import { follow } from "../parts/toasts";
 import { to } from "../route";
 import { instances, nodes } from "../state/cluster";
+import { words as stateOf } from "../state/live";
 import { now } from "../state/summary";
 
 export function InstanceDialog({ id }: { id: string }) {
@@ -24,6 +24,7 @@ export function InstanceDialog({ id }: { id: string }) {
     ["Tokens", String(live.load.generatedTokens)],
     ["KV cache", bytes(instance.kvBytes)],
     ["Own memory", instance.ownBytes > 0n ? bytes(instance.ownBytes) : "not measured"],
+    ["Adapters", <Adapters instance={instance} />],
     ["Process", instance.workerPid ? String(instance.workerPid) : "–"],
     ["Age", !began ? "–" : span(Math.max(0, (now.value - began) / 1000))],
   ];
@@ -52,6 +53,18 @@ export function InstanceDialog({ id }: { id: string }) {
         </button>
       </div>
     </Dialog>
+  );
+}
+
+/** Those that requests need not wait for, of as many as there may be at once. */
+function Adapters({ instance }: { instance: Instance }) {
+  const most = instance.config?.maxAdapters ?? 0;
+  if (most === 0) return <span class="muted">it takes none</span>;
+  const names = instance.adapters.map((one) => one.deployment).join(", ");
+  return (
+    <>
+      {names || "none now"} <span class="muted">(up to {most})</span>
+    </>
   );
 }
 

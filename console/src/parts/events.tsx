@@ -1,6 +1,7 @@
 import { clock } from "../format";
-import { happenings, type Kind } from "../state/events";
+import { type Happening, happenings, type Kind } from "../state/events";
 import { Dot } from "./graphs";
+import { memo } from "./memo";
 
 const SHOWN = 100;
 const COLOURS: Record<Kind, string> = {
@@ -13,6 +14,19 @@ const COLOURS: Record<Kind, string> = {
   cold: "var(--ssd)",
   problem: "var(--danger)",
 };
+
+const Line = memo(function Line({ one }: { one: Happening }) {
+  return (
+    <li>
+      <time>{clock(one.at)}</time>
+      <Dot colour={COLOURS[one.kind]} />
+      <span>
+        <b>{one.subject}</b> <span class="quiet">{one.text}</span>
+        {one.times > 1 && <span class="muted"> ×{one.times}</span>}
+      </span>
+    </li>
+  );
+});
 
 /** What has happened since the page was opened. */
 export function Events() {
@@ -36,14 +50,7 @@ export function Events() {
       ) : (
         <ol class="events">
           {shown.map((one) => (
-            <li key={one.id}>
-              <time>{clock(one.at)}</time>
-              <Dot colour={COLOURS[one.kind]} />
-              <span>
-                <b>{one.subject}</b> <span class="quiet">{one.text}</span>
-                {one.times > 1 && <span class="muted"> ×{one.times}</span>}
-              </span>
-            </li>
+            <Line key={one.id} one={one} />
           ))}
         </ol>
       )}

@@ -4,11 +4,13 @@ import { InstanceDialog } from "../dialogs/instance";
 import { InstanceState } from "../gen/serverlessllm/v1/types_pb";
 import { bytes } from "../format";
 import { STATE } from "../names";
-import { instances, instancesOn, type Live } from "../state/cluster";
+import { instances, instancesOn } from "../state/cluster";
+import { type Live, words } from "../state/live";
 import { done } from "../state/starts";
 import { now } from "../state/summary";
 import { open } from "./dialog";
 import { Dot } from "./graphs";
+import { useLook } from "./memo";
 import { StartBar } from "./start-bar";
 
 const MOST_ROWS = 8;
@@ -81,21 +83,30 @@ function press(key: string, tile: HTMLElement): boolean {
 
 // No <button>: a browser lays those out as several boxes, and there may be thousands.
 function Tile({ id, first }: { id: string; first: boolean }) {
-  const live = instances.of(id)?.value;
-  const instance = live?.load.instance;
-  if (!live || !instance) return null;
-  const said = `${instance.deployment}: ${words(live)}`;
+  const { kind, said, colour, part } = useLook(() => lookOf(instances.of(id)?.value));
   return (
     <i
       role="button"
       tabIndex={first ? 0 : -1}
-      class={`tile ${STATE[instance.state]}`}
+      class={kind}
       data-id={id}
       title={said}
       aria-label={said}
-      style={{ "--colour": colourOf(live), "--part": partOf(live).toFixed(2) }}
+      style={{ "--colour": colour, "--part": part }}
     />
   );
+}
+
+/** What a tile shows of an instance: less than what changes of it. */
+function lookOf(live: Live | undefined) {
+  const instance = live?.load.instance;
+  if (!live || !instance) return { kind: "tile", said: "", colour: "", part: "0" };
+  return {
+    kind: `tile ${STATE[instance.state]}`,
+    said: `${instance.deployment}: ${words(live)}`,
+    colour: colourOf(live),
+    part: partOf(live).toFixed(2),
+  };
 }
 
 /** How much of a tile is filled: how far the start is, or how busy the instance. */
@@ -115,11 +126,4 @@ export function colourOf({ load }: Live): string {
     default:
       return "var(--ssd)";
   }
-}
-
-export function words({ load }: Live): string {
-  const state = load.instance?.state ?? InstanceState.UNSPECIFIED;
-  if (load.movingTo.length > 0) return `moving, ${load.inFlight} left`;
-  if (state !== InstanceState.READY) return STATE[state];
-  return load.inFlight > 0 ? `${load.inFlight} running` : "idle";
 }

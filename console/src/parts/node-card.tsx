@@ -2,7 +2,7 @@ import { DrainDialog, undrain } from "../dialogs/drain";
 import type { Node } from "../gen/serverlessllm/v1/types_pb";
 import { bytes, count } from "../format";
 import { nodes } from "../state/cluster";
-import { perNode } from "../state/summary";
+import { ofNode } from "../state/summary";
 import { open } from "./dialog";
 import { Instances } from "./instances";
 import { Tiers } from "./tiers";
@@ -25,6 +25,7 @@ function Title({ node }: { node: Node }) {
     <div class="spread">
       <div class="row wrap">
         <h2>{node.nodeId}</h2>
+        {node.zone && <span class="muted">{node.zone}</span>}
         {node.host && node.host !== node.nodeId && <span class="muted cut">{node.host}</span>}
         {node.engines.map((engine) => (
           <span key={engine.name} class={`badge ${engine.ready ? "" : "busy"}`}>
@@ -53,28 +54,28 @@ function Title({ node }: { node: Node }) {
 }
 
 function Facts({ node }: { node: Node }) {
-  const sum = perNode.value.get(node.nodeId);
+  const sum = ofNode(node.nodeId).value;
   const accelerators = node.devices.map((device) => device.name);
   return (
     <p class="facts">
       <span>
-        <b>{sum?.ready ?? 0}</b> ready
+        <b>{sum.ready}</b> ready
       </span>
-      {!!sum?.starting && (
+      {sum.starting > 0 && (
         <span>
           <b>{sum.starting}</b> starting
         </span>
       )}
-      {!!sum?.draining && (
+      {sum.draining > 0 && (
         <span>
           <b>{sum.draining}</b> ending
         </span>
       )}
       <span>
-        <b>{sum?.inFlight ?? 0}</b> running
+        <b>{sum.inFlight}</b> running
       </span>
       <span>
-        <b>{count(sum?.rate ?? 0)}</b> tok/s
+        <b>{count(sum.rate)}</b> tok/s
       </span>
       {!!node.memory?.usedBytes && (
         <span title="What instances take for themselves">

@@ -3,6 +3,7 @@ import { clock, millis, seconds, span } from "../format";
 import { go } from "../route";
 import { key } from "../state/cluster";
 import { Dot, origin } from "./graphs";
+import { memo } from "./memo";
 
 interface Props {
   requests: readonly EndedRequest[];
@@ -11,7 +12,7 @@ interface Props {
 }
 
 /** Requests that have ended; one that is chosen shows where its time went. */
-export function RequestTable({ requests, chosen, named }: Props) {
+export function RequestTable({ requests, chosen, named = false }: Props) {
   if (requests.length === 0) return <p class="empty">None has ended yet.</p>;
   return (
     <div class="scroll">
@@ -38,7 +39,13 @@ export function RequestTable({ requests, chosen, named }: Props) {
   );
 }
 
-function Row({ one, chosen, named }: { one: EndedRequest; chosen: boolean; named?: boolean | undefined }) {
+interface RowProps {
+  one: EndedRequest;
+  chosen: boolean;
+  named: boolean;
+}
+
+const Row = memo(function Row({ one, chosen, named }: RowProps) {
   const { colour, from } = origin(one);
   const failed = !["OK", "CANCELLED", "GAVE_WAY"].includes(one.outcome);
   return (
@@ -51,7 +58,7 @@ function Row({ one, chosen, named }: { one: EndedRequest; chosen: boolean; named
       <td class="nowrap">{clock(millis(one.endedAt) ?? 0)}</td>
       {named && (
         <td>
-          <b>{one.deployment}</b>
+          <b>{one.receipt?.adapter || one.deployment}</b>
         </td>
       )}
       <td>
@@ -67,4 +74,4 @@ function Row({ one, chosen, named }: { one: EndedRequest; chosen: boolean; named
       <td class={failed ? "danger" : "quiet"}>{one.outcome === "OK" ? "ok" : one.outcome}</td>
     </tr>
   );
-}
+});

@@ -4,12 +4,12 @@ import {
   type CheckpointCopy,
   type LinkObservation,
   type Node,
-
   type TierUsage,
 } from "../gen/serverlessllm/v1/types_pb";
 import { bytes, rate, share } from "../format";
 import { TIER, TIER_COLOUR } from "../names";
 import { nameOf } from "../state/catalog";
+import { memo } from "./memo";
 
 export function Tiers({ node }: { node: Node }) {
   const usages = [...node.tiers].sort((a, b) => b.tier - a.tier);
@@ -44,7 +44,12 @@ function TierRow({ node, usage }: { node: Node; usage: TierUsage }) {
         aria-label={`${TIER[tier]}: ${share(used, capacity)} used`}
       >
         {copies.map((copy) => (
-          <Segment key={copy.digest} copy={copy} capacity={capacity} />
+          <Segment
+            key={copy.digest}
+            idle={!copy.leased}
+            width={percent(copy.residentBytes, capacity)}
+            title={titleOf(copy)}
+          />
         ))}
         {used > held && <i class="idle" style={{ width: percent(used - held, capacity) }} />}
       </span>
@@ -54,19 +59,23 @@ function TierRow({ node, usage }: { node: Node; usage: TierUsage }) {
   );
 }
 
-function Segment({ copy, capacity }: { copy: CheckpointCopy; capacity: bigint }) {
+const Segment = memo(function Segment({ idle, width, title }: SegmentProps) {
+  return <i class={idle ? "idle" : ""} style={{ width }} title={title} />;
+});
+
+interface SegmentProps {
+  idle: boolean;
+  width: string;
+  title: string;
+}
+
+function titleOf(copy: CheckpointCopy): string {
   const name = nameOf(copy.digest, copy.sources) || copy.digest.slice(0, 12);
   const size = copy.residentBytes < copy.sizeBytes
     ? share(copy.residentBytes, copy.sizeBytes)
     : bytes(copy.sizeBytes);
   const why = copy.holds.length > 0 ? ", kept" : copy.leased ? ", in use" : "";
-  return (
-    <i
-      class={copy.leased ? "" : "idle"}
-      style={{ width: percent(copy.residentBytes, capacity) }}
-      title={`${name}: ${size}${why}`}
-    />
-  );
+  return `${name}: ${size}${why}`;
 }
 
 function isBusy(link: LinkObservation | undefined): boolean {

@@ -10,30 +10,34 @@ import type {
   WatchClusterResponse,
 } from "../gen/serverlessllm/v1/cluster_service_pb";
 import { InstanceState, type Node } from "../gen/serverlessllm/v1/types_pb";
-import { Entries } from "./entries";
+import { byName, Entries } from "./entries";
 import * as events from "./events";
-import { follow, type Start } from "./starts";
-
-export interface Live {
-  load: InstanceLoad;
-  /** Its start, as far as this page has seen it. */
-  start: Start | undefined;
-}
+import type { Live } from "./live";
+import { follow } from "./starts";
 
 const ENDED_KEPT = 400;
+const RECENT_KEPT = 40;
 
-export const nodes = new Entries<Node>();
+export const nodes = new Entries<Node>(byName);
 export const instances = new Entries<Live>();
-export const deployments = new Entries<DeploymentLoad>();
+export const deployments = new Entries<DeploymentLoad>(byName);
 /** Requests that have ended, the latest first. */
 export const ended = signal<EndedRequest[]>([]);
 
 const byNode = new Map<string, Signal<string[]>>();
+const byDeployment = new Map<string, Signal<readonly EndedRequest[]>>();
 
 /** The ids of a node's instances, in the order in which they have come. */
 export function instancesOn(nodeId: string): Signal<string[]> {
   let found = byNode.get(nodeId);
   if (!found) byNode.set(nodeId, (found = signal([])));
+  return found;
+}
+
+/** The latest requests of a deployment that have ended, those for adapters over it too, the latest first. */
+export function recent(deployment: string): Signal<readonly EndedRequest[]> {
+  let found = byDeployment.get(deployment);
+  if (!found) byDeployment.set(deployment, (found = signal([])));
   return found;
 }
 
@@ -102,7 +106,16 @@ function takeEnded(requests: readonly EndedRequest[]): void {
   if (requests.length === 0) return;
   const known = new Set(ended.peek().slice(0, 128).map(key));
   const fresh = requests.filter((one) => !known.has(key(one)));
-  for (const one of fresh) events.request(one);
+  const come = new Map<string, EndedRequest[]>();
+  for (const one of fresh) {
+    events.request(one);
+    push(come, one.deployment, one);
+    if (one.receipt?.adapter) push(come, one.receipt.adapter, one);
+  }
+  for (const [name, ones] of come) {
+    const known = recent(name);
+    known.value = [...ones.reverse(), ...known.peek()].slice(0, RECENT_KEPT);
+  }
   ended.value = [...fresh.reverse(), ...ended.peek()].slice(0, ENDED_KEPT);
 }
 
@@ -138,14 +151,17 @@ function dropNodes(ids: readonly string[]): void {
 }
 
 function dropDeployments(ids: readonly string[]): void {
-  for (const id of ids) if (deployments.drop(id)) events.deployment(id, "deleted");
+  for (const id of ids) {
+    if (deployments.drop(id)) events.deployment(id, "deleted");
+    byDeployment.delete(id);
+  }
   deployments.settle();
 }
 
-function push(lists: Map<string, string[]>, name: string, id: string): void {
+function push<T>(lists: Map<string, T[]>, name: string, one: T): void {
   const list = lists.get(name);
-  if (list) list.push(id);
-  else lists.set(name, [id]);
+  if (list) list.push(one);
+  else lists.set(name, [one]);
 }
 
 export function isReady(load: InstanceLoad): boolean {

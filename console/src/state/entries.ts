@@ -3,10 +3,13 @@
 import { type Signal, signal } from "@preact/signals";
 
 export class Entries<T> {
-  /** The ids there are, in order. Changes only when one comes or goes. */
+  /** The ids there are. Changes only when one comes or goes. */
   readonly ids = signal<string[]>([]);
   private readonly signals = new Map<string, Signal<T>>();
   private unsettled = false;
+
+  /** `order`: in which ids are shown. None: as they have come. */
+  constructor(private readonly order?: (a: string, b: string) => number) {}
 
   /** A thing, for a component that follows it. */
   of(id: string): Signal<T> | undefined {
@@ -44,7 +47,8 @@ export class Entries<T> {
   settle(): void {
     if (!this.unsettled) return;
     this.unsettled = false;
-    this.ids.value = [...this.signals.keys()].sort(byName);
+    const ids = [...this.signals.keys()];
+    this.ids.value = this.order ? ids.sort(this.order) : ids;
   }
 }
 

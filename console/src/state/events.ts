@@ -5,7 +5,7 @@ import type { EndedRequest, InstanceLoad } from "../gen/serverlessllm/v1/cluster
 import { InstanceState, type Node, Tier } from "../gen/serverlessllm/v1/types_pb";
 import { seconds, span } from "../format";
 import { TIER } from "../names";
-import type { Live } from "./cluster";
+import type { Live } from "./live";
 import type { Start } from "./starts";
 
 export type Kind = "start" | "ready" | "end" | "move" | "node" | "deploy" | "cold" | "problem";

@@ -1,7 +1,8 @@
 /** Sums over the cluster, taken a few times a second rather than with every change. */
 
-import { signal } from "@preact/signals";
+import { batch, type Signal, signal } from "@preact/signals";
 import { InstanceState } from "../gen/serverlessllm/v1/types_pb";
+import { same } from "../parts/memo";
 import { deployments, instances, nodes } from "./cluster";
 
 export interface Sum {
@@ -32,11 +33,26 @@ const LOOKS_PER_RATE = 4;
 const RATES_KEPT = 60;
 
 export const total = signal<Sum>(NOTHING);
-export const perNode = signal<ReadonlyMap<string, Sum>>(new Map());
-export const perDeployment = signal<ReadonlyMap<string, Sum>>(new Map());
+const perNode = new Map<string, Signal<Sum>>();
+const perDeployment = new Map<string, Signal<Sum>>();
 /** Goes on while anything moves: milliseconds since the epoch. */
 export const now = signal(Date.now());
 
+/** The sum over a node's instances. */
+export function ofNode(id: string): Signal<Sum> {
+  return kept(perNode, id);
+}
+
+/** The sum over a deployment's instances, and its queue. */
+export function ofDeployment(name: string): Signal<Sum> {
+  return kept(perDeployment, name);
+}
+
+function kept(sums: Map<string, Signal<Sum>>, id: string): Signal<Sum> {
+  let found = sums.get(id);
+  if (!found) sums.set(id, (found = signal(NOTHING)));
+  return found;
+}
 
 let looks = 0;
 /** Tokens of each instance when rates were last taken. */
@@ -70,29 +86,37 @@ function look(): void {
   }
   looks += 1;
   const takesRates = looks % LOOKS_PER_RATE === 0;
-  total.value = rated(all, total.peek(), takesRates);
-  perNode.value = eachRated(ofNodes, perNode.peek(), takesRates);
-  perDeployment.value = eachRated(ofDeployments, perDeployment.peek(), takesRates);
+  batch(() => {
+    tell(total, all, takesRates);
+    tellEach(perNode, ofNodes, takesRates);
+    tellEach(perDeployment, ofDeployments, takesRates);
+    now.value = Date.now();
+  });
   if (takesRates) remember();
-  now.value = Date.now();
 }
 
 function empty(): Sum {
   return { ...NOTHING };
 }
 
-function eachRated(
-  sums: Map<string, Sum>,
-  earlier: ReadonlyMap<string, Sum>,
-  takesRates: boolean,
-): ReadonlyMap<string, Sum> {
-  return new Map([...sums].map(([id, sum]) => [id, rated(sum, earlier.get(id), takesRates)]));
+function tellEach(known: Map<string, Signal<Sum>>, sums: Map<string, Sum>, takesRates: boolean): void {
+  for (const [id, sum] of sums) tell(kept(known, id), sum, takesRates);
+  for (const id of known.keys()) if (!sums.has(id)) known.delete(id);
 }
 
-function rated(sum: Sum, earlier: Sum | undefined, takesRates: boolean): Sum {
-  const rates = earlier?.rates ?? [];
-  if (!takesRates) return { ...sum, rate: earlier?.rate ?? 0, rates };
-  return { ...sum, rate: sum.tokens, rates: [...rates, sum.tokens].slice(-RATES_KEPT) };
+/** Puts a sum in the place of the one before, if it is another. */
+function tell(known: Signal<Sum>, sum: Sum, takesRates: boolean): void {
+  const { rate, rates } = known.peek();
+  const next = takesRates
+    ? { ...sum, tokens: 0, rate: sum.tokens, rates: longer(rates, sum.tokens) }
+    : { ...sum, tokens: 0, rate, rates };
+  if (!same(known.peek(), next)) known.value = next;
+}
+
+/** The rates with one more; of what rests, the same as before. */
+function longer(rates: readonly number[], tokens: number): readonly number[] {
+  if (tokens === 0 && rates.length === RATES_KEPT && rates.every((one) => one === 0)) return rates;
+  return [...rates, tokens].slice(-RATES_KEPT);
 }
 
 function remember(): void {

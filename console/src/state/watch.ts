@@ -1,7 +1,8 @@
 /** Follows the cluster for as long as the page is open. */
 
 import { signal } from "@preact/signals";
-import { cluster, reasonOf } from "../api";
+import { cluster, isUnknown, reasonOf } from "../api";
+import { asked } from "../key";
 import { take } from "./cluster";
 
 export type Link = "connecting" | "live" | "lost";
@@ -24,10 +25,12 @@ export async function watch(): Promise<never> {
         await frame();
         take(message);
         link.value = "live";
+        asked.value = false;
         pause = FIRST_PAUSE;
       }
     } catch (error) {
       trouble.value = reasonOf(error);
+      asked.value = isUnknown(error);
     }
     link.value = "lost";
     await new Promise((resolve) => setTimeout(resolve, pause));

@@ -1,5 +1,4 @@
 import { DeployDialog } from "../dialogs/deploy";
-import type { EndedRequest } from "../gen/serverlessllm/v1/cluster_service_pb";
 import { type Deployment, DeploymentState } from "../gen/serverlessllm/v1/deployment_service_pb";
 import { bytes, count, median, seconds, share, span } from "../format";
 import { DEPLOYMENT_STATE, LOAD } from "../names";
@@ -7,18 +6,16 @@ import { open } from "../parts/dialog";
 import { Dot, FirstTokens, OriginLegend, Spark } from "../parts/graphs";
 import { Search, searched } from "../parts/search";
 import { go, to } from "../route";
+import { havingIt } from "../state/adapters";
 import { catalog } from "../state/catalog";
-import { ended } from "../state/cluster";
+import { recent } from "../state/cluster";
 import { byName } from "../state/entries";
-import { perDeployment } from "../state/summary";
+import { now, ofDeployment } from "../state/summary";
 import { DeploymentDetail } from "./deployment";
-
-const SHOWN_FIRST_TOKENS = 40;
 
 export function DeploymentsView({ chosen }: { chosen: string }) {
   const all = [...catalog.value.values()].sort((a, b) => byName(a.name, b.name));
   const shown = all.filter((one) => searched(one.name, one.source));
-  const recent = byDeployment(ended.value);
   return (
     <div class="stack">
       <div class="head">
@@ -51,12 +48,7 @@ export function DeploymentsView({ chosen }: { chosen: string }) {
               </thead>
               <tbody>
                 {shown.map((one) => (
-                  <Row
-                    key={one.name}
-                    deployment={one}
-                    recent={recent.get(one.name) ?? []}
-                    chosen={one.name === chosen}
-                  />
+                  <Row key={one.name} deployment={one} chosen={one.name === chosen} />
                 ))}
               </tbody>
             </table>
@@ -65,32 +57,19 @@ export function DeploymentsView({ chosen }: { chosen: string }) {
       </section>
       {all.length > 0 && <OriginLegend />}
       {catalog.value.has(chosen) && (
-        <DeploymentDetail key={chosen} name={chosen} recent={recent.get(chosen) ?? []} />
+        <DeploymentDetail key={chosen} name={chosen} />
       )}
     </div>
   );
 }
 
-function byDeployment(requests: readonly EndedRequest[]): Map<string, EndedRequest[]> {
-  const found = new Map<string, EndedRequest[]>();
-  for (const one of requests) {
-    const list = found.get(one.deployment) ?? [];
-    if (list.length === 0) found.set(one.deployment, list);
-    if (list.length < SHOWN_FIRST_TOKENS) list.push(one);
-  }
-  return found;
-}
-
 interface RowProps {
   deployment: Deployment;
-  recent: readonly EndedRequest[];
   chosen: boolean;
 }
 
-function Row({ deployment, recent, chosen }: RowProps) {
-  const sum = perDeployment.value.get(deployment.name);
-  const served = recent.filter((one) => one.receipt);
-  const middle = median(served.map((one) => seconds(one.receipt?.timeToFirstToken) ?? 0));
+function Row({ deployment, chosen }: RowProps) {
+  const sum = ofDeployment(deployment.name).value;
   return (
     <tr
       class={`choice ${chosen ? "chosen" : ""}`}
@@ -104,25 +83,56 @@ function Row({ deployment, recent, chosen }: RowProps) {
       <td>
         <State deployment={deployment} />
       </td>
-      <td>{deployment.engine?.engine}</td>
+      <td>{deployment.base ? <Over base={deployment.base} /> : deployment.engine?.engine}</td>
       <td class="number">{bytes(deployment.model?.sizeBytes ?? 0n)}</td>
       <td class="number">
-        {sum?.ready ?? 0}
-        {!!sum?.starting && <span class="quiet"> + {sum.starting}</span>}
-        <span class="muted"> / {deployment.scaling?.maxReplicas ?? 1}</span>
+        {deployment.base ? (
+          <Having name={deployment.name} />
+        ) : (
+          <>
+            {sum.ready}
+            {sum.starting > 0 && <span class="quiet"> + {sum.starting}</span>}
+            <span class="muted"> / {deployment.scaling?.maxReplicas ?? 1}</span>
+          </>
+        )}
       </td>
-      <td class="number">{sum?.inFlight ?? 0}</td>
-      <td class="number">{sum?.queued ?? 0}</td>
-      <td class="number">{count(sum?.rate ?? 0)}</td>
+      <td class="number">{sum.inFlight}</td>
+      <td class="number">{sum.queued}</td>
+      <td class="number">{count(sum.rate)}</td>
       <td>
-        <Spark values={sum?.rates ?? []} label="tokens each second, over the last minute" />
+        <Spark values={sum.rates} label="tokens each second, over the last minute" />
       </td>
-      <td class="number">{span(middle)}</td>
-      <td>
-        <FirstTokens requests={served} />
-      </td>
+      <Recent name={deployment.name} />
     </tr>
   );
+}
+
+/** How long first tokens have taken, and where they came from. */
+function Recent({ name }: { name: string }) {
+  const requests = recent(name).value;
+  const times = requests.map((one) => seconds(one.receipt?.timeToFirstToken));
+  return (
+    <>
+      <td class="number">{span(median(times.filter((one) => one !== undefined)))}</td>
+      <td>
+        <FirstTokens requests={requests} />
+      </td>
+    </>
+  );
+}
+
+function Over({ base }: { base: string }) {
+  return (
+    <span class="nowrap" title="An adapter: instances of its base serve it">
+      <span class="badge">adapter</span> <span class="quiet">of {base}</span>
+    </span>
+  );
+}
+
+/** In how many instances of its base an adapter is. */
+function Having({ name }: { name: string }) {
+  void now.value;
+  return <span title="Instances of its base that have it">{havingIt(name).length}</span>;
 }
 
 const STATE_COLOUR: Record<DeploymentState, string> = {

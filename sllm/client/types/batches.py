@@ -11,16 +11,18 @@ from sllm.client.types.chats import (
     Tool,
     ToolChoice,
 )
+from sllm.client.types.embeddings import Embeddings
 from sllm.client.types.enums import BatchState
 from sllm.client.types.events import Result
 from sllm.errors import SllmError
 
 
 class BatchRequest(TypedDict, total=False):
-    """One request of a batch: arguments of `generate`, by name.
+    """One request of a batch: arguments of `generate`, or of `embed`, by name.
 
     Example:
         {"deployment": "llama", "prompt": "Once upon a time", "max_tokens": 32, "request_id": "a"}
+        {"deployment": "bge", "inputs": ["Once upon a time", "The end"]}
     """
 
     deployment: Required[str]
@@ -55,6 +57,11 @@ class BatchRequest(TypedDict, total=False):
     n: int
     ignore_eos: bool
     failover: bool
+    inputs: str | Sequence[str] | Sequence[Sequence[int]]
+    """Texts to embed: of the others then `normalize`, `dimensions` and `truncate` alone."""
+    normalize: bool
+    dimensions: int
+    truncate: bool
     request_id: str
     """Names its result. Default: its number in the batch, from 0."""
 
@@ -87,6 +94,8 @@ class BatchResult:
     """From 0, in the order in which the requests have ended."""
     request_id: str
     result: Result | None
-    """None: it has failed."""
+    """None: it has failed, or was for vectors."""
     error: SllmError | None
     """Why it has failed. None: it has not."""
+    embeddings: Embeddings | None = None
+    """Of a request that was for vectors."""

@@ -4,11 +4,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
 
-class ContentPart(TypedDict):
+class TextPart(TypedDict):
     """A part of what was said."""
 
     type: Literal["text"]
     text: str
+
+
+class ImagePart(TypedDict):
+    """An image, as a file's bytes."""
+
+    type: Literal["image"]
+    data: bytes
+    """PNG, JPEG, WebP or GIF."""
+    media_type: NotRequired[str]
+    """Such as "image/png". Left out: it is found out."""
+
+
+class ImageUrl(TypedDict):
+    """Where an image is."""
+
+    url: str
+    """Of http or https, if the deployment allows its host; or "data:image/png;base64,…"."""
+
+
+class ImageUrlPart(TypedDict):
+    """An image by its URL, in OpenAI's form."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+ContentPart = TextPart | ImagePart | ImageUrlPart
+"""A part of what was said."""
 
 
 class Function(TypedDict):

@@ -21,6 +21,18 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """What the experts of a model take."""
+
+    size_bytes: int
+    """Of the model's bytes, those of its experts."""
+    memory_bytes: int
+    """Memory for all of them, each in whole pages."""
+    least_memory_bytes: int
+    """Memory for those of the layer that has most: the least `expert_memory` that is taken."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """What a model needs from a node, read from its files."""
 
@@ -38,6 +50,28 @@ class Model:
     """What it is for."""
     adapter: Adapter | None = None
     """Of an adapter, whose size and digest are its own; all else is its base's."""
+    experts: Experts | None = None
+    """Of a mixture of experts that can stay on SSD."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedKeepTimes:
+    """What the pauses between a deployment's requests have taught."""
+
+    instance: float
+    """Seconds that an idle instance stays."""
+    weights: float
+    """Seconds from then on for which its weights are worth their room in DRAM."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunedConcurrency:
+    """What a target for the time between tokens has come to, on average over instances."""
+
+    requests: int
+    """Requests that an instance works on at once now."""
+    time_per_token: float
+    """Seconds between two tokens of a request, as seen last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +126,23 @@ class Deployment:
     """Adapters over it that one instance has at once. 0: none."""
     max_adapter_rank: int | None = None
     """The greatest rank that they may have. None: the default."""
+    expert_memory: int | None = None
+    """Bytes that the experts of one instance may take, which stay on SSD otherwise. None: all
+    weights are in memory."""
     base: str = ""
     """Of an adapter, the deployment that it is over. Empty: it is a model of its own."""
+    image_hosts: tuple[str, ...] = ()
+    """That images may be fetched from. Empty: none."""
+    learn_keep_alive: bool | None = None
+    """Whether idle instances stay for less than `keep_alive` where that is not worth its memory.
+    None: as the control plane is set up."""
+    learned: LearnedKeepTimes | None = None
+    """For how long they stay by what has been learned. None: as `keep_alive` says."""
+    target_time_per_token: float | None = None
+    """Seconds between two tokens of a request, for which an instance works on fewer requests at
+    once if need be. None: there is no such target."""
+    tuned: TunedConcurrency | None = None
+    """What that has come to. None: nothing was seen yet, or there is no target."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sllm.client.types.events import Receipt
+from sllm.client.types.receipts import Receipt
 
 
 @dataclass(frozen=True, slots=True)

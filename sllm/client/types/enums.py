@@ -18,6 +18,8 @@ class Tier(StrEnum):
     """The node's pool of memory chunks."""
     DEVICE = "DEVICE"
     """The memory that kernels read weights from; on a CPU node the pool itself."""
+    PEER = "PEER"
+    """Other nodes that have the checkpoint."""
 
 
 class DeploymentState(StrEnum):
@@ -41,6 +43,19 @@ class BatchState(StrEnum):
     ENDED = "ENDED"
     """All of them have ended."""
     CANCELLED = "CANCELLED"
+
+
+class CallerRole(StrEnum):
+    """What a key may do. Each may do all that those before it may."""
+
+    USER = "USER"
+    """Uses what is deployed."""
+    OPERATOR = "OPERATOR"
+    """Deploys, pins, prefetches, and sees the cluster."""
+    ADMIN = "ADMIN"
+    """Drains nodes, migrates, and makes keys."""
+    UNKNOWN = "UNKNOWN"
+    """A newer control plane's, of which this client has no name."""
 
 
 class InstanceState(StrEnum):
@@ -80,6 +95,16 @@ class MigrationReason(StrEnum):
     """It has made room for another deployment."""
 
 
+class MoveWay(StrEnum):
+    """How the KV cache of a generation comes to where it goes on."""
+
+    UNKNOWN = "UNKNOWN"
+    TOKENS = "TOKENS"
+    """The destination computes it of the tokens."""
+    PAGES = "PAGES"
+    """The destination is given its whole pages, and computes the rest."""
+
+
 class MigrationOutcome(StrEnum):
     """What has come of a generation that was to move."""
 
@@ -115,6 +140,8 @@ class PhaseKind(StrEnum):
     """Deciding where to start."""
     IMPORT = "IMPORT"
     """Bringing the checkpoint from its source into the node's SSD tier."""
+    FETCH_PEERS = "FETCH_PEERS"
+    """Fetching chunks of it from other nodes, beside that."""
     READ_SSD = "READ_SSD"
     """Reading chunks from SSD into the pool."""
     DEVICE_COPY = "DEVICE_COPY"

@@ -6,7 +6,8 @@ All times are seconds.
 from dataclasses import dataclass
 
 from sllm.client.types.chats import ToolCall
-from sllm.client.types.enums import FinishReason, LoadPhase, MigrationReason, PhaseKind, Tier
+from sllm.client.types.enums import FinishReason, LoadPhase, MigrationReason, MoveWay, Tier
+from sllm.client.types.receipts import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,49 +68,6 @@ class PromptLogprob:
     """Natural logarithm of the probability. None: it is the first."""
     top: tuple[TopLogprob, ...]
     """The likeliest tokens, likeliest first, as many as the request asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A part of the way to the first token. Phases may overlap."""
-
-    kind: PhaseKind
-    """What was done."""
-    start: float
-    """Seconds since the router took the request."""
-    duration: float
-    """Seconds."""
-    size_bytes: int | None
-    """Bytes moved, for phases that move any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """Where the time to the first token went."""
-
-    cold: bool
-    """Whether the request had to wait for an instance to start."""
-    from_tier: Tier | None
-    """Highest tier that held the weights when the start was decided. None: a warm request."""
-    phases: tuple[Phase, ...]
-    """In order of their start."""
-    time_to_first_token: float
-    """Seconds from the router's taking the request to its relaying the first token."""
-    estimated_start: float | None
-    """Seconds that placement had estimated for the start. None: a warm request."""
-    node_id: str
-    """Node that served the request."""
-    instance_id: str
-    """Instance that served the request."""
-    actual_start: float | None = None
-    """Seconds that the start has taken, from the decision to its being ready. None: a warm
-    request."""
-    engine: str = ""
-    """Engine that the instance runs on."""
-    deployment: str = ""
-    """Deployment whose instance that is."""
-    adapter: str = ""
-    """The adapter over it that the request was for. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +159,27 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheMove:
+    """By which way a KV cache has come to where its generation goes on, and why so."""
+
+    way: MoveWay
+    """Of the first round, which has most of it."""
+    by_tokens: float | None = None
+    """Seconds that computing it was expected to take. None: that was not known yet."""
+    by_pages: float | None = None
+    """Seconds that it was expected to take with pages. None: that was not known yet, or there were
+    none to be had."""
+    page_tokens: int = 0
+    """Tokens that the destination had not to compute, since it had pages of them."""
+    page_bytes: int = 0
+    """Pages that have come from the other node."""
+    took: float = 0.0
+    """Seconds of the first round."""
+    why: str = ""
+    """Why it has come so, in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class Migrated:
     """Another instance goes on with the generation. No token is lost, and none comes twice."""
 
@@ -218,6 +197,8 @@ class Migrated:
     """Why it has gone on elsewhere."""
     choice: int = 0
     """Which of several samples has."""
+    cache: CacheMove | None = None
+    """How its KV cache has come. None: it was computed anew, after a failure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sllm.client.types.enums import MigrationOutcome
+from sllm.client.types.events import CacheMove
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class RequestMigration:
     gap: int = 0
     """Of `tokens`, those that were sent after the last round: the destination computed them while
     it stood still."""
+    cache: CacheMove | None = None
+    """How its KV cache has come, if it has moved."""
     reason: str = ""
     """The error's reason for which it has stayed, if it has."""
     message: str = ""

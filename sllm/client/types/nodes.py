@@ -3,7 +3,8 @@
 Times are seconds: durations, and moments since the Unix epoch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sllm.client.types.enums import Tier
 
@@ -25,6 +26,24 @@ class TierUsage:
     def free_bytes(self) -> int:
         """Bytes that it could still take."""
         return self.capacity_bytes - self.used_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WeightForm:
+    """How an engine, as it was installed where this was made, reads weights."""
+
+    name: str
+    """The same for all that read them so."""
+    engine: str
+    """By its name."""
+    ranks: int
+    """Processes that read them, each a part of its own."""
+    versions: Mapping[str, str] = field(hash=False)
+    """Of the engine's libraries, by name."""
+    kernels: str
+    """What multiplies, and on which processor."""
+    dtype: str
+    """Name of the torch dtype in which the model is run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +70,9 @@ class CheckpointCopy:
     """Digest of the checkpoint that it was made of, as an engine reads its weights. Empty: it is as
     published."""
     made_for: str = ""
-    """Name of that engine."""
+    """What reads it so: the engine's name and, of N ranks, `:tp=N`. Empty: it is as published."""
+    form: WeightForm | None = None
+    """The same in full. None: it is as published, or its node does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +146,18 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
+class UnmadeForm:
+    """A checkpoint that a node has not made ready: starts there take it as it is published."""
+
+    digest: str
+    """Of the checkpoint."""
+    made_for: str
+    """What it was to be for: the engine's name and, of N ranks, `:tp=N`."""
+    problem: str
+    """Why it was not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """One node of the cluster."""
 
@@ -158,3 +191,7 @@ class Node:
     """What instances can run on there, the one that it prefers first."""
     max_tensor_parallel: int = 1
     """Devices that one instance may run on together there."""
+    zone: str = ""
+    """Part of the cluster that it is in. Empty: nobody has said."""
+    unmade_forms: tuple[UnmadeForm, ...] = ()
+    """Checkpoints that were started there and not made ready for their engine, lately."""

@@ -5,10 +5,11 @@ Times are seconds: durations, and moments since the Unix epoch.
 
 from dataclasses import dataclass
 
-from sllm.client.types.deployments import Instance
+from sllm.client.types.deployments import Instance, LearnedKeepTimes, TunedConcurrency
 from sllm.client.types.enums import PlacementAction, Tier
-from sllm.client.types.events import Receipt
+from sllm.client.types.events import Progress
 from sllm.client.types.nodes import Node
+from sllm.client.types.receipts import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,11 @@ class StartEstimate:
     """Until the missing bytes have crossed the slowest link."""
     init: float
     """From weights in place to a ready instance."""
+    distance: float = 0.0
+    """What the way to the node's zone costs those who wait."""
+    saved: float = 0.0
+    """What the node saves them, since it keeps what was computed of their prompts: the estimate is
+    less by this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,9 @@ class PlacementCandidate:
     """Why it cannot be taken. Empty: it can."""
     verdict: str
     """Why it is the chosen one, or why not."""
+    ready_made: bool | None = None
+    """Whether tier and estimate are those of weights that were made ready for the engine, which a
+    start there would take. None: an earlier control plane, which counts both forms as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,10 @@ class Placement:
     """Every node: the chosen one first, then those that could be taken, then the others."""
     engine: str = ""
     """Engine that the deployment runs on."""
+    learned: LearnedKeepTimes | None = None
+    """For how long an instance would stay. None: as long as keep_alive says."""
+    tuned: TunedConcurrency | None = None
+    """What its instances have been tuned to. None: nothing was seen yet, or it has no target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +132,30 @@ class InstanceLoad:
     """Requests that the router has given to it and that have not ended."""
     generated_tokens: int
     """Tokens that have come from it so far."""
+    loading: Progress | None = None
+    """While it starts: how far it is, as its node has told last. None: it has told nothing yet."""
+    moving_to: tuple[str, ...] = ()
+    """Ids of the instances to which generations of it are being migrated."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """A request that the router has had, and how it has gone."""
+
+    request_id: str
+    """Its id."""
+    deployment: str
+    """Name of its deployment."""
+    ended_at: float
+    """When it has ended."""
+    duration: float
+    """Seconds from the router's taking it."""
+    outcome: str
+    """"OK", "GAVE_WAY" (a batch's, which waits again), or the reason of the error."""
+    generated_tokens: int
+    """Tokens that have come of it."""
+    receipt: Receipt | None
+    """Where the time to its first token went. None: it has not come to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +184,8 @@ class Cluster:
     """In order of their ids."""
     deployments: tuple[DeploymentLoad, ...]
     """In order of their names."""
+    ended_requests: tuple[EndedRequest, ...] = ()
+    """The latest that have ended, 64 at most, in the order in which they have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from sllm.client.transcript import Transcript
 from sllm.client.types import enums
 from sllm.client.types.batches import Batch, BatchRequest, BatchResult
 from sllm.client.types.events import Result
-from sllm.client.wire import events, requests
+from sllm.client.wire import embeddings, events, requests
 from sllm.client.wire.chats import Chat
 from sllm.client.wire.values import moment, named
 
@@ -23,6 +23,8 @@ _CHAT: Final = {
     for field in fields(Chat)
 }
 """Fields of a Chat, by the arguments that they are."""
+_EMBEDDING: Final[dict[str, Any]] = {"normalize": None, "dimensions": None, "truncate": False}
+"""Of `embed`, where they are not given."""
 _DEFAULTS: Final = {
     "prompt": None,
     "prompt_token_ids": None,
@@ -56,11 +58,17 @@ async def submission(
     number = 0
     async for one in _each(batched):
         try:
-            yield pb.SubmitBatchRequest(request=request(one))
+            yield _part(one)
         except errors.SllmError as error:
             raise _of_request(error, one, number) from error
         number += 1
     yield pb.SubmitBatchRequest(end=pb.BatchEnd(requests=number))
+
+
+def _part(one: BatchRequest) -> pb.SubmitBatchRequest:
+    if "inputs" in one:
+        return pb.SubmitBatchRequest(embedding=embedding(one))
+    return pb.SubmitBatchRequest(request=request(one))
 
 
 def _of_request(error: errors.SllmError, one: Mapping[str, Any], number: int) -> errors.SllmError:
@@ -110,6 +118,30 @@ def request(given: Mapping[str, Any]) -> inference_pb.GenerateRequest:
     return found
 
 
+def embedding(given: Mapping[str, Any]) -> pb.BatchEmbedding:
+    """The request of these arguments of `embed`.
+
+    Raises:
+        errors.InvalidArgument: One of them is none that a request of a batch has.
+    """
+    known = {"deployment", "request_id", "inputs", *_EMBEDDING}
+    if unknown := sorted(given.keys() - known):
+        raise errors.InvalidArgument(
+            f"{unknown[0]!r} is no argument of a request for vectors in a batch; known: "
+            f"{', '.join(sorted(known))}"
+        )
+    if not given.get("deployment"):
+        raise errors.InvalidArgument("a request in a batch names its deployment")
+    options = {name: given.get(name, default) for name, default in _EMBEDDING.items()}
+    try:
+        asked = embeddings.embed(
+            given["deployment"], given["inputs"], priority=0, keep_alive=None, **options
+        )
+        return pb.BatchEmbedding(request_id=given.get("request_id") or "", request=asked)
+    except (TypeError, AttributeError) as error:  # it may come out of a file
+        raise errors.InvalidArgument(f"an argument is not what it should be: {error}") from error
+
+
 def _generate(given: Mapping[str, Any]) -> inference_pb.GenerateRequest:
     sampling = {name: given.get(name) for name in _SAMPLING}
     if biases := sampling["logit_bias"]:
@@ -146,6 +178,9 @@ def result(message: pb.BatchResult) -> BatchResult:
     number, request_id = message.number, message.request_id
     if message.HasField("failure"):
         return BatchResult(number, request_id, None, statuses.from_failure(message.failure))
+    if message.HasField("embeddings"):
+        found = embeddings.embedded(message.embeddings)
+        return BatchResult(number, request_id, None, None, found)
     return BatchResult(number, request_id, _answer(request_id, message.answer), None)
 
 

@@ -1,5 +1,6 @@
 """Conversations, from what callers say to the protocol's messages."""
 
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -85,10 +86,47 @@ def _message(message: ChatMessage) -> pb.ChatMessage:
 
 
 def _part(part: ContentPart) -> pb.ContentPart:
-    kind = part["type"]
-    if kind != "text":
-        raise errors.InvalidPrompt(f"content has a part of type {kind!r:.80}; only text is taken")
-    return pb.ContentPart(text=part["text"])
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return pb.ContentPart(text=text)
+        case {"type": "image", "data": bytes(data)}:
+            return _image(data=data, media_type=part.get("media_type") or "")
+        case {"type": "image_url", "image_url": {"url": str(url)}}:
+            return _located(url)
+        case {"type": "text" | "image" | "image_url"}:
+            raise KeyError("what it is made of")
+        case _:
+            raise errors.InvalidPrompt(
+                f"content has a part of type {part['type']!r:.80}; text and images are taken"
+            )
+
+
+def _located(url: str) -> pb.ContentPart:
+    """An image by its URL, which may be the image itself."""
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() != "data":
+        return _image(url=url)
+    described, found, content = rest.partition(",")
+    media_type, _, encoding = described.partition(";")
+    if not found or encoding.lower() != "base64":
+        raise errors.InvalidImage("a data URL of an image is data:image/png;base64,… or the like")
+    return _image(data=from_base64(content), media_type=media_type)
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of an image.
+
+    Raises:
+        errors.InvalidImage: It is no base64.
+    """
+    try:
+        return b64decode(text, validate=True)
+    except ValueError as error:
+        raise errors.InvalidImage(f"an image is no base64: {error}") from error
+
+
+def _image(**fields: Any) -> pb.ContentPart:
+    return pb.ContentPart(image=pb.Image(**fields))
 
 
 def _call(call: ToolCall) -> pb.ToolCall:

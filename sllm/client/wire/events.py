@@ -6,7 +6,7 @@ from typing import Final
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm.client.types import enums, events
+from sllm.client.types import enums, events, receipts
 from sllm.client.wire.values import named, seconds, tier
 
 
@@ -94,6 +94,20 @@ def _migrated(message: inference_pb.GenerateResponse) -> events.Migrated:
             enums.MigrationReason, inference_pb.MigrationReason.DESCRIPTOR, migrated.reason
         ),
         choice=message.choice,
+        cache=cache_move(migrated.cache) if migrated.HasField("cache") else None,
+    )
+
+
+def cache_move(message: pb.CacheMove) -> events.CacheMove:
+    """How a KV cache has come to where its generation goes on."""
+    return events.CacheMove(
+        way=named(enums.MoveWay, pb.MoveWay.DESCRIPTOR, message.way),
+        by_tokens=seconds(message.by_tokens) if message.HasField("by_tokens") else None,
+        by_pages=seconds(message.by_pages) if message.HasField("by_pages") else None,
+        page_tokens=message.page_tokens,
+        page_bytes=message.page_bytes,
+        took=seconds(message.took),
+        why=message.why,
     )
 
 
@@ -132,10 +146,10 @@ def _usage(usage: pb.Usage) -> events.Usage:
     return events.Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
 
 
-def receipt(receipt: pb.Receipt) -> events.Receipt:
+def receipt(receipt: pb.Receipt) -> receipts.Receipt:
     """Where the time to an answer went."""
     estimated = receipt.HasField("estimated_start")
-    return events.Receipt(
+    return receipts.Receipt(
         cold=receipt.cold,
         from_tier=tier(receipt.from_tier),
         phases=tuple(map(_phase, receipt.phases)),
@@ -147,11 +161,16 @@ def receipt(receipt: pb.Receipt) -> events.Receipt:
         engine=receipt.engine,
         deployment=receipt.deployment,
         adapter=receipt.adapter,
+        kept_prompt=tuple(
+            receipts.KeptPrompt(stored, one.tokens)
+            for one in receipt.kept_prompt
+            if (stored := tier(one.tier))
+        ),
     )
 
 
-def _phase(phase: pb.Phase) -> events.Phase:
-    return events.Phase(
+def _phase(phase: pb.Phase) -> receipts.Phase:
+    return receipts.Phase(
         kind=named(enums.PhaseKind, pb.PhaseKind.DESCRIPTOR, phase.kind),
         start=seconds(phase.start),
         duration=seconds(phase.duration),

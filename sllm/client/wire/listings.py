@@ -40,8 +40,32 @@ def deployment(message: deployment_pb.Deployment) -> deployments.Deployment:
         loading=progress(message.loading) if message.HasField("loading") else None,
         max_adapters=engine.max_adapters,
         max_adapter_rank=engine.max_adapter_rank if engine.HasField("max_adapter_rank") else None,
+        expert_memory=engine.expert_memory_bytes
+        if engine.HasField("expert_memory_bytes")
+        else None,
         base=message.base,
+        image_hosts=tuple(message.image_hosts),
+        learn_keep_alive=(
+            scaling.learn_keep_alive if scaling.HasField("learn_keep_alive") else None
+        ),
+        learned=learned(message.learned) if message.HasField("learned") else None,
+        target_time_per_token=(
+            seconds(scaling.target_time_per_token)
+            if scaling.HasField("target_time_per_token")
+            else None
+        ),
+        tuned=tuned(message.tuned) if message.HasField("tuned") else None,
     )
+
+
+def tuned(message: pb.TunedConcurrency) -> deployments.TunedConcurrency:
+    """What a target for the time between tokens has come to."""
+    return deployments.TunedConcurrency(message.requests, seconds(message.time_per_token))
+
+
+def learned(message: pb.LearnedKeepTimes) -> deployments.LearnedKeepTimes:
+    """For how long instances and their weights stay."""
+    return deployments.LearnedKeepTimes(seconds(message.instance), seconds(message.weights))
 
 
 def model(model: pb.ModelInfo) -> deployments.Model:
@@ -54,7 +78,12 @@ def model(model: pb.ModelInfo) -> deployments.Model:
         digest=model.digest,
         purpose=purpose(model.purpose),
         adapter=_adapter(model.adapter) if model.HasField("adapter") else None,
+        experts=_experts(model.experts) if model.HasField("experts") else None,
     )
+
+
+def _experts(experts: pb.MixtureOfExperts) -> deployments.Experts:
+    return deployments.Experts(experts.size_bytes, experts.memory_bytes, experts.least_memory_bytes)
 
 
 def _adapter(info: pb.AdapterInfo) -> deployments.Adapter:
@@ -98,6 +127,10 @@ def node(message: pb.Node) -> nodes.Node:
         memory=_memory(message.memory) if message.HasField("memory") else None,
         engines=tuple(nodes.Engine(one.name, one.ready) for one in message.engines),
         max_tensor_parallel=message.max_tensor_parallel or 1,
+        zone=message.zone,
+        unmade_forms=tuple(
+            nodes.UnmadeForm(one.digest, one.made_for, one.problem) for one in message.unmade_forms
+        ),
     )
 
 
@@ -145,6 +178,18 @@ def _copy(copy: pb.CheckpointCopy) -> nodes.CheckpointCopy:
         pinned_until=_pinned_until(copy.holds),
         made_of=copy.made_of,
         made_for=copy.made_for,
+        form=_form(copy.form) if copy.HasField("form") else None,
+    )
+
+
+def _form(form: pb.WeightForm) -> nodes.WeightForm:
+    return nodes.WeightForm(
+        name=form.name,
+        engine=form.engine,
+        ranks=form.ranks,
+        versions=dict(form.versions),
+        kernels=form.kernels,
+        dtype=form.dtype,
     )
 
 

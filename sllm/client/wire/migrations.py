@@ -6,7 +6,7 @@ from serverlessllm.v1 import cluster_service_pb2 as pb
 
 from sllm import errors
 from sllm.client.types import enums, events, migrations
-from sllm.client.wire.events import progress
+from sllm.client.wire.events import cache_move, progress
 from sllm.client.wire.values import seconds
 
 
@@ -54,6 +54,7 @@ def _moved(moved: pb.MigrateMoved) -> migrations.RequestMigration:
         duration=seconds(moved.duration),
         cutover=seconds(moved.cutover),
         gap=moved.gap_tokens,
+        cache=cache_move(moved.cache) if moved.HasField("cache") else None,
     )
 
 

@@ -8,7 +8,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 
 from sllm import errors
 from sllm.client.types import enums, operations
-from sllm.client.wire import events, requests
+from sllm.client.wire import events, listings, requests
 from sllm.client.wire.values import known_tier, moment, named, seconds
 
 
@@ -45,6 +45,8 @@ def placement(message: pb.ExplainPlacementResponse) -> operations.Placement:
         why=message.why,
         candidates=tuple(map(_candidate, message.candidates)),
         engine=message.engine,
+        learned=listings.learned(message.learned) if message.HasField("learned") else None,
+        tuned=listings.tuned(message.tuned) if message.HasField("tuned") else None,
     )
 
 
@@ -59,6 +61,7 @@ def _candidate(one: pb.PlacementCandidate) -> operations.PlacementCandidate:
         evicted_bytes=one.evicted_bytes,
         rejected=one.rejected,
         verdict=one.verdict,
+        ready_made=one.ready_made if one.HasField("ready_made") else None,
     )
 
 
@@ -68,6 +71,8 @@ def _parts(parts: pb.StartEstimate) -> operations.StartEstimate:
         queue=seconds(parts.queue),
         transfer=seconds(parts.transfer),
         init=seconds(parts.init),
+        distance=seconds(parts.distance),
+        saved=seconds(parts.saved),
     )
 
 

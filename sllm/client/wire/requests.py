@@ -16,7 +16,8 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
-from sllm.chat.wire import output_parsing
+from sllm.chat.wire import keep_images, output_parsing
+from sllm.client.types import enums
 from sllm.client.types.chats import ChatMessage, StructuredOutput
 from sllm.client.wire import chats, forms
 from sllm.client.wire.chats import Chat
@@ -43,11 +44,15 @@ def deploy(
     tool_parser: str,
     reasoning_parser: str,
     tensor_parallel: int | None,
+    expert_memory: int | None,
     chat_template: str,
+    image_hosts: Sequence[str],
     min_replicas: int,
     max_replicas: int,
     keep_alive: float,
     target_concurrency: int | None,
+    learn_keep_alive: bool | None,
+    target_time_per_token: float | None,
     base: str,
     max_adapters: int,
     max_adapter_rank: int | None,
@@ -73,15 +78,21 @@ def deploy(
                 tensor_parallel=tensor_parallel or 0,
                 max_adapters=max_adapters,
                 max_adapter_rank=max_adapter_rank,
+                expert_memory_bytes=expert_memory,
             ),
             scaling=pb.ScalingPolicy(
                 min_replicas=min_replicas,
                 max_replicas=max_replicas,
                 keep_alive=duration(keep_alive),
                 target_concurrency=target_concurrency,
+                learn_keep_alive=learn_keep_alive,
+                target_time_per_token=(
+                    None if target_time_per_token is None else duration(target_time_per_token)
+                ),
             ),
             base=base,
             chat_template=chat_template,
+            image_hosts=image_hosts,
         )
 
 
@@ -106,8 +117,10 @@ def generate(
     priority: int,
     keep_alive: float | None,
     linger: float = 0.0,
+    attempt: str | None = None,
     n: int | None = None,
     prompt_logprobs: int | None = None,
+    zone: str | None = None,
 ) -> inference_pb.GenerateRequest:
     """The request for a generation; `sampling` holds the fields of SamplingParams.
 
@@ -133,6 +146,8 @@ def generate(
             keep_alive=None if keep_alive is None else duration(keep_alive),
             n=n,
             prompt_logprobs=prompt_logprobs,
+            attempt=attempt,
+            zone=zone,
         )
         if linger:
             request.linger.CopyFrom(duration(linger))
@@ -186,6 +201,7 @@ def settle(request: inference_pb.GenerateRequest, message: inference_pb.Generate
     if request.HasField("messages"):
         request.parsing.CopyFrom(output_parsing(request.messages))
     if message.started.prompt_token_ids:
+        keep_images(request)
         request.token_ids.CopyFrom(pb.TokenIds(ids=message.started.prompt_token_ids))
     _continuation(request, message.choice).identity = message.started.identity
 
@@ -209,22 +225,34 @@ def _settle_seed(sampling: pb.SamplingParams) -> None:
 
 
 def migrate(
-    request_id: str | None, instance_id: str | None, to_node: str | None
+    request_id: str | None,
+    instance_id: str | None,
+    to_node: str | None,
+    way: enums.MoveWay | str | None = None,
 ) -> cluster_pb.MigrateRequest:
     """The request that moves generations.
 
     Raises:
-        errors.InvalidArgument: Not exactly one of request and instance was named.
+        errors.InvalidArgument: Not exactly one of request and instance was named, or no such way.
     """
     if (request_id is None) == (instance_id is None):
         raise errors.InvalidArgument("name one of request_id and instance_id")
     with fitting():
-        request = cluster_pb.MigrateRequest(to_node_id=to_node or "")
+        request = cluster_pb.MigrateRequest(to_node_id=to_node or "", way=_way(way))
         if request_id is not None:
             request.request_id = request_id
         if instance_id is not None:
             request.instance_id = instance_id
     return request
+
+
+def _way(way: enums.MoveWay | str | None) -> pb.MoveWay.ValueType:
+    if way is None:
+        return pb.MOVE_WAY_UNSPECIFIED
+    try:
+        return pb.MoveWay.Value(f"MOVE_WAY_{way.upper()}")
+    except ValueError as error:
+        raise errors.InvalidArgument(f"way is TOKENS, PAGES or None, not {way!r}") from error
 
 
 def _set_prompt(

@@ -10,7 +10,9 @@ from sllm.client.types import enums
 E = TypeVar(
     "E",
     enums.Tier,
+    enums.MoveWay,
     enums.BatchState,
+    enums.CallerRole,
     enums.DeploymentState,
     enums.InstanceState,
     enums.FinishReason,

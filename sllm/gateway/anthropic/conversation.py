@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sllm import errors
+from sllm.gateway.anthropic.content import check as check_blocks
 from sllm.gateway.failures import invalid
 from sllm.gateway.fields import only
 
@@ -25,6 +26,7 @@ def messages(system: Any, given: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     """
     found: list[dict[str, Any]] = []
     if system:
+        check_blocks(system, "system")
         found.append({"role": "system", "content": _text(system, "system")})
     for place, message in enumerate(given):
         found += _message(message, f"messages.{place}")
@@ -39,6 +41,7 @@ def _message(message: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]
         raise _not_served(f"{where}.role", role, '"user" and "assistant"')
     if isinstance(content, str):
         return [{"role": role, "content": content}]
+    check_blocks(content, f"{where}.content")
     if not isinstance(content, list) or not all(isinstance(one, Mapping) for one in content):
         raise _not_served(f"{where}.content", content, "a text or a list of blocks")
     if role == "assistant":
@@ -69,12 +72,35 @@ def _user(role: str, blocks: Sequence[Mapping[str, Any]], where: str) -> Iterabl
             said.append(block)
             continue
         if said:
-            yield {"role": role, "content": _text(said, where)}
+            yield {"role": role, "content": _content(said, where)}
             said = []
         text = _text(block.get("content") or "", where)
         yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
     if said or not blocks:
-        yield {"role": role, "content": _text(said, where)}
+        yield {"role": role, "content": _content(said, where)}
+
+
+def _content(blocks: Sequence[Mapping[str, Any]], where: str) -> str | list[dict[str, Any]]:
+    """Blocks as a text, or as parts where some are images."""
+    if not any(one.get("type") == "image" for one in blocks):
+        return _text(blocks, where)
+    return [
+        _image(one, where)
+        if one.get("type") == "image"
+        else {"type": "text", "text": _text([one], where)}
+        for one in blocks
+    ]
+
+
+def _image(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    match only(block, where, "type", "source", "cache_control").get("source"):
+        case {"type": "base64", "media_type": str(kind), "data": str(data)}:
+            url = f"data:{kind};base64,{data}"
+        case {"type": "url", "url": str(url)}:
+            pass
+        case source:
+            raise _not_served(f"{where}.source", source, "base64 with a media_type, and url,")
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _text(content: Any, where: str) -> str:

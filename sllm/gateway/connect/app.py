@@ -63,6 +63,9 @@ class Connect:
         if kind.startswith(_GRPC) and not kind.startswith(_WEB):
             await _refuse(send)
             return
+        if not _readable(scope):
+            await _turn_away(send, errors.InvalidArgument("a header is no text in UTF-8"))
+            return
         body = _InTime(receive, self._patience, self._gateway.held)
         body.in_parts = scope["path"] in self._talks
         try:
@@ -117,6 +120,16 @@ class _InTime:
         except errors.QueueFull as error:
             raise failures.to_connect(error) from error
         self._count += count
+
+
+def _readable(scope: Scope) -> bool:
+    """Whether headers are text as the library reads it, which would fail otherwise."""
+    try:
+        for one in scope["headers"]:
+            b"".join(one).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _plain(scope: Scope) -> Scope:

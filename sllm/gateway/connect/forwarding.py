@@ -12,7 +12,7 @@ from connectrpc.method import StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import Endpoint
 
-from sllm import bounds, errors, rpc, sending
+from sllm import bounds, errors, sending
 from sllm.gateway.connect import failures
 from sllm.gateway.connect.codecs import Encoded, from_wire
 from sllm.gateway.connect.services import Method
@@ -155,7 +155,7 @@ class Forwarder:
     def _channel(self) -> grpc.aio.Channel:
         address = self._addresses[self._current]
         if address not in self._channels:
-            self._channels[address] = rpc.channel(address)
+            self._channels[address] = self._gateway.planes.dial(address)
         return self._channels[address]
 
 

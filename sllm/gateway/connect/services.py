@@ -14,7 +14,9 @@ from serverlessllm.v1 import (
     deployment_service_pb2,
     embedding_service_pb2,
     inference_service_pb2,
+    key_service_pb2,
     model_service_pb2,
+    tenant_service_pb2,
 )
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
@@ -22,6 +24,8 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+    tenant_service_pb2.DESCRIPTOR.services_by_name["TenantService"],
+    key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
     batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"],
     cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
     health_pb2.DESCRIPTOR.services_by_name["Health"],

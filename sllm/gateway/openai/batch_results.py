@@ -1,5 +1,6 @@
 """What has come of a batch, as the lines of a file."""
 
+import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -8,13 +9,17 @@ from typing import Any, Final
 from sllm import Batch, BatchResult
 from sllm.gateway.failures import encoded
 from sllm.gateway.gateway import Gateway
-from sllm.gateway.openai import chat, completions, logprobs
+from sllm.gateway.openai import chat, completions, embeddings, logprobs
 from sllm.gateway.openai.chat_request import ChatRequest
 from sllm.gateway.openai.logprobs import Told
 
-ENDPOINTS: Final = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
+ENDPOINTS: Final = {
+    "chat": "/v1/chat/completions",
+    "text": "/v1/completions",
+    "vectors": "/v1/embeddings",
+}
 """What requests of a batch ask, by the word in its id that tells it."""
-_BATCH: Final = r"batch_(?P<kind>chat|text)_(?P<file>[0-9a-f]{32})_[0-9a-f]{8}"
+_BATCH: Final = r"batch_(?P<kind>chat|text|vectors)_(?P<file>[0-9a-f]{32})_[0-9a-f]{8}"
 _ID: Final = re.compile(_BATCH)
 _RESULTS: Final = re.compile(rf"file-(?P<what>output|errors)-(?P<batch>{_BATCH})")
 
@@ -69,9 +74,8 @@ async def _line(
     if one.error:
         error = {"code": one.error.reason, "message": one.error.message}
         return {**told, "response": None, "error": error}
-    assert one.result is not None
     reader = None
-    if one.result.logprobs is not None:
+    if one.result and one.result.logprobs is not None:
         if model not in readers:
             texts, until = gateway.token_texts, batch.created_at
             readers[model] = await logprobs.told_later(texts, model, until)
@@ -82,6 +86,11 @@ async def _line(
 
 
 async def _body(kind: str, model: str, one: BatchResult, told: Told | None) -> dict[str, Any]:
+    found: dict[str, Any]
+    if one.embeddings is not None:
+        body = await embeddings.answer(model, one.request_id, one.embeddings, as_base64=False)
+        found = json.loads(body)
+        return found
     assert one.result is not None
     answer: Any
     if kind == "chat":
@@ -89,5 +98,5 @@ async def _body(kind: str, model: str, one: BatchResult, told: Told | None) -> d
         answer = await chat.completion(request, one.request_id, one.result, told)
     else:
         answer = await completions.completion(model, [(one.request_id, one.result)], told)
-    found: dict[str, Any] = answer.model_dump(mode="json", exclude_unset=True)
+    found = answer.model_dump(mode="json", exclude_unset=True)
     return found

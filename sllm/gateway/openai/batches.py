@@ -17,6 +17,8 @@ from sllm.gateway.fields import ForeignFields, Refused
 from sllm.gateway.openai import answers, batch_results
 from sllm.gateway.openai.chat_request import ChatRequest
 from sllm.gateway.openai.completion_request import CompletionRequest
+from sllm.gateway.openai.embeddings import EmbeddingRequest
+from sllm.gateway.own_files import own_files
 
 _KINDS: Final = {endpoint: kind for kind, endpoint in batch_results.ENDPOINTS.items()}
 _DAY: Final = 24 * 3600.0
@@ -40,7 +42,7 @@ class BatchBody(ForeignFields):
     HARMLESS: ClassVar = {"metadata": "labels; they are not kept"}
 
     completion_window: Literal["24h"]
-    endpoint: Literal["/v1/chat/completions", "/v1/completions"]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
     input_file_id: str
 
 
@@ -57,7 +59,7 @@ async def create(exchange: Exchange) -> None:
     """Has a file's requests done."""
     request, _ = await exchange.fields(BatchBody, lambda one: one)
     gateway, most = exchange.gateway, exchange.gateway.settings.max_body_bytes
-    path = await asyncio.to_thread(gateway.files.path, request.input_file_id)
+    path = Path(await (await own_files(exchange)).path(request.input_file_id))
     file = request.input_file_id.removeprefix("file-")
     batch_id = f"batch_{_KINDS[request.endpoint]}_{file}_{uuid.uuid4().hex[:8]}"
     found = await gateway.planes.ask(
@@ -111,6 +113,9 @@ def _arguments(line: Line) -> BatchRequest:
         if chat.stream or chat.one_call:
             raise invalid("a batch has no stream, and no parallel_tool_calls of false", "stream")
         model, found = chat.model, chat.arguments()
+    elif line.url == batch_results.ENDPOINTS["vectors"]:
+        vectors = checked(EmbeddingRequest, line.body)
+        model, found = vectors.model, _of_vectors(vectors)
     else:
         text = checked(CompletionRequest, line.body)
         prompts = text.prompts()
@@ -119,6 +124,14 @@ def _arguments(line: Line) -> BatchRequest:
         model, found = text.model, {**text.arguments(), **prompts[0]}
     request_id = batch_results.custom_id(model, line.custom_id)
     return cast(BatchRequest, {"deployment": model, "request_id": request_id, **found})
+
+
+def _of_vectors(asked: EmbeddingRequest) -> dict[str, Any]:
+    if asked.encoding_format == "base64":
+        raise invalid("a batch's vectors are lists of numbers", "encoding_format")
+    options = {"normalize": asked.normalize, "dimensions": asked.dimensions}
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"inputs": asked.inputs(), "truncate": bool(asked.truncate), **given}
 
 
 async def one(exchange: Exchange) -> None:

@@ -10,6 +10,8 @@ from sllm.gateway.fields import only
 _KNOWN: Final = {"role", "content", "name", "tool_calls", "tool_call_id"}
 _UNSAID: Final = {"reasoning", "reasoning_content"}
 """What an answer has, and whoever sends it back does not mean to say."""
+_PART_HARMLESS: Final = ("prompt_cache_breakpoint",)
+"""Of a part: prefixes are always kept in the KV cache."""
 _EMPTY: Final[tuple[Any, ...]] = (None, [], "")
 _SCHEMA: Final = ("name", "description", "schema", "strict")
 """What describes a JSON schema."""
@@ -42,14 +44,26 @@ def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _part(part: Any, where: str) -> Any:
     if isinstance(part, Mapping) and part.get("type") == "refusal":
-        return {"type": "text", "text": part.get("refusal", "")}
+        refusal = only(part, where, "type", "refusal").get("refusal", "")
+        return {"type": "text", "text": refusal}
+    if isinstance(part, Mapping) and part.get("type") == "image_url":
+        named = only(part, where, "type", "image_url", *_PART_HARMLESS)
+        return _image(named.get("image_url"), where)
     if not isinstance(part, Mapping) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, Mapping) else part
         raise errors.InvalidPrompt(
-            f"{where} has a part of type {kind!r:.80}; only text is taken",
+            f"{where} has a part of type {kind!r:.80}; text and image_url are taken",
             metadata={"param": where},
         )
-    return {"type": "text", "text": part.get("text")}
+    return {"type": "text", "text": only(part, where, "type", "text", *_PART_HARMLESS).get("text")}
+
+
+def _image(given: Any, where: str) -> dict[str, Any]:
+    """An image by its URL; how much of it a model sees (`detail`) is the model's own affair."""
+    url = only(given, f"{where}.image_url", "url", "detail").get("url")
+    if not isinstance(url, str):
+        raise invalid(f"{where}.image_url.url must be a URL", f"{where}.image_url.url")
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def tools(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -53,24 +53,29 @@ async def embed(exchange: Exchange) -> None:
         )
     )
     as_base64 = request.encoding_format == "base64"
-    parts = [part async for part in _vectors(found, as_base64=as_base64)]
-    empty = _empty(request.model, context.request_id, found)
-    body = empty.replace(b'"data":[]', b'"data":[' + b",".join(parts) + b"]", 1)
+    body = await answer(request.model, context.request_id, found, as_base64=as_base64)
     await exchange.reply(body, headers=receipts.server_timing(found.receipt))
+
+
+async def answer(model: str, request_id: str, found: Embeddings, *, as_base64: bool) -> bytes:
+    """The body of an answer."""
+    parts = [part async for part in _vectors(found, as_base64=as_base64)]
+    empty = _empty(model, request_id, found)
+    return empty.replace(b'"data":[]', b'"data":[' + b",".join(parts) + b"]", 1)
 
 
 def _empty(model: str, request_id: str, found: Embeddings) -> bytes:
     """The answer without its vectors."""
     tokens = found.prompt_tokens
     more: Any = {"sllm": receipts.own(request_id, found.receipt)}
-    answer = CreateEmbeddingResponse(
+    made = CreateEmbeddingResponse(
         data=[],
         model=model,
         object="list",
         usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
         **more,
     )
-    return answers.encoded(answer)
+    return answers.encoded(made)
 
 
 async def _vectors(found: Embeddings, *, as_base64: bool) -> AsyncIterator[bytes]:

@@ -19,6 +19,7 @@ from sllm.gateway.exchange import Exchange
 from sllm.gateway.failures import Refusal, encoded, invalid
 from sllm.gateway.files import StoredFile
 from sllm.gateway.openai import answers, batch_results
+from sllm.gateway.own_files import own_files
 
 _FIELDS: Final = {"file", "purpose"}
 _LONGEST_SECONDS: Final = 3600.0
@@ -41,6 +42,7 @@ def described(found: StoredFile) -> FileObject:
 
 async def upload(exchange: Exchange) -> None:
     """Takes a file."""
+    own = await own_files(exchange)  # first: nothing is taken from those who have no key
     settings = exchange.gateway.settings
     receive = _bounded(exchange, settings.max_file_bytes, settings.body_seconds)
     request = Request(exchange.scope, receive)
@@ -54,8 +56,7 @@ async def upload(exchange: Exchange) -> None:
             if not isinstance(file, UploadFile):
                 raise invalid("there is no file", "file")
             exchange.watch()
-            add = exchange.gateway.files.add
-            found = await asyncio.to_thread(add, file.file, file.filename or "file", "batch")
+            found = await own.add(file.file, file.filename or "file", "batch")
     except (MultiPartException, HTTPException, FormParserError) as error:
         said = getattr(error, "detail", error)
         raise invalid(f"the body is no form of a file: {said}") from error
@@ -83,9 +84,9 @@ def _bounded(exchange: Exchange, most: int, seconds: float) -> Receive:
 
 
 async def listed(exchange: Exchange) -> None:
-    """All files that were uploaded here."""
+    """All files of its tenant that were uploaded here."""
     exchange.watch()
-    found = await asyncio.to_thread(exchange.gateway.files.all)
+    found = await (await own_files(exchange)).all()
     data = [described(one).model_dump(exclude_unset=True) for one in found]
     await exchange.reply(encoded({"object": "list", "data": data, "has_more": False}))
 
@@ -102,7 +103,7 @@ async def one(exchange: Exchange) -> None:
                 size += len(line)
         found = StoredFile(file_id, f"{file_id}.jsonl", "batch_output", size, batch.created_at)
     else:
-        found = await asyncio.to_thread(exchange.gateway.files.get, file_id)
+        found = await (await own_files(exchange)).get(file_id)
     await exchange.reply(answers.encoded(described(found)))
 
 
@@ -110,7 +111,7 @@ async def delete(exchange: Exchange) -> None:
     """Forgets a file."""
     exchange.watch()
     file_id = exchange.path_params["file"]
-    await asyncio.to_thread(exchange.gateway.files.delete, file_id)
+    await (await own_files(exchange)).delete(file_id)
     await exchange.reply(encoded({"id": file_id, "object": "file", "deleted": True}))
 
 
@@ -122,8 +123,7 @@ async def content(exchange: Exchange) -> None:
         parts = batch_results.lines(exchange.gateway, file_id)
         await anext(parts)  # that there is such a batch
     else:
-        path = await asyncio.to_thread(exchange.gateway.files.path, file_id)
-        parts = _read(str(path))
+        parts = _read(await (await own_files(exchange)).path(file_id))
     async with aclosing(parts):
         await exchange.send_all(parts, "application/jsonl")
 

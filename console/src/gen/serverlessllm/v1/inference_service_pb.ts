@@ -6,7 +6,7 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
-import type { ChatMessages, FinishReason, Loading, OutputParsing, Receipt, SamplingParams, StructuredOutput, TokenIds, TokenLogprob, TopLogprob, Usage } from "./types_pb";
+import type { CacheMove, ChatMessages, FinishReason, Image, Loading, OutputParsing, Receipt, SamplingParams, StructuredOutput, TokenIds, TokenLogprob, TopLogprob, Usage } from "./types_pb";
 import { file_serverlessllm_v1_types } from "./types_pb";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file serverlessllm/v1/inference_service.proto.
  */
 export const file_serverlessllm_v1_inference_service: GenFile = /*@__PURE__*/
-  fileDesc("CihzZXJ2ZXJsZXNzbGxtL3YxL2luZmVyZW5jZV9zZXJ2aWNlLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIoAICg9HZW5lcmF0ZVJlcXVlc3QSEgoKZGVwbG95bWVudBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBHRleHQYAyABKAlIABIvCgl0b2tlbl9pZHMYBCABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLlRva2VuSWRzSAASMgoIbWVzc2FnZXMYBSABKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLkNoYXRNZXNzYWdlc0gAEjIKCHNhbXBsaW5nGAYgASgLMiAuc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcxIMCgRzdG9wGAcgAygJEhYKDnN0b3BfdG9rZW5faWRzGAggAygFEhcKCm1heF90b2tlbnMYCSABKAVIAYgBARISCgppZ25vcmVfZW9zGAogASgIEhUKCGxvZ3Byb2JzGAsgASgFSAKIAQESEwoLaW5zdGFuY2VfaWQYDCABKAkSNAoMY29udGludWF0aW9uGA0gASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SEwoLbm9fZmFpbG92ZXIYDiABKAgSEAoIcHJpb3JpdHkYDyABKAUSLQoKa2VlcF9hbGl2ZRgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIhChRyZXN1bWVfZnJvbV9zZXF1ZW5jZRgRIAEoA0gDiAEBEikKBmxpbmdlchgSIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI9ChFzdHJ1Y3R1cmVkX291dHB1dBgTIAEoCzIiLnNlcnZlcmxlc3NsbG0udjEuU3RydWN0dXJlZE91dHB1dBIUCgxpbmNsdWRlX3N0b3AYFCABKAgSIAoTc2tpcF9zcGVjaWFsX3Rva2VucxgVIAEoCEgEiAEBEjAKB3BhcnNpbmcYFiABKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLk91dHB1dFBhcnNpbmcSDgoBbhgXIAEoBUgFiAEBEjUKB2Nob2ljZXMYGCADKAsyJC5zZXJ2ZXJsZXNzbGxtLnYxLkNob2ljZUNvbnRpbnVhdGlvbhIcCg9wcm9tcHRfbG9ncHJvYnMYGSABKAVIBogBARISCgpiYWNrZ3JvdW5kGBogASgIEjAKB2FkYXB0ZXIYGyABKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLkFkYXB0ZXJTb3VyY2VCCAoGcHJvbXB0Qg0KC19tYXhfdG9rZW5zQgsKCV9sb2dwcm9ic0IXChVfcmVzdW1lX2Zyb21fc2VxdWVuY2VCFgoUX3NraXBfc3BlY2lhbF90b2tlbnNCBAoCX25CEgoQX3Byb21wdF9sb2dwcm9icyKRAQoNQWRhcHRlclNvdXJjZRISCgpkZXBsb3ltZW50GAEgASgJEg4KBnNvdXJjZRgCIAEoCRINCgVkdHlwZRgDIAEoCRIMCgRwYWNrGAQgASgIEhAKCGlkZW50aXR5GAUgASgJEi0KCmtlZXBfYWxpdmUYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iiAEKEkNob2ljZUNvbnRpbnVhdGlvbhIOCgZjaG9pY2UYASABKAUSNAoMY29udGludWF0aW9uGAIgASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SLAoIZmluaXNoZWQYAyABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLkZpbmlzaGVkIkwKDENvbnRpbnVhdGlvbhIRCgl0b2tlbl9pZHMYASADKAUSEAoIaWRlbnRpdHkYAiABKAkSFwoPcHJvbXB0X2xvZ3Byb2JzGAMgASgFIu8DChBHZW5lcmF0ZVJlc3BvbnNlEhAKCHNlcXVlbmNlGAEgASgDEioKBnF1ZXVlZBgCIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuUXVldWVkSAASLAoHbG9hZGluZxgDIAEoCzIZLnNlcnZlcmxlc3NsbG0udjEuTG9hZGluZ0gAEiwKB3N0YXJ0ZWQYBCABKAsyGS5zZXJ2ZXJsZXNzbGxtLnYxLlN0YXJ0ZWRIABIqCgZ0b2tlbnMYBSABKAsyGC5zZXJ2ZXJsZXNzbGxtLnYxLlRva2Vuc0gAEi4KCG1pZ3JhdGVkGAYgASgLMhouc2VydmVybGVzc2xsbS52MS5NaWdyYXRlZEgAEi4KCGZpbmlzaGVkGAcgASgLMhouc2VydmVybGVzc2xsbS52MS5GaW5pc2hlZEgAEigKBW1vdmVkGAggASgLMhcuc2VydmVybGVzc2xsbS52MS5Nb3ZlZEgAEjUKD2Nob2ljZV9maW5pc2hlZBgKIAEoCzIaLnNlcnZlcmxlc3NsbG0udjEuRmluaXNoZWRIABI7Cg9wcm9tcHRfbG9ncHJvYnMYCyABKAsyIC5zZXJ2ZXJsZXNzbGxtLnYxLlByb21wdExvZ3Byb2JzSAASDgoGY2hvaWNlGAkgASgFQgcKBWV2ZW50ImUKBlF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoBRI2Cg5lc3RpbWF0ZWRfd2FpdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAiAEBQhEKD19lc3RpbWF0ZWRfd2FpdCKGAQoHU3RhcnRlZBITCgtpbnN0YW5jZV9pZBgBIAEoCRIPCgdub2RlX2lkGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKAUSEgoKcmVxdWVzdF9pZBgEIAEoCRIYChBwcm9tcHRfdG9rZW5faWRzGAUgAygFEhAKCGlkZW50aXR5GAYgASgJInAKBU1vdmVkEg8KB25vZGVfaWQYASABKAkSEwoLaW5zdGFuY2VfaWQYAiABKAkSMQoGcmVhc29uGAMgASgOMiEuc2VydmVybGVzc2xsbS52MS5NaWdyYXRpb25SZWFzb24SDgoGdG9rZW5zGAQgASgFIqkBCghNaWdyYXRlZBIUCgxmcm9tX25vZGVfaWQYASABKAkSEgoKdG9fbm9kZV9pZBgCIAEoCRIoCgVwYXVzZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIxCgZyZWFzb24YBCABKA4yIS5zZXJ2ZXJsZXNzbGxtLnYxLk1pZ3JhdGlvblJlYXNvbhIWCg50b19pbnN0YW5jZV9pZBgFIAEoCSJWCg5Qcm9tcHRMb2dwcm9icxITCgtmaXJzdF9pbmRleBgBIAEoBRIvCgZ0b2tlbnMYAiADKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLlByb21wdExvZ3Byb2IibgoNUHJvbXB0TG9ncHJvYhIQCgh0b2tlbl9pZBgBIAEoBRIUCgdsb2dwcm9iGAIgASgCSACIAQESKQoDdG9wGAMgAygLMhwuc2VydmVybGVzc2xsbS52MS5Ub3BMb2dwcm9iQgoKCF9sb2dwcm9iIrgBCgZUb2tlbnMSEwoLZmlyc3RfaW5kZXgYASABKAUSEQoJdG9rZW5faWRzGAIgAygFEgwKBHRleHQYAyABKAkSMAoIbG9ncHJvYnMYBCADKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLlRva2VuTG9ncHJvYhIRCglyZWFzb25pbmcYBSABKAkSMwoKdG9vbF9jYWxscxgGIAMoCzIfLnNlcnZlcmxlc3NsbG0udjEuVG9vbENhbGxEZWx0YSJLCg1Ub29sQ2FsbERlbHRhEg0KBWluZGV4GAEgASgFEgoKAmlkGAIgASgJEgwKBG5hbWUYAyABKAkSEQoJYXJndW1lbnRzGAQgASgJIqoBCghGaW5pc2hlZBIuCgZyZWFzb24YASABKA4yHi5zZXJ2ZXJsZXNzbGxtLnYxLkZpbmlzaFJlYXNvbhImCgV1c2FnZRgCIAEoCzIXLnNlcnZlcmxlc3NsbG0udjEuVXNhZ2USKgoHcmVjZWlwdBgDIAEoCzIZLnNlcnZlcmxlc3NsbG0udjEuUmVjZWlwdBIRCgRzdG9wGAQgASgJSACIAQFCBwoFX3N0b3AiIwoNQ2FuY2VsUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJIhAKDkNhbmNlbFJlc3BvbnNlKq0BCg9NaWdyYXRpb25SZWFzb24SIAocTUlHUkFUSU9OX1JFQVNPTl9VTlNQRUNJRklFRBAAEh0KGU1JR1JBVElPTl9SRUFTT05fRkFJTE9WRVIQARIdChlNSUdSQVRJT05fUkVBU09OX09QRVJBVE9SEAISGgoWTUlHUkFUSU9OX1JFQVNPTl9EUkFJThADEh4KGk1JR1JBVElPTl9SRUFTT05fUExBQ0VNRU5UEAQytAEKEEluZmVyZW5jZVNlcnZpY2USUwoIR2VuZXJhdGUSIS5zZXJ2ZXJsZXNzbGxtLnYxLkdlbmVyYXRlUmVxdWVzdBoiLnNlcnZlcmxlc3NsbG0udjEuR2VuZXJhdGVSZXNwb25zZTABEksKBkNhbmNlbBIfLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVxdWVzdBogLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVzcG9uc2VCJFABWiBzZXJ2ZXJsZXNzbGxtL3YxO3NlcnZlcmxlc3NsbG12MWIGcHJvdG8z", [file_google_protobuf_duration, file_serverlessllm_v1_types]);
+  fileDesc("CihzZXJ2ZXJsZXNzbGxtL3YxL2luZmVyZW5jZV9zZXJ2aWNlLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIpsJCg9HZW5lcmF0ZVJlcXVlc3QSEgoKZGVwbG95bWVudBgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJEg4KBHRleHQYAyABKAlIABIvCgl0b2tlbl9pZHMYBCABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLlRva2VuSWRzSAASMgoIbWVzc2FnZXMYBSABKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLkNoYXRNZXNzYWdlc0gAEjIKCHNhbXBsaW5nGAYgASgLMiAuc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcxIMCgRzdG9wGAcgAygJEhYKDnN0b3BfdG9rZW5faWRzGAggAygFEhcKCm1heF90b2tlbnMYCSABKAVIAYgBARISCgppZ25vcmVfZW9zGAogASgIEhUKCGxvZ3Byb2JzGAsgASgFSAKIAQESEwoLaW5zdGFuY2VfaWQYDCABKAkSNAoMY29udGludWF0aW9uGA0gASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SEwoLbm9fZmFpbG92ZXIYDiABKAgSEAoIcHJpb3JpdHkYDyABKAUSLQoKa2VlcF9hbGl2ZRgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIhChRyZXN1bWVfZnJvbV9zZXF1ZW5jZRgRIAEoA0gDiAEBEikKBmxpbmdlchgSIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI9ChFzdHJ1Y3R1cmVkX291dHB1dBgTIAEoCzIiLnNlcnZlcmxlc3NsbG0udjEuU3RydWN0dXJlZE91dHB1dBIUCgxpbmNsdWRlX3N0b3AYFCABKAgSIAoTc2tpcF9zcGVjaWFsX3Rva2VucxgVIAEoCEgEiAEBEjAKB3BhcnNpbmcYFiABKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLk91dHB1dFBhcnNpbmcSDgoBbhgXIAEoBUgFiAEBEjUKB2Nob2ljZXMYGCADKAsyJC5zZXJ2ZXJsZXNzbGxtLnYxLkNob2ljZUNvbnRpbnVhdGlvbhIcCg9wcm9tcHRfbG9ncHJvYnMYGSABKAVIBogBARISCgpiYWNrZ3JvdW5kGBogASgIEjAKB2FkYXB0ZXIYGyABKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLkFkYXB0ZXJTb3VyY2USJwoGaW1hZ2VzGBwgAygLMhcuc2VydmVybGVzc2xsbS52MS5JbWFnZRIUCgdhdHRlbXB0GB0gASgJSAeIAQESEQoEem9uZRggIAEoCUgIiAEBEjIKCHByZWZpeGVzGCEgASgLMiAuc2VydmVybGVzc2xsbS52MS5Qcm9tcHRQcmVmaXhlc0IICgZwcm9tcHRCDQoLX21heF90b2tlbnNCCwoJX2xvZ3Byb2JzQhcKFV9yZXN1bWVfZnJvbV9zZXF1ZW5jZUIWChRfc2tpcF9zcGVjaWFsX3Rva2Vuc0IECgJfbkISChBfcHJvbXB0X2xvZ3Byb2JzQgoKCF9hdHRlbXB0QgcKBV96b25lImMKDlByb21wdFByZWZpeGVzEg0KBW5hbWVzGAEgAygGEhIKCnNpemVfYnl0ZXMYAiABKAMSLgoGa2VlcGVyGAMgASgLMh4uc2VydmVybGVzc2xsbS52MS5Qcm9tcHRLZWVwZXIiWgoMUHJvbXB0S2VlcGVyEg8KB25vZGVfaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRIoCgVzYXZlZBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKRAQoNQWRhcHRlclNvdXJjZRISCgpkZXBsb3ltZW50GAEgASgJEg4KBnNvdXJjZRgCIAEoCRINCgVkdHlwZRgDIAEoCRIMCgRwYWNrGAQgASgIEhAKCGlkZW50aXR5GAUgASgJEi0KCmtlZXBfYWxpdmUYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iiAEKEkNob2ljZUNvbnRpbnVhdGlvbhIOCgZjaG9pY2UYASABKAUSNAoMY29udGludWF0aW9uGAIgASgLMh4uc2VydmVybGVzc2xsbS52MS5Db250aW51YXRpb24SLAoIZmluaXNoZWQYAyABKAsyGi5zZXJ2ZXJsZXNzbGxtLnYxLkZpbmlzaGVkIkwKDENvbnRpbnVhdGlvbhIRCgl0b2tlbl9pZHMYASADKAUSEAoIaWRlbnRpdHkYAiABKAkSFwoPcHJvbXB0X2xvZ3Byb2JzGAMgASgFIu8DChBHZW5lcmF0ZVJlc3BvbnNlEhAKCHNlcXVlbmNlGAEgASgDEioKBnF1ZXVlZBgCIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuUXVldWVkSAASLAoHbG9hZGluZxgDIAEoCzIZLnNlcnZlcmxlc3NsbG0udjEuTG9hZGluZ0gAEiwKB3N0YXJ0ZWQYBCABKAsyGS5zZXJ2ZXJsZXNzbGxtLnYxLlN0YXJ0ZWRIABIqCgZ0b2tlbnMYBSABKAsyGC5zZXJ2ZXJsZXNzbGxtLnYxLlRva2Vuc0gAEi4KCG1pZ3JhdGVkGAYgASgLMhouc2VydmVybGVzc2xsbS52MS5NaWdyYXRlZEgAEi4KCGZpbmlzaGVkGAcgASgLMhouc2VydmVybGVzc2xsbS52MS5GaW5pc2hlZEgAEigKBW1vdmVkGAggASgLMhcuc2VydmVybGVzc2xsbS52MS5Nb3ZlZEgAEjUKD2Nob2ljZV9maW5pc2hlZBgKIAEoCzIaLnNlcnZlcmxlc3NsbG0udjEuRmluaXNoZWRIABI7Cg9wcm9tcHRfbG9ncHJvYnMYCyABKAsyIC5zZXJ2ZXJsZXNzbGxtLnYxLlByb21wdExvZ3Byb2JzSAASDgoGY2hvaWNlGAkgASgFQgcKBWV2ZW50ImUKBlF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoBRI2Cg5lc3RpbWF0ZWRfd2FpdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAiAEBQhEKD19lc3RpbWF0ZWRfd2FpdCKGAQoHU3RhcnRlZBITCgtpbnN0YW5jZV9pZBgBIAEoCRIPCgdub2RlX2lkGAIgASgJEhUKDXByb21wdF90b2tlbnMYAyABKAUSEgoKcmVxdWVzdF9pZBgEIAEoCRIYChBwcm9tcHRfdG9rZW5faWRzGAUgAygFEhAKCGlkZW50aXR5GAYgASgJIpwBCgVNb3ZlZBIPCgdub2RlX2lkGAEgASgJEhMKC2luc3RhbmNlX2lkGAIgASgJEjEKBnJlYXNvbhgDIAEoDjIhLnNlcnZlcmxlc3NsbG0udjEuTWlncmF0aW9uUmVhc29uEg4KBnRva2VucxgEIAEoBRIqCgVjYWNoZRgFIAEoCzIbLnNlcnZlcmxlc3NsbG0udjEuQ2FjaGVNb3ZlItUBCghNaWdyYXRlZBIUCgxmcm9tX25vZGVfaWQYASABKAkSEgoKdG9fbm9kZV9pZBgCIAEoCRIoCgVwYXVzZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIxCgZyZWFzb24YBCABKA4yIS5zZXJ2ZXJsZXNzbGxtLnYxLk1pZ3JhdGlvblJlYXNvbhIWCg50b19pbnN0YW5jZV9pZBgFIAEoCRIqCgVjYWNoZRgGIAEoCzIbLnNlcnZlcmxlc3NsbG0udjEuQ2FjaGVNb3ZlIlYKDlByb21wdExvZ3Byb2JzEhMKC2ZpcnN0X2luZGV4GAEgASgFEi8KBnRva2VucxgCIAMoCzIfLnNlcnZlcmxlc3NsbG0udjEuUHJvbXB0TG9ncHJvYiJuCg1Qcm9tcHRMb2dwcm9iEhAKCHRva2VuX2lkGAEgASgFEhQKB2xvZ3Byb2IYAiABKAJIAIgBARIpCgN0b3AYAyADKAsyHC5zZXJ2ZXJsZXNzbGxtLnYxLlRvcExvZ3Byb2JCCgoIX2xvZ3Byb2Ii5QEKBlRva2VucxITCgtmaXJzdF9pbmRleBgBIAEoBRIRCgl0b2tlbl9pZHMYAiADKAUSDAoEdGV4dBgDIAEoCRIwCghsb2dwcm9icxgEIAMoCzIeLnNlcnZlcmxlc3NsbG0udjEuVG9rZW5Mb2dwcm9iEhEKCXJlYXNvbmluZxgFIAEoCRIzCgp0b29sX2NhbGxzGAYgAygLMh8uc2VydmVybGVzc2xsbS52MS5Ub29sQ2FsbERlbHRhEisKCGR1cmF0aW9uGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIksKDVRvb2xDYWxsRGVsdGESDQoFaW5kZXgYASABKAUSCgoCaWQYAiABKAkSDAoEbmFtZRgDIAEoCRIRCglhcmd1bWVudHMYBCABKAkiqgEKCEZpbmlzaGVkEi4KBnJlYXNvbhgBIAEoDjIeLnNlcnZlcmxlc3NsbG0udjEuRmluaXNoUmVhc29uEiYKBXVzYWdlGAIgASgLMhcuc2VydmVybGVzc2xsbS52MS5Vc2FnZRIqCgdyZWNlaXB0GAMgASgLMhkuc2VydmVybGVzc2xsbS52MS5SZWNlaXB0EhEKBHN0b3AYBCABKAlIAIgBAUIHCgVfc3RvcCJFCg1DYW5jZWxSZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSFAoHYXR0ZW1wdBgCIAEoCUgAiAEBQgoKCF9hdHRlbXB0IhAKDkNhbmNlbFJlc3BvbnNlKq0BCg9NaWdyYXRpb25SZWFzb24SIAocTUlHUkFUSU9OX1JFQVNPTl9VTlNQRUNJRklFRBAAEh0KGU1JR1JBVElPTl9SRUFTT05fRkFJTE9WRVIQARIdChlNSUdSQVRJT05fUkVBU09OX09QRVJBVE9SEAISGgoWTUlHUkFUSU9OX1JFQVNPTl9EUkFJThADEh4KGk1JR1JBVElPTl9SRUFTT05fUExBQ0VNRU5UEAQytAEKEEluZmVyZW5jZVNlcnZpY2USUwoIR2VuZXJhdGUSIS5zZXJ2ZXJsZXNzbGxtLnYxLkdlbmVyYXRlUmVxdWVzdBoiLnNlcnZlcmxlc3NsbG0udjEuR2VuZXJhdGVSZXNwb25zZTABEksKBkNhbmNlbBIfLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVxdWVzdBogLnNlcnZlcmxlc3NsbG0udjEuQ2FuY2VsUmVzcG9uc2VCJFABWiBzZXJ2ZXJsZXNzbGxtL3YxO3NlcnZlcmxlc3NsbG12MWIGcHJvdG8z", [file_google_protobuf_duration, file_serverlessllm_v1_types]);
 
 /**
  * @generated from message serverlessllm.v1.GenerateRequest
@@ -235,6 +235,39 @@ export type GenerateRequest = Message<"serverlessllm.v1.GenerateRequest"> & {
    * @generated from field: serverlessllm.v1.AdapterSource adapter = 27;
    */
   adapter?: AdapterSource | undefined;
+
+  /**
+   * Where the prompt is `token_ids` of a conversation that had images: these, in their order. The tokens
+   * have their places. A client leaves it empty while the prompt is `messages`.
+   *
+   * @generated from field: repeated serverlessllm.v1.Image images = 28;
+   */
+  images: Image[];
+
+  /**
+   * Names this call among all that have asked for `request_id`: a Cancel that names it, too, ends the
+   * generation only for as long as no later call reads it on. At most 256 characters. A stream that
+   * broke off may be read on as the same attempt. Unset: the call has no name.
+   *
+   * @generated from field: optional string attempt = 29;
+   */
+  attempt?: string | undefined;
+
+  /**
+   * Where its caller is: the zone of a node, as in Node. It is served near there, unless that would be
+   * later for all that the way elsewhere costs. Unset: its caller does not say, and nothing is far.
+   *
+   * @generated from field: optional string zone = 32;
+   */
+  zone?: string | undefined;
+
+  /**
+   * Set by the router when it calls a node: names of what the prompt begins with, under which the
+   * node tells of what it keeps of it. A client leaves it empty.
+   *
+   * @generated from field: serverlessllm.v1.PromptPrefixes prefixes = 33;
+   */
+  prefixes?: PromptPrefixes | undefined;
 };
 
 /**
@@ -243,6 +276,75 @@ export type GenerateRequest = Message<"serverlessllm.v1.GenerateRequest"> & {
  */
 export const GenerateRequestSchema: GenMessage<GenerateRequest> = /*@__PURE__*/
   messageDesc(file_serverlessllm_v1_inference_service, 0);
+
+/**
+ * What a prompt begins with, as the control plane knows it, which has no tokenizer.
+ *
+ * @generated from message serverlessllm.v1.PromptPrefixes
+ */
+export type PromptPrefixes = Message<"serverlessllm.v1.PromptPrefixes"> & {
+  /**
+   * xxh3_64 of the prompt's first 256 bytes, of its first 320, and so on, each time 1.25 times as
+   * many, and of whose they are. As many as it has.
+   *
+   * @generated from field: repeated fixed64 names = 1;
+   */
+  names: bigint[];
+
+  /**
+   * Of the prompt.
+   *
+   * @generated from field: int64 size_bytes = 2;
+   */
+  sizeBytes: bigint;
+
+  /**
+   * A node that keeps more of it than the one that is called, which may have it from there. Unset: none does.
+   *
+   * @generated from field: serverlessllm.v1.PromptKeeper keeper = 3;
+   */
+  keeper?: PromptKeeper | undefined;
+};
+
+/**
+ * Describes the message serverlessllm.v1.PromptPrefixes.
+ * Use `create(PromptPrefixesSchema)` to create a new message.
+ */
+export const PromptPrefixesSchema: GenMessage<PromptPrefixes> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_inference_service, 1);
+
+/**
+ * A node that keeps what was computed of a prompt.
+ *
+ * @generated from message serverlessllm.v1.PromptKeeper
+ */
+export type PromptKeeper = Message<"serverlessllm.v1.PromptKeeper"> & {
+  /**
+   * @generated from field: string node_id = 1;
+   */
+  nodeId: string;
+
+  /**
+   * host:port.
+   *
+   * @generated from field: string address = 2;
+   */
+  address: string;
+
+  /**
+   * What that saves there.
+   *
+   * @generated from field: google.protobuf.Duration saved = 3;
+   */
+  saved?: Duration | undefined;
+};
+
+/**
+ * Describes the message serverlessllm.v1.PromptKeeper.
+ * Use `create(PromptKeeperSchema)` to create a new message.
+ */
+export const PromptKeeperSchema: GenMessage<PromptKeeper> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_inference_service, 2);
 
 /**
  * An adapter, as a node finds it.
@@ -294,7 +396,7 @@ export type AdapterSource = Message<"serverlessllm.v1.AdapterSource"> & {
  * Use `create(AdapterSourceSchema)` to create a new message.
  */
 export const AdapterSourceSchema: GenMessage<AdapterSource> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 1);
+  messageDesc(file_serverlessllm_v1_inference_service, 3);
 
 /**
  * One of several samples so far.
@@ -327,7 +429,7 @@ export type ChoiceContinuation = Message<"serverlessllm.v1.ChoiceContinuation"> 
  * Use `create(ChoiceContinuationSchema)` to create a new message.
  */
 export const ChoiceContinuationSchema: GenMessage<ChoiceContinuation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 2);
+  messageDesc(file_serverlessllm_v1_inference_service, 4);
 
 /**
  * A generation so far.
@@ -363,7 +465,7 @@ export type Continuation = Message<"serverlessllm.v1.Continuation"> & {
  * Use `create(ContinuationSchema)` to create a new message.
  */
 export const ContinuationSchema: GenMessage<Continuation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 3);
+  messageDesc(file_serverlessllm_v1_inference_service, 5);
 
 /**
  * @generated from message serverlessllm.v1.GenerateResponse
@@ -457,7 +559,7 @@ export type GenerateResponse = Message<"serverlessllm.v1.GenerateResponse"> & {
  * Use `create(GenerateResponseSchema)` to create a new message.
  */
 export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 4);
+  messageDesc(file_serverlessllm_v1_inference_service, 6);
 
 /**
  * The router holds the request.
@@ -485,7 +587,7 @@ export type Queued = Message<"serverlessllm.v1.Queued"> & {
  * Use `create(QueuedSchema)` to create a new message.
  */
 export const QueuedSchema: GenMessage<Queued> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 5);
+  messageDesc(file_serverlessllm_v1_inference_service, 7);
 
 /**
  * An instance has taken the request.
@@ -535,7 +637,7 @@ export type Started = Message<"serverlessllm.v1.Started"> & {
  * Use `create(StartedSchema)` to create a new message.
  */
 export const StartedSchema: GenMessage<Started> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 6);
+  messageDesc(file_serverlessllm_v1_inference_service, 8);
 
 /**
  * The generation goes on elsewhere, where its stream is to be read on: Generate with the same
@@ -565,6 +667,13 @@ export type Moved = Message<"serverlessllm.v1.Moved"> & {
    * @generated from field: int32 tokens = 4;
    */
   tokens: number;
+
+  /**
+   * As in MigrationDone.
+   *
+   * @generated from field: serverlessllm.v1.CacheMove cache = 5;
+   */
+  cache?: CacheMove | undefined;
 };
 
 /**
@@ -572,7 +681,7 @@ export type Moved = Message<"serverlessllm.v1.Moved"> & {
  * Use `create(MovedSchema)` to create a new message.
  */
 export const MovedSchema: GenMessage<Moved> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 7);
+  messageDesc(file_serverlessllm_v1_inference_service, 9);
 
 /**
  * Another instance goes on with the generation. What follows is what would have followed before;
@@ -609,6 +718,13 @@ export type Migrated = Message<"serverlessllm.v1.Migrated"> & {
    * @generated from field: string to_instance_id = 5;
    */
   toInstanceId: string;
+
+  /**
+   * How the KV cache has come there. Unset: it was computed anew, after a failure.
+   *
+   * @generated from field: serverlessllm.v1.CacheMove cache = 6;
+   */
+  cache?: CacheMove | undefined;
 };
 
 /**
@@ -616,7 +732,7 @@ export type Migrated = Message<"serverlessllm.v1.Migrated"> & {
  * Use `create(MigratedSchema)` to create a new message.
  */
 export const MigratedSchema: GenMessage<Migrated> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 8);
+  messageDesc(file_serverlessllm_v1_inference_service, 10);
 
 /**
  * How likely the tokens of a part of the prompt were.
@@ -642,7 +758,7 @@ export type PromptLogprobs = Message<"serverlessllm.v1.PromptLogprobs"> & {
  * Use `create(PromptLogprobsSchema)` to create a new message.
  */
 export const PromptLogprobsSchema: GenMessage<PromptLogprobs> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 9);
+  messageDesc(file_serverlessllm_v1_inference_service, 11);
 
 /**
  * @generated from message serverlessllm.v1.PromptLogprob
@@ -673,7 +789,7 @@ export type PromptLogprob = Message<"serverlessllm.v1.PromptLogprob"> & {
  * Use `create(PromptLogprobSchema)` to create a new message.
  */
 export const PromptLogprobSchema: GenMessage<PromptLogprob> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 10);
+  messageDesc(file_serverlessllm_v1_inference_service, 12);
 
 /**
  * @generated from message serverlessllm.v1.Tokens
@@ -719,6 +835,14 @@ export type Tokens = Message<"serverlessllm.v1.Tokens"> & {
    * @generated from field: repeated serverlessllm.v1.ToolCallDelta tool_calls = 6;
    */
   toolCalls: ToolCallDelta[];
+
+  /**
+   * From the token before token_ids to the last of them, as the engine made them, however slowly they
+   * are read. Unset: the instance has made no token of the generation before.
+   *
+   * @generated from field: google.protobuf.Duration duration = 7;
+   */
+  duration?: Duration | undefined;
 };
 
 /**
@@ -726,7 +850,7 @@ export type Tokens = Message<"serverlessllm.v1.Tokens"> & {
  * Use `create(TokensSchema)` to create a new message.
  */
 export const TokensSchema: GenMessage<Tokens> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 11);
+  messageDesc(file_serverlessllm_v1_inference_service, 13);
 
 /**
  * What a call of a tool has grown by.
@@ -768,7 +892,7 @@ export type ToolCallDelta = Message<"serverlessllm.v1.ToolCallDelta"> & {
  * Use `create(ToolCallDeltaSchema)` to create a new message.
  */
 export const ToolCallDeltaSchema: GenMessage<ToolCallDelta> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 12);
+  messageDesc(file_serverlessllm_v1_inference_service, 14);
 
 /**
  * Of several samples together: `reason` and `stop` are those of choice 0, `usage` counts the prompt once
@@ -805,7 +929,7 @@ export type Finished = Message<"serverlessllm.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 13);
+  messageDesc(file_serverlessllm_v1_inference_service, 15);
 
 /**
  * @generated from message serverlessllm.v1.CancelRequest
@@ -815,6 +939,14 @@ export type CancelRequest = Message<"serverlessllm.v1.CancelRequest"> & {
    * @generated from field: string request_id = 1;
    */
   requestId: string;
+
+  /**
+   * Set: only if the latest Generate for the request was of this attempt; otherwise what it asked for
+   * is not under way any more, and the call fails with REQUEST_NOT_FOUND. Unset: whoever reads it.
+   *
+   * @generated from field: optional string attempt = 2;
+   */
+  attempt?: string | undefined;
 };
 
 /**
@@ -822,7 +954,7 @@ export type CancelRequest = Message<"serverlessllm.v1.CancelRequest"> & {
  * Use `create(CancelRequestSchema)` to create a new message.
  */
 export const CancelRequestSchema: GenMessage<CancelRequest> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 14);
+  messageDesc(file_serverlessllm_v1_inference_service, 16);
 
 /**
  * @generated from message serverlessllm.v1.CancelResponse
@@ -835,7 +967,7 @@ export type CancelResponse = Message<"serverlessllm.v1.CancelResponse"> & {
  * Use `create(CancelResponseSchema)` to create a new message.
  */
 export const CancelResponseSchema: GenMessage<CancelResponse> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_inference_service, 15);
+  messageDesc(file_serverlessllm_v1_inference_service, 17);
 
 /**
  * Why a generation has gone on elsewhere.

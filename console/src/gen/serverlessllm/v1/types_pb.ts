@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file serverlessllm/v1/types.proto.
  */
 export const file_serverlessllm_v1_types: GenFile = /*@__PURE__*/
-  fileDesc("ChxzZXJ2ZXJsZXNzbGxtL3YxL3R5cGVzLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIpgBChBTdHJ1Y3R1cmVkT3V0cHV0EhUKC2pzb25fc2NoZW1hGAEgASgJSAASFQoLanNvbl9vYmplY3QYAiABKAhIABIPCgVyZWdleBgDIAEoCUgAEioKBmNob2ljZRgEIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuQ2hvaWNlSAASEQoHZ3JhbW1hchgFIAEoCUgAQgYKBGZvcm0iFwoGQ2hvaWNlEg0KBXRleHRzGAEgAygJIp8ECg5TYW1wbGluZ1BhcmFtcxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEhEKBHNlZWQYBSABKARIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAFIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgBSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAFIB4gBARJDCgpsb2dpdF9iaWFzGAkgAygLMi8uc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcy5Mb2dpdEJpYXNFbnRyeRIXCgptaW5fdG9rZW5zGAogASgFSAiIAQESEQoJYmFkX3dvcmRzGAsgAygJEhkKEWFsbG93ZWRfdG9rZW5faWRzGAwgAygFGjAKDkxvZ2l0Qmlhc0VudHJ5EgsKA2tleRgBIAEoBRINCgV2YWx1ZRgCIAEoAToCOAFCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQgcKBV9zZWVkQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5Qg0KC19taW5fdG9rZW5zIhcKCFRva2VuSWRzEgsKA2lkcxgBIAMoBSKuAQoLQ2hhdE1lc3NhZ2USDAoEcm9sZRgBIAEoCRIPCgdjb250ZW50GAIgASgJEiwKBXBhcnRzGAMgAygLMh0uc2VydmVybGVzc2xsbS52MS5Db250ZW50UGFydBIuCgp0b29sX2NhbGxzGAQgAygLMhouc2VydmVybGVzc2xsbS52MS5Ub29sQ2FsbBIUCgx0b29sX2NhbGxfaWQYBSABKAkSDAoEbmFtZRgGIAEoCSIlCgtDb250ZW50UGFydBIOCgR0ZXh0GAEgASgJSABCBgoEcGFydCI3CghUb29sQ2FsbBIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEhEKCWFyZ3VtZW50cxgDIAEoCSI9CgRUb29sEgwKBG5hbWUYASABKAkSEwoLZGVzY3JpcHRpb24YAiABKAkSEgoKcGFyYW1ldGVycxgDIAEoCSKqAgoMQ2hhdE1lc3NhZ2VzEi8KCG1lc3NhZ2VzGAEgAygLMh0uc2VydmVybGVzc2xsbS52MS5DaGF0TWVzc2FnZRIlCgV0b29scxgCIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuVG9vbBIaChJ0ZW1wbGF0ZV9hcmd1bWVudHMYAyABKAkSIgoVYWRkX2dlbmVyYXRpb25fcHJvbXB0GAQgASgISACIAQESHgoWY29udGludWVfZmluYWxfbWVzc2FnZRgFIAEoCBIxCgt0b29sX2Nob2ljZRgGIAEoCzIcLnNlcnZlcmxlc3NsbG0udjEuVG9vbENob2ljZRIVCg1jaGF0X3RlbXBsYXRlGAcgASgJQhgKFl9hZGRfZ2VuZXJhdGlvbl9wcm9tcHQiXAoKVG9vbENob2ljZRIwCgRtb2RlGAEgASgOMiAuc2VydmVybGVzc2xsbS52MS5Ub29sQ2hvaWNlTW9kZUgAEhIKCGZ1bmN0aW9uGAIgASgJSABCCAoGY2hvaWNlIoUBCg1PdXRwdXRQYXJzaW5nEiUKBXRvb2xzGAEgAygLMhYuc2VydmVybGVzc2xsbS52MS5Ub29sEjEKC3Rvb2xfY2hvaWNlGAIgASgLMhwuc2VydmVybGVzc2xsbS52MS5Ub29sQ2hvaWNlEhoKEnRlbXBsYXRlX2FyZ3VtZW50cxgDIAEoCSJXCgVVc2FnZRIVCg1wcm9tcHRfdG9rZW5zGAEgASgFEhkKEWNvbXBsZXRpb25fdG9rZW5zGAIgASgFEhwKFGNhY2hlZF9wcm9tcHRfdG9rZW5zGAMgASgFIi8KClRvcExvZ3Byb2ISEAoIdG9rZW5faWQYASABKAUSDwoHbG9ncHJvYhgCIAEoAiJKCgxUb2tlbkxvZ3Byb2ISDwoHbG9ncHJvYhgBIAEoAhIpCgN0b3AYAiADKAsyHC5zZXJ2ZXJsZXNzbGxtLnYxLlRvcExvZ3Byb2IisQEKBVBoYXNlEikKBGtpbmQYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLlBoYXNlS2luZBIoCgVzdGFydBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIrCghkdXJhdGlvbhgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIXCgpzaXplX2J5dGVzGAQgASgDSACIAQFCDQoLX3NpemVfYnl0ZXMikgMKB1JlY2VpcHQSDAoEY29sZBgBIAEoCBIpCglmcm9tX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISJwoGcGhhc2VzGAMgAygLMhcuc2VydmVybGVzc2xsbS52MS5QaGFzZRI2ChN0aW1lX3RvX2ZpcnN0X3Rva2VuGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjcKD2VzdGltYXRlZF9zdGFydBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAiAEBEg8KB25vZGVfaWQYBiABKAkSEwoLaW5zdGFuY2VfaWQYByABKAkSNAoMYWN0dWFsX3N0YXJ0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSAGIAQESDgoGZW5naW5lGAkgASgJEhIKCmRlcGxveW1lbnQYCiABKAkSDwoHYWRhcHRlchgLIAEoCUISChBfZXN0aW1hdGVkX3N0YXJ0Qg8KDV9hY3R1YWxfc3RhcnQi4AEKB0xvYWRpbmcSKgoFcGhhc2UYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLkxvYWRQaGFzZRIpCglmcm9tX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISFAoMbG9hZGVkX2J5dGVzGAMgASgDEhMKC3RvdGFsX2J5dGVzGAQgASgDEjsKE2VzdGltYXRlZF9yZW1haW5pbmcYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IAIgBAUIWChRfZXN0aW1hdGVkX3JlbWFpbmluZyKxAgoMRW5naW5lQ29uZmlnEg4KBmVuZ2luZRgBIAEoCRINCgVkdHlwZRgCIAEoCRIcCg9rdl9jYWNoZV90b2tlbnMYAyABKAVIAIgBARIcCg9tYXhfY29uY3VycmVuY3kYBCABKAVIAYgBARIMCgRwYWNrGAUgASgIEhMKC3Rvb2xfcGFyc2VyGAYgASgJEhgKEHJlYXNvbmluZ19wYXJzZXIYByABKAkSFAoMbWF4X2FkYXB0ZXJzGAggASgFEh0KEG1heF9hZGFwdGVyX3JhbmsYCSABKAVIAogBARIXCg90ZW5zb3JfcGFyYWxsZWwYCyABKAVCEgoQX2t2X2NhY2hlX3Rva2Vuc0ISChBfbWF4X2NvbmN1cnJlbmN5QhMKEV9tYXhfYWRhcHRlcl9yYW5rIs4BCg1TY2FsaW5nUG9saWN5EhkKDG1pbl9yZXBsaWNhcxgBIAEoBUgAiAEBEhkKDG1heF9yZXBsaWNhcxgCIAEoBUgBiAEBEi0KCmtlZXBfYWxpdmUYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SHwoSdGFyZ2V0X2NvbmN1cnJlbmN5GAQgASgFSAKIAQFCDwoNX21pbl9yZXBsaWNhc0IPCg1fbWF4X3JlcGxpY2FzQhUKE190YXJnZXRfY29uY3VycmVuY3kivQIKCU1vZGVsSW5mbxIUCgxhcmNoaXRlY3R1cmUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoAxIWCg5jb250ZXh0X3Rva2VucxgDIAEoBRIaChJrdl9ieXRlc19wZXJfdG9rZW4YBCABKAMSDgoGZGlnZXN0GAUgASgJEhAKCGlkZW50aXR5GAYgASgJEhoKDXByaXZhdGVfYnl0ZXMYByABKANIAIgBARIhChlwcml2YXRlX2J5dGVzX3Blcl9yZXF1ZXN0GAggASgDEi8KB3B1cnBvc2UYCSABKAsyHi5zZXJ2ZXJsZXNzbGxtLnYxLk1vZGVsUHVycG9zZRIuCgdhZGFwdGVyGAogASgLMh0uc2VydmVybGVzc2xsbS52MS5BZGFwdGVySW5mb0IQCg5fcHJpdmF0ZV9ieXRlcyJKCgtBZGFwdGVySW5mbxIMCgRyYW5rGAEgASgFEhYKDnRhcmdldF9tb2R1bGVzGAIgAygJEhUKDWJhc2VfaWRlbnRpdHkYAyABKAkiRQoNTG9hZGVkQWRhcHRlchISCgpkZXBsb3ltZW50GAEgASgJEhAKCGlkZW50aXR5GAIgASgJEg4KBmRpZ2VzdBgDIAEoCSLJAQoMTW9kZWxQdXJwb3NlEikKBHRhc2sYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLk1vZGVsVGFzaxISCgpkaW1lbnNpb25zGAIgASgFEg8KB3Bvb2xpbmcYAyABKAkSEgoKbm9ybWFsaXplcxgEIAEoCBISCgptYXRyeW9zaGthGAUgASgIEh0KFW1hdHJ5b3Noa2FfZGltZW5zaW9ucxgGIAMoBRIOCgZsYWJlbHMYByADKAkSEgoKYWN0aXZhdGlvbhgIIAEoCSK0BAoISW5zdGFuY2USEwoLaW5zdGFuY2VfaWQYASABKAkSEgoKZGVwbG95bWVudBgCIAEoCRIPCgdub2RlX2lkGAMgASgJEi4KBXN0YXRlGAQgASgOMh8uc2VydmVybGVzc2xsbS52MS5JbnN0YW5jZVN0YXRlEhgKEHJ1bm5pbmdfcmVxdWVzdHMYBSABKAUSEAoIa3ZfYnl0ZXMYBiABKAMSDgoGZGlnZXN0GAcgASgJEi4KCnN0YXJ0ZWRfYXQYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhIKCndvcmtlcl9waWQYCSABKAUSGgoSdW5yZWFkX3JlcXVlc3RfaWRzGAogAygJEhkKDGRldmljZV9pbmRleBgLIAEoBUgAiAEBEjAKDG9ycGhhbl91bnRpbBgMIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIaWRlbnRpdHkYDSABKAkSEQoJb3duX2J5dGVzGA4gASgDEg4KBmVuZ2luZRgPIAEoCRIaCg1wcml2YXRlX2J5dGVzGBAgASgDSAGIAQESLgoGY29uZmlnGBEgASgLMh4uc2VydmVybGVzc2xsbS52MS5FbmdpbmVDb25maWcSMQoIYWRhcHRlcnMYEiADKAsyHy5zZXJ2ZXJsZXNzbGxtLnYxLkxvYWRlZEFkYXB0ZXJCDwoNX2RldmljZV9pbmRleEIQCg5fcHJpdmF0ZV9ieXRlcyLdAQoOQ2hlY2twb2ludENvcHkSDgoGZGlnZXN0GAEgASgJEiQKBHRpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISEgoKc2l6ZV9ieXRlcxgDIAEoAxIWCg5yZXNpZGVudF9ieXRlcxgEIAEoAxIPCgdzb3VyY2VzGAUgAygJEg4KBmxlYXNlZBgGIAEoCBIlCgVob2xkcxgHIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuSG9sZBIPCgdtYWRlX29mGAggASgJEhAKCG1hZGVfZm9yGAkgASgJIkcKBEhvbGQSDwoHaG9sZF9pZBgBIAEoCRIuCgpleHBpcmVzX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJuCglUaWVyVXNhZ2USJAoEdGllchgBIAEoDjIWLnNlcnZlcmxlc3NsbG0udjEuVGllchIWCg5jYXBhY2l0eV9ieXRlcxgCIAEoAxISCgp1c2VkX2J5dGVzGAMgASgDEg8KB3Byb2JsZW0YBCABKAkirgEKD0xpbmtPYnNlcnZhdGlvbhIpCglmcm9tX3RpZXIYASABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISJwoHdG9fdGllchgCIAEoDjIWLnNlcnZlcmxlc3NsbG0udjEuVGllchIYChBieXRlc19wZXJfc2Vjb25kGAMgASgBEhQKDHF1ZXVlZF9ieXRlcxgEIAEoAxIXCg9pbl9mbGlnaHRfYnl0ZXMYBSABKAMinAEKD0luaXRPYnNlcnZhdGlvbhIOCgZkaWdlc3QYASABKAkSDgoGZW5naW5lGAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAMSKgoHcHJlcGFyZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgZhdHRhY2gYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24i3gQKBE5vZGUSDwoHbm9kZV9pZBgBIAEoCRIPCgdhZGRyZXNzGAIgASgJEioKBXRpZXJzGAMgAygLMhsuc2VydmVybGVzc2xsbS52MS5UaWVyVXNhZ2USGQoRa3ZfY2FwYWNpdHlfYnl0ZXMYBCABKAMSFQoNa3ZfdXNlZF9ieXRlcxgFIAEoAxIwCgZjb3BpZXMYBiADKAsyIC5zZXJ2ZXJsZXNzbGxtLnYxLkNoZWNrcG9pbnRDb3B5EjAKBWxpbmtzGAcgAygLMiEuc2VydmVybGVzc2xsbS52MS5MaW5rT2JzZXJ2YXRpb24SLAoJaW5pdF90aW1lGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgwKBGhvc3QYCSABKAkSMAoMY29ubmVjdGVkX2F0GAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghkcmFpbmluZxgLIAEoCBIPCgdsZWF2aW5nGA0gASgIEjwKEWluaXRfb2JzZXJ2YXRpb25zGAwgAygLMiEuc2VydmVybGVzc2xsbS52MS5Jbml0T2JzZXJ2YXRpb24SKQoHZGV2aWNlcxgOIAMoCzIYLnNlcnZlcmxlc3NsbG0udjEuRGV2aWNlEiwKBm1lbW9yeRgPIAEoCzIcLnNlcnZlcmxlc3NsbG0udjEuTm9kZU1lbW9yeRItCgdlbmdpbmVzGBAgAygLMhwuc2VydmVybGVzc2xsbS52MS5Ob2RlRW5naW5lEhsKE21heF90ZW5zb3JfcGFyYWxsZWwYESABKAUiKQoKTm9kZUVuZ2luZRIMCgRuYW1lGAEgASgJEg0KBXJlYWR5GAIgASgIInwKCk5vZGVNZW1vcnkSEwoLdG90YWxfYnl0ZXMYASABKAMSFgoOY2FwYWNpdHlfYnl0ZXMYAiABKAMSEgoKdXNlZF9ieXRlcxgDIAEoAxIWCg5pbnN0YW5jZV9ieXRlcxgEIAEoAxIVCg1tYXhfaW5zdGFuY2VzGAUgASgFIvYBCgZEZXZpY2USDQoFaW5kZXgYASABKAUSDAoEbmFtZRgCIAEoCRIMCgR1dWlkGAMgASgJEhMKC3RvdGFsX2J5dGVzGAQgASgDEhIKCmZyZWVfYnl0ZXMYBSABKAMSHgoWd2VpZ2h0c19jYXBhY2l0eV9ieXRlcxgGIAEoAxIaChJ3ZWlnaHRzX3VzZWRfYnl0ZXMYByABKAMSGQoRa3ZfY2FwYWNpdHlfYnl0ZXMYCCABKAMSFQoNa3ZfdXNlZF9ieXRlcxgJIAEoAxIWCg5yZXNlcnZlZF9ieXRlcxgKIAEoAxISCgppZGxlX2J5dGVzGAsgASgDKlsKBFRpZXISFAoQVElFUl9VTlNQRUNJRklFRBAAEg8KC1RJRVJfUkVNT1RFEAESDAoIVElFUl9TU0QQAhINCglUSUVSX0RSQU0QAxIPCgtUSUVSX0RFVklDRRAEKocBCg5Ub29sQ2hvaWNlTW9kZRIgChxUT09MX0NIT0lDRV9NT0RFX1VOU1BFQ0lGSUVEEAASGQoVVE9PTF9DSE9JQ0VfTU9ERV9BVVRPEAESGQoVVE9PTF9DSE9JQ0VfTU9ERV9OT05FEAISHQoZVE9PTF9DSE9JQ0VfTU9ERV9SRVFVSVJFRBADKn0KDEZpbmlzaFJlYXNvbhIdChlGSU5JU0hfUkVBU09OX1VOU1BFQ0lGSUVEEAASFgoSRklOSVNIX1JFQVNPTl9TVE9QEAESGAoURklOSVNIX1JFQVNPTl9MRU5HVEgQAhIcChhGSU5JU0hfUkVBU09OX1RPT0xfQ0FMTFMQAyq5AgoJUGhhc2VLaW5kEhoKFlBIQVNFX0tJTkRfVU5TUEVDSUZJRUQQABIVChFQSEFTRV9LSU5EX1FVRVVFRBABEhUKEVBIQVNFX0tJTkRfUExBQ0VEEAISFQoRUEhBU0VfS0lORF9JTVBPUlQQAxIXChNQSEFTRV9LSU5EX1JFQURfU1NEEAQSGgoWUEhBU0VfS0lORF9ERVZJQ0VfQ09QWRAFEhsKF1BIQVNFX0tJTkRfV09SS0VSX1NUQVJUEAYSFgoSUEhBU0VfS0lORF9QUkVQQVJFEAcSFQoRUEhBU0VfS0lORF9BVFRBQ0gQCBIaChZQSEFTRV9LSU5EX0VOR0lORV9JTklUEAkSFgoSUEhBU0VfS0lORF9QUkVGSUxMEAoSFgoSUEhBU0VfS0lORF9XQVJNX1VQEAsqfQoJTG9hZFBoYXNlEhoKFkxPQURfUEhBU0VfVU5TUEVDSUZJRUQQABIVChFMT0FEX1BIQVNFX0lNUE9SVBABEhMKD0xPQURfUEhBU0VfUkVBRBACEhMKD0xPQURfUEhBU0VfSU5JVBADEhMKD0xPQURfUEhBU0VfQ09QWRAEKmwKCU1vZGVsVGFzaxIaChZNT0RFTF9UQVNLX1VOU1BFQ0lGSUVEEAASFwoTTU9ERUxfVEFTS19HRU5FUkFURRABEhQKEE1PREVMX1RBU0tfRU1CRUQQAhIUChBNT0RFTF9UQVNLX1NDT1JFEAMqnAEKDUluc3RhbmNlU3RhdGUSHgoaSU5TVEFOQ0VfU1RBVEVfVU5TUEVDSUZJRUQQABIbChdJTlNUQU5DRV9TVEFURV9TVEFSVElORxABEhgKFElOU1RBTkNFX1NUQVRFX1JFQURZEAISGwoXSU5TVEFOQ0VfU1RBVEVfRFJBSU5JTkcQAxIXChNJTlNUQU5DRV9TVEFURV9HT05FEARCJFABWiBzZXJ2ZXJsZXNzbGxtL3YxO3NlcnZlcmxlc3NsbG12MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("ChxzZXJ2ZXJsZXNzbGxtL3YxL3R5cGVzLnByb3RvEhBzZXJ2ZXJsZXNzbGxtLnYxIpgBChBTdHJ1Y3R1cmVkT3V0cHV0EhUKC2pzb25fc2NoZW1hGAEgASgJSAASFQoLanNvbl9vYmplY3QYAiABKAhIABIPCgVyZWdleBgDIAEoCUgAEioKBmNob2ljZRgEIAEoCzIYLnNlcnZlcmxlc3NsbG0udjEuQ2hvaWNlSAASEQoHZ3JhbW1hchgFIAEoCUgAQgYKBGZvcm0iFwoGQ2hvaWNlEg0KBXRleHRzGAEgAygJIp8ECg5TYW1wbGluZ1BhcmFtcxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEhEKBHNlZWQYBSABKARIBIgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBiABKAFIBYgBARIdChBwcmVzZW5jZV9wZW5hbHR5GAcgASgBSAaIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYCCABKAFIB4gBARJDCgpsb2dpdF9iaWFzGAkgAygLMi8uc2VydmVybGVzc2xsbS52MS5TYW1wbGluZ1BhcmFtcy5Mb2dpdEJpYXNFbnRyeRIXCgptaW5fdG9rZW5zGAogASgFSAiIAQESEQoJYmFkX3dvcmRzGAsgAygJEhkKEWFsbG93ZWRfdG9rZW5faWRzGAwgAygFGjAKDkxvZ2l0Qmlhc0VudHJ5EgsKA2tleRgBIAEoBRINCgV2YWx1ZRgCIAEoAToCOAFCDgoMX3RlbXBlcmF0dXJlQggKBl90b3BfcEIICgZfdG9wX2tCCAoGX21pbl9wQgcKBV9zZWVkQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5Qg0KC19taW5fdG9rZW5zIhcKCFRva2VuSWRzEgsKA2lkcxgBIAMoBSKuAQoLQ2hhdE1lc3NhZ2USDAoEcm9sZRgBIAEoCRIPCgdjb250ZW50GAIgASgJEiwKBXBhcnRzGAMgAygLMh0uc2VydmVybGVzc2xsbS52MS5Db250ZW50UGFydBIuCgp0b29sX2NhbGxzGAQgAygLMhouc2VydmVybGVzc2xsbS52MS5Ub29sQ2FsbBIUCgx0b29sX2NhbGxfaWQYBSABKAkSDAoEbmFtZRgGIAEoCSJPCgtDb250ZW50UGFydBIOCgR0ZXh0GAEgASgJSAASKAoFaW1hZ2UYAiABKAsyFy5zZXJ2ZXJsZXNzbGxtLnYxLkltYWdlSABCBgoEcGFydCJECgVJbWFnZRIOCgRkYXRhGAEgASgMSAASDQoDdXJsGAIgASgJSAASEgoKbWVkaWFfdHlwZRgDIAEoCUIICgZzb3VyY2UiNwoIVG9vbENhbGwSCgoCaWQYASABKAkSDAoEbmFtZRgCIAEoCRIRCglhcmd1bWVudHMYAyABKAkiPQoEVG9vbBIMCgRuYW1lGAEgASgJEhMKC2Rlc2NyaXB0aW9uGAIgASgJEhIKCnBhcmFtZXRlcnMYAyABKAkiqgIKDENoYXRNZXNzYWdlcxIvCghtZXNzYWdlcxgBIAMoCzIdLnNlcnZlcmxlc3NsbG0udjEuQ2hhdE1lc3NhZ2USJQoFdG9vbHMYAiADKAsyFi5zZXJ2ZXJsZXNzbGxtLnYxLlRvb2wSGgoSdGVtcGxhdGVfYXJndW1lbnRzGAMgASgJEiIKFWFkZF9nZW5lcmF0aW9uX3Byb21wdBgEIAEoCEgAiAEBEh4KFmNvbnRpbnVlX2ZpbmFsX21lc3NhZ2UYBSABKAgSMQoLdG9vbF9jaG9pY2UYBiABKAsyHC5zZXJ2ZXJsZXNzbGxtLnYxLlRvb2xDaG9pY2USFQoNY2hhdF90ZW1wbGF0ZRgHIAEoCUIYChZfYWRkX2dlbmVyYXRpb25fcHJvbXB0IlwKClRvb2xDaG9pY2USMAoEbW9kZRgBIAEoDjIgLnNlcnZlcmxlc3NsbG0udjEuVG9vbENob2ljZU1vZGVIABISCghmdW5jdGlvbhgCIAEoCUgAQggKBmNob2ljZSKFAQoNT3V0cHV0UGFyc2luZxIlCgV0b29scxgBIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuVG9vbBIxCgt0b29sX2Nob2ljZRgCIAEoCzIcLnNlcnZlcmxlc3NsbG0udjEuVG9vbENob2ljZRIaChJ0ZW1wbGF0ZV9hcmd1bWVudHMYAyABKAkiVwoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoBRIZChFjb21wbGV0aW9uX3Rva2VucxgCIAEoBRIcChRjYWNoZWRfcHJvbXB0X3Rva2VucxgDIAEoBSIvCgpUb3BMb2dwcm9iEhAKCHRva2VuX2lkGAEgASgFEg8KB2xvZ3Byb2IYAiABKAIiSgoMVG9rZW5Mb2dwcm9iEg8KB2xvZ3Byb2IYASABKAISKQoDdG9wGAIgAygLMhwuc2VydmVybGVzc2xsbS52MS5Ub3BMb2dwcm9iIrEBCgVQaGFzZRIpCgRraW5kGAEgASgOMhsuc2VydmVybGVzc2xsbS52MS5QaGFzZUtpbmQSKAoFc3RhcnQYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKwoIZHVyYXRpb24YAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFwoKc2l6ZV9ieXRlcxgEIAEoA0gAiAEBQg0KC19zaXplX2J5dGVzIkgKEEtlcHRQcm9tcHRUb2tlbnMSJAoEdGllchgBIAEoDjIWLnNlcnZlcmxlc3NsbG0udjEuVGllchIOCgZ0b2tlbnMYAiABKAUiywMKB1JlY2VpcHQSDAoEY29sZBgBIAEoCBIpCglmcm9tX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISJwoGcGhhc2VzGAMgAygLMhcuc2VydmVybGVzc2xsbS52MS5QaGFzZRI2ChN0aW1lX3RvX2ZpcnN0X3Rva2VuGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjcKD2VzdGltYXRlZF9zdGFydBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkgAiAEBEg8KB25vZGVfaWQYBiABKAkSEwoLaW5zdGFuY2VfaWQYByABKAkSNAoMYWN0dWFsX3N0YXJ0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSAGIAQESDgoGZW5naW5lGAkgASgJEhIKCmRlcGxveW1lbnQYCiABKAkSDwoHYWRhcHRlchgLIAEoCRI3CgtrZXB0X3Byb21wdBgMIAMoCzIiLnNlcnZlcmxlc3NsbG0udjEuS2VwdFByb21wdFRva2Vuc0ISChBfZXN0aW1hdGVkX3N0YXJ0Qg8KDV9hY3R1YWxfc3RhcnQikgIKCUNhY2hlTW92ZRImCgN3YXkYASABKA4yGS5zZXJ2ZXJsZXNzbGxtLnYxLk1vdmVXYXkSMQoJYnlfdG9rZW5zGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSACIAQESMAoIYnlfcGFnZXMYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25IAYgBARITCgtwYWdlX3Rva2VucxgEIAEoBRISCgpwYWdlX2J5dGVzGAUgASgDEicKBHRvb2sYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SCwoDd2h5GAcgASgJQgwKCl9ieV90b2tlbnNCCwoJX2J5X3BhZ2VzIuABCgdMb2FkaW5nEioKBXBoYXNlGAEgASgOMhsuc2VydmVybGVzc2xsbS52MS5Mb2FkUGhhc2USKQoJZnJvbV90aWVyGAIgASgOMhYuc2VydmVybGVzc2xsbS52MS5UaWVyEhQKDGxvYWRlZF9ieXRlcxgDIAEoAxITCgt0b3RhbF9ieXRlcxgEIAEoAxI7ChNlc3RpbWF0ZWRfcmVtYWluaW5nGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uSACIAQFCFgoUX2VzdGltYXRlZF9yZW1haW5pbmci6wIKDEVuZ2luZUNvbmZpZxIOCgZlbmdpbmUYASABKAkSDQoFZHR5cGUYAiABKAkSHAoPa3ZfY2FjaGVfdG9rZW5zGAMgASgFSACIAQESHAoPbWF4X2NvbmN1cnJlbmN5GAQgASgFSAGIAQESDAoEcGFjaxgFIAEoCBITCgt0b29sX3BhcnNlchgGIAEoCRIYChByZWFzb25pbmdfcGFyc2VyGAcgASgJEhQKDG1heF9hZGFwdGVycxgIIAEoBRIdChBtYXhfYWRhcHRlcl9yYW5rGAkgASgFSAKIAQESFwoPdGVuc29yX3BhcmFsbGVsGAsgASgFEiAKE2V4cGVydF9tZW1vcnlfYnl0ZXMYDCABKANIA4gBAUISChBfa3ZfY2FjaGVfdG9rZW5zQhIKEF9tYXhfY29uY3VycmVuY3lCEwoRX21heF9hZGFwdGVyX3JhbmtCFgoUX2V4cGVydF9tZW1vcnlfYnl0ZXMivAIKDVNjYWxpbmdQb2xpY3kSGQoMbWluX3JlcGxpY2FzGAEgASgFSACIAQESGQoMbWF4X3JlcGxpY2FzGAIgASgFSAGIAQESLQoKa2VlcF9hbGl2ZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIfChJ0YXJnZXRfY29uY3VycmVuY3kYBCABKAVIAogBARIdChBsZWFybl9rZWVwX2FsaXZlGAUgASgISAOIAQESOAoVdGFyZ2V0X3RpbWVfcGVyX3Rva2VuGAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uQg8KDV9taW5fcmVwbGljYXNCDwoNX21heF9yZXBsaWNhc0IVChNfdGFyZ2V0X2NvbmN1cnJlbmN5QhMKEV9sZWFybl9rZWVwX2FsaXZlIlcKEFR1bmVkQ29uY3VycmVuY3kSEAoIcmVxdWVzdHMYASABKAUSMQoOdGltZV9wZXJfdG9rZW4YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iawoQTGVhcm5lZEtlZXBUaW1lcxIrCghpbnN0YW5jZRgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIqCgd3ZWlnaHRzGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIvICCglNb2RlbEluZm8SFAoMYXJjaGl0ZWN0dXJlGAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAMSFgoOY29udGV4dF90b2tlbnMYAyABKAUSGgoSa3ZfYnl0ZXNfcGVyX3Rva2VuGAQgASgDEg4KBmRpZ2VzdBgFIAEoCRIQCghpZGVudGl0eRgGIAEoCRIaCg1wcml2YXRlX2J5dGVzGAcgASgDSACIAQESIQoZcHJpdmF0ZV9ieXRlc19wZXJfcmVxdWVzdBgIIAEoAxIvCgdwdXJwb3NlGAkgASgLMh4uc2VydmVybGVzc2xsbS52MS5Nb2RlbFB1cnBvc2USLgoHYWRhcHRlchgKIAEoCzIdLnNlcnZlcmxlc3NsbG0udjEuQWRhcHRlckluZm8SMwoHZXhwZXJ0cxgLIAEoCzIiLnNlcnZlcmxlc3NsbG0udjEuTWl4dHVyZU9mRXhwZXJ0c0IQCg5fcHJpdmF0ZV9ieXRlcyJYChBNaXh0dXJlT2ZFeHBlcnRzEhIKCnNpemVfYnl0ZXMYASABKAMSFAoMbWVtb3J5X2J5dGVzGAIgASgDEhoKEmxlYXN0X21lbW9yeV9ieXRlcxgDIAEoAyJKCgtBZGFwdGVySW5mbxIMCgRyYW5rGAEgASgFEhYKDnRhcmdldF9tb2R1bGVzGAIgAygJEhUKDWJhc2VfaWRlbnRpdHkYAyABKAkiRQoNTG9hZGVkQWRhcHRlchISCgpkZXBsb3ltZW50GAEgASgJEhAKCGlkZW50aXR5GAIgASgJEg4KBmRpZ2VzdBgDIAEoCSLfAQoMTW9kZWxQdXJwb3NlEikKBHRhc2sYASABKA4yGy5zZXJ2ZXJsZXNzbGxtLnYxLk1vZGVsVGFzaxISCgpkaW1lbnNpb25zGAIgASgFEg8KB3Bvb2xpbmcYAyABKAkSEgoKbm9ybWFsaXplcxgEIAEoCBISCgptYXRyeW9zaGthGAUgASgIEh0KFW1hdHJ5b3Noa2FfZGltZW5zaW9ucxgGIAMoBRIOCgZsYWJlbHMYByADKAkSEgoKYWN0aXZhdGlvbhgIIAEoCRIUCgx0YWtlc19pbWFnZXMYCSABKAgiyAQKCEluc3RhbmNlEhMKC2luc3RhbmNlX2lkGAEgASgJEhIKCmRlcGxveW1lbnQYAiABKAkSDwoHbm9kZV9pZBgDIAEoCRIuCgVzdGF0ZRgEIAEoDjIfLnNlcnZlcmxlc3NsbG0udjEuSW5zdGFuY2VTdGF0ZRIYChBydW5uaW5nX3JlcXVlc3RzGAUgASgFEhAKCGt2X2J5dGVzGAYgASgDEg4KBmRpZ2VzdBgHIAEoCRIuCgpzdGFydGVkX2F0GAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgp3b3JrZXJfcGlkGAkgASgFEhoKEnVucmVhZF9yZXF1ZXN0X2lkcxgKIAMoCRIZCgxkZXZpY2VfaW5kZXgYCyABKAVIAIgBARIwCgxvcnBoYW5fdW50aWwYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCGlkZW50aXR5GA0gASgJEhEKCW93bl9ieXRlcxgOIAEoAxIOCgZlbmdpbmUYDyABKAkSGgoNcHJpdmF0ZV9ieXRlcxgQIAEoA0gBiAEBEi4KBmNvbmZpZxgRIAEoCzIeLnNlcnZlcmxlc3NsbG0udjEuRW5naW5lQ29uZmlnEjEKCGFkYXB0ZXJzGBIgAygLMh8uc2VydmVybGVzc2xsbS52MS5Mb2FkZWRBZGFwdGVyEhIKCnJlYWR5X21hZGUYEyABKAhCDwoNX2RldmljZV9pbmRleEIQCg5fcHJpdmF0ZV9ieXRlcyK3AgoOQ2hlY2twb2ludENvcHkSDgoGZGlnZXN0GAEgASgJEiQKBHRpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISEgoKc2l6ZV9ieXRlcxgDIAEoAxIWCg5yZXNpZGVudF9ieXRlcxgEIAEoAxIPCgdzb3VyY2VzGAUgAygJEg4KBmxlYXNlZBgGIAEoCBIlCgVob2xkcxgHIAMoCzIWLnNlcnZlcmxlc3NsbG0udjEuSG9sZBIPCgdtYWRlX29mGAggASgJEhAKCG1hZGVfZm9yGAkgASgJEioKBGZvcm0YCiABKAsyHC5zZXJ2ZXJsZXNzbGxtLnYxLldlaWdodEZvcm0SGgoNcHJpdmF0ZV9ieXRlcxgLIAEoA0gAiAEBQhAKDl9wcml2YXRlX2J5dGVzItkBCgpXZWlnaHRGb3JtEgwKBG5hbWUYASABKAkSDgoGZW5naW5lGAIgASgJEg0KBXJhbmtzGAMgASgFEjwKCHZlcnNpb25zGAQgAygLMiouc2VydmVybGVzc2xsbS52MS5XZWlnaHRGb3JtLlZlcnNpb25zRW50cnkSDwoHa2VybmVscxgFIAEoCRINCgVkdHlwZRgGIAEoCRIPCgdtYWRlX29mGAcgASgJGi8KDVZlcnNpb25zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJHCgRIb2xkEg8KB2hvbGRfaWQYASABKAkSLgoKZXhwaXJlc19hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibgoJVGllclVzYWdlEiQKBHRpZXIYASABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISFgoOY2FwYWNpdHlfYnl0ZXMYAiABKAMSEgoKdXNlZF9ieXRlcxgDIAEoAxIPCgdwcm9ibGVtGAQgASgJIq4BCg9MaW5rT2JzZXJ2YXRpb24SKQoJZnJvbV90aWVyGAEgASgOMhYuc2VydmVybGVzc2xsbS52MS5UaWVyEicKB3RvX3RpZXIYAiABKA4yFi5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXISGAoQYnl0ZXNfcGVyX3NlY29uZBgDIAEoARIUCgxxdWV1ZWRfYnl0ZXMYBCABKAMSFwoPaW5fZmxpZ2h0X2J5dGVzGAUgASgDIsQBCg9Jbml0T2JzZXJ2YXRpb24SDgoGZGlnZXN0GAEgASgJEg4KBmVuZ2luZRgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDEioKB3ByZXBhcmUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKQoGYXR0YWNoGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhcKCnJlYWR5X21hZGUYBiABKAhIAIgBAUINCgtfcmVhZHlfbWFkZSKgBQoETm9kZRIPCgdub2RlX2lkGAEgASgJEg8KB2FkZHJlc3MYAiABKAkSKgoFdGllcnMYAyADKAsyGy5zZXJ2ZXJsZXNzbGxtLnYxLlRpZXJVc2FnZRIZChFrdl9jYXBhY2l0eV9ieXRlcxgEIAEoAxIVCg1rdl91c2VkX2J5dGVzGAUgASgDEjAKBmNvcGllcxgGIAMoCzIgLnNlcnZlcmxlc3NsbG0udjEuQ2hlY2twb2ludENvcHkSMAoFbGlua3MYByADKAsyIS5zZXJ2ZXJsZXNzbGxtLnYxLkxpbmtPYnNlcnZhdGlvbhIsCglpbml0X3RpbWUYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDAoEaG9zdBgJIAEoCRIwCgxjb25uZWN0ZWRfYXQYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCGRyYWluaW5nGAsgASgIEg8KB2xlYXZpbmcYDSABKAgSPAoRaW5pdF9vYnNlcnZhdGlvbnMYDCADKAsyIS5zZXJ2ZXJsZXNzbGxtLnYxLkluaXRPYnNlcnZhdGlvbhIpCgdkZXZpY2VzGA4gAygLMhguc2VydmVybGVzc2xsbS52MS5EZXZpY2USLAoGbWVtb3J5GA8gASgLMhwuc2VydmVybGVzc2xsbS52MS5Ob2RlTWVtb3J5Ei0KB2VuZ2luZXMYECADKAsyHC5zZXJ2ZXJsZXNzbGxtLnYxLk5vZGVFbmdpbmUSGwoTbWF4X3RlbnNvcl9wYXJhbGxlbBgRIAEoBRIMCgR6b25lGBQgASgJEjIKDHVubWFkZV9mb3JtcxgVIAMoCzIcLnNlcnZlcmxlc3NsbG0udjEuVW5tYWRlRm9ybSI/CgpVbm1hZGVGb3JtEg4KBmRpZ2VzdBgBIAEoCRIQCghtYWRlX2ZvchgCIAEoCRIPCgdwcm9ibGVtGAMgASgJIikKCk5vZGVFbmdpbmUSDAoEbmFtZRgBIAEoCRINCgVyZWFkeRgCIAEoCCJ8CgpOb2RlTWVtb3J5EhMKC3RvdGFsX2J5dGVzGAEgASgDEhYKDmNhcGFjaXR5X2J5dGVzGAIgASgDEhIKCnVzZWRfYnl0ZXMYAyABKAMSFgoOaW5zdGFuY2VfYnl0ZXMYBCABKAMSFQoNbWF4X2luc3RhbmNlcxgFIAEoBSL2AQoGRGV2aWNlEg0KBWluZGV4GAEgASgFEgwKBG5hbWUYAiABKAkSDAoEdXVpZBgDIAEoCRITCgt0b3RhbF9ieXRlcxgEIAEoAxISCgpmcmVlX2J5dGVzGAUgASgDEh4KFndlaWdodHNfY2FwYWNpdHlfYnl0ZXMYBiABKAMSGgoSd2VpZ2h0c191c2VkX2J5dGVzGAcgASgDEhkKEWt2X2NhcGFjaXR5X2J5dGVzGAggASgDEhUKDWt2X3VzZWRfYnl0ZXMYCSABKAMSFgoOcmVzZXJ2ZWRfYnl0ZXMYCiABKAMSEgoKaWRsZV9ieXRlcxgLIAEoAypqCgRUaWVyEhQKEFRJRVJfVU5TUEVDSUZJRUQQABIPCgtUSUVSX1JFTU9URRABEgwKCFRJRVJfU1NEEAISDQoJVElFUl9EUkFNEAMSDwoLVElFUl9ERVZJQ0UQBBINCglUSUVSX1BFRVIQBSqHAQoOVG9vbENob2ljZU1vZGUSIAocVE9PTF9DSE9JQ0VfTU9ERV9VTlNQRUNJRklFRBAAEhkKFVRPT0xfQ0hPSUNFX01PREVfQVVUTxABEhkKFVRPT0xfQ0hPSUNFX01PREVfTk9ORRACEh0KGVRPT0xfQ0hPSUNFX01PREVfUkVRVUlSRUQQAyp9CgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEhgKFEZJTklTSF9SRUFTT05fTEVOR1RIEAISHAoYRklOSVNIX1JFQVNPTl9UT09MX0NBTExTEAMq1QIKCVBoYXNlS2luZBIaChZQSEFTRV9LSU5EX1VOU1BFQ0lGSUVEEAASFQoRUEhBU0VfS0lORF9RVUVVRUQQARIVChFQSEFTRV9LSU5EX1BMQUNFRBACEhUKEVBIQVNFX0tJTkRfSU1QT1JUEAMSFwoTUEhBU0VfS0lORF9SRUFEX1NTRBAEEhoKFlBIQVNFX0tJTkRfREVWSUNFX0NPUFkQBRIbChdQSEFTRV9LSU5EX1dPUktFUl9TVEFSVBAGEhYKElBIQVNFX0tJTkRfUFJFUEFSRRAHEhUKEVBIQVNFX0tJTkRfQVRUQUNIEAgSGgoWUEhBU0VfS0lORF9FTkdJTkVfSU5JVBAJEhYKElBIQVNFX0tJTkRfUFJFRklMTBAKEhYKElBIQVNFX0tJTkRfV0FSTV9VUBALEhoKFlBIQVNFX0tJTkRfRkVUQ0hfUEVFUlMQDCpMCgdNb3ZlV2F5EhgKFE1PVkVfV0FZX1VOU1BFQ0lGSUVEEAASEwoPTU9WRV9XQVlfVE9LRU5TEAESEgoOTU9WRV9XQVlfUEFHRVMQAip9CglMb2FkUGhhc2USGgoWTE9BRF9QSEFTRV9VTlNQRUNJRklFRBAAEhUKEUxPQURfUEhBU0VfSU1QT1JUEAESEwoPTE9BRF9QSEFTRV9SRUFEEAISEwoPTE9BRF9QSEFTRV9JTklUEAMSEwoPTE9BRF9QSEFTRV9DT1BZEAQqbAoJTW9kZWxUYXNrEhoKFk1PREVMX1RBU0tfVU5TUEVDSUZJRUQQABIXChNNT0RFTF9UQVNLX0dFTkVSQVRFEAESFAoQTU9ERUxfVEFTS19FTUJFRBACEhQKEE1PREVMX1RBU0tfU0NPUkUQAyqcAQoNSW5zdGFuY2VTdGF0ZRIeChpJTlNUQU5DRV9TVEFURV9VTlNQRUNJRklFRBAAEhsKF0lOU1RBTkNFX1NUQVRFX1NUQVJUSU5HEAESGAoUSU5TVEFOQ0VfU1RBVEVfUkVBRFkQAhIbChdJTlNUQU5DRV9TVEFURV9EUkFJTklORxADEhcKE0lOU1RBTkNFX1NUQVRFX0dPTkUQBEIkUAFaIHNlcnZlcmxlc3NsbG0vdjE7c2VydmVybGVzc2xsbXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * The form of a text. Tokens that would leave it are not generated, and the generation ends at the
@@ -290,6 +290,15 @@ export type ContentPart = Message<"serverlessllm.v1.ContentPart"> & {
      */
     value: string;
     case: "text";
+  } | {
+    /**
+     * Of a model that sees images (see ModelPurpose); others refuse with NOT_SERVED. Its place among the
+     * texts is where the template writes it.
+     *
+     * @generated from field: serverlessllm.v1.Image image = 2;
+     */
+    value: Image;
+    case: "image";
   } | { case: undefined; value?: undefined };
 };
 
@@ -299,6 +308,51 @@ export type ContentPart = Message<"serverlessllm.v1.ContentPart"> & {
  */
 export const ContentPartSchema: GenMessage<ContentPart> = /*@__PURE__*/
   messageDesc(file_serverlessllm_v1_types, 5);
+
+/**
+ * A PNG, JPEG, WebP or GIF, of which the first frame is seen. All images of a request are looked at
+ * before it is queued: what is no image, or out of bounds, is refused with INVALID_IMAGE.
+ *
+ * @generated from message serverlessllm.v1.Image
+ */
+export type Image = Message<"serverlessllm.v1.Image"> & {
+  /**
+   * @generated from oneof serverlessllm.v1.Image.source
+   */
+  source: {
+    /**
+     * The file as it is. At most 8 MiB, of at most 16,777,216 pixels and 16,384 in each direction; at most
+     * 16 images, 32 MiB and 67,108,864 pixels in one request. A JPEG of at most 100 scans.
+     *
+     * @generated from field: bytes data = 1;
+     */
+    value: Uint8Array;
+    case: "data";
+  } | {
+    /**
+     * http or https. The control plane fetches it once, from the hosts that the deployment allows (see
+     * DeployRequest); else it refuses with IMAGE_URL_REFUSED. Not taken in batches.
+     *
+     * @generated from field: string url = 2;
+     */
+    value: string;
+    case: "url";
+  } | { case: undefined; value?: undefined };
+
+  /**
+   * Such as "image/png". Set: what is of another type is refused. Empty: it is found out.
+   *
+   * @generated from field: string media_type = 3;
+   */
+  mediaType: string;
+};
+
+/**
+ * Describes the message serverlessllm.v1.Image.
+ * Use `create(ImageSchema)` to create a new message.
+ */
+export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 6);
 
 /**
  * A call of a tool.
@@ -329,7 +383,7 @@ export type ToolCall = Message<"serverlessllm.v1.ToolCall"> & {
  * Use `create(ToolCallSchema)` to create a new message.
  */
 export const ToolCallSchema: GenMessage<ToolCall> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 6);
+  messageDesc(file_serverlessllm_v1_types, 7);
 
 /**
  * What a model may have called.
@@ -360,7 +414,7 @@ export type Tool = Message<"serverlessllm.v1.Tool"> & {
  * Use `create(ToolSchema)` to create a new message.
  */
 export const ToolSchema: GenMessage<Tool> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 7);
+  messageDesc(file_serverlessllm_v1_types, 8);
 
 /**
  * @generated from message serverlessllm.v1.ChatMessages
@@ -423,7 +477,7 @@ export type ChatMessages = Message<"serverlessllm.v1.ChatMessages"> & {
  * Use `create(ChatMessagesSchema)` to create a new message.
  */
 export const ChatMessagesSchema: GenMessage<ChatMessages> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 8);
+  messageDesc(file_serverlessllm_v1_types, 9);
 
 /**
  * @generated from message serverlessllm.v1.ToolChoice
@@ -454,7 +508,7 @@ export type ToolChoice = Message<"serverlessllm.v1.ToolChoice"> & {
  * Use `create(ToolChoiceSchema)` to create a new message.
  */
 export const ToolChoiceSchema: GenMessage<ToolChoice> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 9);
+  messageDesc(file_serverlessllm_v1_types, 10);
 
 /**
  * How a text is to be taken apart into what it says, thinks and calls.
@@ -485,7 +539,7 @@ export type OutputParsing = Message<"serverlessllm.v1.OutputParsing"> & {
  * Use `create(OutputParsingSchema)` to create a new message.
  */
 export const OutputParsingSchema: GenMessage<OutputParsing> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 10);
+  messageDesc(file_serverlessllm_v1_types, 11);
 
 /**
  * @generated from message serverlessllm.v1.Usage
@@ -514,7 +568,7 @@ export type Usage = Message<"serverlessllm.v1.Usage"> & {
  * Use `create(UsageSchema)` to create a new message.
  */
 export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 11);
+  messageDesc(file_serverlessllm_v1_types, 12);
 
 /**
  * @generated from message serverlessllm.v1.TopLogprob
@@ -538,7 +592,7 @@ export type TopLogprob = Message<"serverlessllm.v1.TopLogprob"> & {
  * Use `create(TopLogprobSchema)` to create a new message.
  */
 export const TopLogprobSchema: GenMessage<TopLogprob> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 12);
+  messageDesc(file_serverlessllm_v1_types, 13);
 
 /**
  * @generated from message serverlessllm.v1.TokenLogprob
@@ -564,7 +618,7 @@ export type TokenLogprob = Message<"serverlessllm.v1.TokenLogprob"> & {
  * Use `create(TokenLogprobSchema)` to create a new message.
  */
 export const TokenLogprobSchema: GenMessage<TokenLogprob> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 13);
+  messageDesc(file_serverlessllm_v1_types, 14);
 
 /**
  * Phases may overlap: weights are read while the worker starts.
@@ -602,7 +656,33 @@ export type Phase = Message<"serverlessllm.v1.Phase"> & {
  * Use `create(PhaseSchema)` to create a new message.
  */
 export const PhaseSchema: GenMessage<Phase> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 14);
+  messageDesc(file_serverlessllm_v1_types, 15);
+
+/**
+ * Prompt tokens that were not computed, since the node has kept their pages of the KV cache.
+ *
+ * @generated from message serverlessllm.v1.KeptPromptTokens
+ */
+export type KeptPromptTokens = Message<"serverlessllm.v1.KeptPromptTokens"> & {
+  /**
+   * That had them when the request came.
+   *
+   * @generated from field: serverlessllm.v1.Tier tier = 1;
+   */
+  tier: Tier;
+
+  /**
+   * @generated from field: int32 tokens = 2;
+   */
+  tokens: number;
+};
+
+/**
+ * Describes the message serverlessllm.v1.KeptPromptTokens.
+ * Use `create(KeptPromptTokensSchema)` to create a new message.
+ */
+export const KeptPromptTokensSchema: GenMessage<KeptPromptTokens> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 16);
 
 /**
  * Where the time to the first token went.
@@ -683,6 +763,14 @@ export type Receipt = Message<"serverlessllm.v1.Receipt"> & {
    * @generated from field: string adapter = 11;
    */
   adapter: string;
+
+  /**
+   * Prompt tokens that the node had kept, by the tier that had them. Empty: all were computed, or
+   * found in the KV cache of the instance.
+   *
+   * @generated from field: repeated serverlessllm.v1.KeptPromptTokens kept_prompt = 12;
+   */
+  keptPrompt: KeptPromptTokens[];
 };
 
 /**
@@ -690,7 +778,66 @@ export type Receipt = Message<"serverlessllm.v1.Receipt"> & {
  * Use `create(ReceiptSchema)` to create a new message.
  */
 export const ReceiptSchema: GenMessage<Receipt> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 15);
+  messageDesc(file_serverlessllm_v1_types, 17);
+
+/**
+ * By which way the KV cache of a generation has moved, and what was known of both when that was chosen.
+ *
+ * @generated from message serverlessllm.v1.CacheMove
+ */
+export type CacheMove = Message<"serverlessllm.v1.CacheMove"> & {
+  /**
+   * @generated from field: serverlessllm.v1.MoveWay way = 1;
+   */
+  way: MoveWay;
+
+  /**
+   * What each was expected to take. Unset: not known, or not to be had.
+   *
+   * @generated from field: optional google.protobuf.Duration by_tokens = 2;
+   */
+  byTokens?: Duration | undefined;
+
+  /**
+   * @generated from field: optional google.protobuf.Duration by_pages = 3;
+   */
+  byPages?: Duration | undefined;
+
+  /**
+   * Tokens that the destination had not to compute, since it had pages of them.
+   *
+   * @generated from field: int32 page_tokens = 4;
+   */
+  pageTokens: number;
+
+  /**
+   * Pages that have come from the source.
+   *
+   * @generated from field: int64 page_bytes = 5;
+   */
+  pageBytes: bigint;
+
+  /**
+   * What it took, until the destination had all that it was sent.
+   *
+   * @generated from field: google.protobuf.Duration took = 6;
+   */
+  took?: Duration | undefined;
+
+  /**
+   * Why it went so, in words.
+   *
+   * @generated from field: string why = 7;
+   */
+  why: string;
+};
+
+/**
+ * Describes the message serverlessllm.v1.CacheMove.
+ * Use `create(CacheMoveSchema)` to create a new message.
+ */
+export const CacheMoveSchema: GenMessage<CacheMove> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 18);
 
 /**
  * @generated from message serverlessllm.v1.Loading
@@ -731,7 +878,7 @@ export type Loading = Message<"serverlessllm.v1.Loading"> & {
  * Use `create(LoadingSchema)` to create a new message.
  */
 export const LoadingSchema: GenMessage<Loading> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 16);
+  messageDesc(file_serverlessllm_v1_types, 19);
 
 /**
  * How a deployment's model is run.
@@ -814,6 +961,16 @@ export type EngineConfig = Message<"serverlessllm.v1.EngineConfig"> & {
    * @generated from field: int32 tensor_parallel = 11;
    */
   tensorParallel: number;
+
+  /**
+   * Of a mixture of experts: memory that the experts of one instance may take, which then stay on
+   * SSD but for those that requests use, so that the model need not fit in memory. Tokens are the
+   * same. At least what all experts of one layer take (MixtureOfExperts.least_memory_bytes); needs the
+   * engine "transformers", and is for nodes without accelerators. Unset: all weights are in memory.
+   *
+   * @generated from field: optional int64 expert_memory_bytes = 12;
+   */
+  expertMemoryBytes?: bigint | undefined;
 };
 
 /**
@@ -821,7 +978,7 @@ export type EngineConfig = Message<"serverlessllm.v1.EngineConfig"> & {
  * Use `create(EngineConfigSchema)` to create a new message.
  */
 export const EngineConfigSchema: GenMessage<EngineConfig> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 17);
+  messageDesc(file_serverlessllm_v1_types, 20);
 
 /**
  * @generated from message serverlessllm.v1.ScalingPolicy
@@ -855,6 +1012,24 @@ export type ScalingPolicy = Message<"serverlessllm.v1.ScalingPolicy"> & {
    * @generated from field: optional int32 target_concurrency = 4;
    */
   targetConcurrency?: number | undefined;
+
+  /**
+   * Whether idle instances end before keep_alive is over where the pauses between requests, as they
+   * have been of late, say that more is not worth the memory. Until enough is known of them, and where
+   * a request has wished otherwise, they stay as long as that says. Unset: as the control plane is set up.
+   *
+   * @generated from field: optional bool learn_keep_alive = 5;
+   */
+  learnKeepAlive?: boolean | undefined;
+
+  /**
+   * Time between two tokens of a request, above 0 and at most 60 s: where tokens come slower, an instance
+   * works on fewer requests at once than EngineConfig.max_concurrency, one at least; others wait, or get
+   * another instance. Unset: it works on as many as that.
+   *
+   * @generated from field: google.protobuf.Duration target_time_per_token = 6;
+   */
+  targetTimePerToken?: Duration | undefined;
 };
 
 /**
@@ -862,7 +1037,64 @@ export type ScalingPolicy = Message<"serverlessllm.v1.ScalingPolicy"> & {
  * Use `create(ScalingPolicySchema)` to create a new message.
  */
 export const ScalingPolicySchema: GenMessage<ScalingPolicy> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 18);
+  messageDesc(file_serverlessllm_v1_types, 21);
+
+/**
+ * What target_time_per_token has come to: the mean over the instances of a deployment that were looked at.
+ *
+ * @generated from message serverlessllm.v1.TunedConcurrency
+ */
+export type TunedConcurrency = Message<"serverlessllm.v1.TunedConcurrency"> & {
+  /**
+   * Requests that an instance works on at once now.
+   *
+   * @generated from field: int32 requests = 1;
+   */
+  requests: number;
+
+  /**
+   * Between two tokens of a request, as seen last.
+   *
+   * @generated from field: google.protobuf.Duration time_per_token = 2;
+   */
+  timePerToken?: Duration | undefined;
+};
+
+/**
+ * Describes the message serverlessllm.v1.TunedConcurrency.
+ * Use `create(TunedConcurrencySchema)` to create a new message.
+ */
+export const TunedConcurrencySchema: GenMessage<TunedConcurrency> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 22);
+
+/**
+ * What the pauses between a deployment's requests have taught, as it is acted on now.
+ *
+ * @generated from message serverlessllm.v1.LearnedKeepTimes
+ */
+export type LearnedKeepTimes = Message<"serverlessllm.v1.LearnedKeepTimes"> & {
+  /**
+   * How long an idle instance stays.
+   *
+   * @generated from field: google.protobuf.Duration instance = 1;
+   */
+  instance?: Duration | undefined;
+
+  /**
+   * From its end on: how long its weights are worth their room in the node's DRAM. After that they go
+   * before all others, once room is needed.
+   *
+   * @generated from field: google.protobuf.Duration weights = 2;
+   */
+  weights?: Duration | undefined;
+};
+
+/**
+ * Describes the message serverlessllm.v1.LearnedKeepTimes.
+ * Use `create(LearnedKeepTimesSchema)` to create a new message.
+ */
+export const LearnedKeepTimesSchema: GenMessage<LearnedKeepTimes> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 23);
 
 /**
  * What a model needs from a node, read from its files.
@@ -892,6 +1124,8 @@ export type ModelInfo = Message<"serverlessllm.v1.ModelInfo"> & {
   contextTokens: number;
 
   /**
+   * Of KV cache. Of a model that embeds or scores, what a token takes while a pass is computed.
+   *
    * @generated from field: int64 kv_bytes_per_token = 4;
    */
   kvBytesPerToken: bigint;
@@ -942,6 +1176,13 @@ export type ModelInfo = Message<"serverlessllm.v1.ModelInfo"> & {
    * @generated from field: serverlessllm.v1.AdapterInfo adapter = 10;
    */
   adapter?: AdapterInfo | undefined;
+
+  /**
+   * Set of a mixture of experts whose experts can stay on SSD; see EngineConfig.expert_memory_bytes.
+   *
+   * @generated from field: serverlessllm.v1.MixtureOfExperts experts = 11;
+   */
+  experts?: MixtureOfExperts | undefined;
 };
 
 /**
@@ -949,7 +1190,42 @@ export type ModelInfo = Message<"serverlessllm.v1.ModelInfo"> & {
  * Use `create(ModelInfoSchema)` to create a new message.
  */
 export const ModelInfoSchema: GenMessage<ModelInfo> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 19);
+  messageDesc(file_serverlessllm_v1_types, 24);
+
+/**
+ * What the experts of a model take.
+ *
+ * @generated from message serverlessllm.v1.MixtureOfExperts
+ */
+export type MixtureOfExperts = Message<"serverlessllm.v1.MixtureOfExperts"> & {
+  /**
+   * Of `size_bytes` of the model, those of its experts.
+   *
+   * @generated from field: int64 size_bytes = 1;
+   */
+  sizeBytes: bigint;
+
+  /**
+   * Memory for all of them, each in whole pages.
+   *
+   * @generated from field: int64 memory_bytes = 2;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * Memory for all experts of the layer that has most: a prompt may use each of them.
+   *
+   * @generated from field: int64 least_memory_bytes = 3;
+   */
+  leastMemoryBytes: bigint;
+};
+
+/**
+ * Describes the message serverlessllm.v1.MixtureOfExperts.
+ * Use `create(MixtureOfExpertsSchema)` to create a new message.
+ */
+export const MixtureOfExpertsSchema: GenMessage<MixtureOfExperts> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 25);
 
 /**
  * What a low-rank adapter (LoRA) is, read from its files.
@@ -984,7 +1260,7 @@ export type AdapterInfo = Message<"serverlessllm.v1.AdapterInfo"> & {
  * Use `create(AdapterInfoSchema)` to create a new message.
  */
 export const AdapterInfoSchema: GenMessage<AdapterInfo> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 20);
+  messageDesc(file_serverlessllm_v1_types, 26);
 
 /**
  * An adapter that an instance has.
@@ -1019,7 +1295,7 @@ export type LoadedAdapter = Message<"serverlessllm.v1.LoadedAdapter"> & {
  * Use `create(LoadedAdapterSchema)` to create a new message.
  */
 export const LoadedAdapterSchema: GenMessage<LoadedAdapter> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 21);
+  messageDesc(file_serverlessllm_v1_types, 27);
 
 /**
  * What a model is for, read from its files.
@@ -1082,6 +1358,13 @@ export type ModelPurpose = Message<"serverlessllm.v1.ModelPurpose"> & {
    * @generated from field: string activation = 8;
    */
   activation: string;
+
+  /**
+   * Whether conversations may have images.
+   *
+   * @generated from field: bool takes_images = 9;
+   */
+  takesImages: boolean;
 };
 
 /**
@@ -1089,7 +1372,7 @@ export type ModelPurpose = Message<"serverlessllm.v1.ModelPurpose"> & {
  * Use `create(ModelPurposeSchema)` to create a new message.
  */
 export const ModelPurposeSchema: GenMessage<ModelPurpose> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 22);
+  messageDesc(file_serverlessllm_v1_types, 28);
 
 /**
  * One running copy of a deployment on one node.
@@ -1214,6 +1497,14 @@ export type Instance = Message<"serverlessllm.v1.Instance"> & {
    * @generated from field: repeated serverlessllm.v1.LoadedAdapter adapters = 18;
    */
   adapters: LoadedAdapter[];
+
+  /**
+   * Whether its weights were made ready for its engine; expected, until it is READY. Such instances
+   * tell nothing of what others take for themselves.
+   *
+   * @generated from field: bool ready_made = 19;
+   */
+  readyMade: boolean;
 };
 
 /**
@@ -1221,7 +1512,7 @@ export type Instance = Message<"serverlessllm.v1.Instance"> & {
  * Use `create(InstanceSchema)` to create a new message.
  */
 export const InstanceSchema: GenMessage<Instance> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 23);
+  messageDesc(file_serverlessllm_v1_types, 29);
 
 /**
  * A checkpoint on one tier of one node.
@@ -1281,11 +1572,27 @@ export type CheckpointCopy = Message<"serverlessllm.v1.CheckpointCopy"> & {
   madeOf: string;
 
   /**
-   * The engine whose kernels read it so, by its name. Empty: it is as published.
+   * What reads it so: an engine's name and, where N ranks run a model together, `:tp=N`. Empty: it is
+   * as published.
    *
    * @generated from field: string made_for = 9;
    */
   madeFor: string;
+
+  /**
+   * The same in full. Unset: it is as published.
+   *
+   * @generated from field: serverlessllm.v1.WeightForm form = 10;
+   */
+  form?: WeightForm | undefined;
+
+  /**
+   * Of what was made ready: memory that an instance over it takes for copies of its own, as measured
+   * on this node. Unset: it was not, and its copies are foretold, as of what is published.
+   *
+   * @generated from field: optional int64 private_bytes = 11;
+   */
+  privateBytes?: bigint | undefined;
 };
 
 /**
@@ -1293,7 +1600,70 @@ export type CheckpointCopy = Message<"serverlessllm.v1.CheckpointCopy"> & {
  * Use `create(CheckpointCopySchema)` to create a new message.
  */
 export const CheckpointCopySchema: GenMessage<CheckpointCopy> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 24);
+  messageDesc(file_serverlessllm_v1_types, 30);
+
+/**
+ * How an engine, as it is installed where this was made, reads weights.
+ *
+ * @generated from message serverlessllm.v1.WeightForm
+ */
+export type WeightForm = Message<"serverlessllm.v1.WeightForm"> & {
+  /**
+   * The same for all that read them so.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * By its name.
+   *
+   * @generated from field: string engine = 2;
+   */
+  engine: string;
+
+  /**
+   * Processes that read them, each a part of its own; all parts are there. At least 1.
+   *
+   * @generated from field: int32 ranks = 3;
+   */
+  ranks: number;
+
+  /**
+   * Of the engine's libraries, by name.
+   *
+   * @generated from field: map<string, string> versions = 4;
+   */
+  versions: { [key: string]: string };
+
+  /**
+   * What multiplies, and on which processor.
+   *
+   * @generated from field: string kernels = 5;
+   */
+  kernels: string;
+
+  /**
+   * Name of the torch dtype in which the model is run.
+   *
+   * @generated from field: string dtype = 6;
+   */
+  dtype: string;
+
+  /**
+   * Digest of the checkpoint that it was made of, as in CheckpointCopy.made_of.
+   *
+   * @generated from field: string made_of = 7;
+   */
+  madeOf: string;
+};
+
+/**
+ * Describes the message serverlessllm.v1.WeightForm.
+ * Use `create(WeightFormSchema)` to create a new message.
+ */
+export const WeightFormSchema: GenMessage<WeightForm> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 31);
 
 /**
  * Keeps a checkpoint on a tier of a node, until it expires or is released.
@@ -1321,7 +1691,7 @@ export type Hold = Message<"serverlessllm.v1.Hold"> & {
  * Use `create(HoldSchema)` to create a new message.
  */
 export const HoldSchema: GenMessage<Hold> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 25);
+  messageDesc(file_serverlessllm_v1_types, 32);
 
 /**
  * One tier of one node.
@@ -1358,7 +1728,7 @@ export type TierUsage = Message<"serverlessllm.v1.TierUsage"> & {
  * Use `create(TierUsageSchema)` to create a new message.
  */
 export const TierUsageSchema: GenMessage<TierUsage> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 26);
+  messageDesc(file_serverlessllm_v1_types, 33);
 
 /**
  * What a node has observed of one of its links.
@@ -1401,7 +1771,7 @@ export type LinkObservation = Message<"serverlessllm.v1.LinkObservation"> & {
  * Use `create(LinkObservationSchema)` to create a new message.
  */
 export const LinkObservationSchema: GenMessage<LinkObservation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 27);
+  messageDesc(file_serverlessllm_v1_types, 34);
 
 /**
  * What a node has observed of starts of one checkpoint with one engine: running means.
@@ -1441,6 +1811,14 @@ export type InitObservation = Message<"serverlessllm.v1.InitObservation"> & {
    * @generated from field: google.protobuf.Duration attach = 5;
    */
   attach?: Duration | undefined;
+
+  /**
+   * Whether it is of starts over weights that were made ready for the engine. Unset: of all starts,
+   * as nodes of an earlier version tell.
+   *
+   * @generated from field: optional bool ready_made = 6;
+   */
+  readyMade?: boolean | undefined;
 };
 
 /**
@@ -1448,7 +1826,7 @@ export type InitObservation = Message<"serverlessllm.v1.InitObservation"> & {
  * Use `create(InitObservationSchema)` to create a new message.
  */
 export const InitObservationSchema: GenMessage<InitObservation> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 28);
+  messageDesc(file_serverlessllm_v1_types, 35);
 
 /**
  * @generated from message serverlessllm.v1.Node
@@ -1562,6 +1940,21 @@ export type Node = Message<"serverlessllm.v1.Node"> & {
    * @generated from field: int32 max_tensor_parallel = 17;
    */
   maxTensorParallel: number;
+
+  /**
+   * The part of the cluster that it is in, such as a cloud provider's zone: 1-63 of [A-Za-z0-9._-],
+   * beginning with a letter or digit. Empty: nobody has said.
+   *
+   * @generated from field: string zone = 20;
+   */
+  zone: string;
+
+  /**
+   * Checkpoints that were started there and not made ready for their engine, those of the last 64.
+   *
+   * @generated from field: repeated serverlessllm.v1.UnmadeForm unmade_forms = 21;
+   */
+  unmadeForms: UnmadeForm[];
 };
 
 /**
@@ -1569,7 +1962,42 @@ export type Node = Message<"serverlessllm.v1.Node"> & {
  * Use `create(NodeSchema)` to create a new message.
  */
 export const NodeSchema: GenMessage<Node> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 29);
+  messageDesc(file_serverlessllm_v1_types, 36);
+
+/**
+ * A checkpoint that was not made ready for an engine: starts take it as it is published.
+ *
+ * @generated from message serverlessllm.v1.UnmadeForm
+ */
+export type UnmadeForm = Message<"serverlessllm.v1.UnmadeForm"> & {
+  /**
+   * Of the checkpoint.
+   *
+   * @generated from field: string digest = 1;
+   */
+  digest: string;
+
+  /**
+   * As in CheckpointCopy.
+   *
+   * @generated from field: string made_for = 2;
+   */
+  madeFor: string;
+
+  /**
+   * Why, in words.
+   *
+   * @generated from field: string problem = 3;
+   */
+  problem: string;
+};
+
+/**
+ * Describes the message serverlessllm.v1.UnmadeForm.
+ * Use `create(UnmadeFormSchema)` to create a new message.
+ */
+export const UnmadeFormSchema: GenMessage<UnmadeForm> = /*@__PURE__*/
+  messageDesc(file_serverlessllm_v1_types, 37);
 
 /**
  * An engine of a node.
@@ -1597,7 +2025,7 @@ export type NodeEngine = Message<"serverlessllm.v1.NodeEngine"> & {
  * Use `create(NodeEngineSchema)` to create a new message.
  */
 export const NodeEngineSchema: GenMessage<NodeEngine> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 30);
+  messageDesc(file_serverlessllm_v1_types, 38);
 
 /**
  * The memory of a node's machine, as far as the node may take it, and what instances take of it
@@ -1648,7 +2076,7 @@ export type NodeMemory = Message<"serverlessllm.v1.NodeMemory"> & {
  * Use `create(NodeMemorySchema)` to create a new message.
  */
 export const NodeMemorySchema: GenMessage<NodeMemory> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 31);
+  messageDesc(file_serverlessllm_v1_types, 39);
 
 /**
  * One accelerator of a node. Together they are its device tier.
@@ -1739,7 +2167,7 @@ export type Device = Message<"serverlessllm.v1.Device"> & {
  * Use `create(DeviceSchema)` to create a new message.
  */
 export const DeviceSchema: GenMessage<Device> = /*@__PURE__*/
-  messageDesc(file_serverlessllm_v1_types, 32);
+  messageDesc(file_serverlessllm_v1_types, 40);
 
 /**
  * A place on or behind a node that holds a checkpoint's chunks.
@@ -1779,6 +2207,13 @@ export enum Tier {
    * @generated from enum value: TIER_DEVICE = 4;
    */
   DEVICE = 4,
+
+  /**
+   * Other nodes that have the checkpoint.
+   *
+   * @generated from enum value: TIER_PEER = 5;
+   */
+  PEER = 5,
 }
 
 /**
@@ -1949,6 +2384,13 @@ export enum PhaseKind {
    * @generated from enum value: PHASE_KIND_WARM_UP = 11;
    */
   WARM_UP = 11,
+
+  /**
+   * Fetching chunks from other nodes. Runs beside IMPORT, which brings what no other node has.
+   *
+   * @generated from enum value: PHASE_KIND_FETCH_PEERS = 12;
+   */
+  FETCH_PEERS = 12,
 }
 
 /**
@@ -1956,6 +2398,38 @@ export enum PhaseKind {
  */
 export const PhaseKindSchema: GenEnum<PhaseKind> = /*@__PURE__*/
   enumDesc(file_serverlessllm_v1_types, 3);
+
+/**
+ * How the KV cache of a generation comes to the node where it goes on.
+ *
+ * @generated from enum serverlessllm.v1.MoveWay
+ */
+export enum MoveWay {
+  /**
+   * @generated from enum value: MOVE_WAY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The destination computes it of the tokens.
+   *
+   * @generated from enum value: MOVE_WAY_TOKENS = 1;
+   */
+  TOKENS = 1,
+
+  /**
+   * The destination is given its whole pages, and computes the rest.
+   *
+   * @generated from enum value: MOVE_WAY_PAGES = 2;
+   */
+  PAGES = 2,
+}
+
+/**
+ * Describes the enum serverlessllm.v1.MoveWay.
+ */
+export const MoveWaySchema: GenEnum<MoveWay> = /*@__PURE__*/
+  enumDesc(file_serverlessllm_v1_types, 4);
 
 /**
  * What kind of work a start is doing now.
@@ -2001,7 +2475,7 @@ export enum LoadPhase {
  * Describes the enum serverlessllm.v1.LoadPhase.
  */
 export const LoadPhaseSchema: GenEnum<LoadPhase> = /*@__PURE__*/
-  enumDesc(file_serverlessllm_v1_types, 4);
+  enumDesc(file_serverlessllm_v1_types, 5);
 
 /**
  * @generated from enum serverlessllm.v1.ModelTask
@@ -2038,7 +2512,7 @@ export enum ModelTask {
  * Describes the enum serverlessllm.v1.ModelTask.
  */
 export const ModelTaskSchema: GenEnum<ModelTask> = /*@__PURE__*/
-  enumDesc(file_serverlessllm_v1_types, 5);
+  enumDesc(file_serverlessllm_v1_types, 6);
 
 /**
  * @generated from enum serverlessllm.v1.InstanceState
@@ -2076,5 +2550,5 @@ export enum InstanceState {
  * Describes the enum serverlessllm.v1.InstanceState.
  */
 export const InstanceStateSchema: GenEnum<InstanceState> = /*@__PURE__*/
-  enumDesc(file_serverlessllm_v1_types, 6);
+  enumDesc(file_serverlessllm_v1_types, 7);
 

@@ -1,0 +1,1 @@
+"""Certificates: who a process of the cluster is, and how it meets the others."""
