@@ -22,7 +22,7 @@ from serverlessllm.v1 import types_pb2 as pb
 from bench.report import print_table, write_figures
 from sllm import errors
 from tests.control.clusters import Cluster, cluster_of
-from tests.gateway.console.browser import browsing, console_of
+from tests.gateway.console.browser import browsing, chromium, console_of
 from tests.gateway.console.lively_node import LivelyNode
 from tests.support import assert_eventually
 
@@ -85,7 +85,8 @@ async def _measure(
         await _fill(cluster, nodes, instances)
         await stack.enter_async_context(_traffic(cluster))
         url = await stack.enter_async_context(console_of(cluster.address))
-        page = await stack.enter_async_context(browsing(1600, 1000))
+        browser = stack.enter_context(chromium())
+        page = await stack.enter_async_context(browsing(browser, 1600, 1000))
         for place in PLACES:
             await page.goto(f"{url}/#/{place}")
             await page.wait_for_timeout(SETTLE_MS)

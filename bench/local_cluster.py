@@ -80,6 +80,7 @@ def local_cluster(
     nodes: int = 1,
     engines: str = "transformers",
     options: Sequence[str] = (),
+    auth: bool = False,
 ) -> Iterator[LocalCluster]:
     """Runs `sllm up` in `directory`, and ends it afterwards.
 
@@ -90,6 +91,7 @@ def local_cluster(
         nodes: how many.
         engines: what models run on at each node, the preferred one first.
         options: more of `sllm up`.
+        auth: whether callers are asked for a key; the client is the admin's.
     """
     command = [
         sys.executable,
@@ -104,14 +106,15 @@ def local_cluster(
     sizes = ["--dram", str(dram_bytes), "--kv", str(kv_bytes), "--engines", engines]
     with (directory / "up.log").open("w") as log:
         up = subprocess.Popen(
-            [*command, *sizes, *options, "--dir", str(directory)],
+            [*command, *sizes, *options, *(["--auth"] * auth), "--dir", str(directory)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
         )
     try:
         address = _address(up)
-        with sllm.Client(address) as client:
+        key = (directory / "admin-key").read_text().strip() if auth else ""
+        with sllm.Client(address, api_key=key) as client:
             yield LocalCluster(client, directory, address, psutil.Process(up.pid))
     finally:
         up.terminate()

@@ -1,6 +1,8 @@
 """Weights as published beside weights made ready for their engine: starts, decoding, memory.
 
     make bench-ready BENCH='--rounds 5 --json FILE'
+    make bench-ready BENCH='--shape opt-1.3b'
+    make bench-ready BENCH='--engine vllm --no-decode'
 
 Two clusters of one node, of which one keeps no weights ready. In each round both start each engine
 cold out of memory, and decode, in turn; ratios are within rounds.
@@ -9,7 +11,7 @@ cold out of memory, and decode, in turn; ratios are within rounds.
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,8 @@ TOKENS = 32
 PATIENCE = 600.0
 """Seconds in which weights are made ready."""
 FORMS = ("published", "ready")
+_POOL = {"published": 1.5, "ready": 4.5}
+"""Times the weights: what is published, and what was made ready for each engine."""
 ATTACHING = ("ATTACH", "ENGINE_INIT")
 """Phases of a start that have to do with how weights lie."""
 
@@ -42,19 +46,24 @@ class Way:
 
     deployed: Deployed
     values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    first_start: float = 0.0
+    """Seconds to the first token of the first start, which reads the weights from the disk."""
 
-    def prepare(self, ready: bool) -> None:
-        """Starts it once, and waits for what comes of that."""
+    def prepare(self, ready: bool) -> bool:
+        """Starts it once, and waits for what comes of that; False: weights are not made ready."""
         self.deployed.deploy(keep_alive=PATIENCE)
-        self.deployed.first_token(32)
+        self.first_start = self.deployed.first_token(32)
         until = time.monotonic() + PATIENCE
         while ready and not self._ready_bytes():
+            if self._has_no_form():
+                return False
             if time.monotonic() > until:
                 raise TimeoutError(f"weights were not made ready for {self.deployed.engine}")
             time.sleep(0.5)
+        return True
 
-    def round(self) -> None:
-        """One cold start and what follows it."""
+    def round(self, counts: Sequence[int]) -> None:
+        """One cold start and what follows it: decoding of so many streams, one after the other."""
         client, name = self.deployed.cluster.client, self.deployed.name
         self.values["first token"].append(self.deployed.cold_start())
         self.deployed.deploy(keep_alive=0.0)
@@ -64,12 +73,21 @@ class Way:
         self.values["attach"].append(sum(one.duration for one in phases))
         self.deployed.deploy(keep_alive=PATIENCE)
         self.deployed.first_token(32)
-        for streams in STREAMS:
+        for streams in counts:
             self.values[f"decode {streams}"].append(self.deployed.decode(streams, TOKENS))
         (instance,) = [one for one in client.instances() if one.deployment == name]
         (node,) = client.nodes()
         weights = max(one.size_bytes for one in node.copies if one.digest == instance.digest)
         self.values["private"].append(instance.own_bytes / weights)
+
+    def _has_no_form(self) -> bool:
+        """Whether the node says that it makes none, as where kernels read what is published."""
+        (node,) = self.deployed.cluster.client.nodes()
+        made_for = self.deployed.engine
+        problems = [one.problem for one in node.unmade_forms if one.made_for == made_for]
+        for problem in problems:
+            print(f"{made_for}: weights are not made ready: {problem}")
+        return bool(problems)
 
     def _ready_bytes(self) -> int:
         (node,) = self.deployed.cluster.client.nodes()
@@ -78,73 +96,97 @@ class Way:
         return sum(one.resident_bytes for one in used) if len(used) >= len(engines) else 0
 
 
-def ways_of(source: Path, scratch: Path, stack: ExitStack) -> dict[tuple[str, str], Way]:
-    """Each engine over weights of each form."""
+def ways_of(
+    source: Path, scratch: Path, engines: Sequence[str], stack: ExitStack
+) -> dict[tuple[str, str], Way]:
+    """Each engine over weights of each form, but for engines that have none of their own here."""
     ways = {}
+    without = set()
     for form in FORMS:
         directory = scratch / form
         directory.mkdir()
-        cluster = _cluster(directory, form, stack)
-        for engine in names.installed():
+        cluster = _cluster(directory, form, _bytes_of(source), engines, stack)
+        for engine in engines:
             way = ways[engine, form] = Way(Deployed(cluster, engine, source, VOCABULARY))
-            way.prepare(form == "ready")
-    return ways
+            if not way.prepare(form == "ready"):
+                without.add(engine)
+    return {key: way for key, way in ways.items() if key[0] not in without}
 
 
-def _cluster(directory: Path, form: str, stack: ExitStack) -> LocalCluster:
+def _bytes_of(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def _cluster(
+    directory: Path, form: str, size_bytes: int, engines: Sequence[str], stack: ExitStack
+) -> LocalCluster:
     options = () if form == "ready" else ("--no-ready-made",)
     return stack.enter_context(
         local_cluster(
             directory,
-            dram_bytes=5 * GIB,
+            dram_bytes=int(size_bytes * _POOL[form]),
             kv_bytes=GIB,
-            engines=",".join(names.installed()),
+            engines=",".join(engines),
             options=options,
         )
     )
 
 
-def figures(ways: Mapping[tuple[str, str], Way]) -> dict[str, float]:
-    """The main ones."""
-    found: dict[str, float] = {}
-    for engine in names.installed():
+def figures(ways: Mapping[tuple[str, str], Way], shape: str) -> dict[str, float]:
+    """The main ones; those without an engine's name are of the one that is preferred."""
+    engines = list(dict.fromkeys(engine for engine, _ in ways))
+    preferred = ways[engines[0], "ready"]
+    found = {
+        "attach_ready_seconds": median(preferred.values["attach"]),
+        "first_start_seconds": preferred.first_start,
+        "private_bytes_ratio": median(preferred.values["private"]),
+    }
+    if shape == SHAPE:
+        found["cold_dram_half_b_seconds"] = median(preferred.values["first token"])
+    for engine in engines:
         published, ready = (ways[engine, form].values for form in FORMS)
         found[f"{engine}_attach_published_seconds"] = median(published["attach"])
         found[f"{engine}_attach_ready_seconds"] = median(ready["attach"])
         found[f"{engine}_first_token_published_seconds"] = median(published["first token"])
         found[f"{engine}_first_token_ready_seconds"] = median(ready["first token"])
         found[f"{engine}_private_bytes_ratio"] = median(ready["private"])
-        for streams in STREAMS:
+        for streams in [count for count in STREAMS if f"decode {count}" in ready]:
             pairs = zip(ready[f"decode {streams}"], published[f"decode {streams}"], strict=True)
             found[f"{engine}_decode_gain_{streams}"] = median(one / other for one, other in pairs)
     return found
 
 
-def _print(ways: Mapping[tuple[str, str], Way]) -> None:
+def _print(ways: Mapping[tuple[str, str], Way], shape: str) -> None:
     whats = list(next(iter(ways.values())).values)
     units = {"first token": "ms", "attach": "ms"}
     rows = [
         [what, *(spread(way.values[what], units.get(what, "")) for way in ways.values())]
         for what in whats
     ]
-    print_table(SHAPE, ["", *(f"{engine}, {form}" for engine, form in ways)], rows)
+    print_table(shape, ["", *(f"{engine}, {form}" for engine, form in ways)], rows)
 
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 3,
+    shape: Annotated[str, typer.Option(help="Of the model.")] = SHAPE,
+    engine: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
+    decode: Annotated[bool, typer.Option(help="Measure decoding, beside starts.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Measures; the first round is not counted."""
+    engines = engine or names.installed()
     with tempfile.TemporaryDirectory(prefix="sllm-bench-") as name, ExitStack() as stack:
         scratch = Path(name)
-        ways = ways_of(make_model(SHAPE, scratch / "model"), scratch, stack)
+        ways = ways_of(make_model(shape, scratch / "model"), scratch, engines, stack)
+        if not ways:
+            raise typer.Exit(1)
         for number in range(rounds + 1):
             for way in ways.values():
                 if number == 1:
                     way.values.clear()
-                way.round()
-    _print(ways)
-    found = figures(ways)
+                way.round(STREAMS if decode else ())
+    _print(ways, shape)
+    found = figures(ways, shape)
     print_table("Figures", ["figure", "value"], [[k, f"{v:.3f}"] for k, v in found.items()])
     write_figures(json, found)
 

@@ -19,6 +19,7 @@ import typer
 
 from bench.report import print_table, write_figures
 from bench.simulation import experiments
+from bench.simulation.comparison import Compared, compare
 from bench.simulation.control import CONCURRENCY
 from bench.simulation.experiments import Scale
 from bench.simulation.plots import draw
@@ -32,6 +33,11 @@ from bench.simulation.results import (
 )
 
 COLUMNS = ("rate, 1/s", "policy", "mean, s", "P50", "P95", "P99", "waiting", "GPUs busy", "moved")
+COMPARED_COLUMNS = (
+    "mechanisms",
+    *("P50, s", "P99", "pace", "GPU s", "GB s", "store, GB", "starts", "moved"),
+)
+COMPARED_SEEDS = 2
 Rates = dict[tuple[str, float], dict[str, Cell]]
 """Of every dataset and rate, the cells by policy."""
 
@@ -126,6 +132,28 @@ def _print_large(outcome: Outcome, wall: float) -> None:
     print_table("1,000 servers, 10,000 models, sllm", ["figure", "value"], rows)
 
 
+def _print_compared(requests: int, large: int) -> dict[str, float]:
+    """Mechanisms on and off; returns the main figures of each."""
+    found = list(compare(requests, range(1, COMPARED_SEEDS + 1), large))
+    for setting in dict.fromkeys(one.setting for one in found):
+        rows = [_compared_row(one) for one in found if one.setting == setting]
+        print_table(f"Mechanisms on and off, {setting}", COMPARED_COLUMNS, rows)
+    return {
+        f"{one.setting}, {one.variant}: {name}": value
+        for one in found
+        for name, value in (
+            ("first_token_p99", one.first_token_p99),
+            ("device_seconds", one.device_seconds),
+        )
+    }
+
+
+def _compared_row(one: Compared) -> list[str]:
+    times = (f"{value:.3f}" for value in (one.first_token_p50, one.first_token_p99))
+    held = (f"{value:,.0f}" for value in (one.device_seconds, one.memory_seconds, one.store_bytes))
+    return [one.variant, *times, f"{one.pace_p99:.2f}", *held, str(one.starts), str(one.migrations)]
+
+
 def main(
     seeds: Annotated[int, typer.Option(help="Traces of every rate.")] = 4,
     requests: Annotated[int, typer.Option(help="Requests of a trace.")] = 3000,
@@ -133,10 +161,19 @@ def main(
         int, typer.Option(help="Requests that an instance works on at once.")
     ] = CONCURRENCY,
     large: Annotated[int, typer.Option(help="Requests of the large fleet's; 0: none.")] = 10_000,
+    compared: Annotated[
+        int, typer.Option(help="Requests of traces that compare mechanisms; 0: none.")
+    ] = 3000,
+    only_compare: Annotated[
+        bool, typer.Option("--only-compare", help="Compare mechanisms, and nothing else.")
+    ] = False,
     plots: Annotated[Path | None, typer.Option(help="Write the curves here, as PNG.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
 ) -> None:
     """Sweeps the request rate, then looks at a large fleet."""
+    if only_compare:
+        write_figures(json, _print_compared(compared, large))
+        return
     scale = Scale(range(1, seeds + 1), requests, concurrency)
     cells = list(experiments.sweep(scale))
     rates = by_rate(cells)
@@ -155,6 +192,8 @@ def main(
     over = ("random", "preemption", "locality")
     figures = {f"p99_gain_over_{name}": gains(those(rates, "busy"), name) for name in over}
     figures |= {f"p99_gain_over_{name}_overrun_too": gains(loaded, name) for name in over}
+    if compared:
+        figures |= _print_compared(compared, large)
     rows = [[name, f"{value:.3f}"] for name, value in figures.items()]
     print_table("Over the rates at which it is busy, geometric mean", ["figure", "value"], rows)
     write_figures(json, figures)

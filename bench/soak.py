@@ -55,6 +55,16 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     blows: Counter[str] = field(default_factory=Counter)
 
+    def compare(self, found: sllm.Result, expected: sllm.Result) -> None:
+        """Counts a generation that has ended."""
+        same = sum(a == b for a, b in zip(expected.token_ids, found.token_ids, strict=False))
+        self.lost += len(expected.token_ids) - same
+        self.twice += max(0, len(found.token_ids) - len(expected.token_ids))
+        whole = found.token_ids == expected.token_ids and found.text == expected.text
+        self.whole += whole
+        self.other += not whole
+        self.moved += len(found.migrations)
+
     @property
     def clean(self) -> bool:
         """Whether all came as it should; requests that failed with a reason aside."""
@@ -116,18 +126,9 @@ class Soak:
             except errors.SllmError as error:
                 self.tally.errors[f"{error.reason}: {error.message}"[:60]] += 1
             else:
-                self._compare(result, expected[kind])
+                self.tally.compare(result, expected[kind])
             finally:
                 self._under_way.discard(stream.request_id)
-
-    def _compare(self, found: sllm.Result, expected: sllm.Result) -> None:
-        same = sum(a == b for a, b in zip(expected.token_ids, found.token_ids, strict=False))
-        self.tally.lost += len(expected.token_ids) - same
-        self.tally.twice += max(0, len(found.token_ids) - len(expected.token_ids))
-        whole = found.token_ids == expected.token_ids and found.text == expected.text
-        self.tally.whole += whole
-        self.tally.other += not whole
-        self.tally.moved += len(found.migrations)
 
     async def _blows(self, until: float) -> None:
         kinds: list[Callable[[], Awaitable[None]]]

@@ -15,7 +15,7 @@ from serverlessllm.v1.node_service_pb2_grpc import NodeServiceStub
 from bench.disk import drop_from_page_cache
 from bench.local_cluster import GIB, LocalCluster, local_cluster
 from sllm.client.types.enums import Tier
-from sllm.client.types.events import Receipt
+from sllm.client.types.receipts import Receipt
 
 PROMPT = "Once upon a time"
 STREAMS = 32

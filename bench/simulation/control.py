@@ -1,30 +1,32 @@
 """The control plane of a simulation: its passes, over the real queue, autoscaler and placement."""
 
 import math
-import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from bench.simulation.conversations import Caches
 from bench.simulation.events import Events
-from bench.simulation.hardware import MIGRATION_SECONDS, Model, Server
+from bench.simulation.hardware import MIGRATION_SECONDS
 from bench.simulation.instances import Instances
+from bench.simulation.mechanisms import PLAIN, Keeper, Mechanisms, Tuner
+from bench.simulation.needs import need_of, scaling_of, seconds_per_token
 from bench.simulation.node import SimulatedNode
 from bench.simulation.policies import Policy, PreemptThenStart
 from bench.simulation.request import Request
 from bench.simulation.workload import Trace
-from sllm.control.cluster.instances import InstanceState
-from sllm.control.cluster.needs import Checkpoint, Need
+from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.snapshot import Snapshot
-from sllm.control.cluster.specs import EngineConfig, ScalingPolicy
+from sllm.control.cluster.specs import EngineConfig
 from sllm.control.cluster.usage import MigrationCost
 from sllm.control.config import ControlConfig
 from sllm.control.deployments import autoscaler
 from sllm.control.orchestration.residency import Residency
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import Demand, MigrateThenStart, Start, Wait
+from sllm.control.requests.pauses import Arrivals
 from sllm.control.requests.queue import RequestQueue
 
 CONFIG = ControlConfig(directory=Path())
@@ -46,6 +48,7 @@ class Simulation:
         trace: Trace,
         policy: Policy,
         concurrency: int = CONCURRENCY,
+        mechanisms: Mechanisms = PLAIN,
     ) -> None:
         self._nodes = list(nodes)
         self._server = self._nodes[0].server
@@ -60,19 +63,34 @@ class Simulation:
         self.instances = Instances(
             self._events, self._nodes, self._residency, self._due.add, self._more_room
         )
+        self._mechanisms = mechanisms
+        self._arrivals = Arrivals()
+        keeper = Keeper(self.instances.fleet, self._arrivals)
+        self._keeper = keeper if mechanisms.learned else None
+        self._tuner = Tuner(mechanisms.target) if mechanisms.target else None
+        self.instances.request_ended = self._ended
         self.requests = [Request(one, trace.models[one.deployment]) for one in trace.arrivals]
         self.waiting_at_last = 0
         """Requests that waited when the last one came."""
         self.decision_seconds: list[float] = []
         """Real time of every decision."""
         self._models = trace.models
+        self._caches = Caches(self._server, mechanisms.kept_bytes)
+        link = self._server.remote_bytes_per_second if mechanisms.moves_caches else None
+        if link:
+            for one in self.requests:
+                one.move_per_token = trace.models[one.deployment].kv_bytes_per_token / link
         self._concurrency = concurrency
         self._needs = {
             name: need_of(name, one, self._server, concurrency)
             for name, one in self._models.items()
         }
-        self._migration = MigrationCost(_per_token(self._models.values()), MIGRATION_SECONDS)
-        self._scaling = {name: scaling_of(one, self._server) for name, one in self._models.items()}
+        per_token = seconds_per_token(self._models.values(), link)
+        self._migration = MigrationCost(per_token, MIGRATION_SECONDS)
+        self._scaling = {
+            name: scaling_of(one, self._server, mechanisms.keep_alive)
+            for name, one in self._models.items()
+        }
         for request in self.requests:
             self._events.at(request.arrival.at, partial(self._arrive, request))
 
@@ -95,10 +113,27 @@ class Simulation:
             node.check_integrity()
 
     def _arrive(self, request: Request) -> None:
+        name, now = request.deployment, self._clock.now()
+        uses = (self.instances.slots.uses.get(one.instance_id) for one in self._present(name))
+        alone = not self._queue.count(name) and not any(use and use.in_flight for use in uses)
+        self._arrivals.arrived(name, now, alone=alone)
         self._queue.add(request)
         self._due.add(request.deployment)
         if request is self.requests[-1]:
             self.waiting_at_last = len(self._queue)
+
+    def _present(self, name: str) -> tuple[Instance, ...]:
+        return self.instances.fleet.instances_of(name)
+
+    def _ended(self, instance_id: str, request: Request) -> None:
+        """A request has ended: that is when something is learned of it."""
+        now, use = self._clock.now(), self.instances.slots.uses.get(instance_id)
+        instance = self.instances.running[instance_id].instance
+        self._caches.leave(request, instance, self._models[request.deployment])
+        self._arrivals.ended(request.deployment, now)
+        if self._tuner and use:
+            limit = self._tuner.ended(instance_id, use, request.pace, self._concurrency, now)
+            self.instances.slots.limit(instance_id, limit)
 
     def _more_room(self) -> None:
         self._room_changed = True
@@ -126,23 +161,38 @@ class Simulation:
         return {name: count for name in sorted(names) if (count := self._scale(name))}
 
     def _dispatch(self, name: str) -> None:
-        while self._queue.head(name):
-            instances, uses = self.instances.fleet.instances_of(name), self.instances.slots.uses
-            chosen = placement.free_instance(instances, uses, self._concurrency)
+        while request := self._queue.head(name):
+            instances, uses = self._present(name), self.instances.slots.uses
+            way = partial(self._way, request.arrival.zone)
+            chosen = placement.free_instance(instances, uses, self._concurrency, way)
             if chosen is None:
                 return
-            self.instances.serve(chosen.instance_id, self._queue.pop(name))
+            self._begin(self._queue.pop(name), chosen)
+
+    def _way(self, origin: str, instance: Instance) -> float:
+        return self._mechanisms.way(origin, self.instances.zone_of(instance))
+
+    def _begin(self, request: Request, instance: Instance) -> None:
+        beside = self.instances.slots.uses[instance.instance_id].in_flight
+        zone = self.instances.zone_of(instance)
+        way = self._mechanisms.zones.seconds(request.arrival.zone, zone)
+        prefill = self._caches.seconds(request, instance, self._models[request.deployment])
+        request.begin(1 + self._mechanisms.slowdown * beside, way, prefill)
+        self.instances.serve(instance.instance_id, request)
 
     def _scale(self, name: str) -> int:
-        plan = autoscaler.plan(self._load(name), self._scaling[name], self._clock.now())
+        scaling, weights = self._scaling[name], None
+        if self._keeper and (times := self._keeper.times(self._needs[name], scaling.keep_alive)):
+            scaling, weights = replace(scaling, keep_alive=times[0]), times[1] - times[0]
+        plan = autoscaler.plan(self._load(name), scaling, self._clock.now())
         for instance_id in plan.stop:
-            self.instances.end(instance_id)
+            self.instances.end(instance_id, weights)
         if plan.next_expiry is not None:
             self._events.at(plan.next_expiry, lambda: self._due.add(name))
         return plan.start
 
     def _load(self, name: str) -> autoscaler.Load:
-        instances, uses = self.instances.fleet.instances_of(name), self.instances.slots.uses
+        instances, uses = self._present(name), self.instances.slots.uses
         ready = [one.instance_id for one in instances if one.state is InstanceState.READY]
         return autoscaler.Load(
             waiting=self._queue.count(name),
@@ -150,7 +200,7 @@ class Simulation:
                 autoscaler.Replica(key, uses[key].in_flight, uses[key].last_used) for key in ready
             ],
             starting=sum(one.state is InstanceState.STARTING for one in instances),
-            max_concurrency=self._concurrency,
+            max_concurrency=placement.slots_each(instances, uses, self._concurrency),
         )
 
     def _place_all(self, wanted: Mapping[str, int]) -> None:
@@ -232,6 +282,7 @@ class Simulation:
             impatient=alone and waited >= CONFIG.drain_patience_seconds,
             closed=closed,
             resident=frozenset(self._residency.resident(self._clock.now())),
+            origins=self._mechanisms.origins([one.arrival.zone for one in self._queue.of(name)]),
         )
 
     def _slot_wait(self, name: str) -> float:
@@ -240,9 +291,10 @@ class Simulation:
         instances = self.instances.fleet.instances_of(name)
         if expected is None:
             return math.inf
+        each = placement.slots_each(instances, self.instances.slots.uses, self._concurrency)
         starting = sum(one.state is InstanceState.STARTING for one in instances)
-        beyond = max(0, self._queue.count(name) - starting * self._concurrency)
-        return expected.slot_wait(beyond, (len(instances) - starting) * self._concurrency)
+        beyond = max(0, self._queue.count(name) - starting * each)
+        return expected.slot_wait(beyond, (len(instances) - starting) * each)
 
     def _wait(self, name: str, wait: Wait, closed: dict[str, str]) -> None:
         if wait.node_id:
@@ -256,21 +308,3 @@ class Simulation:
         due = self._age(name)[0] + CONFIG.drain_patience_seconds
         if due > self._clock.now():
             self._events.at(due, lambda: self._due.add(name))
-
-
-def need_of(name: str, model: Model, server: Server, concurrency: int) -> Need:
-    """What an instance takes of a server: whole GPUs, what its weights leave being its KV cache."""
-    kv_bytes = model.gpus * server.gpu_bytes
-    checkpoint = Checkpoint(f"file:///{name}", model.size_bytes, name)
-    return Need(name, checkpoint, kv_bytes, kv_bytes, concurrency)
-
-
-def scaling_of(model: Model, server: Server) -> ScalingPolicy:
-    """From nothing to all GPUs; idle instances stay for as long as loading takes (section 7.4)."""
-    loading = model.size_bytes / server.ssd_bytes_per_second + server.init_seconds
-    return ScalingPolicy(min_replicas=0, max_replicas=10**6, keep_alive=loading)
-
-
-def _per_token(models: Iterable[Model]) -> float:
-    """a, as it would be learned from migrations of all models alike."""
-    return statistics.fmean(one.prefill_seconds_per_token for one in models)

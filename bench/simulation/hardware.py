@@ -48,6 +48,14 @@ class Model:
     parameters: float
     gpus: int = 1
     """It has them to itself."""
+    layers: int = 0
+    hidden: int = 0
+    """Size of a hidden state."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of a token: two vectors of a hidden state's size for each layer."""
+        return 2 * 2 * self.layers * self.hidden
 
     @property
     def size_bytes(self) -> int:
@@ -66,11 +74,14 @@ class Model:
         return 2 * self.parameters / (self.gpus * PREFILL_EFFICIENCY * A40_FLOPS)
 
 
-OPT_6_7B = Model("opt-6.7b", 6.66e9)
-OPT_13B = Model("opt-13b", 12.85e9)
-OPT_30B = Model("opt-30b", 29.97e9, gpus=2)
+OPT_6_7B = Model("opt-6.7b", 6.66e9, layers=32, hidden=4096)
+OPT_13B = Model("opt-13b", 12.85e9, layers=40, hidden=5120)
+OPT_30B = Model("opt-30b", 29.97e9, gpus=2, layers=48, hidden=7168)
 REPLICAS = {OPT_6_7B: 32, OPT_13B: 16, OPT_30B: 8}
 """How many distinct models there are of each size (the paper's section 7.3)."""
+
+STORE_BYTES_PER_SECOND = 1.25 * GB
+"""What an object store on one server gives to all others together, over 10 Gbit/s Ethernet."""
 
 MIGRATION_SECONDS = 0.1
 """b: what a migration or a resumption takes besides computing the KV cache again."""

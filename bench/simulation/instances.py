@@ -42,6 +42,8 @@ class Running:
     """Instance whose request it was started for. Empty: for any that waits."""
     leaving: bool = False
     """It ends with its requests."""
+    held_since: float = 0.0
+    """Clock's seconds since which it has its GPUs."""
 
     @property
     def instance_id(self) -> str:
@@ -79,6 +81,12 @@ class Instances:
         """Of every start, seconds that were expected, and seconds that it took."""
         self.busy_gpu_seconds = 0.0
         """GPUs with a request or a load on them, times seconds."""
+        self.held_gpu_seconds = 0.0
+        """GPUs that instances had, times seconds."""
+        self.held_byte_seconds = 0.0
+        """Bytes of weights on them, times seconds."""
+        self.request_ended: Callable[[str, Request], None] = lambda _, __: None
+        """Told of each request that has ended, and of its instance."""
         self._events = events
         self._clock = events.clock
         self._nodes: Mapping[str, SimulatedNode] = {one.node_id: one for one in nodes}
@@ -147,7 +155,7 @@ class Instances:
         now = self._clock.now()
         node = self._nodes[one.instance.node_id]
         node.take_gpus(one.gpus)
-        one.holds_gpus = True
+        one.holds_gpus, one.held_since = True, now
         load = node.begin_load(one.need.checkpoint.digest, now)
         self._stale.add(node.node_id)
         self.busy_gpu_seconds += one.gpus * (load.ready_at - now)
@@ -195,6 +203,7 @@ class Instances:
         if request.epoch == epoch:
             request.end(self._clock.now())
             self.service_times.served(request.deployment, request.served)
+            self.request_ended(one.instance_id, request)
             self._release(one, request)
             self._changed(request.deployment)
 
@@ -222,13 +231,20 @@ class Instances:
             }
         return self._known
 
+    def zone_of(self, instance: Instance) -> str:
+        """Where an instance runs."""
+        return self._nodes[instance.node_id].zone
+
     # --- ends ---------------------------------------------------------------------------------
 
-    def end(self, instance_id: str) -> None:
-        """Ends an idle instance."""
+    def end(self, instance_id: str, keep_weights: float | None = None) -> None:
+        """Ends an idle instance; its weights are wanted in DRAM for so many seconds. None: on."""
         one = self.running[instance_id]
         assert not one.requests
         self._gone(one)
+        if keep_weights is not None:
+            node, now = self._nodes[one.instance.node_id], self._clock.now()
+            node.wanted_for(one.need.checkpoint.digest, keep_weights, now)
 
     def drain(self, instance_id: str) -> None:
         """Ends an instance once its requests have ended; it gets no more."""
@@ -260,6 +276,9 @@ class Instances:
         del self.running[one.instance_id]
         self.slots.forget(one.instance_id)
         self._nodes[one.instance.node_id].release_gpus(one.gpus)
+        held = self._clock.now() - one.held_since
+        self.held_gpu_seconds += one.gpus * held
+        self.held_byte_seconds += one.need.checkpoint.size_bytes * held
         gone = replace(one.instance, state=InstanceState.GONE)
         self._tell(gone.node_id, Delta(None, instances=(gone,)))
         for other in list(self.running.values()):

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from bench.simulation.afar import Afar
 from bench.simulation.hardware import Model, Server
 from sllm import errors
 from sllm.clock import ManualClock
 from sllm.control.cluster.nodes import NodeFacts
-from sllm.control.cluster.tiers import Copy, Link, Tier, TierUsage
+from sllm.control.cluster.tiers import Copy, Link, LinkKey, Tier, TierUsage
 from sllm.node.tiers.ledger import Holding, Ledger
 from sllm.node.tiers.types import Tier as NodeTier
 
@@ -49,6 +50,8 @@ class SimulatedNode:
         server: Server,
         models: Mapping[str, Model],
         on_ssd: Collection[str] | None = None,
+        zone: str = "",
+        afar: Afar | None = None,
     ) -> None:
         """Its pool is empty.
 
@@ -57,11 +60,16 @@ class SimulatedNode:
             server: Its hardware.
             models: All that there are, by digest.
             on_ssd: Digests of those that its SSD holds; the others are far away. None: all.
+            zone: Where it is. Empty: nobody says.
+            afar: Where other models come from. None: a store that has them as fast as the link.
         """
+        self.zone = zone
         self.node_id = node_id
         self.server = server
         self.gpus_used = 0
         self._models = models
+        self._afar = afar or Afar()
+        self._afar.join({node_id: self.holds})
         self._clock = ManualClock()
         self._ledger = Ledger(NodeTier.DRAM, server.dram_bytes, self._clock)
         self._ledger.reload_seconds = self._reload_seconds
@@ -103,6 +111,16 @@ class SimulatedNode:
         if load.pooled.holding:
             load.pooled.holding.leases -= 1
 
+    def holds(self, digest: str, now: float) -> bool:
+        """Whether others can have all of a model from it."""
+        pooled = self._pool.get(digest)
+        return digest in self._on_ssd or bool(pooled and pooled.complete_at <= now)
+
+    def wanted_for(self, digest: str, seconds: float, now: float) -> None:
+        """Has a checkpoint leave the pool before others after this time."""
+        self._clock.advance(now - self._clock.now())
+        self._ledger.wanted_for(digest, seconds)
+
     def fill_pool(self, digests: Iterable[str]) -> None:
         """Has the pool hold these from the start, as far as there is room."""
         for digest in digests:
@@ -116,8 +134,10 @@ class SimulatedNode:
             begin, bandwidth = max(now, self._ssd_free_at), self.server.ssd_bytes_per_second
             complete_at = self._ssd_free_at = begin + size / bandwidth
         else:
-            begin, bandwidth = max(now, self._remote_free_at), self.server.remote_bytes_per_second
-            complete_at = self._remote_free_at = begin + size / bandwidth
+            begin, rate = max(now, self._remote_free_at), self.server.remote_bytes_per_second
+            complete_at = self._afar.complete_at(self.node_id, digest, size, begin, rate)
+            self._remote_free_at = complete_at
+            bandwidth = size / (complete_at - begin)
         pooled = Pooled(size, complete_at, bandwidth)
         if self._make_room(size):
             self._pool[digest] = pooled
@@ -158,13 +178,21 @@ class SimulatedNode:
                 Tier.DEVICE: TierUsage(device_bytes, self.gpus_used * server.gpu_bytes),
             },
             links={
-                (Tier.REMOTE, Tier.SSD): Link(server.remote_bytes_per_second, round(from_afar)),
+                **self._links_from_afar(round(from_afar)),
                 (Tier.SSD, Tier.DRAM): Link(server.ssd_bytes_per_second, round(from_ssd)),
                 (Tier.DRAM, Tier.DEVICE): Link(server.pcie_bytes_per_second),
             },
             kv_capacity=device_bytes,
             init_time=server.init_seconds,
+            zone=self.zone,
         )
+
+    def _links_from_afar(self, queued: int) -> dict[LinkKey, Link]:
+        most = self.server.remote_bytes_per_second
+        found = {
+            (Tier.REMOTE, Tier.SSD): Link(min(most, self._afar.store_bytes_per_second), queued)
+        }
+        return found | ({(Tier.PEER, Tier.SSD): Link(most)} if self._afar.peers else {})
 
     @property
     def ssd_copies(self) -> tuple[Copy, ...]:

@@ -45,6 +45,12 @@ class Arrival:
     deployment: str
     prompt_tokens: int
     output_tokens: int
+    zone: str = ""
+    """Where its caller is. Empty: it does not say."""
+    conversation: str = ""
+    """That it belongs to. Empty: it stands alone."""
+    known_tokens: int = 0
+    """Of its prompt, those that the conversation had before."""
 
 
 @dataclass(frozen=True, slots=True)

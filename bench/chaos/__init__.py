@@ -1,0 +1,1 @@
+"""Several control planes under blows: processes, their networks, and what strikes them."""

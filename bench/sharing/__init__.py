@@ -1,0 +1,1 @@
+"""Nodes on links of bounded rate, and an object store beside them: for `bench.peers`."""
