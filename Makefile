@@ -9,8 +9,16 @@ TESTS ?= tests
 WORKERS ?= 2
 BENCH ?=
 FUZZ ?=
+# Whatever is imported is compiled once, also where the environment says not to: a run of the tests
+# starts hundreds of programs.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test architectures fuzz fuzz-http every-step check console gen bench bench-load bench-migration bench-soak bench-simulate bench-cluster bench-engine bench-ready bench-switch bench-batch bench-forms bench-gateway bench-console bench-adapters clean
+.PHONY: setup demo test architectures fuzz fuzz-http every-step nightly check console gen \
+	bench bench-load bench-migration bench-soak chaos-control bench-simulate bench-cluster \
+	bench-engine bench-ready bench-switch bench-batch bench-forms bench-tenants bench-gateway \
+	bench-tls bench-console bench-adapters bench-kv bench-kv-error bench-experts bench-order bench-peers bench-carrying \
+	bench-pipeline \
+	clean
 
 setup: $(STAMP)
 
@@ -18,17 +26,19 @@ $(STAMP): pyproject.toml constraints.txt tools/install-vllm
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	./tools/install-vllm $(BIN)/python
-	# Compiles what engines use of their libraries, not all of it; also where the environment says not to.
+	# Compiles what engines use of their libraries, not all of it.
 	for engine in $$($(BIN)/python -c 'from sllm.node.worker.backends import names; print(*names.installed())'); do \
-		env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "from sllm.node.worker import zygote; zygote.backend_of('$$engine')" || exit; \
+		$(BIN)/python -c "from sllm.node.worker import zygote; zygote.backend_of('$$engine')" || exit; \
 	done
 	touch $@
 
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# Its last lines say what has failed and why, and what took longest.
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --tb=short \
+		--durations=40 --durations-min=3 $(TESTS)
 
 architectures: setup
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=examples $(BIN)/python -m tests.node.worker.trial.outcomes docs/architectures.md
@@ -37,8 +47,13 @@ fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 fuzz-http: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt schemathesis
-	PYTHONPATH=examples $(BIN)/python -m tests.gateway.fuzz $(FUZZ)
+	test -x build/fuzz-http/bin/schemathesis || \
+		{ $(PYTHON) -m venv build/fuzz-http && build/fuzz-http/bin/pip install --quiet schemathesis; }
+	PYTHONPATH=examples $(BIN)/python -m tests.gateway.fuzz build/fuzz-http/bin/schemathesis $(FUZZ)
+
+# What takes minutes with all of its kind, which `make test` leaves out.
+nightly: setup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder -m nightly $(TESTS)
 
 # Generations that are moved after each of their tokens; `make test` moves them after a few.
 every-step: setup
@@ -70,6 +85,14 @@ bench-migration: setup
 bench-soak: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.soak $(BENCH)
 
+# Control planes and members of etcd, killed, stopped and cut off at random; needs etcd, and takes
+# libfaketime, and the right to make network namespaces.
+chaos-control: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.control_chaos $(BENCH)
+
+bench-carrying: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.carrying $(BENCH)
+
 bench-load: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' || true
 	PYTHONPATH=examples $(BIN)/python -m bench.load $(BENCH)
@@ -91,8 +114,14 @@ bench-ready: setup
 bench-batch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.batching $(BENCH)
 
+bench-tenants: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.tenants $(BENCH)
+
 bench-forms: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.structured_output $(BENCH)
+
+bench-experts: setup
+	$(BIN)/python -m bench.experts $(BENCH)
 
 bench-console: setup
 	$(BIN)/python -m bench.console $(BENCH)
@@ -100,8 +129,26 @@ bench-console: setup
 bench-gateway: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.gateway $(BENCH)
 
+bench-tls: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.tls $(BENCH)
+
+bench-kv: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.kv $(BENCH)
+
+bench-kv-error: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.kv_error $(BENCH)
+
 bench-adapters: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.adapters $(BENCH)
+
+bench-pipeline: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.pipeline $(BENCH)
+
+bench-order: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.order $(BENCH)
+
+bench-peers: setup
+	$(BIN)/python -m bench.peers $(BENCH)
 
 bench-switch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.switching $(BENCH)
