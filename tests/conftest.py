@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.fixtures import nearest_cluster
 from tests.processes import let_children_be_interrupted
 from tests.support import Complaints
 
@@ -34,29 +35,76 @@ def _nothing_is_said_of_lost_tasks() -> Iterator[None]:
     assert not complaints.lines, "\n".join(complaints.lines)
 
 
-_WAITING = ("tests/e2e/test_silence.py", "tests/e2e/test_device.py")
-"""Clusters that are idle for most of their time."""
+_OF_THEIR_OWN = tuple(
+    f"tests/e2e/test_{name}.py"
+    for name in (
+        "migration_faults",
+        "changed_source",
+        "control_planes",
+        "device",
+        "early_starts",
+        "experts",
+        "faults",
+        "first_starts",
+        "fuzz",
+        "kept_pages",
+        "lent_layers",
+        "memory",
+        "moved_pages",
+        "operations",
+        "operator",
+        "peers",
+        "ready_made",
+        "recovery",
+        "remote",
+        "silence",
+        "trust",
+        "trusted_sources",
+        "weights",
+    )
+)
+"""Whole clusters that nobody shares: whichever process is free takes them, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole clusters first: no process is left alone with them at the end."""
-    items.sort(key=lambda item: not _has_clusters(item.nodeid))
+    """The cluster that many share first, which takes longest; those of their own come last."""
+    for item in items:
+        _check_shares_nothing(item)
+    items.sort(key=_rank)
+
+
+def _check_shares_nothing(item: pytest.Item) -> None:
+    shares = any(one.scope == "package" for one in nearest_cluster(item))
+    if shares and _file(item.nodeid) in _OF_THEIR_OWN:
+        raise pytest.UsageError(f"{item.nodeid} takes the cluster that others share")
+
+
+def _rank(item: pytest.Item) -> int:
+    file = _file(item.nodeid)
+    if file in _OF_THEIR_OWN:
+        return 2 + _OF_THEIR_OWN.index(file)
+    return 0 if _has_clusters(item.nodeid) else 1
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes run tests, each takes a file at a time; one takes all busy clusters.
+    """Where several processes run tests, each takes a file at a time; one takes the shared cluster.
 
-    Two of them at once would starve each other where processors are few.
+    Each would start one anew, and have its nodes import all engines.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Files(LoadScopeScheduling):  # type: ignore[misc]  # untyped library
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "clusters" if _has_clusters(nodeid) and file not in _WAITING else file
+            file = _file(nodeid)
+            shares = _has_clusters(nodeid) and file not in _OF_THEIR_OWN
+            return "clusters" if shares else file
 
     return Files(config, log)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 def _has_clusters(nodeid: str) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
+import psutil
+
 
 def let_children_be_interrupted() -> None:
     """Gives SIGINT back to the programs that this process starts, wherever it ignores it.
@@ -34,3 +36,8 @@ def started(
             yield process
         finally:
             process.kill()  # of no effect once it has ended
+
+
+def descendants() -> set[int]:
+    """This process's children and theirs: a test's own, and those that others keep beside it."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}

@@ -12,9 +12,13 @@ from serverlessllm.v1 import (
     embedding_service_pb2,
     fleet_service_pb2,
     inference_service_pb2,
+    key_service_pb2,
     migration_service_pb2,
     model_service_pb2,
     node_service_pb2,
+    peer_service_pb2,
+    replica_service_pb2,
+    tenant_service_pb2,
     worker_service_pb2,
 )
 
@@ -25,12 +29,16 @@ from sllm.control.api.deployment_service import DeploymentServicer
 from sllm.control.api.embedding_service import EmbeddingServicer
 from sllm.control.api.fleet_service import FleetServicer
 from sllm.control.api.inference_service import InferenceServicer
+from sllm.control.api.key_service import KeyServicer
 from sllm.control.api.model_service import ModelServicer
+from sllm.control.api.tenant_service import TenantServicer
+from sllm.control.replicas.replica_service import ReplicaServicer
 from sllm.node.api.embedding_service import EmbeddingServicer as NodeEmbeddingServicer
 from sllm.node.api.inference_service import InferenceServicer as NodeInferenceServicer
 from sllm.node.api.migration_service import MigrationServicer
 from sllm.node.api.model_service import ModelServicer as NodeModelServicer
 from sllm.node.api.node_service import NodeServicer
+from sllm.node.api.peer_service import PeerServicer
 from sllm.node.worker import embedding_service as worker_embedding
 from sllm.node.worker import model_service as worker_models
 from sllm.node.worker import service as worker
@@ -53,6 +61,7 @@ SERVICERS: list[tuple[Any, str, list[type]]] = [
         "InferenceService",
         [InferenceServicer, NodeInferenceServicer],
     ),
+    (key_service_pb2, "KeyService", [KeyServicer]),
     (migration_service_pb2, "MigrationService", [MigrationServicer]),
     (
         model_service_pb2,
@@ -60,6 +69,9 @@ SERVICERS: list[tuple[Any, str, list[type]]] = [
         [ModelServicer, NodeModelServicer, worker_models.ModelServicer],
     ),
     (node_service_pb2, "NodeService", [NodeServicer]),
+    (replica_service_pb2, "ReplicaService", [ReplicaServicer]),
+    (peer_service_pb2, "PeerService", [PeerServicer]),
+    (tenant_service_pb2, "TenantService", [TenantServicer]),
     (worker_service_pb2, "WorkerService", [worker.WorkerServicer]),
 ]
 
@@ -78,7 +90,10 @@ CALLERS: list[tuple[Any, str, str]] = [
     (embedding_service_pb2, "EmbeddingService", "client"),
     (fleet_service_pb2, "FleetService", "node"),
     (inference_service_pb2, "InferenceService", "client"),
+    (key_service_pb2, "KeyService", "client"),
     (model_service_pb2, "ModelService", "client"),
+    (peer_service_pb2, "PeerService", "node"),
+    (tenant_service_pb2, "TenantService", "client"),
 ]
 
 

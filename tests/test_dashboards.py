@@ -27,15 +27,23 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import generate_latest
 metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
 from sllm.control import metrics as control
+from sllm.control.tenants.usage import Usage
 from sllm.control.types.receipts import StartRecord
+from sllm.node.kept import metrics as kept
 from sllm.node.tiers import metrics as node
 for one in vars(control).values():
     if hasattr(one, "record"):
         for cold in (True, False):
             one.record(0.02, {"cold": cold})
     elif hasattr(one, "add"):
-        one.add(1, {"deployment": "tiny", "outcome": "OK", "reason": "DRAIN"})
-control.observe_queue(lambda: 1)
+        labels = {"deployment": "tiny", "outcome": "OK", "reason": "DRAIN", "tenant": "acme"}
+        labels["way"] = "PAGES"
+        one.add(1, labels)
+control.observe(control.Observed(lambda: {"a": 1}, {"acme": Usage(1, 2, 3, 4.0, {"SSD": 5.0})}))
+kept.record_read("DRAM", 1)
+kept.record_written(1)
+kept.record_corrupt(1)
+kept.observe(lambda: {"DRAM": 1})
 node.record_refusal()
 node.record_quarantine()
 node.record_load("read", 1, 0.02)
@@ -157,3 +165,10 @@ def _firing(alert: str, fires: bool) -> dict[str, object]:
     query = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})'
     samples = [{"labels": "{}", "value": 1}] if fires else []
     return {"expr": query, "eval_time": "40m", "exp_samples": samples}
+
+
+def test_every_alarm_is_told_with_what_to_do() -> None:
+    table = (DEPLOY.parent / "docs" / "OPERATING.md").read_text()
+    alarms = re.findall(r"- alert: (\w+)", ALERTS.read_text())
+    assert alarms
+    assert not [name for name in alarms if f"| `{name}` |" not in table]

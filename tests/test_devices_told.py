@@ -10,7 +10,7 @@ from sllm.client.wire import listings
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.tiers import Copies, Tier
 from sllm.control.types.reports import Full
-from sllm.control.wire import fleet
+from sllm.control.wire import fleet, reports
 from tests.cli.screen import rows
 
 GIB = 1 << 30
@@ -52,7 +52,7 @@ def told(*devices: Device) -> Node:
             idle_bytes=one.idle_bytes,
         )
     node.tiers.add(tier=pb.TIER_DEVICE, capacity_bytes=120 * GIB, used_bytes=45 * GIB)
-    report = fleet.report(
+    report = reports.report(
         fleet_pb.ReportRequest(node_id="n", revision=1, full=fleet_pb.FullReport(node=node))
     )
     assert isinstance(report.body, Full)

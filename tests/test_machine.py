@@ -47,10 +47,12 @@ def v1(root: Path, files: Mapping[str, str | int], group: str = "/a/b", top: str
     mounts = [
         V1.format(top=top, point="/sys/fs/cgroup/memory", names="memory"),
         V1.format(top=top, point="/sys/fs/cgroup/cpu,cpuacct", names="cpu,cpuacct"),
+        V1.format(top=top, point="/sys/fs/cgroup/hugetlb", names="hugetlb"),
         V1.format(top=top, point="/sys/fs/cgroup/systemd", names="name=systemd"),
         V2.format(top="/", point="/sys/fs/cgroup/unified"),
     ]
-    groups = f"12:cpu,cpuacct:{group}\n4:memory:{group}\n1:name=systemd:/elsewhere\n0::/"
+    own = "".join(f"4:{names}:{group}\n" for names in ("cpu,cpuacct", "memory", "hugetlb"))
+    groups = f"{own}1:name=systemd:/elsewhere\n0::/"
     inside = {f"sys/fs/cgroup/{name}": content for name, content in files.items()}
     return tree(root, groups, mounts, inside)
 
@@ -69,6 +71,7 @@ def v1(root: Path, files: Mapping[str, str | int], group: str = "/a/b", top: str
         # What is beside or below it does not.
         ({"c/memory.max": 1, "a/b/c/memory.max": 1, "a/b/memory.max": GIB}, Limits(GIB)),
         ({"a/b/memory.max": "", "a/b/cpu.max": "nonsense"}, Limits()),
+        ({"a/b/hugetlb.2MB.max": "max", "a/hugetlb.2MB.max": 0}, Limits(huge_page_bytes=0)),
     ],
 )
 def test_limits_of_the_second_version(
@@ -98,6 +101,7 @@ def test_limits_of_the_second_version(
             },
             Limits(None, 2.5),
         ),
+        ({"hugetlb/a/b/hugetlb.2MB.limit_in_bytes": GIB}, Limits(huge_page_bytes=GIB)),
         ({"systemd/elsewhere/memory.limit_in_bytes": 1}, Limits()),
     ],
 )
@@ -171,14 +175,15 @@ def test_nothing_else_counts_what_the_machine_has() -> None:
 
 
 def test_a_node_of_one_processor_has_half_the_threads(tmp_path: Path) -> None:
-    usable = os.sched_getaffinity(0)
+    usable, others = os.sched_getaffinity(0), set(threading.enumerate())
     try:
         os.sched_setaffinity(0, {min(usable)})
         node = NodeConfig("localhost:1", tmp_path)
         queue = ReadQueue(node.read_threads, MonotonicClock())
     finally:
         os.sched_setaffinity(0, usable)
-    reading = [one for one in threading.enumerate() if one.name.startswith("chunk-read_")]
+    came = set(threading.enumerate()) - others
+    reading = [one for one in came if one.name.startswith("chunk-read_")]
     queue.close()
     assert (node.read_threads, node.fetch_threads, len(reading)) == (2, 4, 3)
 

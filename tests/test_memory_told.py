@@ -9,7 +9,7 @@ from sllm.client.wire import listings
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.tiers import Copies
 from sllm.control.types.reports import Full
-from sllm.control.wire import fleet
+from sllm.control.wire import fleet, reports
 from tests.cli.screen import rows
 
 MIB = 1 << 20
@@ -29,7 +29,7 @@ def told(memory: NodeMemory | None) -> tuple[Node, Instance]:
     own = 30 * MIB if memory else 0
     instance = pb.Instance(instance_id="i", deployment="d", state=ready, own_bytes=own)
     full = fleet_pb.FullReport(node=node, instances=[instance])
-    report = fleet.report(fleet_pb.ReportRequest(node_id="n", revision=1, full=full))
+    report = reports.report(fleet_pb.ReportRequest(node_id="n", revision=1, full=full))
     assert isinstance(report.body, Full)
     view = NodeView(report.body.facts, Copies(), {})
     one = fleet.instance_message(report.body.instances[0])

@@ -34,6 +34,7 @@ def test_the_nearest_that_was_measured_counts(present: tuple[Taken, ...], found:
         (400, (COPIES,), 464),
         (0, (COPIES,), 64),
         (0, (PLAIN, COPIES), 30),
+        (10, (Taken("b", 50, 20),), 40),  # what those take beside the little that they copy
     ],
 )
 def test_what_is_copied_is_known_before_anything_was_measured(

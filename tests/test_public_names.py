@@ -19,6 +19,10 @@ PUBLIC = {
     "BatchRequest",
     "BatchResult",
     "BatchState",
+    "CacheMove",
+    "CallerRole",
+    "CreatedKey",
+    "Key",
     "ChatMessage",
     "CheckpointCopy",
     "Choice",
@@ -27,6 +31,7 @@ PUBLIC = {
     "Cluster",
     "Deployment",
     "DeploymentLoad",
+    "EndedRequest",
     "DeploymentState",
     "Device",
     "DrainProgress",
@@ -38,6 +43,7 @@ PUBLIC = {
     "Instance",
     "InstanceLoad",
     "InstanceState",
+    "LearnedKeepTimes",
     "Link",
     "LoadPhase",
     "Loading",
@@ -47,6 +53,7 @@ PUBLIC = {
     "MigrationReason",
     "Model",
     "ModelDetails",
+    "MoveWay",
     "NamedTool",
     "Node",
     "NodeMemory",
@@ -74,6 +81,9 @@ PUBLIC = {
     "Started",
     "Stream",
     "StructuredOutput",
+    "Tenant",
+    "TenantLimits",
+    "TenantUsage",
     "ContentPart",
     "Function",
     "FunctionDescription",
@@ -88,7 +98,9 @@ PUBLIC = {
     "TokenCount",
     "Tokens",
     "TopLogprob",
+    "TunedConcurrency",
     "Usage",
+    "WeightForm",
     "errors",
 }
 CHECKPOINT = {
@@ -105,6 +117,9 @@ CHECKPOINT = {
     "verify",
 }
 METHODS = {
+    "create_key",
+    "keys",
+    "revoke_key",
     "address",
     "batch",
     "batch_results",
@@ -137,9 +152,12 @@ METHODS = {
     "tokenize",
     "token_texts",
     "count_tokens",
+    "set_tenant",
+    "tenants",
     "undrain",
     "unpin",
     "watch",
+    "watch_deployment",
 }
 
 
@@ -189,7 +207,16 @@ def test_the_clients_can_do_this(name: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["batches", "deployments", "embeddings", "events", "migrations", "nodes", "operations"],
+    [
+        "batches",
+        "deployments",
+        "embeddings",
+        "events",
+        "migrations",
+        "nodes",
+        "operations",
+        "tenants",
+    ],
 )
 def test_records_are_frozen(module: str) -> None:
     found = vars(importlib.import_module(f"sllm.client.types.{module}")).values()

@@ -21,7 +21,14 @@ INNER: dict[str, Descriptor] = {
     "messages": pb.ChatMessages.DESCRIPTOR,
     "structured_output": pb.StructuredOutput.DESCRIPTOR,
 }
-NOT_ASKED = {"adapter", "background", "deployment", "instance_id", "messages.chat_template"}
+NOT_ASKED = {
+    "adapter",
+    "background",
+    "deployment",
+    "instance_id",
+    "messages.chat_template",
+    "prefixes",
+}
 """Who serves it, and what the router says of it: no part of what is served."""
 
 
@@ -36,8 +43,9 @@ def test_every_field_is_in_the_table_and_no_other() -> None:
     assert set(ROWS) == fields()
 
 
-ON_TRANSFORMERS = {"parsing": "forced calls"}
-"""What that engine does of fields that it does not take as vLLM does: parsers are vLLM's."""
+ON_TRANSFORMERS = {"parsing": "forced calls", "images": "no"}
+"""What that engine does of fields that it does not take as vLLM does: parsers are vLLM's, and
+models that see run there."""
 
 
 @pytest.mark.parametrize("field", ROWS)

@@ -1,7 +1,9 @@
 """What every server here does with calls, whatever they ask for."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -173,6 +175,45 @@ async def test_calls_within_a_cluster_go_by_no_proxy(
     async with sllm.AsyncClient(server.address) as client:
         await client.cancel("r-1")
     server.stop()
+
+
+async def test_probes_are_told_of_services_and_nothing_else() -> None:
+    """On a port of their own, without certificates: names of deployments are not for everybody."""
+    server = rpc.Server()
+    service = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    await server.start("127.0.0.1:0", [service])
+    await server.set_serving("a-deployment", True)
+    port = await server.serve_probes(0)
+    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+        stub = HealthStub(channel)
+        for name in ("", service.full_name):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        await server.set_serving("", False)
+        answer = await stub.Check(health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for call, code in (
+            (stub.Check(health_pb2.HealthCheckRequest(service="a-deployment")), "NOT_FOUND"),
+            (stub.List(health_pb2.HealthListRequest()), "UNIMPLEMENTED"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code().name == code
+    await server.stop(0)
+    assert not await rpc.is_serving(f"127.0.0.1:{port}", "")
+
+
+def test_channels_are_made_with_the_options_of_all() -> None:
+    """One made elsewhere would ask the environment's proxies for the way into the cluster."""
+    package = Path(rpc.__file__).parent
+    making = re.compile(r"\b(in)?secure_channel\(")
+    found = {path.name for path in package.rglob("*.py") if making.search(path.read_text())}
+    # etcd's client is none of grpc.aio: its channels have options of their own, without a proxy.
+    assert found == {"rpc.py", "credentials.py", "cluster.py", "client.py"}
+    assert all(
+        ("grpc.enable_http_proxy", 0) in options
+        for options in (rpc.CHANNEL_OPTIONS, rpc.PROCESS_OPTIONS)
+    )
 
 
 async def test_a_quiet_stream_outlives_the_pings_of_its_client() -> None:

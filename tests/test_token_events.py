@@ -11,7 +11,9 @@ def filled(mark: int) -> pb.Tokens:
     tokens = pb.Tokens()
     for field in pb.Tokens.DESCRIPTOR.fields:
         values = getattr(tokens, field.name)
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+        if field.name == "duration":
+            values.FromSeconds(mark)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
             values.add()
         elif field.is_repeated:
             values.append(mark)
@@ -27,7 +29,9 @@ def test_nothing_is_lost() -> None:
     extend(tokens, filled(2))
     for field in pb.Tokens.DESCRIPTOR.fields:
         found = getattr(tokens, field.name)
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+        if field.name == "duration":
+            assert found.ToSeconds() == 3
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
             assert len(found) == 2, field.name
         elif field.is_repeated:
             assert list(found) == [1, 2], field.name

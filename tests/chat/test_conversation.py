@@ -108,9 +108,9 @@ def test_all_of_a_message_comes_out_of_the_protocol() -> None:
     )
 
 
-def test_a_part_that_is_no_text_is_refused() -> None:
+def test_a_part_that_is_unknown_is_refused() -> None:
     said = pb.ChatMessage(role="user", parts=[pb.ContentPart(text="a"), pb.ContentPart()])
-    with pytest.raises(InvalidPrompt, match="no text"):
+    with pytest.raises(InvalidPrompt, match="neither text nor an image"):
         conversation(pb.ChatMessages(messages=[said]))
 
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from sllm import checkpoint
+from sllm.checkpoint.format.form import WeightForm, form_file
+from sllm.checkpoint.saving.saving import write_tensors
 from tests.checkpoint.checkpoints import assert_same, flip_bit, random_weights, write_model
 from tests.cli.conftest import Run
 
@@ -39,6 +42,32 @@ def test_pack_refuses_in_one_line(run: Run, source: Path, tmp_path: Path) -> Non
     refusal = f"error: INVALID_ARGUMENT: {source} is there already: give another name (next: "
     assert done.err.startswith(refusal)
     assert done.err.count("\n") == 1
+
+
+def test_pack_refuses_before_it_begins(run: Run, source: Path, tmp_path: Path) -> None:
+    for arguments in (["out", "--for", "llama.cpp"], [], ["--dtype", "float16", "--for", "vllm"]):
+        done = run("pack", str(source), *arguments)
+        assert done.code == 1
+        assert done.err.startswith("error: INVALID_ARGUMENT: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_shows_what_lies_ready(run: Run, packed: Path) -> None:
+    versions = {"torch": "2.13", "vllm": "0.32"}
+    digest = checkpoint.inspect(packed).digest or ""
+    form = WeightForm("vllm:tp=2-1", "vllm", 2, versions, "oneDNN x86_64", "bfloat16", digest)
+    made = packed / "forms" / form.name
+    made.parent.mkdir()
+    write_tensors(random_weights(), made, 8192, 1 << 20, {"form.json": form_file(form)})
+
+    shown = run("inspect", str(packed)).out
+    for cell in ("vllm:tp=2", "torch 2.13", "oneDNN x86_64", "bfloat16"):
+        assert cell in shown
+    (ready,) = json.loads(run("inspect", str(packed), "--json").out)["ready"]
+    assert ready["form"] == asdict(form)
+    assert ready["size_bytes"] == 49152
+    out = run("inspect", str(made)).out
+    assert f"made of {digest}" in " ".join(out.split())
 
 
 def test_verify(run: Run, packed: Path, source: Path) -> None:

@@ -20,7 +20,8 @@ from make_models import make_model
 
 import sllm
 from sllm.cli import cluster
-from sllm.cli.cluster import Plan
+from sllm.cli import plan as up_plan
+from sllm.cli.plan import Plan
 from sllm.cli.supervisor import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
@@ -276,7 +277,7 @@ def test_a_port_that_is_taken_keeps_no_cluster_from_coming_up(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(cluster, "HTTP_PORT", port)
+        monkeypatch.setattr(up_plan, "HTTP_PORT", port)
         plan = Plan(tmp_path, 1, 0, None, 1 << 26, None, None)
         assert plan.gateway("127.0.0.1:1").listen == "127.0.0.1:0"
         assert replace(plan, http_port=port).gateway("a:1").listen == f"127.0.0.1:{port}"

@@ -53,7 +53,8 @@ NODE = types.Node(
 
 def _commands(app: typer.Typer) -> list[str]:
     """The names of all commands."""
-    return [one.callback.__name__ for one in app.registered_commands if one.callback]
+    callbacks = (one.callback for one in app.registered_commands if one.callback)
+    return [one.__name__.replace("_", "-") for one in callbacks]
 
 
 @pytest.fixture
@@ -86,6 +87,8 @@ def test_ls(run: Run, listed: None) -> None:
         "vllm",
         "1/2",
         "3",
+        "0.5",
+        "of",
         "1.5",
         "s",
         "4.0",
@@ -101,6 +104,13 @@ def test_ps(run: Run, listed: None) -> None:
 
     found = " ".join(row[:11])
     assert found == "i-1 tiny vllm n-1 READY 2 64.0 MiB 30.0 MiB 7"
+
+
+def test_nodes_in_zones(run: Run, control: FakeControl) -> None:
+    there = types.Node(node_id="n-2", address="host:2", zone="edge")
+    control.reply("ListNodes", cluster_pb.ListNodesResponse(nodes=[NODE, there]))
+    anywhere, edge = rows(run("nodes").out)
+    assert (anywhere[:3], edge[:3]) == (["n-1", "host:1", "-"], ["n-2", "host:2", "edge"])
 
 
 def test_nodes(run: Run, listed: None) -> None:

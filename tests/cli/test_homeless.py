@@ -17,6 +17,7 @@ from tests.processes import started
 TIMEOUT = 170
 SLLM = (sys.executable, "-m", "sllm.cli.main")
 SMALL = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB")
+QUICK = "--engines=transformers"
 UNKNOWN = 54321
 CACHES = """
 import getpass, os
@@ -53,10 +54,14 @@ def theirs(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("home", [None, "/nonexistent"])
-def test_a_cluster_serves_without_a_home(tmp_path: Path, theirs: Path, home: str | None) -> None:
+@pytest.mark.parametrize(("home", "more"), [(None, ()), ("/nonexistent", (QUICK,))])
+def test_a_cluster_serves_without_a_home(
+    tmp_path: Path, theirs: Path, home: str | None, more: tuple[str, ...]
+) -> None:
+    """On every engine once: workers have the same home, whatever their node has."""
     model = make_model("tiny-llama", tmp_path / "model")
-    up = as_unknown([*SLLM, "up", "--no-http", "--port=0", f"--dir={theirs / 'files'}", *SMALL])
+    where = ("--no-http", "--port=0", f"--dir={theirs / 'files'}")
+    up = as_unknown([*SLLM, "up", *where, *SMALL, *more])
     with started(up, env=environment(home), cwd=theirs) as process:
         assert process.stdout
         address = process.stdout.readline().removeprefix("listening on ").strip()

@@ -17,7 +17,8 @@ def test_an_instance_is_moved_and_every_request_told(control: FakeControl, run: 
     assert outcome.code == 0
     assert control.requests["Migrate"] == [pb.MigrateRequest(instance_id="i-1", to_node_id="n-2")]
     table = " ".join(outcome.out.split())
-    assert "r-1 MOVED 1 9 5 ms 1000 ms" in table
+    assert "r-1 MOVED 1 9 PAGES, of" in table
+    assert "5 ms 1000 ms" in table
     assert "r-2 STAYED it does not answer" in table
     assert "r-3 ENDED" in table
     assert "to i-2 on n-2 in 1000 ms, expected 800 ms" in table

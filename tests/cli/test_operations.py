@@ -34,7 +34,8 @@ EXPLAINED = pb.ExplainPlacementResponse(
             parts=PARTS,
             victims=["i-1"],
             evicted_bytes=MIB,
-            verdict="chosen: it has the weights on SSD",
+            verdict="chosen: it has the weights on SSD, made ready",
+            ready_made=True,
         ),
         pb.PlacementCandidate(
             node_id="n-1",
@@ -84,8 +85,8 @@ def test_explain_compares_the_nodes(run: Run, control: FakeControl) -> None:
     heading, _, chosen, other = run("explain", "tiny").out.splitlines()
     assert heading == "start on n-2: n-2 is ready soonest, in 1.00 s"
     assert " ".join(chosen.split()) == (
-        "n-2 SSD 1.00 s 0 ms 0 ms 500 ms 500 ms 1 idle end, evict 1.0 MiB "
-        "chosen: it has the weights on SSD"
+        "n-2 SSD, ready-made 1.00 s 0 ms 0 ms 500 ms 500 ms 1 idle end, evict 1.0 MiB "
+        "chosen: it has the weights on SSD, made ready"
     )
     assert " ".join(other.split()) == "n-1 REMOTE - - - - - - too small"
 
@@ -196,6 +197,29 @@ def test_top_once_prints_one_frame(run: Run, control: FakeControl) -> None:
     assert "draining 1.0 MiB/4.0 MiB 2.0 MiB/2.0 MiB 4 B/10 B" in words
     assert "i-1 tiny n-1 READY 2 - 0 B" in words
     assert words.index("tiny 3 1 0") < words.index("idle 0 0 0")
+
+
+def test_top_shows_starts_moves_and_what_has_ended(run: Run, control: FakeControl) -> None:
+    starting = types.Instance(instance_id="i-2", state=types.INSTANCE_STATE_STARTING)
+    loading = types.Loading(phase=types.LOAD_PHASE_READ, loaded_bytes=MIB, total_bytes=4 * MIB)
+    loading.estimated_remaining.FromMilliseconds(310)
+    ended = pb.EndedRequest(request_id="r-1", deployment="tiny", outcome="OK", generated_tokens=7)
+    ended.duration.FromSeconds(2)
+    ended.receipt.MergeFrom(types.Receipt(cold=True, from_tier=types.TIER_SSD))
+    ended.receipt.time_to_first_token.FromMilliseconds(1500)
+    state = pb.ClusterState(
+        instances=[
+            pb.InstanceLoad(instance=starting, loading=loading),
+            pb.InstanceLoad(instance=INSTANCE, moving_to=["i-2"]),
+        ],
+        ended_requests=[ended],
+    )
+    control.reply("WatchCluster", pb.WatchClusterResponse(revision=1, full=state))
+
+    out = " ".join(run("top", "--once").out.split())
+    assert "reading into memory 25%, 310 ms left" in out
+    assert "→ i-2" in out
+    assert "r-1 tiny OK 1.50 s SSD 2.00 s 7" in out
 
 
 def test_top_shows_those_with_most_to_do(run: Run, control: FakeControl) -> None:

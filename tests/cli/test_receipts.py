@@ -8,7 +8,7 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
 from sllm.cli.receipts import waterfall
 from sllm.client.types.enums import PhaseKind, Tier
-from sllm.client.types.events import Phase, Receipt
+from sllm.client.types.receipts import Phase, Receipt
 from tests.cli.conftest import Run
 from tests.cli.screen import lines
 from tests.client.fake_control import FakeControl

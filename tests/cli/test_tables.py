@@ -1,14 +1,16 @@
 """Tables: names are whole on a terminal of any width."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import RenderableType
 
-from sllm.cli.listings import deployments_table, instances_table, nodes_table
+from sllm.cli.listings import deployments_table, forms_table, instances_table, nodes_table
 from sllm.cli.operations import pins_table
 from sllm.cli.tables import Listing
 from sllm.client.types.deployments import Instance
 from sllm.client.types.enums import InstanceState, Tier
-from sllm.client.types.nodes import Link, Node
+from sllm.client.types.nodes import CheckpointCopy, Link, Node, WeightForm
 from sllm.client.types.operations import Pin
 from sllm.client.wire import listings
 from tests.cli.screen import lines, rows
@@ -32,6 +34,28 @@ def _instances() -> RenderableType:
 def _nodes() -> RenderableType:
     link = Link(Tier.SSD, Tier.DRAM, 2.5e9, 1 << 30, 1 << 20)
     return nodes_table([Node(NODE, ADDRESS, "h", (), 1 << 30, 0, (), (link,), None, 0.0)] * 2)
+
+
+def _forms() -> RenderableType:
+    versions = {"torch": "2.13.0", "vllm": "0.32.0"}
+    form = WeightForm("vllm-1", "vllm", 1, versions, "oneDNN x86_64 avx2", "bfloat16")
+    published = CheckpointCopy("d", Tier.SSD, 1 << 30, 1 << 30, ("file:///m",), leased=False)
+    made = [
+        replace(
+            published, digest="m", tier=tier, sources=(), made_of="d", made_for="vllm", form=form
+        )
+        for tier in (Tier.SSD, Tier.DRAM)
+    ]
+    copies = (published, *made)
+    return forms_table([Node(NODE, ADDRESS, "h", (), 1 << 30, 0, copies, (), None, 0.0)])
+
+
+def test_forms_are_told_with_what_they_are_of() -> None:
+    _, row = rows(_forms())
+    libraries = "torch 2.13.0, vllm 0.32.0"
+    assert row[:2] == [NODE, "vllm"]
+    assert row[3:] == ["oneDNN x86_64 avx2", "bfloat16", "1.0 GiB", "SSD, DRAM", "file:///m"]
+    assert libraries.startswith(row[2])
 
 
 def _pins() -> RenderableType:

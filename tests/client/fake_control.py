@@ -15,7 +15,9 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import embedding_service_pb2 as embedding_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import key_service_pb2 as key_pb
 from serverlessllm.v1 import model_service_pb2 as model_pb
+from serverlessllm.v1 import tenant_service_pb2 as tenant_pb
 
 from sllm import errors, rpc
 from sllm.client.sync import BackgroundLoop
@@ -26,7 +28,9 @@ SERVICES = (
     deployment_pb.DESCRIPTOR.services_by_name["DeploymentService"],
     embedding_pb.DESCRIPTOR.services_by_name["EmbeddingService"],
     inference_pb.DESCRIPTOR.services_by_name["InferenceService"],
+    key_pb.DESCRIPTOR.services_by_name["KeyService"],
     model_pb.DESCRIPTOR.services_by_name["ModelService"],
+    tenant_pb.DESCRIPTOR.services_by_name["TenantService"],
 )
 
 
@@ -47,6 +51,8 @@ class FakeControl:
         """For each method, the metadata of the calls."""
         self.abandoned: list[str] = []
         """Methods whose caller went before the end of the reply."""
+        self.always: dict[str, Sequence[Step]] = {}
+        """The answer to all calls of a method for which none is queued."""
         self._replies: dict[str, deque[Sequence[Step]]] = defaultdict(deque)
         self._loop = BackgroundLoop()
         self.address = self._loop.run(self._start())
@@ -100,7 +106,10 @@ class FakeControl:
         self.requests[method].append(request)
         self.metadata[method].append(dict(context.invocation_metadata()))
         try:
-            for step in self._replies[method].popleft():
+            queued = self._replies[method]
+            for step in (
+                queued.popleft() if queued or method not in self.always else self.always[method]
+            ):
                 if isinstance(step, errors.SllmError):
                     raise step
                 if isinstance(step, Silence):

@@ -6,6 +6,8 @@ from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import inference_service_pb2 as pb
 from serverlessllm.v1 import types_pb2 as types
 
+import sllm
+
 HALF_A_SECOND = Duration(nanos=500_000_000)
 
 QUEUED = pb.GenerateResponse(sequence=0, queued=pb.Queued(position=2, estimated_wait=HALF_A_SECOND))
@@ -80,6 +82,24 @@ def finished(sequence: int) -> pb.GenerateResponse:
     )
 
 
+CACHE_MOVE = types.CacheMove(
+    way=types.MOVE_WAY_PAGES,
+    by_tokens=Duration(seconds=2),
+    by_pages=Duration(nanos=500_000_000),
+    page_tokens=16,
+    page_bytes=4096,
+    took=Duration(seconds=1),
+    why="sooner",
+)
+MOVED_CACHE = sllm.CacheMove(
+    sllm.MoveWay.PAGES,
+    by_tokens=2.0,
+    by_pages=0.5,
+    page_tokens=16,
+    page_bytes=4096,
+    took=1.0,
+    why="sooner",
+)
 MIGRATED = pb.GenerateResponse(
     sequence=4,
     migrated=pb.Migrated(
@@ -88,6 +108,7 @@ MIGRATED = pb.GenerateResponse(
         to_instance_id="i-2",
         pause=HALF_A_SECOND,
         reason=pb.MIGRATION_REASON_FAILOVER,
+        cache=CACHE_MOVE,
     ),
 )
 
@@ -119,6 +140,8 @@ def deployment(
             max_replicas=2,
             keep_alive=Duration(seconds=1, nanos=500_000_000),
             target_concurrency=3,
+            learn_keep_alive=True,
+            target_time_per_token=Duration(nanos=50_000_000),
         ),
         model=types.ModelInfo(
             architecture="LlamaForCausalLM",
@@ -129,6 +152,10 @@ def deployment(
         ),
         state=state,
         created_at=Timestamp(seconds=1_700_000_000, nanos=500_000_000),
+        learned=types.LearnedKeepTimes(
+            instance=Duration(nanos=500_000_000), weights=Duration(seconds=9)
+        ),
+        tuned=types.TunedConcurrency(requests=2, time_per_token=Duration(nanos=40_000_000)),
         **fields,  # type: ignore[arg-type]  # by name
     )
 

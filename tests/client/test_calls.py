@@ -46,6 +46,8 @@ def test_deploy_says_what_it_was_told(control: FakeControl, call: Call) -> None:
         dtype="float32",
         max_concurrency=4,
         target_concurrency=3,
+        learn_keep_alive=True,
+        target_time_per_token=0.05,
     )
 
     (request,) = control.requests["Deploy"]
@@ -57,6 +59,8 @@ def test_deploy_says_what_it_was_told(control: FakeControl, call: Call) -> None:
         max_replicas=2,
         keep_alive=Duration(seconds=1, nanos=500_000_000),
         target_concurrency=3,
+        learn_keep_alive=True,
+        target_time_per_token=Duration(nanos=50_000_000),
     )
 
 
@@ -85,6 +89,10 @@ def test_deploy_returns_the_deployment(control: FakeControl, call: Call) -> None
         ready_instances=0,
         queued_requests=0,
         loading=None,
+        learn_keep_alive=True,
+        learned=sllm.LearnedKeepTimes(0.5, 9.0),
+        target_time_per_token=0.05,
+        tuned=sllm.TunedConcurrency(2, 0.04),
     )
 
 

@@ -10,6 +10,7 @@ from serverlessllm.v1 import types_pb2 as types
 import sllm
 from sllm import errors
 from tests.client.fake_control import FakeControl
+from tests.client.messages import CACHE_MOVE, MOVED_CACHE
 
 CHOSEN = pb.MigrateResponse(
     chosen=pb.MigrateChosen(
@@ -28,6 +29,7 @@ MOVED = pb.MigrateResponse(
         duration=Duration(seconds=1),
         cutover=Duration(nanos=5_000_000),
         gap_tokens=3,
+        cache=CACHE_MOVE,
     )
 )
 STAYED = pb.MigrateResponse(
@@ -61,6 +63,7 @@ def test_an_instance_is_moved(control: FakeControl, client: sllm.Client) -> None
                 duration=1.0,
                 cutover=0.005,
                 gap=3,
+                cache=MOVED_CACHE,
             ),
             sllm.RequestMigration(
                 "r-2",

@@ -36,6 +36,7 @@ def test_explain_tells_what_the_control_plane_would_do(control: FakeControl, cal
         evicted_bytes=7,
         rejected="",
         verdict="chosen",
+        ready_made=True,
     )
     unknown = pb.PlacementCandidate(node_id="n-2", from_tier=types.TIER_REMOTE, rejected="small")
     control.reply(
@@ -67,6 +68,7 @@ def test_explain_tells_what_the_control_plane_would_do(control: FakeControl, cal
                 evicted_bytes=7,
                 rejected="",
                 verdict="chosen",
+                ready_made=True,
             ),
             sllm.PlacementCandidate(
                 "n-2", sllm.Tier.REMOTE, None, None, (), (), 0, "small", verdict=""
@@ -227,6 +229,30 @@ DELTA = pb.WatchClusterResponse(
         gone_deployments=["tiny"],
     ),
 )
+ENDED = pb.WatchClusterResponse(
+    revision=7,
+    delta=pb.ClusterDelta(
+        instances=[
+            pb.InstanceLoad(
+                instance=types.Instance(instance_id="i-2"),
+                loading=types.Loading(phase=types.LOAD_PHASE_READ, loaded_bytes=1, total_bytes=4),
+                moving_to=["i-3"],
+            )
+        ],
+        ended_requests=[
+            pb.EndedRequest(
+                request_id=f"r-{number}",
+                deployment="tiny",
+                ended_at=Timestamp(seconds=9),
+                duration=Duration(seconds=2),
+                outcome="OK",
+                generated_tokens=5,
+                receipt=types.Receipt(cold=True) if number else None,
+            )
+            for number in range(65)
+        ],
+    ),
+)
 AGAIN = pb.WatchClusterResponse(revision=9, full=pb.ClusterState(nodes=[node("n-3")]))
 
 
@@ -244,6 +270,25 @@ def test_a_watcher_has_the_whole_cluster_at_every_moment(control: FakeControl) -
     assert [one.node_id for one in third.nodes] == ["n-3"]
     assert third.instances == ()
     assert [one.revision for one in (first, second, third)] == [5, 6, 9]
+
+
+def test_a_watcher_sees_starts_moves_and_what_has_ended(control: FakeControl) -> None:
+    control.reply("WatchCluster", FULL, ENDED, AGAIN)
+
+    with sllm.Client(control.address) as client:
+        first, second, third = client.watch()
+    assert (first.instances[0].loading, first.ended_requests) == (None, ())
+    (instance,) = [one for one in second.instances if one.loading]
+    assert instance.loading
+    assert (instance.loading.phase, instance.loading.total_bytes) == (sllm.LoadPhase.READ, 4)
+    assert instance.moving_to == ("i-3",)
+    assert len(second.ended_requests) == 64, "the latest"
+    last = second.ended_requests[-1]
+    assert (last.request_id, last.outcome, last.generated_tokens) == ("r-64", "OK", 5)
+    assert (last.ended_at, last.duration) == (9.0, 2.0)
+    assert last.receipt
+    assert last.receipt.cold
+    assert third.ended_requests == (), "all of it was told anew"
 
 
 async def test_a_watch_that_is_left_ends(control: FakeControl) -> None:

@@ -10,6 +10,7 @@ from tests.client.fake_control import FakeControl
 from tests.client.messages import (
     LOADING,
     MIGRATED,
+    MOVED_CACHE,
     QUEUED,
     STARTED,
     finished,
@@ -46,7 +47,8 @@ def test_a_migration_is_told_and_kept(control: FakeControl, collect: Collect) ->
 
     events, result = collect("tiny", "Once")
 
-    moved = sllm.Migrated(4, "n-1", "n-2", "i-2", pause=0.5, reason=sllm.MigrationReason.FAILOVER)
+    reason = sllm.MigrationReason.FAILOVER
+    moved = sllm.Migrated(4, "n-1", "n-2", "i-2", pause=0.5, reason=reason, cache=MOVED_CACHE)
     assert events[4] == moved
     assert result.migrations == (moved,)
     assert result.token_ids == (10, 11, 12)

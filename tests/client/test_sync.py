@@ -71,21 +71,22 @@ def test_a_closed_client_says_so(control: FakeControl) -> None:
 
 
 def test_a_dropped_client_ends_its_thread(control: FakeControl) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     client = sllm.Client(control.address)
-    assert threading.active_count() == before + 1
+    (its_own,) = set(threading.enumerate()) - before
     del client
     gc.collect()
 
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: not its_own.is_alive())
 
 
 def test_a_client_that_is_collected_in_its_own_thread_ends_it(control: FakeControl) -> None:
     done = pb.PrefetchDone(node_id="n-1", tier=types.TIER_DRAM)
     loading = types.Loading(phase=types.LOAD_PHASE_READ)
     control.reply("Prefetch", pb.PrefetchResponse(loading=loading), pb.PrefetchResponse(done=done))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     client = sllm.Client(control.address)
+    (its_own,) = set(threading.enumerate()) - before
     loops: list[asyncio.AbstractEventLoop] = []
     client.prefetch("tiny", on_progress=lambda _: loops.append(asyncio.get_running_loop()))
     cycle: list[object] = [client]
@@ -93,7 +94,7 @@ def test_a_client_that_is_collected_in_its_own_thread_ends_it(control: FakeContr
     del client, cycle
     loops.pop().call_soon_threadsafe(gc.collect)
 
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: not its_own.is_alive())
 
 
 def test_a_callback_that_calls_its_client_is_told_and_does_not_hang(control: FakeControl) -> None:

@@ -1,6 +1,6 @@
 """A real control plane with fake nodes, and a caller of it, all in this process."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 from serverlessllm.v1 import embedding_service_pb2 as embedding_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import model_service_pb2 as model_pb
+from serverlessllm.v1 import tenant_service_pb2 as tenant_pb
 from serverlessllm.v1 import types_pb2 as pb
 from serverlessllm.v1.batch_service_pb2_grpc import BatchServiceStub
 from serverlessllm.v1.cluster_service_pb2_grpc import ClusterServiceStub
@@ -20,6 +21,7 @@ from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
+from serverlessllm.v1.tenant_service_pb2_grpc import TenantServiceStub
 
 from sllm import errors, rpc
 from sllm.control.batches.store import BatchStore
@@ -93,6 +95,7 @@ class Caller:
         self.models = ModelServiceStub(channel)
         self.embedding = EmbeddingServiceStub(channel)
         self.batches = BatchServiceStub(channel)
+        self.tenants = TenantServiceStub(channel)
 
     async def deploy(
         self,
@@ -105,13 +108,20 @@ class Caller:
         max_replicas: int | None = None,
         kv_cache_tokens: int | None = None,
         max_concurrency: int | None = None,
+        learn_keep_alive: bool | None = None,
+        target_time_per_token: float | None = None,
         engine: str = "",
         dtype: str = "",
         base: str = "",
         max_adapters: int = 0,
         tensor_parallel: int = 0,
+        image_hosts: Sequence[str] = (),
     ) -> deployment_pb.Deployment:
-        scaling = pb.ScalingPolicy(min_replicas=min_replicas, max_replicas=max_replicas)
+        scaling = pb.ScalingPolicy(
+            min_replicas=min_replicas, max_replicas=max_replicas, learn_keep_alive=learn_keep_alive
+        )
+        if target_time_per_token is not None:
+            scaling.target_time_per_token.FromNanoseconds(int(target_time_per_token * 1e9))
         scaling.keep_alive.FromNanoseconds(int(keep_alive * 1e9))
         request = deployment_pb.DeployRequest(
             request_id=request_id,
@@ -127,6 +137,7 @@ class Caller:
             ),
             scaling=scaling,
             base=base,
+            image_hosts=image_hosts,
         )
         with rpc.typed_errors():
             response: deployment_pb.DeployResponse = await self.deployments.Deploy(
@@ -256,9 +267,28 @@ class Caller:
             call = self.batches.ReadBatchResults(request, timeout=SECONDS)
             return [answer.result async for answer in call]
 
-    async def cancel(self, request_id: str) -> None:
+    async def set_tenant(
+        self, tenant: str = "default", request_id: str = "", **limits: Any
+    ) -> tenant_pb.Tenant:
+        request = tenant_pb.SetTenantRequest(
+            request_id=request_id, tenant=tenant, limits=tenant_pb.TenantLimits(**limits)
+        )
         with rpc.typed_errors():
-            request = inference_pb.CancelRequest(request_id=request_id)
+            answer: tenant_pb.SetTenantResponse = await self.tenants.SetTenant(
+                request, timeout=SECONDS, wait_for_ready=True
+            )
+        return answer.tenant
+
+    async def list_tenants(self) -> dict[str, tenant_pb.Tenant]:
+        with rpc.typed_errors():
+            answer: tenant_pb.ListTenantsResponse = await self.tenants.ListTenants(
+                tenant_pb.ListTenantsRequest(), timeout=SECONDS, wait_for_ready=True
+            )
+        return {one.tenant: one for one in answer.tenants}
+
+    async def cancel(self, request_id: str, attempt: str | None = None) -> None:
+        with rpc.typed_errors():
+            request = inference_pb.CancelRequest(request_id=request_id, attempt=attempt)
             await self.inference.Cancel(request, timeout=SECONDS)
 
 
@@ -279,7 +309,8 @@ class Cluster:
     async def start(self) -> None:
         self._stack = AsyncExitStack()
         config = ControlConfig(listen_address=self._listen, **self._settings)
-        self.address = await self._stack.enter_async_context(running(config))
+        addresses = await self._stack.enter_async_context(running(config))
+        self.address = addresses.callers
         self._listen = self.address
         self._channel = rpc.channel(self.address)
         self.caller = Caller(self._channel)
@@ -293,8 +324,9 @@ class Cluster:
         await self.start()
         await self.wait_for_nodes(len(self.nodes))
 
-    async def add_node(self, node_id: str = "n1", **sizes: int) -> FakeNode:
+    async def add_node(self, node_id: str = "n1", zone: str = "", **sizes: int) -> FakeNode:
         node = self.nodes[node_id] = FakeNode(node_id, **sizes)
+        node.zone = zone
         await node.start(self.address)
         await self.wait_for_nodes(len(self.nodes))
         return node

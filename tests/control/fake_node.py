@@ -1,8 +1,9 @@
 """A node agent that does no work: a real gRPC server whose behaviour tests script."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
+import grpc
 from google.protobuf.message import Message
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import migration_service_pb2 as migration_pb
@@ -20,6 +21,7 @@ from serverlessllm.v1.node_service_pb2_grpc import (
 )
 
 from sllm import errors, rpc
+from sllm.durations import to_duration
 from sllm.node.generations.multiplexer import Multiplexer
 from tests.control.fake_encoders import FakeEncoders
 from tests.control.fake_models import FakeModels
@@ -50,13 +52,20 @@ class FakeNode(
         """The engine that runs no model."""
         self.adapters: dict[str, str] = {}
         """Identities of sources that are adapters."""
+        self.unfit: dict[str, str] = {}
+        """Of adapters, by source, engines on which they do not fit."""
         self.most_kv_bytes = 0
         """The most that the instances have held at once."""
 
     # --- life ---------------------------------------------------------------------------------
 
-    async def start(self, control_address: str, listen: str = "127.0.0.1:0") -> None:
-        self._server = rpc.Server()
+    async def start(
+        self,
+        control_address: str,
+        listen: str = "127.0.0.1:0",
+        within: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._server = rpc.Server(within=within)
         add_NodeServiceServicer_to_server(self, self._server.grpc)
         add_InferenceServiceServicer_to_server(self, self._server.grpc)
         add_ModelServiceServicer_to_server(self, self._server.grpc)
@@ -157,10 +166,13 @@ class FakeNode(
             phases=[phase],
             from_tier=pb.TIER_SSD,
             model=self._model(instance.digest),
+            weights_arriving=self.script.weights_arriving,
         )
         yield node_pb.StartInstanceResponse(ready=ready)
 
     def _adapter(self, request: node_pb.InspectSourceRequest) -> pb.ModelInfo:
+        if self.unfit.get(request.source) == request.engine:
+            raise errors.UnsupportedAdapter(f"{request.engine} has no layers w1: it has 7 others")
         adapter = pb.AdapterInfo(
             rank=4, target_modules=["q_proj"], base_identity=request.base.identity
         )
@@ -311,7 +323,11 @@ class FakeNode(
             raise self.script.generate_errors.pop(0)
         count = request.max_tokens or 3
         for index in range(len(request.continuation.token_ids), count):
-            tokens = inference_pb.Tokens(first_index=index, token_ids=[index], text=f"{index} ")
+            seconds = await self.script.token_time(serving.running_requests)
+            took = to_duration(seconds) if seconds else None
+            tokens = inference_pb.Tokens(
+                first_index=index, token_ids=[index], text=f"{index} ", duration=took
+            )
             yield Response(sequence=index, tokens=tokens)
             if index + 1 == self.script.tokens_before_gate:
                 await self.script.amid_tokens.passed()

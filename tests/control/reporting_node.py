@@ -37,6 +37,7 @@ class ReportingNode:
         self.resyncs = 0
         self.lease_seconds = 0.0
         self.leaving = False
+        self.zone = ""
         self.engines: dict[str, bool] = {}
         """Whether each is ready. Empty: a node of an earlier version."""
         self.together = 1
@@ -109,12 +110,19 @@ class ReportingNode:
         delta = fleet_pb.DeltaReport(node=self._node(), instances=instances, copies=copies)
         self._send(delta=delta)
 
+    def tell_kept(self, saved: dict[int, float], gone: Iterable[int] = ()) -> None:
+        """Reports what is kept of prompts, by their names."""
+        seconds = saved.values()
+        kept = fleet_pb.KeptPrefixes(names=saved, saved_seconds=seconds, gone=gone)
+        self._send(delta=fleet_pb.DeltaReport(node=self._node(), kept=kept))
+
     def _node(self) -> pb.Node:
         node = pb.Node(
             node_id=self.node_id,
             leaving=self.leaving,
             max_tensor_parallel=self.together,
             address=self.address,
+            zone=self.zone,
             host="fake",
             tiers=[
                 pb.TierUsage(tier=pb.TIER_SSD, capacity_bytes=1024 * MIB),

@@ -57,6 +57,8 @@ class Script:
     """One for each of the next requests, raised at the token gate."""
     phases: list[pb.Phase] = field(default_factory=list)
     """Of each request, beside its prefill."""
+    weights_arriving: bool = False
+    """Whether instances are ready before their weights are there."""
     before_promoted: Gate = field(default_factory=Gate)
     before_ready: Gate = field(default_factory=Gate)
     before_tokens: Gate = field(default_factory=Gate)
@@ -77,8 +79,17 @@ class Script:
     """Whether migrations end without a word of what has come of each request."""
     tokens_unsent: int = 0
     """Tokens that have moved without having been given out."""
+    token_seconds: float = 0.0
+    """That each token takes, times the requests that the instance has."""
     before_stop: Gate = field(default_factory=Gate)
     stop_errors: list[errors.SllmError] = field(default_factory=list)
     """One for each of the next stops."""
     before_release: Gate = field(default_factory=Gate)
     """Of a hold."""
+
+    async def token_time(self, running: int) -> float:
+        """Waits for as long as a token takes of an instance with so many requests; the seconds."""
+        seconds = self.token_seconds * running
+        if seconds:
+            await asyncio.sleep(seconds)
+        return seconds

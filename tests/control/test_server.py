@@ -1,5 +1,6 @@
 """The control plane as a process: it says where it listens, and ends when it is asked to."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serverlessllm.v1 import deployment_service_pb2 as pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1.deployment_service_pb2_grpc import DeploymentServiceStub
+from structlog.testing import capture_logs
 
 from sllm import errors, rpc
 from sllm.control.config import ControlConfig
@@ -75,6 +78,24 @@ async def test_a_second_control_plane_on_its_directory_is_refused(
     with pytest.raises(errors.StartFailed, match="another control plane uses"):
         async with running(ControlConfig(directory=tmp_path, listen_address="127.0.0.1:0")):
             pass
+
+
+async def test_what_runs_is_left_alone_when_it_goes_down(cluster: Cluster) -> None:
+    """Callers read on after its restart: a stream that it ends says nothing of the instance."""
+    node = await cluster.add_node("n1")
+    await cluster.caller.deploy("tiny")
+    node.script.tokens_before_gate = 2
+    node.script.amid_tokens.shut()
+    stream = await cluster.caller.generate("tiny", max_tokens=5).until("tokens")
+    ending = asyncio.create_task(stream.end())
+    with capture_logs() as logs:
+        await cluster.restart_control()
+    node.script.amid_tokens.open()
+    with pytest.raises(errors.ShuttingDown):
+        await ending
+    assert len(await cluster.caller.instances()) == 1
+    assert not [one for one in node.calls if isinstance(one, node_pb.StopInstanceRequest)]
+    assert "control.stop_failed" not in [one["event"] for one in logs], "it was to be stopped"
 
 
 async def test_the_loss_of_what_was_stored_is_told(

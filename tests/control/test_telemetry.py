@@ -1,5 +1,8 @@
 """What the router tells OpenTelemetry of a request, and what reaches the node."""
 
+import subprocess
+import sys
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -108,3 +111,36 @@ def _points(reader: InMemoryMetricReader, name: str) -> dict[tuple[tuple[str, ob
                     count: int = getattr(point, "value", 0) or getattr(point, "count", 0)
                     found[tuple(sorted((point.attributes or {}).items()))] = count
     return found
+
+
+LEADS_AGAIN = """
+from opentelemetry import metrics
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from prometheus_client import generate_latest
+metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
+from sllm.control import metrics as control
+from sllm.control.tenants.usage import Usage
+
+def told():
+    lines = generate_latest().decode().splitlines()
+    kept = ("sllm_queue_", "sllm_tenant_requests")
+    print(*(line.partition("{")[0] + line.split()[-1] for line in lines if line.startswith(kept)))
+
+first = control.Observed(lambda: {"a": 3, "b": 4}, {"acme": Usage(requests=7)})
+second = control.Observed(lambda: {"a": 2}, {"acme": Usage(requests=2)})
+control.observe(first)
+control.observe(second)
+told()
+control.observe_no_more(first)
+told()
+control.observe_no_more(second)
+told()
+"""
+
+
+def test_of_several_times_that_it_leads_the_last_is_measured() -> None:
+    command = [sys.executable, "-c", LEADS_AGAIN]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    last = "sllm_queue_depth2.0 sllm_queue_waiting2.0 sllm_tenant_requests_total2.0"
+    assert done.stdout.splitlines() == [last, last, ""], done.stderr

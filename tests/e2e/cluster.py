@@ -31,6 +31,8 @@ class Part:
         self._began_at = 0
         self.address = ""
         """host:port, once it is up."""
+        self.peers = ""
+        """host:port for nodes and gateways, of a control plane that has certificates."""
         self.process = self._spawn()
 
     def wait_until_up(self) -> None:
@@ -61,6 +63,9 @@ class Part:
     def _read_address(self) -> str:
         assert self.process.stdout
         line = self.process.stdout.readline()
+        if line.startswith("peers on "):
+            self.peers = line.removeprefix("peers on ").strip()
+            line = self.process.stdout.readline()
         assert line.startswith("listening on "), f"{self.name}: {line!r}\n{self.log_text()}"
         return line.removeprefix("listening on ").strip()
 
@@ -75,14 +80,16 @@ class Part:
 
     def metrics_port(self) -> int:
         """The port of its Prometheus endpoint, as its log has it."""
-        lines = [json.loads(line) for line in self.log_text().splitlines()]
+        # gRPC's own complaints, as of handshakes that fail, are lines of text between ours.
+        own = [line for line in self.log_text().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in own]
         ports = [one["port"] for one in lines if one["event"] == "telemetry.metrics_served"]
         return int(ports[-1])
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         self.process.kill()
-        self._reap()
+        self.reap()
 
     def restart(self) -> None:
         """Starts it again, on the address that it had."""
@@ -93,7 +100,7 @@ class Part:
     def stop(self) -> int:
         """SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self._reap()
+        return self.reap()
 
     def is_running(self) -> bool:
         """Whether its process has not ended."""
@@ -104,7 +111,8 @@ class Part:
         if self.process.poll() is None:
             self.kill()
 
-    def _reap(self) -> int:
+    def reap(self) -> int:
+        """Waits for its end, which a signal has brought about; returns the exit status."""
         status = self.process.wait(STOP_TIMEOUT)
         assert self.process.stdout
         self.process.stdout.close()
@@ -124,12 +132,15 @@ def running(
     kv_mib: int = 512,
     engines: Sequence[str] = ("transformers",),
     options: Sequence[str] = (),
+    control_options: Sequence[str] = (),
     node_options: Sequence[str] = (),
 ) -> Iterator["Cluster"]:
     """Starts a control plane and nodes; stops them, and checks that nothing is left."""
     with ExitStack() as stack:
         control = Part(
-            "control", directory, ["control", "--dir", str(directory / "control"), *options]
+            "control",
+            directory,
+            ["control", "--dir", str(directory / "control"), *options, *control_options],
         )
         stack.callback(control.end)
         control.wait_until_up()

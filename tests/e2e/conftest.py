@@ -1,25 +1,31 @@
-"""Clusters and models that end-to-end tests share."""
+"""Clusters, models and gateways that end-to-end tests share."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from make_models import make_model
 
-from tests.e2e.cluster import Cluster, running
+from tests.e2e.cluster import Cluster, Part, running
 from tests.e2e.engines import ENGINES
+from tests.fixtures import nearest_cluster
 
 FAMILIES = ("tiny-llama", "tiny-opt", "tiny-qwen2", "tiny-gpt2")
+TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}[assistant: "
+)
 FIRST_SECONDS = 600.0
 """What a test may take that comes first, and waits for what its cluster's nodes import."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives those that share a cluster the time that whoever is first of them needs."""
-    for item in items:
-        shares = "cluster" in getattr(item, "fixturenames", ())
-        if shares and item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.timeout(FIRST_SECONDS))
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Gives that time to whoever has a cluster started; another that hangs is told sooner."""
+    if any(one.cached_result is None for one in nearest_cluster(item)):
+        item.add_marker(pytest.mark.timeout(FIRST_SECONDS))
+    return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +38,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes that have every engine; tests delete what they deploy."""
+    """Two nodes that have every engine; tests delete what they deploy.
+
+    It ends where these tests do, and not with the process, which goes on with others: they look at
+    processes, memory and files of their own.
+    """
     with running(tmp_path_factory.mktemp("cluster"), engines=ENGINES) as cluster:
         yield cluster
 
@@ -44,3 +54,27 @@ def engine(request: pytest.FixtureRequest) -> str:
     """Each engine in turn; a module's tests on one of them are run together."""
     name: str = request.param
     return name
+
+
+@pytest.fixture(scope="module")
+def chat_model(
+    cluster: Cluster, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """The cluster, with a model that has a chat template as the deployment `http`."""
+    model = shutil.copytree(models / "tiny-llama", tmp_path_factory.mktemp("http") / "model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    cluster.client.deploy("http", f"file://{model}", engine="transformers", keep_alive=600.0)
+    yield cluster
+    cluster.client.delete("http")
+    cluster.wait_for_instances(0, "http")
+
+
+@pytest.fixture(scope="module")
+def gateway(chat_model: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
+    """A gateway before it, as a process."""
+    directory = tmp_path_factory.mktemp("gateway")
+    part = Part("gateway", directory, ["gateway", "--control", chat_model.control.address])
+    part.wait_until_up()
+    yield part
+    assert part.stop() == 0
+    part.check_log()

@@ -1,5 +1,7 @@
 """Which engines end-to-end tests run on."""
 
+import pytest
+
 from sllm.node.worker.backends import names
 
 ENGINES = tuple(sorted(names.installed()))
@@ -7,3 +9,6 @@ ENGINES = tuple(sorted(names.installed()))
 its zygotes and trials take a fraction of vLLM's time."""
 SLOW_ON = ENGINES[-1:]
 """For what takes too long to be run on both: what is deployed by default, if it is installed."""
+AT_NIGHT = [ENGINES[0], *(pytest.param(one, marks=pytest.mark.nightly) for one in ENGINES[1:])]
+"""For what takes long wherever it runs: on the first engine always, on the others at night."""
+others_at_night = pytest.mark.parametrize("engine", AT_NIGHT, indirect=True)

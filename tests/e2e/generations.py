@@ -77,7 +77,11 @@ def two_instances(
 
 
 async def moved(
-    client: sllm.AsyncClient, begin: Callable[[], sllm.AsyncStream], at: int
+    client: sllm.AsyncClient,
+    begin: Callable[[], sllm.AsyncStream],
+    at: int,
+    *,
+    way: str | None = None,
 ) -> tuple[sllm.AsyncStream, sllm.Migration]:
     """A generation that was moved after so many tokens, and how that went.
 
@@ -87,7 +91,7 @@ async def moved(
         stream = begin()
         await read_to(stream, at)
         with suppress(errors.RequestNotFound):
-            migration = await client.migrate(request_id=stream.request_id)
+            migration = await client.migrate(request_id=stream.request_id, way=way)
             if migration.requests[0].outcome != "ENDED":
                 return stream, migration
         await stream.result()

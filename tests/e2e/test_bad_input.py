@@ -99,6 +99,7 @@ GENERATE: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "too many logprobs": ({"prompt": "a", "logprobs": 21}, errors.InvalidArgument),
     "a priority that is too high": ({"prompt": "a", "priority": 101}, errors.InvalidArgument),
     "a priority that is too low": ({"prompt": "a", "priority": -101}, errors.InvalidArgument),
+    "a zone that is none": ({"prompt": "a", "zone": "../edge"}, errors.InvalidArgument),
     "a negative keep_alive": ({"prompt": "a", "keep_alive": -1.0}, errors.InvalidArgument),
     "a deadline that has passed": ({"prompt": "a", "timeout": 0.0}, errors.DeadlineExceeded),
 }
@@ -225,6 +226,8 @@ POLICIES: dict[str, tuple[dict[str, Any], type[errors.SllmError]]] = {
     "negative replicas": ({"min_replicas": -1}, errors.InvalidArgument),
     "no replicas": ({"max_replicas": 0}, errors.InvalidArgument),
     "a negative keep-alive": ({"keep_alive": -1.0}, errors.InvalidArgument),
+    "no time for a token": ({"target_time_per_token": 0.0}, errors.InvalidArgument),
+    "too long for a token": ({"target_time_per_token": 61.0}, errors.InvalidArgument),
     "a target of no requests": ({"target_concurrency": 0}, errors.InvalidArgument),
     "a negative target": ({"target_concurrency": -1}, errors.InvalidArgument),
     "a target above the maximum": (

@@ -18,6 +18,7 @@ import sllm
 from sllm import errors, rpc
 from tests.e2e import workers
 from tests.e2e.cluster import Cluster
+from tests.e2e.engines import others_at_night
 from tests.e2e.generations import busiest, steps, two_instances
 from tests.support import assert_eventually
 
@@ -140,6 +141,7 @@ async def started(stream: sllm.AsyncStream, each: int) -> dict[int, str]:
     return ids
 
 
+@others_at_night
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("at", steps(1, 33, 80))
 async def test_each_moves_at_any_step(
@@ -165,6 +167,7 @@ async def move(client: sllm.AsyncClient, request_id: str) -> str:
     return "ENDED"
 
 
+@others_at_night
 async def test_all_of_an_instance_move_with_it(client: sllm.AsyncClient, pair: Cluster) -> None:
     options = {**DRAWN, "max_tokens": 400}
     expected = await alone(client, options)
@@ -177,6 +180,7 @@ async def test_all_of_an_instance_move_with_it(client: sllm.AsyncClient, pair: C
     await asyncio.to_thread(pair.wait_for_instances, 2, "sampled")
 
 
+@others_at_night
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 async def test_a_worker_that_is_killed_costs_no_token(
     client: sllm.AsyncClient, pair: Cluster, options: dict[str, Any]
@@ -193,6 +197,7 @@ async def test_a_worker_that_is_killed_costs_no_token(
     await asyncio.to_thread(pair.wait_for_instances, 2, "sampled")
 
 
+@others_at_night
 @pytest.mark.parametrize("linger", [0.0, 60.0])
 async def test_a_control_plane_that_is_restarted_costs_no_token(
     client: sllm.AsyncClient, pair: Cluster, linger: float
@@ -222,6 +227,7 @@ async def test_a_stream_that_breaks_is_read_on(client: sllm.AsyncClient, each: i
     assert without_ids(result.choices) == without_ids(expected)
 
 
+@others_at_night
 async def test_a_slow_reader_gets_all(client: sllm.AsyncClient) -> None:
     expected = await alone(client, DRAWN)
     stream = client.generate("sampled", PROMPT, n=N, **DRAWN)

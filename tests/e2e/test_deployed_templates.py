@@ -13,7 +13,7 @@ from serverlessllm.v1.inference_service_pb2_grpc import InferenceServiceStub
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceStub
 
 from sllm import errors
-from sllm.control.cluster.specs import MAX_TEMPLATE
+from sllm.control.cluster.validation import MAX_TEMPLATE
 from tests.e2e.cluster import Cluster
 
 HI: Any = [{"role": "user", "content": "Hi"}]

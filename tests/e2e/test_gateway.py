@@ -1,10 +1,8 @@
 """HTTP through the whole system, by the official clients."""
 
 import json
-import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -16,10 +14,6 @@ import sllm
 from tests.e2e.cluster import Cluster, Part
 from tests.support import assert_eventually
 
-TEMPLATE = (
-    "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
-    "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}[assistant: "
-)
 HI: Any = [{"role": "user", "content": "Hi"}]
 ASKED: dict[str, Any] = {"model": "http", "messages": HI}
 PICK: dict[str, Any] = {
@@ -31,28 +25,6 @@ PICK: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def deployed(
-    cluster: Cluster, models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
-    model = shutil.copytree(models / "tiny-llama", tmp_path_factory.mktemp("http") / "model")
-    (model / "chat_template.jinja").write_text(TEMPLATE)
-    cluster.client.deploy("http", f"file://{model}", engine="transformers", keep_alive=600.0)
-    yield cluster
-    cluster.client.delete("http")
-    cluster.wait_for_instances(0, "http")
-
-
-@pytest.fixture(scope="module")
-def gateway(deployed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
-    directory = tmp_path_factory.mktemp("gateway")
-    part = Part("gateway", directory, ["gateway", "--control", deployed.control.address])
-    part.wait_until_up()
-    yield part
-    assert part.stop() == 0
-    part.check_log()
-
-
 @pytest.fixture
 async def client(gateway: Part) -> AsyncIterator[openai.AsyncOpenAI]:
     url = f"http://{gateway.address}/v1"
@@ -60,9 +32,9 @@ async def client(gateway: Part) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def test_both_doors_say_the_same(deployed: Cluster, client: openai.AsyncOpenAI) -> None:
+async def test_both_doors_say_the_same(chat_model: Cluster, client: openai.AsyncOpenAI) -> None:
     options: dict[str, Any] = {"max_tokens": 40, "seed": 3}
-    expected = deployed.client.complete("http", messages=HI, **options)
+    expected = chat_model.client.complete("http", messages=HI, **options)
     whole = await client.chat.completions.create(**ASKED, **options)
     assert whole.choices[0].message.content == expected.text
     assert whole.usage
@@ -126,17 +98,17 @@ def _running(cluster: Cluster) -> int:
 
 @pytest.mark.parametrize("name", [{}, {"x-request-id": "leaving"}])
 async def test_a_caller_that_leaves_ends_its_generation(
-    deployed: Cluster, client: openai.AsyncOpenAI, name: dict[str, str]
+    chat_model: Cluster, client: openai.AsyncOpenAI, name: dict[str, str]
 ) -> None:
     extra: dict[str, Any] = {"extra_body": {"ignore_eos": True}, "extra_headers": name}
     stream = await client.chat.completions.create(**ASKED, **extra, max_tokens=450, stream=True)
     await anext(aiter(stream))
     await stream.close()
-    await assert_eventually(lambda: not _running(deployed))
+    await assert_eventually(lambda: not _running(chat_model))
 
 
 async def test_who_named_its_request_comes_back_to_it(
-    deployed: Cluster, gateway: Part, client: openai.AsyncOpenAI
+    chat_model: Cluster, gateway: Part, client: openai.AsyncOpenAI
 ) -> None:
     """The gateway is killed in the middle; what another one says begins at the beginning."""
     options: dict[str, Any] = {
@@ -161,7 +133,7 @@ async def test_who_named_its_request_comes_back_to_it(
         own = (chunk.model_extra or {}).get("sllm") or own
     assert text.startswith(said)
     assert own
-    expected = await _alone(deployed, own["request_id"])
+    expected = await _alone(chat_model, own["request_id"])
     assert text == expected.text
 
 
@@ -171,3 +143,19 @@ async def _alone(cluster: Cluster, request_id: str) -> sllm.Result:
         return await client.complete(
             "http", messages=HI, max_tokens=300, ignore_eos=True, request_id=request_id, attach=True
         )
+
+
+async def test_a_cancel_that_comes_late_ends_no_newer_attempt(chat_model: Cluster) -> None:
+    """What a gateway sends whose caller is gone, and has come back to another one meanwhile."""
+    options: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "linger": 30.0}
+    named: dict[str, Any] = {"messages": HI, "request_id": "raced", "attach": True, **options}
+    async with sllm.AsyncClient(chat_model.control.address) as client:
+        first = client.generate("http", **named, attempt="first")
+        await anext(event async for event in first if isinstance(event, sllm.Tokens))
+        second = client.generate("http", **named, attempt="second")
+        await anext(event async for event in second if isinstance(event, sllm.Tokens))
+        with pytest.raises(sllm.errors.Cancelled):
+            await first.result()
+        with pytest.raises(sllm.errors.RequestNotFound):
+            await client.cancel("raced", attempt="first")
+        assert (await second.result()).usage.completion_tokens == 300

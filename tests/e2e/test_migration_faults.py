@@ -7,11 +7,11 @@ Each party is struck at each step, by one of the faults in turn, so that each fa
 party at two steps or three. Left out are the other two faults at the same step: what a party is
 told of a death, a silence and a broken connection is the same error, whichever it was, and what
 differs (how soon it is told, and that the silent come back) is seen at the steps that are there.
+Every second of these turns is taken at night alone: the rest has each fault strike each party.
 What the turns leave out and what is special is in `OTHERS`. Callers who go on are never told of an
 error: there is always a node left here.
 
-All of it is on one engine, the one that is deployed by default: what the parties tell one another
-is the same on each.
+What the parties tell one another is the same on each engine: on all but one it is tried at night.
 """
 
 import asyncio
@@ -32,12 +32,13 @@ from serverlessllm.v1 import node_service_pb2 as node_pb
 import sllm
 from sllm import errors
 from tests.e2e.between import Between
-from tests.e2e.engines import SLOW_ON
+from tests.e2e.engines import others_at_night
 from tests.e2e.generations import ask, read_to, same
 from tests.e2e.web import CALLER, MIGRATION, Web, web_of
 from tests.support import assert_eventually
 
 pytestmark = [
+    others_at_night,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(600),  # each node that is killed imports its engine again
 ]
@@ -61,10 +62,11 @@ STEPS = {
 """Of each step the message that it begins with, and whether the fault strikes before it arrives."""
 PARTIES = ("source", "destination", "control", CALLER)
 FAULTS = ("killed", "cut off", "stopped")
-TURNS = [
-    (who, FAULTS[(place + turn) % 3], step)
+TURNS = {
+    (who, FAULTS[(place + turn) % 3], step): bool((place + turn) % 2)
     for (turn, who), (place, step) in product(enumerate(PARTIES), enumerate(STEPS))
-]
+}
+"""Whether each is taken at night alone."""
 OTHERS = [
     # Both go on, and do not hear each other.
     *(("link", "cut off", step) for step in ("computing", "cutover sent", "taken")),
@@ -114,9 +116,11 @@ def _kind(method: str, asking: bool, message: bytes) -> str | None:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def web(tmp_path_factory: pytest.TempPathFactory, models: Path) -> AsyncIterator[Web]:
+async def web(
+    tmp_path_factory: pytest.TempPathFactory, models: Path, engine: str
+) -> AsyncIterator[Web]:
     """Three nodes, two of them filled by an instance of one deployment."""
-    async with web_of(tmp_path_factory.mktemp("web"), NODES, SLOW_ON[0]) as web:
+    async with web_of(tmp_path_factory.mktemp("web"), NODES, engine) as web:
         await assert_eventually(lambda: is_deployed(web, f"file://{models / 'tiny-llama'}"), 60.0)
         yield web
 
@@ -238,15 +242,17 @@ async def beside(web: Web, source: str) -> Scene:
     return scene
 
 
-def _named(case: tuple[str, str, str]) -> str:
-    return "-".join(case).replace(" ", "_")
+def _taken(case: tuple[str, str, str]) -> Any:
+    """A case as pytest takes it."""
+    marks = [pytest.mark.nightly] if TURNS.get(case) else []
+    return pytest.param(*case, id="-".join(case).replace(" ", "_"), marks=marks)
 
 
-SERVERS = [case for case in (*TURNS, *OTHERS) if case[0] != CALLER]
-CALLERS = [case for case in TURNS if case[0] == CALLER]
+SERVERS = [_taken(case) for case in (*TURNS, *OTHERS) if case[0] != CALLER]
+CALLERS = [_taken(case) for case in TURNS if case[0] == CALLER]
 
 
-@pytest.mark.parametrize(("who", "fault", "step"), SERVERS, ids=map(_named, SERVERS))
+@pytest.mark.parametrize(("who", "fault", "step"), SERVERS)
 async def test_a_server_fails(
     web: Web, expected: list[sllm.Result], who: str, fault: str, step: str
 ) -> None:
@@ -260,7 +266,7 @@ async def test_a_server_fails(
     await web.nothing_is_left()
 
 
-@pytest.mark.parametrize(("who", "fault", "step"), CALLERS, ids=map(_named, CALLERS))
+@pytest.mark.parametrize(("who", "fault", "step"), CALLERS)
 async def test_the_caller_fails(
     web: Web, expected: list[sllm.Result], who: str, fault: str, step: str
 ) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sllm
 from tests.e2e.cluster import Cluster
+from tests.e2e.engines import others_at_night
 from tests.e2e.generations import two_instances
 
 PROMPT = "The story of how it all began " * 12
@@ -86,6 +87,7 @@ async def test_they_are_not_told_again_after_a_move(
     check(result, expected)
 
 
+@others_at_night
 @pytest.mark.parametrize("after", [sllm.Started, sllm.PromptLogprobs, sllm.Tokens])
 async def test_they_are_told_once_though_a_worker_is_killed(
     client: sllm.AsyncClient,
@@ -113,6 +115,7 @@ async def test_who_reads_on_is_told_what_is_lacking(
     check(await stream.result(), expected)
 
 
+@others_at_night
 async def test_a_control_plane_that_is_restarted_costs_none(
     client: sllm.AsyncClient, pair: Cluster, expected: tuple[list[int], torch.Tensor]
 ) -> None:

@@ -1,13 +1,19 @@
 """Weights are made ready after a first start, and the next one takes them where they lie."""
 
+import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sllm
+from sllm import checkpoint
+from sllm.node.instances.packing import Target, make_ready
 from tests.e2e.cluster import Cluster, running
 from tests.e2e.engines import ENGINES
+from tests.node.worker.engines import needs_vllm
+from tests.quantised import KINDS, needs_int4, quantised
 from tests.support import assert_eventually
 
 SECONDS = 120.0
@@ -23,8 +29,23 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-async def test_the_next_start_gives_the_same(one_node: Cluster, models: Path, engine: str) -> None:
+@pytest.fixture(scope="module")
+def int4(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = shutil.copytree(models / "tiny-llama", tmp_path_factory.mktemp("int4") / "model")
+    quantised(directory, KINDS[2])
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("engine", "is_quantised"),
+    [
+        *((engine, False) for engine in ENGINES),
+        pytest.param("vllm", True, marks=[needs_vllm, needs_int4]),
+    ],
+)
+async def test_the_next_start_gives_the_same(
+    one_node: Cluster, models: Path, int4: Path, engine: str, is_quantised: bool
+) -> None:
     async with sllm.AsyncClient(one_node.control.address) as client:
 
         async def made() -> list[sllm.CheckpointCopy]:
@@ -40,7 +61,7 @@ async def test_the_next_start_gives_the_same(one_node: Cluster, models: Path, en
             return not await client.instances()
 
         before = {one.digest for one in await made()}
-        source = f"file://{models / 'tiny-llama'}"
+        source = f"file://{int4 if is_quantised else models / 'tiny-llama'}"
         await client.deploy(engine, source, engine=engine, keep_alive=600.0, timeout=SECONDS)
         published = await generated()
 
@@ -61,3 +82,33 @@ async def test_the_next_start_gives_the_same(one_node: Cluster, models: Path, en
         assert instance.digest == used.made_of
         await client.delete(engine)
         await assert_eventually(has_scaled_to_zero, SECONDS)
+
+
+async def test_what_was_packed_ready_serves_the_first_start(
+    one_node: Cluster, models: Path, tmp_path: Path
+) -> None:
+    engine, packed = "transformers", tmp_path / "packed"
+    digest = await asyncio.to_thread(checkpoint.pack, models / "tiny-llama", packed)
+    form = await asyncio.to_thread(make_ready, packed, Target(engine, ranks=1))
+    async with sllm.AsyncClient(one_node.control.address) as client:
+        found = {}
+        for name, source in (("plain", models / "tiny-llama"), ("packed", packed)):
+            url = f"file://{source}"
+            await client.deploy(name, url, engine=engine, keep_alive=600.0, timeout=SECONDS)
+            result = await client.complete(
+                name, PROMPT, max_tokens=60, temperature=0.0, timeout=SECONDS
+            )
+            found[name] = result.token_ids
+        assert found["packed"] == found["plain"]
+        (node,) = await client.nodes()
+        (used,) = [one for one in node.copies if one.made_of == digest and one.tier == "DRAM"]
+        assert used.leased
+        assert used.form
+        assert (used.form.name, used.form.engine, used.form.dtype) == (
+            form.name,
+            engine,
+            "float32",
+        )
+        assert used.form.versions == form.versions
+        for name in found:
+            await client.delete(name)

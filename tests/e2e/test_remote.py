@@ -42,8 +42,8 @@ def disk(directory: Path) -> Iterator[SmallDisk | None]:
 
 @pytest.fixture(scope="module")
 def remote_cluster(bucket: str, directory: Path, disk: SmallDisk | None) -> Iterator[Cluster]:
-    """One node that may read the bucket."""
-    with running(directory, nodes=1) as cluster:
+    """One node that may read the bucket, and web servers of this machine."""
+    with running(directory, nodes=1, node_options=("--allow-private-sources",)) as cluster:
         yield cluster
 
 

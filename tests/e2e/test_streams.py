@@ -11,6 +11,7 @@ import pytest
 import sllm
 from tests.e2e import workers
 from tests.e2e.cluster import Cluster
+from tests.e2e.engines import others_at_night
 from tests.e2e.reference import greedy
 from tests.support import assert_eventually
 
@@ -22,10 +23,12 @@ GROWTH = {"transformers": 48 * MIB, "vllm": 192 * MIB}
 pieces: it grew from 72 to 245 MiB within sixty bursts, and no further in thirty more."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def deployed(cluster: Cluster, models: Path, engine: str) -> Iterator[str]:
+    """A deployment whose instance is there, and stays."""
     source = f"file://{models / 'tiny-llama'}"
-    cluster.client.deploy("streams", source, engine=engine, keep_alive=60.0)
+    cluster.client.deploy("streams", source, engine=engine, min_replicas=1, keep_alive=600.0)
+    cluster.wait_for_instances(1, "streams")
     yield "streams"
     cluster.client.delete("streams")
     cluster.wait_for_instances(0)
@@ -47,6 +50,7 @@ async def test_64_streams_at_once_are_all_correct(
         assert tuple(result.token_ids) == expected.token_ids, prompt
 
 
+@others_at_night
 async def test_memory_returns_to_where_it_was(cluster: Cluster, deployed: str, engine: str) -> None:
     async with sllm.AsyncClient(cluster.control.address) as client:
 
@@ -72,17 +76,21 @@ def _memory(cluster: Cluster) -> int:
 
 
 async def test_a_caller_that_leaves_stops_its_generation(cluster: Cluster, deployed: str) -> None:
+    (socket,) = workers.sockets(cluster)
+    before = workers.status(socket).counters
     async with sllm.AsyncClient(cluster.control.address) as client:
         stream = client.generate(deployed, "For ever", max_tokens=200, ignore_eos=True)
         async for event in stream:
             if isinstance(event, sllm.Tokens):
                 break
         await stream.cancel()
-        (socket,) = workers.sockets(cluster)
-        await assert_eventually(lambda: workers.status(socket).counters.cancelled_requests == 1)
+        cancelled = before.cancelled_requests + 1
+        await assert_eventually(
+            lambda: workers.status(socket).counters.cancelled_requests == cancelled
+        )
         counters = workers.status(socket).counters
         assert counters.running_requests == 0
-        assert counters.generated_tokens < 200
+        assert counters.generated_tokens < before.generated_tokens + 200
 
         await client.complete(deployed, "After", max_tokens=3, ignore_eos=True)
         after = workers.status(socket).counters
@@ -100,6 +108,8 @@ async def test_a_request_can_be_cancelled_by_its_id(cluster: Cluster, deployed: 
         await client.cancel("mine")
         with pytest.raises(sllm.errors.Cancelled):
             await stream.result()
+    (socket,) = workers.sockets(cluster)
+    await assert_eventually(lambda: not workers.status(socket).counters.running_requests)
 
 
 async def test_what_goes_on_without_its_caller_can_be_cancelled(

@@ -12,6 +12,7 @@ import pytest
 
 import sllm
 from tests.e2e.cluster import Cluster
+from tests.e2e.engines import others_at_night
 from tests.e2e.generations import ask, moved, same, steps, two_instances
 
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
@@ -100,6 +101,7 @@ async def test_those_beside_it_are_as_they_would_be(client: sllm.AsyncClient) ->
         check(name, result.text)
 
 
+@others_at_night
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("at", steps(1, 40, 111))
 async def test_it_moves_at_any_step(client: sllm.AsyncClient, number: int, at: int) -> None:

@@ -1,9 +1,11 @@
 """One request is one trace through all processes; metrics and health are there to be read."""
 
+import json
 import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,9 +16,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from sllm import rpc
 from tests.collector import Collector
-from tests.e2e.cluster import Cluster, running
-from tests.support import wait_until
+from tests.e2e.cluster import Cluster, Part, running
+from tests.support import assert_eventually, wait_until
 
 PHASES = {"QUEUED", "PLACED", "WORKER_START", "PREPARE", "ATTACH", "PREFILL"}
 
@@ -37,7 +40,8 @@ def observed(
         with pytest.MonkeyPatch.context() as patch:  # for these servers alone
             patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
             patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-            observed = running(directory, nodes=1, options=["--metrics-port", "0"])
+            ports = ["--metrics-port=0", "--probe-port=0"]
+            observed = running(directory, nodes=1, options=ports)
             cluster = stack.enter_context(observed)
         cluster.client.deploy("seen", f"file://{models / 'tiny-llama'}")
         yield cluster
@@ -90,6 +94,38 @@ def test_a_trace_is_one_tree_whose_phases_lie_within_the_request(
             assert one.end_time_unix_nano <= root.end_time_unix_nano, one.name
 
 
+def test_a_request_by_http_is_of_its_callers_trace(
+    observed: Cluster, collector: Collector, tmp_path: Path
+) -> None:
+    """The gateway's span is the caller's child, and the router's is the gateway's."""
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        gateway = Part("gateway", tmp_path, ["gateway", "--control", observed.control.address])
+    gateway.wait_until_up()
+    body = json.dumps({"model": "seen", "prompt": "Hello", "max_tokens": 2}).encode()
+    headers = {"traceparent": f"00-{trace}-{caller}-01", "content-type": "application/json"}
+    url = f"http://{gateway.address}/v1/completions"
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
+        assert answer.status == 200
+
+    def spans() -> dict[str, Span]:
+        return {
+            one.name: one for _, one in collector.spans() if one.trace_id == bytes.fromhex(trace)
+        }
+
+    wait_until(lambda: {"POST /v1/completions", "sllm.generate"} <= spans().keys())
+    door, router = spans()["POST /v1/completions"], spans()["sllm.generate"]
+    assert door.parent_span_id == bytes.fromhex(caller)
+    assert router.parent_span_id == door.span_id
+    told = {one.key: one.value for one in door.attributes}
+    assert told["http.response.status_code"].int_value == 200
+    assert door.start_time_unix_nano <= router.start_time_unix_nano
+    assert router.end_time_unix_nano <= door.end_time_unix_nano
+    assert gateway.stop() == 0
+
+
 def _is_of(request_id: str, span: Span) -> bool:
     return any(
         one.key == "sllm.request_id" and one.value.string_value == request_id
@@ -130,6 +166,20 @@ def _scrape(port: int) -> str:
         return text
 
 
+async def test_probes_are_answered_on_a_port_of_their_own(observed: Cluster) -> None:
+    services = ("DeploymentService", "NodeService")
+    for part, service in zip(observed.parts, services, strict=True):
+        lines = [json.loads(line) for line in part.log_text().splitlines()]
+        (port,) = [one["port"] for one in lines if one["event"].endswith("probes_served")]
+        asked = partial(rpc.is_serving, f"127.0.0.1:{port}", f"serverlessllm.v1.{service}")
+        await assert_eventually(asked)
+
+
+def _serves(stub: health_pb2_grpc.HealthStub, name: str) -> bool:
+    reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
 def test_health_and_reflection_on_every_server(cluster: Cluster) -> None:
     services = {
         "control": {"DeploymentService", "InferenceService", "ClusterService", "FleetService"},
@@ -141,6 +191,5 @@ def test_health_and_reflection_on_every_server(cluster: Cluster) -> None:
             expected = {f"serverlessllm.v1.{name}" for name in services[part.name]}
             assert expected <= set(ProtoReflectionDescriptorDatabase(channel).get_services())
             stub = health_pb2_grpc.HealthStub(channel)
-            for name in expected:
-                reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
-                assert reply.status == health_pb2.HealthCheckResponse.SERVING
+            for name in expected:  # a node's own once it has noticed that its zygotes are ready
+                wait_until(partial(_serves, stub, name))

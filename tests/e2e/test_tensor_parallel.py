@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -43,9 +44,11 @@ def pair(cluster: Cluster, models: Path) -> Iterator[Cluster]:
 
 
 async def test_a_deployment_changes_its_number_and_callers_notice_nothing(
-    client: sllm.AsyncClient, cluster: Cluster, models: Path, source: str
+    client: sllm.AsyncClient, cluster: Cluster, models: Path, tmp_path: Path
 ) -> None:
     """Roll-overs there and back, with the weights that are there: nothing is imported anew."""
+    # A directory of its own: of one that others have packed too, a node has two forms.
+    source = f"file://{shutil.copytree(models / 'tiny-llama', tmp_path / 'model')}"
     options: dict[str, Any] = {"keep_alive": 600.0, "timeout": SECONDS}
     expected = greedy(models / "tiny-llama", "Once upon a time", 40).token_ids
     digests = set()

@@ -15,9 +15,12 @@ from serverlessllm.v1 import (
     embedding_service_pb2,
     fleet_service_pb2,
     inference_service_pb2,
+    key_service_pb2,
     migration_service_pb2,
     model_service_pb2,
     node_service_pb2,
+    peer_service_pb2,
+    tenant_service_pb2,
 )
 
 
@@ -31,6 +34,7 @@ class Method:
     """Full name."""
     name: str
     request: type[Message]
+    response: type[Message]
     sends_stream: bool
     """Whether the caller sends a stream."""
     gives_stream: bool
@@ -56,7 +60,9 @@ _SERVED: dict[str, tuple[FileDescriptor, ...]] = {
         embedding_service_pb2.DESCRIPTOR,
         fleet_service_pb2.DESCRIPTOR,
         inference_service_pb2.DESCRIPTOR,
+        key_service_pb2.DESCRIPTOR,
         model_service_pb2.DESCRIPTOR,
+        tenant_service_pb2.DESCRIPTOR,
     ),
     "node": (
         embedding_service_pb2.DESCRIPTOR,
@@ -64,6 +70,7 @@ _SERVED: dict[str, tuple[FileDescriptor, ...]] = {
         migration_service_pb2.DESCRIPTOR,
         model_service_pb2.DESCRIPTOR,
         node_service_pb2.DESCRIPTOR,
+        peer_service_pb2.DESCRIPTOR,
     ),
 }
 
@@ -74,6 +81,7 @@ def _method(server: str, service: ServiceDescriptor, method: MethodDescriptor) -
         service=service.full_name,
         name=method.name,
         request=GetMessageClass(method.input_type),
+        response=GetMessageClass(method.output_type),
         sends_stream=method.client_streaming,
         gives_stream=method.server_streaming,
     )

@@ -14,9 +14,13 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster
 from serverlessllm.v1 import deployment_service_pb2 as deployment
 from serverlessllm.v1 import embedding_service_pb2 as embedding
 from serverlessllm.v1 import inference_service_pb2 as inference
+from serverlessllm.v1 import key_service_pb2 as key
+from serverlessllm.v1 import layers_pb2 as layers
 from serverlessllm.v1 import migration_service_pb2 as migration
 from serverlessllm.v1 import model_service_pb2 as model
 from serverlessllm.v1 import node_service_pb2 as node
+from serverlessllm.v1 import peer_service_pb2 as peer
+from serverlessllm.v1 import tenant_service_pb2 as tenant
 from serverlessllm.v1 import types_pb2 as types
 
 from tests.fuzz.ghosts import NOWHERE, reports
@@ -29,6 +33,7 @@ _SERVICES: Final = (
     "serverlessllm.v1.ClusterService",
     "serverlessllm.v1.InferenceService",
     "serverlessllm.v1.ModelService",
+    "serverlessllm.v1.TenantService",
     "serverlessllm.v1.EmbeddingService",
 )
 
@@ -80,7 +85,12 @@ def _engine() -> types.EngineConfig:
 
 def _deploy(facts: Facts, rng: Random) -> list[Message]:
     scaling = types.ScalingPolicy(
-        min_replicas=0, max_replicas=1, keep_alive=Duration(seconds=2), target_concurrency=4
+        min_replicas=0,
+        max_replicas=1,
+        keep_alive=Duration(seconds=2),
+        target_concurrency=4,
+        learn_keep_alive=True,
+        target_time_per_token=Duration(nanos=10**7),
     )
     name = f"fuzz-{rng.randrange(4)}"
     return [
@@ -122,8 +132,12 @@ def _drain(facts: Facts, rng: Random) -> list[Message]:
 
 
 def _migrate(facts: Facts, rng: Random) -> list[Message]:
-    what = rng.choice(({"request_id": _id(rng)}, {"instance_id": facts.instance_id}))
-    return [cluster.MigrateRequest(to_node_id=facts.node_id, **what)]
+    asked = cluster.MigrateRequest(to_node_id=facts.node_id, way=rng.choice(types.MoveWay.values()))
+    if rng.random() < 0.5:
+        asked.request_id = _id(rng)
+    else:
+        asked.instance_id = facts.instance_id
+    return [asked]
 
 
 # --- generations ------------------------------------------------------------------------------
@@ -185,6 +199,7 @@ def _generation(facts: Facts, rng: Random, name: str) -> inference.GenerateReque
         continuation=inference.Continuation(token_ids=[7, 8]) if rng.random() < 0.2 else None,
         priority=rng.randrange(-3, 3),
         keep_alive=Duration(seconds=1),
+        zone=rng.choice((None, "", "edge")),
         resume_from_sequence=rng.choice((None, None, None, 0, 2)),
         linger=Duration(seconds=rng.randrange(2)),
         structured_output=form,
@@ -293,7 +308,12 @@ def _start_instance(facts: Facts, rng: Random) -> list[Message]:
 
 def _stop_instance(facts: Facts, rng: Random) -> list[Message]:
     instance_id = rng.choice((facts.instance_id, _id(rng, "instance")))
-    return [node.StopInstanceRequest(instance_id=instance_id, grace=Duration(nanos=10**8))]
+    grace, keep = Duration(nanos=10**8), Duration(seconds=1)
+    return [node.StopInstanceRequest(instance_id=instance_id, grace=grace, keep_weights=keep)]
+
+
+def _origin(facts: Facts) -> peer.CheckpointOrigin:
+    return peer.CheckpointOrigin(source=facts.source, fingerprint="0" * 32)
 
 
 def _start_migration(facts: Facts, rng: Random) -> list[Message]:
@@ -345,6 +365,31 @@ _MODEL: Mapping[str, Maker] = {
     "ModelService.CountTokens": _asking(model.CountTokensRequest),
     "ModelService.Detokenize": _asking(model.DetokenizeRequest),
     "ModelService.RenderChat": _asking(model.RenderChatRequest),
+}
+
+# --- tenants ----------------------------------------------------------------------------------
+
+
+def _set_tenant(facts: Facts, rng: Random) -> list[Message]:
+    """Bounds that hinder nobody: the campaign itself is of the default tenant."""
+    limits = tenant.TenantLimits(
+        requests=rng.choice((None, 10**6)),
+        tokens_per_minute=rng.choice((None, 10**12)),
+        weight=rng.choice((None, 0.5, 1000.0)),
+        calls_per_second=rng.choice((None, 1e9)),
+        ssd_bytes=rng.choice((None, 1 << 60)),
+        dram_bytes=rng.choice((None, 1 << 60)),
+        device_bytes=rng.choice((None, 1 << 60)),
+    )
+    names = ("default", "acme", "a-1")
+    return [tenant.SetTenantRequest(request_id=_id(rng), tenant=rng.choice(names), limits=limits)]
+
+
+_TENANT: Mapping[str, Maker] = {
+    "TenantService.SetTenant": _set_tenant,
+    "TenantService.ListTenants": lambda facts, rng: [
+        tenant.ListTenantsRequest(page_size=rng.choice((0, 1, 1000)))
+    ],
 }
 
 # --- batches ----------------------------------------------------------------------------------
@@ -432,6 +477,13 @@ _CONTROL: Mapping[str, Maker] = {
     ],
     "ClusterService.WatchCluster": lambda facts, rng: [cluster.WatchClusterRequest()],
     "ClusterService.Migrate": _migrate,
+    "KeyService.CreateKey": lambda facts, rng: [
+        key.CreateKeyRequest(
+            role=key.CallerRole.ValueType(rng.randrange(1, 4)), tenant=rng.choice(("a", "b"))
+        )
+    ],
+    "KeyService.ListKeys": lambda facts, rng: [key.ListKeysRequest(page_size=rng.randrange(3))],
+    "KeyService.RevokeKey": lambda facts, rng: [key.RevokeKeyRequest(key_id=_id(rng, "key"))],
     "FleetService.Report": lambda facts, rng: reports(f"ghost-{rng.randrange(4)}", facts.source),
 }
 _NODE: Mapping[str, Maker] = {
@@ -458,6 +510,30 @@ _NODE: Mapping[str, Maker] = {
     "InferenceService.Generate": _generate_at_node,
     "InferenceService.Cancel": lambda facts, rng: [inference.CancelRequest(request_id=_id(rng))],
     "MigrationService.Migrate": _migration,
+    "PeerService.FollowChunks": lambda facts, rng: [
+        peer.FollowChunksRequest(
+            origin=_origin(facts),
+            wants_manifest=rng.random() < 0.5,
+            caller=peer.Fellow(node_id="ghost-0", address=NOWHERE) if rng.random() < 0.5 else None,
+        )
+    ],
+    "PeerService.Fetch": lambda facts, rng: [
+        peer.FetchRequest(origin=_origin(facts), chunk=rng.randrange(3), offset=4096)
+    ],
+    "PeerService.FetchPages": lambda facts, rng: [
+        peer.FetchPagesRequest(keys=[rng.randbytes(16) for _ in range(3)], page_bytes=4096)
+    ],
+    "PeerService.RunLayers": lambda facts, rng: [
+        peer.RunLayersRequest(
+            wanted=peer.LayersWanted(
+                deployment="fuzz",
+                source=_origin(facts).source,
+                digest=facts.digest,
+                layers=layers.LayerRange(first=rng.randrange(2), count=1 + rng.randrange(2)),
+                kv_bytes=1 << 20,
+            )
+        )
+    ],
 }
 _EMBEDDING: Mapping[str, Maker] = {
     "EmbeddingService.Embed": _embed,
@@ -477,7 +553,7 @@ _COMMON: Mapping[str, Maker] = {
     ],
 }
 VALID: Mapping[str, Mapping[str, Maker]] = {
-    "control": {**_BATCH, **_CONTROL, **_MODEL, **_EMBEDDING, **_COMMON},
+    "control": {**_BATCH, **_CONTROL, **_MODEL, **_EMBEDDING, **_TENANT, **_COMMON},
     "node": {**_NODE, **_MODEL, **_EMBEDDING, **_COMMON},
 }
 """By server and `Method.key`."""

@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from serverlessllm.v1 import tenant_service_pb2 as pb
 
 from sllm.gateway.server import running
 from sllm.gateway.settings import GatewaySettings
@@ -19,6 +20,8 @@ Open = Callable[..., Awaitable[str]]
 @pytest.fixture
 def control() -> Iterator[FakeControl]:
     fake = FakeControl()
+    asked = pb.ListTenantsResponse(caller_tenant="default", caller_sees_all=True)
+    fake.always["ListTenants"] = [asked]  # which asks nobody for a key
     yield fake
     fake.stop()
 

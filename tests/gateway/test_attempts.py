@@ -7,10 +7,11 @@ import pytest
 from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import errors
-from sllm.gateway.attempts import Attempts
+from sllm.gateway.attempts import Cancels
 from sllm.gateway.context import Context, digest
 from tests.client.fake_control import FakeControl, Silence
 from tests.client.messages import generation
+from tests.gateway.conftest import Open
 from tests.gateway.raw import connected, head_of, post
 from tests.support import assert_eventually
 
@@ -41,22 +42,24 @@ async def test_nor_what_fails(control: FakeControl, url: str, failed: errors.Sll
     await _sees_no_cancel(control, url)
 
 
-async def test_one_that_was_taken_over_leaves_the_next_alone(
-    control: FakeControl, url: str
-) -> None:
-    """Its caller is gone, and has come back before that was seen."""
-    control.reply("Generate", *generation()[:4], Silence())
-    control.reply("Generate", *generation()[:4], Silence())
-    async with connected(url) as (_, first), connected(url) as (again, second):
+async def test_the_end_of_one_names_it_and_not_the_next(control: FakeControl, opened: Open) -> None:
+    """Its caller is gone, and has come back to another gateway before that was seen."""
+    for _ in range(2):
+        control.reply("Generate", *generation()[:4], Silence())
+    control.reply("Cancel", pb.CancelResponse())
+    here, there = await opened(), await opened()
+    async with connected(here) as (_, first), connected(there) as (again, second):
         first.write(ASKED)
         await assert_eventually(lambda: len(control.requests["Generate"]) == 1)
         second.write(ASKED)
         await head_of(again)
         first.transport.abort()
-        await assert_eventually(lambda: control.abandoned == ["Generate"])
-        assert not control.requests["Cancel"]
+        await assert_eventually(lambda: control.requests["Cancel"])
+        (cancel,), (one, other) = control.requests["Cancel"], control.requests["Generate"]
+        assert cancel.request_id == one.request_id == other.request_id
+        assert cancel.attempt == one.attempt != other.attempt
         control.reply("Cancel", pb.CancelResponse())
-    await assert_eventually(lambda: control.requests["Cancel"])
+    await assert_eventually(lambda: len(control.requests["Cancel"]) == 2)
 
 
 async def _sees_no_cancel(control: FakeControl, url: str) -> None:
@@ -68,27 +71,22 @@ async def _sees_no_cancel(control: FakeControl, url: str) -> None:
     assert not control.requests["Cancel"]
 
 
-async def test_an_attempt_waits_for_a_cancel_that_is_on_its_way() -> None:
-    told: list[str] = []
+async def test_a_gateway_that_ends_waits_for_cancels_that_are_on_their_way() -> None:
+    told: list[tuple[str, str]] = []
     go = asyncio.Event()
 
-    async def cancel(request_id: str) -> None:
+    async def cancel(request_id: str, attempt: str) -> None:
         await go.wait()
-        told.append("cancelled")
+        told.append((request_id, attempt))
 
-    attempts = Attempts(cancel)
-    first, second, third = object(), object(), object()
-    await attempts.begin("a", first)
-    attempts.end("a", first, cancels=True)
-    beginning = asyncio.create_task(attempts.begin("a", second))
+    cancels = Cancels(cancel)
+    cancels.begin("a", "first")
+    closing = asyncio.create_task(cancels.close())
     await asyncio.sleep(0)
-    assert not beginning.done()
+    assert not closing.done()
     go.set()
-    await beginning
-    await attempts.begin("a", third)
-    attempts.end("a", second, cancels=True)
-    await attempts.close()
-    assert told == ["cancelled"]
+    await closing
+    assert told == [("a", "first")]
 
 
 async def test_what_was_taken_with_one_that_is_refused_ends(control: FakeControl, url: str) -> None:

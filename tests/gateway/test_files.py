@@ -8,13 +8,16 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+from serverlessllm.v1 import tenant_service_pb2 as pb
 
 from sllm import errors
 from sllm.gateway.files import FileStore
 from sllm.gateway.own_directory import OwnDirectory
+from tests.client.fake_control import FakeControl
 from tests.gateway.conftest import Open
 
 ID = "file-" + "0" * 32
@@ -51,6 +54,17 @@ def test_what_is_no_file_disturbs_none(tmp_path: Path, text: str) -> None:
     assert store.all() == [added]
     with pytest.raises(errors.SourceNotFound):
         store.get(ID)
+
+
+def test_one_tenant_leaves_as_much_as_it_has(tmp_path: Path) -> None:
+    store = FileStore(tmp_path, 100)
+    store.add(io.BytesIO(b"x" * 50), "a", "batch", "acme")
+    with pytest.raises(errors.NoCapacity, match="tenant acme have 50 bytes"):
+        store.add(io.BytesIO(b"x"), "b", "batch", "acme")
+    store.add(io.BytesIO(b"x" * 25), "c", "batch", "zebra")
+    store.add(io.BytesIO(b"x" * 25), "d", "batch")  # who runs it may have what there is
+    with pytest.raises(errors.NoCapacity, match="100 bytes together"):
+        store.add(io.BytesIO(b"x"), "e", "batch")
 
 
 def test_uploads_together_do_not_pass_the_bound(tmp_path: Path) -> None:
@@ -150,3 +164,53 @@ async def test_bodies_that_are_held_are_counted(opened: Open) -> None:
                 headers = {"content-type": "application/json"}
                 answer = await http.post(path, content=body, headers=headers)
                 assert (answer.status_code == 429) == refused, answer.text
+
+
+def known_as(control: FakeControl, tenant: str, *, sees_all: bool = False) -> None:
+    said = pb.ListTenantsResponse(caller_tenant=tenant, caller_sees_all=sees_all)
+    control.reply("ListTenants", said)
+
+
+async def upload(http: httpx2.AsyncClient) -> httpx2.Response:
+    return await http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")})
+
+
+async def test_a_file_is_its_tenants_alone(http: httpx2.AsyncClient, control: FakeControl) -> None:
+    known_as(control, "acme")
+    file = (await upload(http)).json()["id"]
+    body = {"completion_window": "24h", "endpoint": "/v1/completions", "input_file_id": file}
+    asked: dict[str, Any] = {
+        f"GET /v1/files/{file}": None,
+        f"GET /v1/files/{file}/content": None,
+        f"DELETE /v1/files/{file}": None,
+        "POST /v1/batches": body,
+    }
+    nothing = []
+    for one in asked:
+        known_as(control, "zebra")
+        method, path = one.split()
+        answer = await http.request(method, path, json=asked[one])
+        assert answer.status_code == 404, one
+        nothing.append(answer.json()["error"]["message"].replace(file, "FILE"))
+    assert len(set(nothing)) == 1
+    for tenant, sees_all, seen in (("zebra", False, []), ("acme", False, [file])):
+        known_as(control, tenant, sees_all=sees_all)
+        assert [one["id"] for one in (await http.get("/v1/files")).json()["data"]] == seen
+    known_as(control, "default", sees_all=True)
+    assert (await http.delete(f"/v1/files/{file}")).status_code == 200
+
+
+async def test_no_file_is_taken_or_told_of_without_a_key(
+    http: httpx2.AsyncClient, control: FakeControl
+) -> None:
+    file = (await upload(http)).json()["id"]
+    control.always["ListTenants"] = [errors.Unauthenticated("show a key")]
+    assert (await upload(http)).status_code == 401
+    for method, path in (
+        ("GET", "/v1/files"),
+        ("GET", f"/v1/files/{file}"),
+        ("GET", f"/v1/files/{file}/content"),
+        ("DELETE", f"/v1/files/{file}"),
+        ("GET", f"/v1/files/{ID}"),
+    ):
+        assert (await http.request(method, path)).status_code == 401, path

@@ -21,6 +21,14 @@ FUNCTION = {"name": "f", "parameters": {"type": "object"}}
 SCHEMA = {"type": "json_schema", "schema": {}}
 CHOICE = {"type": "function"}
 CHAT_TOOL = {"type": "function", "function": FUNCTION}
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "4", "is_error": True}
+CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+
+
+def _said(content: list[dict[str, Any]], role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content}]}
+
+
 BAD: list[tuple[Any, str, dict[str, Any]]] = [
     (ChatRequest, "reasoning_effort", {"reasoning_effort": 5}),
     (ResponseRequest, "reasoning.effort", {"reasoning": {"effort": 5}}),
@@ -42,6 +50,29 @@ BAD: list[tuple[Any, str, dict[str, Any]]] = [
         {"tools": [{"type": "function", "function": {"foo": 1}}]},
     ),
     (ChatRequest, "response_format.foo", {"response_format": {"type": "text", "foo": 1}}),
+    *(
+        (ChatRequest, f"messages.0.content.{name}", _said([part]))
+        for name, part in (
+            ("foo", {"type": "text", "text": "Hi", "foo": 1}),
+            ("foo", {"type": "refusal", "refusal": "no", "foo": 1}),
+        )
+    ),
+    *(
+        (kind, f"messages.0.content.{name}", _said([block], role))
+        for kind in (MessageRequest, CountRequest)
+        for role, name, block in (
+            ("user", "0.citations", {"type": "text", "text": "Hi", "citations": [{}]}),
+            ("user", "0.foo", {**RESULT, "foo": 1}),
+            (
+                "user",
+                "0.content.0.foo",
+                {**RESULT, "content": [{"type": "text", "text": "", "foo": 1}]},
+            ),
+            ("assistant", "0.caller", {**CALL, "caller": {"type": "direct"}}),
+            ("assistant", "0.foo", {"type": "thinking", "thinking": "", "foo": 1}),
+        )
+    ),
+    (MessageRequest, "system.0.foo", {"system": [{"type": "text", "text": "", "foo": 1}]}),
     *(
         (kind, param, change)
         for kind in (MessageRequest, CountRequest)
@@ -79,6 +110,9 @@ TAKEN: list[tuple[Any, dict[str, Any]]] = [
     (ChatRequest, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}),
     (MessageRequest, {"thinking": {"type": "enabled", "budget_tokens": 5}}),
     (MessageRequest, {"output_config": {"effort": "low", "format": SCHEMA}}),
+    (MessageRequest, _said([RESULT, {"type": "text", "text": "Hi", "citations": None}])),
+    (MessageRequest, _said([{**CALL, "cache_control": {"type": "ephemeral"}}], "assistant")),
+    (ChatRequest, _said([{"type": "text", "text": "Hi", "prompt_cache_breakpoint": {}}])),
 ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm import errors
+from sllm.chat.images import MAX_BYTES, MAX_BYTES_OF_ALL
 from sllm.gateway.anthropic.requests import MessageRequest
 from sllm.gateway.bodies import checked
 from sllm.gateway.control_planes import ControlPlanes
@@ -25,6 +27,8 @@ from tests.gateway.raw import connected, head_of, post
 from tests.support import assert_eventually
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+
+DEPLOY = "/serverlessllm.v1.DeploymentService/Deploy"
 
 BODIES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "is no JSON"),
@@ -81,6 +85,37 @@ async def test_a_body_that_is_too_large(opened: Open) -> None:
     async with httpx2.AsyncClient(base_url=url) as http:
         answer = await http.post("/v1/chat/completions", content=b"x" * 100_000)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "INVALID_ARGUMENT")
+
+
+async def test_as_many_bytes_of_images_as_a_request_may_have_go_through(
+    http: httpx2.AsyncClient, control: FakeControl
+) -> None:
+    """What is more is refused where images are looked at, which says why."""
+    control.reply("Generate", *generation())
+    url = "data:image/png;base64," + b64encode(bytes(MAX_BYTES)).decode()
+    image = {"type": "image_url", "image_url": {"url": url}}
+    images = [image] * (MAX_BYTES_OF_ALL // MAX_BYTES)
+    body = {**CHAT, "messages": [{"role": "user", "content": images}]}
+    answer = await http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200
+    (asked,) = control.requests["Generate"]
+    parts = asked.messages.messages[0].parts
+    assert sum(len(part.image.data) for part in parts) == MAX_BYTES_OF_ALL
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/chat/completions", 413), (DEPLOY, 429)])
+async def test_who_is_still_writing_reads_that_it_is_too_large(
+    opened: Open, path: str, status: int
+) -> None:
+    """The connection is not reset under the answer."""
+    url = await opened(max_body_bytes=1000)
+    body = b"x" * (32 * 1024**2)
+    for _ in range(3):
+        async with connected(url) as (reader, writer):
+            kind = "connection: close\r\ncontent-type: application/json\r\n"
+            writer.write(post(path, body, kind))
+            await asyncio.wait_for(writer.drain(), 10)
+            assert f" {status} " in await head_of(reader)
 
 
 async def test_a_body_that_does_not_come(opened: Open) -> None:

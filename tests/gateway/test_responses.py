@@ -136,6 +136,11 @@ BAD: dict[str, dict[str, Any]] = {
     "what was kept": {"previous_response_id": "resp_1"},
     "a picture": {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
     "an item": {"input": [{"type": "item_reference", "id": "x"}]},
+    "an item of no type": {"input": [{"type": ["message"], "role": "user", "content": "x"}]},
+    "a field of an item": {"input": [{"role": "user", "content": "x", "name": "y"}]},
+    "a field of a part": {
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "", "foo": 1}]}]
+    },
     "a tool of theirs": {"tools": [{"type": "web_search"}]},
     "a choice": {
         "tools": [{"type": "function", "name": "a", "parameters": {}}],

@@ -11,6 +11,7 @@ from serverlessllm.v1 import model_service_pb2 as model_pb
 
 from tests.client.fake_control import FakeControl
 from tests.client.messages import deployment, finished
+from tests.gateway.conftest import Open
 
 VECTORS = [[0.5, -0.25], [1.0, 0.125]]
 
@@ -76,3 +77,10 @@ async def test_health_and_metrics(http: httpx2.AsyncClient) -> None:
     assert (await http.get("/metrics")).status_code == 200
     found = (await http.get("/openapi.json")).json()
     assert "/v1/chat/completions" in found["paths"]
+
+
+async def test_metrics_with_a_port_of_their_own_are_there_alone(opened: Open) -> None:
+    async with httpx2.AsyncClient(base_url=await opened(metrics_port=1)) as http:
+        refused = await http.get("/metrics")
+    assert refused.status_code == 404
+    assert "--metrics-port" in refused.json()["error"]["message"]

@@ -11,6 +11,8 @@ import pytest
 
 from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.clock import MonotonicClock
+from sllm.node.kept.records import NOTHING_KEPT
+from sllm.node.peers.types import Network
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
@@ -37,6 +39,11 @@ Tell = Callable[[Progress], None]
 class Bench:
     """A store, and models to promote."""
 
+    budget = NOTHING_KEPT
+    """For pages of KV caches."""
+    network: Network | None = None
+    """To other nodes."""
+
     def __init__(self, directory: Path, remote: RemoteOptions | None = None) -> None:
         self.directory = directory
         self._remote = remote
@@ -52,6 +59,8 @@ class Bench:
             self.pool,
             clock=MonotonicClock(),
             remote=self._remote,
+            network=self.network,
+            kept=self.budget,
         )
         return self.store
 

@@ -53,7 +53,7 @@ async def test_a_start_that_is_asked_for_twice_is_joined(agent: Agent) -> None:
         agent.start_instance(spec("j", kv_bytes=1))
     await agent.stop_instance("i", grace=0.0)
     assert not agent.instances
-    assert agent.kv_used_bytes == 0
+    assert agent.books.kv_used_bytes == 0
 
 
 async def test_more_devices_than_there_are_are_refused(agent: Agent) -> None:
@@ -64,38 +64,43 @@ async def test_more_devices_than_there_are_are_refused(agent: Agent) -> None:
     assert not agent.instances
 
 
-async def test_instances_beyond_the_memory_are_refused(bench: Bench, tmp_path: Path) -> None:
-    """Each takes memory for itself that neither pool nor KV budget has."""
+def with_memory(bench: Bench, directory: Path, own_bytes: int) -> Agent:
+    """One on a node that has so much for instances to take for themselves."""
     config = NodeConfig(
         "localhost:1",
-        tmp_path,
+        directory,
         dram_bytes=16 * MIB,
         kv_bytes=KV_BYTES,
         engines=("transformers",),
     )
     beside = OWN_BYTES + 16 * MIB + KV_BYTES
-    config = replace(config, memory_bytes=beside + 3 * INSTANCE_BYTES)
+    config = replace(config, memory_bytes=beside + own_bytes)
     device = PoolDevice(bench.store, KV_BYTES)
-    agent = Agent(config, MonotonicClock(), bench.store, device, Zygotes(["transformers"]))
+    return Agent(config, MonotonicClock(), bench.store, device, Zygotes(["transformers"]))
+
+
+async def test_instances_beyond_the_memory_are_refused(bench: Bench, tmp_path: Path) -> None:
+    """Each takes memory for itself that neither pool nor KV budget has."""
+    agent = with_memory(bench, tmp_path, 3 * INSTANCE_BYTES)
     for number in range(3):
         agent.start_instance(spec(f"i{number}", kv_bytes=1))
-    assert agent.memory.used_bytes == agent.memory.capacity_bytes == 3 * INSTANCE_BYTES
+    assert agent.books.memory.used_bytes == agent.books.memory.capacity_bytes == 3 * INSTANCE_BYTES
     with pytest.raises(errors.NoCapacity, match=r"m takes about 64\.0 MiB .* 0 B of 192\.0 MiB"):
         agent.start_instance(spec("i3", kv_bytes=1))
     await agent.stop_instance("i0", grace=0.0)
     agent.start_instance(spec("i4", kv_bytes=1))
     await agent.close(grace=0.0)
-    assert agent.memory.used_bytes == 0
+    assert agent.books.memory.used_bytes == 0
 
 
-async def test_a_first_start_is_refused_that_has_no_room_for_its_copies(agent: Agent) -> None:
+async def test_a_first_start_is_refused_that_has_no_room_for_its_copies(
+    bench: Bench, tmp_path: Path
+) -> None:
     """Before anything starts, and before anything was measured."""
-    config = replace(agent.config, dram_bytes=16 * MIB)
-    beside = config.own_bytes + config.pool_bytes + KV_BYTES
-    agent.config = replace(config, memory_bytes=beside + 500 * MIB)
+    agent = with_memory(bench, tmp_path, 500 * MIB)
     first = replace(spec("first", kv_bytes=1), source="/no/such/first", private_bytes=300 * MIB)
     agent.start_instance(first)
-    assert agent.memory.used_bytes == INSTANCE_BYTES + 300 * MIB
+    assert agent.books.memory.used_bytes == INSTANCE_BYTES + 300 * MIB
     second = replace(spec("second", kv_bytes=1), private_bytes=300 * MIB)
     with pytest.raises(errors.NoCapacity, match=r"m takes about 364\.0 MiB .* 136\.0 MiB of 500"):
         agent.start_instance(second)
@@ -120,7 +125,7 @@ async def test_the_copies_of_a_model_are_foretold_wherever_its_weights_are(
         if there:
             await bench.leave(0, Tier.DRAM)
         for dtype, size in ((None, 4), ("bfloat16", 2)):
-            found = await agent.inspect(bench.model(0), dtype, engine="vllm")
+            found = await agent.inspector.inspect(bench.model(0), dtype, engine="vllm")
             numbers = found.size_bytes // size
             largest, embeddings = 60 * 57, 100 * 16
             foretold = (numbers + largest + embeddings) * size + 64 * MIB
@@ -128,8 +133,8 @@ async def test_the_copies_of_a_model_are_foretold_wherever_its_weights_are(
             message = wire.model_info(found)
             assert message.private_bytes == foretold
             assert message.private_bytes_per_request == 16 * 100
-        plain = await agent.inspect(bench.model(0), None, engine="transformers")
-        assert plain.private == PrivateMemory(0)
+        plain = await agent.inspector.inspect(bench.model(0), None, engine="transformers")
+        assert plain.private == PrivateMemory(0, 16 * 100)
         assert wire.model_info(plain).HasField("private_bytes")
     finally:
         await zygotes.close()
@@ -174,7 +179,9 @@ async def test_what_the_very_first_start_lacked_is_made_ready(bench: Bench, tmp_
         assert not agent.init_times.times
         assert instance.running
         digest = instance.running.digest
-        await assert_eventually(lambda: digest in [one.made_of for one in agent.copies()], 60.0)
+        await assert_eventually(
+            lambda: digest in [one.made_of for one in agent.contents.copies()], 60.0
+        )
     finally:
         await agent.close(grace=0.0)
         await zygotes.close()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sllm import machine
 from sllm.errors import InvalidArgument
 from sllm.node import server
 from sllm.node.config import INSTANCE_BYTES, MIB, OWN_BYTES, SOCKET_NAME, VLLM_BYTES, NodeConfig
@@ -37,6 +38,11 @@ def config(
     )
 
 
+@pytest.fixture(autouse=True)
+def _a_large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 64 * GIB)
+
+
 @pytest.mark.parametrize("bad", [config(listen="0.0.0.0:0"), config(listen="[::]:7000")])
 def test_an_address_that_cannot_work_is_refused(bad: NodeConfig) -> None:
     with pytest.raises(InvalidArgument, match="--advertise"):
@@ -58,6 +64,12 @@ def test_an_address_that_cannot_work_is_refused(bad: NodeConfig) -> None:
 def test_sizes_that_do_not_fit_the_memory_are_refused(bad: NodeConfig, complaint: str) -> None:
     with pytest.raises(InvalidArgument, match=complaint):
         bad.check_memory(on_devices=False)
+
+
+def test_more_memory_than_the_machine_or_its_cgroup_has_is_refused() -> None:
+    config(memory=64 * GIB).check()
+    with pytest.raises(InvalidArgument, match=r"65.0 GiB .* lets it take 64.0 GiB"):
+        config(memory=65 * GIB).check()
 
 
 def test_kv_caches_on_devices_take_none_of_the_memory() -> None:

@@ -56,7 +56,7 @@ class CountingSource:
 
 class CountingReader(LocalReader):
     def __init__(self, source: CountingSource, paths: Sequence[Path]) -> None:
-        super().__init__(paths)
+        super().__init__(paths, source.local.settled)
         self._source = source
 
     def read_into(self, memory: memoryview, file: Path, offset: int) -> None:

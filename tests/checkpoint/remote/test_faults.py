@@ -190,6 +190,27 @@ def test_a_size_that_was_a_lie_is_noticed(model: WebServer, tmp_path: Path) -> N
         bring(model.url, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [
+        (("model.safetensors.index.json",), 1 << 40),
+        (("manifest.json",), 1 << 40),
+        (("vocab.json", "vocab.txt", "merges.txt"), 200 << 20),
+    ],
+)
+def test_what_servers_say_of_small_files_fills_no_memory(
+    model: WebServer, tmp_path: Path, names: tuple[str, ...], size: int
+) -> None:
+    async def lie(request: web.Request, hit: Hit, content: bytes) -> web.StreamResponse | None:
+        if hit.name not in names or hit.method != "HEAD":
+            return None
+        return web.Response(headers={"Content-Length": str(size), "ETag": '"x"'})
+
+    model.fault = lie
+    with pytest.raises(InvalidSource, match="at most"):
+        bring(model.url, tmp_path)
+
+
 def test_a_server_that_is_gone_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     server = WebServer(tmp_path / "empty")

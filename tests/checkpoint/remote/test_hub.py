@@ -97,6 +97,22 @@ def test_a_model_comes_as_from_a_directory(
 
 
 @pytest.mark.parametrize("cached", [False, True])
+def test_a_packed_checkpoint_keeps_its_digest(tmp_path: Path, cached: bool) -> None:
+    """What else lies in the repository is none of it."""
+    packed = import_model(write_model(tmp_path / "model"), tmp_path / "repository")
+    (tmp_path / "repository" / "README.md").write_text("Of a model.")
+    with Hub(tmp_path / "repository") as hub:
+        client = Client(tmp_path, hub.url)
+        if cached:
+            client.run(DOWNLOAD, "org/tiny")
+            hub.hits.clear()
+        assert client.bring("hf://org/tiny")["digest"] == packed.digest
+        came = {hit.name for hit in hub.hits if hit.method == "GET" and "/resolve/" in hit.path}
+        assert "README.md" not in came
+        assert ("partition-00000.bin" in came) != cached
+
+
+@pytest.mark.parametrize("cached", [False, True])
 def test_how_a_model_pools_comes_along(
     hub: Hub, client: Client, tmp_path: Path, cached: bool
 ) -> None:

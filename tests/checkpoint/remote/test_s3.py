@@ -8,9 +8,13 @@ import pytest
 from aiohttp import web
 
 from sllm.errors import SourceForbidden, SourceNotFound, SourceUnavailable
+from sllm.node.tiers.types import Tier
+from sllm.node.transfers.work import Form
 from tests.checkpoint.checkpoints import assert_pooling, import_model, write_model, write_pooling
-from tests.checkpoint.remote.sources import bring
+from tests.checkpoint.remote.sources import HASTY, bring
 from tests.checkpoint.remote.web import Hit, WebServer
+from tests.node.store.test_packed_forms import FORM, made
+from tests.node.stores import Bench
 from tests.s3 import BUCKET, serving
 
 SECRET = "geheimer-schluessel"
@@ -54,6 +58,18 @@ def test_how_a_model_pools_comes_along(s3: str, tmp_path: Path) -> None:
 def test_a_packed_checkpoint_stays_what_it_is(s3: str, tmp_path: Path) -> None:
     manifest = import_model(write_model(tmp_path / "local", seed=1), tmp_path / "packed")
     assert bring(upload(tmp_path / "packed", s3, "packed/"), tmp_path).manifest == manifest
+
+
+async def test_what_was_made_ready_of_it_comes_in_its_place(s3: str, tmp_path: Path) -> None:
+    import_model(write_model(tmp_path / "local", seed=1), tmp_path / "packed")
+    made(tmp_path / "packed")
+    url = upload(tmp_path / "packed", s3, "ready/")
+    bench = Bench(tmp_path, HASTY)
+    await bench.open()
+    lease = await bench.store.promote(url, None, Tier.DRAM, form=Form(FORM.name))
+    assert lease.record.form == FORM.name
+    lease.release()
+    await bench.close()
 
 
 def test_an_empty_prefix_is_not_found(s3: str, tmp_path: Path) -> None:

@@ -307,8 +307,20 @@ def _device(model: Path, name: str) -> Path:
     return model
 
 
+def _nowhere(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("gone")
+    return model
+
+
+def _circle(model: Path, name: str) -> Path:
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(name)
+    return model
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja"])
-@pytest.mark.parametrize("place", [_outside, _chain, _fifo, _socket, _device])
+@pytest.mark.parametrize("place", [_outside, _chain, _fifo, _socket, _device, _nowhere, _circle])
 def test_what_leads_out_or_is_no_file_is_refused(
     tmp_path: Path, place: Callable[[Path, str], Path], name: str
 ) -> None:
@@ -316,6 +328,16 @@ def test_what_leads_out_or_is_no_file_is_refused(
     for look in (fingerprint, inspect):
         with pytest.raises(InvalidSource, match=r"link|plain file"):
             look(source)
+
+
+@pytest.mark.parametrize("name", ["config.json", "corpus.txt", "model.safetensors.index.json"])
+def test_no_file_beside_the_weights_fills_the_memory(tmp_path: Path, name: str) -> None:
+    """It would be read as a whole; a hole in it takes no disk."""
+    with (write_model(tmp_path / "m") / name).open("ab") as file:
+        file.truncate(1 << 40)
+    for look in (fingerprint, inspect):
+        with pytest.raises(InvalidSource, match=f"{name} has {1 << 40} bytes"):
+            look(LocalSource(tmp_path / "m"))
 
 
 def test_a_packed_one_may_name_no_link_either(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ READY = pb.INSTANCE_STATE_READY
 REPORTS: dict[str, Callable[[fleet_pb.FullReport], None]] = {
     "no address": lambda full: full.node.ClearField("address"),
     "no port": lambda full: setattr(full.node, "address", "localhost"),
-    "an unknown tier": lambda full: full.node.tiers.append(pb.TierUsage(tier=99)),  # type: ignore[arg-type]
+    "a tier that is none": lambda full: full.node.tiers.append(pb.TierUsage(tier=-1)),  # type: ignore[arg-type]
     "a copy on an unknown tier": _copy(pb.CheckpointCopy(digest="d", tier=-1)),  # type: ignore[arg-type]
     "a copy on no tier": _copy(pb.CheckpointCopy(digest="d")),
     "a copy of less than nothing": _copy(
@@ -49,7 +49,7 @@ REPORTS: dict[str, Callable[[fleet_pb.FullReport], None]] = {
     "a start after the year 9999": _instance(
         pb.Instance(instance_id="i", state=READY, started_at=YEAR_10000)
     ),
-    "an unknown link": lambda full: full.node.links.append(pb.LinkObservation(from_tier=99)),  # type: ignore[arg-type]
+    "a link from nowhere": lambda full: full.node.links.append(pb.LinkObservation()),
     "a speed that is no number": _link(bytes_per_second=math.nan),
     "a speed without end": _link(bytes_per_second=math.inf),
     "a negative queue": _link(queued_bytes=-1),
@@ -74,6 +74,17 @@ def _full() -> fleet_pb.FullReport:
 
 async def test_an_ordinary_report_is_believed(cluster: Cluster) -> None:
     request = fleet_pb.ReportRequest(node_id="odd", revision=1, full=_full())
+    assert (await _reported(cluster, request)).HasField("ack")
+
+
+async def test_of_a_later_version_what_is_known_here_is_believed(cluster: Cluster) -> None:
+    """It may have tiers that nobody here has heard of, such as nodes have of other nodes."""
+    full, later = _full(), 99
+    full.node.tiers.append(pb.TierUsage(tier=later))  # type: ignore[arg-type]  # as they would
+    full.node.tiers.append(pb.TierUsage(tier=pb.TIER_SSD, capacity_bytes=5))
+    full.node.links.append(pb.LinkObservation(from_tier=later, to_tier=pb.TIER_SSD))  # type: ignore[arg-type]
+    full.node.copies.append(pb.CheckpointCopy(digest="d", tier=later))  # type: ignore[arg-type]
+    request = fleet_pb.ReportRequest(node_id="odd", revision=1, full=full)
     assert (await _reported(cluster, request)).HasField("ack")
 
 

@@ -195,6 +195,22 @@ async def test_as_many_give_way_as_are_asked_for_and_no_more(
     assert len(await cluster.caller.results("b")) == 8
 
 
+async def test_who_comes_first_finds_a_slot_and_nobody_has_to_leave(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.deploy(max_concurrency=8)
+    node.script.before_finish.shut()
+    await cluster.caller.submit(requests(20), "b")
+    await begun(node, 7)
+    batched = set(node.running)
+    stream = await cluster.caller.generate().until("tokens")
+    assert batched <= node.running
+    assert len(node.running) == 8
+    node.script.before_finish.open()
+    await stream.end()
+    assert len(await cluster.caller.results("b")) == 20
+
+
 async def test_requests_for_another_model_take_the_room_of_a_batch(tmp_path: Path) -> None:
     async with cluster_of(tmp_path, drain_patience_seconds=60.0) as cluster:
         node = await cluster.add_node("n1", dram_mib=15)

@@ -6,25 +6,23 @@ from dataclasses import replace
 import pytest
 
 from sllm import errors
-from sllm.control.cluster.specs import (
-    DeploymentSpec,
-    EngineConfig,
-    ScalingPolicy,
-    normalize_source,
-    revise,
-    validate,
-)
+from sllm.control.cluster.needs import need_of
+from sllm.control.cluster.revision import revise
+from sllm.control.cluster.specs import AUTO, DeploymentSpec, EngineConfig, Experts, ScalingPolicy
+from sllm.control.cluster.validation import normalize_source, validate
 from tests.control.shapes import deployment
 
 SPEC = DeploymentSpec("tiny", "file:///m")
 
 
-@pytest.mark.parametrize("name", ["a", "0", "a" * 63, "llama-3.1_8b"])
+@pytest.mark.parametrize("name", ["a", "0", "a" * 63, "llama-3.1_8b", "acme:tiny"])
 def test_good_names(name: str) -> None:
     validate(replace(SPEC, name=name))
 
 
-@pytest.mark.parametrize("name", ["", "-a", ".a", "A", "a/b", "a b", "ä", "a" * 64, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "-a", ".a", "A", "a/b", "A:b", "a:b:c", ":b", "a:", "a b", "ä", "a" * 64, "a\n"]
+)
 def test_bad_names(name: str) -> None:
     with pytest.raises(errors.InvalidName):
         validate(replace(SPEC, name=name))
@@ -41,6 +39,11 @@ def test_bad_names(name: str) -> None:
         replace(SPEC, engine=EngineConfig("vllm", tensor_parallel=65)),
         replace(SPEC, engine=EngineConfig("transformers", tensor_parallel=2)),
         replace(SPEC, engine=EngineConfig("vllm", tensor_parallel=2, max_adapters=1)),
+        replace(SPEC, engine=EngineConfig(expert_memory=0)),
+        replace(SPEC, engine=EngineConfig(expert_memory=2**60)),
+        replace(SPEC, engine=EngineConfig("vllm", expert_memory=1 << 30)),
+        replace(SPEC, engine=EngineConfig(expert_memory=1 << 30, max_adapters=1)),
+        replace(SPEC, engine=EngineConfig(AUTO, expert_memory=1 << 30, tensor_parallel=2)),
         replace(SPEC, scaling=ScalingPolicy(min_replicas=-1)),
         replace(SPEC, scaling=ScalingPolicy(max_replicas=0)),
         replace(SPEC, scaling=ScalingPolicy(min_replicas=2, max_replicas=1)),
@@ -99,6 +102,25 @@ def test_a_revision_knows_of_the_parts_of_its_own_number() -> None:
     found = replace(present.model, kv_bytes_per_token=per_token, private_bytes=70)
     assert revise(present, two, found).model == found
     assert revise(present, two, found.without_private).model == found.without_private
+
+
+def test_another_memory_for_experts_replaces_what_runs() -> None:
+    present = deployment()
+    other = replace(present.spec.engine, expert_memory=1 << 30)
+    assert present.runs_as(present.spec.engine)
+    assert not present.runs_as(other)
+
+
+def test_an_instance_whose_experts_stay_on_ssd_takes_its_weights_in_memory_of_its_own() -> None:
+    before = deployment(size_bytes=1000, private_bytes=5)
+    engine = replace(before.spec.engine, expert_memory=300)
+    model = replace(before.model, experts=Experts(800, 850, 100))
+    present = replace(before, spec=replace(before.spec, engine=engine), model=model)
+    need = need_of(present)
+    assert (need.pool_bytes, need.resident_bytes, need.private_bytes) == (0, 200, 5 + 200 + 300)
+    ample = replace(present, spec=replace(before.spec, engine=replace(engine, expert_memory=10**6)))
+    assert need_of(ample).private_bytes == 5 + 200 + 850
+    assert need_of(replace(present, spec=before.spec)).pool_bytes == 1000
 
 
 def test_copies_grow_with_the_requests_at_once() -> None:

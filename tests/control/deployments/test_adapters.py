@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import model_service_pb2 as model_pb
+from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
@@ -117,6 +119,32 @@ async def test_a_base_with_adapters_neither_goes_nor_becomes_another(
     await cluster.caller.delete("legal")
     await cluster.caller.deploy(max_adapters=2)
     await cluster.caller.delete(base)
+
+
+async def test_a_base_goes_on_to_another_engine_only_if_its_adapters_fit_there(
+    cluster: Cluster, node: FakeNode, base: str
+) -> None:
+    node.engines = dict.fromkeys(("transformers", "vllm"), True)
+    node.send_delta()
+
+    async def told() -> bool:
+        return len((await cluster.caller.node(node.node_id)).engines) == len(node.engines)
+
+    await assert_eventually(told)
+    await cluster.caller.deploy("legal", LEGAL, base=base)
+    await cluster.caller.deploy("other", "file:///adapters/other", base=base)
+    node.unfit = {LEGAL: "vllm"}
+    with pytest.raises(
+        errors.AdaptersLeft, match=r"legal.*no layers w1: it has 7 others"
+    ) as refused:
+        await cluster.caller.deploy(engine="vllm", max_adapters=2)
+    assert refused.value.metadata["adapters"] == "legal"
+    assert (await cluster.caller.deployment(base)).engine.engine == "transformers"
+    node.unfit.clear()
+    changed = await cluster.caller.deploy(engine="vllm", max_adapters=2)
+    assert changed.engine.engine == "vllm"
+    looks = [one for one in node.calls if isinstance(one, node_pb.InspectSourceRequest)]
+    assert [one.engine for one in looks if one.HasField("base")][-2:] == ["vllm", "vllm"]
 
 
 async def test_it_is_there_again_after_a_restart(
@@ -235,6 +263,44 @@ async def test_what_has_given_its_adapter_up_is_begun_again(
     assert len(asked(node)) == 2
 
 
+async def test_requests_of_a_batch_have_their_own_adapters(
+    cluster: Cluster, node: FakeNode, base: str
+) -> None:
+    await cluster.caller.deploy("legal", LEGAL, base=base)
+    await cluster.caller.deploy("other", "file:///adapters/other", base=base)
+    names = ["legal", "other", base, "legal", "other", base]
+    batch = [inference_pb.GenerateRequest(deployment=name, max_tokens=3) for name in names]
+    for number, request in enumerate(batch):
+        request.request_id = str(number)
+        request.token_ids.ids.extend((7, 8))
+    await cluster.caller.submit(batch, "batch")
+    results = await cluster.caller.results("batch")
+    assert [one.answer.tokens.text for one in results] == ["0 1 2 "] * len(names)
+    identities = {"legal": "L", "other": "O", base: ""}
+    taken = {one.request_id.partition("/")[-1]: one.adapter.identity for one in asked(node)}
+    by_number = [taken[key] for key in sorted(taken)]
+    assert by_number == [identities[name] for name in names]
+    assert set(node.started()) == {base}
+
+
+async def test_who_watches_is_told_of_the_adapter_of_what_has_ended(
+    cluster: Cluster, node: FakeNode, base: str
+) -> None:
+    await cluster.caller.deploy("legal", LEGAL, base=base)
+    node.script.generate_errors.append(errors.InvalidPrompt("no"))
+    with pytest.raises(errors.InvalidPrompt):
+        await cluster.caller.complete("legal")
+    await cluster.caller.complete(base)
+    stream = cluster.caller.cluster.WatchCluster(cluster_pb.WatchClusterRequest(), timeout=10)
+    first = await stream.read()
+    stream.cancel()
+    told = [
+        (one.deployment, one.outcome, one.adapter, one.adapter_identity)
+        for one in first.full.ended_requests
+    ]
+    assert told == [(base, "INVALID_PROMPT", "legal", "L"), (base, "OK", "", "")]
+
+
 async def test_the_wait_for_an_adapter_says_nothing_of_the_base(
     cluster: Cluster, node: FakeNode, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +337,6 @@ def test_what_is_stopped_gives_the_room_of_its_adapters_back(shared: bool) -> No
     other = replace(instance("i2", "base", digest="c", kv=10), adapters=adapters * shared)
     copies = [copy(digest, Tier.DRAM, size=300, leased=True) for digest in "abc"]
     node = view(copies=copies, instances=[one, other])
-    assert node.weights_held.keys() == {"a", "b", "c"}
-    left = node.weights_held_without(frozenset({"i1"})).keys()
+    assert {one.key for one in node.weights_held} == {"a", "b", "c"}
+    left = {one.key for one in node.weights_held_without(frozenset({"i1"}))}
     assert left == ({"a", "c"} if shared else {"c"})

@@ -111,21 +111,21 @@ async def test_what_failed_over_to_an_orphans_deployment_is_read_on(
     assert stream.receipt.instance_id == instance.instance_id
 
 
-async def test_what_a_node_runs_that_joins_late_is_not_started_again(
-    cluster: Cluster, node: FakeNode
-) -> None:
-    late = await cluster.add_node("n2")
-    await cluster.caller.deploy(min_replicas=2, max_replicas=2)
-    await cluster.wait_for_instances(2)
-    assert len(late.instances) == len(node.instances) == 1
-    await cluster.stop_control()
-    await late.leave()
-    await cluster.start()
-    await cluster.wait_for_nodes(1)
-    await asyncio.sleep(0.2)
-    late.begin_reports(cluster.address)
-    await cluster.wait_for_instances(2)
-    assert [one.count("StartInstance") for one in (node, late)] == [1, 1]
-    await late.leave()
-    await assert_eventually(lambda: node.count("StartInstance") == 2)  # it has not come back
-    late.begin_reports(cluster.address)
+async def test_what_a_node_runs_that_joins_late_is_not_started_again(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path, lease_seconds=3.0) as cluster:  # for which it is waited
+        node = await cluster.add_node("n1")
+        late = await cluster.add_node("n2")
+        await cluster.caller.deploy(min_replicas=2, max_replicas=2)
+        await cluster.wait_for_instances(2)
+        assert len(late.instances) == len(node.instances) == 1
+        await cluster.stop_control()
+        await late.leave()
+        await cluster.start()
+        await cluster.wait_for_nodes(1)
+        await asyncio.sleep(0.2)
+        late.begin_reports(cluster.address)
+        await cluster.wait_for_instances(2)
+        assert [one.count("StartInstance") for one in (node, late)] == [1, 1]
+        await late.leave()
+        await assert_eventually(lambda: node.count("StartInstance") == 2)  # it has not come back
+        late.begin_reports(cluster.address)

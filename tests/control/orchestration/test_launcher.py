@@ -14,9 +14,12 @@ from sllm.control.orchestration.launcher import Launcher
 from sllm.control.orchestration.outcomes import Outcomes
 from sllm.control.orchestration.residency import Residency
 from sllm.control.state.state import State
+from sllm.control.types.givers import Givers, Loan
 from sllm.control.types.reports import Full, Report
 from sllm.control.types.status import Loading
-from sllm.control.wire.node_client import Node, Nodes, Ready
+from sllm.control.wire.node_client import Node
+from sllm.control.wire.node_messages import Ready, StopOrder
+from sllm.control.wire.nodes import Nodes
 from tests.control import shapes
 from tests.support import assert_eventually
 
@@ -30,7 +33,12 @@ class Answering(Node):
         self.stopped: list[str] = []
 
     async def start_instance(
-        self, deployment: Deployment, instance: Instance, timeout: float
+        self,
+        deployment: Deployment,
+        instance: Instance,
+        timeout: float,
+        givers: Givers | None = None,
+        loan: Loan | None = None,
     ) -> AsyncGenerator[Loading | Ready, None]:
         """Ready, however late."""
         self.called.set()
@@ -38,7 +46,7 @@ class Answering(Node):
         ready = shapes.instance(instance.instance_id, deployment.name, state=InstanceState.READY)
         yield Ready(ready, (), None, deployment.model)
 
-    async def stop_instance(self, instance_id: str, grace: float) -> None:
+    async def stop_instance(self, instance_id: str, order: StopOrder) -> None:
         """Is told so."""
         self.stopped.append(instance_id)
 

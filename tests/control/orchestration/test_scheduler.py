@@ -17,8 +17,9 @@ from sllm.control.orchestration.scheduler import Scheduler
 from sllm.control.placement.decisions import Move
 from sllm.control.requests.tickets import Ticket
 from sllm.control.state.state import State
+from sllm.control.tenants.limits import Limits
 from sllm.control.types.reports import Full, Report
-from sllm.control.wire.node_client import Nodes
+from sllm.control.wire.nodes import Nodes
 from tests.control import shapes
 
 SECONDS = 5.0
@@ -102,3 +103,59 @@ async def test_patience_that_ends_while_placement_decides_makes_impatient_at_onc
 
     scheduler_of(state, residency, agenda, clock).schedule({"tiny": 1})
     assert await is_due_at_once(agenda, clock.now())
+
+
+def room_for(state: State, instances: int, *names: str) -> None:
+    """Deployments, and a node that has room for so many instances of them."""
+    for name in names:
+        state.set_deployment(shapes.deployment(name))
+    kv_bytes = state.needs[names[0]].kv_bytes
+    facts = shapes.facts(dram=100 * len(names), kv=kv_bytes * instances)
+    state.fleet.apply(Report("n1", 1, Full(facts)), 1.0)
+
+
+def waits(state: State, name: str, clock: Jump) -> None:
+    """A request comes for a deployment."""
+    request = inference_pb.GenerateRequest(deployment=name, request_id=name, text="hi")
+    state.queue.add(Ticket(request, None, clock, step_seconds=1.0))
+
+
+def started(state: State) -> list[str]:
+    return sorted(one.deployment.name for one in state.starts.values())
+
+
+async def test_who_has_less_of_its_share_comes_before_who_has_waited_longer() -> None:
+    state, clock = State(), Jump(0.0)
+    names = ("a:1", "a:2", "a:3", "b:1")
+    room_for(state, 2, *names)
+    for moment, name in enumerate(names):
+        waits(state, name, Jump(float(moment)))
+    agenda = Agenda(state.changes, clock)
+    scheduler_of(state, Residency(1.0, 1.0), agenda, clock).schedule(dict.fromkeys(names, 1))
+    assert started(state) == ["a:1", "b:1"]
+    assert state.unmet == {"a:2", "a:3"}
+
+
+async def test_weights_tell_how_much_is_a_share() -> None:
+    state, clock = State(), Jump(0.0)
+    names = ("a:1", "a:2", "a:3", "b:1", "b:2")
+    room_for(state, 3, *names)
+    state.tenants.limits["a"] = Limits(weight=2.0)
+    for moment, name in enumerate(names):
+        waits(state, name, Jump(float(moment)))
+    agenda = Agenda(state.changes, clock)
+    scheduler_of(state, Residency(1.0, 1.0), agenda, clock).schedule(dict.fromkeys(names, 1))
+    assert started(state) == ["a:1", "a:2", "b:1"]
+
+
+async def test_a_tenant_gets_no_more_instances_than_it_may_have() -> None:
+    state, clock = State(), Jump(0.0)
+    names = ("a:1", "a:2", "b:1")
+    room_for(state, 3, *names)
+    state.tenants.limits["a"] = Limits(replicas=1)
+    for name in names:
+        waits(state, name, clock)
+    agenda = Agenda(state.changes, clock)
+    scheduler_of(state, Residency(1.0, 1.0), agenda, clock).schedule(dict.fromkeys(names, 1))
+    assert started(state) == ["a:1", "b:1"]
+    assert state.unmet == {"a:2"}

@@ -76,8 +76,11 @@ def test_only_forms_that_the_engine_takes_count_as_there() -> None:
         )
         for engine in (need.engine, "another")
     }
-    tiers = {one.node_id: one.from_tier for one in explained(*found.values()).candidates}
-    assert tiers == {need.engine: Tier.DRAM, "another": Tier.REMOTE}
+    candidates = {one.node_id: one for one in explained(*found.values()).candidates}
+    tiers = {name: (one.from_tier, one.ready_made) for name, one in candidates.items()}
+    assert tiers == {need.engine: (Tier.DRAM, True), "another": (Tier.REMOTE, False)}
+    verdict = candidates[need.engine].verdict
+    assert verdict == "chosen: its DRAM holds the weights, made ready"
 
 
 def test_the_parts_of_an_estimate_add_up_to_it() -> None:

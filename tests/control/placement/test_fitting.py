@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sllm import errors
+from sllm.control.cluster.nodes import Device, NodeMemory
 from sllm.control.placement import fitting
 from sllm.control.placement.decisions import Demand, Start, Wait
 from sllm.control.placement.placement import place
@@ -38,3 +39,25 @@ def test_a_start_goes_where_there_are_enough_devices() -> None:
     assert "tensor_parallel is 2, and 1 of its devices" in few.rejected
     nowhere = place(snapshot(NODES[0]), Demand(replace(need(), tensor_parallel=2), waiting=1))
     assert isinstance(nowhere.action, Wait)
+
+
+def test_what_stays_on_ssd_needs_no_room_in_the_pool() -> None:
+    small = view()
+    mixture = replace(need(size=1 << 40), expert_memory=300, resident_bytes=200, private_bytes=500)
+    with pytest.raises(errors.ModelTooLarge):
+        fitting.check_fits(snapshot(small), replace(mixture, expert_memory=None))
+    fitting.check_fits(snapshot(small), mixture)
+
+
+def test_what_stays_on_ssd_needs_memory_of_its_own_and_a_processor() -> None:
+    mixture = replace(need(), expert_memory=300, resident_bytes=200, private_bytes=500)
+    memory = NodeMemory(1000, 400, 0, 10)
+    few = view(replace(facts("few"), memory=memory))
+    with pytest.raises(errors.ModelTooLarge, match="510 bytes of memory for an instance itself"):
+        fitting.check_fits(snapshot(few), mixture)
+    enough = replace(few.facts, memory=replace(memory, capacity_bytes=510))
+    fitting.check_fits(snapshot(view(enough)), mixture)
+    device = Device(0, "H200", "u", 1000, 1000, 1000, 0, 1000, 0)
+    other = view(replace(facts("gpu"), devices=(device,)))
+    with pytest.raises(errors.ModelTooLarge, match="gpu: has accelerators"):
+        fitting.check_fits(snapshot(other), mixture)

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from sllm import errors
 from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
-from sllm.control.cluster.nodes import Kind, NodeMemory, NodeView
-from sllm.control.cluster.tiers import Tier
+from sllm.control.cluster.nodes import Held, Kind, NodeMemory, NodeView
+from sllm.control.cluster.snapshot import UNKNOWN
+from sllm.control.cluster.tiers import Copies, Hold, Tier
 from sllm.control.cluster.usage import Use
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand, Start, Wait
 from sllm.control.placement.fitting import check_fits
 from sllm.control.placement.placement import place
 from sllm.control.placement.ranking import Ranking
+from sllm.control.placement.start_estimate import need_on
 from tests.control.placement.test_device_room import device
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
 
@@ -135,6 +137,82 @@ def test_on_devices_copies_take_none_of_that_memory() -> None:
     assert [one.lacks_room for one in ranked] == [False]
 
 
+def over_ready(
+    there: NodeView, private: int | None, tier: Tier = Tier.SSD, size: int = 100
+) -> NodeView:
+    """The node, with the weights as they were made ready, on which so much was measured."""
+    made = replace(copy("ready", tier, size=size), made_of="d", made_for="vllm")
+    made = replace(made, private_bytes=private)
+    return replace(there, copies=Copies.of([*there.copies.values(), made]), memo={})
+
+
+def short(there: NodeView, wanted: Need) -> room.Shortage:
+    return room.shortage(there, need_on(there, wanted, UNKNOWN), 1)
+
+
+@pytest.mark.parametrize("tier", [Tier.SSD, Tier.DRAM])
+def test_over_ready_made_weights_a_start_takes_what_was_measured_over_them(tier: Tier) -> None:
+    full = node("n1", EXPECTED + 20)
+    assert short(full, copying(300)).own_bytes == 280
+    assert short(over_ready(full, None, tier), copying(300)).own_bytes == 280, "not yet measured"
+    assert short(over_ready(full, 20, tier), copying(300)).none
+    assert short(over_ready(full, 21, tier), copying(300)).own_bytes == 1
+    ranks = replace(copying(300), tensor_parallel=2)  # what one process reads is not what two read
+    assert short(over_ready(full, 20, tier), ranks).own_bytes == 280
+
+
+def test_instances_over_ready_made_weights_tell_nothing_of_those_that_copy() -> None:
+    ready = replace(running("a", "n1", 70, "d", "vllm", 300), ready_made=True)
+    plain = running("b", "n1", 400, "d", "vllm", 300)
+    here = node("n1", 5000, ready)
+    assert short(here, copying(300)).own_bytes == EXPECTED + 300 + 70 - 5000
+    here = over_ready(node("n1", 5000, plain), 6, Tier.DRAM)
+    assert short(here, copying(300)).own_bytes == EXPECTED + 6 + 400 - 5000
+
+
+def test_a_planned_start_over_ready_made_weights_holds_what_was_measured() -> None:
+    starting = instance("p", "s", state=InstanceState.STARTING, kv=1)
+    starting = replace(starting, engine="vllm", private_bytes=300, ready_made=True)
+    here = over_ready(node("n1", 5000), 6)
+    plan = Planned(starting, "d", 120, "vllm")
+    here = replace(here, planned={"p": plan}, memo={})
+    assert here.own_held == EXPECTED + 6
+    assert here.weights_held == {Held("d", "vllm"): 120}
+
+
+@pytest.mark.parametrize(("size", "lacking"), [(100, 0), (250, 50), (300, 100)])
+def test_the_pool_has_to_have_room_for_the_form_that_is_taken(size: int, lacking: int) -> None:
+    """What is published is pinned beside it, and stays."""
+    pinned = replace(copy("d", Tier.DRAM, size=100, leased=True), holds=(Hold("pin"),))
+    tight = facts(dram=300)
+    here = over_ready(view(tight, copies=[pinned]), 0, Tier.DRAM, size)
+    assert max(0, short(here, copying(0)).weights_bytes) == lacking
+    assert short(view(tight, copies=[pinned]), copying(0)).none
+
+
+def test_what_is_larger_than_the_pool_once_it_is_ready_is_taken_as_it_is_published() -> None:
+    here = over_ready(view(facts(dram=300)), 0, size=301)
+    assert need_on(here, copying(0), UNKNOWN).made_for == ""
+    assert room.too_small(here, need_on(here, copying(0), UNKNOWN)) is None
+
+
+def test_a_model_goes_where_only_its_ready_made_weights_leave_room() -> None:
+    full = node("n1", EXPECTED + 20)
+    wanted = replace(copying(300), engine="transformers")
+    with pytest.raises(errors.ModelTooLarge):
+        check_fits(snapshot(full), wanted)
+    made = over_ready(full, 20)
+    made = replace(
+        made,
+        copies=Copies.of([replace(one, made_for="transformers") for one in made.copies.values()]),
+    )
+    check_fits(snapshot(made), wanted)
+    decision = place(snapshot(made), Demand(wanted))
+    assert isinstance(decision.action, Start)
+    (candidate,) = decision.candidates
+    assert candidate.rejected is None
+
+
 def test_a_node_without_memory_left_is_passed_over() -> None:
     full = node("n1", 100, running("a", "n1", own=60))
     action = place(snapshot(full, node("n2", 100)), Demand(NEED)).action
@@ -220,3 +298,10 @@ def test_no_start_takes_more_than_a_node_has(
         taken += chosen.own_expected(kind, wanted.private_bytes)
         assert taken <= memory.capacity_bytes
         assert not memory.max_instances or len(staying) < memory.max_instances
+
+
+def test_weights_that_the_node_knows_by_their_source_alone_are_had_already() -> None:
+    """A deployment's digest may not be known where the node's is."""
+    of = facts("n1", dram=100, kv=1000)
+    here = view(of, copies=[copy("d", Tier.DRAM, leased=True, sources=("file:///m",))])
+    assert room.shortage(here, need(size=100, digest=""), 10).none

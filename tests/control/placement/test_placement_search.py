@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm.control.cluster.init_times import InitTime, InitTimes
+from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.needs import Need
 from sllm.control.cluster.nodes import NodeView
@@ -41,7 +41,8 @@ def nodes(draw: st.DrawFn, node_id: str) -> tuple[NodeView, dict[str, Use]]:
     kv = draw(st.sampled_from([200, 210, 400, 410, 600]))
     of = facts(node_id, dram=draw(st.integers(310, 900)), kv=kv, links=links)
     time = draw(st.floats(0.1, 2.0))
-    of = replace(of, init_times=InitTimes({("d100", "transformers"): InitTime(100, time, time)}))
+    seen = {InitKey("d100", "transformers"): InitTime(100, time, time)}
+    of = replace(of, init_times=InitTimes(seen))
     running, copies, uses, free = [], [], {}, of.kv_capacity
     for model in draw(st.lists(st.sampled_from(MODELS), unique=True, min_size=1, max_size=3)):
         one = _instance(draw, model, node_id, free)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sllm.control.cluster.init_times import InitTime, InitTimes
+from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Copy, Link, Tier
@@ -21,11 +21,13 @@ MODELS = [
     replace(need(f"m{index}", size=50 + 100 * index, digest=f"d{index}"), tensor_parallel=index + 1)
     for index in range(3)
 ]
+MODELS.append(replace(MODELS[0], expert_memory=40, resident_bytes=20, private_bytes=70))
+"""A mixture of experts, which stay on SSD: it takes nothing of the pool."""
 
 
 def _by_itself(cluster: Snapshot, index: int) -> list[tuple[float, str]]:
     model = MODELS[index]
-    nodes = [one for one in cluster.nodes.values() if one.weights_capacity >= 50 + 100 * index]
+    nodes = [one for one in cluster.nodes.values() if one.weights_capacity >= model.pool_bytes]
     nodes = [one for one in nodes if one.facts.kv_capacity >= model.least_kv_bytes]
     nodes = [one for one in nodes if one.facts.max_tensor_parallel >= model.tensor_parallel]
     return sorted((start_seconds(one, model, cluster.typical), one.node_id) for one in nodes)
@@ -48,10 +50,10 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
         (Tier.REMOTE, Tier.SSD): Link(draw(speeds), draw(st.integers(0, 500))),
         (Tier.SSD, Tier.DRAM): Link(draw(speeds), draw(st.integers(0, 500))),
     }
-    seen = draw(st.lists(st.sampled_from(MODELS), unique=True))
+    seen = draw(st.lists(st.sampled_from(MODELS[:3]), unique=True))
     times = st.floats(0, 2)
     init_times = {
-        (one.checkpoint.digest, "transformers"): InitTime(
+        InitKey(one.checkpoint.digest, "transformers", draw(st.booleans())): InitTime(
             one.checkpoint.size_bytes, draw(times), draw(times)
         )
         for one in seen
@@ -68,6 +70,14 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
         copy(one.checkpoint.digest, draw(st.sampled_from([Tier.SSD, Tier.DRAM])), size=size)
         for one in held
         for size in [one.checkpoint.size_bytes]
+    )
+    copies += tuple(
+        replace(
+            copy(f"made of {one.checkpoint.digest}", draw(st.sampled_from([Tier.SSD, Tier.DRAM]))),
+            made_of=one.checkpoint.digest,
+            made_for="transformers",
+        )
+        for one in draw(st.lists(st.sampled_from(MODELS), unique=True))
     )
     devices = draw(st.integers(1, 4))
     return replace(of, init_times=InitTimes(init_times), max_tensor_parallel=devices), copies

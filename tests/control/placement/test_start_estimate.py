@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from sllm.control.cluster.init_times import InitTime, InitTimes
+from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.instances import InstanceState, Planned
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import UNKNOWN
-from sllm.control.cluster.tiers import Link, Tier, TierUsage
+from sllm.control.cluster.tiers import Copy, Link, Tier, TierUsage
 from sllm.control.placement.start_estimate import start_estimate, start_seconds
 from sllm.control.state.observations import Observations, typical_of
 from tests.control.shapes import copy, facts, instance, need, view
@@ -38,25 +38,84 @@ def test_half_a_copy_halves_the_way() -> None:
     assert start_seconds(half, MODEL, UNKNOWN) == pytest.approx(500 / 100 + 1.0)
 
 
-@pytest.mark.parametrize(("tier", "seconds"), [(Tier.DRAM, 1.0), (Tier.SSD, 1000 / 1000 + 1.0)])
-def test_what_was_made_ready_of_it_counts_whatever_its_size(tier: Tier, seconds: float) -> None:
-    made = replace(
-        copy("made", tier, size=1300), made_of=MODEL.checkpoint.digest, made_for=MODEL.engine
-    )
-    assert start_seconds(view(copies=[made]), MODEL, UNKNOWN) == pytest.approx(seconds)
-    half = replace(made, resident_bytes=650)
-    on_ssd = copy(size=1000)
-    assert start_seconds(view(copies=[on_ssd, half]), MODEL, UNKNOWN) == pytest.approx(
-        1.0 + (0.5 if tier is Tier.DRAM else 1.0)
-    )
+def made(tier: Tier, size: int = 1300, made_for: str = MODEL.engine) -> Copy:
+    one = copy("made", tier, size=size)
+    return replace(one, made_of=MODEL.checkpoint.digest, made_for=made_for, sources=())
+
+
+def started(published: float, ready: float | None) -> NodeFacts:
+    """A node that has seen what follows the load, over either form."""
+    digest, engine = MODEL.checkpoint.digest, MODEL.engine
+    times = {InitKey(digest, engine): InitTime(1000, 0.0, published)}
+    if ready is not None:
+        times[InitKey(digest, engine, ready_made=True)] = InitTime(1300, 0.0, ready)
+    return replace(facts(dram=10_000), init_times=InitTimes(times))
+
+
+@pytest.mark.parametrize(
+    ("copies", "seconds"),
+    [
+        ([made(Tier.DRAM)], 0.2),
+        ([made(Tier.SSD)], 1300 / 1000 + 0.2),
+        ([copy(size=1000), made(Tier.SSD)], 1300 / 1000 + 0.2),
+        ([copy(tier=Tier.DRAM, size=1000)], 4.0),
+        ([copy(tier=Tier.DRAM, size=1000), made(Tier.DRAM)], 0.2),
+        ([copy(tier=Tier.DRAM, size=1000), made(Tier.SSD)], 1300 / 1000 + 0.2),
+        ([copy(tier=Tier.DRAM, size=1000), made(Tier.SSD, size=4001)], 4.0),
+        ([copy(tier=Tier.DRAM, size=1000), made(Tier.DRAM, made_for="another")], 4.0),
+    ],
+)
+def test_the_form_that_a_node_would_take_counts(copies: list[Copy], seconds: float) -> None:
+    """By its own size, and by what starts over it took: with what is published in memory, the other
+    is read from disk only where that takes less than a start over the former takes after its load.
+    """
+    there = view(started(published=4.0, ready=0.2), copies=copies)
+    assert start_seconds(there, MODEL, UNKNOWN) == pytest.approx(seconds)
+
+
+def test_a_form_for_which_memory_has_no_room_is_not_read_beside_what_is_there() -> None:
+    tight = started(published=4.0, ready=0.2)
+    tight = replace(tight, tiers={**tight.tiers, Tier.DRAM: TierUsage(2000, 1000)})
+    copies = [copy(tier=Tier.DRAM, size=1000), made(Tier.SSD)]
+    assert start_seconds(view(tight, copies=copies), MODEL, UNKNOWN) == pytest.approx(4.0)
+    assert start_seconds(view(tight, copies=copies[1:]), MODEL, UNKNOWN) == pytest.approx(1.5)
+
+
+def test_until_a_start_was_seen_over_a_form_it_takes_as_long_as_others() -> None:
+    there = view(started(published=4.0, ready=None), copies=[made(Tier.DRAM)])
+    assert start_seconds(there, MODEL, UNKNOWN) == pytest.approx(4.0)
+    elsewhere = typical_of([view(started(published=3.0, ready=0.5))])
+    assert start_seconds(there, MODEL, elsewhere) == pytest.approx(0.5)
+
+
+def test_starts_over_forms_tell_nothing_of_other_models() -> None:
+    other = need(size=1000, digest="other")
+    there = view(started(published=4.0, ready=0.2), copies=[copy("other", Tier.DRAM, size=1000)])
+    assert start_seconds(there, other, UNKNOWN) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("copies", "seconds"),
+    [
+        ([], 1000 / 100 + 200 / 1000),
+        ([copy(size=1000, resident=500)], 500 / 100 + 200 / 1000),
+        ([copy(size=1000)], 200 / 1000),
+        ([copy(size=1000), copy(tier=Tier.DRAM, size=1000)], 200 / 1000),
+    ],
+)
+def test_of_what_stays_on_ssd_a_start_reads_all_but_the_experts(
+    copies: list[Copy], seconds: float
+) -> None:
+    """Once it is there: a worker reads it by itself, whatever the pool has."""
+    mixture = replace(MODEL, expert_memory=300, resident_bytes=200)
+    found = start_seconds(view(copies=copies), mixture, UNKNOWN)
+    assert found == pytest.approx(seconds + 1.0)
 
 
 def test_what_was_made_ready_for_another_engine_does_not_count() -> None:
-    made = replace(
-        copy("made", Tier.DRAM, size=1300), made_of=MODEL.checkpoint.digest, made_for="another"
-    )
     nothing = start_seconds(view(), MODEL, UNKNOWN)
-    assert start_seconds(view(copies=[made]), MODEL, UNKNOWN) == nothing
+    there = view(copies=[made(Tier.DRAM, made_for="another")])
+    assert start_seconds(there, MODEL, UNKNOWN) == nothing
 
 
 def test_what_is_queued_comes_first() -> None:
@@ -95,7 +154,7 @@ def test_without_a_digest_a_copy_is_known_by_its_source() -> None:
 
 def _init_times(**seconds: tuple[int, float, float]) -> InitTimes:
     """By digest: size in bytes, seconds of preparing, seconds of attaching."""
-    return InitTimes({(key, "transformers"): InitTime(*one) for key, one in seconds.items()})
+    return InitTimes({InitKey(key, "transformers"): InitTime(*one) for key, one in seconds.items()})
 
 
 def test_a_worker_is_prepared_beside_the_load() -> None:

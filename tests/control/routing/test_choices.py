@@ -357,6 +357,19 @@ async def test_a_newer_reader_takes_the_place_of_the_one_before(
     assert_whole(first, 3)
 
 
+async def test_a_late_cancel_of_several_leaves_the_next_attempt_alone(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    stream = cluster.caller.generate(n=2, max_tokens=TOKENS, request_id="r", attempt="second")
+    await until_amid(stream, 2)
+    with pytest.raises(errors.RequestNotFound, match="another reads it"):
+        await cluster.caller.cancel("r", "first")
+    await cluster.caller.cancel("r", "second")
+    with pytest.raises(errors.Cancelled):
+        await stream.end()
+
+
 async def test_what_nobody_reads_of_them_can_be_cancelled(cluster: Cluster, node: FakeNode) -> None:
     await cluster.caller.deploy(min_replicas=1)
     await cluster.wait_for_instances(1)

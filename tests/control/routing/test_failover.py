@@ -223,10 +223,34 @@ async def test_what_nobody_reads_can_be_cancelled(cluster: Cluster, node: FakeNo
         return any(one.unread_request_ids for one in await cluster.caller.instances())
 
     await assert_eventually(known)
-    await cluster.caller.cancel("unread")
-    assert node.count("Cancel") == 1
+    await cluster.caller.cancel("unread", "last")
+    (told,) = (one for one in node.calls if isinstance(one, inference_pb.CancelRequest))
+    assert told.attempt == "last", "the node knows who reads it by then"
     with pytest.raises(errors.RequestNotFound):
         await cluster.caller.cancel("another")
+
+
+async def test_a_late_cancel_leaves_the_next_attempt_alone(
+    cluster: Cluster, halfway: FakeNode
+) -> None:
+    await cluster.caller.deploy()
+    options: dict[str, Any] = {"max_tokens": TOKENS, "request_id": "mine"}
+    first = await until_amid(cluster.caller.generate(**options, attempt="first"))
+    halfway.script.before_finish.shut()
+    second = cluster.caller.generate(
+        **options,
+        attempt="second",
+        resume_from_sequence=len(first.events),
+        continuation=inference_pb.Continuation(token_ids=range(AMID)),
+    )
+    with pytest.raises(errors.Cancelled):
+        await first.end()
+    with pytest.raises(errors.RequestNotFound, match="another reads it"):
+        await cluster.caller.cancel("mine", "first")
+    await cluster.caller.cancel("mine", "second")
+    with pytest.raises(errors.Cancelled):
+        await second.end()
+    halfway.script.before_finish.open()
 
 
 async def test_a_newer_reader_takes_the_place_of_the_one_before(

@@ -6,6 +6,9 @@ import pytest
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
+from sllm.control.requests.service_times import ServiceTimes
+from sllm.control.state.fleet import Fleet
+from sllm.control.state.migration_cost import MigrationCosts
 from tests.control.clusters import Cluster
 from tests.control.fake_node import FakeNode
 from tests.support import assert_eventually
@@ -44,6 +47,28 @@ async def test_the_receipt_of_a_cold_request_is_whole(cluster: Cluster, node: Fa
     assert starts == sorted(starts)
     assert starts[0] == 0
     assert receipt.time_to_first_token.ToNanoseconds() > 0
+
+
+@pytest.mark.parametrize("arriving", [True, False])
+async def test_what_begins_before_its_weights_are_there_teaches_nothing(
+    cluster: Cluster, node: FakeNode, monkeypatch: pytest.MonkeyPatch, arriving: bool
+) -> None:
+    """How long such starts and prefills take says nothing of others."""
+    learned: list[str] = []
+    for place, name in (
+        (Fleet, "start_ended"),
+        (MigrationCosts, "observe_prefill"),
+        (ServiceTimes, "served"),
+    ):
+        monkeypatch.setattr(place, name, lambda *_, name=name: learned.append(name))
+    node.script.weights_arriving = arriving
+    if arriving:
+        node.script.phases = [pb.Phase(kind=pb.PHASE_KIND_READ_SSD, size_bytes=5)]
+    await cluster.caller.deploy()
+    receipt = (await cluster.caller.complete()).receipt
+    assert set(learned) == (set() if arriving else {"start_ended", "observe_prefill", "served"})
+    reads = [one for one in receipt.phases if one.kind == pb.PHASE_KIND_READ_SSD]
+    assert sum(one.size_bytes for one in reads) == (15 if arriving else 10)
 
 
 async def test_a_warm_request_reuses_the_instance(cluster: Cluster, node: FakeNode) -> None:

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sllm.control.cluster.init_times import InitTime, InitTimes
+from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.instances import Instance, InstanceState, Planned
 from sllm.control.cluster.tiers import Copy, Tier
 from sllm.control.state.fleet import Fleet
@@ -162,8 +162,11 @@ TestFleetMachine.settings = settings(max_examples=60, stateful_step_count=25, de
 
 def test_what_starts_took_is_kept_until_it_is_told_anew() -> None:
     fleet, first, second = Fleet(), InitTime(8, 0.1, 0.2), InitTime(9, 0.3, 0.4)
-    told = replace(facts(), init_times=InitTimes({("a", "e"): first}))
+    told = replace(facts(), init_times=InitTimes({InitKey("a", "e"): first}))
     fleet.apply(Report("n1", 1, Full(told)), 0.0)
-    fleet.apply(Report("n1", 2, Delta(facts(), init_times={("b", "e"): second})), 0.0)
-    assert fleet.nodes["n1"].facts.init_times.by_model == {("a", "e"): first, ("b", "e"): second}
+    fleet.apply(Report("n1", 2, Delta(facts(), init_times={InitKey("b", "e"): second})), 0.0)
+    assert fleet.nodes["n1"].facts.init_times.by_model == {
+        InitKey("a", "e"): first,
+        InitKey("b", "e"): second,
+    }
     assert fleet.snapshot({}, frozenset()).holders.keys() == {"a", "b"}

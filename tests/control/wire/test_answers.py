@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from sllm.bounds import LONGEST
 from sllm.control.cluster.specs import (
-    DTYPES,
     Deployment,
     DeploymentSpec,
     DeploymentState,
@@ -17,6 +16,7 @@ from sllm.control.cluster.specs import (
     ScalingPolicy,
 )
 from sllm.control.cluster.tiers import Tier
+from sllm.control.cluster.validation import DTYPES
 from sllm.control.types.calls import DONE_ALONE, AnswerFormat, Done
 from sllm.control.types.operations import Prefetched
 from sllm.control.types.pins import Pin, Place

@@ -198,7 +198,7 @@ async def test_calls_whose_stream_is_given_up_here_go_on_elsewhere(node: Node) -
         yield
 
     stub = NodeServiceStub(rpc.channel(node.address))
-    multiplex = Multiplex(stub, given_up)
+    multiplex = Multiplex(stub, given_up, rpc.trace_metadata)
     with pytest.raises(errors.NodeLost):
         await read(multiplex.begin(inference_pb.GenerateRequest(), SECONDS, {}))
     await multiplex.close()

@@ -20,6 +20,7 @@ from sllm.gateway.connect.failures import to_connect
 from tests.control.clusters import Cluster
 from tests.control.fake_node import FakeNode
 from tests.gateway.connect.serving import METHODS, PROTOCOLS, Door, door_of
+from tests.gateway.raw import connected, post
 from tests.support import assert_eventually
 
 GENERATE = "InferenceService/Generate"
@@ -74,6 +75,16 @@ async def test_what_is_no_request_is_refused(cluster: Cluster, door: Door, case:
         told = await reply.json()
     assert reply.status in (400, 404), told
     assert _reason(told) in ("INVALID_ARGUMENT", "INVALID_NAME", "DEPLOYMENT_NOT_FOUND"), told
+
+
+async def test_a_header_that_is_no_text_is_refused(door: Door) -> None:
+    async with connected(door.url) as (reader, writer):
+        more = b"connection: close\r\nuser-agent: \xca"
+        asked = post(f"/serverlessllm.v1.{GENERATE}", {}).replace(b"host:", more + b"\r\nhost:")
+        writer.write(asked)
+        answer = await asyncio.wait_for(reader.read(), 10)
+    assert b" 400 " in answer[:20]
+    assert b"INVALID_ARGUMENT" in answer or b"invalid_argument" in answer
 
 
 async def test_a_failed_stream_of_lines_says_so(

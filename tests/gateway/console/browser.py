@@ -1,9 +1,12 @@
 """The console as a real server in this process, and a real Chromium that looks at it."""
 
 import shutil
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Final
 
 from playwright.async_api import ConsoleMessage, Page, async_playwright, expect
@@ -23,6 +26,7 @@ ARGUMENTS: Final = (
     "--disable-sync",
 )
 TIMEOUT_MS: Final = 15_000
+START_SECONDS: Final = 30.0
 
 
 @asynccontextmanager
@@ -32,28 +36,54 @@ async def console_of(control_address: str) -> AsyncIterator[str]:
         yield door.url
 
 
+@contextmanager
+def chromium() -> Iterator[str]:
+    """A browser for as long as the block lasts; gives where it is driven from (a CDP address).
+
+    Whoever looks at a page has a context of its own in it, as another person would: one browser
+    serves many tests.
+    """
+    assert CHROMIUM
+    with tempfile.TemporaryDirectory(prefix="sllm-browser-", ignore_cleanup_errors=True) as profile:
+        own = ("--remote-debugging-port=0", f"--user-data-dir={profile}")
+        process = subprocess.Popen([CHROMIUM, *ARGUMENTS, *own], stderr=subprocess.DEVNULL)
+        try:
+            yield f"http://127.0.0.1:{_port(Path(profile), process)}"
+        finally:
+            process.terminate()
+            process.wait(START_SECONDS)
+
+
+def _port(profile: Path, process: subprocess.Popen[bytes]) -> str:
+    """Where it listens, which it writes down once it does."""
+    told = profile / "DevToolsActivePort"
+    until = time.monotonic() + START_SECONDS
+    while not (told.exists() and told.read_text()):
+        assert process.poll() is None, "Chromium has ended"
+        assert time.monotonic() < until, "Chromium did not come up"
+        time.sleep(0.02)
+    return told.read_text().splitlines()[0]
+
+
 @asynccontextmanager
-async def browsing(width: int = 1280, height: int = 800) -> AsyncIterator[Page]:
-    """A page of a browser with a profile of its own; fails if the page has complained."""
+async def browsing(browser: str, width: int = 1280, height: int = 800) -> AsyncIterator[Page]:
+    """A page in a browser, of a context of its own; fails if the page has complained."""
     complaints: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="sllm-browser-") as profile:
-        async with async_playwright() as playwright:
-            context = await playwright.chromium.launch_persistent_context(
-                profile,
-                executable_path=CHROMIUM,
-                args=list(ARGUMENTS),
-                viewport={"width": width, "height": height},
-                color_scheme="dark",
-                reduced_motion="reduce",
-            )
-            context.set_default_timeout(TIMEOUT_MS)
-            expect.set_options(timeout=TIMEOUT_MS)
-            shown = context.pages[0]
-            _listen(shown, complaints)
-            try:
-                yield shown
-            finally:
-                await context.close()
+    async with async_playwright() as playwright:
+        connected = await playwright.chromium.connect_over_cdp(browser)
+        context = await connected.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark",
+            reduced_motion="reduce",
+        )
+        context.set_default_timeout(TIMEOUT_MS)
+        expect.set_options(timeout=TIMEOUT_MS)
+        shown = await context.new_page()
+        _listen(shown, complaints)
+        try:
+            yield shown
+        finally:
+            await context.close()
     assert not complaints
 
 

@@ -1,6 +1,6 @@
 """A console over fake nodes, and a browser that looks at it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Page
 
 from tests.control.clusters import Cluster, cluster_of
-from tests.gateway.console.browser import CHROMIUM, browsing, console_of
+from tests.gateway.console.browser import CHROMIUM, browsing, chromium, console_of
 from tests.gateway.console.lively_node import LivelyNode
 
 
@@ -27,11 +27,18 @@ class Scene:
         await self.page.locator('[data-link="live"]').wait_for()
 
 
-@pytest.fixture
-async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    """Two nodes, a console, and a page of it."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[str]:
+    """A browser that tests share."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine (Debian: apt-get install chromium)")
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, browser: str) -> AsyncIterator[Scene]:
+    """Two nodes, a console, and a page of it."""
     # All of it is in one process, beside a browser that comes up: nodes may be silent for a while.
     async with cluster_of(tmp_path, lease_seconds=15.0) as cluster:
         nodes = []
@@ -40,5 +47,5 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
             await node.start(cluster.address)
             nodes.append(node)
         await cluster.wait_for_nodes(2)
-        async with console_of(cluster.address) as url, browsing() as page:
+        async with console_of(cluster.address) as url, browsing(browser) as page:
             yield Scene(cluster, nodes, page, url)

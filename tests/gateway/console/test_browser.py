@@ -8,6 +8,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from tests.gateway.console.conftest import Scene
 from tests.support import assert_eventually
 
+MORE_THAN_ARE_WATCHED = 70
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 
 
@@ -52,6 +53,8 @@ async def test_a_cold_start_a_migration_and_a_drain_are_seen(scene: Scene) -> No
     await scene.page.get_by_label("To").select_option(target)
     await scene.page.get_by_role("button", name="Migrate", exact=True).click()
     await expect(scene.page.locator(".move")).to_contain_text(f"tiny{source}{target}1 left")
+    (there,) = (node for node in scene.nodes if node.node_id == target)
+    there.script.tokens_before_gate = 3  # the next one after the move
     for node in scene.nodes:
         node.script.before_migration.open()
     await expect(card(scene, target)).to_contain_text("1 running")
@@ -65,6 +68,7 @@ async def test_a_cold_start_a_migration_and_a_drain_are_seen(scene: Scene) -> No
     await card(scene, target).get_by_role("button", name="Drain…").click()
     await scene.page.get_by_role("button", name="Drain", exact=True).click()
     await expect(card(scene, target)).to_contain_text("draining")
+    there.script.amid_tokens.open()
     await stream.end()
     await expect(card(scene, target)).to_contain_text("No instances")
     await expect(scene.page.locator(".toasts")).to_contain_text("It runs nothing any more.")
@@ -86,6 +90,58 @@ async def test_requests_and_reasons_are_shown(scene: Scene) -> None:
     await expect(receipt).to_contain_text("Cold, from SSD")
     for phase in ("queued", "read SSD", "prefill", "first token"):
         await expect(receipt).to_contain_text(phase)
+
+
+async def test_the_receipt_of_a_request_that_ended_before_is_found(scene: Scene) -> None:
+    """The watch tells of the latest alone; the control plane is asked for any other, by its id."""
+    await scene.cluster.caller.deploy(max_concurrency=64)
+    await scene.cluster.caller.complete(request_id="early")
+    for _ in range(MORE_THAN_ARE_WATCHED):
+        await scene.cluster.caller.complete(max_tokens=1)
+    await scene.goto("requests")
+    receipt = scene.page.get_by_label("Receipt")
+    await expect(receipt).to_contain_text("Warm")
+    await scene.page.get_by_label("Id of a request").fill("early")
+    await scene.page.get_by_role("button", name="Receipt").click()
+    await expect(receipt).to_contain_text("tinyearly")
+    await expect(receipt).to_contain_text("Cold, from SSD")
+    await scene.goto("requests/never")
+    await expect(receipt).to_contain_text("never")
+    await expect(receipt).to_contain_text(re.compile("no receipt|not known|no request"))
+
+
+async def test_adapters_are_shown_where_they_are_and_stay_adapters(scene: Scene) -> None:
+    caller = scene.cluster.caller
+    for node in scene.nodes:
+        node.adapters["file:///models/legal"] = "L"
+    await caller.deploy(min_replicas=1, max_adapters=2)
+    await caller.deploy("legal", "file:///models/legal", base="tiny", keep_alive=600.0)
+    await caller.complete("legal")
+    (instance,) = await caller.instances()
+    await scene.goto("deployments/tiny")
+    row = scene.page.get_by_role("row", name=re.compile("^legal"))
+    await expect(row).to_contain_text("adapter of tiny")
+    over = scene.page.get_by_label("Adapters", exact=True)
+    await expect(over).to_contain_text(f"legal{instance.instance_id}")
+    await scene.page.get_by_role("button", name="Change…").click()
+    await scene.page.get_by_label("Requests at once").fill("3")
+    await scene.page.get_by_role("button", name="Change", exact=True).click()
+    await expect(scene.page.locator(".toasts")).to_contain_text("was changed")
+    base = await caller.deployment("tiny")
+    assert (base.engine.max_concurrency, base.engine.max_adapters) == (3, 2)
+
+    await over.get_by_role("link", name="legal").click()
+    await expect(scene.page.get_by_role("heading", name="legal", level=1)).to_be_visible()
+    await scene.page.get_by_role("button", name="Change…").click()
+    await expect(scene.page.get_by_role("dialog")).to_contain_text("An adapter over tiny")
+    await scene.page.get_by_label("Keep alive").fill("30")
+    await scene.page.get_by_role("button", name="Change", exact=True).click()
+
+    async def changed() -> bool:
+        return bool((await caller.deployment("legal")).scaling.keep_alive.seconds == 30)
+
+    await assert_eventually(changed)
+    assert (await caller.deployment("legal")).base == "tiny"
 
 
 async def test_a_conversation_shows_its_cold_start(scene: Scene) -> None:

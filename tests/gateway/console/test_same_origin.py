@@ -1,9 +1,27 @@
 """Pages of other origins are kept off, by whichever way they come."""
 
+import httpx2
 import pytest
 from starlette.responses import PlainTextResponse
 
 from sllm.gateway.console.same_origin import SameOrigin
+from tests.client.fake_control import FakeControl
+from tests.gateway.connect.serving import METHODS
+
+SIMPLE = (
+    "",
+    "text/plain",
+    "text/plain; charset=utf-8",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+)
+"""Types that a page may send anywhere without asking first, as a form does."""
+FOREIGN = {
+    "another origin": {"origin": "http://evil.example"},
+    "no origin in particular": {"origin": "null"},
+    "a name of its own that leads here": {"host": "evil.example"},
+    "the same, as its own page": {"host": "evil.example", "origin": "http://evil.example"},
+}
 
 HERE = ("127.0.0.1", 8080)
 ELSEWHERE = ("192.0.2.7", 8080)
@@ -54,3 +72,33 @@ async def test_only_its_own_pages_may_call(case: str) -> None:
     assert sent[0]["status"] == (200 if allowed else 403)
     if not allowed:
         assert b'"error": {"message": ' in bytes(sent[1]["body"])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("kind", SIMPLE)
+async def test_what_a_page_may_send_anywhere_calls_nothing(
+    control: FakeControl, http: httpx2.AsyncClient, kind: str
+) -> None:
+    """Of all calls, also if a browser should leave the origin out: not even by GET."""
+    for method in METHODS.values():
+        headers = {"content-type": kind} if kind else {}
+        answer = await http.post(method.path, content=b"{}", headers=headers)
+        assert answer.status_code == 415, method.path
+        answer = await http.get(f"{method.path}?connect=v1&encoding=json&message=%7B%7D")
+        assert answer.status_code in (404, 405, 415), method.path
+    assert not control.requests
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+@pytest.mark.parametrize(
+    "path", ["/serverlessllm.v1.DeploymentService/Deploy", "/v1/chat/completions", "/v1/files"]
+)
+async def test_a_foreign_page_has_nothing_done(
+    control: FakeControl, http: httpx2.AsyncClient, case: str, path: str
+) -> None:
+    asked = await http.post(path, json={"name": "tiny"}, headers=FOREIGN[case])
+    assert asked.status_code == 403
+    preflight = {**FOREIGN[case], "access-control-request-method": "POST"}
+    allowed = await http.options(path, headers=preflight)
+    assert allowed.status_code in (403, 404, 405)
+    assert "access-control-allow-origin" not in allowed.headers
+    assert not control.requests

@@ -20,8 +20,9 @@ from sllm.clock import MonotonicClock
 from sllm.node.api.reporter import Reporter
 from sllm.node.config import NodeConfig
 from sllm.node.device.interface import DeviceInfo
-from sllm.node.instances.init_times import InitTime, InitTimes
+from sllm.node.instances.init_times import InitKey, InitTime, InitTimes
 from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
+from sllm.node.instances.unmade import Unmade
 from sllm.node.instances.zygotes import EngineState
 from sllm.node.store.holds import Hold
 from sllm.node.tiers.types import Copy, Tier
@@ -81,6 +82,35 @@ class Holds:
         return tuple(hold for key, hold in self.by_digest.items() if key == digest)
 
 
+@dataclass
+class Contents:
+    """What lies on which tier."""
+
+    held: list[Copy] = field(default_factory=list)
+
+    def copies(self) -> tuple[Copy, ...]:
+        return tuple(self.held)
+
+    def usage(self) -> tuple[()]:
+        return ()
+
+    def links(self) -> tuple[()]:
+        return ()
+
+
+@dataclass
+class Books:
+    """What instances take."""
+
+    kv_used_bytes: int = 0
+    memory: NodeMemory = field(default_factory=lambda: NodeMemory(100, 50, 10))
+    copied: dict[str, int] = field(default_factory=dict)
+    """Over weights that were made ready, by what they were made of."""
+
+    def copied_over(self, made_of: str, made_for: str) -> int | None:
+        return self.copied.get(made_of)
+
+
 class Node:
     """A node's side of the reporter: contents that change, and who wants to know."""
 
@@ -90,27 +120,22 @@ class Node:
         self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
         self.instances: dict[str, Any] = {}
         self.init_times = InitTimes()
-        self.kv_used_bytes = 0
-        self.memory = NodeMemory(100, 50, 10)
+        self.contents = Contents()
+        self.books = self.own_books = Books()
         self.leaving = False
+        self.unmade_forms: dict[Unmade, str] = {}
         self.engines = (EngineState("transformers", ready=True),)
-        self._held: list[Copy] = []
+        self.kept: dict[int, float] = {}
         self._watchers: list[Any] = []
 
-    def copies(self) -> tuple[Copy, ...]:
-        return tuple(self._held)
-
-    def usage(self) -> tuple[()]:
-        return ()
-
-    def links(self) -> tuple[()]:
-        return ()
+    def kept_prefixes(self) -> dict[int, float]:
+        return self.kept
 
     def subscribe(self, watcher: Any) -> None:
         self._watchers.append(watcher)
 
     def hold(self, *digests: str) -> None:
-        self._held = [
+        self.contents.held = [
             Copy(digest, Tier.SSD, size_bytes=8, resident_bytes=8, sources=(), leased=False)
             for digest in digests
         ]
@@ -176,11 +201,27 @@ async def test_what_instances_take_of_the_memory_is_told() -> None:
             instance_bytes=10,
             max_instances=MAX_INSTANCES,
         )
-        node.memory = NodeMemory(100, 50, 10, (Taken("a", 20), Taken("b", 0)))
+        node.books.memory = NodeMemory(100, 50, 10, (Taken("a", 20), Taken("b", 0)))
         node.change()
         await assert_eventually(lambda: "delta" in fleet.kinds())
     deltas = [message for message in fleet.messages if message.HasField("delta")]
     assert deltas[0].delta.node.memory.used_bytes == 40
+
+
+async def test_what_instances_over_ready_made_weights_copy_is_told_with_these() -> None:
+    fleet, node = Fleet(), Node()
+    made = Copy("ready", Tier.SSD, size_bytes=8, resident_bytes=8, sources=(), leased=False)
+    node.contents.held = [replace(made, made_of="d", made_for="vllm")]
+    node.unmade_forms = {Unmade("e", "vllm"): "no"}
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        node.books.copied = {"d": 7}
+        node.change()
+        await assert_eventually(lambda: "delta" in fleet.kinds())
+    full, delta = (fleet.messages[fleet.kinds().index(kind)] for kind in ("full", "delta"))
+    assert not full.full.node.copies[0].HasField("private_bytes")
+    assert [one.problem for one in full.full.node.unmade_forms] == ["no"]
+    assert [one.private_bytes for one in delta.delta.copies] == [7]
 
 
 async def test_every_device_is_told_of_and_what_of_it_is_free() -> None:
@@ -201,12 +242,25 @@ async def test_every_device_is_told_of_and_what_of_it_is_free() -> None:
     assert [one.free_bytes for one in deltas[0].delta.node.devices] == [50]
 
 
-async def test_what_starts_took_is_told_once_and_when_it_changes() -> None:
+async def test_what_is_kept_of_prompts_is_told_as_far_as_it_has_changed() -> None:
     fleet, node = Fleet(), Node()
-    node.init_times.observe(("a", "transformers"), InitTime(8, prepare=0.5, attach=1.0))
+    node.kept = {1: 0.5, 2: 1.0}
     async with reporting(fleet, node):
         await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
-        node.init_times.observe(("b", "transformers"), InitTime(9, prepare=0.25, attach=2.0))
+        node.kept = {2: 1.0, 3: 2.0}
+        node.change()
+        await assert_eventually(lambda: "delta" in fleet.kinds())
+    assert fleet.messages[0].full.kept == pb.KeptPrefixes(names=[1, 2], saved_seconds=[0.5, 1.0])
+    (delta,) = (one.delta for one in fleet.messages if one.HasField("delta"))
+    assert delta.kept == pb.KeptPrefixes(names=[3], saved_seconds=[2.0], gone=[1])
+
+
+async def test_what_starts_took_is_told_once_and_when_it_changes() -> None:
+    fleet, node = Fleet(), Node()
+    node.init_times.observe(InitKey("a", "transformers"), InitTime(8, prepare=0.5, attach=1.0))
+    async with reporting(fleet, node):
+        await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
+        node.init_times.observe(InitKey("b", "transformers"), InitTime(9, prepare=0.25, attach=2.0))
         node.hold("b")
         await assert_eventually(lambda: "delta" in fleet.kinds())
 

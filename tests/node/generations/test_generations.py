@@ -49,6 +49,7 @@ class OneInstance:
         self.unread: frozenset[str] = frozenset()
         self.identity = "one"
         self.adapters = None
+        self.arriving = None
 
     def check_identity(self, identity: str, served: str) -> None:
         """It serves what every generation here was begun with."""
@@ -105,7 +106,9 @@ def node() -> Node:
     return Node()
 
 
-def ask(generated: Sequence[int] | None = None, *, linger: bool = True) -> pb.GenerateRequest:
+def ask(
+    generated: Sequence[int] | None = None, *, linger: bool = True, attempt: str | None = None
+) -> pb.GenerateRequest:
     """A request of always the same id. `generated`: None if it begins."""
     continuation = None if generated is None else pb.Continuation(token_ids=generated)
     return pb.GenerateRequest(
@@ -114,6 +117,7 @@ def ask(generated: Sequence[int] | None = None, *, linger: bool = True) -> pb.Ge
         token_ids=types_pb.TokenIds(ids=[5]),
         linger=LINGER if linger else None,
         continuation=continuation,
+        attempt=attempt,
     )
 
 
@@ -191,6 +195,23 @@ async def test_one_that_ended_unread_is_read_again(node: Node) -> None:
     again = Reader(node.generations, ask(()))
     await again.task
     assert again.kinds == ["started", "tokens", "finished"]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_late_cancel_leaves_who_reads_on_alone(node: Node, reads: bool) -> None:
+    first = await node.begin(ask(attempt="first"))
+    accept(node.worker.streams[0])
+    await assert_eventually(lambda: first.kinds)
+    second = Reader(node.generations, ask((), attempt="second"))
+    await assert_eventually(lambda: second.kinds)
+    if not reads:
+        await second.leave()
+    with pytest.raises(errors.RequestNotFound, match="of attempt 'first'"):
+        node.generations.cancel("one", "first")
+    assert node.generations.of_instance("instance")
+    node.generations.cancel("one", "second")
+    assert not node.generations.of_instance("instance")
+    await asyncio.gather(first.task, second.task, return_exceptions=True)
 
 
 async def test_a_prompt_that_no_context_holds_goes_to_no_worker(node: Node) -> None:

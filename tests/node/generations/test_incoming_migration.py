@@ -12,6 +12,7 @@ from serverlessllm.v1 import types_pb2 as types_pb
 from sllm.clock import MonotonicClock
 from sllm.node.generations import wire
 from sllm.node.generations.incoming_migration import IncomingMigration
+from sllm.node.generations.incoming_pages import Asking, IncomingPages
 from sllm.node.instances.adapter_use import AdapterSpec, AdapterUse
 from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.outputs import OutputStream
@@ -56,6 +57,11 @@ class Answering:
         """Nothing runs."""
 
 
+def _without_pages() -> IncomingPages:
+    unused: Any = None
+    return IncomingPages(None, None, unused, unused, Asking(), MonotonicClock())
+
+
 class Coming:
     """A migration to a node, step by step."""
 
@@ -69,6 +75,7 @@ class Coming:
             cast(InstanceAdapters, self.adapters),
             "node",
             MonotonicClock(),
+            _without_pages(),
         )
         self.task = asyncio.create_task(self._follow())
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -27,6 +27,8 @@ class Destination(MigrationServiceServicer):
     def __init__(self) -> None:
         self.behaviour = "answers"
         self.heard: list[str | None] = []
+        self.keys: list[bytes] = []
+        """Of pages that the source keeps."""
 
     async def Migrate(
         self, requests: AsyncIterator[pb.MigrationServiceMigrateRequest], context: Any
@@ -40,8 +42,14 @@ class Destination(MigrationServiceServicer):
                 raise errors.WorkerDied("it has just gone")
             if step == "round" and self.behaviour == "leaves":
                 return
-            if step == "round":
-                computed = pb.MigrationComputed(request_id=request.round.request_id)
+            if self.behaviour == "wants pages" and step == "round":
+                wanted = pb.MigrationPagesWanted(request_id=request.round.request_id)
+                yield pb.MigrationServiceMigrateResponse(pages_wanted=wanted)
+                continue
+            if step == "pages_kept":
+                self.keys = list(request.pages_kept.keys)
+            if step in ("round", "pages_kept"):
+                computed = pb.MigrationComputed(request_id="r")
                 yield pb.MigrationServiceMigrateResponse(computed=computed)
 
 
@@ -59,8 +67,12 @@ async def address(destination: Destination) -> AsyncIterator[str]:
     await server.stop(0)
 
 
+async def no_pages(request_id: str) -> Sequence[bytes]:
+    return ()
+
+
 async def one_round(address: str) -> None:
-    async with migration_to("n", address, OPEN) as stream:
+    async with migration_to("n", address, OPEN, no_pages) as stream:
         stream.send(round=pb.MigrationRound(request_id="r"))
         await stream.answer("r", "computed", 10.0)
 
@@ -98,6 +110,27 @@ async def test_a_stream_that_breaks_leaves_no_task(
     await nothing_left()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_pages_that_are_wanted_are_kept_beside_what_else_is_said(
+    destination: Destination, address: str, fails: bool
+) -> None:
+    destination.behaviour = "wants pages"
+    asked: list[str] = []
+
+    async def keep(request_id: str) -> Sequence[bytes]:
+        asked.append(request_id)
+        if fails:
+            raise OSError("the worker has gone")
+        return [b"first", b"second"]
+
+    async with migration_to("n", address, OPEN, keep) as stream:
+        stream.send(round=pb.MigrationRound(request_id="r"))
+        await stream.answer("r", "computed", 10.0)
+    assert asked == ["r"]
+    assert destination.keys == ([] if fails else [b"first", b"second"])
+    await nothing_left()
+
+
 async def test_a_destination_that_is_not_there_leaves_no_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -111,7 +144,7 @@ async def test_a_source_that_is_cancelled_leaves_no_task(
     destination: Destination, address: str
 ) -> None:
     async def wait_for_ever() -> None:
-        async with migration_to("n", address, OPEN) as stream:
+        async with migration_to("n", address, OPEN, no_pages) as stream:
             await stream.answer("another", "computed", 60.0)
 
     waiting = asyncio.create_task(wait_for_ever())

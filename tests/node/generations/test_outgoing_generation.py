@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
+from serverlessllm.v1 import migration_service_pb2 as migration_pb
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import types_pb2
 
@@ -28,8 +29,11 @@ class WrittenStream:
     def send(self, **step: Any) -> None:
         self.sent += step
 
-    async def answer(self, request_id: str, kind: str, seconds: float) -> None:
+    async def answer(
+        self, request_id: str, kind: str, seconds: float
+    ) -> migration_pb.MigrationServiceMigrateResponse:
         await self._answer
+        return migration_pb.MigrationServiceMigrateResponse()
 
     def take(self) -> None:
         self._answer.set_result(None)
@@ -100,8 +104,11 @@ class ComputingStream(WrittenStream):
         self._generation = generation
         self._more = iter(more)
 
-    async def answer(self, request_id: str, kind: str, seconds: float) -> None:
+    async def answer(
+        self, request_id: str, kind: str, seconds: float
+    ) -> migration_pb.MigrationServiceMigrateResponse:
         put_tokens(self._generation.outputs, next(self._more))
+        return migration_pb.MigrationServiceMigrateResponse()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_each_engine_has_its_own() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("_VERSION", 2),
+        ("_VERSION", 99),
         ("_versions", lambda names: {"torch": "9.9"}),
         ("_instructions", lambda: ["avx512_bf16"]),
     ],

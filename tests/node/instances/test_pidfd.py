@@ -55,7 +55,7 @@ async def test_a_process_that_has_gone_long_ago_has_ended(
     process.kill()
     process.wait()
     found = ProcessHandle(process.pid)
-    await asyncio.wait_for(found.ended, 1)
+    await asyncio.wait_for(found.ended, 10)
     found.send(signal.SIGKILL)
 
 

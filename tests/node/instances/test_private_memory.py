@@ -82,6 +82,15 @@ def test_vllm_copies_weights_in_the_dtype_that_most_have_and_embeddings_twice() 
     assert foretold == PrivateMemory(3 * embeddings + others + BUFFERS, 16 * VOCABULARY)
 
 
+def test_int4_weights_are_taken_apart_before_they_are_put_in_order() -> None:
+    tensors = entries(
+        ("embed", (VOCABULARY, 64), "BF16"), ("down.weight_packed", (64, 2000), "I16")
+    )
+    embeddings, packed = 2 * 64 * VOCABULARY, 2 * 64 * 2000
+    foretold = private_memory("vllm", tensors, VOCABULARY)
+    assert foretold.bytes == 2 * embeddings + packed + 24 * packed + BUFFERS
+
+
 def test_each_further_process_takes_scratch_of_its_own_and_all_logits() -> None:
     tensors = entries(("embed", (VOCABULARY, 64), "BF16"))
     alone = private_memory("vllm", tensors, VOCABULARY)
@@ -103,8 +112,10 @@ def test_transformers_copies_experts_that_lie_apart_and_nothing_else() -> None:
     apart = entries(
         ("q", (64, 64), "BF16"), *((f"{EXPERTS}{part}.weight", (64, 32), "BF16") for part in parts)
     )
-    assert private_memory("transformers", apart, VOCABULARY) == PrivateMemory(6 * 2 * 64 * 32)
+    foretold = private_memory("transformers", apart, VOCABULARY)
+    assert foretold == PrivateMemory(6 * 2 * 64 * 32, 16 * VOCABULARY)
     in_order = [parts[index] for index in (0, 1, 3, 4, 2, 5)]
     joined = entries(*((f"{EXPERTS}{part}.weight", (64, 32), "BF16") for part in in_order))
-    assert private_memory("transformers", joined, VOCABULARY) == PrivateMemory(0)
-    assert private_memory("transformers", apart[:1], VOCABULARY) == PrivateMemory(0)
+    assert private_memory("transformers", joined, VOCABULARY).bytes == 0
+    assert private_memory("transformers", apart[:1], VOCABULARY).bytes == 0
+    assert private_memory("transformers", joined, 0) == PrivateMemory(0), "it gives no logits"

@@ -9,14 +9,16 @@ from typing import Any, cast
 import pytest
 
 from sllm import errors
+from sllm.checkpoint.format.form import WeightForm, form_file
 from sllm.checkpoint.format.layout import PARTITION_BYTES
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.saving.saving import write_tensors
 from sllm.clock import Clock, ManualClock, MonotonicClock
 from sllm.node.device.interface import Place
 from sllm.node.instances.ready_maker import CALM_SECONDS, ReadyMaker
+from sllm.node.instances.running import Running
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
-from sllm.node.instances.start import Running
+from sllm.node.instances.unmade import Unmade
 from sllm.node.instances.worker_client import Worker
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
@@ -32,14 +34,16 @@ class Writer:
 
     def __init__(self) -> None:
         self.launched = 0
+        self.ranks = 0
         self.failure: errors.SllmError | None = None
         self.may_write = asyncio.Event()
         self.may_write.set()
         self.killed = asyncio.Event()
         self.stopped = True
 
-    async def launch(self, engine: str, name: str) -> Worker:
+    async def launch(self, engine: str, name: str, ranks: int) -> Worker:
         self.launched += 1
+        self.ranks = ranks
         self.stopped = False
         return cast(Worker, self)
 
@@ -49,7 +53,9 @@ class Writer:
     async def prepare(self, directory: Path, engine: EngineSpec) -> None:
         assert (directory / "config.json").exists()
 
-    async def make_ready(self, manifest: Manifest, place: Place, directory: Path) -> float:
+    async def make_ready(
+        self, manifest: Manifest, place: Place, directory: Path, form: WeightForm
+    ) -> float:
         waits = [asyncio.ensure_future(one.wait()) for one in (self.may_write, self.killed)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -58,7 +64,8 @@ class Writer:
             raise errors.WorkerDied("was killed")
         if self.failure:
             raise self.failure
-        write_tensors(random_weights(77), directory, CHUNK, PARTITION_BYTES)
+        files = {"form.json": form_file(form)}
+        write_tensors(random_weights(77), directory, CHUNK, PARTITION_BYTES, files)
         return 0.1
 
     def kill(self, verdict: str) -> None:
@@ -120,21 +127,33 @@ async def test_it_is_made_once_and_read_ahead(bench: Bench, writer: Writer, leas
     await maker.close()
     assert writer.launched == 1
     assert writer.stopped
+    assert not maker.problems.kept
     form = maker.form(spec_of(bench))
     assert form is None  # it is closed
 
 
-async def test_nothing_is_made_for_several_devices_or_used_by_them(
+async def test_what_several_devices_read_is_made_by_as_many(
     bench: Bench, writer: Writer, lease: Lease
 ) -> None:
-    """What is made is of whole weights, and each of them has a part."""
     maker, spec = maker_of(bench, writer), spec_of(bench)
     parted = replace(spec, engine=replace(spec.engine, tensor_parallel=2))
     maker.started(parted, running(lease), 7.0)
-    assert maker.form(parted) is None
-    assert maker.form(spec)
+    await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
+    assert writer.ranks == 2
+    (copy,) = [one for one in bench.store.copies() if one.made_of and one.tier is Tier.SSD]
+    assert copy.made_for == "transformers:tp=2"
+    assert copy.form
+    assert (copy.form.engine, copy.form.ranks, copy.form.made_of) == (
+        "transformers",
+        2,
+        lease.digest,
+    )
+    whole, part = maker.form(spec), maker.form(parted)
+    assert whole
+    assert part
+    assert whole.name != part.name
+    assert (whole.gain_seconds, part.gain_seconds) == (0.0, 7.0)
     await maker.close()
-    assert not writer.launched
 
 
 async def test_the_gain_is_what_starts_without_it_took(
@@ -175,6 +194,7 @@ async def test_what_cannot_be_made_is_not_tried_for_ever(
         maker.started(spec_of(bench), running(lease), 1.0)
         await assert_eventually(lambda: writer.launched == launches and writer.stopped)  # noqa: B023
         await assert_eventually(lambda: not maker.is_working)
+        assert maker.problems.kept == {Unmade(lease.digest, "transformers"): failure.message}
     assert bench.store.usage() == before
     await maker.close()
 

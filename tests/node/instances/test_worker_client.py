@@ -15,6 +15,7 @@ from serverlessllm.v1.worker_service_pb2_grpc import (
 )
 
 from sllm import errors, rpc
+from sllm.checkpoint.format.form import WeightForm
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.clock import MonotonicClock
 from sllm.node.device.interface import InPool
@@ -61,6 +62,24 @@ class Service(WorkerServiceServicer):
         self.asked.set()
         await asyncio.Event().wait()
         return pb.MakeReadyResponse()
+
+    async def KeepPages(
+        self, requests: AsyncIterator[pb.KeepPagesRequest], context: Any
+    ) -> AsyncIterator[pb.KeepPagesResponse]:
+        if not isinstance(requests, AsyncIterator):
+            yield pb.KeepPagesResponse()
+
+    async def BorrowLayers(
+        self, requests: AsyncIterator[pb.BorrowLayersRequest], context: Any
+    ) -> AsyncIterator[pb.BorrowLayersResponse]:
+        if not isinstance(requests, AsyncIterator):
+            yield pb.BorrowLayersResponse()
+
+    async def ComputeLayers(
+        self, requests: AsyncIterator[pb.ComputeLayersRequest], context: Any
+    ) -> AsyncIterator[pb.ComputeLayersResponse]:
+        if not isinstance(requests, AsyncIterator):
+            yield pb.ComputeLayersResponse()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         return pb.GetStatusResponse()
@@ -198,7 +217,9 @@ async def test_who_waits_for_an_answer_is_told_that_the_worker_was_stopped(
     worker: Worker, forked: ForkedWorker, service: Service, tmp_path: Path
 ) -> None:
     place = InPool((), 1)
-    asking = asyncio.create_task(worker.make_ready(NO_WEIGHTS, place, tmp_path))
+    asking = asyncio.create_task(
+        worker.make_ready(NO_WEIGHTS, place, tmp_path, WeightForm("e-1", "e"))
+    )
     await asyncio.wait_for(service.asked.wait(), 10.0)
     stopping = asyncio.create_task(worker.stop())
     with pytest.raises(errors.WorkerDied, match="stopped meanwhile"):

@@ -25,6 +25,7 @@ from sllm.node.instances.worker_client import Worker
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.instances.zygote_process import READY_SECONDS
 from sllm.node.tiers.pool import Pool
+from tests.processes import descendants
 from tests.support import assert_eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -46,12 +47,8 @@ async def zygote() -> AsyncIterator[Zygote]:
 @pytest.fixture
 def children() -> Children:
     """Asks for the processes that have come since the test began."""
-    others = _descendants()
-    return lambda: _descendants() - others
-
-
-def _descendants() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+    others = descendants()
+    return lambda: descendants() - others
 
 
 async def test_it_tells_when_it_is_ready(zygote: Zygote) -> None:
@@ -111,7 +108,7 @@ async def test_one_that_serves_just_as_it_is_given_up_is_ended(
     waiting.cancel()
     await asyncio.wait([waiting])
     assert waiting.cancelled()
-    await asyncio.wait_for(worker.process.ended, 5.0)
+    await asyncio.wait_for(worker.process.ended, 10.0)
 
 
 async def test_models_are_described_in_a_process_of_their_own(
@@ -158,7 +155,7 @@ async def test_a_zygote_that_dies_takes_its_workers_along_and_is_replaced(
     workers = [await zygote.fork(WorkerSpec(f"i{n}", tmp_path / f"{n}.sock")) for n in range(2)]
     assert children() == {worker.pid for worker in workers}
     os.kill(psutil.Process(workers[0].pid).ppid(), signal.SIGKILL)
-    ends = await asyncio.wait_for(asyncio.gather(*(w.exited for w in workers)), 5)
+    ends = await asyncio.wait_for(asyncio.gather(*(w.exited for w in workers)), 10)
     assert ends == [Exit(signal.SIGKILL, orphaned=True)] * 2
     await assert_eventually(lambda: not children())
     again = await zygote.fork(WorkerSpec("i3", tmp_path / "3.sock"))

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sllm import errors
@@ -15,6 +14,7 @@ from sllm.node.instances import zygote_process
 from sllm.node.instances.zygote_client import TRIES, WorkerSpec, Zygote
 from sllm.node.tiers.pool import Pool
 from tests.node.instances import pretender
+from tests.processes import descendants
 from tests.support import assert_eventually
 
 FORK_HANDLERS = """
@@ -73,6 +73,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 async def zygote_that(plan: Plan, *behaviours: str) -> AsyncIterator[Zygote]:
     """One that behaves so, and where it is replaced, those after it, each in its way."""
     plan.write(behaviours)
+    others = descendants()
     pool, zygote = Pool(1 << 20, 4096), Zygote("transformers")
     try:
         zygote.start(pool.fd)
@@ -80,7 +81,7 @@ async def zygote_that(plan: Plan, *behaviours: str) -> AsyncIterator[Zygote]:
     finally:
         await zygote.close()
         pool.close()
-        await assert_eventually(lambda: not psutil.Process().children(recursive=True))
+        await assert_eventually(lambda: descendants() <= others)
 
 
 @pytest.mark.parametrize("loss", ["dies before it is ready", "dies when it is asked"])

@@ -20,7 +20,7 @@ class Kept:
         self.bench = bench
         self.clock = ManualClock()
         self.changes = 0
-        self.holds = Holds(self.clock, self._changed)
+        self.holds = Holds(self.clock, self._changed, bench.store.keeping.pinned)
 
     def _changed(self) -> None:
         self.changes += 1

@@ -15,6 +15,7 @@ import pytest
 from sllm.checkpoint.files.direct_io import DirectFile
 from sllm.checkpoint.format import manifest_file, plain_files
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
+from sllm.checkpoint.format.room import Room
 from sllm.errors import CheckpointCorrupt, CheckpointUnreadable
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
@@ -145,10 +146,10 @@ async def test_a_shortage_when_the_tier_is_opened_costs_no_copy(
     await bench.close()
     read = plain_files.read_plain
 
-    def fail(path: Path) -> bytes:
+    def fail(path: Path, *room: Room) -> bytes:
         if path.name == MANIFEST_FILE:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        return read(path)
+        return read(path, *room)
 
     with monkeypatch.context() as patch:
         patch.setattr(manifest_file, "read_plain", fail)

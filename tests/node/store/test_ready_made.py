@@ -200,3 +200,36 @@ async def test_an_earlier_form_of_the_same_engine_goes(bench: Bench) -> None:
     assert path.name in bench.on(Tier.SSD)
     await bench.store.ready_made.drop_obsolete(newer)
     assert path.name not in bench.on(Tier.SSD)
+
+
+async def test_of_a_pinned_checkpoint_it_goes_last(bench: Bench) -> None:
+    """Whoever pins wants starts to be short: what nobody has pinned goes before."""
+    await bench.reopen(ssd_models=4.2, pool_models=3)
+    _, path = await made(bench)
+    pinned = await ask(bench, None)
+    with bench.store.keeping.pinned(pinned):
+        await bench.leave(1, Tier.DRAM)
+        await bench.store.read_ahead(bench.model(0), None, FORM)
+        assert path.name in bench.on(Tier.DRAM)
+        for seed in (2, 3):
+            await bench.leave(seed, Tier.DRAM)
+            assert {path.name, pinned.digest} <= bench.on(Tier.DRAM)
+            assert {path.name, pinned.digest} <= bench.on(Tier.SSD)
+        leases = [await bench.promote(seed, Tier.DRAM) for seed in (1, 2)]
+        assert path.name not in bench.on(Tier.DRAM), "and it goes rather than others wait"
+        for one in leases:
+            one.release()
+    pinned.release()
+
+
+async def test_of_a_pinned_checkpoint_it_is_read_though_others_go(bench: Bench) -> None:
+    await bench.reopen(pool_models=2)
+    _, path = await made(bench)
+    pinned = await ask(bench, None)
+    await bench.leave(1, Tier.DRAM)
+    await bench.store.read_ahead(bench.model(0), None, FORM)
+    assert path.name not in bench.on(Tier.DRAM)
+    with bench.store.keeping.pinned(pinned):
+        await bench.store.read_ahead(bench.model(0), None, FORM)
+        assert bench.on(Tier.DRAM) == {pinned.digest, path.name}
+    pinned.release()

@@ -102,7 +102,10 @@ async def test_dtypes_are_different_checkpoints_of_one_source(bench: Bench) -> N
 
 async def test_a_source_can_be_inspected_before_and_after_its_import(bench: Bench) -> None:
     before = await bench.store.inspect(bench.model(0), "float16")
-    assert (before.directory, before.digest) == (bench.directory / "model0", None)
+    assert before.digest is None
+    source, read = bench.directory / "model0", before.directory
+    assert read.parent == bench.directory / "tier"  # where none but the node writes
+    assert (read / "config.json").read_bytes() == (source / "config.json").read_bytes()
     lease = await bench.store.promote(bench.model(0), "float16", Tier.SSD)
     after = await bench.store.inspect(bench.model(0), "float16")
     assert (after.directory, after.digest) == (lease.directory, lease.digest)
@@ -113,7 +116,11 @@ async def test_a_source_can_be_inspected_before_and_after_its_import(bench: Benc
 async def test_links_start_measured_and_follow_what_is_observed(bench: Bench) -> None:
     before = bench.store.links()
     ways = [(link.from_tier, link.to_tier) for link in before]
-    assert ways == [(Tier.REMOTE, Tier.SSD), (Tier.SSD, Tier.DRAM), (Tier.DRAM, Tier.DEVICE)]
+    assert ways == [
+        (Tier.REMOTE, Tier.SSD),
+        (Tier.SSD, Tier.DRAM),
+        (Tier.DRAM, Tier.DEVICE),
+    ]
     assert all(link.bytes_per_second > 0 for link in before)
     await bench.leave(0, Tier.SSD)
     await bench.leave(0, Tier.DRAM)

@@ -78,10 +78,15 @@ async def test_one_pass_fills_pool_and_disk(bench: Bench, web_server: WebServer)
     bench.store.check_integrity()
 
 
-async def test_two_who_want_it_at_once_read_it_once(bench: Bench, web_server: WebServer) -> None:
+@pytest.mark.parametrize("packing", [1, 2])
+async def test_two_who_want_it_at_once_read_it_once(
+    bench: Bench, web_server: WebServer, packing: int
+) -> None:
+    """However they want it: what comes from elsewhere is packed for all of them."""
     write_model(web_server.root)
+    packs = [number % packing == 1 for number in range(5)]
     leases = await asyncio.gather(
-        *(bench.store.promote(web_server.url, None, Tier.DRAM) for _ in range(5))
+        *(bench.store.promote(web_server.url, None, Tier.DRAM, pack=pack) for pack in packs)
     )
     ranges = [(hit.start, hit.size) for hit in gets(web_server)]
     assert len(ranges) == len(set(ranges)), "a range was asked for twice"

@@ -52,6 +52,21 @@ def test_old_uses_fade() -> None:
     assert ledger.reserve(10) == ("formerly",)
 
 
+def test_what_is_waited_for_no_longer_goes_first_unless_it_is_used_again() -> None:
+    clock = ManualClock()
+    ledger = ledger_of(100, clock, often=50, once=50)
+    for _ in range(3):
+        ledger.touch("often")
+    ledger.wanted_for("often", 10.0)
+    ledger.wanted_for("unknown", 10.0)
+    clock.advance(9.0)
+    assert ledger.least_missed == "once"
+    clock.advance(1.0)
+    assert ledger.least_missed == "often"
+    ledger.touch("often")
+    assert ledger.least_missed == "once"
+
+
 def test_what_takes_longest_to_bring_back_stays() -> None:
     ledger = ledger_of(100, ManualClock(), far=50, near=50)
     ledger.reload_seconds = lambda digest, size: size * (10.0 if digest == "far" else 1.0)

@@ -15,9 +15,10 @@ from serverlessllm.v1 import worker_service_pb2 as pb
 from serverlessllm.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from sllm import rpc
+from sllm.checkpoint.format.form import WeightForm
 from sllm.node.device.interface import InPool
 from sllm.node.instances.forked import ForkedWorker
-from sllm.node.instances.worker_messages import attach_request
+from sllm.node.instances.worker_messages import attach_request, form_message
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from tests.node.worker.staging import CHUNK_BYTES, Staged
 from tests.support import sent
@@ -84,6 +85,8 @@ class WorkerClient:
         self._requests: defaultdict[str, Followed] = defaultdict(Followed)
         self._changed = asyncio.Event()
         self.reader: asyncio.Task[None] | None = None
+        self.first_use: pb.FirstUse | None = None
+        """As it was told."""
 
     async def prepare(self, directory: Path, **engine: Any) -> pb.PrepareResponse:
         """Calls Prepare."""
@@ -92,10 +95,26 @@ class WorkerClient:
         with rpc.typed_errors():
             return await self._stub.Prepare(request, timeout=TIMEOUT)
 
-    async def attach(self, staged: Staged, kv_bytes: int = KV_BYTES) -> pb.AttachResponse:
-        """Calls Attach."""
+    async def attach(
+        self,
+        staged: Staged,
+        kv_bytes: int = KV_BYTES,
+        awaited: Sequence[int] = (),
+        *,
+        ready: bool = False,
+        tell_first_use: bool = False,
+    ) -> pb.AttachResponse:
+        """Calls Attach; `ready`: the weights were made ready, and are with the small files."""
         place = InPool(staged.chunks, CHUNK_BYTES)
-        request = attach_request(staged.manifest, place, kv_bytes)
+        made = staged.directory if ready else staged.ready_made
+        request = attach_request(
+            staged.manifest,
+            place,
+            kv_bytes,
+            made,
+            awaited,
+            tell_first_use=tell_first_use,
+        )
         with rpc.typed_errors():
             return await self._stub.Attach(request, timeout=TIMEOUT)
 
@@ -104,11 +123,29 @@ class WorkerClient:
         await self.prepare(staged.directory, **engine)
         return await self.attach_and_run(staged)
 
-    async def attach_and_run(self, staged: Staged) -> pb.AttachResponse:
+    async def attach_and_run(
+        self,
+        staged: Staged,
+        awaited: Sequence[int] = (),
+        *,
+        ready: bool = False,
+        tell_first_use: bool = False,
+    ) -> pb.AttachResponse:
         """Attaches what has prepared, and opens Run."""
-        response = await self.attach(staged)
+        response = await self.attach(
+            staged, KV_BYTES, awaited, ready=ready, tell_first_use=tell_first_use
+        )
         self.reader = asyncio.create_task(self._read())
         return response
+
+    async def make_ready(self, staged: Staged, directory: Path, form: WeightForm) -> None:
+        """Calls MakeReady."""
+        weights = attach_request(staged.manifest, InPool(staged.chunks, CHUNK_BYTES), 0)
+        request = pb.MakeReadyRequest(
+            weights=weights, directory=str(directory), form=form_message(form)
+        )
+        with rpc.typed_errors():
+            await self._stub.MakeReady(request, timeout=TIMEOUT)
 
     async def status(self) -> pb.GetStatusResponse:
         """Calls GetStatus."""
@@ -122,6 +159,11 @@ class WorkerClient:
         self._commands.put_nowait(pb.RunRequest(submit=request))
         self._requests[request_id] = Followed(len(request.continuation.token_ids))
         return self._requests[request_id]
+
+    def arrived(self, *chunks: int) -> None:
+        """Tells of chunks that were awaited."""
+        arrived = pb.ArrivedChunks(chunks=chunks)
+        self._commands.put_nowait(pb.RunRequest(arrived=arrived))
 
     def cancel(self, request_id: str) -> None:
         """Cancels a request."""
@@ -152,6 +194,9 @@ class WorkerClient:
             async for response in call:
                 for output in response.outputs:
                     self._requests[output.request_id].take(output)
+                if response.HasField("first_use"):
+                    assert self.first_use is None, "it is told once"
+                    self.first_use = response.first_use
                 self._changed.set()
 
     async def _next_commands(self) -> AsyncIterator[pb.RunRequest]:

@@ -111,10 +111,11 @@ def make_engine(
     from sllm.node.worker.engine.vllm.engine import VllmEngine
 
     destroy_model_parallel()  # a process's first model decides whether there is one for experts
-    config = load_architecture(directory).config
+    config = load_architecture(directory, lambda architecture: None).config
+    plain = not hasattr(config, "quantization_config")
     dtype = dtype or config.dtype
     weights = {
-        name: tensor.to(dtype)
+        name: tensor.to(dtype) if plain else tensor
         for file in directory.glob("*.safetensors")
         for name, tensor in load_file(file).items()
     }

@@ -36,7 +36,7 @@ async def host(pool: Pool, tmp_path: Path) -> AsyncIterator[ModelHost]:
     staged = stage(model, tmp_path / "staged", pool)
     host = ModelHost(pool.fd, TransformersBackend(), Ranks())
     prepared = await host.prepare(staged.directory, OPTIONS)
-    assert prepared.model.kv_bytes_per_token == 0
+    assert prepared.model.kv_bytes_per_token > 0
     attached = await host.attach(wire.weights(attach(staged)), 0)
     assert attached.context_tokens == POSITIONS
     yield host
@@ -46,7 +46,7 @@ async def host(pool: Pool, tmp_path: Path) -> AsyncIterator[ModelHost]:
 
 
 async def test_weights_are_used_where_they_lie(host: ModelHost) -> None:
-    (answer,) = await host.encodings.embed(ONE)
+    (answer,) = await host.running.encodings.embed(ONE)
     assert len(answer.values) == 64
     first, size = host.mapped
     found = host.parameters()
@@ -57,9 +57,9 @@ async def test_weights_are_used_where_they_lie(host: ModelHost) -> None:
 
 async def test_it_does_not_generate(host: ModelHost) -> None:
     with pytest.raises(errors.NotServed, match="call Embed or Score"):
-        _ = host.generations
-    host.cancel("a generation that nobody has begun")
-    host.cancel_all()
+        _ = host.running.generations
+    host.running.cancel("a generation that nobody has begun")
+    host.running.cancel_all()
 
 
 async def test_a_model_that_fails_ends_the_worker_and_tells_its_requests(
@@ -69,21 +69,21 @@ async def test_a_model_that_fails_ends_the_worker_and_tells_its_requests(
         raise MemoryError("no memory is left")
 
     monkeypatch.setattr(Batches, "compute", fail)
-    asked = [asyncio.create_task(host.encodings.embed(ONE)) for _ in range(3)]
+    asked = [asyncio.create_task(host.running.encodings.embed(ONE)) for _ in range(3)]
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert host.failed.done()
     for outcome in outcomes:
         assert isinstance(outcome, errors.WorkerDied | errors.ShuttingDown)
     assert isinstance(outcomes[0], errors.WorkerDied)
     assert "no memory is left" in outcomes[0].message
-    assert await host.outbox.take() is None, "the agent's stream ends"
+    assert await host.running.outbox.take() is None, "the agent's stream ends"
 
 
 async def test_its_end_is_told_to_those_that_wait(
     host: ModelHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = EmbedAsk(tuple((7,) * 90 for _ in range(1000)))
-    asked = asyncio.create_task(host.encodings.embed(many))
+    asked = asyncio.create_task(host.running.encodings.embed(many))
     await assert_eventually(lambda: host.counters.steps)
     await host.close()
     with pytest.raises(errors.ShuttingDown):
@@ -106,7 +106,11 @@ async def test_its_end_is_told_to_those_that_wait(
 async def test_what_makes_no_sense_is_refused_here_too(
     host: ModelHost, ask: EmbedAsk | ScoreAsk, error: type[errors.SllmError]
 ) -> None:
-    asked = host.encodings.embed(ask) if isinstance(ask, EmbedAsk) else host.encodings.score(ask)
+    asked = (
+        host.running.encodings.embed(ask)
+        if isinstance(ask, EmbedAsk)
+        else host.running.encodings.score(ask)
+    )
     with pytest.raises(error):
         await asked
     assert host.counters.steps == 0

@@ -1,6 +1,7 @@
 """A generation that is cut anywhere and goes on elsewhere ends as if it had never been cut."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -122,6 +123,18 @@ def test_it_goes_on_within_anything(name: str, data: st.DataObject) -> None:
     tokens = data.draw(st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=12))
     stop = data.draw(st.lists(st.text("ab \ufffd", min_size=1, max_size=3), max_size=2))
     assert_goes_on(name, tuple(tokens), tuple(stop))
+
+
+def test_tokens_tell_how_long_the_engine_took_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are joined, and whoever reads them when; the first one follows none."""
+    clock = iter([10.0, 10.5, 12.0])
+    now = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("sllm.node.worker.generation.time", now)
+    first, *others = run("byte-level", request(), (65, 66, 67))
+    assert isinstance(first, Tokens)
+    assert first.seconds == 0.0
+    joined, _ = whole([first, *others])
+    assert joined.seconds == 2.0
 
 
 def test_cached_prompt_tokens_are_of_the_prompt_alone() -> None:

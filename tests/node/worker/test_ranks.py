@@ -13,12 +13,15 @@ import pytest_asyncio
 from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
+from sllm.checkpoint.format.form import WeightForm
+from sllm.checkpoint.format.manifest_file import read_manifest
 from sllm.node.instances.forked import Exit
 from sllm.node.instances.zygote_client import Zygote
 from sllm.node.tiers.pool import Pool
+from tests import etcd
 from tests.node.worker.clients import GREEDY, WorkerClient, fork, inference_ids, rid, so_far, warm
 from tests.node.worker.engines import needs_vllm
-from tests.node.worker.staging import Staged, stage
+from tests.node.worker.staging import Staged, stage, stage_packed
 from tests.support import assert_eventually
 
 pytestmark = [
@@ -87,6 +90,27 @@ async def test_so_many_processes_give_the_tokens_of_one_and_read_their_parts(
         assert len(ratios) == ranks
         assert all(1 / ranks <= ratio <= 1.1 / ranks for ratio in ratios), ratios
     assert all(tokens[ranks] == tokens[1] for ranks in counts)
+
+
+@pytest.mark.parametrize("family", ["tiny-llama", "tiny-opt"])
+async def test_weights_that_were_made_ready_for_ranks_give_the_same_tokens_and_stay_where_they_are(
+    vllm_zygote: Zygote, models: Path, pool: Pool, tmp_path: Path, family: str
+) -> None:
+    staged, directory = stage(models / family, tmp_path / family, pool), tmp_path / "made"
+    maker = await fork(vllm_zygote, tmp_path / "maker.sock", ranks=2)
+    await maker.prepare(staged.directory, engine="vllm", tensor_parallel=2)
+    await maker.make_ready(staged, directory, WeightForm("vllm:tp=2-1", "vllm", 2))
+    await maker.close()
+    ready, tokens = stage_packed(directory, read_manifest(directory), pool), []
+    assert not await asyncio.to_thread((tmp_path / "made.rank-1").exists)
+    for ranks, weights in ((1, staged), (2, ready)):
+        worker = await fork(vllm_zygote, tmp_path / f"{ranks}.sock", ranks=ranks)
+        await worker.prepare(staged.directory, engine="vllm", tensor_parallel=ranks)
+        attached = await worker.attach_and_run(weights, ready=weights is ready)
+        tokens.append(await _tokens(worker))
+        await worker.close()
+    assert attached.rank_read_bytes == [0, 0]
+    assert tokens[0] == tokens[1]
 
 
 async def test_prompts_are_scored_by_all_processes_together(
@@ -271,6 +295,6 @@ def _exists(pid: int) -> bool:
 
 
 def _left_behind() -> set[str]:
-    return {str(path) for place in ("/dev/shm", "/tmp") for path in Path(place).glob("*vllm*")} | {
-        str(path) for path in Path("/dev/shm").iterdir()
-    }
+    """Names in shared memory and of vLLM's files, but for those of other tests' etcd."""
+    found = {*Path("/dev/shm").iterdir(), *Path("/tmp").glob("*vllm*")}
+    return {str(path) for path in found if not path.name.startswith(etcd.PREFIX)}

@@ -375,4 +375,4 @@ async def test_an_engine_that_fails_fails_its_requests_and_ends_the_process(
 
 async def test_a_killed_worker_is_noticed_at_once(blank: WorkerClient) -> None:
     os.kill(blank.pid, signal.SIGKILL)
-    assert await asyncio.wait_for(blank.forked.exited, 5) == Exit(signal.SIGKILL)
+    assert await asyncio.wait_for(blank.forked.exited, 10) == Exit(signal.SIGKILL)

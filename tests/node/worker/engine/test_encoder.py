@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sllm import errors
-from sllm.embedding.purpose import Pooling
-from sllm.node.worker.engine.encoder import BATCH_TOKENS, Encodable, Encoder
+from sllm.embedding.purpose import PASS_TOKENS, Pooling
+from sllm.node.worker.engine.encoder import Encodable, Encoder
 from sllm.node.worker.engine.pooling import pool
 from tests.support import wait_until
 
@@ -114,14 +114,14 @@ def test_batches_are_bounded_and_have_little_padding(running: Running) -> None:
     module = running.module
     assert sorted(length for batch in module.batches for length in batch) == sorted(lengths)
     for batch, width in zip(module.batches, module.widths, strict=True):
-        assert len(batch) * width <= BATCH_TOKENS
+        assert len(batch) * width <= PASS_TOKENS
         assert sum(batch) >= 0.75 * len(batch) * width
     assert len(module.batches) < 40
 
 
 def test_what_is_longer_than_a_batch_goes_alone(running: Running) -> None:
-    running.submit(BATCH_TOKENS + 1, 1).result(TIMEOUT)
-    assert running.module.batches == [[BATCH_TOKENS + 1], [1]]
+    running.submit(PASS_TOKENS + 1, 1).result(TIMEOUT)
+    assert running.module.batches == [[PASS_TOKENS + 1], [1]]
 
 
 def test_a_long_request_lets_others_pass(running: Running) -> None:

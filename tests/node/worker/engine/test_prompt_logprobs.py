@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sllm.node.worker.engine import prompt_scores
 from sllm.node.worker.engine.interface import Capacity, EngineRequest, PromptLogprobs
 from sllm.node.worker.engine.prompt_scores import PromptScores
 from sllm.sampling import Sampling
@@ -174,6 +175,37 @@ def test_those_that_lose_their_place_in_a_short_cache_are_told_all(models: Path,
     with running(engine) as harness:
         asked = [request(prompt, max_tokens=100, prompt_logprobs=1) for prompt in PROMPTS]
         results = harness.generate(asked)
+    for one in asked:
+        check(model, one.prompt, first(results, one), 1)
+
+
+def test_only_so_many_logits_of_prompts_are_there_at_once(
+    models: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as go into the bytes that are set aside for them, whatever the vocabulary."""
+    model, most = load(models / "tiny-llama", torch.float32), 5
+    vocabulary = model.config.vocab_size
+    monkeypatch.setattr(prompt_scores, "_LOGITS_BYTES", 4 * vocabulary * most)
+    prompts = made_prompts(512)[2:5]
+    engine: Any = make_engine(kind, models / "tiny-llama", dtype=torch.float32)
+    with running(engine) as harness:
+        rows: list[int] = []
+        if kind == "vllm":
+            runner = engine._core.model_executor.driver_worker.worker.model_runner
+            compute = runner.model.compute_logits
+
+            def counted(hidden: torch.Tensor) -> torch.Tensor:
+                rows.append(len(hidden))
+                logits: torch.Tensor = compute(hidden)
+                return logits
+
+            runner.model.compute_logits = counted
+        else:
+            head = engine._model.get_output_embeddings()
+            head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[-2]))
+        asked = [request(prompt, prompt_logprobs=1, max_tokens=2) for prompt in prompts]
+        results = harness.generate(asked)
+    assert most <= max(rows) <= most + 2 * len(asked)  # and those that tokens follow from
     for one in asked:
         check(model, one.prompt, first(results, one), 1)
 

@@ -118,7 +118,7 @@ def test_a_core_that_fails_is_told_once_and_ends_the_engine(models: Path) -> Non
 
 @pytest.mark.parametrize(("weight_bytes", "threads"), [(7 << 20, 1), (1 << 30, None)])
 def test_small_models_run_on_one_thread(weight_bytes: int, threads: int | None) -> None:
-    from sllm.node.worker.engine.vllm.making import threads_for
+    from sllm.node.worker.engine.threads import threads_for
 
     assert threads_for(weight_bytes) == (threads or machine.processors())
 

@@ -1,5 +1,7 @@
 import ctypes
 import gc
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +108,26 @@ def test_addresses_are_those_of_the_buffer(pool: Pool) -> None:
     mapping = map_chunks(pool.fd, CHUNK, [[2], [3]])
     start = ctypes.addressof(ctypes.c_char.from_buffer(mapping.buffer(1)))
     assert start == mapping.address + CHUNK
+
+
+def test_what_is_not_there_yet_ends_whoever_reads_it(pool: Pool) -> None:
+    mapping = map_chunks(pool.fd, CHUNK, [[7, 3], [4, 0]], absent={1, 2})
+    content = mapping.buffer(0), mapping.buffer(1)
+    assert (content[0][0], content[1][CHUNK]) == (7, 0)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        os._exit(content[0][CHUNK])
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGSEGV
+    mapping.bring([1, 2])
+    assert (chunk_order(mapping, 0), chunk_order(mapping, 1)) == ([7, 3], [4, 0])
+
+
+def test_nothing_is_mapped_once_it_is_closed(pool: Pool) -> None:
+    mapping = map_chunks(pool.fd, CHUNK, [[7, 3]], absent={1})
+    address, size = mapping.address, mapping.size_bytes
+    mapping.close()
+    mapping.bring([1])
+    assert mapped_ranges(address, size) == 0

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import linear as by_rows
 
+from sllm.checkpoint.format.form import WeightForm, read_form
 from sllm.checkpoint.format.manifest_file import read_manifest
 from sllm.checkpoint.reading.loading import load
+from sllm.checkpoint.reading.verification import verify
 from sllm.errors import CheckpointCorrupt, UnsupportedModel
 from sllm.node.worker.ready_made.contents import ReadyMade, read, write
+from sllm.node.worker.ready_made.joining import join
 from sllm.node.worker.ready_made.packed_weight import (
     PackedLinear,
     PackedWeight,
@@ -83,6 +86,28 @@ def test_a_descriptor_of_something_else_is_refused() -> None:
             replace(packed, descriptor=descriptor).bind()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_descriptor_that_lies_is_never_given_to_onednn(dtype: torch.dtype) -> None:
+    """It would read and write wherever that says: a packed checkpoint may come from anybody."""
+    packed = pack(weight_of((300, 70), dtype))
+    for place in range(len(packed.descriptor)):
+        for changed in (0x01, 0x40, 0x80):
+            lying = bytearray(packed.descriptor)
+            lying[place] ^= changed
+            with pytest.raises(RuntimeError, match=r"\(300, 70\)"):
+                replace(packed, descriptor=bytes(lying)).bind()
+
+
+def test_blocks_of_another_shape_are_refused() -> None:
+    packed = pack(weight_of((64, 32), torch.float32))
+    for other in (replace(packed, shape=(32, 64)), replace(packed, blocks=packed.blocks[:-1])):
+        with pytest.raises(RuntimeError, match="weight of"):
+            other.bind()
+
+
+FORM = WeightForm("engine-1", "engine", made_of="0" * 32)
+
+
 def ready() -> ReadyMade:
     packed = {"head": pack(weight_of((300, 70), torch.float32)), "up": pack(torch.ones(8, 8))}
     plain = {"norm": torch.arange(5.0), "scale": torch.tensor([2], dtype=torch.int64)}
@@ -91,7 +116,7 @@ def ready() -> ReadyMade:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     written = ready()
-    write(written, tmp_path / "made", CHUNK)
+    write(written, tmp_path / "made", CHUNK, FORM)
     found = read(tmp_path / "made", load(tmp_path / "made"))
     assert (found.dtype, dict(found.replaced)) == (written.dtype, dict(written.replaced))
     assert found.nbytes == written.nbytes
@@ -103,8 +128,27 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_its_description_is_part_of_its_content(tmp_path: Path) -> None:
-    write(ready(), tmp_path / "made", CHUNK)
-    assert [file.name for file in read_manifest(tmp_path / "made").files] == ["ready_made.json"]
+    write(ready(), tmp_path / "made", CHUNK, FORM)
+    names = {file.name for file in read_manifest(tmp_path / "made").files}
+    assert names == {"form.json", "ready_made.json"}
+    assert read_form(tmp_path / "made") == replace(FORM, dtype="float32")
+
+
+def test_what_several_ranks_read_is_one_checkpoint(tmp_path: Path) -> None:
+    form, parts = replace(FORM, ranks=2), [tmp_path / "made.rank-0", tmp_path / "made.rank-1"]
+    written = [ready(), replace(ready(), plain={"norm": torch.arange(3.0)})]
+    for rank, part in enumerate(parts):
+        write(written[rank], part, CHUNK, form, rank)
+    join(parts, tmp_path / "made")
+    assert not any(part.exists() for part in parts)
+    verify(tmp_path / "made")
+    assert read_form(tmp_path / "made") == replace(form, dtype="float32")
+    tensors = load(tmp_path / "made")
+    for rank, one in enumerate(written):
+        found = read(tmp_path / "made", tensors, rank)
+        assert found.plain.keys() == one.plain.keys()
+        assert torch.equal(found.plain["norm"], one.plain["norm"])
+        assert found.packed.keys() == one.packed.keys()
 
 
 @pytest.mark.parametrize(
@@ -116,6 +160,8 @@ def test_its_description_is_part_of_its_content(tmp_path: Path) -> None:
         b'{"version": 2}',
         b'{"version": 1, "dtype": "float32", "packed": [{}], "descriptors": []}',
         b'{"version": 1, "dtype": "nn", "packed": [], "descriptors": []}',
+        b'{"version": 1, "dtype": "float32", "descriptors": [""], "packed": [{"name": "up", '
+        b'"shape": [8, -8], "dtype": "float32", "descriptor": 0, "replaces": null}]}',
     ],
 )
 def test_a_description_of_something_else_is_corrupt(tmp_path: Path, content: bytes) -> None:
@@ -127,4 +173,9 @@ def test_a_description_of_something_else_is_corrupt(tmp_path: Path, content: byt
 def test_no_tensor_takes_the_name_of_a_packed_one(tmp_path: Path) -> None:
     packed = {"up": pack(torch.ones(8, 8))}
     with pytest.raises(UnsupportedModel, match="packed:up"):
-        write(ReadyMade({"packed:up": torch.ones(1)}, packed, torch.float32), tmp_path / "x", CHUNK)
+        write(
+            ReadyMade({"packed:up": torch.ones(1)}, packed, torch.float32),
+            tmp_path / "x",
+            CHUNK,
+            FORM,
+        )

@@ -1,0 +1,1 @@
+"""Callers: who comes in, and what each may do."""

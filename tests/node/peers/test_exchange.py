@@ -1,0 +1,218 @@
+"""What an import has to do with other nodes, where they are of no use to it."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from serverlessllm.v1 import peer_service_pb2 as pb
+from serverlessllm.v1 import types_pb2
+
+from sllm import rpc
+from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.format.manifest_file import encode_manifest
+from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
+from sllm.checkpoint.sources.sources import LocalSource, inspect
+from sllm.clock import MonotonicClock
+from sllm.node.peers import wire
+from sllm.node.peers.contacts import MOST
+from sllm.node.peers.exchange import Exchange
+from sllm.node.peers.flights import Flight, Flights
+from sllm.node.peers.link import Link
+from sllm.node.peers.manifests import manifest_of
+from sllm.node.peers.news import News
+from sllm.node.peers.types import Network, Peer, Peers
+from sllm.node.tiers.checkpoints import SourceRecord
+from sllm.node.tiers.types import Tier
+from tests.checkpoint.checkpoints import CHUNK, run_import, write_model
+
+RECORD = SourceRecord("http://localhost/model", "now", None)
+FELLOW = Peer("other", "localhost:1", fellow=True)
+HOLDER = Peer("holder", "localhost:1")
+
+
+class Dials(Network):
+    """A network in which nobody answers, and whom it was to reach."""
+
+    def __init__(self) -> None:
+        super().__init__("self", self._dial)
+        self.dialled: list[str] = []
+
+    def _dial(self, address: str) -> grpc.Channel:
+        self.dialled.append(address)
+        return rpc.thread_channel(address)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> ImportPlan:
+    return plan_import(inspect(LocalSource(write_model(tmp_path / "model"))), None)
+
+
+@pytest.fixture
+def manifest(plan: ImportPlan, tmp_path: Path) -> Manifest:
+    return run_import(plan, tmp_path / "packed")
+
+
+@pytest.fixture
+def network() -> Dials:
+    return Dials()
+
+
+@pytest.fixture
+def exchange(plan: ImportPlan, network: Dials) -> Iterator[Exchange]:
+    with closing(Exchange(RECORD, plan, CHUNK, network, MonotonicClock())) as exchange:
+        yield exchange
+
+
+def said(exchange: Exchange, peer: Peer, news: News) -> None:
+    exchange._told(exchange._contacts.links[peer.node_id], news)
+
+
+def is_followed(exchange: Exchange, peer: Peer) -> bool:
+    return peer.node_id in exchange._contacts.links
+
+
+@pytest.mark.parametrize("arrived", [{}, {0: "0" * 32}])
+def test_a_holder_whose_chunks_nobody_can_check_is_done_without(
+    exchange: Exchange, arrived: dict[int, str]
+) -> None:
+    exchange.meet(HOLDER)
+    said(exchange, HOLDER, News(Tier.SSD, whole=not arrived, arrived=arrived))
+    assert not is_followed(exchange, HOLDER)
+    exchange.meet(HOLDER)
+    assert not is_followed(exchange, HOLDER), "it is of no use, whenever it is named"
+
+
+def test_fellows_are_believed_what_they_have_got_of_a_source_that_was_not_packed(
+    exchange: Exchange,
+) -> None:
+    exchange.meet(FELLOW)
+    layout = exchange._digests.layout
+    said(exchange, FELLOW, News(Tier.REMOTE, arrived={0: "ab" * 16}, layout=layout))
+    assert is_followed(exchange, FELLOW)
+    assert exchange._digests.of(0) == "ab" * 16
+    assert exchange.expected == {}, "what comes from the source is not held against their word"
+
+
+def test_a_fellow_that_reads_the_source_into_other_chunks_is_done_without(
+    exchange: Exchange,
+) -> None:
+    exchange.meet(FELLOW)
+    said(exchange, FELLOW, News(Tier.REMOTE, arrived={0: "ab" * 16}, layout="other"))
+    assert not is_followed(exchange, FELLOW)
+    assert exchange._digests.of(0) is None
+
+
+def test_not_more_nodes_are_followed_than_help(exchange: Exchange, network: Dials) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=2 * MOST) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        for number in range(3 * MOST):
+            exchange.meet(Peer(f"n{number}", address, fellow=True))
+        assert len(network.dialled) == MOST
+
+
+def test_whoever_has_a_part_in_wrong_chunks_again_and_again_is_refused(exchange: Exchange) -> None:
+    exchange.meet(FELLOW)
+    with exchange._changed:
+        exchange._contacts.doubt(FELLOW.node_id)
+    assert is_followed(exchange, FELLOW), "it may have been the other one"
+    with exchange._changed:
+        exchange._contacts.doubt(FELLOW.node_id)
+    assert not is_followed(exchange, FELLOW)
+
+
+def test_a_chunk_that_does_not_come_is_given_up_whatever_is_said() -> None:
+    flights, silent, pretending = Flights(), Flight(0, 10, 0, 0.0), Flight(1, 10, 0, 0.0)
+    flights.launch(silent, "silent")
+    flights.launch(pretending, "pretending")
+    assert list(flights.failing(2.0)) == []
+    pretending.add(0, 2.0)
+    assert list(flights.failing(4.0)) == [("silent", False)]
+    flights.land(silent)
+    for second in range(4, 40):
+        pretending.add(0, float(second))
+    assert list(flights.failing(40.0)) == [("pretending", True)]
+
+
+def test_digests_of_other_chunks_are_of_no_use(plan: ImportPlan, manifest: Manifest) -> None:
+    encoded = encode_manifest(manifest)
+    assert manifest_of(encoded, manifest.digest, plan, CHUNK) == manifest
+    assert manifest_of(encoded, manifest.digest, plan, 2 * CHUNK) is None
+    assert manifest_of(encoded, "0" * 32, plan, CHUNK) is None
+
+
+def test_a_way_that_was_closed_gives_nothing_and_fails_nobody() -> None:
+    link = Link(FELLOW, RECORD, Dials(), MonotonicClock().now)
+    link.close()
+    memory = memoryview(bytearray(10))
+    assert not link.fetch(Flight(0, 10, 0, 0.0), memory, lambda: None)
+
+
+def test_one_whose_news_cannot_be_taken_in_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link, ended = Link(FELLOW, RECORD, Dials(), MonotonicClock().now), threading.Event()
+    monkeypatch.setattr(link, "_hear", lambda *_, **__: 1 // 0)
+    link.follow(lambda _: None, ended.set, wants_manifest=False)
+    assert ended.wait(30)
+    link.close()
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [[(0, 1 << 20)] * 2, [(0, 0)], [(-1, 1)], [(1 << 20, 1)], [(0, -1)]],
+    ids=["too many in all", "none", "before the first", "too far", "fewer than none"],
+)
+def test_chunks_that_cannot_be_are_not_taken_in(ranges: list[tuple[int, int]]) -> None:
+    arrived = [pb.ChunkRange(first=first, count=count) for first, count in ranges]
+    with pytest.raises(ValueError, match="are none"):
+        wire.news(pb.FollowChunksResponse(tier=types_pb2.TIER_DRAM, arrived=arrived))
+
+
+def test_the_loop_that_takes_nodes_in_does_not_wait_for_a_manifest_to_be_read(
+    exchange: Exchange, manifest: Manifest, network: Dials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Manifest | None:
+        reading.set()
+        assert go_on.wait(30)
+        return manifest_of(*args)
+
+    monkeypatch.setattr("sllm.node.peers.digests.manifest_of", slow)
+    exchange.add(Peers((), manifest.digest))
+    link = Link(FELLOW, RECORD, network, MonotonicClock().now)
+    news = News(Tier.SSD, whole=True, manifest=encode_manifest(manifest))
+    telling = threading.Thread(target=exchange._told, args=(link, news))
+    telling.start()
+    assert reading.wait(30)
+    meeting = threading.Thread(target=exchange.meet, args=(Peer("third", "localhost:2", True),))
+    meeting.start()
+    meeting.join(30)
+    assert not meeting.is_alive(), "it waits for the manifest"
+    go_on.set()
+    telling.join(30)
+    link.close()
+
+
+def test_what_is_said_of_chunks_arrives_as_it_was_said() -> None:
+    news = News(
+        Tier.REMOTE,
+        arrived={3: "03" * 16, 1: "01" * 16, 4: "04" * 16},
+        begun=(7, 8),
+        left={9: "b", 10: "b", 12: "c"},
+        asks="d",
+        layout="l",
+    )
+    assert wire.news(wire.news_message(news)) == news
+
+
+def test_digests_that_are_not_those_of_what_has_come_are_not_taken_in() -> None:
+    arrived = [pb.ChunkRange(first=0, count=2)]
+    message = pb.FollowChunksResponse(tier=types_pb2.TIER_DRAM, arrived=arrived, digests=b"0" * 16)
+    with pytest.raises(ValueError, match="are not the digests"):
+        wire.news(message)

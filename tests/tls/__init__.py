@@ -1,0 +1,1 @@
+"""Certificates, and who is let in with which."""
