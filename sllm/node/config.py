@@ -8,6 +8,7 @@ from sllm import bounds, machine
 from sllm.checkpoint.sources.policy import SourcePolicy
 from sllm.config import format_bytes
 from sllm.errors import InvalidArgument
+from sllm.node.instances.launching import SOCKET_NAME
 from sllm.node.instances.watchdog import Patience
 from sllm.node.worker.backends.names import ENGINES, TRANSFORMERS, VLLM, installed
 
@@ -16,8 +17,6 @@ READ_THREADS = 4
 FETCH_THREADS = 8
 MAX_SOCKET_PATH = 107
 """Bytes. sizeof(sockaddr_un.sun_path) - 1; see unix(7)."""
-SOCKET_NAME = 12
-"""Letters of a socket's name, which follow from its instance's id."""
 _HOW_TO_INSTALL = {
     TRANSFORMERS: "install sllm with what it needs",
     VLLM: "tools/install-vllm installs it for processors",

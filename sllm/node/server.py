@@ -135,7 +135,7 @@ async def _start(
     devices = await open_devices(config, selected, store, pool, clock, zygotes.probe, stack)
     to_nodes = tls.dial(Role.NODE) if tls else rpc.channel
     agent = Agent(config, clock, store, devices, zygotes, to_nodes)
-    generations = Generations(agent, node_id, clock)
+    generations = Generations(agent.instances, agent.leave, node_id, clock)
     port = await _listen(config, tls, agent, generations, node_id, zygotes, stack)
     if network is not None:
         network.address = _address(config, port)
@@ -203,10 +203,11 @@ async def _listen(
     add_InferenceServiceServicer_to_server(InferenceServicer(generations), server.grpc)
     add_MigrationServiceServicer_to_server(MigrationServicer(*about), server.grpc)
     add_PeerServiceServicer_to_server(
-        PeerServicer(agent.store.sharing, agent.store.giving_pages, agent.lending), server.grpc
+        PeerServicer(agent.store.sharing, agent.store.giving_pages, agent.instances.lending),
+        server.grpc,
     )
-    add_ModelServiceServicer_to_server(ModelServicer(agent), server.grpc)
-    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(agent), server.grpc)
+    add_ModelServiceServicer_to_server(ModelServicer(agent.instances.text_workers), server.grpc)
+    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(agent.instances), server.grpc)
     port = await server.start(
         config.listen_address,
         _SERVICES,

@@ -12,6 +12,7 @@ from sllm.clock import MonotonicClock
 from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.config import INSTANCE_BYTES, MIB, OWN_BYTES, NodeConfig
+from sllm.node.contents import Promotion
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.instances import zygote_process
 from sllm.node.instances.memory import MAX_INSTANCES
@@ -40,28 +41,28 @@ def spec(instance_id: str, kv_bytes: int = KV_BYTES) -> InstanceSpec:
 
 
 async def test_a_stop_that_overtakes_its_start_counts(agent: Agent) -> None:
-    await agent.stop_instance("i", grace=0.0)
+    await agent.instances.stop("i", grace=0.0)
     with pytest.raises(errors.Cancelled, match="stopped before it began"):
-        agent.start_instance(spec("i"))
-    assert not agent.instances
+        agent.instances.start(spec("i"))
+    assert not agent.instances.by_id
 
 
 async def test_a_start_that_is_asked_for_twice_is_joined(agent: Agent) -> None:
-    first = agent.start_instance(spec("i"))
-    assert agent.start_instance(spec("i")) is first
+    first = agent.instances.start(spec("i"))
+    assert agent.instances.start(spec("i")) is first
     with pytest.raises(errors.NoCapacity):
-        agent.start_instance(spec("j", kv_bytes=1))
-    await agent.stop_instance("i", grace=0.0)
-    assert not agent.instances
-    assert agent.books.kv_used_bytes == 0
+        agent.instances.start(spec("j", kv_bytes=1))
+    await agent.instances.stop("i", grace=0.0)
+    assert not agent.instances.by_id
+    assert agent.instances.books.kv_used_bytes == 0
 
 
 async def test_more_devices_than_there_are_are_refused(agent: Agent) -> None:
     count = machine.processors() + 1
     asked = replace(spec("i"), engine=replace(ENGINE, tensor_parallel=count))
     with pytest.raises(errors.NoCapacity, match=f"{count} devices together, and {count - 1} may"):
-        agent.start_instance(asked)
-    assert not agent.instances
+        agent.instances.start(asked)
+    assert not agent.instances.by_id
 
 
 def with_memory(bench: Bench, directory: Path, own_bytes: int) -> Agent:
@@ -83,14 +84,18 @@ async def test_instances_beyond_the_memory_are_refused(bench: Bench, tmp_path: P
     """Each takes memory for itself that neither pool nor KV budget has."""
     agent = with_memory(bench, tmp_path, 3 * INSTANCE_BYTES)
     for number in range(3):
-        agent.start_instance(spec(f"i{number}", kv_bytes=1))
-    assert agent.books.memory.used_bytes == agent.books.memory.capacity_bytes == 3 * INSTANCE_BYTES
+        agent.instances.start(spec(f"i{number}", kv_bytes=1))
+    assert (
+        agent.instances.books.memory.used_bytes
+        == agent.instances.books.memory.capacity_bytes
+        == 3 * INSTANCE_BYTES
+    )
     with pytest.raises(errors.NoCapacity, match=r"m takes about 64\.0 MiB .* 0 B of 192\.0 MiB"):
-        agent.start_instance(spec("i3", kv_bytes=1))
-    await agent.stop_instance("i0", grace=0.0)
-    agent.start_instance(spec("i4", kv_bytes=1))
+        agent.instances.start(spec("i3", kv_bytes=1))
+    await agent.instances.stop("i0", grace=0.0)
+    agent.instances.start(spec("i4", kv_bytes=1))
     await agent.close(grace=0.0)
-    assert agent.books.memory.used_bytes == 0
+    assert agent.instances.books.memory.used_bytes == 0
 
 
 async def test_a_first_start_is_refused_that_has_no_room_for_its_copies(
@@ -99,13 +104,13 @@ async def test_a_first_start_is_refused_that_has_no_room_for_its_copies(
     """Before anything starts, and before anything was measured."""
     agent = with_memory(bench, tmp_path, 500 * MIB)
     first = replace(spec("first", kv_bytes=1), source="/no/such/first", private_bytes=300 * MIB)
-    agent.start_instance(first)
-    assert agent.books.memory.used_bytes == INSTANCE_BYTES + 300 * MIB
+    agent.instances.start(first)
+    assert agent.instances.books.memory.used_bytes == INSTANCE_BYTES + 300 * MIB
     second = replace(spec("second", kv_bytes=1), private_bytes=300 * MIB)
     with pytest.raises(errors.NoCapacity, match=r"m takes about 364\.0 MiB .* 136\.0 MiB of 500"):
-        agent.start_instance(second)
-    assert list(agent.instances) == ["first"]
-    agent.start_instance(replace(second, private_bytes=0))
+        agent.instances.start(second)
+    assert list(agent.instances.by_id) == ["first"]
+    agent.instances.start(replace(second, private_bytes=0))
     await agent.close(grace=0.0)
 
 
@@ -147,21 +152,21 @@ async def test_what_was_measured_on_another_engine_tells_nothing(agent: Agent) -
     assert replace(on_vllm, identity="a").kind == replace(on_vllm, identity="a", source="/b").kind
 
 
-async def test_instances_beyond_the_bound_are_refused(agent: Agent) -> None:
-    agent.config = replace(agent.config, memory_bytes=1 << 50)
+async def test_instances_beyond_the_bound_are_refused(bench: Bench, tmp_path: Path) -> None:
+    agent = with_memory(bench, tmp_path, 1 << 50)
     for number in range(MAX_INSTANCES):
-        agent.start_instance(spec(f"i{number}", kv_bytes=1))
+        agent.instances.start(spec(f"i{number}", kv_bytes=1))
     with pytest.raises(errors.NoCapacity, match="256 at most"):
-        agent.start_instance(spec("one-more", kv_bytes=1))
+        agent.instances.start(spec("one-more", kv_bytes=1))
     await agent.close(grace=0.0)
 
 
 async def test_a_node_that_goes_down_takes_nothing_on(agent: Agent, bench: Bench) -> None:
     await agent.close(grace=0.0)
     with pytest.raises(errors.ShuttingDown):
-        agent.start_instance(spec("i"))
+        agent.instances.start(spec("i"))
     with pytest.raises(errors.ShuttingDown):
-        await anext(agent.promote(bench.model(0), None, Tier.DRAM))
+        await anext(agent.contents.promote(Promotion(bench.model(0), None, Tier.DRAM)))
 
 
 async def test_what_the_very_first_start_lacked_is_made_ready(bench: Bench, tmp_path: Path) -> None:
@@ -173,10 +178,10 @@ async def test_what_the_very_first_start_lacked_is_made_ready(bench: Bench, tmp_
     zygotes.start(bench.pool.fd)
     try:
         source = str(make_model("tiny-qwen2", tmp_path / "model"))
-        instance = agent.start_instance(replace(spec("i"), source=source))
+        instance = agent.instances.start(replace(spec("i"), source=source))
         async for _ in instance.follow_start():
             pass
-        assert not agent.init_times.times
+        assert not agent.instances.init_times.times
         assert instance.running
         digest = instance.running.digest
         await assert_eventually(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sllm import machine
 from sllm.errors import InvalidArgument
 from sllm.node import server
-from sllm.node.config import INSTANCE_BYTES, MIB, OWN_BYTES, SOCKET_NAME, VLLM_BYTES, NodeConfig
+from sllm.node.config import INSTANCE_BYTES, MIB, OWN_BYTES, VLLM_BYTES, NodeConfig
+from sllm.node.instances.launching import SOCKET_NAME
 
 GIB = 1024 * MIB
 

@@ -7,7 +7,7 @@ import grpc
 from serverlessllm.v1 import embedding_service_pb2 as pb
 from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceServicer
 
-from sllm.node.agent import Agent
+from sllm.node.instances.instances import Instances
 
 if TYPE_CHECKING:
     from serverlessllm.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
@@ -27,8 +27,8 @@ Method = Callable[["EmbeddingServiceAsyncStub"], grpc.aio.UnaryUnaryMultiCallabl
 class EmbeddingServicer(EmbeddingServiceServicer):
     """See embedding_service.proto. Questions and answers pass through as they are."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, instances: Instances) -> None:
+        self._instances = instances
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Makes vectors of texts on the instance that the router chose."""
@@ -41,5 +41,5 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     async def _encode(
         self, request: Question, context: Any, method: Method[Question, Reply]
     ) -> Reply:
-        worker = self._agent.instance(request.instance_id).ready_worker()
+        worker = self._instances.find(request.instance_id).ready_worker()
         return await worker.encode(method(worker.encoders), request, context.time_remaining())

@@ -35,7 +35,7 @@ class MigrationServicer(MigrationServiceServicer):
     ) -> AsyncIterator[pb.MigrationServiceMigrateResponse]:
         """Computes what comes, and goes on with it."""
         opening = await _opening(request_iterator)
-        instance = self._agent.instance(opening.instance_id)
+        instance = self._agent.instances.find(opening.instance_id)
         worker = instance.ready_worker()
         instance.check_identity(opening.identity)
         context_tokens = instance.running.context_tokens if instance.running else 0

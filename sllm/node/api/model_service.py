@@ -8,9 +8,8 @@ from serverlessllm.v1 import model_service_pb2 as pb
 from serverlessllm.v1.model_service_pb2_grpc import ModelServiceServicer
 
 from sllm import errors
-from sllm.node.agent import Agent
 from sllm.node.instances.spec import EngineSpec
-from sllm.node.instances.text_workers import TextSource
+from sllm.node.instances.text_workers import TextSource, TextWorkers
 from sllm.node.worker.backends.names import TRANSFORMERS
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ Method = Callable[["ModelServiceAsyncStub"], grpc.aio.UnaryUnaryMultiCallable[Qu
 class ModelServicer(ModelServiceServicer):
     """See model_service.proto. Questions and answers pass through as they are."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, text_workers: TextWorkers) -> None:
+        self._text_workers = text_workers
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """Tells what a model knows of text."""
@@ -63,7 +62,7 @@ class ModelServicer(ModelServiceServicer):
         return await self._ask(request, lambda models: models.RenderChat)
 
     async def _ask(self, request: Question, method: Method[Question, Answer]) -> Answer:
-        async with self._agent.text_worker(_source(request.model), request.ByteSize()) as worker:
+        async with self._text_workers.of(_source(request.model), request.ByteSize()) as worker:
             return await worker.ask(method(worker.models), request)
 
 

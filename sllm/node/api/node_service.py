@@ -16,7 +16,7 @@ from sllm.node.generations.generations import Generations
 from sllm.node.generations.multiplexer import Multiplexer
 from sllm.node.generations.outgoing_migration import OutgoingMigration
 from sllm.node.instances.zygotes import AUTO, check_has
-from sllm.node.tiers.types import EVICTED_FROM, STORED_ON
+from sllm.node.tiers.types import EVICTED_FROM
 
 
 class NodeServicer(NodeServiceServicer):
@@ -63,27 +63,13 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.PromoteRequest, context: Any
     ) -> AsyncIterator[pb.PromoteResponse]:
         """Brings a checkpoint up to a tier."""
-        tier, dtype = bounds.one_of(request.tier, STORED_ON, "tier"), request.dtype or None
-        hold, engine = wire.hold_spec(request), request.engine or AUTO
-        tensor_parallel = wire.tensor_parallel(request)
-        check_has(engine, self._agent.engines)
-        promotion = self._agent.promote(
-            request.source,
-            dtype,
-            tier,
-            hold,
-            pack=request.pack,
-            give_up=request.give_up,
-            identity=request.identity,
-            engine=engine,
-            tensor_parallel=tensor_parallel,
-            peers=wire.peers(request),
-        )
-        async with aclosing(promotion) as steps:
+        wanted = wire.promotion(request)
+        check_has(wanted.engine, self._agent.zygotes.states)
+        async with aclosing(self._agent.contents.promote(wanted)) as steps:
             async for progress in steps:
                 yield pb.PromoteResponse(loading=wire.loading(progress))
         held = await self._agent.inspector.inspect_promoted(
-            request.source, dtype, request.identity, engine, tensor_parallel
+            wanted.source, wanted.dtype, wanted.identity, wanted.engine, wanted.tensor_parallel
         )
         yield pb.PromoteResponse(done=pb.PromoteDone(model=wire.info(held)))
 
@@ -91,14 +77,14 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.ReleaseHoldRequest, context: Any
     ) -> pb.ReleaseHoldResponse:
         """Ends a hold: the checkpoint may be evicted again."""
-        self._agent.holds.release(request.hold_id)
+        self._agent.contents.holds.release(request.hold_id)
         return pb.ReleaseHoldResponse()
 
     async def StartInstance(
         self, request: pb.StartInstanceRequest, context: Any
     ) -> AsyncIterator[pb.StartInstanceResponse]:
         """Starts an instance, or joins its start."""
-        instance = self._agent.start_instance(wire.instance_spec(request))
+        instance = self._agent.instances.start(wire.instance_spec(request))
         async with aclosing(instance.follow_start()) as steps:
             async for progress in steps:
                 yield pb.StartInstanceResponse(loading=wire.loading(progress))
@@ -110,8 +96,8 @@ class NodeServicer(NodeServiceServicer):
         """Ends an instance."""
         grace = bounds.duration(request.grace, "grace")
         keep = bounds.duration(request.keep_weights, "keep_weights")
-        instance = self._agent.instances.get(request.instance_id)
-        await self._agent.stop_instance(request.instance_id, grace)
+        instance = self._agent.instances.by_id.get(request.instance_id)
+        await self._agent.instances.stop(request.instance_id, grace)
         if request.HasField("keep_weights") and instance and instance.running:
             self._agent.store.wanted_for(instance.running.digest, keep)
         return pb.StopInstanceResponse()
@@ -120,7 +106,7 @@ class NodeServicer(NodeServiceServicer):
         self, request: pb.StartMigrationRequest, context: Any
     ) -> AsyncIterator[pb.StartMigrationResponse]:
         """Moves generations to another node."""
-        instance = self._agent.instance(request.instance_id)
+        instance = self._agent.instances.find(request.instance_id)
         chosen = self._generations.chosen(request.instance_id, request.request_ids)
         terms = wire.migration_terms(request, instance, self._agent.store.fetching_pages.here)
         migration = OutgoingMigration(terms, self._node_id, self._clock, self._dial)

@@ -148,7 +148,7 @@ class Reporter:
         )
 
     def _now(self) -> _Sent:
-        holds, copied_over = self._agent.holds, self._agent.books.copied_over
+        holds, copied_over = self._agent.contents.holds, self._agent.instances.books.copied_over
         copies = _written(
             self._agent.contents.copies(),
             lambda copy: reports.copy_message(
@@ -158,15 +158,15 @@ class Reporter:
             ),
         )
         instances = _written(
-            self._agent.instances.values(),
+            self._agent.instances.by_id.values(),
             lambda instance: reports.instance_message(instance, self._node_id),
         )
         return _Sent(
             node=reports.node_message(self._agent, self._node_id, self._address),
             copies={(copy.digest, copy.tier): copy for copy in copies},
             instances={instance.instance_id: instance for instance in instances},
-            init_times=reports.init_messages(self._agent),
-            kept=self._agent.kept_prefixes(),
+            init_times=reports.init_messages(self._agent.instances.init_times),
+            kept=self._agent.store.kept.prefixes.saved(),
         )
 
     def _full(self, now: _Sent) -> pb.FullReport:

@@ -13,7 +13,7 @@ from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.device.interface import DeviceInfo
 from sllm.node.generations.wire import phase_message
-from sllm.node.instances.init_times import InitKey, InitTime
+from sllm.node.instances.init_times import InitKey, InitTime, InitTimes
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.memory import MAX_INSTANCES, NodeMemory
 from sllm.node.instances.running import Running
@@ -102,7 +102,7 @@ def _hold(hold: Hold) -> pb.Hold:
 
 def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
     """The node without its copies."""
-    books = agent.own_books
+    instances, books = agent.instances, agent.instances.own_books
     return pb.Node(
         node_id=node_id,
         address=address,
@@ -114,20 +114,20 @@ def node_message(agent: Agent, node_id: str, address: str) -> pb.Node:
         leaving=agent.leaving,
         devices=[_device(device) for device in agent.devices.infos()],
         memory=_memory(books.memory),
-        engines=[pb.NodeEngine(name=one.name, ready=one.ready) for one in agent.engines],
-        init_time=None if agent.init_times.mean is None else to_duration(agent.init_times.mean),
+        engines=[pb.NodeEngine(name=one.name, ready=one.ready) for one in agent.zygotes.states],
+        init_time=None if (mean := instances.init_times.mean) is None else to_duration(mean),
         max_tensor_parallel=agent.devices.max_together,
         zone=agent.config.zone,
         unmade_forms=[
             pb.UnmadeForm(digest=digest, made_for=made_for, problem=problem)
-            for (digest, made_for), problem in agent.unmade_forms.items()
+            for (digest, made_for), problem in instances.unmade_forms.items()
         ],
     )
 
 
-def init_messages(agent: Agent) -> dict[InitKey, pb.InitObservation]:
+def init_messages(observed: InitTimes) -> dict[InitKey, pb.InitObservation]:
     """What starts took, by checkpoint and engine."""
-    return {key: _init_message(key, time) for key, time in agent.init_times.times.items()}
+    return {key: _init_message(key, time) for key, time in observed.times.items()}
 
 
 def kept_message(

@@ -7,12 +7,15 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm import bounds, errors
 from sllm.checkpoint.format.experts import ExpertBytes
 from sllm.embedding.wire import purpose_message
+from sllm.node.contents import Promotion
 from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.instances.inspection import AdapterInfo, Base, ModelInfo
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
+from sllm.node.instances.zygotes import AUTO
 from sllm.node.peers.types import Lender, Peer, Peers
 from sllm.node.store.holds import HoldSpec
+from sllm.node.tiers.types import STORED_ON
 from sllm.node.transfers.work import Progress
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.messages import ParserNames
@@ -169,12 +172,28 @@ def _concurrency(value: int) -> int:
     return bounds.count(value, "max_concurrency", least=1, most=bounds.MAX_CONCURRENCY)
 
 
-def hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
-    """The hold that a Promote call asks for, if it does.
+def promotion(request: node_pb.PromoteRequest) -> Promotion:
+    """What a Promote call asks for.
 
     Raises:
-        errors.InvalidArgument: It would last no time, or for ages.
+        errors.InvalidArgument: A name or a number is out of its bounds, or nothing stays on the
+            tier.
     """
+    return Promotion(
+        source=request.source,
+        dtype=request.dtype or None,
+        tier=bounds.one_of(request.tier, STORED_ON, "tier"),
+        hold=_hold_spec(request),
+        pack=request.pack,
+        give_up=request.give_up,
+        identity=request.identity,
+        engine=request.engine or AUTO,
+        tensor_parallel=tensor_parallel(request),
+        peers=peers(request),
+    )
+
+
+def _hold_spec(request: node_pb.PromoteRequest) -> HoldSpec | None:
     if not request.hold_id:
         return None
     hold_id = bounds.name(request.hold_id, "hold_id")

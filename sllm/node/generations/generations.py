@@ -1,17 +1,17 @@
 """All generations of this node, by request, and for how long each goes on without a reader."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from serverlessllm.v1 import inference_service_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.clock import Clock
-from sllm.node.agent import Agent
 from sllm.node.generations import wire
 from sllm.node.generations.generation import Generation
 from sllm.node.instances.adapter_use import AdapterUse
+from sllm.node.instances.instances import Instances
 from sllm.node.instances.worker_client import Worker
 from sllm.prompt_size import check_size
 
@@ -23,8 +23,12 @@ UNREAD_SECONDS = 10.0
 class Generations:
     """Requests under way on this node. Belongs to the event loop."""
 
-    def __init__(self, agent: Agent, node_id: str, clock: Clock) -> None:
-        self._agent = agent
+    def __init__(
+        self, instances: Instances, leave: Callable[[], None], node_id: str, clock: Clock
+    ) -> None:
+        """None is under way. `leave`: see `Agent.leave`."""
+        self._instances = instances
+        self._leave = leave
         self._node_id = node_id
         self._clock = clock
         self._by_id: dict[str, Generation] = {}
@@ -59,7 +63,7 @@ class Generations:
             errors.WorkerDied: The worker has ended.
         """
         self._replace(request.request_id)
-        instance = self._agent.instance(request.instance_id)
+        instance = self._instances.find(request.instance_id)
         generation = Generation(
             request,
             worker,
@@ -84,7 +88,7 @@ class Generations:
         """Has all go on elsewhere; returns once nobody reads any here, or after `timeout` s."""
         deadline = self._clock.now() + timeout
         if any(one.reader for one in self._by_id.values()):
-            self._agent.leave()
+            self._leave()
         while self._clock.now() < deadline and any(one.reader for one in self._by_id.values()):
             await self._clock.sleep(_LOOK_SECONDS)
 
@@ -142,7 +146,7 @@ class Generations:
             self._wait_no_more(known)
             known.request.attempt = request.attempt  # the reader's
             return known
-        instance = self._agent.instance(request.instance_id)
+        instance = self._instances.find(request.instance_id)
         worker = instance.ready_worker()
         self._check_size(request)
         identity = wire.served_identity(instance.identity, request)
@@ -163,7 +167,7 @@ class Generations:
         return generation
 
     def _check_size(self, request: pb.GenerateRequest) -> None:
-        running = self._agent.instance(request.instance_id).running
+        running = self._instances.find(request.instance_id).running
         if running:
             check_size(request.ByteSize(), running.context_tokens)
 
@@ -197,7 +201,7 @@ class Generations:
 
     def _tell(self, instance_id: str) -> None:
         unread = [one for one in self._waits if one.request.instance_id == instance_id]
-        self._agent.set_unread(instance_id, frozenset(one.request_id for one in unread))
+        self._instances.set_unread(instance_id, frozenset(one.request_id for one in unread))
 
 
 def _goes_on(generation: Generation, request: pb.GenerateRequest) -> bool:

@@ -63,6 +63,8 @@ class Instance:
         """What the start has brought up, from READY on."""
         self.memory = OwnMemory()
         """What its worker takes of the node's memory for itself, from READY on."""
+        self.belated = False
+        """Whether its start has had to wait for the zygote's own."""
         self.over_ready = False
         """Whether its weights were made ready for its engine; expected, until it is READY."""
         self.adapters: InstanceAdapters | None = None

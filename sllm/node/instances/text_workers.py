@@ -6,7 +6,7 @@ while. They are nobody's instances: what an instance needs of the memory, they g
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -52,6 +52,10 @@ class TextSource:
         return same and self.source == spec.source and self.identity == identity
 
 
+Serving = Callable[[TextSource], Worker | None]
+"""The worker of an instance that serves a model. None: there is none."""
+
+
 @dataclass(slots=True, eq=False)
 class _Kept:
     starting: asyncio.Task[Worker]
@@ -65,16 +69,20 @@ class _Kept:
 class TextWorkers:
     """Belongs to the event loop."""
 
-    def __init__(self, store: TierStore, launch: LaunchEngine, clock: Clock) -> None:
+    def __init__(
+        self, store: TierStore, launch: LaunchEngine, serving: Serving, clock: Clock
+    ) -> None:
         """There are none yet.
 
         Args:
             store: has the small files.
             launch: gives workers.
+            serving: finds those of instances.
             clock: waits.
         """
         self._store = store
         self._launch = launch
+        self._serving = serving
         self._clock = clock
         self._kept: dict[TextSource, _Kept] = {}
         """The one that was used last comes last."""
@@ -82,13 +90,24 @@ class TextWorkers:
         self._closing = False
 
     @asynccontextmanager
-    async def of(self, source: TextSource) -> AsyncIterator[Worker]:
-        """The worker of a model, started if there is none.
+    async def of(self, source: TextSource, size_bytes: int) -> AsyncIterator[Worker]:
+        """A worker to ask of a model: an instance's, or one without weights, started if need be.
+
+        What is long is nothing for an instance, whose requests would wait for it.
 
         Raises:
+            errors.EngineUnavailable: This node does not have its engine.
             errors.NoCapacity: All that there may be are busy.
             errors.SllmError: Why it cannot be started; whatever the block raises.
         """
+        if size_bytes <= SHORT_BYTES and (worker := self._serving(source)):
+            yield worker
+        else:
+            async with self._without_weights(source) as worker:
+                yield worker
+
+    @asynccontextmanager
+    async def _without_weights(self, source: TextSource) -> AsyncIterator[Worker]:
         kept = self._take(source)
         try:
             yield await _started(kept)

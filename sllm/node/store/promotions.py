@@ -20,6 +20,7 @@ class Promotions:
 
     def __init__(self) -> None:
         self._under_way: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     async def follow(
         self, promote: Callable[[Tell], Coroutine[Any, Any, None]], *, give_up: bool
@@ -32,8 +33,10 @@ class Promotions:
 
         Raises:
             SllmError: what the promotion failed with.
-            ShuttingDown: `close` has ended it.
+            ShuttingDown: `close` has ended it, or was called before.
         """
+        if self._closing:
+            raise ShuttingDown("this node is going down and starts nothing new")
         progress: Broadcast[Progress] = Broadcast()
         work = asyncio.create_task(promote(progress.publish))
         self._under_way.add(work)
@@ -51,7 +54,8 @@ class Promotions:
         work.result()  # it is done, as its progress has ended; this raises what it failed with
 
     async def close(self) -> None:
-        """Ends all that are under way, and returns when they have."""
+        """Ends all that are under way, and returns when they have; begins no more."""
+        self._closing = True
         for work in self._under_way:
             work.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)

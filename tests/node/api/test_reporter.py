@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import structlog
@@ -84,9 +85,10 @@ class Holds:
 
 @dataclass
 class Contents:
-    """What lies on which tier."""
+    """What lies on which tier, and what holds it there."""
 
     held: list[Copy] = field(default_factory=list)
+    holds: Holds = field(default_factory=Holds)
 
     def copies(self) -> tuple[Copy, ...]:
         return tuple(self.held)
@@ -111,25 +113,34 @@ class Books:
         return self.copied.get(made_of)
 
 
+@dataclass
+class Instances:
+    """What runs."""
+
+    books: Books = field(default_factory=Books)
+    by_id: dict[str, Any] = field(default_factory=dict)
+    init_times: InitTimes = field(default_factory=InitTimes)
+    unmade_forms: dict[Unmade, str] = field(default_factory=dict)
+
+    @property
+    def own_books(self) -> Books:
+        return self.books
+
+
 class Node:
     """A node's side of the reporter: contents that change, and who wants to know."""
 
     def __init__(self) -> None:
         self.devices = Devices()
-        self.holds = Holds()
         self.config = NodeConfig(control_address="", directory=Path("/nowhere"))
-        self.instances: dict[str, Any] = {}
-        self.init_times = InitTimes()
+        self.instances = Instances()
         self.contents = Contents()
-        self.books = self.own_books = Books()
         self.leaving = False
-        self.unmade_forms: dict[Unmade, str] = {}
-        self.engines = (EngineState("transformers", ready=True),)
+        self.zygotes = SimpleNamespace(states=(EngineState("transformers", ready=True),))
         self.kept: dict[int, float] = {}
+        prefixes = SimpleNamespace(saved=lambda: self.kept)
+        self.store = SimpleNamespace(kept=SimpleNamespace(prefixes=prefixes))
         self._watchers: list[Any] = []
-
-    def kept_prefixes(self) -> dict[int, float]:
-        return self.kept
 
     def subscribe(self, watcher: Any) -> None:
         self._watchers.append(watcher)
@@ -180,7 +191,7 @@ async def test_everything_first_and_then_what_changes() -> None:
 async def test_one_part_that_cannot_be_written_silences_nothing_else() -> None:
     fleet, node = Fleet(), Node()
     node.hold("a", "b", "c")
-    node.holds = Holds({"b": Hold("h", "b", Tier.SSD, expires_at=3e11)})
+    node.contents.holds = Holds({"b": Hold("h", "b", Tier.SSD, expires_at=3e11)})
     with structlog.testing.capture_logs() as logs:
         async with reporting(fleet, node):
             await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
@@ -201,7 +212,7 @@ async def test_what_instances_take_of_the_memory_is_told() -> None:
             instance_bytes=10,
             max_instances=MAX_INSTANCES,
         )
-        node.books.memory = NodeMemory(100, 50, 10, (Taken("a", 20), Taken("b", 0)))
+        node.instances.books.memory = NodeMemory(100, 50, 10, (Taken("a", 20), Taken("b", 0)))
         node.change()
         await assert_eventually(lambda: "delta" in fleet.kinds())
     deltas = [message for message in fleet.messages if message.HasField("delta")]
@@ -212,10 +223,10 @@ async def test_what_instances_over_ready_made_weights_copy_is_told_with_these() 
     fleet, node = Fleet(), Node()
     made = Copy("ready", Tier.SSD, size_bytes=8, resident_bytes=8, sources=(), leased=False)
     node.contents.held = [replace(made, made_of="d", made_for="vllm")]
-    node.unmade_forms = {Unmade("e", "vllm"): "no"}
+    node.instances.unmade_forms = {Unmade("e", "vllm"): "no"}
     async with reporting(fleet, node):
         await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
-        node.books.copied = {"d": 7}
+        node.instances.books.copied = {"d": 7}
         node.change()
         await assert_eventually(lambda: "delta" in fleet.kinds())
     full, delta = (fleet.messages[fleet.kinds().index(kind)] for kind in ("full", "delta"))
@@ -257,10 +268,14 @@ async def test_what_is_kept_of_prompts_is_told_as_far_as_it_has_changed() -> Non
 
 async def test_what_starts_took_is_told_once_and_when_it_changes() -> None:
     fleet, node = Fleet(), Node()
-    node.init_times.observe(InitKey("a", "transformers"), InitTime(8, prepare=0.5, attach=1.0))
+    node.instances.init_times.observe(
+        InitKey("a", "transformers"), InitTime(8, prepare=0.5, attach=1.0)
+    )
     async with reporting(fleet, node):
         await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
-        node.init_times.observe(InitKey("b", "transformers"), InitTime(9, prepare=0.25, attach=2.0))
+        node.instances.init_times.observe(
+            InitKey("b", "transformers"), InitTime(9, prepare=0.25, attach=2.0)
+        )
         node.hold("b")
         await assert_eventually(lambda: "delta" in fleet.kinds())
 
@@ -302,10 +317,10 @@ async def test_a_report_that_cannot_be_made_is_told_and_made_anew() -> None:
     async with reporting(fleet, node):
         await assert_eventually(lambda: fleet.kinds()[:1] == ["full"])
         with structlog.testing.capture_logs() as logs:
-            broken, node.holds = node.holds, None  # type: ignore[assignment]
+            broken, node.contents.holds = node.contents.holds, None  # type: ignore[assignment]
             node.hold("a")
             await assert_eventually(lambda: logs)
-            node.holds = broken
+            node.contents.holds = broken
             await assert_eventually(lambda: fleet.kinds().count("full") == 2)
     assert logs[0]["event"] == "node.report_failed"
     full = [message for message in fleet.messages if message.HasField("full")][-1]

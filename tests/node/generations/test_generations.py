@@ -14,8 +14,8 @@ from serverlessllm.v1 import worker_service_pb2 as worker_pb
 
 from sllm import errors
 from sllm.clock import MonotonicClock
-from sllm.node.agent import Agent
 from sllm.node.generations.generations import Generations
+from sllm.node.instances.instances import Instances
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.worker_client import Worker
 from sllm.prompt_size import BYTES_BESIDE, MAX_BYTES_PER_TOKEN
@@ -41,7 +41,7 @@ class WrittenWorker:
 
 
 class OneInstance:
-    """An agent with one instance, and what it is told of it."""
+    """All instances of a node, which are one, and what they are told of it."""
 
     def __init__(self, worker: WrittenWorker) -> None:
         self._worker = worker
@@ -55,7 +55,7 @@ class OneInstance:
         """It serves what every generation here was begun with."""
         assert identity in ("", self.identity)
 
-    def instance(self, instance_id: str) -> "OneInstance":
+    def find(self, instance_id: str) -> "OneInstance":
         return self
 
     def ready_worker(self) -> WrittenWorker:
@@ -68,9 +68,12 @@ class OneInstance:
 class Node:
     def __init__(self) -> None:
         self.worker = WrittenWorker()
-        self.agent = OneInstance(self.worker)
-        agent = cast(Agent, self.agent)
-        self.generations = Generations(agent, "node", MonotonicClock())
+        self.instances = OneInstance(self.worker)
+        instances = cast(Instances, self.instances)
+        self.generations = Generations(instances, self._leave, "node", MonotonicClock())
+
+    def _leave(self) -> None:
+        """What runs here stays."""
 
     async def begin(self, request: pb.GenerateRequest) -> "Reader":
         """Reads a request, once it has been submitted."""
@@ -156,7 +159,7 @@ async def test_one_that_was_lost_before_its_first_token_begins_again(
     node.worker.streams[0].fail(DIED)
     with pytest.raises(errors.WorkerDied):
         await reader.task
-    assert not node.agent.unread, "nobody comes for what has failed"
+    assert not node.instances.unread, "nobody comes for what has failed"
     again = await node.begin(ask(() if goes_on else None, linger=linger))
     accept(node.worker.streams[1])
     complete(node.worker.streams[1], 10)
@@ -167,7 +170,7 @@ async def test_one_that_was_lost_before_its_first_token_begins_again(
 async def test_one_that_failed_while_nobody_read_it_begins_again(node: Node) -> None:
     reader = await node.begin(ask())
     await reader.leave()
-    assert node.agent.unread == {"one"}
+    assert node.instances.unread == {"one"}
     node.worker.streams[0].fail(DIED)
     again = await node.begin(ask())
     assert not again.task.done()

@@ -14,6 +14,7 @@ from sllm.node.instances.text_workers import (
     IDLE_SECONDS,
     MAX_QUESTIONS,
     MAX_WORKERS,
+    SHORT_BYTES,
     WORKER_BYTES,
     TextSource,
     TextWorkers,
@@ -54,18 +55,23 @@ class Texts:
         self.failure: errors.SllmError | None = None
         self.may_serve = asyncio.Event()
         self.may_serve.set()
-        self.workers = TextWorkers(bench.store, self._launch, self.clock)
+        self.serving: Worker | None = None
+        """That of an instance."""
+        self.workers = TextWorkers(bench.store, self._launch, self._serving, self.clock)
 
     async def _launch(self, engine: str, name: str) -> Worker:
         self.launched.append(Pretender(self.failure, self.may_serve))
         return cast(Worker, self.launched[-1])
 
+    def _serving(self, source: TextSource) -> Worker | None:
+        return self.serving
+
     def source(self, seed: int) -> TextSource:
         engine = EngineSpec("transformers", None, None, None)
         return TextSource(self._bench.model(seed), engine, "")
 
-    async def use(self, seed: int) -> Worker:
-        async with self.workers.of(self.source(seed)) as worker:
+    async def use(self, seed: int, size_bytes: int = 0) -> Worker:
+        async with self.workers.of(self.source(seed), size_bytes) as worker:
             return worker
 
     async def idle(self, seconds: float) -> None:
@@ -96,6 +102,14 @@ async def test_one_serves_all_who_ask_until_nobody_has_for_a_while(texts: Texts)
     assert not texts.running
 
 
+async def test_an_instance_answers_what_is_short(texts: Texts) -> None:
+    texts.serving = cast(Worker, Pretender(None, texts.may_serve))
+    assert await texts.use(0, SHORT_BYTES) is texts.serving
+    assert not texts.launched
+    assert await texts.use(0, SHORT_BYTES + 1) is not texts.serving
+    await texts.workers.close()
+
+
 async def test_the_one_that_was_used_longest_ago_leaves_for_another(texts: Texts) -> None:
     kept = [await texts.use(seed) for seed in range(MAX_WORKERS)]
     await texts.use(0)
@@ -109,7 +123,7 @@ async def test_the_one_that_was_used_longest_ago_leaves_for_another(texts: Texts
 async def test_none_that_is_at_work_leaves(texts: Texts) -> None:
     async with AsyncExitStack() as work:
         for seed in range(MAX_WORKERS):
-            await work.enter_async_context(texts.workers.of(texts.source(seed)))
+            await work.enter_async_context(texts.workers.of(texts.source(seed), 0))
         with pytest.raises(errors.NoCapacity, match=f"texts of {MAX_WORKERS} models"):
             await texts.use(MAX_WORKERS)
         texts.workers.give_way(0)
@@ -133,7 +147,7 @@ async def test_one_that_fails_while_it_is_asked_is_replaced(
     texts: Texts, failure: errors.SllmError
 ) -> None:
     with pytest.raises(type(failure)):
-        async with texts.workers.of(texts.source(0)):
+        async with texts.workers.of(texts.source(0), 0):
             raise failure
     await assert_eventually(lambda: not texts.running)
     await texts.use(0)
@@ -142,9 +156,9 @@ async def test_one_that_fails_while_it_is_asked_is_replaced(
 
 
 async def test_a_slow_question_ends_no_worker_that_others_ask(texts: Texts) -> None:
-    async with texts.workers.of(texts.source(0)):
+    async with texts.workers.of(texts.source(0), 0):
         with pytest.raises(errors.DeadlineExceeded):
-            async with texts.workers.of(texts.source(0)):
+            async with texts.workers.of(texts.source(0), 0):
                 raise errors.DeadlineExceeded("slow")
         assert texts.running == 1
     assert len(texts.launched) == 1
@@ -154,7 +168,7 @@ async def test_a_slow_question_ends_no_worker_that_others_ask(texts: Texts) -> N
 async def test_one_answers_so_many_questions_at_once_and_no_more(texts: Texts) -> None:
     async with AsyncExitStack() as questions:
         for _ in range(MAX_QUESTIONS):
-            await questions.enter_async_context(texts.workers.of(texts.source(0)))
+            await questions.enter_async_context(texts.workers.of(texts.source(0), 0))
         with pytest.raises(errors.NoCapacity, match=f"{MAX_QUESTIONS} questions"):
             await texts.use(0)
         await texts.use(1)
@@ -175,7 +189,7 @@ async def test_who_waits_for_a_start_is_told_of_the_end(texts: Texts) -> None:
 
 async def test_a_bad_question_ends_no_worker(texts: Texts) -> None:
     with pytest.raises(errors.InvalidPrompt):
-        async with texts.workers.of(texts.source(0)):
+        async with texts.workers.of(texts.source(0), 0):
             raise errors.InvalidPrompt("no")
     await texts.use(0)
     assert len(texts.launched) == 1

@@ -80,8 +80,9 @@ async def test_closing_ends_all_and_tells_who_follows(bench: Bench, promotions: 
         await assert_eventually(lambda: gate.begun)
         await leaving.leave()
         await promotions.close()
-        with pytest.raises(ShuttingDown):
-            await staying.task
+        for refused in (staying, Caller(bench, promotions)):
+            with pytest.raises(ShuttingDown):
+                await refused.task
         gate.open()
         await assert_eventually(lambda: not bench.pool.used_bytes)
     assert not any(copy.leased for copy in bench.store.copies())
