@@ -84,7 +84,7 @@ def set_tenant(
 def tenants_table(tenants: Sequence[Tenant]) -> Listing:
     """One row for each tenant: what it has, of what it may have, and what it has used."""
     table = Listing(
-        *("TENANT", "REQUESTS", "INSTANCES", "PINNED", "TIERS", "TOKENS/MIN", "WEIGHT"),
+        *("TENANT", "REQUESTS", "INSTANCES", "PINNED", "TIERS", "TOKENS/MIN", "CALLS/S", "WEIGHT"),
         *("SERVED", "PROMPT", "GENERATED", "DEVICE TIME"),
     )
     for one in tenants:
@@ -96,6 +96,7 @@ def tenants_table(tenants: Sequence[Tenant]) -> Listing:
             _of(format_bytes(one.pinned_bytes), None if pinned is None else format_bytes(pinned)),
             _on_tiers(one),
             "-" if limits.tokens_per_minute is None else str(limits.tokens_per_minute),
+            "-" if limits.calls_per_second is None else f"{limits.calls_per_second:g}",
             f"{limits.weight:g}",
             str(usage.requests),
             str(usage.prompt_tokens),

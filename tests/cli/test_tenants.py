@@ -15,12 +15,13 @@ def test_each_tenant_is_shown_with_what_it_has_of_what_it_may_have(
     control.reply("ListTenants", pb.ListTenantsResponse(tenants=[ACME]))
     heading, row = run("tenants", "ls").out.splitlines()
     assert heading.split() == [
-        *("TENANT", "REQUESTS", "INSTANCES", "PINNED", "TIERS", "TOKENS/MIN", "WEIGHT"),
+        *("TENANT", "REQUESTS", "INSTANCES", "PINNED", "TIERS", "TOKENS/MIN", "CALLS/S"),
+        "WEIGHT",
         *("SERVED", "PROMPT", "GENERATED", "DEVICE", "TIME"),
     ]
     assert row.split() == [
         *("acme", "2/3", "1", "1.0", "GiB/1.0", "TiB", "SSD", "512.0", "GiB/2.0", "TiB", "-"),
-        *("0.5", "4", "50", "60", "7", "s"),
+        *("2.5", "0.5", "4", "50", "60", "7", "s"),
     ]
 
 

@@ -48,7 +48,7 @@ async def test_deployments_that_would_not_all_be_on_disk_are_refused(
     await cluster.caller.set_tenant(ssd_bytes=2 * MODEL - 1, dram_bytes=MODEL)
     await cluster.caller.deploy("one", "file:///models/one")
     await cluster.caller.deploy("one", "file:///models/one", max_concurrency=3)
-    with pytest.raises(errors.TenantLimit, match=f"and this would make {2 * MODEL}") as caught:
+    with pytest.raises(errors.TenantLimit, match=r"would make 20\.0 MiB, 1 B too much") as caught:
         await cluster.caller.deploy("two", "file:///models/two")
     assert caught.value.metadata["limit"] == "ssd_bytes"
     await cluster.caller.set_tenant(dram_bytes=MODEL - 1)

@@ -104,7 +104,7 @@ async def test_more_kept_instances_than_it_may_have_are_refused(
 ) -> None:
     await cluster.caller.set_tenant(replicas=1)
     await cluster.caller.deploy("one", "file:///models/one", min_replicas=1)
-    with pytest.raises(errors.TenantLimit, match="would make 2") as caught:
+    with pytest.raises(errors.TenantLimit, match="would keep 2") as caught:
         await cluster.caller.deploy("two", "file:///models/two", min_replicas=1)
     assert limit_of(caught) == "replicas"
     await cluster.caller.deploy("two", "file:///models/two")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from sllm import errors
+from sllm.config import format_bytes
 
 MAX_WEIGHT: Final = 1000.0
 
@@ -113,8 +114,13 @@ def check_replicas(tenant: str, limits: Limits, kept: Mapping[str, int]) -> None
     Raises:
         errors.TenantLimit: With the numbers.
     """
-    what = "instances kept by min_replicas"
-    _check_count(tenant, "replicas", what, sum(kept.values()), limits.replicas)
+    count, most = sum(kept.values()), limits.replicas
+    if most is not None and count > most:
+        raise errors.TenantLimit(
+            f"tenant {tenant} may have {most} instances, and min_replicas of its deployments would "
+            f"keep {count}: lower it, there or here, or have the limit raised",
+            metadata={"tenant": tenant, "limit": "replicas"},
+        )
 
 
 def check_pinned(tenant: str, limits: Limits, pinned_bytes: int) -> None:
@@ -123,7 +129,9 @@ def check_pinned(tenant: str, limits: Limits, pinned_bytes: int) -> None:
     Raises:
         errors.TenantLimit: With the numbers.
     """
-    _check_count(tenant, "pinned_bytes", "bytes pinned", pinned_bytes, limits.pinned_bytes)
+    if limits.pinned_bytes is not None and pinned_bytes > limits.pinned_bytes:
+        told = _told_bytes("pinned", pinned_bytes, limits.pinned_bytes)
+        raise _beyond_bytes(tenant, "pinned_bytes", told, "unpin others")
 
 
 def check_bytes(tenant: str, limits: Limits, tier: str, size: float) -> None:
@@ -138,8 +146,11 @@ def check_bytes(tenant: str, limits: Limits, tier: str, size: float) -> None:
     Raises:
         errors.TenantLimit: With the numbers.
     """
-    what = f"bytes of checkpoints on {tier}"
-    _check_count(tenant, f"{tier.lower()}_bytes", what, int(size), limits.bytes_by_tier.get(tier))
+    most = limits.bytes_by_tier.get(tier)
+    if most is not None and size > most:
+        told = _told_bytes(f"of checkpoints on {tier}", size, most)
+        advice = "delete deployments, or unpin what is pinned"
+        raise _beyond_bytes(tenant, f"{tier.lower()}_bytes", told, advice)
 
 
 def check_by_source(tenant: str, limits: Limits, tiers: Iterable[str]) -> None:
@@ -199,6 +210,20 @@ def never_an_instance(tenant: str, limits: Limits, kept: int) -> errors.TenantLi
         f"tenant {tenant} {why}: lower min_replicas, or have the limit raised",
         metadata={"tenant": tenant, "limit": "replicas"},
         retry_after=5.0,
+    )
+
+
+def _told_bytes(what: str, size: float, most: int) -> str:
+    """Bytes beyond a bound, as people read them; what is too much is told, however little."""
+    made, beyond = format_bytes(int(size)), format_bytes(math.ceil(size - most))
+    return f"{format_bytes(most)} {what}, and this would make {made}, {beyond} too much"
+
+
+def _beyond_bytes(tenant: str, limit: str, told: str, advice: str) -> errors.TenantLimit:
+    """No other try helps: what is kept stays until somebody ends it."""
+    return errors.TenantLimit(
+        f"tenant {tenant} may have {told}: {advice}, or have the limit raised",
+        metadata={"tenant": tenant, "limit": limit},
     )
 
 

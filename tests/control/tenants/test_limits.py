@@ -15,6 +15,7 @@ from sllm.control.tenants.limits import (
     check_requests,
 )
 
+MIB = 1 << 20
 IDLE = Load(requests=0, queued=0, token_wait=0.0)
 ONE_OF_EACH = Limits(requests=1, queued=1, tokens_per_minute=60, replicas=1, pinned_bytes=1)
 NO_REQUESTS_BOUND = replace(ONE_OF_EACH, requests=None)
@@ -56,22 +57,36 @@ def test_a_queue_has_a_bound_of_its_own() -> None:
 
 
 def test_more_kept_instances_than_it_may_have_are_refused() -> None:
-    with pytest.raises(errors.TenantLimit, match="may have 1 instances kept by min_replicas"):
+    with pytest.raises(
+        errors.TenantLimit, match=r"may have 1 instances, .* would keep 2: lower it"
+    ):
         check_replicas("a", ONE_OF_EACH, {"m": 1, "n": 1})
 
 
-def test_more_pinned_bytes_than_it_may_have_are_refused() -> None:
-    with pytest.raises(errors.TenantLimit, match="may have 1 bytes pinned"):
-        check_pinned("a", ONE_OF_EACH, 2)
-
-
-def test_more_bytes_of_a_tier_than_it_may_have_are_refused() -> None:
-    limits = Limits(ssd_bytes=1)
-    check_bytes("a", limits, "SSD", 1.0)
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (3 * MIB, "2.0 MiB of checkpoints on SSD, and this would make 3.0 MiB, 1.0 MiB too much"),
+        (2 * MIB + 0.5, "2.0 MiB of checkpoints on SSD, and this would make 2.0 MiB, 1 B too much"),
+    ],
+)
+def test_more_bytes_of_a_tier_than_it_may_have_are_refused_with_what_frees_some(
+    size: float, told: str
+) -> None:
+    limits = Limits(ssd_bytes=2 * MIB)
+    check_bytes("a", limits, "SSD", 2 * MIB)
     check_bytes("a", limits, "DRAM", 1e15)
-    with pytest.raises(errors.TenantLimit, match="1 bytes of checkpoints on SSD") as caught:
-        check_bytes("a", limits, "SSD", 2.0)
+    with pytest.raises(errors.TenantLimit, match=f"{told}: delete deployments, or unpin") as caught:
+        check_bytes("a", limits, "SSD", size)
     assert caught.value.metadata == {"tenant": "a", "limit": "ssd_bytes"}
+    assert caught.value.retry_after is None, "no other try helps"
+
+
+def test_more_pinned_bytes_than_it_may_have_are_refused_with_what_frees_some() -> None:
+    limits = Limits(pinned_bytes=MIB)
+    with pytest.raises(errors.TenantLimit, match=r"may have 1\.0 MiB pinned, .*: unpin") as caught:
+        check_pinned("a", limits, 2 * MIB)
+    assert caught.value.metadata == {"tenant": "a", "limit": "pinned_bytes"}
 
 
 def test_who_calls_too_often_is_told_when_to_call_again() -> None:
