@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from sllm import errors
 from sllm.cli.extras import NotInstalled
 from sllm.cli.hints import hint
+from sllm.cli.misuse import reworded
 
 FAILED: Final = 1
 MISUSED: Final = 2
@@ -75,9 +76,10 @@ class Commands(TyperGroup):
         except errors.SllmError as error:
             failure, status = _of_cluster(error, ctx.invoked_subcommand or ""), FAILED
         except _UsageError as error:
+            misuse = reworded(error)
             if not as_json:
                 raise  # typer says how the command is used
-            failure, status = Failure("USAGE", _line(error.format_message())), MISUSED
+            failure, status = Failure("USAGE", _line(misuse.format_message())), MISUSED
         except NotInstalled as error:
             failure, status = Failure("NOT_INSTALLED", str(error)), FAILED
         except BrokenPipeError as error:

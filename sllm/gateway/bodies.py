@@ -146,6 +146,8 @@ def _told(found: Any) -> errors.InvalidArgument:
     value = f", not {_words.repr(found['input']):.{_TOLD}}"
     if kind == REFUSED:
         place.append(found["ctx"]["name"])
+    if kind == "value_error":  # of a check of ours, which pydantic tells with a prefix of its own
+        said = str(found["ctx"]["error"])
     if kind == "extra_forbidden":
         said = "there is no such field"
     if kind in (REFUSED, "extra_forbidden", "missing"):
