@@ -18,6 +18,7 @@ from sllm.control.config import ControlConfig
 from sllm.control.deployments.catalog import Catalog
 from sllm.control.deployments.clearing import Clearing
 from sllm.control.deployments.evictions import Evictions
+from sllm.control.deployments.inspection import Inspector
 from sllm.control.deployments.keeping import Keeping
 from sllm.control.deployments.preparation import Preparation
 from sllm.control.deployments.scaler import Scaler
@@ -161,17 +162,18 @@ class ControlPlane:
             clock,
         )
 
-        self._catalog = Catalog(durable, state, nodes)
+        inspector = Inspector(state, nodes)
+        self._catalog = Catalog(durable, state, inspector)
         self._preparation = Preparation(state, nodes, self._catalog, clock, config)
         self._evictions = evictions = Evictions(nodes)
         self._clearing = Clearing(state, evictions)
         self.pinning = Pinning(durable, state, nodes, clock, config)
-        self.prefetching = Prefetching(durable, state, nodes, self._catalog, config)
+        self.prefetching = Prefetching(durable, state, nodes, inspector, config)
         self.drains = Drains(
             durable, state, self._orchestrator, agenda, self._preparation.consider_all, clock
         )
         self.tenancy = Tenancy(durable, state, self.pinning, evictions, clock, config.max_queued)
-        self.text_questions = TextQuestions(state, self._catalog)
+        self.text_questions = TextQuestions(state, inspector)
         self.explaining = Explaining(state, placer, scaler, clock, lends=config.lend_layers)
         self.cluster_watch = ClusterWatch(state, clock)
         self.deployment_watch = DeploymentWatch(state)

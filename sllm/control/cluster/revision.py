@@ -6,6 +6,23 @@ from sllm import errors
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 
 
+def deployed(
+    present: Deployment | None, spec: DeploymentSpec, found: ModelInfo, now: float
+) -> Deployment:
+    """What a spec makes of the deployment of its name, or a new one where there is none.
+
+    Args:
+        present: as it is. None: there is none.
+        spec: as it is to be.
+        found: what the source is now.
+        now: seconds since the epoch.
+
+    Raises:
+        errors.DeploymentExists: As `revise`.
+    """
+    return revise(present, spec, found) if present else Deployment(spec, found, created_at=now)
+
+
 def revise(present: Deployment, spec: DeploymentSpec, found: ModelInfo) -> Deployment:
     """`present` with the policy of `spec`, which must name the same source.
 

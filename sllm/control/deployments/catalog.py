@@ -3,9 +3,6 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Final, TypeVar
 
 import structlog
 
@@ -13,6 +10,7 @@ from sllm import errors
 from sllm.control.cluster import adapters, revision, specs, validation
 from sllm.control.cluster.needs import need_of
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
+from sllm.control.deployments.inspection import Inspector, on_engine
 from sllm.control.placement import fitting
 from sllm.control.state import tier_bytes
 from sllm.control.state.durable import Durable
@@ -22,26 +20,17 @@ from sllm.control.tenants.limits import check_replicas
 from sllm.control.tenants.names import tenant_of
 from sllm.control.types.calls import Call, Done
 from sllm.control.types.status import DeploymentStatus
-from sllm.control.wire.deployments import template_trial
-from sllm.control.wire.node_client import Node
-from sllm.control.wire.node_messages import Inspected
-from sllm.control.wire.nodes import Nodes
 
 log = structlog.get_logger()
-
-Answer = TypeVar("Answer")
-
-_INSPECTED_NODES: Final = 4
-"""How many nodes are asked, one after the other, until one of them sees the source."""
 
 
 class Catalog:
     """The deployments, in memory and in the store, which are changed together."""
 
-    def __init__(self, durable: Durable, state: State, nodes: Nodes) -> None:
+    def __init__(self, durable: Durable, state: State, inspector: Inspector) -> None:
         self._durable = durable
         self._state = state
-        self._nodes = nodes
+        self._inspector = inspector
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
@@ -63,17 +52,18 @@ class Catalog:
             return first
         if spec.base:
             return await self._deploy_adapter(spec, call)
-        if spec.engine.tensor_parallel > 1:
-            spec = _on(spec, specs.VLLM)  # the one engine that has several devices run a model
-        if spec.engine.expert_memory is not None:
-            spec = _on(spec, specs.TRANSFORMERS)  # the one engine whose experts may stay on SSD
+        return await self._deploy_model(_on_only_engine(spec), call)
+
+    async def _deploy_model(
+        self, spec: DeploymentSpec, call: Call[DeploymentStatus]
+    ) -> DeploymentStatus:
         # Inspecting may take a minute, and nobody is locked out meanwhile. What is there is looked
         # at again afterwards.
         present = self._state.deployments.get(spec.name)
-        found = await self._look_for_room(spec, present)
-        spec = _on(spec, found.engine)
+        found = await self._inspector.inspect_model(spec, present)
+        spec = on_engine(spec, found.engine)
         validation.validate(spec)
-        await self._try_template(spec, found.model)
+        await self._inspector.try_template(spec, found.model)
         while True:
             looked_at = await self._check_adapters(self._revised(spec, found.model))
             async with self._changing:
@@ -105,7 +95,7 @@ class Catalog:
             if one is None:
                 continue  # it was deleted meanwhile
             try:
-                await self._look_at_adapter(one.spec, base, None)
+                await self._inspector.inspect_adapter(one.spec, base, None)
             except errors.Unavailable:
                 raise
             except errors.SllmError as error:
@@ -115,13 +105,13 @@ class Catalog:
     async def _deploy_adapter(
         self, spec: DeploymentSpec, call: Call[DeploymentStatus]
     ) -> DeploymentStatus:
-        """The same of an adapter, which a node holds against its base."""
+        """Deploys an adapter, which a node holds against its base."""
         base, present = self._base_of(spec), self._state.deployments.get(spec.name)
         if present:
             revision.check_source(present, spec)
-        found = await self._look_at_adapter(spec, base, present)
+        found = await self._inspector.inspect_adapter(spec, base, present)
         rendered = dataclasses.replace(base.spec, chat_template=spec.chat_template)
-        await self._try_template(rendered, base.model)
+        await self._inspector.try_template(rendered, base.model)
         async with self._changing:
             looked_at, base = base, self._base_of(spec)  # looking may take a minute
             held_against = found.adapter.base_identity if found.adapter else ""
@@ -142,21 +132,6 @@ class Catalog:
         base = self._state.deployment(spec.base)
         adapters.check_base(spec, base)
         return base
-
-    async def _look_at_adapter(
-        self, spec: DeploymentSpec, base: Deployment, present: Deployment | None
-    ) -> ModelInfo:
-        """What the source is now. One that is there is what it was if nobody can tell."""
-        engine = base.spec.engine.engine
-        try:
-            found = await self._of_any(
-                engine, lambda node: node.inspect_adapter(spec.source, spec.engine.dtype, base)
-            )
-        except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
-            if present is None:
-                raise
-            return present.model
-        return found.model
 
     async def _put(self, deployment: Deployment, call: Call[DeploymentStatus]) -> DeploymentStatus:
         """Stores a deployment, which is in force from then on, unless the call was repeated."""
@@ -205,9 +180,7 @@ class Catalog:
 
     def _revised(self, spec: DeploymentSpec, model: ModelInfo) -> Deployment:
         present = self._state.deployments.get(spec.name)
-        if present:
-            return revision.revise(present, spec, model)
-        return Deployment(spec, model, created_at=time.time())
+        return revision.deployed(present, spec, model, time.time())
 
     def _status_of(self, deployment: Deployment) -> DeploymentStatus:
         """How a deployment is doing, as it is told once it is stored."""
@@ -216,132 +189,11 @@ class Catalog:
             return dataclasses.replace(present, deployment=self._state.shown(deployment))
         return DeploymentStatus(self._state.shown(deployment), self._state.prepared(deployment))
 
-    async def _look_for_room(self, spec: DeploymentSpec, present: Deployment | None) -> Inspected:
-        """As `_look`; what fits no node on the engine that is preferred may fit on another.
 
-        An engine that copies weights needs more memory than one that uses them where they lie.
-        """
-        found = await self._look(spec, present)
-        if spec.engine.engine != specs.AUTO or self._fits(spec, found):
-            return found
-        for engine in (one for one in specs.ENGINES if one != found.engine):
-            with suppress(errors.SllmError):
-                other = await self._inspect_on(spec, engine)
-                if self._fits(spec, other):
-                    return other
-        return found  # the refusal is of the engine that is preferred
-
-    def _fits(self, spec: DeploymentSpec, found: Inspected) -> bool:
-        need = need_of(self._revised(_on(spec, found.engine), found.model))
-        try:
-            fitting.check_fits(self._state.snapshot(), need)
-        except errors.ModelTooLarge:
-            return False
-        return True
-
-    async def _look(self, spec: DeploymentSpec, present: Deployment | None) -> Inspected:
-        """What the source is now. A deployment that is there is what it was if nobody can tell."""
-        if present is None:
-            return await self._inspect_on(spec, spec.engine.engine)
-        revision.check_source(present, spec)
-        try:
-            return await self._look_again(spec, present.spec.engine.engine)
-        except (errors.SourceNotFound, errors.SourceForbidden, errors.Unavailable):
-            before, after = present.spec.engine, spec.engine
-            if after.tensor_parallel != before.tensor_parallel:
-                raise  # whether it can be divided so, and what a part takes, nobody has said
-            if after.expert_memory not in (None, before.expert_memory):
-                raise  # nor whether experts can be read so
-            asked = spec.engine.engine
-            engine = present.spec.engine.engine if asked == specs.AUTO else asked
-            return Inspected(present.model.without_private, engine)
-
-    async def _look_again(self, spec: DeploymentSpec, engine: str) -> Inspected:
-        """The same of a deployment that is there: it stays on its engine, unless another is named.
-
-        That is chosen anew where no node has it any more, or the source has become one that it
-        does not run.
-        """
-        asked = spec.engine.engine
-        if asked == specs.AUTO:
-            with suppress(errors.EngineUnavailable, errors.UnsupportedModel):
-                return await self._inspect_on(spec, engine)
-        return await self._inspect_on(spec, asked)
-
-    async def _inspect_on(self, spec: DeploymentSpec, engine: str) -> Inspected:
-        return await self.inspect(spec.source, dataclasses.replace(spec.engine, engine=engine))
-
-    async def inspect(self, source: str, config: specs.EngineConfig) -> Inspected:
-        """Has a node read a source; a directory need not be on every one.
-
-        Args:
-            source: its URL.
-            config: how it is to be run; nodes that have the engine are asked.
-
-        Raises:
-            errors.EngineUnavailable: No node has the engine.
-            errors.SllmError: Why it cannot be served.
-        """
-        return await self._of_any(
-            config.engine, lambda node: node.inspect(source, config), config.tensor_parallel
-        )
-
-    async def _try_template(self, spec: DeploymentSpec, model: ModelInfo) -> None:
-        """Makes sure that a node can read a template; what it refuses to render is its own affair.
-
-        Raises:
-            errors.InvalidChatTemplate: It is no Jinja.
-        """
-        if not spec.chat_template:
-            return
-        trial = template_trial(spec, model)
-        with suppress(errors.InvalidPrompt):
-            await self._of_any(
-                spec.engine.engine, lambda node: node.ask(node.models.RenderChat, trial)
-            )
-
-    async def _of_any(
-        self, engine: str, ask: Callable[[Node], Awaitable[Answer]], together: int = 1
-    ) -> Answer:
-        """The answer of the first node with an engine, and so many devices, that has one."""
-        error: errors.SllmError = errors.NoNodes(
-            "no node is connected that could inspect the source; start one and try again",
-            retry_after=1.0,
-        )
-        for node in self._to_ask(engine, together)[:_INSPECTED_NODES]:
-            try:
-                return await ask(node)
-            except (errors.SourceNotFound, errors.Unavailable) as failure:
-                error = failure
-        raise error
-
-    def _to_ask(self, engine: str, together: int) -> list[Node]:
-        """The nodes that have an engine, and so many devices for an instance if any of them has."""
-        nodes, views = self.with_engine(engine), self._state.fleet.nodes
-        able = [one for one in nodes if views[one.node_id].facts.max_tensor_parallel >= together]
-        return able or nodes
-
-    def with_engine(self, engine: str) -> list[Node]:
-        """The nodes that have an engine; for AUTO all, those first that prefer what we do.
-
-        Raises:
-            errors.EngineUnavailable: There are nodes, and none has it.
-        """
-        views = self._state.fleet.nodes
-        had = {key: tuple(views[key].facts.engines) for key in self._nodes.by_id if key in views}
-        if engine == specs.AUTO:
-            # The order of nodes with the same engines stays.
-            keys = sorted(had, key=lambda key: had[key][:1] != specs.ENGINES[:1])
-        else:
-            keys = [key for key in had if engine in had[key]]
-        if had and not keys:
-            there = ", ".join(sorted({one for names in had.values() for one in names}))
-            raise errors.EngineUnavailable(
-                f"no node has the engine {engine!r}, they have {there}: start a node that has it "
-                f"(sllm node --engines {engine}), or deploy with engine {specs.AUTO!r}"
-            )
-        return [self._nodes.by_id[key] for key in keys]
-
-
-def _on(spec: DeploymentSpec, engine: str) -> DeploymentSpec:
-    return dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, engine=engine))
+def _on_only_engine(spec: DeploymentSpec) -> DeploymentSpec:
+    """Names the engine, where one alone can run what is asked for."""
+    if spec.engine.tensor_parallel > 1:
+        return on_engine(spec, specs.VLLM)
+    if spec.engine.expert_memory is not None:
+        return on_engine(spec, specs.TRANSFORMERS)
+    return spec

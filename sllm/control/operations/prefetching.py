@@ -15,7 +15,7 @@ from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import AUTO, EngineConfig, ModelInfo
 from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
-from sllm.control.deployments.catalog import Catalog
+from sllm.control.deployments.inspection import Inspector
 from sllm.control.operations.jobs import Job
 from sllm.control.placement import placement
 from sllm.control.placement.decisions import Demand
@@ -60,12 +60,17 @@ class Prefetching:
     """Prefetches under way. Those that are done live on their nodes alone."""
 
     def __init__(
-        self, durable: Durable, state: State, nodes: Nodes, catalog: Catalog, config: ControlConfig
+        self,
+        durable: Durable,
+        state: State,
+        nodes: Nodes,
+        inspector: Inspector,
+        config: ControlConfig,
     ) -> None:
         self._durable = durable
         self._state = state
         self._nodes = nodes
-        self._catalog = catalog
+        self._inspector = inspector
         self._timeout = config.start_timeout_seconds
         self._under_way: dict[str, _UnderWay] = {}
         """By the id of the call, or one that was made for it."""
@@ -128,7 +133,7 @@ class Prefetching:
             dtype, identity = deployment.spec.engine.dtype, deployment.model.identity
             need = self._state.needs[ask.deployment]
             return _Wanted(need.checkpoint, dtype, identity, need.engine)
-        model = (await self._catalog.inspect(ask.source, EngineConfig(AUTO, ask.dtype))).model
+        model = (await self._inspector.inspect(ask.source, EngineConfig(AUTO, ask.dtype))).model
         checkpoint = Checkpoint(ask.source, model.size_bytes, model.digest)
         return _Wanted(checkpoint, ask.dtype, model.identity)
 

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 from sllm import errors
 from sllm.control.cluster.instances import InstanceState
 from sllm.control.cluster.specs import Deployment
-from sllm.control.deployments.catalog import Catalog
+from sllm.control.deployments.inspection import Inspector
 from sllm.control.state.state import State
 from sllm.control.wire.node_client import Node
 
@@ -28,9 +28,9 @@ _ASKED_NODES: Final = 4
 class TextQuestions:
     """Belongs to the event loop."""
 
-    def __init__(self, state: State, catalog: Catalog) -> None:
+    def __init__(self, state: State, inspector: Inspector) -> None:
         self._state = state
-        self._catalog = catalog
+        self._inspector = inspector
 
     def deployment(self, name: str) -> Deployment:
         """The deployment whose files answer a question: of an adapter, its base.
@@ -70,7 +70,7 @@ class TextQuestions:
         raise error
 
     def _nodes(self, deployment: Deployment) -> list[Node]:
-        nodes = self._catalog.with_engine(deployment.spec.engine.engine)
+        nodes = self._inspector.with_engine(deployment.spec.engine.engine)
         return sorted(nodes, key=lambda node: self._distance(node.node_id, deployment))
 
     def _distance(self, node_id: str, deployment: Deployment) -> int:

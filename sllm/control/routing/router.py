@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -18,6 +17,7 @@ from sllm.control.requests.tickets import Ticket
 from sllm.control.routing import admission
 from sllm.control.routing.entrance import Entrance
 from sllm.control.routing.images import MAX_WAITING, ImageChecks
+from sllm.control.routing.lingering import Lingering
 from sllm.control.routing.relay import Relay
 from sllm.control.routing.wait_estimates import WaitEstimates
 from sllm.control.state import tenancy
@@ -29,7 +29,7 @@ from sllm.embedding.purpose import Task
 from sllm.structured_output.checker import Checker
 
 _LOOK_SECONDS: Final = 0.05
-"""Between two looks for a generation whose caller reads on."""
+"""Between two looks for a request that is to end."""
 _LEAVING_SECONDS: Final = 0.3
 _LEAVING_LOOK_SECONDS: Final = 0.005
 _GOING_DOWN: Final = "the control plane is going down; try again"
@@ -54,10 +54,8 @@ class Router:
         self._relay = Relay(state, dispatcher, clock)
         self._forms = Checker()
         self._images = ImageChecks(partial(tenancy.check_looking_share, state, MAX_WAITING))
-        self._left: dict[str, tuple[str, float]] = {}
-        """Requests that linger: the instance, and when they end there, in the clock's seconds."""
+        self.lingering = Lingering(dispatcher, clock, config.lease_seconds)
         self._closing = False
-        self._began = clock.now()
 
     def take(
         self,
@@ -132,16 +130,12 @@ class Router:
         several = choices.choice_ids(request.request_id) if request.n > 1 else ()
         ids = (request.request_id, *several)
         resumes = generations.resumes_from(request) is not None
-        if not any(self.serves(one) or (resumes and self._goes_on(one)) for one in ids):
+        if not any(self.serves(one) or (resumes and self.lingering.may_go_on(one)) for one in ids):
             tenancy.check_requests(self._state, request.deployment, self._clock.now())
 
     def serves(self, request_id: str) -> bool:
         """Whether a request of this id is under way."""
         return request_id in self._state.tickets
-
-    def is_unread(self, request_id: str) -> bool:
-        """Whether a node goes on with a request that nobody reads."""
-        return self._dispatcher.unread_on(request_id) is not None
 
     async def vacant(self, *request_ids: str) -> None:
         """Returns once ids may be used again: their caller has left, and their nodes are told.
@@ -201,7 +195,7 @@ class Router:
             if ticket.resumes_from is None:
                 yield ticket.stamp(generations.queued_event(ticket.position, ticket.estimated_wait))
             else:
-                await self._reattach(ticket)
+                await self.lingering.reattach(ticket)
             async with aclosing(self._relay.events(ticket)) as events:
                 async for event in events:
                     yield event
@@ -255,7 +249,8 @@ class Router:
         # After hanging up alone, a generation lingers on its node: as its caller wishes, or because
         # this control plane goes down, and callers read on after its restart.
         if ticket.linger and ticket.assignment and ticket.outcome != "OK":
-            self._remember(ticket.request_id, ticket.assignment.instance.instance_id, ticket.linger)
+            instance_id = ticket.assignment.instance.instance_id
+            self.lingering.left(ticket.request_id, instance_id, ticket.linger)
         elif not (self._closing or ticket.linger or ticket.outcome == "OK"):
             self._relay.end(ticket)
         self._relay.release(ticket)
@@ -288,20 +283,7 @@ class Router:
             self.drop(former)
         elif former:
             raise errors.RequestIdInUse(f"request {request.request_id!r} is already under way")
-        return resumes and (former is not None or self._goes_on(request.request_id))
-
-    def _goes_on(self, request_id: str) -> bool:
-        """Whether a request was taken once, and goes on without its caller, for all that is known.
-
-        Soon after a restart, nodes have not all reported yet.
-        """
-        now, (_, until) = self._clock.now(), self._left.get(request_id, ("", -math.inf))
-        return now < max(until, self._settled_at) or self.is_unread(request_id)
-
-    @property
-    def _settled_at(self) -> float:
-        """When all nodes that were there before a restart have reported, in the clock's seconds."""
-        return self._began + self._config.lease_seconds
+        return resumes and (former is not None or self.lingering.may_go_on(request.request_id))
 
     def _ticket(
         self, request: generations.GenerateRequest, remaining: float | None, background: bool
@@ -327,21 +309,3 @@ class Router:
         named = self._state.deployment(request.deployment)
         if named.spec.base:
             request.adapter.CopyFrom(deployments.adapter_source(named))
-
-    def _remember(self, request_id: str, instance_id: str, linger: float) -> None:
-        """Keeps where a request lingers: its caller may come back before its node has told."""
-        now = self._clock.now()
-        self._left = {key: left for key, left in self._left.items() if left[1] > now}
-        self._left[request_id] = instance_id, now + linger
-
-    async def _reattach(self, ticket: Ticket) -> None:
-        """Reads on where the generation goes on, or begins anew with what the caller has."""
-        left, _ = self._left.pop(ticket.request_id, ("", 0.0))
-        while not ticket.error:
-            if self._dispatcher.reattach(ticket, left):
-                ticket.reattached = True
-                return
-            if self._clock.now() >= self._settled_at:
-                self._dispatcher.enqueue(ticket)
-                return
-            await self._clock.sleep(_LOOK_SECONDS)

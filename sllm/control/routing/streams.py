@@ -104,7 +104,9 @@ class Streams:
 
     async def _cancel_unread(self, request_id: str, attempt: str | None) -> bool:
         """Ends the samples that go on without a reader; says whether there were any."""
-        unread = [one for one in choices.choice_ids(request_id) if self._router.is_unread(one)]
+        unread = [
+            one for one in choices.choice_ids(request_id) if self._router.lingering.is_unread(one)
+        ]
         for one in unread:
             with suppress(errors.RequestNotFound):
                 await self._router.cancel(one, attempt)

@@ -111,10 +111,9 @@ async def test_requests_beyond_the_slots_wait_their_turn(cluster: Cluster, node:
     await cluster.caller.deploy(max_concurrency=1)
     await cluster.caller.complete(request_id="warm")
     node.script.before_finish.shut()
-    streams = [cluster.caller.generate(request_id=f"r{index}") for index in range(4)]
-    await streams[0].until("tokens")
-    for stream in streams[1:]:
-        await stream.until("queued")
+    streams = [await cluster.caller.generate(request_id="r0").until("tokens")]
+    for index in range(1, 4):  # one after the other: calls that begin together have no order
+        streams.append(await cluster.caller.generate(request_id=f"r{index}").until("queued"))
     assert (await cluster.caller.deployment("tiny")).queued_requests == 3
     node.script.before_finish.open()
     for stream in streams:
