@@ -111,9 +111,10 @@ async def test_requests_beyond_the_slots_wait_their_turn(cluster: Cluster, node:
     await cluster.caller.deploy(max_concurrency=1)
     await cluster.caller.complete(request_id="warm")
     node.script.before_finish.shut()
-    streams = [await cluster.caller.generate(request_id="r0").until("tokens")]
-    for index in range(1, 4):  # one after the other: calls that begin together have no order
-        streams.append(await cluster.caller.generate(request_id=f"r{index}").until("queued"))
+    first = await cluster.caller.generate(request_id="r0").until("tokens")
+    # One after the other: calls that begin together have no order.
+    begin = cluster.caller.generate
+    streams = [first, *[await begin(request_id=f"r{one}").until("queued") for one in range(1, 4)]]
     assert (await cluster.caller.deployment("tiny")).queued_requests == 3
     node.script.before_finish.open()
     for stream in streams:
