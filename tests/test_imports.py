@@ -140,6 +140,7 @@ GENERATED_CODE = {
     "sllm.node.instances.under_way": set(),
     "sllm.node.instances.worker_client": set(),
     "sllm.node.instances.worker_messages": set(),
+    "sllm.node.peers.copying": set(),
     "sllm.node.peers.link": set(),
     "sllm.node.peers.pages": set(),
     "sllm.node.peers.wire": set(),

@@ -518,7 +518,8 @@ _NODE: Mapping[str, Maker] = {
         )
     ],
     "PeerService.Fetch": lambda facts, rng: [
-        peer.FetchRequest(origin=_origin(facts), chunk=rng.randrange(3), offset=4096)
+        peer.FetchRequest(origin=_origin(facts), chunk=rng.randrange(3), offset=4096),
+        peer.FetchRequest(origin=peer.CheckpointOrigin(digest="0" * 32), file="form.json"),
     ],
     "PeerService.FetchPages": lambda facts, rng: [
         peer.FetchPagesRequest(keys=[rng.randbytes(16) for _ in range(3)], page_bytes=4096)

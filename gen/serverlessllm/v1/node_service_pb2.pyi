@@ -349,6 +349,7 @@ class StartInstanceRequest(_message.Message):
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     LENDERS_FIELD_NUMBER: _builtins.int
+    FORMS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     source: _builtins.str
@@ -374,6 +375,12 @@ class StartInstanceRequest(_message.Message):
         weights. Empty: none.
         """
 
+    @_builtins.property
+    def forms(self) -> _containers.RepeatedCompositeFieldContainer[Global___FormPeers]:
+        """Forms of the checkpoint that other nodes have made ready for the engine: the one that this node would make is fetched
+        from them instead. Empty: nobody has made any.
+        """
+
     def __init__(
         self,
         *,
@@ -386,16 +393,45 @@ class StartInstanceRequest(_message.Message):
         private_bytes: _builtins.int | None = ...,
         peers: Global___Peers | None = ...,
         lenders: _abc.Iterable[Global___Lender] | None = ...,
+        forms: _abc.Iterable[Global___FormPeers] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "engine", b"engine", "peers", b"peers", "private_bytes", b"private_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "deployment", b"deployment", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "lenders", b"lenders", "peers", b"peers", "private_bytes", b"private_bytes", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes", "deployment", b"deployment", "engine", b"engine", "forms", b"forms", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "lenders", b"lenders", "peers", b"peers", "private_bytes", b"private_bytes", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__private_bytes: _TypeAlias = _typing.Literal["private_bytes"]  # noqa: Y015
     _WhichOneofArgType__private_bytes: _TypeAlias = _typing.Literal["_private_bytes", b"_private_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___StartInstanceRequest: _TypeAlias = StartInstanceRequest  # noqa: Y015
+
+@_typing.final
+class FormPeers(_message.Message):
+    """Nodes that hold a checkpoint as it was made ready."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORM_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    form: _builtins.str
+    """As in WeightForm.name."""
+    @_builtins.property
+    def peers(self) -> Global___Peers:
+        """With the digest of what was made."""
+
+    def __init__(
+        self,
+        *,
+        form: _builtins.str = ...,
+        peers: Global___Peers | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["peers", b"peers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "peers", b"peers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FormPeers: _TypeAlias = FormPeers  # noqa: Y015
 
 @_typing.final
 class Lender(_message.Message):

@@ -27,7 +27,7 @@ from serverlessllm.v1 import types_pb2 as serverlessllm_dot_v1_dot_types__pb2
 from serverlessllm.v1 import worker_service_pb2 as serverlessllm_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serverlessllm/v1/peer_service.proto\x12\x10serverlessllm.v1\x1a\x1dserverlessllm/v1/layers.proto\x1a\x1cserverlessllm/v1/types.proto\x1a%serverlessllm/v1/worker_service.proto\"T\n\x10\x43heckpointOrigin\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04\x66orm\x18\x04 \x01(\t\"\x8b\x01\n\x13\x46ollowChunksRequest\x12\x32\n\x06origin\x18\x01 \x01(\x0b\x32\".serverlessllm.v1.CheckpointOrigin\x12\x16\n\x0ewants_manifest\x18\x02 \x01(\x08\x12(\n\x06\x63\x61ller\x18\x03 \x01(\x0b\x32\x18.serverlessllm.v1.Fellow\"*\n\x06\x46\x65llow\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x94\x02\n\x14\x46ollowChunksResponse\x12$\n\x04tier\x18\x01 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\r\n\x05whole\x18\x02 \x01(\x08\x12-\n\x07\x61rrived\x18\x03 \x03(\x0b\x32\x1c.serverlessllm.v1.ChunkRange\x12+\n\x05\x62\x65gun\x18\x04 \x03(\x0b\x32\x1c.serverlessllm.v1.ChunkRange\x12\x10\n\x08manifest\x18\x05 \x01(\x0c\x12\x0f\n\x07\x64igests\x18\x06 \x01(\x0c\x12\x0e\n\x06layout\x18\x07 \x01(\t\x12*\n\x04left\x18\x08 \x03(\x0b\x32\x1c.serverlessllm.v1.LeftChunks\x12\x0c\n\x04\x61sks\x18\t \x01(\t\"K\n\nLeftChunks\x12,\n\x06\x63hunks\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.ChunkRange\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"*\n\nChunkRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"a\n\x0c\x46\x65tchRequest\x12\x32\n\x06origin\x18\x01 \x01(\x0b\x32\".serverlessllm.v1.CheckpointOrigin\x12\r\n\x05\x63hunk\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"5\n\x11\x46\x65tchPagesRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\x12\n\npage_bytes\x18\x02 \x01(\x03\"3\n\x12\x46\x65tchPagesResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"|\n\x10RunLayersRequest\x12\x30\n\x06wanted\x18\x01 \x01(\x0b\x32\x1e.serverlessllm.v1.LayersWantedH\x00\x12+\n\x04step\x18\x02 \x01(\x0b\x32\x1b.serverlessllm.v1.LayerPassH\x00\x42\t\n\x07message\"\xf3\x01\n\x0cLayersWanted\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12,\n\x06layers\x18\x06 \x01(\x0b\x32\x1c.serverlessllm.v1.LayerRange\x12\x10\n\x08kv_bytes\x18\x07 \x01(\x03\x12-\n\tfirst_use\x18\x08 \x01(\x0b\x32\x1a.serverlessllm.v1.FirstUse\"\x7f\n\x11RunLayersResponse\x12.\n\x05ready\x18\x01 \x01(\x0b\x32\x1d.serverlessllm.v1.LayersReadyH\x00\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1d.serverlessllm.v1.LayerAnswerH\x00\x42\t\n\x07message\"\r\n\x0bLayersReady2\xef\x02\n\x0bPeerService\x12_\n\x0c\x46ollowChunks\x12%.serverlessllm.v1.FollowChunksRequest\x1a&.serverlessllm.v1.FollowChunksResponse0\x01\x12J\n\x05\x46\x65tch\x12\x1e.serverlessllm.v1.FetchRequest\x1a\x1f.serverlessllm.v1.FetchResponse0\x01\x12Y\n\nFetchPages\x12#.serverlessllm.v1.FetchPagesRequest\x1a$.serverlessllm.v1.FetchPagesResponse0\x01\x12X\n\tRunLayers\x12\".serverlessllm.v1.RunLayersRequest\x1a#.serverlessllm.v1.RunLayersResponse(\x01\x30\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serverlessllm/v1/peer_service.proto\x12\x10serverlessllm.v1\x1a\x1dserverlessllm/v1/layers.proto\x1a\x1cserverlessllm/v1/types.proto\x1a%serverlessllm/v1/worker_service.proto\"d\n\x10\x43heckpointOrigin\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04\x66orm\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"\x8b\x01\n\x13\x46ollowChunksRequest\x12\x32\n\x06origin\x18\x01 \x01(\x0b\x32\".serverlessllm.v1.CheckpointOrigin\x12\x16\n\x0ewants_manifest\x18\x02 \x01(\x08\x12(\n\x06\x63\x61ller\x18\x03 \x01(\x0b\x32\x18.serverlessllm.v1.Fellow\"*\n\x06\x46\x65llow\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x94\x02\n\x14\x46ollowChunksResponse\x12$\n\x04tier\x18\x01 \x01(\x0e\x32\x16.serverlessllm.v1.Tier\x12\r\n\x05whole\x18\x02 \x01(\x08\x12-\n\x07\x61rrived\x18\x03 \x03(\x0b\x32\x1c.serverlessllm.v1.ChunkRange\x12+\n\x05\x62\x65gun\x18\x04 \x03(\x0b\x32\x1c.serverlessllm.v1.ChunkRange\x12\x10\n\x08manifest\x18\x05 \x01(\x0c\x12\x0f\n\x07\x64igests\x18\x06 \x01(\x0c\x12\x0e\n\x06layout\x18\x07 \x01(\t\x12*\n\x04left\x18\x08 \x03(\x0b\x32\x1c.serverlessllm.v1.LeftChunks\x12\x0c\n\x04\x61sks\x18\t \x01(\t\"K\n\nLeftChunks\x12,\n\x06\x63hunks\x18\x01 \x01(\x0b\x32\x1c.serverlessllm.v1.ChunkRange\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"*\n\nChunkRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"o\n\x0c\x46\x65tchRequest\x12\x32\n\x06origin\x18\x01 \x01(\x0b\x32\".serverlessllm.v1.CheckpointOrigin\x12\r\n\x05\x63hunk\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0c\n\x04\x66ile\x18\x04 \x01(\t\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"5\n\x11\x46\x65tchPagesRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\x12\x12\n\npage_bytes\x18\x02 \x01(\x03\"3\n\x12\x46\x65tchPagesResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"|\n\x10RunLayersRequest\x12\x30\n\x06wanted\x18\x01 \x01(\x0b\x32\x1e.serverlessllm.v1.LayersWantedH\x00\x12+\n\x04step\x18\x02 \x01(\x0b\x32\x1b.serverlessllm.v1.LayerPassH\x00\x42\t\n\x07message\"\xf3\x01\n\x0cLayersWanted\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12.\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x1e.serverlessllm.v1.EngineConfig\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12,\n\x06layers\x18\x06 \x01(\x0b\x32\x1c.serverlessllm.v1.LayerRange\x12\x10\n\x08kv_bytes\x18\x07 \x01(\x03\x12-\n\tfirst_use\x18\x08 \x01(\x0b\x32\x1a.serverlessllm.v1.FirstUse\"\x7f\n\x11RunLayersResponse\x12.\n\x05ready\x18\x01 \x01(\x0b\x32\x1d.serverlessllm.v1.LayersReadyH\x00\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1d.serverlessllm.v1.LayerAnswerH\x00\x42\t\n\x07message\"\r\n\x0bLayersReady2\xef\x02\n\x0bPeerService\x12_\n\x0c\x46ollowChunks\x12%.serverlessllm.v1.FollowChunksRequest\x1a&.serverlessllm.v1.FollowChunksResponse0\x01\x12J\n\x05\x46\x65tch\x12\x1e.serverlessllm.v1.FetchRequest\x1a\x1f.serverlessllm.v1.FetchResponse0\x01\x12Y\n\nFetchPages\x12#.serverlessllm.v1.FetchPagesRequest\x1a$.serverlessllm.v1.FetchPagesResponse0\x01\x12X\n\tRunLayers\x12\".serverlessllm.v1.RunLayersRequest\x1a#.serverlessllm.v1.RunLayersResponse(\x01\x30\x01\x42$P\x01Z serverlessllm/v1;serverlessllmv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z serverlessllm/v1;serverlessllmv1'
   _globals['_CHECKPOINTORIGIN']._serialized_start=157
-  _globals['_CHECKPOINTORIGIN']._serialized_end=241
-  _globals['_FOLLOWCHUNKSREQUEST']._serialized_start=244
-  _globals['_FOLLOWCHUNKSREQUEST']._serialized_end=383
-  _globals['_FELLOW']._serialized_start=385
-  _globals['_FELLOW']._serialized_end=427
-  _globals['_FOLLOWCHUNKSRESPONSE']._serialized_start=430
-  _globals['_FOLLOWCHUNKSRESPONSE']._serialized_end=706
-  _globals['_LEFTCHUNKS']._serialized_start=708
-  _globals['_LEFTCHUNKS']._serialized_end=783
-  _globals['_CHUNKRANGE']._serialized_start=785
-  _globals['_CHUNKRANGE']._serialized_end=827
-  _globals['_FETCHREQUEST']._serialized_start=829
-  _globals['_FETCHREQUEST']._serialized_end=926
-  _globals['_FETCHRESPONSE']._serialized_start=928
-  _globals['_FETCHRESPONSE']._serialized_end=957
-  _globals['_FETCHPAGESREQUEST']._serialized_start=959
-  _globals['_FETCHPAGESREQUEST']._serialized_end=1012
-  _globals['_FETCHPAGESRESPONSE']._serialized_start=1014
-  _globals['_FETCHPAGESRESPONSE']._serialized_end=1065
-  _globals['_RUNLAYERSREQUEST']._serialized_start=1067
-  _globals['_RUNLAYERSREQUEST']._serialized_end=1191
-  _globals['_LAYERSWANTED']._serialized_start=1194
-  _globals['_LAYERSWANTED']._serialized_end=1437
-  _globals['_RUNLAYERSRESPONSE']._serialized_start=1439
-  _globals['_RUNLAYERSRESPONSE']._serialized_end=1566
-  _globals['_LAYERSREADY']._serialized_start=1568
-  _globals['_LAYERSREADY']._serialized_end=1581
-  _globals['_PEERSERVICE']._serialized_start=1584
-  _globals['_PEERSERVICE']._serialized_end=1951
+  _globals['_CHECKPOINTORIGIN']._serialized_end=257
+  _globals['_FOLLOWCHUNKSREQUEST']._serialized_start=260
+  _globals['_FOLLOWCHUNKSREQUEST']._serialized_end=399
+  _globals['_FELLOW']._serialized_start=401
+  _globals['_FELLOW']._serialized_end=443
+  _globals['_FOLLOWCHUNKSRESPONSE']._serialized_start=446
+  _globals['_FOLLOWCHUNKSRESPONSE']._serialized_end=722
+  _globals['_LEFTCHUNKS']._serialized_start=724
+  _globals['_LEFTCHUNKS']._serialized_end=799
+  _globals['_CHUNKRANGE']._serialized_start=801
+  _globals['_CHUNKRANGE']._serialized_end=843
+  _globals['_FETCHREQUEST']._serialized_start=845
+  _globals['_FETCHREQUEST']._serialized_end=956
+  _globals['_FETCHRESPONSE']._serialized_start=958
+  _globals['_FETCHRESPONSE']._serialized_end=987
+  _globals['_FETCHPAGESREQUEST']._serialized_start=989
+  _globals['_FETCHPAGESREQUEST']._serialized_end=1042
+  _globals['_FETCHPAGESRESPONSE']._serialized_start=1044
+  _globals['_FETCHPAGESRESPONSE']._serialized_end=1095
+  _globals['_RUNLAYERSREQUEST']._serialized_start=1097
+  _globals['_RUNLAYERSREQUEST']._serialized_end=1221
+  _globals['_LAYERSWANTED']._serialized_start=1224
+  _globals['_LAYERSWANTED']._serialized_end=1467
+  _globals['_RUNLAYERSRESPONSE']._serialized_start=1469
+  _globals['_RUNLAYERSRESPONSE']._serialized_end=1596
+  _globals['_LAYERSREADY']._serialized_start=1598
+  _globals['_LAYERSREADY']._serialized_end=1611
+  _globals['_PEERSERVICE']._serialized_start=1614
+  _globals['_PEERSERVICE']._serialized_end=1981
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class CheckpointOrigin(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     FORM_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """URL."""
     fingerprint: _builtins.str
@@ -39,6 +40,10 @@ class CheckpointOrigin(_message.Message):
     """As in EngineConfig."""
     form: _builtins.str
     """What it was made ready for, as in WeightForm.name. Empty: it is as published."""
+    digest: _builtins.str
+    """Of the checkpoint itself. Where it is named it alone says which one that is, whatever led to it, and all else is
+    empty. Empty: it is not known.
+    """
     def __init__(
         self,
         *,
@@ -46,10 +51,11 @@ class CheckpointOrigin(_message.Message):
         fingerprint: _builtins.str = ...,
         dtype: _builtins.str = ...,
         form: _builtins.str = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "fingerprint", b"fingerprint", "form", b"form", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "dtype", b"dtype", "fingerprint", b"fingerprint", "form", b"form", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,10 +234,15 @@ class FetchRequest(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
     chunk: _builtins.int
     """Counted over all partitions."""
     offset: _builtins.int
     """Bytes of it that the caller has."""
+    file: _builtins.str
+    """A small file of the checkpoint, by its name in the manifest: its bytes are wanted in the place of a chunk's. Empty:
+    a chunk is.
+    """
     @_builtins.property
     def origin(self) -> Global___CheckpointOrigin: ...
     def __init__(
@@ -240,10 +251,11 @@ class FetchRequest(_message.Message):
         origin: Global___CheckpointOrigin | None = ...,
         chunk: _builtins.int = ...,
         offset: _builtins.int = ...,
+        file: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "offset", b"offset", "origin", b"origin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "file", b"file", "offset", b"offset", "origin", b"origin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,6 +316,7 @@ class FetchPagesResponse(_message.Message):
     DIGESTS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    """None: this node has other work at the moment, and goes on later."""
     @_builtins.property
     def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """xxh3_128 of each page whose first byte is in `data`."""

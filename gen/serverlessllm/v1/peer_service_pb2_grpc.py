@@ -32,7 +32,8 @@ class PeerServiceStub:
     each of them has, and fetches chunks from all of them side by side; what it has got it gives on, before it has the
     rest. Whoever takes a chunk checks it against the digest that the checkpoint's manifest has for it, and the manifest
     against the digest that the control plane has named. Where nobody has the checkpoint yet, and its source says nothing of
-    digests, nodes that get it together believe one another what each has digested.
+    digests, nodes that get it together believe one another what each has digested, as long as they agree: of what they do
+    not agree on each reads the source itself.
     """
 
     def __init__(self, channel):
@@ -70,7 +71,8 @@ class PeerServiceServicer:
     each of them has, and fetches chunks from all of them side by side; what it has got it gives on, before it has the
     rest. Whoever takes a chunk checks it against the digest that the checkpoint's manifest has for it, and the manifest
     against the digest that the control plane has named. Where nobody has the checkpoint yet, and its source says nothing of
-    digests, nodes that get it together believe one another what each has digested.
+    digests, nodes that get it together believe one another what each has digested, as long as they agree: of what they do
+    not agree on each reads the source itself.
     """
 
     def FollowChunks(self, request, context):
@@ -83,8 +85,8 @@ class PeerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """The bytes of one chunk, or of the rest of it. As many are sent as are read: a caller that is slow
-        is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have the chunk.
+        """The bytes of one chunk, or of a small file, or of the rest of it. As many are sent as are read: a caller that is slow
+        is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +149,8 @@ class PeerService:
     each of them has, and fetches chunks from all of them side by side; what it has got it gives on, before it has the
     rest. Whoever takes a chunk checks it against the digest that the checkpoint's manifest has for it, and the manifest
     against the digest that the control plane has named. Where nobody has the checkpoint yet, and its source says nothing of
-    digests, nodes that get it together believe one another what each has digested.
+    digests, nodes that get it together believe one another what each has digested, as long as they agree: of what they do
+    not agree on each reads the source itself.
     """
 
     @staticmethod

@@ -33,7 +33,8 @@ class PeerServiceStub:
     each of them has, and fetches chunks from all of them side by side; what it has got it gives on, before it has the
     rest. Whoever takes a chunk checks it against the digest that the checkpoint's manifest has for it, and the manifest
     against the digest that the control plane has named. Where nobody has the checkpoint yet, and its source says nothing of
-    digests, nodes that get it together believe one another what each has digested.
+    digests, nodes that get it together believe one another what each has digested, as long as they agree: of what they do
+    not agree on each reads the source itself.
     """
 
     @_typing.overload
@@ -46,8 +47,8 @@ class PeerServiceStub:
     CHECKPOINT_NOT_FOUND where there is nothing of it, or where it has stopped arriving.
     """
     Fetch: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.FetchRequest, _peer_service_pb2.FetchResponse]
-    """The bytes of one chunk, or of the rest of it. As many are sent as are read: a caller that is slow
-    is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have the chunk.
+    """The bytes of one chunk, or of a small file, or of the rest of it. As many are sent as are read: a caller that is slow
+    is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have it.
     """
     FetchPages: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.FetchPagesRequest, _peer_service_pb2.FetchPagesResponse]
     """Pages of KV caches that this node has kept: those that are named, up to the first that is not here. As many bytes are
@@ -69,7 +70,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     each of them has, and fetches chunks from all of them side by side; what it has got it gives on, before it has the
     rest. Whoever takes a chunk checks it against the digest that the checkpoint's manifest has for it, and the manifest
     against the digest that the control plane has named. Where nobody has the checkpoint yet, and its source says nothing of
-    digests, nodes that get it together believe one another what each has digested.
+    digests, nodes that get it together believe one another what each has digested, as long as they agree: of what they do
+    not agree on each reads the source itself.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -79,8 +81,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     CHECKPOINT_NOT_FOUND where there is nothing of it, or where it has stopped arriving.
     """
     Fetch: _aio.UnaryStreamMultiCallable[_peer_service_pb2.FetchRequest, _peer_service_pb2.FetchResponse]  # type: ignore[assignment]
-    """The bytes of one chunk, or of the rest of it. As many are sent as are read: a caller that is slow
-    is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have the chunk.
+    """The bytes of one chunk, or of a small file, or of the rest of it. As many are sent as are read: a caller that is slow
+    is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have it.
     """
     FetchPages: _aio.UnaryStreamMultiCallable[_peer_service_pb2.FetchPagesRequest, _peer_service_pb2.FetchPagesResponse]  # type: ignore[assignment]
     """Pages of KV caches that this node has kept: those that are named, up to the first that is not here. As many bytes are
@@ -101,7 +103,8 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     each of them has, and fetches chunks from all of them side by side; what it has got it gives on, before it has the
     rest. Whoever takes a chunk checks it against the digest that the checkpoint's manifest has for it, and the manifest
     against the digest that the control plane has named. Where nobody has the checkpoint yet, and its source says nothing of
-    digests, nodes that get it together believe one another what each has digested.
+    digests, nodes that get it together believe one another what each has digested, as long as they agree: of what they do
+    not agree on each reads the source itself.
     """
 
     @_abc_1.abstractmethod
@@ -121,8 +124,8 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_service_pb2.FetchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.FetchResponse], _abc.AsyncIterator[_peer_service_pb2.FetchResponse]]:
-        """The bytes of one chunk, or of the rest of it. As many are sent as are read: a caller that is slow
-        is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have the chunk.
+        """The bytes of one chunk, or of a small file, or of the rest of it. As many are sent as are read: a caller that is slow
+        is waited for. Fails with CHECKPOINT_NOT_FOUND where this node does not have it.
         """
 
     @_abc_1.abstractmethod

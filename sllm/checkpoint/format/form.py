@@ -5,6 +5,7 @@ among others that a node keeps.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from sllm.checkpoint.format.room import Room
 FORM_FILE: Final = "form.json"
 FORMS_DIRECTORY: Final = "forms"
 """Within a packed checkpoint: what was made of it, each in a directory that is named as it is."""
+_CONTENTS: Final = re.compile(r"ready_made(-[1-9]\d{0,4})?\.json")
 _MAX_LETTERS: Final = 256
 _MAX_RANKS: Final = 1 << 16
 _MAX_VERSIONS: Final = 64
@@ -53,6 +55,16 @@ def form_label(engine: str, ranks: int) -> str:
     return engine if ranks == 1 else f"{engine}:tp={ranks}"
 
 
+def contents_file(rank: int) -> str:
+    """The name of the small file that says what weights of one rank are."""
+    return f"ready_made-{rank}.json" if rank else "ready_made.json"
+
+
+def is_of_form(name: str) -> bool:
+    """Whether what was made ready has a small file of this name."""
+    return name == FORM_FILE or _CONTENTS.fullmatch(name) is not None
+
+
 def form_file(form: WeightForm) -> bytes:
     """The content of the small file."""
     return json.dumps(asdict(form), indent=1).encode()
@@ -78,6 +90,19 @@ def read_form(directory: Path, room: Room | None = None) -> WeightForm | None:
         return parse_form(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise corrupt(path, f"does not tell a form: {error!r}") from error
+
+
+def expect_form(directory: Path, name: str, made_of: str, room: Room | None = None) -> WeightForm:
+    """As `read_form`, of what must have been made ready for one thing, of one checkpoint.
+
+    Raises:
+        CheckpointCorrupt: It was made for something else, or of another checkpoint.
+        OSError: It cannot be read.
+    """
+    form = read_form(directory, room)
+    if form is None or (form.name, form.made_of) != (name, made_of):
+        raise corrupt(directory, "was made of another checkpoint, or for something else")
+    return form
 
 
 def parse_form(text: bytes | str) -> WeightForm:

@@ -184,6 +184,11 @@ class NodeView:
         found = (self.copies.get((digest, tier)) for tier in _TIERS)
         return [copy for copy in found if copy]
 
+    def made_of(self, digest: str, label: str) -> list[Copy]:
+        """The same, as it was made ready for what a label names."""
+        found = (self.copies.find(digest, tier, label) for tier in _TIERS)
+        return [copy for copy in found if copy]
+
     @cached_property
     def unseen_reads(self) -> int:
         """Bytes that planned starts will read into the pool and that no report tells of yet."""

@@ -25,7 +25,7 @@ from sllm.control.placement.start_estimate import need_on
 from sllm.control.state.starts import StartUnderWay
 from sllm.control.state.state import State
 from sllm.control.tasks import Tasks
-from sllm.control.types.givers import Loan
+from sllm.control.types.givers import Helpers, Loan
 from sllm.control.types.receipts import StartRecord
 from sllm.control.types.status import Loading
 from sllm.control.wire.node_messages import Ready, StopOrder
@@ -221,8 +221,10 @@ class Launcher:
         timeout = self._config.start_timeout_seconds
         need = need_of(start.deployment)
         loan = self._loan(need, instance)
+        forms = self._state.deliveries.forms(instance.node_id, need)
         with self._state.deliveries.to(instance.node_id, need.checkpoint) as givers:
-            starting = node.start_instance(start.deployment, instance, timeout, givers, loan)
+            helpers = Helpers(givers, loan, forms)
+            starting = node.start_instance(start.deployment, instance, timeout, helpers)
             async with aclosing(starting) as steps:
                 async for step in steps:
                     if isinstance(step, Ready):

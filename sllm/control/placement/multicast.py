@@ -13,13 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from sllm.control.cluster.nodes import NodeView
-from sllm.control.cluster.tiers import Tier
+from sllm.control.cluster.tiers import Copy, Tier
 from sllm.control.cluster.zones import NOWHERE, Zones
 from sllm.control.placement.start_estimate import fetches
-from sllm.control.types.givers import Giver, Givers
+from sllm.control.types.givers import FormGivers, Giver, Givers
 
 GROUP: Final = 8
 """Fellows that swap with one another: each has a connection to each."""
+MOST_FORMS: Final = 8
+"""Forms of which a node is told: engines of several versions, on several kinds of processors."""
 MOST_HOLDERS: Final = 8
 """Nodes that hold a checkpoint of which a newcomer is told."""
 _BRANCHES: Final = 2
@@ -61,6 +63,47 @@ def givers_for(
     return Givers(digest, found) if found else None
 
 
+def forms_for(
+    newcomer: NodeView,
+    nodes: Mapping[str, NodeView],
+    digest: str,
+    label: str,
+    holders: Iterable[str],
+    zones: Zones = NOWHERE,
+) -> tuple[FormGivers, ...]:
+    """Of whom a node is told that have made ready what it is to start. It knows its own form.
+
+    Args:
+        newcomer: the node.
+        nodes: all that are there.
+        digest: of the checkpoint, as it is published.
+        label: what reads the weights; see `WeightForm.label`.
+        holders: nodes that may hold anything of it.
+        zones: how far it is between them.
+    """
+    if not fetches(newcomer):
+        return ()
+    made = _made(nodes, digest, label, holders)
+    return tuple(
+        FormGivers(form, Givers(key, tuple(_giver(one, fellow=False) for one in nearest)))
+        for form, key in sorted(made)[:MOST_FORMS]
+        if (nearest := _nearest(newcomer, nodes, made[form, key], zones))
+    )
+
+
+def _made(
+    nodes: Mapping[str, NodeView], digest: str, label: str, holders: Iterable[str]
+) -> Mapping[tuple[str, str], Mapping[str, Sequence[Copy]]]:
+    """Nodes' copies of what was made ready, by form and by digest of what was made."""
+    found: dict[tuple[str, str], dict[str, list[Copy]]] = {}
+    for name in holders:
+        for copy in nodes[name].made_of(digest, label) if name in nodes else ():
+            if copy.form and copy.whole:
+                by_node = found.setdefault((copy.form.name, copy.digest), {})
+                by_node.setdefault(name, []).append(copy)
+    return found
+
+
 def _giver(node: NodeView, *, fellow: bool) -> Giver:
     return Giver(node.node_id, node.facts.address, fellow=fellow)
 
@@ -85,17 +128,29 @@ def _holders(
     arriving: set[str],
     zones: Zones,
 ) -> list[NodeView]:
-    """The nearest nodes that have all of it, memory before disk, and with less to read first."""
+    copies = {
+        name: [copy for copy in nodes[name].copies_of(digest) if copy.whole]
+        for name in holders
+        if name in nodes and name not in arriving
+    }
+    return _nearest(newcomer, nodes, copies, zones)
+
+
+def _nearest(
+    newcomer: NodeView,
+    nodes: Mapping[str, NodeView],
+    copies: Mapping[str, Sequence[Copy]],
+    zones: Zones,
+) -> list[NodeView]:
+    """The nearest of those that have all of it, memory before disk, and less to read first."""
     ranked = []
-    for name in holders:
-        node = nodes.get(name)
-        if node is None or name in arriving or node is newcomer or node.facts.leaving:
-            continue
-        tiers = [copy.tier for copy in node.copies_of(digest) if copy.whole]
-        if tiers:
+    for name, held in copies.items():
+        node = nodes[name]
+        if held and node is not newcomer and not node.facts.leaving:
             link = node.facts.links.get((Tier.SSD, Tier.DRAM))
             busy = link.queued_bytes if link else 0
             far = zones.seconds(newcomer.facts.zone, node.facts.zone)
-            ranked.append((far, Tier.DRAM not in tiers, busy, name, node))
+            on_disk = all(copy.tier is not Tier.DRAM for copy in held)
+            ranked.append((far, on_disk, busy, name, node))
     ranked.sort(key=lambda one: one[:4])
     return [node for far, *_, node in ranked if far == ranked[0][0]][:MOST_HOLDERS]

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sllm.control.cluster.needs import Checkpoint
+from sllm.control.cluster.needs import Checkpoint, Need
 from sllm.control.cluster.zones import NOWHERE, Zones
 from sllm.control.placement import multicast
+from sllm.control.placement.forms import digest_on
 from sllm.control.state.fleet import Fleet
-from sllm.control.types.givers import Givers
+from sllm.control.types.givers import FormGivers, Givers
 
 
 class Deliveries:
@@ -38,6 +39,16 @@ class Deliveries:
         )
         with self._noted(node_id, checkpoint.key):
             yield givers if self._fleet.peers else None
+
+    def forms(self, node_id: str, need: Need) -> tuple[FormGivers, ...]:
+        """Other nodes that have made ready what a node is to start."""
+        node = self._fleet.nodes.get(node_id)
+        if node is None or not self._fleet.peers:
+            return ()
+        digest = digest_on(node, need)
+        holders = self._fleet.holders(digest)
+        nodes, label = self._fleet.nodes, need.form_label
+        return multicast.forms_for(node, nodes, digest, label, holders, self._zones)
 
     @contextmanager
     def _noted(self, node_id: str, key: str) -> Iterator[None]:

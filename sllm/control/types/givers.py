@@ -23,6 +23,16 @@ class Givers:
 
 
 @dataclass(frozen=True, slots=True)
+class FormGivers:
+    """Those that have made a checkpoint's weights ready in one form."""
+
+    form: str
+    """See `WeightForm.name`."""
+    givers: Givers
+    """With the digest of what was made."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lender:
     """A node that computes layers for another, until that has read their weights."""
 
@@ -39,3 +49,18 @@ class Loan:
     lenders: tuple[Lender, ...]
     gain: float
     """Seconds by which the first token is expected sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """Other nodes of which one is told that starts an instance."""
+
+    givers: Givers | None = None
+    """To have its weights from. None: it has them, or nobody does."""
+    loan: Loan | None = None
+    """Who computes layers until they are there. None: nobody."""
+    forms: tuple[FormGivers, ...] = ()
+    """To have from what was made of its weights."""
+
+
+NO_HELPERS = Helpers()

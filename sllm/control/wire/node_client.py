@@ -20,7 +20,7 @@ from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.specs import Deployment, EngineConfig, ModelInfo
 from sllm.control.cluster.tiers import Tier
 from sllm.control.types.authority import ALONE, Authority
-from sllm.control.types.givers import Givers, Loan
+from sllm.control.types.givers import NO_HELPERS, Givers, Helpers
 from sllm.control.types.migrations import MigrationAsk, News
 from sllm.control.types.status import Loading
 from sllm.control.wire import common, deployments, node_messages
@@ -216,11 +216,10 @@ class Node:
         deployment: Deployment,
         instance: Instance,
         timeout: float,
-        givers: Givers | None = None,
-        loan: Loan | None = None,
+        helpers: Helpers = NO_HELPERS,
     ) -> AsyncGenerator[Loading | Ready, None]:
         """Starts an instance or joins its start; yields progress, then what is ready."""
-        request = node_messages.start_request(deployment, instance, givers, loan)
+        request = node_messages.start_request(deployment, instance, helpers)
         call = self._node.StartInstance(request, timeout=timeout, metadata=self._orders())
         with self.typed_errors():
             async for response in call:

@@ -8,7 +8,7 @@ from sllm import errors
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.specs import TRANSFORMERS, Deployment, EngineConfig, ModelInfo
 from sllm.control.cluster.tiers import Tier
-from sllm.control.types.givers import Givers, Lender, Loan
+from sllm.control.types.givers import NO_HELPERS, FormGivers, Givers, Helpers, Lender
 from sllm.control.types.migrations import Ended, Moved, News, Round, Stayed
 from sllm.control.types.receipts import Phase
 from sllm.control.types.status import Loading
@@ -117,8 +117,7 @@ def peers_message(givers: Givers | None) -> pb.Peers | None:
 def start_request(
     deployment: Deployment,
     one: Instance,
-    givers: Givers | None = None,
-    loan: Loan | None = None,
+    helpers: Helpers = NO_HELPERS,
 ) -> pb.StartInstanceRequest:
     """What a node is told to start."""
     return pb.StartInstanceRequest(
@@ -129,9 +128,14 @@ def start_request(
         kv_bytes=one.kv_bytes,
         identity=deployment.model.identity,
         private_bytes=one.private_bytes,
-        peers=peers_message(givers),
-        lenders=map(_lender, loan.lenders if loan else ()),
+        peers=peers_message(helpers.givers),
+        lenders=map(_lender, helpers.loan.lenders if helpers.loan else ()),
+        forms=map(_form, helpers.forms),
     )
+
+
+def _form(one: FormGivers) -> pb.FormPeers:
+    return pb.FormPeers(form=one.form, peers=peers_message(one.givers))
 
 
 def _lender(one: Lender) -> pb.Lender:

@@ -17,6 +17,7 @@ from sllm.node.instances.lending import Lending
 from sllm.node.kept.giving import PageGiver
 from sllm.node.peers import wire
 from sllm.node.store.sharing import Sharing
+from sllm.node.tiers.checkpoints import SourceRecord
 
 
 class PeerServicer(PeerServiceServicer):
@@ -32,7 +33,7 @@ class PeerServicer(PeerServiceServicer):
         self, request: pb.FollowChunksRequest, context: Any
     ) -> AsyncIterator[pb.FollowChunksResponse]:
         """Says what is here, and what comes."""
-        record, caller = wire.origin_record(request.origin), wire.caller(request)
+        record, caller = self._record(request.origin), wire.caller(request)
         following = self._sharing.follow(record, caller, wants_manifest=request.wants_manifest)
         async with aclosing(following) as told:
             async for news in told:
@@ -41,12 +42,20 @@ class PeerServicer(PeerServiceServicer):
     async def Fetch(
         self, request: pb.FetchRequest, context: Any
     ) -> AsyncIterator[pb.FetchResponse]:
-        """Gives a chunk."""
-        record = wire.origin_record(request.origin)
-        giving = self._sharing.pieces(record, request.chunk, request.offset)
+        """Gives a chunk, or a small file."""
+        record = self._record(request.origin)
+        if request.file:
+            giving = self._sharing.file_pieces(record, request.file, request.offset)
+        else:
+            giving = self._sharing.pieces(record, request.chunk, request.offset)
         async with aclosing(giving) as pieces:
             async for piece in pieces:
                 yield pb.FetchResponse(data=piece)
+
+    def _record(self, origin: pb.CheckpointOrigin) -> SourceRecord:
+        return (
+            self._sharing.record_of(origin.digest) if origin.digest else wire.origin_record(origin)
+        )
 
     async def FetchPages(
         self, request: pb.FetchPagesRequest, context: Any

@@ -6,6 +6,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.checkpoint.format.experts import ExpertBytes
+from sllm.checkpoint.format.manifest import is_digest
 from sllm.embedding.wire import purpose_message
 from sllm.node.contents import Promotion
 from sllm.node.generations.outgoing_generation import Destination, Terms
@@ -13,7 +14,7 @@ from sllm.node.instances.inspection import AdapterInfo, Base, ModelInfo
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.zygotes import AUTO
-from sllm.node.peers.types import Lender, Peer, Peers
+from sllm.node.peers.types import FormPeers, Lender, Peer, Peers
 from sllm.node.store.holds import HoldSpec
 from sllm.node.tiers.types import STORED_ON
 from sllm.node.transfers.work import Progress
@@ -21,6 +22,7 @@ from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.messages import ParserNames
 
 _MOST_LENDERS = 16
+_MOST_FORMS = 16
 _MOST_PEERS = 256
 """Of one checkpoint, that a node is told of."""
 
@@ -47,6 +49,7 @@ def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
         ),
         peers=peers(request),
         lenders=_lenders(request),
+        forms=_forms(request),
     )
 
 
@@ -70,12 +73,24 @@ def peers(request: node_pb.StartInstanceRequest | node_pb.PromoteRequest) -> Pee
     Raises:
         errors.InvalidArgument: There are too many, or one has no name or no address.
     """
-    if not request.HasField("peers"):
-        return None
-    named = request.peers.peers
-    bounds.count(len(named), "peers.peers", most=_MOST_PEERS)
-    found = tuple(_peer(one, "peers.peers") for one in named)
-    return Peers(found, request.peers.digest)
+    return _peers(request.peers, "peers") if request.HasField("peers") else None
+
+
+def _forms(request: node_pb.StartInstanceRequest) -> tuple[FormPeers, ...]:
+    bounds.count(len(request.forms), "forms", most=_MOST_FORMS)
+    return tuple(map(_form, request.forms))
+
+
+def _form(message: node_pb.FormPeers) -> FormPeers:
+    if not message.form or not is_digest(message.peers.digest):
+        raise errors.InvalidArgument("forms: each has a name, and the digest of what was made")
+    return FormPeers(message.form, _peers(message.peers, "forms.peers"))
+
+
+def _peers(message: node_pb.Peers, field: str) -> Peers:
+    bounds.count(len(message.peers), f"{field}.peers", most=_MOST_PEERS)
+    found = tuple(_peer(one, f"{field}.peers") for one in message.peers)
+    return Peers(found, message.digest)
 
 
 def _peer(message: node_pb.Peer, field: str) -> Peer:

@@ -1,4 +1,7 @@
-"""Makes weights ready for the engines that serve them, in the background, one model at a time."""
+"""Has weights made ready for the engines that serve them, in the background, one model at a time.
+
+What another node has made already is fetched from it, and made here where that fails.
+"""
 
 import asyncio
 import math
@@ -21,6 +24,7 @@ from sllm.node.instances.running import Running
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.unmade import Problems, Unmade
 from sllm.node.instances.worker_client import Worker
+from sllm.node.peers.types import FormPeers
 from sllm.node.store.lease import Lease
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.checkpoints import SourceRecord
@@ -51,6 +55,8 @@ class _Job:
     digest: str
     identity: str
     """What the source must be still."""
+    offered: tuple[FormPeers, ...]
+    """What other nodes have made already."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -128,7 +134,9 @@ class ReadyMaker:
             return  # what stays on disk is read as it was published
         if attach_seconds is not None:
             self._gains[_kind(spec)] = attach_seconds
-        job = _Job(spec.source, spec.engine, _form(spec), running.digest, running.identity)
+        # What has turned out to be of no use is made here, whoever else has it.
+        offered = () if running.dropped_ready else spec.forms
+        job = _Job(spec.source, spec.engine, _form(spec), running.digest, running.identity, offered)
         if running.dropped_ready:
             self._failed(job)  # it may be a fault of the disk, once
         if running.size_bytes < self._least_bytes or self._is_known(job):
@@ -176,6 +184,7 @@ class ReadyMaker:
 
     def _end_job(self) -> None:
         self._gives_way = bool(self._jobs)
+        self._store.forms_from_peers.end()
         if self._worker:
             self._worker.kill("has given way to an instance")
 
@@ -269,6 +278,10 @@ class ReadyMaker:
         await shelf.drop_obsolete(record)
         if not shelf.has_room(room):
             raise errors.NoCapacity(f"the SSD tier does not have {format_bytes(room)} free")
+        if await self._store.forms_from_peers.fetch(record, job.offered, room):
+            return
+        if self._gives_way:
+            raise errors.NoCapacity("an instance needs the room")
         async with shelf.making(room) as directory:
             seconds = await self._write(lease, job, directory)
             await shelf.add(record, directory, room)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sllm import errors
-from sllm.node.peers.types import Lender, Peers
+from sllm.node.peers.types import FormPeers, Lender, Peers
 from sllm.node.worker.messages import NO_PARSERS, ParserNames
 
 
@@ -49,6 +49,8 @@ class InstanceSpec:
     """Other nodes to have its weights from, where this one lacks them."""
     lenders: tuple[Lender, ...] = ()
     """Other nodes that compute some of its layers until their weights are here."""
+    forms: tuple[FormPeers, ...] = ()
+    """Other nodes that have made its weights ready for the engine."""
 
     @property
     def kind(self) -> tuple[str, ...]:

@@ -117,18 +117,14 @@ class PageFetcher:
         size = asked.page_bytes
         call = PageCall(network, asked.giver, [place.key for place in lease.places], size)
         into = [self._pool.view(one.chunk)[one.offset : one.offset + size] for one in lease.places]
-        filling = asyncio.ensure_future(self._threads.run(partial(call.fill, into, seconds)))
         self._calls.add(call)
         try:
-            return await asyncio.shield(filling)
+            # A thread writes to what is leased until its call has ended.
+            return await self._threads.run_to_end(partial(call.fill, into, seconds), call.end)
         except ShuttingDown:
             return []
         finally:
             self._calls.discard(call)
-            if not call.end():
-                filling.cancel()  # it waits for its turn
-            # A thread writes to what is leased until its call has ended.
-            await asyncio.gather(filling, return_exceptions=True)
 
     async def close(self) -> None:
         """Ends what is under way, and refuses more."""

@@ -1,14 +1,19 @@
-"""Turns at giving chunks: a few at a time, so that each is whole soon."""
+"""Turns at giving chunks and pages: a few at a time, so that each is whole soon."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from sllm.clock import Clock
+
 SIGN_SECONDS: Final = 0.5
 """Between two signs of life to those who wait."""
 _TAKING_SECONDS: Final = 3.0
 """Whoever takes nothing for so long loses its turn to others."""
+_YIELDED: Final = 3.0
+"""Seconds that nothing is given, for each in which something is, while this node loads for
+itself."""
 
 
 class Turn:
@@ -36,6 +41,22 @@ class Turn:
             yield
         finally:
             loss.cancel()
+
+    async def pause(self, clock: Clock, began: float, *, is_busy: bool) -> AsyncGenerator[None]:
+        """Ends once the caller may be given more; gives signs of life.
+
+        Args:
+            clock: by which it waits.
+            began: when what the caller was given last was begun.
+            is_busy: whether this node loads what a request of its own waits for.
+        """
+        left = _YIELDED * (clock.now() - began) if is_busy else 0.0
+        while left > 0:
+            await clock.sleep(min(left, SIGN_SECONDS))
+            left -= SIGN_SECONDS
+            yield
+        async for _ in self.wait():
+            yield
 
     def release(self) -> None:
         """Has others have their turns."""

@@ -27,6 +27,16 @@ class Peers:
 
 
 @dataclass(frozen=True, slots=True)
+class FormPeers:
+    """Other nodes that hold a checkpoint as it was made ready."""
+
+    form: str
+    """What it was made ready for; see `WeightForm.name`."""
+    peers: Peers
+    """With the digest of what was made."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lender:
     """Another node that computes layers until this one has their weights."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sllm.checkpoint.format.form import FORMS_DIRECTORY, WeightForm, read_form
+from sllm.checkpoint.format.form import FORMS_DIRECTORY, WeightForm, expect_form
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, find
@@ -41,9 +41,8 @@ def find_packed_form(
         return None
     if not room.holds(directory.resolve()):
         raise corrupt(directory, "leads out of its checkpoint")
-    files, form = find(LocalSource(directory, room)), read_form(directory, room)
-    if form is None or (form.name, form.made_of) != (record.form, record.made_of):
-        raise corrupt(directory, "was made of another checkpoint, or for something else")
+    files = find(LocalSource(directory, room))
+    form = expect_form(directory, record.form, record.made_of, room)
     packed = files.packed
     if packed is None or any(one.chunk_size != chunk_bytes for one in packed.partitions):
         return None

@@ -6,12 +6,10 @@ It is brought here in the place of what is published: a start needs one of both.
 from dataclasses import replace
 from functools import partial
 
-from sllm.checkpoint.format.form import FORMS_DIRECTORY, read_form
-from sllm.checkpoint.format.manifest import corrupt
+from sllm.checkpoint.format.form import FORMS_DIRECTORY, expect_form
 from sllm.checkpoint.remote.snapshot import Snapshot
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles
 from sllm.errors import SourceForbidden, SourceNotAllowed, SourceNotFound, SourceUnavailable
-from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.transfers.loads import Threads
 from sllm.node.transfers.sources import FoundSource, Sources
 from sllm.node.transfers.work import Form
@@ -56,7 +54,8 @@ class RemoteForms:
             files = await self._sources.files(ready)
         except _NONE:
             return None  # its directory may be listed, or was, and what is in it not be had
-        await self._threads.run(partial(_check, files, record))
+        check = partial(expect_form, files.directory, record.form, record.made_of)
+        await self._threads.run(check)
         return ready if self._is_of_use(files) else None
 
     def _is_of_use(self, files: SourceFiles) -> bool:
@@ -64,9 +63,3 @@ class RemoteForms:
         return packed is not None and all(
             one.chunk_size == self._chunk_bytes for one in packed.partitions
         )
-
-
-def _check(files: SourceFiles, record: SourceRecord) -> None:
-    form = read_form(files.directory)
-    if form is None or (form.name, form.made_of) != (record.form, record.made_of):
-        raise corrupt(files.directory, "was made of another checkpoint, or for something else")

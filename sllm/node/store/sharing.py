@@ -11,6 +11,7 @@ from typing import Final
 
 from sllm.checkpoint.format.manifest import BLOCK_BYTES, Manifest
 from sllm.checkpoint.format.manifest_file import encode_manifest
+from sllm.checkpoint.format.plain_files import read_plain
 from sllm.checkpoint.format.room import Room
 from sllm.checkpoint.reading.chunk_reader import open_file
 from sllm.clock import Clock
@@ -43,9 +44,6 @@ _BEGIN_SECONDS: Final = 1.5
 _LOOK_SECONDS: Final = 0.05
 _GATHER_SECONDS: Final = 0.01
 """News that come within this time travel together."""
-_YIELDED: Final = 3.0
-"""Seconds that nothing is given, for each in which something is, while this node loads for
-itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +86,18 @@ class Sharing:
         """A digest, and the manifest: several ask for one at the same time."""
 
     # --- what is here -------------------------------------------------------------------------
+
+    def record_of(self, digest: str) -> SourceRecord:
+        """What has led to a checkpoint that is here.
+
+        Raises:
+            CheckpointNotFound: it is not.
+        """
+        in_pool, on_disk = self._dram.copies.get(digest), self._ssd.copies.get(digest)
+        copy = on_disk or (in_pool.checkpoint if in_pool else None)
+        if copy is None or not copy.sources:
+            raise CheckpointNotFound(f"this node has nothing of the checkpoint {digest}")
+        return copy.sources[0]
 
     async def follow(
         self, record: SourceRecord, caller: Peer | None, *, wants_manifest: bool
@@ -192,24 +202,43 @@ class Sharing:
                     with turn.giving():
                         yield piece
                     offset += len(piece)
-                    async for _ in self._give_way(record, self._clock.now() - began):
-                        yield b""
-                    async for _ in turn.wait():
+                    async for _ in turn.pause(self._clock, began, is_busy=self.is_busy(record)):
                         yield b""
         finally:
             turn.release()
 
-    async def _give_way(self, record: SourceRecord, seconds: float) -> AsyncGenerator[None]:
-        """Waits where this node loads what it needs itself, with signs of life."""
-        left = _YIELDED * seconds if self._is_busy(record) else 0.0
-        while left > 0:
-            await self._clock.sleep(min(left, SIGN_SECONDS))
-            left -= SIGN_SECONDS
-            yield
+    async def file_pieces(
+        self, record: SourceRecord, name: str, offset: int
+    ) -> AsyncGenerator[bytes]:
+        """As `pieces`, of a small file of a checkpoint that is here.
 
-    def _is_busy(self, record: SourceRecord) -> bool:
+        Raises:
+            CheckpointNotFound: it is not here, or has no such file.
+        """
+        copy = self._copy(record) if offset >= 0 else None
+        if copy is None or all(file.name != name for file in _manifest(copy).files):
+            raise CheckpointNotFound(f"this node has no checkpoint with a file {name!r}")
+        directory = copy.checkpoint.directory if isinstance(copy, DramCopy) else copy.directory
+        try:
+            content = await self._threads.run(partial(read_plain, directory / name))
+        except OSError as error:
+            raise CheckpointNotFound(f"the file {name!r} is not here any more") from error
+        turn = Turn(self._turns)
+        try:
+            async for _ in turn.wait():
+                yield b""
+            for start in range(offset, len(content), PIECE_BYTES):
+                began = self._clock.now()
+                with turn.giving():
+                    yield content[start : start + PIECE_BYTES]
+                async for _ in turn.pause(self._clock, began, is_busy=self.is_busy(record)):
+                    yield b""
+        finally:
+            turn.release()
+
+    def is_busy(self, record: SourceRecord | None = None) -> bool:
         """Whether a request waits for a load here, of anything but what is given."""
-        own = self._copy(record)
+        own = self._copy(record) if record else None
         digest = _manifest(own).digest if own else ""
         wanted = {
             *(load.priority for (one, _), load in self._imports.loads.items() if one != record),

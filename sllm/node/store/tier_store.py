@@ -25,6 +25,7 @@ from sllm.node.kept.records import NOTHING_KEPT, KeptBudget
 from sllm.node.peers.types import Network, Peers
 from sllm.node.store import contents
 from sllm.node.store.first_uses import FirstUses
+from sllm.node.store.forms_from_peers import FormsFromPeers
 from sllm.node.store.inspector import Inspector
 from sllm.node.store.keeping import Keeping
 from sllm.node.store.lease import Lease
@@ -120,13 +121,17 @@ class TierStore:
             self._changed,
         )
         """What was made of checkpoints for engines."""
+        self.forms_from_peers = FormsFromPeers(
+            self.ready_made, network, self._import_threads, dram.pool.chunk_bytes
+        )
+        """What other nodes have made of them."""
         self.first_uses = FirstUses(ssd, self._threads)
         """In which order models use their weights."""
         self.keeping = Keeping(ssd, dram, self._changed)
         """Who wants which copies kept, beside those who lease them."""
         self.kept = KeptPages(ssd, dram, speeds, self._threads, kept, clock)
         """Pages of KV caches that outlive their instances."""
-        self.giving_pages = PageGiver(self.kept, dram.pool)
+        self.giving_pages = PageGiver(self.kept, dram.pool, clock, self.sharing.is_busy)
         """Gives them to other nodes."""
         self.fetching_pages = PageFetcher(self.kept, dram.pool, network, LinkSpeeds(), clock)
         """Has theirs be kept here."""
@@ -359,6 +364,7 @@ class TierStore:
         await self.kept.close()
         self._threads.stop()
         self._import_threads.stop()
+        self.forms_from_peers.end()
         await self._loads_ended()
         await asyncio.to_thread(self._threads.close)
         await asyncio.to_thread(self._import_threads.close)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Event
 from typing import Any, Generic, TypeVar
 
@@ -140,6 +141,26 @@ class Threads:
             if not self.closing.is_set():
                 raise
             raise ShuttingDown("the node went down during the load") from error
+
+    async def run_to_end(self, work: Callable[[], Result], end: Callable[[], bool]) -> Result:
+        """As `run`, of work that uses what its caller holds: that waits for its end in any case.
+
+        A caller that is cancelled, however often, has the work end, and is cancelled then.
+
+        Args:
+            work: what is done.
+            end: has it end soon; whether it had begun. Otherwise it does nothing any more.
+        """
+        running = asyncio.create_task(self.run(work))
+        running.add_done_callback(_note_error)
+        try:
+            return await asyncio.shield(running)
+        finally:
+            if not end():
+                running.cancel()  # it waits for its turn
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
 
     def stop(self) -> None:
         """Ends work that is under way, and refuses more."""

@@ -14,7 +14,7 @@ from sllm.control.orchestration.launcher import Launcher
 from sllm.control.orchestration.outcomes import Outcomes
 from sllm.control.orchestration.residency import Residency
 from sllm.control.state.state import State
-from sllm.control.types.givers import Givers, Loan
+from sllm.control.types.givers import NO_HELPERS, Helpers
 from sllm.control.types.reports import Full, Report
 from sllm.control.types.status import Loading
 from sllm.control.wire.node_client import Node
@@ -37,8 +37,7 @@ class Answering(Node):
         deployment: Deployment,
         instance: Instance,
         timeout: float,
-        givers: Givers | None = None,
-        loan: Loan | None = None,
+        helpers: Helpers = NO_HELPERS,
     ) -> AsyncGenerator[Loading | Ready, None]:
         """Ready, however late."""
         self.called.set()

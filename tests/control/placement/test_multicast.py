@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from sllm.checkpoint.format.form import WeightForm
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import UNKNOWN
 from sllm.control.cluster.tiers import Copy, Link, Tier
 from sllm.control.cluster.zones import zones_of
-from sllm.control.placement.multicast import GROUP, MOST_HOLDERS, givers_for
+from sllm.control.placement.multicast import GROUP, MOST_HOLDERS, forms_for, givers_for
 from sllm.control.placement.start_estimate import FETCH, IMPORT, start_seconds
 from sllm.control.types.givers import Giver, Givers
 from tests.control.shapes import copy, facts, need, view
@@ -135,3 +136,42 @@ def test_nobody_waits_for_whoever_waits_for_it() -> None:
         givers = told(one, others, arriving[:place])
         named = {giver.node_id for giver in givers.givers} if givers else set()
         assert named <= set(arriving[:place])
+
+
+LABEL = "vllm:tp=2"
+
+
+def ready(form: str, digest: str, tier: Tier = Tier.SSD, *, resident: int = 900) -> Copy:
+    """What was made ready of the model."""
+    about = WeightForm(form, "vllm", 2, made_of=DIGEST)
+    made = copy(digest, tier, size=900, resident=resident)
+    return replace(made, made_of=DIGEST, made_for=LABEL, form=about)
+
+
+def forms(newcomer: NodeView, *others: NodeView, label: str = LABEL) -> dict[str, list[str]]:
+    """Of whom a node is told, by form and digest."""
+    nodes = {one.node_id: one for one in (newcomer, *others)}
+    told = forms_for(newcomer, nodes, DIGEST, label, [*nodes, "gone"], ZONES)
+    return {
+        f"{one.form} {one.givers.digest}": [giver.node_id for giver in one.givers.givers]
+        for one in told
+    }
+
+
+def test_nodes_that_have_made_weights_ready_are_named_by_form() -> None:
+    others = [
+        node("disk", [ready("avx512", "x")]),
+        node("memory", [ready("avx512", "x"), ready("avx512", "x", Tier.DRAM)]),
+        node("amx", [ready("amx", "y")]),
+        node("half", [ready("amx", "y", resident=100)]),
+        node("published", [copy(DIGEST, size=1000)]),
+    ]
+    assert forms(node("n"), *others) == {"amx y": ["amx"], "avx512 x": ["memory", "disk"]}
+    assert forms(node("n"), *others, label="vllm") == {}, "as many ranks read it"
+    assert forms(node("n", fetched=0.0), *others) == {}, "it has nothing of others"
+    assert forms(others[2], *others[3:]) == {}, "it has its own"
+
+
+def test_the_nearest_that_have_made_weights_ready_are_named() -> None:
+    near, far = node("near", [ready("a", "x")], zone="b"), node("far", [ready("a", "x")], zone="c")
+    assert forms(node("n", zone="a"), far, near) == {"a x": ["near"]}

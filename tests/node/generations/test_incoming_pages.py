@@ -18,8 +18,9 @@ from sllm.node.generations.incoming_pages import Asking, IncomingPages, PagesThe
 from sllm.node.instances.page_keeping import WorkersPages
 from sllm.node.peers.types import Network, Peer
 from sllm.node.tiers.types import Tier
-from tests.node.kept.test_from_peers import Lying, page_of, serving
+from tests.node.kept.test_from_peers import Lying, page_of
 from tests.node.kept.test_kept_pages import KEYS, PAGE_BYTES, KeptBench
+from tests.node.serving import serving
 from tests.support import assert_eventually
 
 PAGE = 16

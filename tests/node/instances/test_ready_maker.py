@@ -8,21 +8,24 @@ from typing import Any, cast
 
 import pytest
 
-from sllm import errors
+from sllm import errors, rpc
 from sllm.checkpoint.format.form import WeightForm, form_file
 from sllm.checkpoint.format.layout import PARTITION_BYTES
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.saving.saving import write_tensors
 from sllm.clock import Clock, ManualClock, MonotonicClock
+from sllm.node.api.peer_service import PeerServicer
 from sllm.node.device.interface import Place
 from sllm.node.instances.ready_maker import CALM_SECONDS, ReadyMaker
 from sllm.node.instances.running import Running
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.unmade import Unmade
 from sllm.node.instances.worker_client import Worker
+from sllm.node.peers.types import FormPeers, Network, Peers
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import CHUNK, random_weights, write_model
+from tests.checkpoint.checkpoints import CHUNK, flip_bit, random_weights, write_model
+from tests.node.serving import serving
 from tests.node.stores import Bench
 from tests.support import assert_eventually
 
@@ -360,3 +363,33 @@ async def test_what_has_left_the_pool_is_not_fetched_for_it(bench: Bench, writer
     assert writer.launched == 0
     assert not bench.store.copies()
     await maker.close()
+
+
+@pytest.mark.parametrize(("how", "launched"), [("given", 0), ("spoilt", 1), ("dropped", 1)])
+async def test_what_another_node_has_made_is_made_here_only_where_that_is_of_no_use(
+    bench: Bench, writer: Writer, lease: Lease, tmp_path: Path, how: str, launched: int
+) -> None:
+    first, second, spec = maker_of(bench, writer), Writer(), spec_of(bench)
+    first.started(spec, running(lease), 1.0)
+    await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
+    (copy,) = [one for one in bench.store.copies() if one.made_of and one.tier is Tier.SSD]
+    if how == "spoilt":
+        flip_bit(bench.directory / "tier" / copy.digest / "partition-00000.bin", 9000)
+        await bench.store.evict(copy.digest, Tier.DRAM)
+    other = Bench(tmp_path / "other")
+    other.network = Network("other", rpc.thread_channel)
+    await other.open()
+    own = await other.store.promote(bench.model(0), None, Tier.DRAM)
+    async with serving(PeerServicer(bench.store.sharing, bench.store.giving_pages)) as giver:
+        assert copy.form
+        offered = FormPeers(copy.form.name, Peers((giver,), copy.digest))
+        found = replace(running(own), dropped_ready=how == "dropped")
+        maker = maker_of(other, second)
+        maker.started(replace(spec, forms=(offered,)), found, 1.0)
+        await assert_eventually(lambda: made(other, Tier.DRAM) == [own.digest])
+    assert second.launched == launched
+    assert not maker.problems.kept
+    own.release()
+    for one in (first, maker):
+        await one.close()
+    await other.close()

@@ -1,8 +1,8 @@
 """Pages that come from another node: real stores, with a real server between them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from serverlessllm.v1 import peer_service_pb2 as pb
-from serverlessllm.v1.peer_service_pb2_grpc import add_PeerServiceServicer_to_server
 
 from sllm import rpc
+from sllm.clock import ManualClock, MonotonicClock
 from sllm.node.api.peer_service import PeerServicer
 from sllm.node.kept import giving
 from sllm.node.kept.fetching import Fetched, PagesAsked
@@ -21,27 +21,17 @@ from sllm.node.kept.from_peers import Offer
 from sllm.node.kept.giving import PageGiver
 from sllm.node.kept.links import LinkSpeeds
 from sllm.node.kept.records import KeptBudget, PageWish
-from sllm.node.peers.pages import Filling
+from sllm.node.peers import turns
+from sllm.node.peers.pages import Filling, PageCall
 from sllm.node.peers.types import Network, Peer
 from sllm.node.tiers.types import Tier
 from sllm.prompt_prefixes import Keeper
 from tests.node.kept.test_kept_pages import KEYS, PAGE_BYTES, KeptBench, content_of, key_of
+from tests.node.serving import serving
+from tests.node.stores import settle
 from tests.support import assert_eventually
 
 SECONDS = 30.0
-
-
-@asynccontextmanager
-async def serving(servicer: PeerServicer) -> AsyncIterator[Peer]:
-    """A node that gives what this servicer has."""
-    server = rpc.Server()
-    add_PeerServiceServicer_to_server(servicer, server.grpc)
-    service = pb.DESCRIPTOR.services_by_name["PeerService"]
-    port = await server.start("127.0.0.1:0", [service], insecure=True)
-    try:
-        yield Peer("giver", f"127.0.0.1:{port}")
-    finally:
-        await server.stop(0.0)
 
 
 class Lying(PeerServicer):
@@ -203,14 +193,29 @@ async def test_what_has_come_in_time_is_kept(here: KeptBench) -> None:
         assert (await fetch(here, slow, seconds=1.0)).pages == 1
 
 
-async def test_a_caller_that_leaves_leases_nothing(here: KeptBench) -> None:
-    stalled = Lying(goes_on=True)
-    async with serving(stalled) as slow:
-        fetching = asyncio.create_task(fetch(here, slow))
-        await assert_eventually(lambda: stalled.asked)
+async def test_a_caller_that_leaves_holds_what_is_written_to_until_nobody_writes(
+    here: KeptBench, giver: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is cancelled meanwhile."""
+    writing, may_end = threading.Event(), threading.Event()
+
+    def fill(*_: Any) -> list[bytes]:
+        writing.set()
+        assert may_end.wait(SECONDS)
+        return []
+
+    monkeypatch.setattr(PageCall, "fill", fill)
+    monkeypatch.setattr(PageCall, "end", lambda _: True)
+    fetching = asyncio.create_task(fetch(here, giver))
+    await assert_eventually(writing.is_set)
+    for _ in range(3):
         fetching.cancel()
-        await asyncio.gather(fetching, return_exceptions=True)
-        assert not leases(here)
+        await settle()
+        assert leases(here)
+    may_end.set()
+    await asyncio.gather(fetching, return_exceptions=True)
+    assert fetching.cancelled()
+    assert not leases(here)
 
 
 async def test_a_caller_that_leaves_before_its_turn_waits_for_nobody(here: KeptBench) -> None:
@@ -243,19 +248,46 @@ async def test_a_store_that_closes_ends_what_is_under_way(tmp_path: Path) -> Non
         assert (await fetching).pages == 0
 
 
-async def test_few_are_given_at_a_time(there: KeptBench) -> None:
+async def test_few_are_given_at_a_time_and_whoever_takes_nothing_loses_its_turn(
+    there: KeptBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there.write(KEYS)
-    few = PageGiver(there.kept, there.pool)
+    few = PageGiver(there.kept, there.pool, MonotonicClock(), lambda: False)
     given = [few.pieces(KEYS, PAGE_BYTES) for _ in range(giving._STREAMS + 1)]
-    for one in given[:-1]:
+    for one in given[1:-1]:
         assert (await anext(one)).digests
-    last = asyncio.ensure_future(anext(given[-1]))
-    await asyncio.sleep(0)
-    assert not last.done()
-    await given[0].aclose()
-    assert (await last).digests
-    for one in given[1:]:
+    monkeypatch.setattr(turns, "_TAKING_SECONDS", 0.01)
+    assert (await anext(given[0])).digests
+    assert few._turns.locked()
+    assert (await anext(given[-1])).digests
+    for one in given:
         await one.aclose()
+    assert not few._turns.locked()
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_whoever_loads_for_itself_gives_pages_now_and_then(
+    there: KeptBench, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    monkeypatch.setattr(giving, "PIECE_BYTES", PAGE_BYTES)
+    there.write(KEYS[:2])
+    clock = ManualClock()
+    pieces = PageGiver(there.kept, there.pool, clock, lambda: busy).pieces(KEYS[:2], PAGE_BYTES)
+    assert (await anext(pieces)).digests
+    clock.advance(1.0)  # so long it took to be taken
+    signs = 0
+    while not (piece := await _next(pieces, clock)).digests:
+        assert piece == giving._LATER
+        signs += 1
+    assert signs * turns.SIGN_SECONDS == (turns._YIELDED if busy else 0)
+    await pieces.aclose()
+
+
+async def _next(pieces: AsyncGenerator[giving.Piece], clock: ManualClock) -> giving.Piece:
+    following = asyncio.ensure_future(anext(pieces))
+    await settle()
+    clock.advance(turns.SIGN_SECONDS)
+    return await following
 
 
 @given(size=st.integers(1, 40), count=st.integers(0, 9), piece=st.integers(1, 60))

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from sllm.checkpoint.format import strict_json
-from sllm.checkpoint.format.form import FORM_FILE, WeightForm, form_file
+from sllm.checkpoint.format.form import FORM_FILE, WeightForm, contents_file, form_file
 from sllm.checkpoint.format.layout import PARTITION_BYTES
 from sllm.checkpoint.format.manifest import corrupt
 from sllm.checkpoint.saving.saving import write_tensors
@@ -76,7 +76,7 @@ def write(
         raise UnsupportedModel(f"a tensor is named {min(clash)}, as packed weights are")
     prefix = _prefix(rank)
     tensors = {prefix + name: one for name, one in {**ready.plain, **packed}.items()}
-    files = {_file(rank): json.dumps(_described(ready)).encode()}
+    files = {contents_file(rank): json.dumps(_described(ready)).encode()}
     if not rank:
         files[FORM_FILE] = form_file(replace(form, dtype=_name(ready.dtype)))
     write_tensors(tensors, directory, chunk_bytes, PARTITION_BYTES, files)
@@ -93,7 +93,7 @@ def read(directory: Path, tensors: Mapping[str, torch.Tensor], rank: int = 0) ->
     Raises:
         CheckpointCorrupt: it is not what `write` has written.
     """
-    path = directory / _file(rank)
+    path = directory / contents_file(rank)
     own = _of_rank(tensors, rank)
     try:
         described = strict_json.parse(path.read_bytes())
@@ -115,10 +115,6 @@ def read(directory: Path, tensors: Mapping[str, torch.Tensor], rank: int = 0) ->
         raise corrupt(path, f"does not describe the checkpoint: {error!r}") from error
     plain = {name: one for name, one in own.items() if not name.startswith(_PACKED)}
     return ReadyMade(plain, packed, dtype, replaced)
-
-
-def _file(rank: int) -> str:
-    return f"ready_made-{rank}.json" if rank else "ready_made.json"
 
 
 def _prefix(rank: int) -> str:
