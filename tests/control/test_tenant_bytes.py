@@ -1,5 +1,7 @@
 """Bytes that a tenant may have on each tier, over real gRPC: what is refused, waits, and leaves."""
 
+import asyncio
+
 import pytest
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import types_pb2 as pb
@@ -92,6 +94,41 @@ async def test_what_is_held_in_memory_counts_on_disk_as_well(
         )
     assert caught.value.metadata["limit"] == "ssd_bytes"
     await cluster.caller.stream(method, held)
+
+
+@pytest.mark.parametrize(("first", "second"), [("Pin", "Prefetch"), ("Prefetch", "Pin")])
+async def test_what_is_on_its_way_counts_against_all_that_would_come(
+    cluster: Cluster, node: FakeNode, first: str, second: str
+) -> None:
+    await deploy_two(cluster)
+    await assert_eventually(lambda: len(digests(node, pb.TIER_SSD)) == 2)
+    await cluster.caller.set_tenant(dram_bytes=MODEL)
+    make = {"Pin": cluster_pb.PinRequest, "Prefetch": cluster_pb.PrefetchRequest}
+    node.script.before_promoted.shut()
+    coming = make[first](deployment="one", tier=pb.TIER_DRAM, node_id="n1")
+    under_way = asyncio.create_task(cluster.caller.stream(first, coming))
+    await assert_eventually(lambda: node.script.before_promoted.waiting)
+    with pytest.raises(errors.TenantLimit) as caught:
+        await cluster.caller.stream(
+            second, make[second](deployment="two", tier=pb.TIER_DRAM, node_id="n1")
+        )
+    assert caught.value.metadata["limit"] == "dram_bytes"
+    node.script.before_promoted.open()
+    await under_way
+
+
+async def test_a_prefetch_counts_when_its_deployment_is_gone(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await deploy_two(cluster)
+    await cluster.caller.set_tenant(dram_bytes=MODEL)
+    one, two = (
+        cluster_pb.PrefetchRequest(deployment=name, tier=pb.TIER_DRAM) for name in ("one", "two")
+    )
+    await cluster.caller.stream("Prefetch", one)
+    await cluster.caller.delete("one")
+    with pytest.raises(errors.TenantLimit):
+        await cluster.caller.stream("Prefetch", two)
 
 
 async def test_a_model_that_never_fits_any_more_is_told_so(

@@ -81,6 +81,12 @@ class Copies(dict[tuple[str, Tier], Copy]):
         """The copies that something holds in place."""
         return tuple(copy for copy in self.values() if copy.leased)
 
+    @cached_property
+    def holds(self) -> frozenset[tuple[str, str]]:
+        """The checkpoints that stay when instances end, each with the id of what holds it."""
+        held = (copy for copy in self.leased if copy.holds)
+        return frozenset((copy.serves, hold.hold_id) for copy in held for hold in copy.holds)
+
     def find(self, digest: str, tier: Tier, made_for: str) -> Copy | None:
         """What a tier has of a checkpoint in one form; `made_for` is empty of what is published."""
         return self._made.get((digest, tier, made_for)) if made_for else self.get((digest, tier))

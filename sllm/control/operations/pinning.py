@@ -23,7 +23,7 @@ from sllm.control.tenants.limits import check_pinned
 from sllm.control.tenants.names import tenant_of
 from sllm.control.types import pins
 from sllm.control.types.calls import UNASKED, Answer, Call, Done
-from sllm.control.types.pins import Pin, Place
+from sllm.control.types.pins import Keep, Pin, Place
 from sllm.control.types.status import Loading
 from sllm.control.wire.node_messages import HoldSpec
 from sllm.control.wire.nodes import Nodes
@@ -57,6 +57,8 @@ class Pinning:
         stored = await self._durable.run(self._durable.store.pins)
         self._pins = {pin.place: pin for pin in stored}
         await self._drop_expired()
+        for pin in self._pins.values():
+            self._count(pin)
 
     def end_streams(self) -> None:
         """Ends the streams of callers with ShuttingDown."""
@@ -155,7 +157,7 @@ class Pinning:
     def deployment_deleted(self, name: str) -> None:
         """Ends the pins of a deployment; the store has forgotten them with it."""
         for place in [place for place in self._pins if place.deployment == name]:
-            del self._pins[place]
+            self._forget(place)
             self._release_later(place)
 
     # --- a pin comes --------------------------------------------------------------------------
@@ -174,8 +176,12 @@ class Pinning:
         self._check(place)
         now = time.time()
         pin = Pin(place, None if ttl is None else now + ttl)
-        await self._durable.run(self._durable.store.put_pin, pin, call, now)
-        self._pins[place] = pin
+        self._count(pin)  # before it is stored: what else comes meanwhile has to fit beside it
+        try:
+            await self._durable.run(self._durable.store.put_pin, pin, call, now)
+            self._pins[place] = pin
+        finally:
+            self._state.pinned.intersection_update(self._pins)
         return self._jobs.begin(place, lambda tell: self._apply(pin, tell))
 
     def _check(self, place: Place) -> None:
@@ -185,7 +191,8 @@ class Pinning:
         if place not in self._pins:
             tenant, limits = tenant_of(place.deployment), self._state.tenants.limits_of
             check_pinned(tenant, limits(tenant), self.pinned_bytes(tenant) + size)
-            tier_bytes.check(self._state, place, self._pins)
+            checkpoint = self._state.needs[place.deployment].checkpoint
+            tier_bytes.check(self._state, Keep(tenant, checkpoint, place.tier, place.node_id))
         neighbours = {
             self._state.needs[other.deployment].checkpoint
             for other in self._pins
@@ -265,6 +272,16 @@ class Pinning:
             )
         return found
 
+    def _count(self, pin: Pin) -> None:
+        """Has a pin count as its tenant's for as long as it lasts."""
+        self._state.pinned.add(pin.place)
+        if (left := pin.remaining(time.time())) is not None:
+            asyncio.get_running_loop().call_later(left, self._count_no_more, pin)
+
+    def _count_no_more(self, pin: Pin) -> None:
+        if self._pins.get(pin.place) is pin:
+            self._state.pinned.discard(pin.place)
+
     async def _drop_expired(self) -> None:
         now = time.time()
         if over := [pin for pin in self._pins.values() if pin.is_over(now)]:
@@ -274,7 +291,11 @@ class Pinning:
         places = [pin.place for pin in gone]
         await self._durable.run(self._durable.store.delete_pins, places, call, answer, time.time())
         for place in places:
-            self._pins.pop(place, None)
+            self._forget(place)
+
+    def _forget(self, place: Place) -> None:
+        self._pins.pop(place, None)
+        self._state.pinned.discard(place)
 
     def _release_later(self, place: Place) -> asyncio.Task[None]:
         return self._tasks.spawn(self._release(place), name=f"unpin {place.hold_id}")

@@ -1,5 +1,6 @@
 """Checkpoints brought up before anybody asks for them, and kept there for a while."""
 
+import asyncio
 import math
 import time
 import uuid
@@ -23,15 +24,17 @@ from sllm.control.state import tier_bytes
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
 from sllm.control.tenants.limits import check_by_source
+from sllm.control.tenants.names import tenant_of
 from sllm.control.types import pins
 from sllm.control.types.calls import Call
 from sllm.control.types.operations import Placed, PrefetchAsk, Prefetched
-from sllm.control.types.pins import Place
+from sllm.control.types.pins import Keep
 from sllm.control.types.status import Loading
 from sllm.control.wire.node_messages import HoldSpec
 from sllm.control.wire.nodes import Nodes
 
-_PREFIX: Final = "prefetch/"
+_REPORTED_SECONDS: Final = 5.0
+"""Within which a node that holds something has told of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,7 @@ class _UnderWay:
     """A prefetch that is not done."""
 
     call: Call[Prefetched]
-    place: Place
-    """Without a deployment it is of a source."""
+    node_id: str
     job: Job[Loading, Prefetched]
 
 
@@ -92,7 +94,7 @@ class Prefetching:
             yield first
             return
         under_way = self._joined(call) or await self._begin(ask, call)
-        yield Placed(under_way.place.node_id)
+        yield Placed(under_way.node_id)
         async with aclosing(under_way.job.follow()) as steps:
             async for step in steps:
                 yield step
@@ -110,16 +112,30 @@ class Prefetching:
         checkpoint = await self._checkpoint(ask)
         if joined := self._joined(call):  # it may have come meanwhile
             return joined
-        place = Place(ask.deployment, ask.tier, self._choose(ask, checkpoint))
-        if ask.deployment:
-            coming = [one.place for one in self._under_way.values()]
-            tier_bytes.check(self._state, place, coming)
+        node_id = self._choose(ask, checkpoint)
+        tenant = tenant_of(ask.deployment) if ask.deployment else ask.tenant
         key = call.request_id or uuid.uuid4().hex
-        hold = HoldSpec(f"{_PREFIX}{key}", ask.ttl)
-        job = Job(partial(self._work, ask, checkpoint, place.node_id, hold, call))
-        job.task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        under_way = self._under_way[key] = _UnderWay(call, place, job)
+        owner = ask.deployment or (f"{tenant}:" if tenant else "")
+        hold = HoldSpec(pins.prefetch_id(owner, key), ask.ttl)
+        if tenant is not None:
+            self._count(hold, Keep(tenant, checkpoint.checkpoint, ask.tier, node_id))
+        job = Job(partial(self._work, ask, checkpoint, node_id, hold, call))
+        job.task.add_done_callback(partial(self._ended, key, hold))
+        under_way = self._under_way[key] = _UnderWay(call, node_id, job)
         return under_way
+
+    def _count(self, hold: HoldSpec, keep: Keep) -> None:
+        """Has what is to be held count as its tenant's, which may refuse it."""
+        tier_bytes.check(self._state, keep)
+        self._state.prefetching[hold.hold_id] = keep
+
+    def _ended(self, key: str, hold: HoldSpec, task: asyncio.Task[Prefetched]) -> None:
+        self._under_way.pop(key, None)
+        forget = partial(self._state.prefetching.pop, hold.hold_id, None)
+        if task.cancelled() or task.exception():
+            forget()
+        else:
+            asyncio.get_running_loop().call_later(_REPORTED_SECONDS, forget)
 
     def _check_source(self, ask: PrefetchAsk) -> None:
         if ask.tenant is not None and not ask.deployment:

@@ -29,6 +29,7 @@ from sllm.control.state.orphans import Orphans
 from sllm.control.state.recent_receipts import RecentReceipts
 from sllm.control.state.starts import StartUnderWay
 from sllm.control.tenants.tenants import Tenants
+from sllm.control.types.pins import Keep, Place
 from sllm.control.types.receipts import StartRecord
 from sllm.control.types.status import Learned, Loading
 from sllm.control.types.views import EndedRequest
@@ -74,6 +75,10 @@ class State:
     """Deployments whose checkpoint is on its way to a node, and how far it is."""
     unprepared: dict[str, str] = field(default_factory=dict)
     """Deployments whose checkpoint could not be brought to any node, and why."""
+    pinned: set[Place] = field(default_factory=set)
+    """Where deployments are pinned, or about to be."""
+    prefetching: dict[str, Keep] = field(default_factory=dict)
+    """What is prefetched for tenants, by hold, until its node has told of it."""
     leaving: set[str] = field(default_factory=set)
     """Nodes that are about to go down, and are drained for as long as they are there."""
     draining: set[str] = field(default_factory=set)

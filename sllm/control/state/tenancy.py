@@ -6,6 +6,7 @@ from typing import Final
 
 from sllm import errors
 from sllm.control.cluster.tiers import Copy
+from sllm.control.state.accounts import owners
 from sllm.control.state.state import State
 from sllm.control.tenants.names import tenant_of, whole
 from sllm.control.tenants.portions import fits
@@ -126,21 +127,13 @@ def held(state: State) -> Mapping[str, Held]:
 
 def _sizes(state: State) -> Mapping[str, Mapping[str, float]]:
     """Bytes of each tenant's checkpoints by the name of the tier, over all nodes."""
-    owners = _owners(state)
+    having = owners(state)
     sizes: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for copy in _copies(state):
-        having = owners.get(copy.serves, ())
-        for tenant in having:
-            sizes[tenant][copy.tier.name] += copy.resident_bytes / len(having)
+        its = having.get(copy.serves, ())
+        for tenant in its:
+            sizes[tenant][copy.tier.name] += copy.resident_bytes / len(its)
     return sizes
-
-
-def _owners(state: State) -> Mapping[str, set[str]]:
-    """The tenants that have deployments of each checkpoint, by its digest."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for name, deployment in state.deployments.items():
-        owners[deployment.model.digest].add(tenant_of(name))
-    return owners
 
 
 def _copies(state: State) -> Iterator[Copy]:

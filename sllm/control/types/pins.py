@@ -1,14 +1,21 @@
 """Checkpoints that stay on a tier of a node because an operator says so."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from sllm import errors
+from sllm.control.cluster.needs import Checkpoint
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.tiers import Tier
+from sllm.control.tenants.names import tenant_of
 
-PREFIX = "pin/"
+PREFIX: Final = "pin/"
 """Of the ids of holds that are pins."""
+_PREFETCH: Final = "prefetch/"
+_PARTS: Final = 3
+"""Of an id: what it is, whose, and which one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +31,20 @@ class Place:
         """What the pin is called on its node."""
         return f"{PREFIX}{self.deployment}/{self.tier.name}"
 
-    def takes(self, tier: Tier) -> bool:
-        """Whether it takes bytes of a tier of its node: what is in memory is on SSD as well."""
-        return tier in (Tier.SSD, self.tier)
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A checkpoint that is to be held on a tier of a node for a tenant."""
+
+    tenant: str
+    checkpoint: Checkpoint
+    tier: Tier
+    node_id: str
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers that it takes bytes of: what is in memory is on SSD as well."""
+        return (Tier.SSD,) if self.tier is Tier.SSD else (Tier.SSD, self.tier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +62,22 @@ class Pin:
     def is_over(self, now: float) -> bool:
         """Whether its time is up."""
         return self.expires_at is not None and self.expires_at <= now
+
+
+def prefetch_id(owner: str, key: str) -> str:
+    """What a prefetch is called on its node.
+
+    Args:
+        owner: The whole name of anything of the tenant's. Empty: it is nobody's.
+        key: Unique among prefetches; a caller may have chosen it, of any length.
+    """
+    return f"{_PREFETCH}{owner}/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def tenant_of_hold(hold_id: str) -> str | None:
+    """The tenant for whom a node holds something. None: nobody, or nobody knows."""
+    parts = hold_id.split("/")
+    return tenant_of(parts[1]) if len(parts) == _PARTS and parts[1] else None
 
 
 def check_room(node: NodeView, tier: Tier, size_bytes: int, pinned: Iterable[int] = ()) -> None:
