@@ -163,7 +163,8 @@ def deploy(
         adapter = deployment.model.adapter
         kind = f"adapter over {base}, rank {adapter.rank}" if adapter else ""
         what = f"{kind or deployment.model.architecture}, {size}, on {engine_label(deployment)}"
-        typer.echo(f"{name}: {what}, {deployment.state}")
+        why = f": {deployment.message}" if deployment.message else ""
+        typer.echo(f"{name}: {what}, {deployment.state}{why}")
 
 
 def rm(name: Name, control: Control = DEFAULT_CONTROL, as_json: Json = False) -> None:

@@ -60,6 +60,19 @@ async def test_deployments_that_would_not_all_be_on_disk_are_refused(
     await cluster.caller.deploy("one", "file:///models/one", max_concurrency=2)  # it takes no more
 
 
+async def test_replicas_that_are_never_within_the_limit_are_refused(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    await cluster.caller.set_tenant(dram_bytes=2 * MODEL - 1)
+    await cluster.caller.deploy("one", "file:///models/one", min_replicas=1)
+    with pytest.raises(errors.TenantLimit, match="lower min_replicas") as caught:
+        await cluster.caller.deploy("two", "file:///models/two", min_replicas=1)
+    assert caught.value.metadata["limit"] == "dram_bytes"
+    await cluster.caller.deploy("two", "file:///models/two")
+    await cluster.caller.deploy("one", "file:///models/one")
+    await cluster.caller.deploy("two", "file:///models/two", min_replicas=1)
+
+
 @pytest.mark.parametrize("method", ["Pin", "Prefetch"])
 async def test_what_would_be_held_beyond_the_limit_is_refused(
     cluster: Cluster, node: FakeNode, method: str

@@ -71,7 +71,8 @@ class Deployment(_message.Message):
     state: Global___DeploymentState.ValueType
     message: _builtins.str
     """For FAILED: what went wrong and what to do. Otherwise why instances from before a change go on
-    although others are to replace them; empty while nothing keeps these from it.
+    although others are to replace them, or why there are fewer than `min_replicas`; empty while
+    nothing is in the way.
     """
     ready_instances: _builtins.int
     """Instances that are ready now."""

@@ -86,7 +86,8 @@ class Deployment:
     """Where its checkpoint is on its way."""
     message: str
     """For FAILED: what went wrong and what to do. Otherwise why instances from before a change go
-    on although others are to replace them; mostly empty."""
+    on although others are to replace them, or why there are fewer than min_replicas; mostly
+    empty."""
     engine: str
     """Engine that its instances run on: "vllm" or "transformers"."""
     dtype: str

@@ -15,7 +15,7 @@ from sllm.control.placement import fitting
 from sllm.control.state import tier_bytes
 from sllm.control.state.durable import Durable
 from sllm.control.state.state import State
-from sllm.control.state.statuses import status_of
+from sllm.control.state.statuses import kept_because, status_of
 from sllm.control.tenants.limits import check_replicas
 from sllm.control.tenants.names import tenant_of
 from sllm.control.types.calls import Call, Done
@@ -138,11 +138,14 @@ class Catalog:
         fitting.check_fits(self._state.snapshot(), need_of(deployment))
         self._check_replicas(deployment)
         tier_bytes.check_deployment(self._state, deployment)
-        status = self._status_of(deployment)
+        need, least = need_of(deployment), deployment.spec.scaling.min_replicas
+        beyond = fitting.check_replicas(self._state.snapshot(), need, least)
+        status = self._status_of(deployment, beyond)
         put = self._durable.store.put
         answer = await self._durable.run(put, deployment, call, status, time.time())
         if answer is status:  # else the same call has come twice at once, and is in force
             self._state.set_deployment(deployment)
+            self._state.beyond_nodes[deployment.name] = beyond
         return answer
 
     def _check_replicas(self, deployment: Deployment) -> None:
@@ -182,12 +185,18 @@ class Catalog:
         present = self._state.deployments.get(spec.name)
         return revision.deployed(present, spec, model, time.time())
 
-    def _status_of(self, deployment: Deployment) -> DeploymentStatus:
-        """How a deployment is doing, as it is told once it is stored."""
-        if deployment.name in self._state.deployments:
-            present = status_of(self._state, deployment.name)
-            return dataclasses.replace(present, deployment=self._state.shown(deployment))
-        return DeploymentStatus(self._state.shown(deployment), self._state.prepared(deployment))
+    def _status_of(self, deployment: Deployment, beyond: str) -> DeploymentStatus:
+        """How a deployment is doing, as it is told once it is stored.
+
+        `beyond`: why there is no room for what min_replicas is to keep; empty if there is.
+        """
+        state, shown = self._state, self._state.shown(deployment)
+        if deployment.name not in state.deployments:
+            return DeploymentStatus(shown, state.prepared(deployment), message=beyond)
+        present = status_of(state, deployment.name)
+        failed = present.state is specs.DeploymentState.FAILED
+        told = present.message if failed else beyond or kept_because(state, deployment.name)
+        return dataclasses.replace(present, deployment=shown, message=told)
 
 
 def _on_only_engine(spec: DeploymentSpec) -> DeploymentSpec:

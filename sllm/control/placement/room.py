@@ -3,6 +3,7 @@
 What a start needs depends on the form of the weights that it takes there: `forms.need_over`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -51,6 +52,32 @@ def too_small(node: NodeView, need: Need) -> str | None:
         f"{node.node_id}: {own} bytes of memory for an instance itself, {memory.capacity_bytes} "
         "beside pool and KV caches"
     )
+
+
+def most_instances(node: NodeView, need: Need) -> float:
+    """How many instances the empty node has room for, if it has room for one; they share weights.
+
+    Infinite: whatever bounds them is not told.
+    """
+    return max(1, min(_most_by_caches(node, need), _most_by_memory(node, need)))
+
+
+def _most_by_caches(node: NodeView, need: Need) -> float:
+    if not (kv := kv_grant(node, need)):
+        return math.inf
+    weights = device_room.in_pages(need.checkpoint.size_bytes)
+    each = [
+        min(one.kv_capacity_bytes, one.weights_capacity_bytes - weights)
+        for one in node.facts.devices
+    ]
+    return sum(max(0, one) // kv for one in each or [node.facts.kv_capacity])
+
+
+def _most_by_memory(node: NodeView, need: Need) -> float:
+    if (memory := node.facts.memory) is None:
+        return math.inf
+    own = node.own_alone(_kind(node, need), need.private_bytes)
+    return min(memory.max_instances or math.inf, memory.capacity_bytes // own if own else math.inf)
 
 
 def _kind(node: NodeView, need: Need) -> Kind:

@@ -79,6 +79,8 @@ class State:
     """Where deployments are pinned, or about to be."""
     prefetching: dict[str, Keep] = field(default_factory=dict)
     """What is prefetched for tenants, by hold, until its node has told of it."""
+    beyond_nodes: dict[str, str] = field(default_factory=dict)
+    """Deployments of which min_replicas keeps more than nodes had room for when it was set."""
     leaving: set[str] = field(default_factory=set)
     """Nodes that are about to go down, and are drained for as long as they are there."""
     draining: set[str] = field(default_factory=set)
@@ -188,7 +190,13 @@ class State:
         """Removes all that is kept of a deployment."""
         if (known := self.deployments.get(name)) and known.spec.base:
             self._adapters[known.spec.base].discard(name)
-        by_name = self.failed_starts, self.preparing, self.unprepared, self.learned
+        by_name = (
+            self.failed_starts,
+            self.preparing,
+            self.unprepared,
+            self.learned,
+            self.beyond_nodes,
+        )
         for kept in (self.deployments, *by_name):
             kept.pop(name, None)
         self.kept_replicas.pop(name, None)

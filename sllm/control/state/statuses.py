@@ -19,7 +19,7 @@ def status_of(state: State, name: str) -> DeploymentStatus:
         state=found,
         message=state.unprepared[name]
         if found is DeploymentState.FAILED
-        else _kept_because(state, name),
+        else kept_because(state, name) or _lacks(state, name),
         ready_instances=ready,
         queued_requests=queued,
         loading=state.preparing.get(name) if found is DeploymentState.PREPARING else None,
@@ -38,7 +38,7 @@ def _served(state: State, deployment: Deployment) -> tuple[int, int]:
     return ready, sum(one.adapter == name for one in state.queue.of(base))
 
 
-def _kept_because(state: State, name: str) -> str:
+def kept_because(state: State, name: str) -> str:
     """Why instances from before a change are still there. Empty: nothing is wrong."""
     if not state.outdated_replicas(name):
         return ""
@@ -47,6 +47,18 @@ def _kept_because(state: State, name: str) -> str:
     if name in state.unmet:
         return "instances from before it was changed go on until there is room for others"
     return ""
+
+
+def _lacks(state: State, name: str) -> str:
+    """What it lacks of the instances that min_replicas asks for. Empty: nothing."""
+    least, there = state.kept_replicas.get(name, 0), len(state.fleet.instances_of(name))
+    if there >= least:
+        return ""
+    if name not in state.unmet:  # they may be about to start, unless there were never room
+        return state.beyond_nodes.get(name, "")
+    failed = state.failed_starts.get(name)
+    why = failed.error.message if failed else "there is no room for more; add nodes, or lower it"
+    return f"min_replicas is {least}, and instances are {there}: {why}"
 
 
 def tuned_of(state: State, name: str) -> Tuned | None:

@@ -12,6 +12,7 @@ from sllm.control.cluster.needs import Need, need_of
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import Deployment
 from sllm.control.cluster.tiers import Copy, Tier
+from sllm.control.placement import fitting
 from sllm.control.state.accounts import Account, is_held
 from sllm.control.state.state import State
 from sllm.control.tenants.limits import check_bytes
@@ -36,10 +37,11 @@ def check(state: State, keep: Keep) -> None:
 
 
 def check_deployment(state: State, deployment: Deployment) -> None:
-    """Refuses a deployment whose tenant's checkpoints would not all be somewhere on SSD, once each.
+    """Refuses a deployment whose tenant's checkpoints could never be where they have to be.
 
-    One that takes no more than it did is never refused, whatever was bounded since: to lower what
-    it keeps is a way back within the bounds.
+    On SSD there is room for each once, and wherever min_replicas keeps instances for what these
+    take at least. One that takes no more than it did is never refused, whatever was bounded since:
+    to lower what it keeps is a way back within the bounds.
 
     Raises:
         errors.TenantLimit: With the numbers.
@@ -50,19 +52,39 @@ def check_deployment(state: State, deployment: Deployment) -> None:
         return
     its = {name: one for name, one in state.deployments.items() if tenant_of(name) == tenant}
     its[deployment.name] = deployment
-    sizes = {one.model.digest or one.spec.source: one.model.size_bytes for one in its.values()}
-    check_bytes(tenant, limits, Tier.SSD.name, sum(sizes.values()))
+    needs, nodes = list(map(need_of, its.values())), _nodes_kept(state, its.values())
+    on_disk = {one.checkpoint.key: one.checkpoint.size_bytes for one in needs}
+    size = sum(each * max(1, nodes[key]) for key, each in on_disk.items())
+    check_bytes(tenant, limits, Tier.SSD.name, size)
     pool_bytes = need_of(deployment).pool_bytes
-    for tier in {view.weights_tier for view in state.fleet.nodes.values()}:
+    tiers = {view.weights_tier for view in state.fleet.nodes.values()}
+    for tier in tiers:
         check_bytes(tenant, limits, tier.name, pool_bytes)
+    if len(tiers) == 1 and nodes[need_of(deployment).checkpoint.key]:
+        above = {one.checkpoint.key: one.pool_bytes for one in needs}
+        kept = sum(each * nodes[key] for key, each in above.items())
+        check_bytes(tenant, limits, tiers.pop().name, kept, "lower min_replicas")
+
+
+def _nodes_kept(state: State, deployments: Iterable[Deployment]) -> Mapping[str, int]:
+    """On how many nodes min_replicas keeps each checkpoint at least, by its key."""
+    snapshot, found = state.snapshot(), Counter[str]()
+    for one in deployments:
+        if least := one.spec.scaling.min_replicas:
+            need = need_of(one)
+            nodes = fitting.least_nodes(snapshot, need, least)
+            found[need.checkpoint.key] = max(nodes, found[need.checkpoint.key])
+    return found
 
 
 def _takes_no_more(state: State, deployment: Deployment) -> bool:
     before, after = state.needs.get(deployment.name), need_of(deployment)
+    least = deployment.spec.scaling.min_replicas
     return (
         before is not None
         and before.checkpoint.key == after.checkpoint.key
         and before.pool_bytes >= after.pool_bytes
+        and state.kept_replicas.get(deployment.name, 0) >= least
     )
 
 

@@ -134,7 +134,13 @@ def check_pinned(tenant: str, limits: Limits, pinned_bytes: int) -> None:
         raise _beyond_bytes(tenant, "pinned_bytes", told, "unpin others")
 
 
-def check_bytes(tenant: str, limits: Limits, tier: str, size: float) -> None:
+def check_bytes(
+    tenant: str,
+    limits: Limits,
+    tier: str,
+    size: float,
+    advice: str = "delete deployments, or unpin what is pinned",
+) -> None:
     """Refuses what would have a tenant need more of a tier than it may have.
 
     Args:
@@ -142,6 +148,7 @@ def check_bytes(tenant: str, limits: Limits, tier: str, size: float) -> None:
         limits: Of that tenant.
         tier: Its name.
         size: Bytes that it would need there altogether.
+        advice: What it can do about them.
 
     Raises:
         errors.TenantLimit: With the numbers.
@@ -149,7 +156,6 @@ def check_bytes(tenant: str, limits: Limits, tier: str, size: float) -> None:
     most = limits.bytes_by_tier.get(tier)
     if most is not None and size > most:
         told = _told_bytes(f"of checkpoints on {tier}", size, most)
-        advice = "delete deployments, or unpin what is pinned"
         raise _beyond_bytes(tenant, f"{tier.lower()}_bytes", told, advice)
 
 

@@ -1,6 +1,7 @@
 """Starts, room and failed starts: a real control plane, and nodes that are scripted."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from serverlessllm.v1 import types_pb2 as pb
@@ -194,6 +195,28 @@ async def test_room_that_min_replicas_keeps_is_refused(cluster: Cluster, node: F
         await cluster.caller.complete("other")
     (instance,) = node.instances.values()
     assert instance.deployment == "kept"
+
+
+async def test_replicas_that_the_nodes_never_have_room_for_are_told_of(
+    cluster: Cluster, node: FakeNode
+) -> None:
+    told = await cluster.caller.deploy(min_replicas=3, max_replicas=3, kv_cache_tokens=HALF)
+    assert "min_replicas is 3, and the 1 nodes there are would have room for 1" in told.message
+
+    async def lacks() -> bool:
+        found = await cluster.caller.deployment("tiny")
+        return found.message.startswith("min_replicas is 3, and instances are 1: there is no room")
+
+    await assert_eventually(lacks)
+    await cluster.caller.deploy(min_replicas=1, max_replicas=3, kv_cache_tokens=HALF)
+    await assert_eventually(told_nothing(cluster))
+
+
+def told_nothing(cluster: Cluster) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        return not (await cluster.caller.deployment("tiny")).message
+
+    return check
 
 
 # --- starts that fail ---------------------------------------------------------------------------

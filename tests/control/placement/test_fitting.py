@@ -1,6 +1,7 @@
 """What no node could run is refused with the numbers."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,44 @@ def test_what_stays_on_ssd_needs_memory_of_its_own_and_a_processor() -> None:
     other = view(replace(facts("gpu"), devices=(device,)))
     with pytest.raises(errors.ModelTooLarge, match="gpu: has accelerators"):
         fitting.check_fits(snapshot(other), mixture)
+
+
+def device(total: int) -> Device:
+    return Device(0, "d", "u", total, total, total, 0, total, 0)
+
+
+MEMORY = NodeMemory(1000, capacity_bytes=50, used_bytes=0, instance_bytes=20, max_instances=0)
+ONE_EACH = [view(facts(f"n{number}", kv=100)) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 10),  # 1000 bytes of caches, of which each takes 100
+        ({"kv_capacity": 50}, 1),  # an instance takes all that there is
+        ({"memory": MEMORY}, 2),
+        ({"memory": replace(MEMORY, max_instances=1)}, 1),
+        ({"memory": replace(MEMORY, capacity_bytes=19)}, None),
+        ({"devices": (device(3 << 20), device(2 << 20))}, ((1 << 20) // 100)),
+    ],
+)
+def test_a_node_has_room_for_so_many_instances_if_it_is_empty(
+    changes: dict[str, Any], most: int | None
+) -> None:
+    found = fitting.most_instances(snapshot(view(replace(facts(), **changes))), need())
+    assert found == ([] if most is None else [most])
+
+
+@pytest.mark.parametrize(("instances", "nodes"), [(1, 1), (2, 2), (3, 3), (5, 5)])
+def test_instances_are_on_as_many_nodes_at_least_as_they_take(instances: int, nodes: int) -> None:
+    assert fitting.least_nodes(snapshot(*ONE_EACH), need(), instances) == nodes
+    large = view(facts("large", kv=instances * 100))
+    assert fitting.least_nodes(snapshot(*ONE_EACH, large), need(), instances) == 1
+    assert fitting.least_nodes(snapshot(), need(), instances) == 1
+
+
+def test_instances_for_which_the_nodes_never_have_room_are_told_of() -> None:
+    told = fitting.check_replicas(snapshot(*ONE_EACH), need(), 4)
+    assert "min_replicas is 4, and the 3 nodes there are would have room for 3" in told
+    assert not fitting.check_replicas(snapshot(*ONE_EACH), need(), 3)
+    assert not fitting.check_replicas(snapshot(), need(), 3), "there are no nodes yet"

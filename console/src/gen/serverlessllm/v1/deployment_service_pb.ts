@@ -54,7 +54,8 @@ export type Deployment = Message<"serverlessllm.v1.Deployment"> & {
 
   /**
    * For FAILED: what went wrong and what to do. Otherwise why instances from before a change go on
-   * although others are to replace them; empty while nothing keeps these from it.
+   * although others are to replace them, or why there are fewer than `min_replicas`; empty while
+   * nothing is in the way.
    *
    * @generated from field: string message = 7;
    */
