@@ -28,15 +28,6 @@ _MAY_PASS: Final = (
     errors.Internal,
     errors.AdaptersLeft,
 )
-_SAYS_NOTHING: Final = (
-    errors.Unavailable,
-    errors.DeadlineExceeded,
-    errors.Internal,
-    errors.Unauthenticated,
-    errors.TenantLimit,
-)
-"""Of whose a deployment is: it has to be asked again."""
-
 Key = tuple[str, str]
 """Namespace and name."""
 
@@ -108,7 +99,8 @@ class Reconciler:
         """Whether the deployment of a resource's name is there because of it.
 
         An operator that ended between the control plane's word and the resource's status has told
-        nobody. Then it was taken if the control plane, which has such a deployment, takes it again.
+        nobody. Then the deployment is looked at, and left as it is: it is of the resource if it is
+        of what that names.
 
         Raises:
             errors.SllmError: The control plane cannot be asked.
@@ -118,14 +110,12 @@ class Reconciler:
         if resource.status or entry.refused:
             return False
         try:
-            await self._client.deployment(resource.name)
-            await self._client.deploy(resource.name, **resource.arguments(), wait=False)
-        except _SAYS_NOTHING:
-            raise
-        except (errors.SllmError, TypeError) as error:
-            log.info("operator.not_ours", deployment=resource.name, problem=str(error))
+            there = await self._client.deployment(resource.name)
+        except errors.DeploymentNotFound:
             return False
-        return True
+        if not (ours := resources.is_of(resource, there)):
+            log.info("operator.not_ours", deployment=resource.name, source=there.source)
+        return ours
 
     def _is_due(self, resource: Resource, entry: _Entry) -> bool:
         if entry.refused and entry.refused_generation == resource.generation:

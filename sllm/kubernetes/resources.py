@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from sllm import DeploymentState, errors
 from sllm.client.types.deployments import Deployment
@@ -70,6 +71,19 @@ class Resource:
             **{_ARGUMENTS[key]: value for key, value in self.spec.items() if key in _ARGUMENTS},
             **{_SCALING[key]: value for key, value in scaling.items() if key in _SCALING},
         }
+
+
+def is_of(resource: Resource, deployment: Deployment) -> bool:
+    """Whether a deployment is of what a resource names, which cannot change while it is there."""
+    source, dtype, base = (resource.spec.get(key) or "" for key in ("source", "dtype", "base"))
+    same = source in (deployment.source, _path(deployment.source))
+    return same and (dtype, base) == (deployment.dtype, deployment.base)
+
+
+def _path(source: str) -> str:
+    """A file's URL as the path by which a resource may name it; another stays as it is."""
+    url = urlsplit(source)
+    return unquote(url.path) if url.scheme == "file" else source
 
 
 def told(resource: Resource, deployment: Deployment, now: str) -> dict[str, Any]:

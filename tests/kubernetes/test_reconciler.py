@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from serverlessllm.v1 import deployment_service_pb2 as pb
+from serverlessllm.v1 import types_pb2 as types
 
 import sllm
 from sllm import errors
@@ -168,22 +169,48 @@ async def test_only_what_was_accepted_is_deleted(
     await reconciler.remove(there)
 
 
-async def test_what_was_taken_and_never_told_of_is_deleted_all_the_same(
-    control: FakeControl, reconciler: Reconciler
+FILE = "file:///models/a%23b"
+
+
+@pytest.mark.parametrize(
+    ("spec", "there", "ours"),
+    [
+        ({"source": FILE}, pb.Deployment(source=FILE), True),
+        ({"source": "/models/a#b"}, pb.Deployment(source=FILE), True),
+        ({"source": "/models/a"}, pb.Deployment(source=FILE), False),
+        ({"source": "hf://a/b"}, pb.Deployment(source="hf://a/b"), True),
+        ({"source": ""}, pb.Deployment(source="hf://a/b"), False),
+        (
+            {"source": FILE, "dtype": "float16"},
+            pb.Deployment(source=FILE, engine=types.EngineConfig(dtype="float16")),
+            True,
+        ),
+        ({"source": FILE, "dtype": "float16"}, pb.Deployment(source=FILE), False),
+        ({"source": FILE, "base": "m"}, pb.Deployment(source=FILE, base="m"), True),
+        ({"source": FILE}, pb.Deployment(source=FILE, base="m"), False),
+    ],
+)
+async def test_what_was_taken_and_never_told_of_is_deleted_if_it_is_of_the_same(
+    control: FakeControl,
+    reconciler: Reconciler,
+    spec: dict[str, Any],
+    there: pb.Deployment,
+    ours: bool,
 ) -> None:
     """The operator has ended in between, and the resource was deleted before it came back."""
+    control.reply("GetDeployment", pb.GetDeploymentResponse(deployment=there))
+    control.reply("DeleteDeployment", pb.DeleteDeploymentResponse())
+    await reconciler.remove(replace(MADE, spec=spec))
+    assert len(control.requests["DeleteDeployment"]) == ours
+    assert not control.requests["Deploy"], "whose it is was asked, and nothing changed"
+
+
+async def test_what_was_never_taken_ends_nothing(
+    control: FakeControl, reconciler: Reconciler
+) -> None:
     control.reply("GetDeployment", errors.DeploymentNotFound("never taken"))
     await reconciler.remove(MADE)
-    for answer in (
-        errors.DeploymentExists("another source"),
-        pb.DeployResponse(deployment=deployment()),
-    ):
-        control.reply("GetDeployment", pb.GetDeploymentResponse(deployment=deployment()))
-        control.reply("Deploy", answer)
-        assert not control.requests["DeleteDeployment"], "it is somebody else's"
-        control.reply("DeleteDeployment", pb.DeleteDeploymentResponse())
-        await reconciler.remove(MADE)
-    assert [one.name for one in control.requests["DeleteDeployment"]] == ["tiny"]
+    assert not control.requests["DeleteDeployment"]
 
 
 @pytest.mark.parametrize(
