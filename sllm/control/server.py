@@ -19,6 +19,7 @@ from sllm.control.control_plane import ControlPlane
 from sllm.control.state.sqlite import SqliteStore
 from sllm.control.state.statuses import status_of
 from sllm.control.tenants.names import DEFAULT, tenant_of
+from sllm.listening import is_loopback
 from sllm.process import (
     keep_private,
     leave_out_of_collections,
@@ -34,6 +35,10 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS: Final = 1.0
 """Between two looks at whether what is stored is still there."""
+_ASKS_NOBODY: Final = (
+    "whoever reaches the port, or a gateway, may do all that an admin may, and make keys that "
+    "count later: have it ask for keys (--auth), unless something else keeps others away"
+)
 
 
 async def serve(config: ControlConfig) -> None:
@@ -132,6 +137,8 @@ async def _alone(config: ControlConfig, tls: ClusterTls | None) -> AsyncIterator
 
 async def _listen(server: rpc.Server, config: ControlConfig, tls: ClusterTls | None) -> Addresses:
     addresses = await _serve(server, config, tls)
+    if not config.asks_callers and not is_loopback(_host(config.listen_address)):
+        log.warning("control.asks_nobody", listen=config.listen_address, problem=_ASKS_NOBODY)
     if config.probe_port is not None:
         log.info("control.probes_served", port=await server.serve_probes(config.probe_port))
     return addresses

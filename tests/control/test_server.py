@@ -117,3 +117,17 @@ async def test_the_loss_of_what_was_stored_is_told(
 
         await assert_eventually(not_serving)
     await cluster.caller.complete()
+
+
+@pytest.mark.parametrize(
+    ("host", "auth", "told"),
+    [("0.0.0.0", None, True), ("0.0.0.0", True, False), ("127.0.0.1", None, False)],
+)
+async def test_that_anybody_may_do_everything_is_told_where_others_reach_it(
+    tmp_path: Path, host: str, auth: bool | None, told: bool
+) -> None:
+    config = ControlConfig(directory=tmp_path, listen_address=f"{host}:0", insecure=True, auth=auth)
+    with capture_logs() as logs:
+        async with running(config):
+            pass
+    assert any(one["event"] == "control.asks_nobody" for one in logs) == told

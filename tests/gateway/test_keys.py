@@ -5,6 +5,7 @@ from typing import Any
 import httpx2
 import pytest
 from serverlessllm.v1 import deployment_service_pb2 as pb
+from serverlessllm.v1 import key_service_pb2 as key_pb
 
 from sllm import config, errors
 from tests.client.fake_control import FakeControl
@@ -55,3 +56,15 @@ async def test_it_goes_along_over_connect(http: httpx2.AsyncClient, control: Fak
     headers = {"authorization": "Bearer sllm_a", "content-type": "application/json"}
     assert (await http.post(path, headers=headers, content=b"{}")).status_code == 200
     assert control.metadata["ListDeployments"][0]["authorization"] == "Bearer sllm_a"
+
+
+async def test_no_cache_keeps_what_is_answered_over_connect(
+    http: httpx2.AsyncClient, control: FakeControl
+) -> None:
+    control.reply("CreateKey", key_pb.CreateKeyResponse(secret="sllm_new"))
+    control.reply("CreateKey", errors.PermissionDenied("not you"))
+    path = "/serverlessllm.v1.KeyService/CreateKey"
+    for status in (200, 403):
+        answer = await http.post(path, json={})
+        assert answer.status_code == status
+        assert answer.headers["cache-control"] == "no-store"

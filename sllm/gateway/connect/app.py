@@ -59,6 +59,7 @@ class Connect:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
+        send = _kept_by_nobody(send)
         kind = dict(scope["headers"]).get(b"content-type", b"")
         if kind.startswith(_GRPC) and not kind.startswith(_WEB):
             await _refuse(send)
@@ -120,6 +121,18 @@ class _InTime:
         except errors.QueueFull as error:
             raise failures.to_connect(error) from error
         self._count += count
+
+
+def _kept_by_nobody(send: Send) -> Send:
+    """Has no cache on the way keep an answer: a key's secret is told once, to whoever made it."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), (b"cache-control", b"no-store")]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return sent
 
 
 def _readable(scope: Scope) -> bool:
