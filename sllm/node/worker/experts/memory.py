@@ -3,7 +3,8 @@
 import ctypes
 import errno
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from mmap import PAGESIZE
 from pathlib import Path
@@ -18,6 +19,25 @@ _MOST_MAPPED: Final = Path("/proc/sys/vm/max_map_count")
 _OTHERS_MAPPED: Final = 8192
 """What libraries, stacks and arenas take, amply."""
 _READ_WRITE: Final = libc.PROT_READ | libc.PROT_WRITE
+
+
+@contextmanager
+def _shortage_in_words() -> Iterator[None]:
+    """Tells of a kernel that has no memory, or no mappings, as of what it is.
+
+    Where memory was to be moved, what it should have replaced may be gone already: nothing here can
+    go on, and whoever asked has to end.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise NoCapacity(
+            "the kernel has no memory for experts, or their process has as many mappings as it may "
+            "have: deploy with less expert_memory, give the node less (--memory), or raise "
+            "vm.max_map_count"
+        ) from error
 
 
 class Span(NamedTuple):
@@ -71,11 +91,12 @@ class SparseMemory:
         """Where a byte of a partition is."""
         return self.address + self.starts[partition] + offset
 
+    @_shortage_in_words()
     def seal(self, kept: Iterable[Span], spans: Iterable[Span]) -> None:
         """Puts spans out of reach; those that are `kept` stay for good.
 
         Raises:
-            NoCapacity: they are more than a process may have mapped.
+            NoCapacity: they are more than a process may have mapped, or there is no memory.
             OSError: the kernel refused.
         """
         apart = list(spans)
@@ -88,11 +109,13 @@ class SparseMemory:
             for span in apart:
                 self._put_away(span)
 
+    @_shortage_in_words()
     def bring(self, span: Span) -> None:
         """Makes room for a span, which has any content until it is written.
 
         Raises:
-            OSError: the kernel refused; above all, there is no memory.
+            NoCapacity: there is no memory.
+            OSError: the kernel refused.
         """
         first, last = self._pages(span)
         address, length = first * PAGESIZE, (last - first + 1) * PAGESIZE
@@ -101,6 +124,7 @@ class SparseMemory:
             self._holders.update(self._edges(span))
         libc.populate(address, length)
 
+    @_shortage_in_words()
     def exchange(self, gone: Sequence[Span], coming: Sequence[Span]) -> None:
         """Drops spans and brings others, in the same memory as far as their pages match.
 
@@ -108,7 +132,8 @@ class SparseMemory:
         than a disk.
 
         Raises:
-            OSError: as for `bring`.
+            NoCapacity: there is no memory, or not enough mappings.
+            OSError: the kernel refused.
         """
         left = list(gone)
         pairs = [(self._take_alike(one, left), one) for one in coming]
@@ -155,10 +180,12 @@ class SparseMemory:
         first = -(-begin // PAGESIZE)
         return first, max(0, (begin + span.end - span.begin) // PAGESIZE - first)
 
+    @_shortage_in_words()
     def drop(self, span: Span) -> None:
         """Takes the memory of a span away that was brought.
 
         Raises:
+            NoCapacity: there are not enough mappings.
             OSError: the kernel refused.
         """
         with self._lock:

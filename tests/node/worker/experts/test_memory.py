@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import os
+import subprocess
+import sys
 from mmap import PAGESIZE
 from random import Random
 
@@ -141,6 +143,40 @@ def test_more_places_than_a_process_may_have_mapped_are_refused(
     monkeypatch.setattr(memory, "_OTHERS_MAPPED", 1 << 40)
     with pytest.raises(NoCapacity, match="3 places"):
         made()
+
+
+WITHOUT_MAPPINGS = """
+from mmap import PAGESIZE
+from pathlib import Path
+from sllm import libc
+from sllm.checkpoint.files.memory import reserve
+from sllm.errors import NoCapacity
+from sllm.node.worker.experts.memory import Span, SparseMemory
+import ctypes
+spans = [Span(0, number * 3 * PAGESIZE, (number + 1) * 3 * PAGESIZE) for number in range(5)]
+memory = SparseMemory([20 * PAGESIZE])
+memory.seal([], spans)
+memory.bring(spans[1])
+others = reserve(2 * int(Path("/proc/sys/vm/max_map_count").read_text()) * PAGESIZE, 0)
+try:
+    for page in range(0, len(others), 2 * PAGESIZE):
+        libc.mprotect(ctypes.addressof(others) + page, PAGESIZE, libc.PROT_READ)
+except OSError:
+    pass
+for act in (lambda: memory.exchange(spans[1:2], spans[3:4]), lambda: memory.bring(spans[3])):
+    try:
+        act()
+    except NoCapacity as error:
+        print(error.message)
+"""
+
+
+def test_a_kernel_that_has_no_more_to_give_is_told_of_with_what_to_do() -> None:
+    command = [sys.executable, "-c", WITHOUT_MAPPINGS]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = ran.stdout.splitlines()
+    assert len(told) == len(("moved", "brought"))
+    assert all("less expert_memory" in one and "vm.max_map_count" in one for one in told)
 
 
 def test_a_span_takes_whole_pages() -> None:
