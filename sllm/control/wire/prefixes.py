@@ -1,7 +1,9 @@
 """What prompts begin with, from requests, and as nodes tell of it."""
 
+import itertools
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import inference_service_pb2 as pb
@@ -10,6 +12,12 @@ from sllm import bounds, errors
 from sllm.chat.wire import image_messages
 from sllm.prompt_prefixes import Keeper, prefixes_of
 from sllm.prompt_prefixes_wire import keeper_message
+
+_MOST_MESSAGES: Final = 16_384
+"""Of a conversation that are named, which hold the event loop up meanwhile; few contexts have room
+for more."""
+_TOGETHER: Final = 256
+"""Messages whose bytes are looked at in one piece: each by itself takes several times as long."""
 
 
 def settle_prefixes(samples: Sequence[pb.GenerateRequest], identity: str) -> None:
@@ -32,7 +40,9 @@ def _named(request: pb.GenerateRequest, identity: str) -> pb.PromptPrefixes:
         return pb.PromptPrefixes()
     whose = (request.deployment, identity, request.adapter.identity, kind)
     found = prefixes_of(" ".join(whose), _parts(request))
-    return pb.PromptPrefixes(names=found.names, size_bytes=found.size_bytes)
+    beyond = len(request.messages.messages) > _MOST_MESSAGES
+    size = request.messages.ByteSize() if beyond else found.size_bytes
+    return pb.PromptPrefixes(names=found.names, size_bytes=size)
 
 
 def set_keeper(request: pb.GenerateRequest, keeper: Keeper | None) -> None:
@@ -53,8 +63,9 @@ def _parts(request: pb.GenerateRequest) -> Iterator[bytes]:
             yield request.messages.template_arguments.encode()
             for tool in request.messages.tools:
                 yield tool.SerializeToString(deterministic=True)
-            for message in request.messages.messages:
-                yield message.SerializeToString(deterministic=True)
+            named = itertools.islice(request.messages.messages, _MOST_MESSAGES)
+            while some := list(itertools.islice(named, _TOGETHER)):
+                yield b"".join(one.SerializeToString(deterministic=True) for one in some)
 
 
 def kept(message: fleet_pb.KeptPrefixes) -> dict[int, float]:

@@ -1,8 +1,10 @@
 """Names of what prompts begin with, as requests have them."""
 
+import pytest
 from serverlessllm.v1 import inference_service_pb2 as pb
 
-from sllm.control.wire.prefixes import settle_prefixes
+from sllm.control.wire.prefixes import _MOST_MESSAGES, _TOGETHER, settle_prefixes
+from sllm.prompt_prefixes import prefixes_of
 
 LONG = "You are kind. " * 100
 
@@ -23,6 +25,22 @@ def test_a_conversation_that_goes_on_begins_as_it_did() -> None:
     before = names(conversation(LONG))
     assert before
     assert names(conversation(LONG, LONG))[: len(before)] == before
+
+
+@pytest.mark.parametrize("count", [_TOGETHER - 1, _TOGETHER, _TOGETHER + 1, 3 * _TOGETHER])
+def test_many_messages_have_the_names_of_their_bytes(count: int) -> None:
+    request = conversation(*map(str, range(count)))
+    parts = [one.SerializeToString(deterministic=True) for one in request.messages.messages]
+    expected = prefixes_of("a identity  messages", [b"".join(parts)])
+    assert names(request) == list(expected.names)
+    assert request.prefixes.size_bytes == expected.size_bytes
+
+
+def test_what_comes_behind_very_many_messages_has_no_name() -> None:
+    """To name all that a caller may send would hold up everybody else's streams."""
+    most, more = (conversation(*["Hi"] * (_MOST_MESSAGES + beyond)) for beyond in (0, 10_000))
+    assert names(more) == names(most)
+    assert more.prefixes.size_bytes > 1.5 * most.prefixes.size_bytes
 
 
 def test_all_samples_of_a_prompt_have_its_names() -> None:
