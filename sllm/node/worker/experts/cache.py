@@ -48,6 +48,8 @@ class _Load:
     number: int
     victims: list[int] = field(default_factory=list)
     """Those whose memory it takes."""
+    spare: int = 0
+    """Bytes that these have beyond it, which nobody has before they are gone: once it is there."""
     begun: bool = False
     """Whether a thread works on it: its victims are going, and are not to be brought meanwhile."""
 
@@ -160,8 +162,7 @@ class ExpertCache:
         for load in self._ahead:
             del self._coming[load.number]
             self._there.update(load.victims)
-            self._left -= sum(self._sizes[one] for one in load.victims)
-            self._left += self._sizes[load.number]
+            self._left += self._sizes[load.number] + load.spare - self._bytes(load.victims)
         self._ahead.clear()
 
     def _want(self, missing: Sequence[int]) -> None:
@@ -180,26 +181,26 @@ class ExpertCache:
         return len(self._there) > count
 
     def _begin(self, number: int, victims: list[int], line: deque[_Load]) -> None:
-        load = self._coming[number] = _Load(number, victims)
-        self._left -= self._sizes[number]
+        left = self._left + self._bytes(victims) - self._sizes[number]
+        spare = left if victims else 0
+        self._left = left - spare
+        self._there.difference_update(victims)
+        load = self._coming[number] = _Load(number, victims, spare)
         line.append(load)
         self._changed.notify()
 
     def _room(self, size: int, least: deque[int]) -> list[int] | None:
-        """Those that go so that there is room, out of `least`; None: there is none for so much."""
-        victims, left = list[int](), self._left
-        for victim in least:
-            if left >= size:
-                break
-            victims.append(victim)
-            left += self._sizes[victim]
-        if left < size:
-            return None
-        for victim in victims:
-            least.popleft()
-            self._there.remove(victim)
-        self._left = left
-        return victims
+        """Those that go so that there is room, taken out of `least`; None: it has not enough."""
+        count, left = 0, self._left
+        while left < size:
+            if count == len(least):
+                return None
+            left += self._sizes[least[count]]
+            count += 1
+        return [least.popleft() for _ in range(count)]
+
+    def _bytes(self, numbers: Sequence[int]) -> int:
+        return sum(self._sizes[one] for one in numbers)
 
     def _least(self) -> deque[int]:
         """Those that may go, what is worth least first."""
@@ -258,6 +259,7 @@ class ExpertCache:
     def _land(self, load: _Load) -> None:
         with self._changed:
             self._there.add(load.number)
+            self._left += load.spare
             del self._coming[load.number]
             self._read += 1
             self._changed.notify_all()

@@ -1,5 +1,6 @@
 """Bounded memory for experts: what a step needs is there, and never more than fits."""
 
+import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -13,6 +14,7 @@ from sllm.errors import Cancelled, CheckpointUnreadable, WorkerDied
 from sllm.node.worker.experts.cache import ExpertCache
 from sllm.node.worker.experts.foresight import Guess
 from sllm.node.worker.experts.keeping import ByUse
+from tests.support import assert_eventually
 
 LAYERS, EXPERTS = 3, 8
 SIZES = [3 + number % 2 for number in range(LAYERS * EXPERTS)]
@@ -28,10 +30,15 @@ class Disk:
         self.failing = threading.Event()
         self.open = threading.Event()
         self.open.set()
+        self.asked: list[int] = []
+        self.slow: set[int] | None = None
+        """What waits until it is open. None: all."""
         self._lock = threading.Lock()
 
     def bring(self, number: int, gone: Sequence[int]) -> None:
-        self.open.wait()
+        self.asked.append(number)
+        if self.slow is None or number in self.slow:
+            self.open.wait()
         if self.failing.is_set():
             raise CheckpointUnreadable("the disk is broken")
         with self._lock:
@@ -119,6 +126,24 @@ def test_what_was_to_go_for_a_guess_stays_if_that_is_put_off(disk: Disk) -> None
     assert disk.there >= set(range(EXPERTS))
     cache.close()
     assert disk.most <= LAYER
+
+
+async def test_what_goes_has_its_memory_until_it_is_gone(disk: Disk) -> None:
+    """Also what of it is more than whoever comes in its place takes."""
+    large, small, other = 1, 0, 2
+    budget = SIZES[small] + SIZES[other]
+    cache, _ = made(disk, budget)
+    cache.need([large])
+    cache.need([])
+    disk.slow = {small}
+    disk.open.clear()
+    cache.read_ahead(Guess(np.array([small]), np.array([0.9])))
+    await assert_eventually(lambda: small in disk.asked)
+    threading.Timer(0.05, disk.open.set).start()
+    await asyncio.to_thread(cache.need, [other])
+    assert disk.there == {small, other}
+    assert disk.most == budget == cache.counts.held_bytes
+    cache.close()
 
 
 def test_a_disk_that_fails_fails_the_step_and_all_that_follow(disk: Disk) -> None:
