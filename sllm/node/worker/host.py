@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-import torch
 
 from sllm.checkpoint.format.form import WeightForm
 from sllm.embedding.purpose import Task
@@ -16,25 +15,19 @@ from sllm.errors import (
     SllmError,
     WorkerDied,
 )
-from sllm.node.worker.adapters import Adapters
-from sllm.node.worker.backends.interface import Backend, Loaded
-from sllm.node.worker.encodings import Encodings
+from sllm.node.worker.backends.interface import Backend
+from sllm.node.worker.building import BuiltModel, GivenWeights, build
 from sllm.node.worker.engine import int8_pages
 from sllm.node.worker.engine.int8_pages import Int8Pages
 from sllm.node.worker.engine.interface import Counters, Engine, Step
 from sllm.node.worker.engine.yielding import YieldingEngine
-from sllm.node.worker.experts.on_demand import WeightsOnDisk
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.making_ready import Making
 from sllm.node.worker.messages import ModelDescription
-from sllm.node.worker.model.description import context_tokens
-from sllm.node.worker.model.device_weights import DeviceWeights
-from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights, hold
+from sllm.node.worker.model.held_weights import PooledWeights
 from sllm.node.worker.model.module import run_dtype
 from sllm.node.worker.model.refusing import CANNOT_RUN, refusing
 from sllm.node.worker.model.texts import Texts
-from sllm.node.worker.on_disk import AttachedOnDisk, attach_on_disk
-from sllm.node.worker.outbox import Outbox
 from sllm.node.worker.page_keeping import PageKeeping
 from sllm.node.worker.preparing import (
     EngineOptions,
@@ -46,13 +39,10 @@ from sllm.node.worker.preparing import (
 )
 from sllm.node.worker.rank_watch import RankWatch
 from sllm.node.worker.ranks import END_SECONDS, Ranks, make_ready
-from sllm.node.worker.running import ParameterLocation, RunningModel
+from sllm.node.worker.running import ParameterLocation, RunningModel, encoding, generating
 from sllm.node.worker.weights_use import WeightsUse
 
 log = structlog.get_logger()
-
-GivenWeights = PooledWeights | DeviceWeights | WeightsOnDisk
-"""Where a model's weights are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,80 +139,61 @@ class ModelHost:
             raise InvalidArgument("a worker attaches once, after it has prepared")
         began = time.monotonic()
         self._check_ranks(weights)
-        held, loaded, on_disk = await asyncio.to_thread(self._attach, prepared, weights)
-        self.weights_use.experts = on_disk.experts if on_disk else None
-        self.weights_use.watch(held, loaded, weights, tell_first_use=tell_first_use)
+        group = self._ranks.group
+        built = await asyncio.to_thread(
+            build, prepared.files, self._backend, weights, self._pool_fd, group
+        )
+        self.weights_use.watch(built, weights, tell_first_use=tell_first_use)
         attached = time.monotonic()
         with refusing(CANNOT_RUN):
-            if prepared.description.purpose.task is Task.GENERATE:
-                context = await self._rank_watch.while_none_is_lost(
-                    self._begin_generating(prepared, held, loaded, weights, kv_bytes)
-                )
-            else:
-                context = await self._begin_encoding(prepared, held, loaded, kv_bytes)
+            running = await self._begin(prepared, built, weights, kv_bytes)
         await asyncio.to_thread(self.weights_use.settle)
         self._up = True
-        started = time.monotonic()
-        read = loaded.read_bytes()
-        times = attached - began, started - attached
-        if on_disk is None:
-            return Attached(*times, context, read)
-        return Attached(*times, context, read, on_disk.read_seconds, on_disk.read_bytes)
+        return Attached(
+            attached - began,
+            time.monotonic() - attached,
+            running.context_tokens,
+            built.loaded.read_bytes(),
+            built.disk_seconds,
+            built.disk_bytes,
+        )
+
+    async def _begin(
+        self, prepared: PreparedModel, built: BuiltModel, weights: GivenWeights, kv_bytes: int
+    ) -> RunningModel:
+        """Starts the engine, in as much memory as it is given for a KV cache."""
+        if prepared.description.purpose.task is Task.GENERATE:
+            generating = self._begin_generating(prepared, built, weights, kv_bytes)
+            return await self._rank_watch.while_none_is_lost(generating)
+        return await self._begin_encoding(prepared, built, kv_bytes)
 
     async def _begin_generating(
-        self,
-        prepared: PreparedModel,
-        held: HeldWeights,
-        loaded: Loaded,
-        weights: GivenWeights,
-        kv_bytes: int,
-    ) -> int:
-        """Starts the engine; gives the tokens that prompt and generation may have together."""
-        config = prepared.files.architecture.config
-        dtype = run_dtype(config, held.given)
+        self, prepared: PreparedModel, built: BuiltModel, weights: GivenWeights, kv_bytes: int
+    ) -> RunningModel:
+        files = prepared.files
+        dtype = run_dtype(files.architecture.config, built.held.given)
         capacity = capacity_of(prepared, self._backend, dtype, kv_bytes)
         if isinstance(weights, PooledWeights):
-            directory = prepared.files.directory
-            await asyncio.to_thread(self._ranks.attach, directory, weights, capacity)
-        context = min(context_tokens(config), capacity.kv_tokens)
-        engine, outbox = YieldingEngine(loaded.engine(capacity)), Outbox()
-        adapters = self._new_adapters(prepared, held, engine)
-        generations = Generations(
-            prepared.files,
-            prepared.texts,
-            prepared.parsers,
-            engine,
-            context,
-            outbox,
-            adapters,
-            prepared.images,
-        )
-        self._running = RunningModel(held, loaded, engine, generations, outbox, adapters)
-        await asyncio.to_thread(self._start, engine, generations, asyncio.get_running_loop())
-        return context
-
-    def _new_adapters(
-        self, prepared: PreparedModel, held: HeldWeights, engine: Engine
-    ) -> Adapters | None:
-        if not prepared.options.takes_adapters:
-            return None
-        device = torch.device("cuda" if held.on_device else "cpu")
-        return Adapters(self._pool_fd, engine, device)
+            await asyncio.to_thread(self._ranks.attach, files.directory, weights, capacity)
+        engine = YieldingEngine(built.loaded.engine(capacity))
+        running = generating(prepared, built, engine, capacity.kv_tokens, self._pool_fd)
+        self._running = running
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._start, engine, running.generations, loop)
+        return running
 
     async def _begin_encoding(
-        self, prepared: PreparedModel, held: HeldWeights, loaded: Loaded, kv_bytes: int
-    ) -> int:
-        """Starts the encoder; gives the tokens that it sees of one text."""
-        loop, context = asyncio.get_running_loop(), prepared.description.context_tokens
-        encoder = loaded.encoder(prepared.description.purpose, pass_tokens(prepared, kv_bytes))
-        encodings = Encodings(prepared.files, prepared.texts, encoder, context)
-        self._running = RunningModel(held, loaded, encoder, encodings, Outbox())
+        self, prepared: PreparedModel, built: BuiltModel, kv_bytes: int
+    ) -> RunningModel:
+        loop, tokens = asyncio.get_running_loop(), pass_tokens(prepared, kv_bytes)
+        encoder = built.loaded.encoder(prepared.description.purpose, tokens)
+        running = self._running = encoding(prepared, built, encoder)
 
         def on_failure(error: Exception) -> None:
             loop.call_soon_threadsafe(self.fail, error)
 
         encoder.start(on_failure)
-        return context
+        return running
 
     async def make_ready(self, weights: PooledWeights, directory: Path, form: WeightForm) -> float:
         """Writes weights as the engine's kernels read them, giving way to whoever else computes.
@@ -362,17 +333,6 @@ class ModelHost:
             raise InvalidArgument(
                 "a model that several processes run takes its weights out of the pool"
             )
-
-    def _attach(
-        self, prepared: PreparedModel, weights: GivenWeights
-    ) -> tuple[HeldWeights, Loaded, AttachedOnDisk | None]:
-        if isinstance(weights, WeightsOnDisk):
-            found = attach_on_disk(prepared.files, self._backend, weights)
-            return found.held, found.loaded, found
-        held = hold(self._pool_fd, weights)
-        load, group = self._backend.load, self._ranks.group
-        loaded = load(prepared.files, held.given, on_device=held.on_device, group=group)
-        return held, loaded, None
 
     def _start(
         self, engine: Engine, generations: Generations, loop: asyncio.AbstractEventLoop

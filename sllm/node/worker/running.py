@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from sllm.errors import InvalidArgument, NotServed
 from sllm.node.worker.adapters import Adapters
 from sllm.node.worker.backends.interface import Loaded
+from sllm.node.worker.building import BuiltModel
 from sllm.node.worker.encodings import Encodings
 from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Engine
@@ -12,8 +15,10 @@ from sllm.node.worker.engine.paged_cache import PagedCache
 from sllm.node.worker.engine.pages import EnginePages
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.layers.lent import LentLayers
+from sllm.node.worker.model.description import context_tokens
 from sllm.node.worker.model.held_weights import HeldWeights
 from sllm.node.worker.outbox import Outbox
+from sllm.node.worker.preparing import PreparedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ class RunningModel:
     """What the engine works on."""
     outbox: Outbox
     """Has nothing in it but ends with the worker, where nothing is generated."""
+    context_tokens: int
+    """What prompt and generation of one request may have together; or one text, of which a vector
+    or a score is made."""
     given_adapters: Adapters | None = None
     """None: the model takes none."""
 
@@ -104,3 +112,37 @@ class RunningModel:
         """Ends all generations without a word; other requests end with their calls."""
         if isinstance(self.requests, Generations):
             self.requests.cancel_all()
+
+
+def generating(
+    prepared: PreparedModel, built: BuiltModel, engine: Engine, kv_tokens: int, pool_fd: int
+) -> RunningModel:
+    """A model that generates by an engine with such a KV cache, which is not started here."""
+    context = min(context_tokens(prepared.files.architecture.config), kv_tokens)
+    outbox, adapters = Outbox(), _adapters(prepared, built.held, engine, pool_fd)
+    generations = Generations(
+        prepared.files,
+        prepared.texts,
+        prepared.parsers,
+        engine,
+        context,
+        outbox,
+        adapters,
+        prepared.images,
+    )
+    return RunningModel(built.held, built.loaded, engine, generations, outbox, context, adapters)
+
+
+def _adapters(
+    prepared: PreparedModel, held: HeldWeights, engine: Engine, pool_fd: int
+) -> Adapters | None:
+    if not prepared.options.takes_adapters:
+        return None
+    return Adapters(pool_fd, engine, torch.device("cuda" if held.on_device else "cpu"))
+
+
+def encoding(prepared: PreparedModel, built: BuiltModel, encoder: Encoder) -> RunningModel:
+    """A model that embeds or scores by an encoder, which is not started here."""
+    context = prepared.description.context_tokens
+    encodings = Encodings(prepared.files, prepared.texts, encoder, context)
+    return RunningModel(built.held, built.loaded, encoder, encodings, Outbox(), context)

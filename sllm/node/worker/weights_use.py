@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 from sllm.errors import CheckpointCorrupt, InvalidArgument
-from sllm.node.worker.backends.interface import Loaded
-from sllm.node.worker.experts.on_demand import OnDemand, WeightsOnDisk
+from sllm.node.worker.building import BuiltModel, GivenWeights
+from sllm.node.worker.experts.on_demand import OnDemand
 from sllm.node.worker.layers.borrowed import BorrowedLayers
 from sllm.node.worker.layers.decoder import layers_of
 from sllm.node.worker.model.arrivals import Arrivals
-from sllm.node.worker.model.device_weights import DeviceWeights
 from sllm.node.worker.model.first_use import FirstUse, FirstUses
-from sllm.node.worker.model.held_weights import HeldWeights, PooledWeights
+from sllm.node.worker.model.held_weights import PooledWeights
 from sllm.node.worker.model.mapping import Mapping
 from sllm.node.worker.model.parts import Parts
 
@@ -34,9 +33,8 @@ class WeightsUse:
 
     def watch(
         self,
-        held: HeldWeights,
-        loaded: Loaded,
-        weights: PooledWeights | DeviceWeights | WeightsOnDisk,
+        built: BuiltModel,
+        weights: GivenWeights,
         *,
         tell_first_use: bool,
     ) -> None:
@@ -45,10 +43,11 @@ class WeightsUse:
         Raises:
             InvalidArgument: The engine does not run the model in parts.
         """
+        self.experts = built.experts
         awaited = weights.awaited if isinstance(weights, PooledWeights) else frozenset()
         if not (awaited or tell_first_use):
             return
-        parts, mapping = loaded.parts(), held.kept
+        parts, mapping = built.loaded.parts(), built.held.kept
         if parts is None or not isinstance(mapping, Mapping):
             raise InvalidArgument("the engine does not run its model in parts that could wait")
         if tell_first_use:

@@ -14,6 +14,7 @@ from sllm.errors import InvalidArgument
 from sllm.node.tiers.pool import Pool
 from sllm.node.worker import layer_wire
 from sllm.node.worker.backends.transformers_backend import LoadedModule
+from sllm.node.worker.building import BuiltModel
 from sllm.node.worker.engine.interface import Engine, EngineRequest
 from sllm.node.worker.engine.paged_cache import PagedCache
 from sllm.node.worker.layers import lent
@@ -105,7 +106,7 @@ class Borrower:
         held = hold(pool.fd, weights)
         module = build_module(load_architecture(staged.directory), dict(held.tensors))
         loaded = LoadedModule(module)
-        self.use.watch(held, loaded, weights, tell_first_use=False)
+        self.use.watch(BuiltModel(held, loaded), weights, tell_first_use=False)
         self.layers = self.use.borrowed(LAYERS)
         self.harness = stack.enter_context(running(loaded.engine(CAPACITY)))
 
