@@ -87,9 +87,8 @@ FLOORS = {
     "sllm.client": (
         "sync",
         "aio",
-        "text | batches | deployments | embedding | keys | tenants",
-        "operator",
-        "stream | watching",
+        "text | batches | cluster | deployments | embedding | keys | tenants",
+        "base | stream | watching",
         "connection | wire",
         "channels",
         "credentials | transcript",

@@ -7,6 +7,7 @@ from typing import Any, Concatenate, ParamSpec
 from serverlessllm.v1 import inference_service_pb2 as inference_pb
 
 from sllm.client.batches import BatchClient
+from sllm.client.cluster import ClusterClient
 from sllm.client.deployments import DeploymentClient
 from sllm.client.embedding import EmbeddingClient
 from sllm.client.keys import KeyClient
@@ -43,7 +44,13 @@ def _whole(
 
 
 class AsyncClient(
-    DeploymentClient, TextClient, EmbeddingClient, BatchClient, KeyClient, TenantClient
+    DeploymentClient,
+    TextClient,
+    EmbeddingClient,
+    BatchClient,
+    ClusterClient,
+    KeyClient,
+    TenantClient,
 ):
     """A client of one control plane. The tasks of one event loop may share it.
 

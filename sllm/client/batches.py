@@ -10,7 +10,8 @@ from typing import Final
 from serverlessllm.v1 import batch_service_pb2 as pb
 
 from sllm import errors
-from sllm.client.operator import PAGE_SIZE, Operator
+from sllm.client.base import BaseClient
+from sllm.client.connection import PAGE_SIZE
 from sllm.client.types.batches import Batch, BatchRequest, BatchResult
 from sllm.client.wire import batches as messages
 from sllm.client.wire.requests import fitting
@@ -18,7 +19,7 @@ from sllm.client.wire.requests import fitting
 _RETRY_SECONDS: Final = 0.2
 
 
-class BatchClient(Operator):
+class BatchClient(BaseClient):
     """The part of a client that has batches done."""
 
     async def submit_batch(

@@ -21,14 +21,15 @@ from sllm import bounds, errors, rpc, sending, statuses
 from sllm.client import credentials
 from sllm.client.channels import Channels
 
+PAGE_SIZE: Final = 1000
+"""Entries of a listing that are asked for at once: the most that it gives."""
 _SERVICE_CONFIG: Final = json.dumps(
     {
         "methodConfig": [
             {
                 # All but SubmitBatch, CreateKey, whose secret the first answer alone has, and those
-                # that instances answer. Those that change something
-                # carry a request id, or may be done twice, so that the control plane recognises a
-                # repetition.
+                # that instances answer. Those that change something carry a request id, or may be
+                # done twice, so that the control plane recognises a repetition.
                 "name": [
                     {"service": "serverlessllm.v1.DeploymentService"},
                     {"service": "serverlessllm.v1.ClusterService"},

@@ -8,14 +8,15 @@ from contextlib import aclosing
 from serverlessllm.v1 import deployment_service_pb2 as deployment_pb
 
 from sllm import errors
-from sllm.client.operator import PAGE_SIZE, Operator
+from sllm.client.base import BaseClient
+from sllm.client.connection import PAGE_SIZE
 from sllm.client.types.deployments import Deployment
 from sllm.client.types.enums import DeploymentState
 from sllm.client.types.events import Progress
 from sllm.client.wire import listings, requests
 
 
-class DeploymentClient(Operator):
+class DeploymentClient(BaseClient):
     """The part of a client that is about deployments: see `AsyncClient`."""
 
     async def deploy(

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 import grpc
 
 from sllm import errors
-from sllm.client.operator import Operator
+from sllm.client.base import BaseClient
 from sllm.client.types.embeddings import Embeddings, Scores
 from sllm.client.wire import embeddings
 from sllm.client.wire.embeddings import Inputs, Texts
@@ -18,7 +18,7 @@ Response = TypeVar("Response")
 _RETRY_SECONDS: Final = 0.2
 
 
-class EmbeddingClient(Operator):
+class EmbeddingClient(BaseClient):
     """The part of a client for models that embed or score."""
 
     async def embed(

@@ -2,14 +2,15 @@
 
 from serverlessllm.v1 import key_service_pb2 as pb
 
-from sllm.client.operator import PAGE_SIZE, Operator
+from sllm.client.base import BaseClient
+from sllm.client.connection import PAGE_SIZE
 from sllm.client.types.keys import CreatedKey, Key
 from sllm.client.wire import keys as messages
 from sllm.client.wire import operations
 from sllm.client.wire.requests import fitting, new_request_id
 
 
-class KeyClient(Operator):
+class KeyClient(BaseClient):
     """The part of a client that makes and revokes keys."""
 
     async def create_key(

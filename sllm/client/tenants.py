@@ -2,13 +2,14 @@
 
 from serverlessllm.v1 import tenant_service_pb2 as pb
 
-from sllm.client.operator import PAGE_SIZE, Operator
+from sllm.client.base import BaseClient
+from sllm.client.connection import PAGE_SIZE
 from sllm.client.types.tenants import Tenant, TenantLimits
 from sllm.client.wire import requests
 from sllm.client.wire import tenants as messages
 
 
-class TenantClient(Operator):
+class TenantClient(BaseClient):
     """The part of a client that is about tenants: see `AsyncClient`."""
 
     async def set_tenant(self, tenant: str, limits: TenantLimits) -> Tenant:

@@ -5,7 +5,7 @@ from typing import Any
 
 from serverlessllm.v1 import model_service_pb2 as pb
 
-from sllm.client.operator import Operator
+from sllm.client.base import BaseClient
 from sllm.client.types.chats import ChatMessage, Tool
 from sllm.client.types.models import ModelDetails, TokenCount
 from sllm.client.wire import chats, models
@@ -13,7 +13,7 @@ from sllm.client.wire.chats import Chat
 from sllm.client.wire.requests import fitting
 
 
-class TextClient(Operator):
+class TextClient(BaseClient):
     """The part of a client that needs a model's small files alone: no instance is started."""
 
     async def model(self, deployment: str) -> ModelDetails:

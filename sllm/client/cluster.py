@@ -1,16 +1,13 @@
 """The client as operators use it: the cluster as it is, and what they have it do."""
 
-import functools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from types import TracebackType
-from typing import Self
 
 from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 
-from sllm import bounds, config, errors
-from sllm.client import credentials
-from sllm.client.connection import Connection
+from sllm import errors
+from sllm.client.base import BaseClient
+from sllm.client.connection import PAGE_SIZE
 from sllm.client.types import operations
 from sllm.client.types.deployments import Instance
 from sllm.client.types.enums import MoveWay, Tier
@@ -21,66 +18,11 @@ from sllm.client.watching import Picture
 from sllm.client.wire import events, listings, migrations, requests
 from sllm.client.wire import operations as messages
 
-PAGE_SIZE = 1000
-"""Entries asked for at once: the most that a listing gives."""
 
+class ClusterClient(BaseClient):
+    """The part of a client that is about nodes and instances: see `AsyncClient`."""
 
-class Operator:
-    """The part of a client that needs no model: see `AsyncClient`."""
-
-    def __init__(
-        self,
-        address: str | None = None,
-        *,
-        call_timeout: float = 60.0,
-        api_key: str | None = None,
-        tls_ca: str | None = None,
-    ) -> None:
-        """Connects at the first call.
-
-        Args:
-            address: host:port of the control plane; of several, with commas between. None:
-                `SLLM_CONTROL`, or localhost:50051.
-            call_timeout: seconds that a call may take which is not given a timeout of its own;
-                a generation may take any time.
-            api_key: says who is calling: a key of `sllm keys create`, or a token of an OIDC issuer.
-                None: `SLLM_API_KEY`, if that is set.
-            tls_ca: PEM file of the authority that has signed the control plane's certificate, or
-                "system" for those that the system trusts. None: `SLLM_TLS_CA`; empty, or where
-                that is not set: there is no TLS.
-
-        Raises:
-            errors.InvalidArgument: The address is none, or there is no such file.
-        """
-        self.address = bounds.addresses(
-            address or config.control_address(), "the address of the control plane"
-        )
-        self._call_timeout = call_timeout
-        self._key = credentials.key_of(api_key)
-        self._dial = credentials.dial_of(tls_ca)
-
-    @functools.cached_property
-    def _connection(self) -> Connection:
-        # Not before there is a loop for it.
-        return Connection(self.address, self._call_timeout, self._dial, self._key)
-
-    async def close(self) -> None:
-        """Ends the streams under way, and the connection."""
-        if "_connection" in self.__dict__:
-            await self._connection.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    # --- the cluster --------------------------------------------------------------------------
+    # --- as it is -----------------------------------------------------------------------------
 
     async def instances(self, deployment: str | None = None) -> list[Instance]:
         """All instances, or those of one deployment, in order of their ids."""
