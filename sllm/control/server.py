@@ -9,7 +9,7 @@ from typing import Any, Final
 import grpc
 import structlog
 
-from sllm import errors, rpc, telemetry
+from sllm import errors, rpc
 from sllm.clock import MonotonicClock
 from sllm.control import services
 from sllm.control.batches.store import BatchStore
@@ -20,14 +20,8 @@ from sllm.control.state.sqlite import SqliteStore
 from sllm.control.state.statuses import status_of
 from sllm.control.tenants.names import DEFAULT, tenant_of
 from sllm.listening import is_loopback
-from sllm.process import (
-    keep_private,
-    leave_out_of_collections,
-    make_private,
-    return_large_memory,
-    until_terminated,
-)
-from sllm.telemetry import MetricsDoor
+from sllm.process import keep_private, make_private, return_large_memory
+from sllm.server_process import server_process
 from sllm.tls.cluster import ClusterTls
 from sllm.tls.identity import Role
 
@@ -52,28 +46,15 @@ async def serve(config: ControlConfig) -> None:
     for kept in (config.state_path, config.batches_path):
         for path in kept.parent.glob(f"{kept.name}*"):
             make_private(path)
-    tls = await _tls(config)
-    host = _host(config.listen_address)
-    configured = telemetry.configure(
-        "sllm-control",
-        instance_id="control",
-        metrics_port=config.metrics_port,
-        metrics_door=tls.metrics_door(host) if tls else MetricsDoor(host),
-    )
-    asked_to_end = asyncio.create_task(until_terminated())  # before anybody knows that we are here
-    try:
-        async with running(config, tls) as addresses:
-            if tls:
-                print(f"peers on {addresses.peers}", flush=True)  # noqa: T201 - for who started us
-            print(f"listening on {addresses.callers}", flush=True)  # noqa: T201 - the same
-            leave_out_of_collections()
-            await asked_to_end
-    finally:
-        configured.shutdown()
+    tls, host = await _tls(config), _host(config.listen_address)
+    about = ("sllm-control", "control", host, config.metrics_port, tls)
+    async with server_process(*about) as process, running(config, tls) as addresses:
+        to_peers = [f"peers on {addresses.peers}"] if tls else []
+        await process.serve(*to_peers, f"listening on {addresses.callers}")
 
 
 async def _tls(config: ControlConfig) -> ClusterTls | None:
-    return await asyncio.to_thread(ClusterTls, config.tls, Role.CONTROL) if config.tls else None
+    return await ClusterTls.open(config.tls, Role.CONTROL)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 import uvicorn
 
-from sllm import errors, listening, rpc, telemetry
+from sllm import errors, listening, rpc
 from sllm.gateway.app import application
 from sllm.gateway.connect.app import Connect
 from sllm.gateway.console import page
@@ -19,13 +19,8 @@ from sllm.gateway.gateway import Gateway
 from sllm.gateway.lingering import Lingering
 from sllm.gateway.protocol import protocol
 from sllm.gateway.settings import GatewaySettings
-from sllm.process import (
-    keep_private,
-    leave_out_of_collections,
-    return_large_memory,
-    until_terminated,
-)
-from sllm.telemetry import MetricsDoor
+from sllm.process import keep_private, return_large_memory
+from sllm.server_process import server_process
 from sllm.tls.cluster import ClusterTls
 from sllm.tls.https import server_context
 from sllm.tls.identity import Role
@@ -46,29 +41,16 @@ async def serve(settings: GatewaySettings) -> None:
     """
     return_large_memory()
     keep_private()
-    tls = await _tls(settings)
-    port, host = settings.metrics_port, settings.host
-    configured = telemetry.configure(
-        "sllm-gateway",
-        instance_id="gateway",
-        metrics_port=port,
-        metrics_door=tls.metrics_door(host) if tls else MetricsDoor(host),
-        collects=port is None,
+    tls, port = await _tls(settings), settings.metrics_port
+    about = server_process(
+        "sllm-gateway", "gateway", settings.host, port, tls, collects=port is None
     )
-    asked_to_end = asyncio.create_task(until_terminated())  # before anybody knows that we are here
-    try:
-        async with running(settings, tls) as address:
-            print(f"listening on {address}", flush=True)  # noqa: T201 - for who started us
-            leave_out_of_collections()
-            await asked_to_end
-    finally:
-        configured.shutdown()
+    async with about as process, running(settings, tls) as address:
+        await process.serve(f"listening on {address}")
 
 
 async def _tls(settings: GatewaySettings) -> ClusterTls | None:
-    if settings.tls is None:
-        return None
-    return await asyncio.to_thread(ClusterTls, settings.tls, Role.GATEWAY)
+    return await ClusterTls.open(settings.tls, Role.GATEWAY)
 
 
 @asynccontextmanager

@@ -1,13 +1,8 @@
 """The node agent as a process: puts the parts together, serves, and takes them apart again."""
 
 import asyncio
-import shutil
-import tempfile
-import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import structlog
@@ -26,9 +21,9 @@ from serverlessllm.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_
 from serverlessllm.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
 from serverlessllm.v1.peer_service_pb2_grpc import add_PeerServiceServicer_to_server
 
-from sllm import listening, rpc, telemetry
+from sllm import listening, rpc
 from sllm.clock import Clock, MonotonicClock
-from sllm.errors import DeviceUnavailable, InvalidArgument
+from sllm.errors import DeviceUnavailable
 from sllm.node.agent import Agent
 from sllm.node.api.embedding_service import EmbeddingServicer
 from sllm.node.api.inference_service import InferenceServicer
@@ -38,26 +33,20 @@ from sllm.node.api.node_service import NodeServicer
 from sllm.node.api.peer_service import PeerServicer
 from sllm.node.api.reporter import Reporter
 from sllm.node.api.terms import ObeysLatest, Terms
-from sllm.node.config import MAX_SOCKET_PATH, NodeConfig
+from sllm.node.config import NodeConfig
 from sllm.node.device.cuda_devices import Budget, CudaDevices, Probe
 from sllm.node.device.interface import Devices
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.device.selection import Selected, parse_device, select
+from sllm.node.directory import kept_node_id, with_sockets
 from sllm.node.generations.generations import Generations
 from sllm.node.instances.zygotes import Zygotes
 from sllm.node.kept.records import KeptBudget
 from sllm.node.peers.types import Network
 from sllm.node.store.tier_store import TierStore
-from sllm.node.tiers.disk_refusals import REFUSALS
 from sllm.node.tiers.pool import Pool
-from sllm.process import (
-    home_variables,
-    keep_private,
-    leave_out_of_collections,
-    make_private,
-    until_terminated,
-)
-from sllm.telemetry import MetricsDoor
+from sllm.process import home_variables, keep_private, make_private
+from sllm.server_process import server_process
 from sllm.tls.cluster import ClusterTls
 from sllm.tls.identity import Role
 from sllm.tls.peers import PeerRules
@@ -78,27 +67,13 @@ async def serve(config: NodeConfig) -> None:
     for directory in (config.checkpoint_dir, config.socket_dir):
         make_private(directory)
     config.check()
-    tls = await _tls(config)
-    node_id = config.node_id or _kept_node_id(config.directory)
-    terminated = asyncio.create_task(until_terminated())  # now: it may be asked to end at any time
-    async with AsyncExitStack() as stack:
-        stack.callback(
-            telemetry.configure(
-                "sllm-node",
-                instance_id=node_id,
-                metrics_port=config.metrics_port,
-                metrics_door=tls.metrics_door(_host(config)) if tls else MetricsDoor(_host(config)),
-            ).shutdown
-        )
-        listening.check(_host(config), secured=tls is not None, insecure=config.insecure)
+    tls, host = await ClusterTls.open(config.tls, Role.NODE), _host(config)
+    node_id = config.node_id or kept_node_id(config.directory)
+    about = ("sllm-node", node_id, host, config.metrics_port, tls)
+    async with server_process(*about) as process, AsyncExitStack() as stack:
+        listening.check(host, secured=tls is not None, insecure=config.insecure)
         port = await _start(config, node_id, tls, stack)
-        print(f"listening on {_host(config)}:{port}", flush=True)  # noqa: T201 - for who started us
-        leave_out_of_collections()
-        await terminated
-
-
-async def _tls(config: NodeConfig) -> ClusterTls | None:
-    return await asyncio.to_thread(ClusterTls, config.tls, Role.NODE) if config.tls else None
+        await process.serve(f"listening on {host}:{port}")
 
 
 async def _start(
@@ -284,60 +259,3 @@ def _address(config: NodeConfig, port: int) -> str:
 
 def _host(config: NodeConfig) -> str:
     return config.listen_address.rpartition(":")[0]
-
-
-def with_sockets(config: NodeConfig, stack: ExitStack | AsyncExitStack) -> NodeConfig:
-    """With a directory for sockets: beside the temporary files, if the node's own cannot be.
-
-    That is, if its path is too long for sockets, or its disk takes none.
-
-    Raises:
-        InvalidArgument: The path of the directory for temporary files is too long as well.
-    """
-    try:
-        if config.sockets_fit:
-            _clear_sockets(config.socket_dir)
-            return config
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-    elsewhere = Path(tempfile.mkdtemp(prefix="sllm-run-"))
-    stack.callback(shutil.rmtree, elsewhere, ignore_errors=True)
-    moved = replace(config, run_directory=elsewhere)
-    if not moved.sockets_fit:
-        raise InvalidArgument(
-            f"{config.socket_dir} and {elsewhere} are too long for the paths of sockets, of "
-            f"{MAX_SOCKET_PATH} bytes at most: give a shorter --dir, or a shorter TMPDIR"
-        )
-    return moved
-
-
-def _clear_sockets(directory: Path) -> None:
-    """Makes the sockets' directory; removes those of an agent that was killed.
-
-    Called once the store has locked the node's directory: no other agent uses it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    for left in directory.glob("*.sock"):
-        left.unlink()
-    tempfile.TemporaryFile(dir=directory).close()  # a read-only disk says so here
-
-
-def _kept_node_id(directory: Path) -> str:
-    """The id in the directory, made and kept there at the first start.
-
-    On a disk that takes no file every start has an id of its own.
-    """
-    path = directory / "node-id"
-    with suppress(FileNotFoundError):
-        if kept := path.read_text().strip():
-            return kept
-    made = f"node-{uuid.uuid4().hex[:8]}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{made}\n")
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        log.warning("node.id_not_kept", node_id=made, problem=str(error))
-    return made

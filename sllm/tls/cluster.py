@@ -1,7 +1,9 @@
 """How a process of the cluster meets the others: by its certificate, and theirs."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import grpc
 
@@ -30,6 +32,15 @@ class ClusterTls:
                 f"the certificate in {directory} is of no {role}: its names are "
                 f"{', '.join(sorted(names))}; `sllm certs issue` makes one of {role}s"
             )
+
+    @classmethod
+    async def open(cls, directory: Path | None, role: Role) -> Self | None:
+        """Reads the certificate without blocking the loop. None: the process has no directory.
+
+        Raises:
+            errors.InvalidArgument: There is none in it, or it is of another role.
+        """
+        return await asyncio.to_thread(cls, directory, role) if directory else None
 
     def for_peers(self) -> grpc.ServerCredentials:
         """For a port on which every caller has a certificate of the cluster's authority."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sllm import machine
 from sllm.errors import InvalidArgument
-from sllm.node import server
 from sllm.node.config import INSTANCE_BYTES, MIB, OWN_BYTES, VLLM_BYTES, NodeConfig
+from sllm.node.directory import with_sockets
 from sllm.node.instances.launching import SOCKET_NAME
 
 GIB = 1024 * MIB
@@ -153,14 +153,14 @@ def test_where_sockets_do_not_fit_they_are_elsewhere(
     long = replace(config(), directory=tmp_path / ("d" * 100))
     with ExitStack() as stack:
         if replace(config(), run_directory=tmp_path / "sllm-run-12345678").sockets_fit:
-            moved = server.with_sockets(long, stack)
+            moved = with_sockets(long, stack)
             assert moved.sockets_fit
             assert moved.socket_dir.is_dir()
     assert not list(tmp_path.glob("sllm-run-*"))
     (tmp_path / ("t" * 100)).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("t" * 100)))
     with ExitStack() as stack, pytest.raises(InvalidArgument, match="TMPDIR"):
-        server.with_sockets(long, stack)
+        with_sockets(long, stack)
 
 
 def test_what_can_is_not() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sllm.errors import CheckpointUnreadable, NoCapacity
-from sllm.node import server
 from sllm.node.config import NodeConfig
+from sllm.node.directory import kept_node_id, with_sockets
 from sllm.node.tiers.types import Tier
 from tests.disks import SmallDisk, small_disk
 from tests.node.stores import MODEL_BYTES, Bench, gate_on, settle
@@ -208,8 +208,8 @@ async def test_a_node_has_an_id_and_sockets_without_a_disk(tmp_path: Path) -> No
     with small_disk(tmp_path / "node", 1 << 20) as disk:
         disk.make_read_only()
         config = NodeConfig(control_address="", directory=disk.path)
-        assert server._kept_node_id(disk.path)
+        assert kept_node_id(disk.path)
         async with AsyncExitStack() as stack:
-            sockets = server.with_sockets(config, stack).socket_dir
+            sockets = with_sockets(config, stack).socket_dir
             (sockets / "a.sock").touch()
         assert not sockets.exists()
