@@ -20,6 +20,23 @@ class Exit:
     orphaned: bool = False
     """Whether it ends because its zygote has; then it may go on for a moment."""
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether it has touched memory that is not there."""
+        signals = (signal.SIGSEGV, signal.SIGBUS)
+        return os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) in signals
+
+    @property
+    def in_words(self) -> str:
+        """For people: follows the worker's name."""
+        if self.orphaned:
+            return "has died with the zygote that it was forked from"
+        if not os.WIFSIGNALED(self.status):
+            return f"ended with exit status {os.waitstatus_to_exitcode(self.status)}"
+        name = signal.Signals(os.WTERMSIG(self.status)).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+
 
 def future() -> "asyncio.Future[T]":
     """One of the running loop."""

@@ -1,7 +1,6 @@
 """The agent's end of a worker process: its start, its calls, its requests, its death."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -390,8 +389,8 @@ class Worker:
         if self._reader:
             # They come by another way than the end, and say more of it: it may overtake them.
             await asyncio.wait([self._reader], timeout=LAST_WORDS_SECONDS)
-        self.orphaned, self.faulted = end.orphaned, _is_fault(end)
-        error = errors.WorkerDied(f"worker process {self.pid} {self._verdict or _in_words(end)}")
+        self.orphaned, self.faulted = end.orphaned, end.is_fault
+        error = errors.WorkerDied(f"worker process {self.pid} {self._verdict or end.in_words}")
         self.gone.set_result(error)
         for request_id in self._under_way.fail(error):
             self._under_way.forget(request_id)
@@ -411,19 +410,3 @@ def _options(timeout: float | None) -> dict[str, Any]:
 async def _typed(call: grpc.aio.UnaryUnaryCall[Any, Reply]) -> Reply:
     with rpc.typed_errors():
         return await call
-
-
-def _is_fault(end: Exit) -> bool:
-    signals = (signal.SIGSEGV, signal.SIGBUS)
-    return os.WIFSIGNALED(end.status) and os.WTERMSIG(end.status) in signals
-
-
-def _in_words(end: Exit) -> str:
-    if end.orphaned:
-        return "has died with the zygote that it was forked from"
-    status = end.status
-    if not os.WIFSIGNALED(status):
-        return f"ended with exit status {os.waitstatus_to_exitcode(status)}"
-    name = signal.Signals(os.WTERMSIG(status)).name
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
