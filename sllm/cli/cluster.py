@@ -15,6 +15,9 @@ from sllm.cli.interrupts import interrupts_end_it
 from sllm.cli.plan import Plan
 from sllm.cli.servers import (
     Engines,
+    KvCacheDram,
+    KvCacheInt8,
+    KvCacheSsd,
     LendLayers,
     MetricsPort,
     Migrate,
@@ -49,14 +52,9 @@ def up(
         int | None,
         size_option("For KV caches at most.", "2GiB or less; what weights leave of devices"),
     ] = None,
-    kv_cache_dram: Annotated[
-        int, size_option("Of the memory for weights, for KV caches of prompts to come back.", "0")
-    ] = 0,
-    kv_cache_ssd: Annotated[int, size_option("Of the disk, the same.", "0")] = 0,
-    kv_cache_int8: Annotated[
-        bool,
-        typer.Option(help="Keep them with 8 bits a number: half as large; tokens may differ."),
-    ] = False,
+    kv_cache_dram: KvCacheDram = 0,
+    kv_cache_ssd: KvCacheSsd = 0,
+    kv_cache_int8: KvCacheInt8 = False,
     port: Annotated[
         int,
         typer.Option(min=0, max=bounds.MAX_PORT, help="Port of the control plane; 0 takes any."),

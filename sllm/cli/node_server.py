@@ -12,6 +12,9 @@ from sllm.cli.servers import (
     Directory,
     Engines,
     Insecure,
+    KvCacheDram,
+    KvCacheInt8,
+    KvCacheSsd,
     Listen,
     MetricsPort,
     NoEarlyStart,
@@ -53,14 +56,9 @@ def node(
             "2GiB or less; what weights leave of devices",
         ),
     ] = None,
-    kv_cache_dram: Annotated[
-        int, size_option("Of the memory for weights, for KV caches of prompts to come back.", "0")
-    ] = 0,
-    kv_cache_ssd: Annotated[int, size_option("Of the disk, the same.", "0")] = 0,
-    kv_cache_int8: Annotated[
-        bool,
-        typer.Option(help="Keep them with 8 bits a number: half as large; tokens may differ."),
-    ] = False,
+    kv_cache_dram: KvCacheDram = 0,
+    kv_cache_ssd: KvCacheSsd = 0,
+    kv_cache_int8: KvCacheInt8 = False,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:0,1 or auto: CUDA devices if there are any.")
     ] = "auto",

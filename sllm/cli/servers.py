@@ -11,6 +11,7 @@ import typer
 from sllm import bounds, config, errors, machine
 from sllm.cli.durations import parse_duration
 from sllm.cli.interrupts import interrupts_end_it
+from sllm.cli.sizes import size_option
 from sllm.process import die_with_parent
 
 Listen = Annotated[str, typer.Option(help="host:port to serve on; port 0 takes any.")]
@@ -43,6 +44,13 @@ Engines = Annotated[
         help="vllm, transformers or both: what models run on, the preferred one first.",
         show_default="what is installed, vllm first",
     ),
+]
+KvCacheDram = Annotated[
+    int, size_option("Of the memory for weights, for KV caches of prompts to come back.", "0")
+]
+KvCacheSsd = Annotated[int, size_option("Of the disk, the same.", "0")]
+KvCacheInt8 = Annotated[
+    bool, typer.Option(help="Keep them with 8 bits a number: half as large; tokens may differ.")
 ]
 NoReadyMade = Annotated[
     bool, typer.Option("--no-ready-made", help="Keep no weights as their engine reads them.")

@@ -1,7 +1,7 @@
 """One request's stream: from the instances that serve it, one after the other, to its caller."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 
@@ -203,44 +203,18 @@ class Relay:
     def _finish(
         self, ticket: Ticket, assignment: Assignment, finished: generations.Finished
     ) -> None:
-        """The receipt tells of the first token, and so of the instance that it came from."""
+        """Completes what the caller is told, learns from it, and measures it."""
         ticket.outcome = "OK"
+        # The receipt tells of the first token, and so of the instance that it came from.
         first, dispatched_at = ticket.first or (assignment, ticket.dispatched_at)
-        timing = receipts.Timing(
-            taken_at=ticket.taken_at,
-            picked_at=first.picked_at,
-            dispatched_at=dispatched_at,
-            first_token_at=ticket.progress.first_token_at,
-        )
-        told = generations.phases(finished.receipt.phases) if first is assignment else ()
-        kept = generations.kept_prompt(finished.receipt) if first is assignment else ()
-        waited = _has_load(told) or bool(kept)
-        for phase in told:
-            if phase.kind is receipts.PhaseKind.PREFILL and not waited:
-                self._state.costs.observe_prefill(finished.usage.prompt_tokens, phase.duration)
-        phases = told or receipts.prefill_of(timing)
-        receipt = receipts.assemble(
-            timing,
-            first.start,
-            phases,
-            node_id=first.instance.node_id,
-            instance_id=first.instance.instance_id,
-            engine=first.instance.engine,
-            deployment=ticket.deployment,
-            adapter=ticket.adapter,
-            kept_prompt=kept,
-        )
+        stayed, told = first is assignment, finished.receipt
+        phases = generations.phases(told.phases) if stayed else ()
+        kept = generations.kept_prompt(told) if stayed else ()
+        ticket.receipt = receipt = _receipt(ticket, first, dispatched_at, phases, kept)
         generations.fill_receipt(finished, receipt)
-        ticket.receipt = receipt
-        if first is assignment and not ticket.background and not waited:
-            self._learn(ticket, finished)
-        generated = len(ticket.progress.token_ids)
-        labels = {"deployment": ticket.deployment, "adapter": ticket.adapter}
-        metrics.generated_tokens.add(generated, labels)
-        if (seconds := ticket.progress.time_per_token) is not None:
-            metrics.time_per_token.record(seconds, {"deployment": ticket.deployment})
-        if not ticket.background:
-            metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
+        if stayed and not (kept or _has_load(phases)):
+            self._learn(ticket, finished, phases)
+        _measure(ticket, receipt)
 
     def _follow(self, ticket: Ticket, assignment: Assignment, moved: generations.Moved) -> None:
         """Goes where the generation has gone. Its new place is taken before the old one is left."""
@@ -257,10 +231,15 @@ class Relay:
         else:
             self._dispatcher.requeue(ticket)
 
-    def _learn(self, ticket: Ticket, finished: generations.Finished) -> None:
-        """Takes in how long a request took. It was served in one place."""
+    def _learn(
+        self, ticket: Ticket, finished: generations.Finished, phases: Sequence[receipts.Phase]
+    ) -> None:
+        """Takes in how long a request took that stayed in one place, and waited for no weights."""
+        for phase in phases:
+            if phase.kind is receipts.PhaseKind.PREFILL:
+                self._state.costs.observe_prefill(finished.usage.prompt_tokens, phase.duration)
         first_token_at = ticket.progress.first_token_at
-        if first_token_at is None:
+        if first_token_at is None or ticket.background:
             return
         served = Served(
             first_token_seconds=first_token_at - ticket.dispatched_at,
@@ -292,6 +271,45 @@ class Relay:
         self.release(ticket)
         ticket.put_back()
         self._dispatcher.requeue(ticket)
+
+
+def _receipt(
+    ticket: Ticket,
+    first: Assignment,
+    dispatched_at: float,
+    phases: Sequence[receipts.Phase],
+    kept: tuple[receipts.KeptPrompt, ...],
+) -> receipts.Receipt:
+    """Of a request whose first token came from `first`, as its node tells of it.
+
+    `dispatched_at`: when that was asked, in the clock's seconds.
+    """
+    timing = receipts.Timing(
+        taken_at=ticket.taken_at,
+        picked_at=first.picked_at,
+        dispatched_at=dispatched_at,
+        first_token_at=ticket.progress.first_token_at,
+    )
+    return receipts.assemble(
+        timing,
+        first.start,
+        phases or receipts.prefill_of(timing),
+        node_id=first.instance.node_id,
+        instance_id=first.instance.instance_id,
+        engine=first.instance.engine,
+        deployment=ticket.deployment,
+        adapter=ticket.adapter,
+        kept_prompt=kept,
+    )
+
+
+def _measure(ticket: Ticket, receipt: receipts.Receipt) -> None:
+    labels = {"deployment": ticket.deployment, "adapter": ticket.adapter}
+    metrics.generated_tokens.add(len(ticket.progress.token_ids), labels)
+    if (seconds := ticket.progress.time_per_token) is not None:
+        metrics.time_per_token.record(seconds, {"deployment": ticket.deployment})
+    if not ticket.background:
+        metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
 
 
 _LOADS = (receipts.PhaseKind.READ_SSD, receipts.PhaseKind.ATTACH)

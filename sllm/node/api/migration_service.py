@@ -1,6 +1,5 @@
 """Generations that come from other nodes."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -11,11 +10,11 @@ from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceServicer
 from sllm import errors
 from sllm.clock import Clock
 from sllm.node.agent import Agent
+from sllm.node.api.opening import opening
 from sllm.node.generations import wire
 from sllm.node.generations.generations import Generations
 from sllm.node.generations.incoming_migration import IncomingMigration
 from sllm.node.generations.incoming_pages import Asking, IncomingPages
-from sllm.node.generations.migration_stream import OPEN_SECONDS
 
 
 class MigrationServicer(MigrationServiceServicer):
@@ -34,19 +33,19 @@ class MigrationServicer(MigrationServiceServicer):
         context: Any,
     ) -> AsyncIterator[pb.MigrationServiceMigrateResponse]:
         """Computes what comes, and goes on with it."""
-        opening = await _opening(request_iterator)
-        instance = self._agent.instances.find(opening.instance_id)
+        asked = await _opened(request_iterator)
+        instance = self._agent.instances.find(asked.instance_id)
         worker = instance.ready_worker()
-        instance.check_identity(opening.identity)
+        instance.check_identity(asked.identity)
         context_tokens = instance.running.context_tokens if instance.running else 0
         pages = IncomingPages(
-            wire.pages_there(opening),
+            wire.pages_there(asked),
             instance.kept_pages,
             self._agent.store.kept,
             self._agent.store.fetching_pages,
             self._asking,
             self._clock,
-            wire.way_of(opening),
+            wire.way_of(asked),
         )
         opened = pb.MigrationOpened(context_tokens=context_tokens)
         yield pb.MigrationServiceMigrateResponse(opened=opened)
@@ -58,7 +57,7 @@ class MigrationServicer(MigrationServiceServicer):
                 yield answer
 
 
-async def _opening(
+async def _opened(
     steps: AsyncIterator[pb.MigrationServiceMigrateRequest],
 ) -> pb.MigrationOpen:
     """A migration's first message, which names the instance.
@@ -67,10 +66,7 @@ async def _opening(
         errors.InvalidArgument: It names none, or there is no message.
         errors.DeadlineExceeded: Nothing has come.
     """
-    try:
-        first = await asyncio.wait_for(anext(steps, None), OPEN_SECONDS)
-    except TimeoutError as error:
-        raise errors.DeadlineExceeded(f"no message has come within {OPEN_SECONDS:g} s") from error
+    first = await opening(steps)
     if first is None or not first.HasField("open"):
         raise errors.InvalidArgument("a migration begins with `open`, which names the instance")
     return first.open

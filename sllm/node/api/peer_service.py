@@ -12,7 +12,7 @@ from serverlessllm.v1.peer_service_pb2_grpc import PeerServiceServicer
 
 from sllm import errors, rpc, sending
 from sllm.node.api import layers_wire
-from sllm.node.generations.migration_stream import OPEN_SECONDS
+from sllm.node.api.opening import opening
 from sllm.node.instances.lending import Lending
 from sllm.node.kept.giving import PageGiver
 from sllm.node.peers import wire
@@ -93,10 +93,7 @@ async def wanted_layers(requests: AsyncIterator[pb.RunLayersRequest]) -> pb.Laye
         errors.InvalidArgument: It wants none, or there is no message.
         errors.DeadlineExceeded: Nothing has come.
     """
-    try:
-        first = await asyncio.wait_for(anext(requests, None), OPEN_SECONDS)
-    except TimeoutError as error:
-        raise errors.DeadlineExceeded(f"no message has come within {OPEN_SECONDS:g} s") from error
+    first = await opening(requests)
     if first is None or not first.HasField("wanted"):
         raise errors.InvalidArgument("the first message says in `wanted` which layers")
     return first.wanted
