@@ -44,6 +44,7 @@ class _Choice(NamedTuple):
     node_id: str
     instance_id: str
     estimate: float | None
+    """Seconds until the request begins. None: nobody knows, or nothing is done."""
 
 
 def explain(

@@ -79,7 +79,10 @@ class Table:
 
 
 class _Column(NamedTuple):
-    """A node in the table; see `start_estimate.Approach`."""
+    """A node in the table; see `start_estimate.Approach`.
+
+    Times are in seconds, or in seconds per byte; all else is in bytes, where nothing else is said.
+    """
 
     import_wait: float
     import_per_byte: float

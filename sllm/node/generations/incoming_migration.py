@@ -1,9 +1,9 @@
 """The destination's end of a migration: computes what comes in rounds, and goes on at the cutover.
 
 A request for one token has the engine compute the KV cache, but for pages of it that have come; see
-`incoming_pages`. The next round and the generation
-itself find it in the engine's cache: prefix sharing makes each cost its new tokens only. The
-request gives way to all that the engine generates already.
+`incoming_pages`. The next round and the generation itself find it in the engine's cache: prefix
+sharing makes each cost its new tokens only. The request gives way to all that the engine generates
+already.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ _READY: Final = "ready-made"
 class Books:
     """Counts what the instances of a node hold of its KV caches, memory and devices.
 
-        books = Books(instances, devices, NodeMemory(total, capacity, instance_bytes))
+        books = Books(instances, devices, NodeMemory(total, capacity, instance_bytes), made_of)
         books.check_room(spec)  # or NoCapacity, with the numbers
         instances[spec.instance_id] = Instance(spec, ...)
 

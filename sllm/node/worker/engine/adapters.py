@@ -24,6 +24,7 @@ class LowRank:
     b: torch.Tensor
     """[output, rank]."""
     scale: float
+    """By which the product is multiplied."""
 
     def add(self, rows: torch.Tensor, given: torch.Tensor) -> None:
         """Adds to what the layer has given, in place.

@@ -88,6 +88,7 @@ class TopLogprob:
 
     token_id: int
     logprob: float
+    """As of `TokenLogprob`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ class Measure:
     of: Callable[[torch.Tensor, torch.Tensor], float]
     """What it is, of the logarithms of all tokens' probabilities."""
     most: float
+    """That it may be."""
     unit: str
+    """Of both, for people."""
 
 
 EXACT: Final = Measure(
