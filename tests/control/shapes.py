@@ -7,11 +7,11 @@ from typing import Any
 from sllm.control.cluster.instances import Instance, InstanceState
 from sllm.control.cluster.needs import Checkpoint, Need
 from sllm.control.cluster.nodes import NodeFacts, NodeView, keys_of
-from sllm.control.cluster.snapshot import Snapshot
+from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.cluster.tiers import Copies, Copy, Link, Tier, TierUsage
 from sllm.control.cluster.usage import Use
-from sllm.control.state.observations import typical_of
+from sllm.control.state.observations import Observations
 from sllm.control.types.calls import AnswerFormat, Call
 
 SLOW, FAST = 100.0, 1000.0
@@ -119,3 +119,12 @@ def deployment(name: str = "tiny", **model: Any) -> Deployment:
 def call(request_id: str, content: str = "content") -> Call[bytes]:
     """A call whose answer is kept as it is."""
     return Call(request_id, content, AnswerFormat(bytes, bytes))
+
+
+def typical_of(nodes: Iterable[NodeView]) -> Typical:
+    """The medians of what `nodes` have observed."""
+    observations = Observations()
+    for node in nodes:
+        observations.replace(None, node.facts)
+        observations.hold(frozenset(), node.copies.whole)
+    return observations.typical()

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
-from sllm.control.cluster.nodes import NodeFacts, NodeView
+from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import Typical
 from sllm.control.cluster.tiers import LinkKey
 
@@ -97,15 +97,6 @@ class Observations:
                 del self._init_times[key]
                 medians.pop(key, None)
         self._typical_init_times = InitTimes(medians)
-
-
-def typical_of(nodes: Iterable[NodeView]) -> Typical:
-    """The medians of what `nodes` have observed."""
-    observations = Observations()
-    for node in nodes:
-        observations.replace(None, node.facts)
-        observations.hold(frozenset(), node.copies.whole)
-    return observations.typical()
 
 
 class _Sorted:

@@ -12,7 +12,6 @@ from sllm.control.cluster.tiers import Tier, TierUsage
 from sllm.control.deployments.layers import layers_of
 from sllm.control.requests.keep_times import keep_times
 from sllm.control.requests.pauses import EDGES, Pauses
-from sllm.control.state.observations import typical_of
 from tests.control import shapes
 from tests.control.clusters import Cluster
 from tests.control.fake_node import FakeNode
@@ -86,7 +85,7 @@ def test_an_instance_costs_its_share_and_saves_its_start() -> None:
     running = shapes.instance("i", "m", kv=100, digest="d")
     there = shapes.copy("d", Tier.DRAM, leased=True)
     view = shapes.view(copies=[there], instances=[running])
-    found = layers_of(view, running, shapes.need(), typical_of([view]), 60.0, 5.0)
+    found = layers_of(view, running, shapes.need(), shapes.typical_of([view]), 60.0, 5.0)
     assert found is not None
     instance, weights = found
     assert instance.rent == pytest.approx(0.1 / 60)  # a tenth of the KV budget
@@ -102,7 +101,7 @@ def test_what_an_instance_takes_most_of_sets_the_price_however_much_is_free() ->
         shapes.facts(), memory=NodeMemory(200, 100, 80, instance_bytes=10), tiers=FULL
     )
     view = shapes.view(facts, instances=[running], copies=[shapes.copy("d", Tier.DRAM)])
-    found = layers_of(view, running, shapes.need(), typical_of([view]), 60.0, 5.0)
+    found = layers_of(view, running, shapes.need(), shapes.typical_of([view]), 60.0, 5.0)
     assert found is not None
     assert found[0].rent == pytest.approx(0.8 / 60)
     assert found[1].rent == pytest.approx(0.1 / 60)
@@ -116,7 +115,7 @@ def test_weights_on_devices_count_in_whatever_form() -> None:
         shapes.copy("ready", Tier.DEVICE, leased=True), made_of="d", made_for="vllm"
     )
     view = shapes.view(facts, copies=[made], instances=[running])
-    found = layers_of(view, running, shapes.need(), typical_of([view]), 60.0, 5.0)
+    found = layers_of(view, running, shapes.need(), shapes.typical_of([view]), 60.0, 5.0)
     assert found is not None
     assert found[0].rent == pytest.approx(0.5 / 60)
 
@@ -124,7 +123,7 @@ def test_weights_on_devices_count_in_whatever_form() -> None:
 def test_where_nobody_knows_what_a_start_takes_nothing_is_concluded() -> None:
     running = shapes.instance("i", "m")
     view = shapes.view(shapes.facts(init=None), instances=[running])
-    assert layers_of(view, running, shapes.need(), typical_of([view]), 60.0, 5.0) is None
+    assert layers_of(view, running, shapes.need(), shapes.typical_of([view]), 60.0, 5.0) is None
 
 
 def test_where_nobody_knows_how_long_a_read_takes_weights_are_not_called_worthless() -> None:
@@ -133,7 +132,7 @@ def test_where_nobody_knows_how_long_a_read_takes_weights_are_not_called_worthle
     there = shapes.copy("d", Tier.DRAM, leased=True)
     unread = {key: link for key, link in shapes.LINKS.items() if key != (Tier.SSD, Tier.DRAM)}
     view = shapes.view(shapes.facts(links=unread), copies=[there], instances=[running])
-    found = layers_of(view, running, shapes.need(), typical_of([view]), 60.0, 5.0)
+    found = layers_of(view, running, shapes.need(), shapes.typical_of([view]), 60.0, 5.0)
     assert found is not None
     pauses = reduce(Pauses.plus, [1000.0] * MANY, Pauses())
     instance, weights = keep_times(pauses, found)

@@ -11,8 +11,8 @@ from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import UNKNOWN
 from sllm.control.cluster.tiers import Copy, Link, Tier, TierUsage
 from sllm.control.placement.start_estimate import start_estimate, start_seconds
-from sllm.control.state.observations import Observations, typical_of
-from tests.control.shapes import copy, facts, instance, need, view
+from sllm.control.state.observations import Observations
+from tests.control.shapes import copy, facts, instance, need, typical_of, view
 
 MODEL = need(size=1000)
 REMOTE, POOL = (Tier.REMOTE, Tier.SSD), (Tier.SSD, Tier.DRAM)
