@@ -54,6 +54,9 @@ class Need:
     resident_bytes: int = 0
     """Of a checkpoint whose experts stay on SSD, all else: an instance reads it when it starts.
     Like its experts it is in memory of its own, and counts among `private_bytes`."""
+    own_weights_bytes: int = 0
+    """Weights that each instance has in memory of its own, at most: of a checkpoint whose experts
+    stay on SSD all else, and the experts that `expert_memory` has room for."""
     made_for: str = ""
     """What the weights were made ready for that a start on one node takes. Empty: as published."""
     over_ready: bool = False
@@ -103,6 +106,7 @@ def need_of(deployment: Deployment) -> Need:
         tensor_parallel=spec.engine.tensor_parallel,
         expert_memory=spec.engine.expert_memory,
         resident_bytes=_resident_bytes(model),
+        own_weights_bytes=_own_weights_bytes(deployment),
         layered=_is_layered(deployment),
     )
 
@@ -120,9 +124,15 @@ def _private_bytes(deployment: Deployment) -> int | None:
     copies = model.private_bytes_for(engine.max_concurrency)
     if engine.expert_memory is None:
         return copies
+    return min((copies or 0) + _own_weights_bytes(deployment), bounds.LARGEST)
+
+
+def _own_weights_bytes(deployment: Deployment) -> int:
+    model, experts = deployment.model, deployment.spec.engine.expert_memory
+    if experts is None:
+        return 0
     most = model.experts.memory_bytes if model.experts else 0
-    own = (copies or 0) + _resident_bytes(model) + min(engine.expert_memory, most)
-    return min(own, bounds.LARGEST)
+    return _resident_bytes(model) + min(experts, most)
 
 
 def _resident_bytes(model: ModelInfo) -> int:

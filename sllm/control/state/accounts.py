@@ -58,7 +58,8 @@ class Account:
 
     def kept(self, tier: Tier) -> float:
         """Bytes of its checkpoints on a tier that nothing may evict, over all nodes."""
-        return self._own(lambda view: self.kept_on(view, tier))
+        own = in_instances(self.state)[self.tenant] if tier is Tier.DRAM else 0
+        return self._own(lambda view: self.kept_on(view, tier)) + own
 
     def pinned(self, tier: Tier) -> float:
         """Of these, those that stay whatever instance ends."""
@@ -96,6 +97,16 @@ def owners(state: State) -> Mapping[str, set[str]]:
                 found[key].add(tenant)
     for keep in state.prefetching.values():
         found[keep.checkpoint.key].add(keep.tenant)
+    return found
+
+
+def in_instances(state: State) -> Counter[str]:
+    """Bytes of weights that each tenant's instances have in memory of their own: in no pool."""
+    found = Counter[str]()
+    for name, need in state.needs.items():
+        if need.own_weights_bytes:
+            count = len(state.fleet.instances_of(name))
+            found[tenant_of(name)] += count * need.own_weights_bytes
     return found
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from sllm import errors
-from sllm.control.cluster.tiers import Copy
-from sllm.control.state.accounts import owners
+from sllm.control.cluster.tiers import Copy, Tier
+from sllm.control.state.accounts import in_instances, owners
 from sllm.control.state.state import State
 from sllm.control.tenants.names import tenant_of, whole
 from sllm.control.tenants.portions import fits
@@ -126,13 +126,18 @@ def held(state: State) -> Mapping[str, Held]:
 
 
 def _sizes(state: State) -> Mapping[str, Mapping[str, float]]:
-    """Bytes of each tenant's checkpoints by the name of the tier, over all nodes."""
+    """Bytes of each tenant's checkpoints by the name of the tier, over all nodes.
+
+    What instances have in memory of their own, and in no pool, is among them.
+    """
     having = owners(state)
     sizes: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for copy in _copies(state):
         its = having.get(copy.serves, ())
         for tenant in its:
             sizes[tenant][copy.tier.name] += copy.resident_bytes / len(its)
+    for tenant, size in in_instances(state).items():
+        sizes[tenant][Tier.DRAM.name] += size
     return sizes
 
 

@@ -6,14 +6,14 @@ waits. What is idle beyond a bound has to leave.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sllm.control.cluster.needs import Need, need_of
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import Deployment
 from sllm.control.cluster.tiers import Copy, Tier
 from sllm.control.placement import fitting
-from sllm.control.state.accounts import Account, is_held
+from sllm.control.state.accounts import Account, in_instances, is_held
 from sllm.control.state.state import State
 from sllm.control.tenants.limits import check_bytes
 from sllm.control.tenants.names import tenant_of
@@ -50,20 +50,29 @@ def check_deployment(state: State, deployment: Deployment) -> None:
     limits = state.tenants.limits_of(tenant)
     if not limits.bytes_by_tier or _takes_no_more(state, deployment):
         return
-    its = {name: one for name, one in state.deployments.items() if tenant_of(name) == tenant}
-    its[deployment.name] = deployment
-    needs, nodes = list(map(need_of, its.values())), _nodes_kept(state, its.values())
-    on_disk = {one.checkpoint.key: one.checkpoint.size_bytes for one in needs}
+    others = (one for name, one in state.deployments.items() if tenant_of(name) == tenant)
+    its = [deployment, *(one for one in others if one.name != deployment.name)]
+    nodes = _nodes_kept(state, its)
+    on_disk = {one.checkpoint.key: one.checkpoint.size_bytes for one in map(need_of, its)}
     size = sum(each * max(1, nodes[key]) for key, each in on_disk.items())
     check_bytes(tenant, limits, Tier.SSD.name, size)
-    pool_bytes = need_of(deployment).pool_bytes
+    need = need_of(deployment)
     tiers = {view.weights_tier for view in state.fleet.nodes.values()}
-    for tier in tiers:
-        check_bytes(tenant, limits, tier.name, pool_bytes)
-    if len(tiers) == 1 and nodes[need_of(deployment).checkpoint.key]:
-        above = {one.checkpoint.key: one.pool_bytes for one in needs}
-        kept = sum(each * nodes[key] for key, each in above.items())
+    for tier in {Tier.DRAM} if need.on_disk else tiers:
+        check_bytes(tenant, limits, tier.name, need.own_weights_bytes or need.pool_bytes)
+    if deployment.spec.scaling.min_replicas and len(tiers) == 1:  # else they may be on either
+        kept = _kept_in_memory(state, its)
         check_bytes(tenant, limits, tiers.pop().name, kept, "lower min_replicas")
+
+
+def _kept_in_memory(state: State, deployments: Sequence[Deployment]) -> int:
+    """Bytes of weights that min_replicas keeps in memory at least."""
+    pooled = [one for one in deployments if not need_of(one).on_disk]
+    nodes = _nodes_kept(state, pooled)
+    sizes = {one.checkpoint.key: one.pool_bytes for one in map(need_of, pooled)}
+    shared = sum(size * nodes[key] for key, size in sizes.items())
+    own = (need_of(one).own_weights_bytes * one.spec.scaling.min_replicas for one in deployments)
+    return shared + sum(own)
 
 
 def _nodes_kept(state: State, deployments: Iterable[Deployment]) -> Mapping[str, int]:
@@ -84,6 +93,7 @@ def _takes_no_more(state: State, deployment: Deployment) -> bool:
         before is not None
         and before.checkpoint.key == after.checkpoint.key
         and before.pool_bytes >= after.pool_bytes
+        and before.own_weights_bytes >= after.own_weights_bytes
         and state.kept_replicas.get(deployment.name, 0) >= least
     )
 
@@ -93,15 +103,20 @@ def closed(state: State, name: str) -> Mapping[str, Tier]:
     if not state.tenants.limits_of(tenant_of(name)).bytes_by_tier:
         return {}
     account, need = Account.of(state, tenant_of(name)), state.needs[name]
-    bounds, more = account.bounds, _more(account, need)
-    full = {tier for tier, most in bounds.items() if account.kept(tier) + more > most}
+    full = {
+        tier
+        for tier, most in account.bounds.items()
+        if account.kept(tier) + _more(account, need, tier) > most
+    }
     if not full:
         return {}
     found: dict[str, Tier] = {}
     for node_id, view in state.fleet.nodes.items():
         tiers = [one for one in _needed_on(view, need) if one in full]
         key = view.key_here(need.checkpoint.key)
-        beyond = [one for one in tiers if key not in account.kept_on(view, one)]
+        beyond = [
+            one for one in tiers if _is_own(need, one) or key not in account.kept_on(view, one)
+        ]
         found.update((node_id, one) for one in beyond[:1])
     return found
 
@@ -110,7 +125,7 @@ def never_fits(state: State, name: str, tier: Tier) -> bool:
     """Whether a deployment's checkpoint takes more of a tier than what is pinned leaves there."""
     account = Account.of(state, tenant_of(name))
     most = account.bounds.get(tier, math.inf)
-    return account.pinned(tier) + _more(account, state.needs[name]) > most
+    return account.pinned(tier) + _more(account, state.needs[name], tier) > most
 
 
 def idle_beyond(state: State, tenant: str) -> Iterator[tuple[str, Copy]]:
@@ -123,7 +138,8 @@ def idle_beyond(state: State, tenant: str) -> Iterator[tuple[str, Copy]]:
     lost = Counter[str]()
     for tier, most in account.bounds.items():
         copies = list(account.copies(tier))
-        beyond = sum(one.resident_bytes * account.part(one.serves) for _, one in copies) - most
+        size = sum(one.resident_bytes * account.part(one.serves) for _, one in copies)
+        beyond = size + (in_instances(state)[tenant] if tier is Tier.DRAM else 0) - most
         own = [(view, one) for view, one in copies if account.part(one.serves) == 1]
         for view, copy in sorted(own, key=lambda both: _last_asked(state, names[both[1].serves])):
             if beyond <= 0:
@@ -137,13 +153,21 @@ def idle_beyond(state: State, tenant: str) -> Iterator[tuple[str, Copy]]:
             yield view.node_id, copy
 
 
-def _more(account: Account, need: Need) -> float:
+def _more(account: Account, need: Need, tier: Tier) -> float:
+    """What one more instance takes of a tier where nothing of its checkpoint is kept."""
+    if _is_own(need, tier):
+        return need.own_weights_bytes
     return need.checkpoint.size_bytes * account.part(need.checkpoint.key)
 
 
 def _needed_on(view: NodeView, need: Need) -> tuple[Tier, ...]:
     """Tiers of a node that an instance has its weights on."""
-    return (Tier.SSD,) if need.on_disk else (Tier.SSD, view.weights_tier)
+    return Tier.SSD, Tier.DRAM if need.on_disk else view.weights_tier
+
+
+def _is_own(need: Need, tier: Tier) -> bool:
+    """Whether each instance has weights on a tier that no other one shares."""
+    return need.on_disk and tier is Tier.DRAM
 
 
 def _is_the_nodes_last(view: NodeView, copy: Copy) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from sllm import errors
 from sllm.control.cluster.instances import Planned
 from sllm.control.cluster.needs import Checkpoint
+from sllm.control.cluster.specs import Deployment, Experts
 from sllm.control.cluster.tiers import Copy, Hold, Tier
 from sllm.control.state import tenancy, tier_bytes
 from sllm.control.state.accounts import Account
@@ -33,8 +34,9 @@ def kept(name: str) -> Keep:
     return Keep("acme", Checkpoint("file:///m", SIZE, name), Tier.DRAM, "n1")
 
 
-def start(state: State, name: str) -> None:
-    state.fleet.plan(Planned(shapes.instance(f"i-{name}", f"acme:{name}"), name, SIZE))
+def start(state: State, name: str, *, of: str = "", size: int = SIZE) -> None:
+    instance = shapes.instance(f"i-{name}", f"acme:{of or name}")
+    state.fleet.plan(Planned(instance, of or name, size))
 
 
 def pin(state: State, name: str) -> None:
@@ -95,3 +97,45 @@ def test_what_two_tenants_hold_counts_half() -> None:
         "acme": SIZE / 2,
         "zebra": SIZE / 2,
     }
+
+
+def of_experts(name: str, min_replicas: int = 0) -> Deployment:
+    """10 bytes beside its experts, of which 20 may be in memory; each instance has its own."""
+    made = shapes.deployment(f"acme:{name}", digest=name, experts=Experts(90, 96, 8))
+    engine = replace(made.spec.engine, expert_memory=20)
+    scaling = replace(made.spec.scaling, min_replicas=min_replicas, max_replicas=9)
+    return replace(made, spec=replace(made.spec, engine=engine, scaling=scaling))
+
+
+OWN = 10 + 20
+
+
+def test_weights_in_the_memory_of_instances_count_for_each_of_them() -> None:
+    state = state_of(limits=Limits(dram_bytes=2 * OWN))
+    state.set_deployment(of_experts("moe"))
+    for count in (1, 2):
+        assert not tier_bytes.closed(state, "acme:moe")
+        start(state, f"moe-{count}", of="moe", size=0)
+        assert tenancy.held(state)["acme"].bytes_by_tier["DRAM"] == count * OWN
+    assert tier_bytes.closed(state, "acme:moe") == {"n1": Tier.DRAM}
+    state.tenants.limits["acme"] = Limits(dram_bytes=OWN - 1)
+    assert tier_bytes.never_fits(state, "acme:moe", Tier.DRAM)
+
+
+@pytest.mark.parametrize(("min_replicas", "most"), [(0, OWN), (1, OWN), (3, 3 * OWN)])
+def test_weights_that_min_replicas_keeps_in_instances_have_to_be_within(
+    min_replicas: int, most: int
+) -> None:
+    deployment = of_experts("moe", min_replicas)
+    tier_bytes.check_deployment(state_of(limits=Limits(dram_bytes=most)), deployment)
+    with pytest.raises(errors.TenantLimit):
+        tier_bytes.check_deployment(state_of(limits=Limits(dram_bytes=most - 1)), deployment)
+
+
+def test_what_is_idle_leaves_for_what_instances_have_of_their_own() -> None:
+    copies = [shapes.copy("a", tier) for tier in (Tier.SSD, Tier.DRAM)]
+    state = state_of(*copies, limits=Limits(dram_bytes=SIZE))
+    state.set_deployment(of_experts("moe"))
+    assert not list(tier_bytes.idle_beyond(state, "acme"))
+    start(state, "moe-1", of="moe", size=0)
+    assert [one.tier for _, one in tier_bytes.idle_beyond(state, "acme")] == [Tier.DRAM]
