@@ -7,6 +7,7 @@ has not come.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -23,6 +24,8 @@ from sllm.node.transfers.loads import Threads
 
 _CALLS: Final = 4
 """At a time; more wait for their turns."""
+_SILENT_SECONDS: Final = 15.0
+"""For which nobody waits for pages of prompts from a node that has given none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,12 @@ class PageFetcher:
         self._clock = clock
         self._threads = Threads(_CALLS)
         self._calls: set[PageCall] = set()
+        self._silent: dict[str, float] = {}
+        """Until when, in the clock's seconds, nodes are taken to give nothing."""
+
+    def gives(self, node_id: str) -> bool:
+        """Whether a node may have anything to give: one that was asked in vain has not, a while."""
+        return self._silent.get(node_id, -math.inf) <= self._clock.now()
 
     @property
     def is_on(self) -> bool:
@@ -109,6 +118,10 @@ class PageFetcher:
             self._kept.keep(lease, digests)
         ended, size = self._clock.now(), len(digests) * asked.page_bytes
         self.links.observe(asked.giver.node_id, size, began, ended)
+        if digests:
+            self._silent.pop(asked.giver.node_id, None)
+        elif lease.places:
+            self._silent[asked.giver.node_id] = ended + _SILENT_SECONDS
         return Fetched(self._kept.count(asked.keys), size, ended - began)
 
     async def _call(

@@ -53,7 +53,7 @@ class PagesFromPeers:
         """
         here = self.kept.count(wish.keys)
         missing = wish.keys[here:]
-        if missing and self._fetcher.is_on:
+        if missing and self._fetcher.is_on and self._fetcher.gives(keeper.node_id):
             per_token = wish.seconds_per_token or self.kept.pace(space)
             computing = keeper.saved_seconds
             if per_token is not None:

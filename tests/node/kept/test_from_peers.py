@@ -16,8 +16,8 @@ from sllm import rpc
 from sllm.clock import ManualClock, MonotonicClock
 from sllm.node.api.peer_service import PeerServicer
 from sllm.node.kept import giving
-from sllm.node.kept.fetching import Fetched, PagesAsked
-from sllm.node.kept.from_peers import Offer
+from sllm.node.kept.fetching import Fetched, PageFetcher, PagesAsked
+from sllm.node.kept.from_peers import Offer, PagesFromPeers
 from sllm.node.kept.giving import PageGiver
 from sllm.node.kept.links import LinkSpeeds
 from sllm.node.kept.records import KeptBudget, PageWish
@@ -348,6 +348,22 @@ async def test_pages_that_are_computed_sooner_do_not_come(
     keeper = Keeper(giver.node_id, giver.address, SECONDS)
     assert await here.store.pages_from_peers.fetch(keeper, wish(1e-12), "a", PAGE_BYTES) == 0
     assert here.kept.count(KEYS) == 0
+
+
+async def test_a_keeper_that_gives_nothing_is_left_alone_for_a_while(here: KeptBench) -> None:
+    clock, silent = ManualClock(), Lying()
+    fetcher = PageFetcher(here.kept, here.pool, here.network, LinkSpeeds(), clock)
+    pages = PagesFromPeers(here.kept, fetcher)
+    async with serving(silent) as peer:
+        keeper = Keeper(peer.node_id, peer.address, SECONDS)
+        for asked in (1, 1):
+            assert await pages.fetch(keeper, wish(), "a", PAGE_BYTES) == 0
+            assert silent.asked == asked
+        assert fetcher.gives("another")
+        clock.advance(60.0)
+        await pages.fetch(keeper, wish(), "a", PAGE_BYTES)
+        assert silent.asked == 2
+    await fetcher.close()
 
 
 @pytest.mark.parametrize(
