@@ -115,10 +115,8 @@ class ControlPlane:
     ) -> None:
         """`dial` leads to nodes, which are given orders by `authority`."""
         self.config = config
-        self.state = state = State(
-            zones_of(config.zone_links),
-            fleet=Fleet(peers=config.peers),
-        )
+        zones = zones_of(config.zone_links)
+        self.state = state = State(zones, fleet=Fleet(zones, peers=config.peers))
         self._nodes = nodes = Nodes(dial, authority)
         self._durable = durable = Durable(store)
         self.keys = KeyRing(durable)

@@ -11,6 +11,7 @@ from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.specs import Deployment, DeploymentSpec, ModelInfo
 from sllm.control.cluster.tiers import Copies, Copy, Link, Tier, TierUsage
 from sllm.control.cluster.usage import Use
+from sllm.control.cluster.zones import NOWHERE, Zones
 from sllm.control.state.observations import Observations
 from sllm.control.types.calls import AnswerFormat, Call
 
@@ -92,6 +93,7 @@ def snapshot(
     *views: NodeView,
     uses: Mapping[str, Use] | None = None,
     protected: Iterable[str] = (),
+    zones: Zones = NOWHERE,
 ) -> Snapshot:
     instances: dict[str, tuple[Instance, ...]] = {}
     for node in views:
@@ -107,7 +109,7 @@ def snapshot(
             key: frozenset(one.node_id for one in views if key in keys_of(one)) for key in keys
         },
         protected=frozenset(protected),
-        typical=typical_of(views),
+        typical=typical_of(views, zones),
     )
 
 
@@ -121,10 +123,10 @@ def call(request_id: str, content: str = "content") -> Call[bytes]:
     return Call(request_id, content, AnswerFormat(bytes, bytes))
 
 
-def typical_of(nodes: Iterable[NodeView]) -> Typical:
+def typical_of(nodes: Iterable[NodeView], zones: Zones = NOWHERE) -> Typical:
     """The medians of what `nodes` have observed."""
-    observations = Observations()
+    observations = Observations(zones)
     for node in nodes:
         observations.replace(None, node.facts)
-        observations.hold(frozenset(), node.copies.whole)
+        observations.hold(None, node)
     return observations.typical()

@@ -939,7 +939,9 @@ class Receipt(_message.Message):
     cold: _builtins.bool
     """Whether the request had to wait for an instance to start."""
     from_tier: Global___Tier.ValueType
-    """The highest tier that held the weights when the start was decided. Unset for a warm request."""
+    """The highest tier that held the weights when the start was decided; PEER: none did, and most of them came from other
+    nodes. Unset for a warm request.
+    """
     node_id: _builtins.str
     instance_id: _builtins.str
     engine: _builtins.str

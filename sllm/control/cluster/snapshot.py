@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from sllm.control.cluster.held import NOTHING_HELD, Held
 from sllm.control.cluster.init_times import NO_INIT_TIMES, InitTimes
 from sllm.control.cluster.instances import Instance
 from sllm.control.cluster.needs import Need
@@ -23,8 +24,8 @@ class Typical:
     """Median seconds. None: no node has observed one."""
     init_times: InitTimes = NO_INIT_TIMES
     """Medians for each model."""
-    held: frozenset[str] = frozenset()
-    """Digests of checkpoints that any node has all of, which others may have from it."""
+    held: Held = NOTHING_HELD
+    """Checkpoints that any node has all of, which others may have from it."""
     slowness: float = 1.0
     """What starts take now, besides the load, for each second that init times let expect."""
 

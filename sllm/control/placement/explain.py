@@ -14,11 +14,13 @@ from sllm.control.placement.decisions import Candidate, Demand, MigrateThenStart
 from sllm.control.placement.forms import Taken, need_over
 from sllm.control.placement.lenders import loan_for
 from sllm.control.placement.placement import Decision
-from sllm.control.placement.start_estimate import fetches, start_estimate, weights_on
+from sllm.control.placement.start_estimate import start_estimate, way_of_fetch, weights_on
 from sllm.control.types.operations import ActionKind, EstimateParts, ExplainedNode, Explanation
 
 _SAME_SECONDS: Final = 0.0005
 """Estimates that differ by less are called the same."""
+_HEIGHT: Final = (Tier.REMOTE, Tier.PEER, Tier.SSD, Tier.DRAM, Tier.DEVICE)
+"""Tiers, each nearer to the kernels than the one before."""
 _APART: Final = "has fewer instances of it"
 _HOLDING: Final = {
     Tier.DEVICE: "its device holds the weights",
@@ -106,20 +108,23 @@ def _explained(decision: Decision, candidate: Candidate) -> ExplainedNode:
         migrated=tuple(move.instance_id for move in candidate.moves),
         evicted_bytes=_evicted(node, need, taken),
         rejected=(candidate.rejected or "").replace(f"{candidate.node_id}: ", ""),
+        fetch_way=way_of_fetch(node, need.checkpoint, decision.snapshot.typical) or 0.0,
     )
 
 
 def _held_on(node: NodeView, need: Need, taken: Taken, typical: Typical) -> Tier:
     """The highest tier that has all of what a start would take."""
-    elsewhere = need.checkpoint.digest in typical.held and fetches(node)
+    elsewhere = way_of_fetch(node, need.checkpoint, typical) is not None
     copies = [copy for tier in Tier if (copy := taken.on(node, need, tier))]
     far = Tier.PEER if elsewhere else Tier.REMOTE
     return max((copy.tier for copy in copies if copy.whole), default=far)
 
 
 def _holding(one: ExplainedNode) -> str:
-    """Where a node has the weights, and in which form."""
-    return f"{_HOLDING[one.from_tier]}{', made ready' if one.ready_made else ''}"
+    """Where a node has the weights, in which form, and how far it is to who has them instead."""
+    form = ", made ready" if one.ready_made else ""
+    way = f", the way to which costs {_seconds(one.fetch_way)}" if one.fetch_way else ""
+    return f"{_HOLDING[one.from_tier]}{form}{way if one.from_tier is Tier.PEER else ''}"
 
 
 def _parts(
@@ -230,7 +235,7 @@ def _preferred(decision: Decision, chosen: ExplainedNode, one: ExplainedNode) ->
     """What decides between estimates that are the same; see `ranking.Rank`."""
     if _is_apart(decision, chosen, one):
         return _APART
-    if chosen.from_tier > one.from_tier:
+    if _HEIGHT.index(chosen.from_tier) > _HEIGHT.index(one.from_tier):
         return "holds more of the weights"
     if len(chosen.victims) < len(one.victims):
         return "has more room"

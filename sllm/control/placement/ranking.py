@@ -22,7 +22,13 @@ from sllm.control.cluster.tiers import Tier
 from sllm.control.placement import room
 from sllm.control.placement.decisions import Demand
 from sllm.control.placement.fitting import unfit
-from sllm.control.placement.start_estimate import approach, need_on, start_seconds, weights_on
+from sllm.control.placement.start_estimate import (
+    approach,
+    need_on,
+    start_seconds,
+    way_of_fetch,
+    weights_on,
+)
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -157,7 +163,8 @@ class Ranking:
         size = need.checkpoint.size_bytes
         self._node_ids = table.node_ids
         self._large = _are_large(columns, need)
-        self._seconds = _far_seconds(columns, need, snapshot.typical)
+        ways = _ways(snapshot, table, need)
+        self._seconds = _far_seconds(columns, need, snapshot.typical, ways)
         self._to_cross: Numbers = np.full(len(table.node_ids), float(size * len(_TIERS)))
         self._kv_free: Numbers = columns.kv_free
         self._lacks_room = _lack_room(columns, need)
@@ -219,6 +226,19 @@ def _distances(snapshot: Snapshot, table: Table, demand: Demand | None) -> Numbe
     return distances
 
 
+def _ways(snapshot: Snapshot, table: Table, need: Need) -> Numbers | None:
+    """What the way costs to those that each node has a checkpoint from; see `way_of_fetch`.
+
+    None: it costs nothing, as where nobody says in which zone who holds it is.
+    """
+    typical, checkpoint = snapshot.typical, need.checkpoint
+    if not any(typical.held.by_digest.get(checkpoint.digest, ())):
+        return None
+    nodes = (snapshot.nodes[node_id] for node_id in table.node_ids)
+    ways = (way_of_fetch(node, checkpoint, typical) or 0.0 for node in nodes)
+    return np.fromiter(ways, np.float64, len(table.node_ids))
+
+
 def _are_large(columns: Any, need: Need) -> Flags:
     size, least = need.pool_bytes, need.least_kv_bytes
     fits = (columns.weights_capacity >= size) & (columns.capacity >= size + least)
@@ -255,7 +275,7 @@ def _lack_memory(columns: Any, need: Need) -> Flags:
     return lack
 
 
-def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
+def _far_seconds(columns: Any, need: Need, typical: Typical, ways: Numbers | None) -> Numbers:
     """As `start_estimate.start_seconds`, for nodes that hold nothing of the checkpoint."""
     size = need.checkpoint.size_bytes
     by_model, key = typical.init_times.by_model, InitKey(need.checkpoint.digest, need.engine)
@@ -269,6 +289,7 @@ def _far_seconds(columns: Any, need: Need, typical: Typical) -> Numbers:
     ready = typical.slowness * prepare + _engine_wait(columns, need)
     if need.checkpoint.digest in typical.held:
         load = columns.fetch_wait + size * columns.fetch_per_byte
+        load += 0.0 if ways is None else ways
     else:
         load = columns.import_wait + size * columns.import_per_byte
     if not need.on_disk:

@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
     queue: float
     """Seconds until the bytes ahead on the slowest link have crossed it."""
     transfer: float
-    """Seconds until the missing bytes have crossed it."""
+    """Seconds until the missing bytes have crossed it, and the way from another zone."""
     init: float
     """Seconds from then on to a ready instance."""
 
@@ -49,6 +49,14 @@ class Pace(NamedTuple):
     """Seconds until what is queued on it has crossed."""
     per_byte: float
     """Seconds for every byte."""
+
+
+class Source(NamedTuple):
+    """Where a checkpoint comes from that a node has nothing of."""
+
+    pace: Pace
+    way: float
+    """Seconds before the first byte, from nodes of another zone."""
 
 
 class Approach(NamedTuple):
@@ -113,9 +121,17 @@ def _fetching(node: NodeView) -> tuple[LinkKey, ...]:
     return (FETCH,) if FETCH in node.facts.links else ()
 
 
-def pace_of_source(checkpoint: Checkpoint, found: Approach, typical: Typical) -> Pace:
+def way_of_fetch(node: NodeView, checkpoint: Checkpoint, typical: Typical) -> float | None:
+    """What the way costs to those that a node has a checkpoint from. None: from its source."""
+    if checkpoint.digest not in typical.held or not fetches(node):
+        return None
+    return typical.held.seconds(checkpoint.digest, node.facts.zone)
+
+
+def source_of(node: NodeView, checkpoint: Checkpoint, found: Approach, typical: Typical) -> Source:
     """How fast a checkpoint comes to a node that has nothing of it."""
-    return found.fetched if checkpoint.digest in typical.held else found.imported
+    way = way_of_fetch(node, checkpoint, typical)
+    return Source(found.imported, 0.0) if way is None else Source(found.fetched, way)
 
 
 def _init_lines(node: NodeView, typical: Typical) -> tuple[Line, Line]:
@@ -186,8 +202,8 @@ def start_estimate(node: NodeView, need: Need, typical: Typical) -> Estimate:
     prepare += node.engine_wait(need.engine)
     found = approach(node, typical)
     taken, load = weights_on(node, need, typical), _load_on_disk if need.on_disk else _load
-    source = pace_of_source(need.checkpoint, found, typical)
-    queue, transfer = load(node, need, taken, found._replace(imported=source))
+    source = source_of(node, need.checkpoint, found, typical)
+    queue, transfer = load(node, need, taken, found, source)
     beside = queue + transfer
     return Estimate(queue, transfer, (prepare - beside if prepare > beside else 0.0) + attach)
 
@@ -197,18 +213,20 @@ def start_seconds(node: NodeView, need: Need, typical: Typical) -> float:
     return start_estimate(node, need, typical).seconds
 
 
-def _load(node: NodeView, need: Need, taken: Taken, found: Approach) -> tuple[float, float]:
+def _load(
+    node: NodeView, need: Need, taken: Taken, found: Approach, source: Source
+) -> tuple[float, float]:
     """Seconds of waiting and of crossing on the slowest link."""
     queue, transfer, above = 0.0, 0.0, 0
     on_its_way = _is_planned(node, need.checkpoint)
-    for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, found.imported)):
+    for key, pace in ((DEVICE_COPY, found.copied), (READ, found.read), (IMPORT, source.pace)):
         copy = taken.on(node, need, key[1])
         # What a tier holds, this link and those below it need not carry.
         above = max(above, copy.resident_bytes if copy else 0)
         missing = taken.size_bytes - above
         if missing <= 0:
             break
-        crossing = missing * pace.per_byte
+        crossing = missing * pace.per_byte + (source.way if key == IMPORT else 0.0)
         # A load that is under way is already among the queued bytes.
         counted = on_its_way or (copy is not None and copy.leased)
         wait = max(pace.wait - crossing, 0.0) if counted else pace.wait
@@ -218,14 +236,17 @@ def _load(node: NodeView, need: Need, taken: Taken, found: Approach) -> tuple[fl
     return queue, transfer
 
 
-def _load_on_disk(node: NodeView, need: Need, taken: Taken, found: Approach) -> tuple[float, float]:
+def _load_on_disk(
+    node: NodeView, need: Need, taken: Taken, found: Approach, source: Source
+) -> tuple[float, float]:
     """The same where a worker reads what it needs out of a copy on SSD, once that is there."""
     copy = taken.on(node, need, Tier.SSD)
     missing = max(0, need.checkpoint.size_bytes - (copy.resident_bytes if copy else 0))
     read = need.resident_bytes * found.read.per_byte
     if not missing:
         return found.read.wait, read
-    return found.imported.wait + found.read.wait, missing * found.imported.per_byte + read
+    imported = missing * source.pace.per_byte + source.way
+    return source.pace.wait + found.read.wait, imported + read
 
 
 def _is_planned(node: NodeView, checkpoint: Checkpoint) -> bool:

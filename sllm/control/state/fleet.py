@@ -10,6 +10,7 @@ from sllm.control.cluster.nodes import NodeView, keys_of
 from sllm.control.cluster.snapshot import Snapshot, Typical
 from sllm.control.cluster.tiers import Copies
 from sllm.control.cluster.usage import Use
+from sllm.control.cluster.zones import NOWHERE, Zones
 from sllm.control.placement.ranking import Table
 from sllm.control.state.index import Index
 from sllm.control.state.observations import Observations
@@ -19,7 +20,7 @@ from sllm.control.types.reports import Delta, Full, Report
 class Fleet:
     """All nodes. Every change replaces the views that it touches; snapshots share the rest."""
 
-    def __init__(self, *, peers: bool = True) -> None:
+    def __init__(self, zones: Zones = NOWHERE, *, peers: bool = True) -> None:
         self.peers = peers
         """Whether nodes have checkpoints from one another."""
         self._nodes: dict[str, NodeView] = {}
@@ -27,7 +28,7 @@ class Fleet:
         self._by_deployment: Index[tuple[Instance, ...]] = Index()
         self._node_of: dict[str, str] = {}
         self._holders: Index[frozenset[str]] = Index()
-        self._observations = Observations()
+        self._observations = Observations(zones)
         self._table: Table | None = None
         """As of the last snapshot. None: nodes have come or gone."""
         self._changed: set[str] = set()
@@ -226,9 +227,7 @@ class Fleet:
         if before and after and _keyed(before) == _keyed(after):
             return
         if self.peers:
-            nothing: frozenset[str] = frozenset()
-            had_whole = before.copies.whole if before else nothing
-            self._observations.hold(had_whole, after.copies.whole if after else nothing)
+            self._observations.hold(before, after)
         node_id = (before or after).node_id  # type: ignore[union-attr]  # one of them is there
         had = keys_of(before) if before else set()
         has = keys_of(after) if after else set()
@@ -299,6 +298,6 @@ def _forward(instance: Instance, known: Mapping[str, Instance]) -> Instance:
     return instance
 
 
-def _keyed(view: NodeView) -> tuple[int, int]:
+def _keyed(view: NodeView) -> tuple[int, int, str]:
     """Equal only for views that hold and have started the same: neither mapping ever changes."""
-    return id(view.copies), id(view.facts.init_times)
+    return id(view.copies), id(view.facts.init_times), view.facts.zone

@@ -5,28 +5,32 @@ from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from sllm.control.cluster.held import Held
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
-from sllm.control.cluster.nodes import NodeFacts
+from sllm.control.cluster.nodes import NodeFacts, NodeView
 from sllm.control.cluster.snapshot import Typical
 from sllm.control.cluster.tiers import LinkKey
+from sllm.control.cluster.zones import NOWHERE, Zones
 
 _STARTS = 9
 """How many of the latest starts count. `Typical.slowness` is the median of their ratios: a start
 that was held up by something of its own says nothing of the others."""
 _MOST_OFF = 2.0
 """The largest factor, either way, that is taken for how things are."""
+_NONE: frozenset[tuple[str, str]] = frozenset()
 
 
 class Observations:
     """Keeps the medians at hand while nodes come, go and observe anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, zones: Zones = NOWHERE) -> None:
+        self._zones = zones
         self._bandwidths: dict[LinkKey, _Sorted] = {}
         self._overall = _Sorted()
         self._init_times: dict[InitKey, dict[str, InitTime]] = {}
         self._typical_init_times = InitTimes()
-        self._held: Counter[str] = Counter()
-        """How many nodes have all of each checkpoint."""
+        self._held: Counter[tuple[str, str]] = Counter()
+        """How many nodes of each zone have all of each checkpoint."""
         self._typical: Typical | None = None
         self._slowness = 1.0
         self._ratios: deque[float] = deque(maxlen=_STARTS)
@@ -43,14 +47,15 @@ class Observations:
         self._slowness = min(_MOST_OFF, max(1 / _MOST_OFF, median))
         self._typical = None
 
-    def hold(self, before: frozenset[str], after: frozenset[str]) -> None:
-        """Takes in of which checkpoints a node has all, `after` in the place of `before`."""
-        self._held.update(after - before)
-        self._held.subtract(before - after)
-        gone = [digest for digest in before - after if not self._held[digest]]
-        for digest in gone:
-            del self._held[digest]
-        if gone or any(self._held[digest] == 1 for digest in after - before):
+    def hold(self, before: NodeView | None, after: NodeView | None) -> None:
+        """Takes in of what a node has all, `after` in the place of `before`. None: of nothing."""
+        had, has = _held_by(before), _held_by(after)
+        self._held.update(has - had)
+        self._held.subtract(had - has)
+        gone = [one for one in had - has if not self._held[one]]
+        for one in gone:
+            del self._held[one]
+        if gone or any(self._held[one] == 1 for one in has - had):
             self._typical = None
 
     def replace(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
@@ -70,7 +75,7 @@ class Observations:
                 {key: values.median for key, values in self._bandwidths.items() if len(values)},
                 self._overall.median if len(self._overall) else None,
                 self._typical_init_times,
-                frozenset(self._held),
+                Held.of(self._held, self._zones),
                 self._slowness,
             )
         return self._typical
@@ -121,6 +126,11 @@ class _Sorted:
         if len(self._values) % 2:
             return self._values[middle]
         return (self._values[middle - 1] + self._values[middle]) / 2
+
+
+def _held_by(node: NodeView | None) -> frozenset[tuple[str, str]]:
+    """Digests of what a node has all of, and its zone."""
+    return frozenset((digest, node.facts.zone) for digest in node.copies.whole) if node else _NONE
 
 
 def _init_times_of(facts: NodeFacts | None) -> InitTimes:

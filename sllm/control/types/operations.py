@@ -111,6 +111,8 @@ class ExplainedNode:
     """Of idle checkpoints, which the node would drop from the tier of its weights."""
     rejected: str
     """Why it cannot be taken. Empty: it can."""
+    fetch_way: float = 0.0
+    """Seconds that the way to other nodes costs, where it would have the checkpoint from them."""
     verdict: str = ""
     """Why it is the chosen one, or why not, for people."""
 

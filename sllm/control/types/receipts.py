@@ -57,9 +57,18 @@ class StartRecord:
     phases: tuple[Phase, ...]
     """The node's, counted from its taking the call."""
     from_tier: Tier | None
-    """Highest tier that held the weights. None: not known."""
+    """Highest tier of the node that held the weights. None: not known."""
     estimate: float | None
     """Seconds that placement had expected."""
+
+    @property
+    def origin(self) -> Tier | None:
+        """The same, or other nodes where the node held nothing and most has come from those."""
+        fetched, imported = map(self._bytes, (PhaseKind.FETCH_PEERS, PhaseKind.IMPORT))
+        return Tier.PEER if self.from_tier is Tier.REMOTE and fetched > imported else self.from_tier
+
+    def _bytes(self, kind: PhaseKind) -> int:
+        return sum(phase.size_bytes or 0 for phase in self.phases if phase.kind is kind)
 
     @property
     def seconds(self) -> float:
@@ -137,7 +146,7 @@ def assemble(
     first = timing.first_token_at
     return Receipt(
         cold=cold,
-        from_tier=start.from_tier if start and cold else None,
+        from_tier=start.origin if start and cold else None,
         phases=tuple(sorted((*begun, *after), key=lambda phase: (phase.start, phase.kind))),
         time_to_first_token=0.0 if first is None else first - timing.taken_at,
         estimated_start=start.estimate if start and cold else None,

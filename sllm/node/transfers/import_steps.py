@@ -32,6 +32,9 @@ def steps_of(
             speed.observe(brought, began, ended)
         if brought:
             metrics.record_load(phase.name.lower(), brought, seconds)
+    if fetched:
+        # Otherwise a source that was never read looks as fast as the disk, and other nodes slow.
+        speeds.remote_to_ssd.expect(speeds.peer_to_ssd)
     _log.info(
         "node.imported", digest=manifest.digest, seconds=round(seconds, 3), from_peers=fetched
     )

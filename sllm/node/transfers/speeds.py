@@ -28,6 +28,7 @@ class Speed:
 
     def __init__(self, bytes_per_second: float) -> None:
         self._per_byte = 1 / bytes_per_second
+        self._is_observed = False
         self._counted_to = -math.inf
         """Clock's seconds up to which the link's time has been counted."""
 
@@ -35,6 +36,14 @@ class Speed:
     def bytes_per_second(self) -> float:
         """As last observed."""
         return 1 / self._per_byte
+
+    def expect(self, other: "Speed") -> None:
+        """Takes it for no faster than another link to the same tier, until it is observed.
+
+        What the tier's disk does is measured, which says nothing of the network before it.
+        """
+        if not self._is_observed:
+            self._per_byte = max(self._per_byte, other._per_byte)
 
     def observe(self, size_bytes: int, began: float, ended: float) -> None:
         """Takes a transfer into account. A small one says little, and hardly counts.
@@ -48,6 +57,7 @@ class Speed:
         self._counted_to = max(ended, self._counted_to)
         if not size_bytes or ended <= began:
             return
+        self._is_observed = True
         kept: float = 0.5 ** (size_bytes / _HALF_LIFE_BYTES)
         newest = max(0.0, seconds) / size_bytes
         self._per_byte = max(_LEAST_PER_BYTE, kept * self._per_byte + (1 - kept) * newest)

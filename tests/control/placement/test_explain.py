@@ -9,9 +9,11 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Link, Tier, TierUsage
+from sllm.control.cluster.zones import zones_of
 from sllm.control.placement.decisions import Demand
 from sllm.control.placement.explain import explain
 from sllm.control.placement.placement import place
+from sllm.control.placement.start_estimate import FETCH
 from sllm.control.types.operations import ActionKind, Explanation
 from tests.control import shapes
 from tests.control.clusters import Cluster
@@ -58,6 +60,26 @@ def test_a_cold_model_on_four_nodes_is_explained_node_by_node() -> None:
     assert tiny.rejected == tiny.verdict == "too small: weights of 100 bytes, DRAM of 50"
     tiers = [one.from_tier for one in found.candidates]
     assert tiers == [Tier.DRAM, Tier.SSD, Tier.REMOTE, Tier.REMOTE]
+
+
+def test_nodes_that_have_it_are_told_apart_from_those_that_would_have_it_of_them() -> None:
+    """By where they have it, where nobody knows how long a start takes; and how far it is."""
+    links = {**shapes.LINKS, FETCH: Link(shapes.FAST)}
+    unknown = replace(shapes.facts("z", init=None), zone="a")
+    taker = replace(shapes.facts("a", links=links, init=None), zone="b")
+    demand, zones = Demand(shapes.need()), zones_of([("a", "b", 0.4)])
+    views = shapes.view(unknown, copies=[shapes.copy()]), shapes.view(taker)
+    found = explain(place(shapes.snapshot(*views, zones=zones), demand))
+    assert [(one.node_id, one.from_tier) for one in found.candidates] == [
+        ("z", Tier.SSD),
+        ("a", Tier.PEER),
+    ]
+    assert found.candidates[1].verdict.endswith("z holds more of the weights")
+    demand = Demand(shapes.need(), draining=frozenset({"z"}))
+    found = explain(place(shapes.snapshot(*views, zones=zones), demand))
+    assert found.candidates[0].verdict == (
+        "chosen: it has to fetch the weights from other nodes, the way to which costs 400 ms"
+    )
 
 
 def test_only_forms_that_the_engine_takes_count_as_there() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sllm.checkpoint.format.form import WeightForm
+from sllm.control.cluster.held import Held
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.snapshot import UNKNOWN
 from sllm.control.cluster.tiers import Copy, Link, Tier
@@ -97,8 +98,12 @@ def test_nobody_is_named_to_a_node_to_which_others_are_slow(fetched: float, *, n
 def test_a_start_is_sooner_by_what_other_nodes_give(fetched: float, seconds: float) -> None:
     newcomer = node("n", fetched=fetched)
     assert start_seconds(newcomer, MODEL, UNKNOWN) == pytest.approx(10.0 + 1.0)
-    held = replace(UNKNOWN, held=frozenset({DIGEST}))
+    held = replace(UNKNOWN, held=Held.of([(DIGEST, "b"), (DIGEST, "c")], ZONES))
     assert start_seconds(newcomer, MODEL, held) == pytest.approx(seconds + 1.0)
+    # The way from another zone comes before the first byte, for those that have it from there.
+    far = view(replace(newcomer.facts, zone="a"))
+    way = 0.01 if fetched == 400.0 else 0.0
+    assert start_seconds(far, MODEL, held) == pytest.approx(seconds + 1.0 + way)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,18 @@ from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
 from sllm.control.cluster.nodes import NodeFacts
 from sllm.control.cluster.snapshot import Snapshot
 from sllm.control.cluster.tiers import Copy, Link, Tier
+from sllm.control.cluster.zones import zones_of
 from sllm.control.placement.ranking import Ranking, table_of
-from sllm.control.placement.start_estimate import start_seconds
+from sllm.control.placement.start_estimate import FETCH, start_seconds
 from sllm.control.state.fleet import Fleet
 from sllm.control.types.reports import Delta, Full, Report
-from tests.control.shapes import copy, facts, need, snapshot, view
+from tests.control.shapes import copy, facts, need, snapshot, typical_of, view
 
 MODELS = [
     replace(need(f"m{index}", size=50 + 100 * index, digest=f"d{index}"), tensor_parallel=index + 1)
     for index in range(3)
 ]
+ZONES = zones_of([("a", "b", 0.3), ("b", "c", 5.0)])
 MODELS.append(replace(MODELS[0], expert_memory=40, resident_bytes=20, private_bytes=70))
 """A mixture of experts, which stay on SSD: it takes nothing of the pool."""
 
@@ -49,6 +51,7 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
     links = {
         (Tier.REMOTE, Tier.SSD): Link(draw(speeds), draw(st.integers(0, 500))),
         (Tier.SSD, Tier.DRAM): Link(draw(speeds), draw(st.integers(0, 500))),
+        FETCH: Link(draw(speeds)),
     }
     seen = draw(st.lists(st.sampled_from(MODELS[:3]), unique=True))
     times = st.floats(0, 2)
@@ -80,20 +83,22 @@ def told(draw: st.DrawFn, node_id: str) -> tuple[NodeFacts, tuple[Copy, ...]]:
         for one in draw(st.lists(st.sampled_from(MODELS), unique=True))
     )
     devices = draw(st.integers(1, 4))
-    return replace(of, init_times=InitTimes(init_times), max_tensor_parallel=devices), copies
+    zone = draw(st.sampled_from(["", "a", "b", "c"]))
+    times_here = InitTimes(init_times)
+    return replace(of, init_times=times_here, max_tensor_parallel=devices, zone=zone), copies
 
 
 @given(st.tuples(*(told(f"n{index}") for index in range(4))))
 def test_all_nodes_at_once_are_ranked_as_each_by_itself(
     nodes: tuple[tuple[NodeFacts, tuple[Copy, ...]], ...],
 ) -> None:
-    _check(snapshot(*(view(of, copies=copies) for of, copies in nodes)))
+    _check(snapshot(*(view(of, copies=copies) for of, copies in nodes), zones=ZONES))
 
 
 @settings(max_examples=50)
 @given(st.data())
 def test_the_table_is_kept_up_while_nodes_come_change_and_go(data: st.DataObject) -> None:
-    fleet, revisions = Fleet(), dict.fromkeys(("n1", "n2", "n3"), 0)
+    fleet, revisions = Fleet(ZONES), dict.fromkeys(("n1", "n2", "n3"), 0)
     for _ in range(data.draw(st.integers(1, 8))):
         node_id = data.draw(st.sampled_from(sorted(revisions)))
         of, copies = data.draw(told(node_id))
@@ -106,6 +111,7 @@ def test_the_table_is_kept_up_while_nodes_come_change_and_go(data: st.DataObject
             fleet.remove(node_id)
         cluster = fleet.snapshot({}, frozenset())
         _check(cluster)
+        assert cluster.typical.held == typical_of(cluster.nodes.values(), ZONES).held
         fleet.check_integrity()
         fresh = table_of(replace(cluster, memo={}))
         assert fresh.node_ids == table_of(cluster).node_ids

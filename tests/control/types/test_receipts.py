@@ -1,5 +1,7 @@
 """Receipts add up: what is told lies between the request's coming and its first token."""
 
+from dataclasses import replace
+
 import pytest
 
 from sllm.control.cluster.tiers import Tier
@@ -48,6 +50,25 @@ def test_a_request_that_joins_a_start_counts_from_its_own_coming() -> None:
         "READ_SSD": (0.0, 2.5),
         "PREFILL": (3.0, 1.0),
     }
+
+
+@pytest.mark.parametrize(
+    ("held", "fetched", "imported", "origin"),
+    [
+        (Tier.REMOTE, 60, 40, Tier.PEER),
+        (Tier.REMOTE, 40, 60, Tier.REMOTE),
+        (Tier.REMOTE, 0, 0, Tier.REMOTE),
+        (Tier.SSD, 0, 0, Tier.SSD),
+    ],
+)
+def test_weights_come_from_where_most_of_them_do(
+    held: Tier, fetched: int, imported: int, origin: Tier
+) -> None:
+    parts = ((PhaseKind.FETCH_PEERS, fetched), (PhaseKind.IMPORT, imported))
+    phases = tuple(Phase(kind, 0.0, 1.0, size) for kind, size in parts if size)
+    timing = Timing(taken_at=100.0, picked_at=107.0, dispatched_at=107.0, first_token_at=108.0)
+    start = replace(START, phases=phases, from_tier=held)
+    assert assemble(timing, start, SERVED, node_id="n", instance_id="i").from_tier is origin
 
 
 @pytest.mark.parametrize("start", [None, START])

@@ -43,6 +43,18 @@ def test_what_says_nothing_changes_nothing(size: int, seconds: float) -> None:
     assert speed.bytes_per_second == 5.0
 
 
+def test_what_was_never_observed_is_no_faster_than_what_was() -> None:
+    source, peers, slow = Speed(HALF / 0.1), Speed(HALF / 0.1), Speed(HALF / 9.0)
+    _moved(peers, HALF, 3.0, times=20)
+    for one in (source, slow):
+        one.expect(peers)
+    assert source.bytes_per_second == pytest.approx(HALF / 3.0, rel=1e-3)
+    assert slow.bytes_per_second == pytest.approx(HALF / 9.0)
+    _moved(source, HALF, 1.0, times=20)
+    source.expect(peers)
+    assert source.bytes_per_second == pytest.approx(HALF / 1.0, rel=1e-3), "it knows better"
+
+
 def test_start_values_are_measured_and_leave_nothing(tmp_path: Path) -> None:
     speeds = measure(tmp_path)
     for speed in (speeds.remote_to_ssd, speeds.ssd_to_dram, speeds.dram_to_device):
