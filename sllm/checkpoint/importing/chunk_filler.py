@@ -96,6 +96,17 @@ class ChunkFiller:
                 return turn.chunk, digest
             exchange.failed(turn)
 
+    def bring_again(
+        self, chunks: Sequence[ChunkPlan], number: int, exchange: Exchange
+    ) -> tuple[int, str]:
+        """Brings a chunk from the source that others have given; as `bring_next` otherwise."""
+        self.tally.check()
+        chunk = chunks[number]
+        with self._memory_for(chunk) as memory:
+            digest = self._keep(chunk, memory, self._read(chunk, memory))
+        exchange.corrected(number, digest)
+        return number, digest
+
     def _bring_by(self, turn: Turn, chunk: ChunkPlan, exchange: Exchange) -> str | None:
         with self._memory_for(chunk) as memory:
             if (digest := self._bring(chunk, memory)) is not None:
@@ -135,14 +146,17 @@ class ChunkFiller:
         fill(memory, chunk, self.reader, self.tally.add)
         digest = xxhash.xxh3_128_hexdigest(memory)
         if expected is not None and digest != expected:
-            # Its bytes are counted already: progress would run past the total.
-            fill(memory, chunk, self.reader, lambda count: self.tally.check())
-            digest = xxhash.xxh3_128_hexdigest(memory)
+            digest = self._read(chunk, memory)
         if expected is not None and digest != expected:
             problem = f"the chunk of {chunk.size} bytes has the digest {digest}, not {expected}"
             file = chunk.pieces[0].tensor.file.name
             raise corrupt(f"{self.url}/{file}", problem, chunk.offset)
         return digest
+
+    def _read(self, chunk: ChunkPlan, memory: memoryview) -> str:
+        """As `_fill`, of bytes that are counted: progress would run past the total."""
+        fill(memory, chunk, self.reader, lambda count: self.tally.check())
+        return xxhash.xxh3_128_hexdigest(memory)
 
     def _is_on_disk(self, chunk: ChunkPlan, memory: memoryview, digest: str) -> bool:
         """Reads a chunk that an earlier process wrote; False if it is not what it should be."""

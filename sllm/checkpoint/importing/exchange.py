@@ -60,3 +60,10 @@ class Exchange(Protocol):
 
     def failed(self, turn: Turn) -> None:
         """Tells that the chunk has not come."""
+
+    @property
+    def doubted(self) -> Collection[int]:
+        """Chunks that have come from others, and may not be what the source has."""
+
+    def corrected(self, chunk: int, digest: str) -> None:
+        """Tells that one of them was read from the source, and is where `Contents` says."""

@@ -157,6 +157,9 @@ class _Import:
         self._exchange.begin(Contents(chunks, written, filler.memory, files))
         turns = repeat(partial(filler.bring_next, chunks, self._exchange), len(chunks))
         found = dict(self._workers.run(turns, self._urgency))
+        while doubted := self._exchange.doubted:
+            again = [partial(filler.bring_again, chunks, one, self._exchange) for one in doubted]
+            found |= dict(self._workers.run(again, self._urgency))
         return [found[number] for number in range(len(chunks))]
 
     def _open_partitions(self) -> Iterator[DirectFile]:

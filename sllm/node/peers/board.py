@@ -54,6 +54,8 @@ class Board:
         self._count = count
         self._written = sorted(written, reverse=True)
         self._missing = set(range(count)) - set(written)
+        self._disputed: set[int] = set()
+        """Chunks that the source alone can give: nobody is believed what they are."""
         self._givers: dict[str, Giver] = {}
         self._shares = Shares(own)
         self._mine: list[int] | None = None
@@ -122,6 +124,10 @@ class Board:
         if news.whole or news.left:
             self._mine = None
 
+    def dispute(self, chunk: int) -> None:
+        """Has a chunk come from the source itself, whoever has it, unless it is here by now."""
+        self._disputed.add(chunk)
+
     def _real(self, chunks: Iterable[int]) -> Iterable[int]:
         return (chunk for chunk in chunks if chunk < self._count)
 
@@ -142,6 +148,8 @@ class Board:
     def _next(self, now: float) -> Turn | None:
         if self._written:
             return Turn(self._written.pop())
+        if disputed := self._disputed & self._missing:
+            return Turn(min(disputed))
         if not self._has_met(now):
             return self._of_fellow()
         # What all wait for goes first, and then what a fellow has.
@@ -170,6 +178,8 @@ class Board:
 
     def instead(self, turn: Turn) -> Turn | None:
         """Whoever else gives a turn's chunk now; the turn goes on with that one."""
+        if turn.chunk in self._disputed:
+            return None
         others = [one for one in self._givers.values() if one.name != turn.giver]
         able = [one for one in others if one.gives(turn.chunk) and self._has_room(one)]
         giver = best(one for one in able if one.fellow) or best(able)

@@ -113,6 +113,14 @@ class Contacts:
         self._refused.add(link.peer.node_id)
         self.drop(link)
 
+    def refuse_named(self, name: str, why: str) -> None:
+        """As `refuse`, of one that may not be followed at present."""
+        link = self._links.get(name)
+        if link is None:
+            self._refused.add(name)
+        else:
+            self.refuse(link, why)
+
     def doubt(self, name: str) -> None:
         """One of several that have given a chunk which is wrong: each may be who has lied."""
         self._doubts[name] += 1

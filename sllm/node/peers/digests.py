@@ -1,6 +1,6 @@
 """What an import's chunks must be, as far as other nodes can tell."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from threading import Lock
 
 from sllm.checkpoint.format.manifest import Manifest
@@ -8,6 +8,7 @@ from sllm.checkpoint.importing.import_plan import ImportPlan
 from sllm.checkpoint.importing.journal import ChunkKey
 from sllm.node.peers.manifests import digests_of, manifest_of
 from sllm.node.peers.news import News
+from sllm.node.peers.words import Words
 
 
 class Digests:
@@ -15,7 +16,7 @@ class Digests:
 
     A source that was not packed says nothing of its chunks. Nodes that get it at the same time, and
     read the same bytes of it into the same chunks, are then believed what each has digested, as
-    they are believed the tokens that they compute.
+    they are believed the tokens that they compute; see `Words`.
     """
 
     def __init__(self, plan: ImportPlan, chunk_bytes: int) -> None:
@@ -23,7 +24,7 @@ class Digests:
         self.digest = ""
         """That the checkpoint must have. Empty: nobody knows it."""
         self.manifest: Manifest | None = plan.packed
-        """What the checkpoint consists of, where that is known before it has come."""
+        """What the checkpoint consists of, where that is proven before it has come."""
         self.layout = plan.describe(chunk_bytes)
         """See `News.layout`."""
         self._plan = plan
@@ -34,17 +35,35 @@ class Digests:
         # Nobody's news wait for one another but for this: a large manifest takes a second to read,
         # and is read once.
         self._learning = Lock()
+        self._lock = Lock()
+        """Guards what is below."""
+        self._words = Words()
+        self._taken: dict[int, str] = {}
+        """Digests of chunks that are here and have not come from the source."""
 
     @property
     def proven(self) -> Mapping[ChunkKey, str]:
         """By chunk; of none, where fellows alone say what they must be."""
         return self._known if self.manifest else {}
 
+    @property
+    def count(self) -> int:
+        """Of all chunks."""
+        return len(self._keys)
+
     def of(self, chunk: int) -> str | None:
         """Of a chunk, counted over all partitions. None: not known."""
-        return self._known.get(self._keys[chunk])
+        if (known := self._known.get(self._keys[chunk])) is not None:
+            return known
+        with self._lock:
+            return self._words.of(chunk)
 
-    def learn(self, news: News) -> str:
+    def is_disputed(self, chunk: int) -> bool:
+        """Whether only the source can tell what a chunk is."""
+        with self._lock:
+            return not self.manifest and self._words.is_disputed(chunk)
+
+    def learn(self, name: str, news: News) -> str:
         """Takes in what a node says; what is wrong with it, or nothing."""
         if news.layout and news.layout != self.layout:
             return "it reads the source into other chunks"
@@ -53,13 +72,44 @@ class Digests:
                 found = manifest_of(news.manifest, self.digest, self._plan, self._chunk_bytes)
                 if found is None:
                     return "its manifest is of another checkpoint, or of other chunks"
-                self.manifest, self._known = found, dict(digests_of(found))
-            return "" if self.manifest else self._believe(news)
+                return self._believe_manifest(name, found)
+            return "" if self.manifest else self._believe(name, news)
 
-    def _believe(self, news: News) -> str:
+    def _believe_manifest(self, name: str, manifest: Manifest) -> str:
+        """A manifest proves something where its digest was named; otherwise it is a node's word."""
+        digests = digests_of(manifest)
+        if self.digest:
+            self.manifest, self._known = manifest, dict(digests)
+            return ""
+        with self._lock:
+            return self._words.hear(name, {n: digests[key] for n, key in enumerate(self._keys)})
+
+    def _believe(self, name: str, news: News) -> str:
         if (news.whole or news.arrived) and not news.layout:
             return "nobody knows what its chunks must be"
-        for chunk, digest in news.arrived.items():
-            if chunk < len(self._keys) and digest:
-                self._known.setdefault(self._keys[chunk], digest)
-        return ""
+        said = {chunk: one for chunk, one in news.arrived.items() if chunk < len(self._keys)}
+        with self._lock:
+            return self._words.hear(name, said)
+
+    def took(self, chunk: int, digest: str, name: str = "") -> None:
+        """Notes what a chunk is that is here, and has not come from the source.
+
+        `name`: of who says so; empty: others have.
+        """
+        with self._lock:
+            self._taken[chunk] = digest
+            if name:
+                self._words.hear(name, {chunk: digest})
+
+    def read(self, chunk: int, digest: str) -> Collection[str]:
+        """Notes what the source has given; names those that have said something else."""
+        with self._lock:
+            self._taken.pop(chunk, None)
+            return self._words.read(chunk, digest)
+
+    @property
+    def doubted(self) -> Collection[int]:
+        """Chunks that are here, and of which nobody is believed any more what they are."""
+        with self._lock:
+            taken = dict(self._taken)
+        return [chunk for chunk, digest in sorted(taken.items()) if self.of(chunk) != digest]

@@ -1,7 +1,7 @@
 """One import's chunks, shared with other nodes: had from them, and told to them as they arrive."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from threading import Condition, Event, Thread
 from typing import Final
@@ -55,6 +55,8 @@ class Exchange:
         self._contacts = Contacts(record, network, clock, self._changed, self._told, self._left)
         self._awaited: dict[str, float] = {}
         """Until when those are waited for that are to share the work; for ever ago: they called."""
+        self._written: frozenset[int] = frozenset()
+        """Chunks of which an earlier process has noted what they are."""
         self._current: dict[int, Turn] = {}
         """By chunk: the turn that has taken the place of one that broke off."""
         self._flights = Flights()
@@ -96,7 +98,7 @@ class Exchange:
 
     def _told(self, link: Link, news: News) -> None:
         # Before the lock, which event loops take as well: a large manifest takes a second to read.
-        problem = self._digests.learn(news)
+        problem = self._digests.learn(link.peer.node_id, news)
         with self._changed:
             if not self._contacts.has(link):
                 return
@@ -112,6 +114,10 @@ class Exchange:
     def _pass_on(self, board: Board, peer: Peer, news: News) -> None:
         self._join(board, peer)
         board.told(peer.node_id, news, self._clock.now())
+        # One that has all tells by its manifest.
+        told = range(self._digests.count) if news.whole else news.arrived
+        for chunk in filter(self._digests.is_disputed, told):
+            board.dispute(chunk)
         if news.asks == self._own and (chunks := board.leave_to(peer.node_id)):
             self.arrivals.leave(chunks, peer.node_id)
 
@@ -149,6 +155,7 @@ class Exchange:
             for number, chunk in enumerate(contents.chunks)
             if (chunk.partition, chunk.index) in contents.written
         ]
+        self._written = frozenset(written)
         self.arrivals.begin(contents, written)
         with self._changed:
             self._board = board = Board(self._own, len(contents.chunks), written)
@@ -240,6 +247,8 @@ class Exchange:
         digest = xxhash.xxh3_128_hexdigest(memory)
         if digest == self._digests.of(turn.chunk):
             return digest
+        if self._digests.is_disputed(turn.chunk):
+            return None  # it may be what it should
         with self._changed:
             for name in givers:
                 link = self._contacts.links.get(name)
@@ -253,8 +262,31 @@ class Exchange:
         """See `Exchange.arrived`."""
         with self._changed:
             self._begun.done(self._current.pop(turn.chunk, turn), self._clock.now())
+            if turn.chunk in self._written:
+                self._digests.took(turn.chunk, digest, self._own)
+            elif turn.giver is not None:
+                self._digests.took(turn.chunk, digest)
+            else:
+                self._judge(turn.chunk, digest)
             self._changed.notify_all()
         self.arrivals.add(turn.chunk, digest)
+
+    @property
+    def doubted(self) -> Collection[int]:
+        """See `Exchange.doubted`."""
+        return self._digests.doubted
+
+    def corrected(self, chunk: int, digest: str) -> None:
+        """See `Exchange.corrected`."""
+        with self._changed:
+            self._judge(chunk, digest)
+            self._changed.notify_all()
+        self.arrivals.add(chunk, digest)
+
+    def _judge(self, chunk: int, digest: str) -> None:
+        """Has nothing more come from those that have said of a chunk what the source does not."""
+        for name in self._digests.read(chunk, digest):
+            self._contacts.refuse_named(name, f"chunk {chunk} is not what it has said")
 
     def failed(self, turn: Turn) -> None:
         """See `Exchange.failed`."""

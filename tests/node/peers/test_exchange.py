@@ -41,10 +41,15 @@ class Dials(Network):
     def __init__(self) -> None:
         super().__init__("self", self._dial)
         self.dialled: list[str] = []
+        self._silent = socket.create_server(("127.0.0.1", 0), backlog=2 * MOST)
 
     def _dial(self, address: str) -> grpc.Channel:
         self.dialled.append(address)
-        return rpc.thread_channel(address)
+        return rpc.thread_channel(f"127.0.0.1:{self._silent.getsockname()[1]}")
+
+    def close(self) -> None:
+        """Nobody is reached any more."""
+        self._silent.close()
 
 
 @pytest.fixture
@@ -58,8 +63,9 @@ def manifest(plan: ImportPlan, tmp_path: Path) -> Manifest:
 
 
 @pytest.fixture
-def network() -> Dials:
-    return Dials()
+def network() -> Iterator[Dials]:
+    with closing(Dials()) as network:
+        yield network
 
 
 @pytest.fixture
@@ -108,11 +114,9 @@ def test_a_fellow_that_reads_the_source_into_other_chunks_is_done_without(
 
 
 def test_not_more_nodes_are_followed_than_help(exchange: Exchange, network: Dials) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=2 * MOST) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        for number in range(3 * MOST):
-            exchange.meet(Peer(f"n{number}", address, fellow=True))
-        assert len(network.dialled) == MOST
+    for number in range(3 * MOST):
+        exchange.meet(Peer(f"n{number}", "localhost:1", fellow=True))
+    assert len(network.dialled) == MOST
 
 
 def test_whoever_has_a_part_in_wrong_chunks_again_and_again_is_refused(exchange: Exchange) -> None:
@@ -145,17 +149,17 @@ def test_digests_of_other_chunks_are_of_no_use(plan: ImportPlan, manifest: Manif
     assert manifest_of(encoded, "0" * 32, plan, CHUNK) is None
 
 
-def test_a_way_that_was_closed_gives_nothing_and_fails_nobody() -> None:
-    link = Link(FELLOW, RECORD, Dials(), MonotonicClock().now)
+def test_a_way_that_was_closed_gives_nothing_and_fails_nobody(network: Dials) -> None:
+    link = Link(FELLOW, RECORD, network, MonotonicClock().now)
     link.close()
     memory = memoryview(bytearray(10))
     assert not link.fetch(Flight(0, 10, 0, 0.0), memory, lambda: None)
 
 
 def test_one_whose_news_cannot_be_taken_in_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
+    network: Dials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, ended = Link(FELLOW, RECORD, Dials(), MonotonicClock().now), threading.Event()
+    link, ended = Link(FELLOW, RECORD, network, MonotonicClock().now), threading.Event()
     monkeypatch.setattr(link, "_hear", lambda *_, **__: 1 // 0)
     link.follow(lambda _: None, ended.set, wants_manifest=False)
     assert ended.wait(30)
