@@ -11,7 +11,7 @@ from sllm import errors
 from tests.e2e.cluster import Cluster
 from tests.support import assert_eventually
 
-TOKENS = 300
+TOKENS = 200
 _TRIES = 10
 
 

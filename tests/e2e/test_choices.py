@@ -64,10 +64,21 @@ async def nothing_is_left(cluster: Cluster) -> None:
 async def alone(
     client: sllm.AsyncClient, options: Mapping[str, Any], prompt: str | None = PROMPT
 ) -> list[sllm.Choice]:
-    """The samples, each asked for by itself."""
-    seeds = [(SEED + choice) % 2**64 for choice in range(N)]
-    results = [await client.complete("sampled", prompt, **{**options, "seed": s}) for s in seeds]
-    return [one.choices[0] for one in results]
+    """The samples, each asked for by itself when the one before has ended."""
+    return [await one_of(client, choice, options, prompt) for choice in range(N)]
+
+
+async def expected_of(client: sllm.AsyncClient, options: Mapping[str, Any]) -> list[sllm.Choice]:
+    """The samples, each a request of its own; all at once, which takes less time."""
+    each = (one_of(client, choice, options, PROMPT) for choice in range(N))
+    return await asyncio.gather(*each)
+
+
+async def one_of(
+    client: sllm.AsyncClient, choice: int, options: Mapping[str, Any], prompt: str | None
+) -> sllm.Choice:
+    seed = (SEED + choice) % 2**64
+    return (await client.complete("sampled", prompt, **{**options, "seed": seed})).choices[0]
 
 
 def without_ids(choices: tuple[sllm.Choice, ...] | list[sllm.Choice]) -> list[Any]:
@@ -147,8 +158,8 @@ async def started(stream: sllm.AsyncStream, each: int) -> dict[int, str]:
 async def test_each_moves_at_any_step(
     client: sllm.AsyncClient, at: int, options: dict[str, Any]
 ) -> None:
-    options = {**options, "max_tokens": at + 200}
-    expected = await alone(client, options)
+    options = {**options, "max_tokens": at + 120}
+    expected = await expected_of(client, options)
     for _ in range(_TRIES):  # on a fast machine some end before their turn comes
         stream = client.generate("sampled", PROMPT, n=N, **options)
         ids = await started(stream, at)
@@ -169,8 +180,8 @@ async def move(client: sllm.AsyncClient, request_id: str) -> str:
 
 @others_at_night
 async def test_all_of_an_instance_move_with_it(client: sllm.AsyncClient, pair: Cluster) -> None:
-    options = {**DRAWN, "max_tokens": 400}
-    expected = await alone(client, options)
+    options = {**DRAWN, "max_tokens": 240}
+    expected = await expected_of(client, options)
     stream = client.generate("sampled", PROMPT, n=N, **options)
     await started(stream, 8)
     instance = await busiest(client)
@@ -185,8 +196,8 @@ async def test_all_of_an_instance_move_with_it(client: sllm.AsyncClient, pair: C
 async def test_a_worker_that_is_killed_costs_no_token(
     client: sllm.AsyncClient, pair: Cluster, options: dict[str, Any]
 ) -> None:
-    options = {**options, "max_tokens": 300}
-    expected = await alone(client, options)
+    options = {**options, "max_tokens": 200}
+    expected = await expected_of(client, options)
     stream = client.generate("sampled", PROMPT, n=N, **options)
     await started(stream, 5)
     instance = await busiest(client)
@@ -202,8 +213,8 @@ async def test_a_worker_that_is_killed_costs_no_token(
 async def test_a_control_plane_that_is_restarted_costs_no_token(
     client: sllm.AsyncClient, pair: Cluster, linger: float
 ) -> None:
-    options = {**DRAWN, "max_tokens": 400}
-    expected = await alone(client, options)
+    options = {**DRAWN, "max_tokens": 240}
+    expected = await expected_of(client, options)
     stream = client.generate("sampled", PROMPT, n=N, linger=linger, **options)
     await started(stream, 5)
     await asyncio.to_thread(pair.control.kill)
@@ -219,7 +230,7 @@ async def test_a_control_plane_that_is_restarted_costs_no_token(
 async def test_a_stream_that_breaks_is_read_on(client: sllm.AsyncClient, each: int) -> None:
     """Its samples end at different tokens, so that some have when it breaks."""
     options: dict[str, Any] = {**DRAWN, "stop": ["s"], "min_tokens": each, "linger": 60.0}
-    expected = await alone(client, options)
+    expected = await expected_of(client, options)
     stream = client.generate("sampled", PROMPT, n=N, **options)
     await started(stream, each)
     stream._call.resume(stream._transcript)  # what follows a connection that was lost
@@ -229,7 +240,7 @@ async def test_a_stream_that_breaks_is_read_on(client: sllm.AsyncClient, each: i
 
 @others_at_night
 async def test_a_slow_reader_gets_all(client: sllm.AsyncClient) -> None:
-    expected = await alone(client, DRAWN)
+    expected = await expected_of(client, DRAWN)
     stream = client.generate("sampled", PROMPT, n=N, **DRAWN)
     async for event in stream:
         if isinstance(event, sllm.Tokens):

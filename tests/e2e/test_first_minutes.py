@@ -17,31 +17,45 @@ SLLM = (sys.executable, "-m", "sllm.cli.main")
 TINY = Path(__file__).parents[2] / "examples" / "tiny-llama"
 TIMEOUT = 60
 
-COME_AND_GONE = {("DEPLOYMENT", "ADDED"), ("DEPLOYMENT", "GONE"), ("INSTANCE", "GONE")}
+COME = {("DEPLOYMENT", "ADDED"), ("INSTANCE", "READY")}
+GONE = {("DEPLOYMENT", "GONE"), ("INSTANCE", "GONE")}
 
 
-def test_run_leaves_nothing_behind_and_events_tell_of_it(cluster: Cluster) -> None:
-    environment = {**os.environ, "SLLM_CONTROL": cluster.control.address}
-    with started((*SLLM, "events", "--json"), env=environment, stderr=subprocess.PIPE) as events:
-        assert events.stdout
+def test_run_leaves_nothing_behind(cluster: Cluster) -> None:
+    command = (*SLLM, "run", str(TINY), "Once", "--max-tokens=8", "--engine=transformers")
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=at(cluster)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+    assert cluster.client.deployments() == []
+
+
+def test_events_tell_what_comes_and_goes(cluster: Cluster) -> None:
+    command = (*SLLM, "events", "--json")
+    with started(command, env=at(cluster), stderr=subprocess.PIPE) as events:
         assert events.stderr
-        assert events.stderr.readline().startswith("following 2 nodes, 0 instances")
-        command = (*SLLM, "run", str(TINY), "Once", "--max-tokens=8", "--engine=transformers")
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=environment
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.strip()
-        kinds, name = set[tuple[str, str]](), ""
-        while not kinds >= COME_AND_GONE:
-            one = json.loads(events.stdout.readline())
-            told = one["kind"], one["what"]
-            name = name or (one["name"] if told == ("DEPLOYMENT", "ADDED") else "")
-            if name and one["name"].startswith(name):  # others may be leaving yet
-                kinds.add(told)
+        assert events.stderr.readline().startswith("following 2 nodes, ")
+        cluster.client.deploy("seen", TINY, engine="transformers", min_replicas=1)
+        read_until(events, "seen", COME)
+        cluster.client.delete("seen")
+        read_until(events, "seen", GONE)
         events.send_signal(signal.SIGINT)
         assert events.wait(TIMEOUT) == 0
-    assert cluster.client.deployments() == []
+
+
+def at(cluster: Cluster) -> dict[str, str]:
+    return {**os.environ, "SLLM_CONTROL": cluster.control.address}
+
+
+def read_until(events: subprocess.Popen[str], name: str, kinds: set[tuple[str, str]]) -> None:
+    """Reads what is told of a deployment and its instances; others may come and go meanwhile."""
+    assert events.stdout
+    missing = set(kinds)
+    while missing:
+        one = json.loads(events.stdout.readline())
+        if one["name"] == name or one["name"].startswith(f"{name}-"):
+            missing.discard((one["kind"], one["what"]))
 
 
 def test_receipts_are_kept_for_those_who_ask_later(cluster: Cluster) -> None:

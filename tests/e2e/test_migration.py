@@ -59,14 +59,14 @@ async def test_one_moves_at_any_step_between(
 
 
 async def one_moves(client: sllm.AsyncClient, at: int, number: int) -> None:
-    options: dict[str, Any] = {"logprobs": 1, "max_tokens": at + 200}
+    options: dict[str, Any] = {"logprobs": 1, "max_tokens": at + 120}
     expected = await ask(client, number, **options).result()
     stream, migration = await moved(client, lambda: ask(client, number, **options), at)
     result = await stream.result()
 
     same([result], [expected])
     assert result.logprobs is not None
-    assert len(result.logprobs) == at + 200
+    assert len(result.logprobs) == at + 120
     assert [each.outcome for each in migration.requests] == ["MOVED"]
     (one,) = result.migrations
     assert one.to_node_id == migration.node_id != one.from_node_id
@@ -85,14 +85,14 @@ async def test_what_is_said_of_tokens_goes_along_at_any_step(
         "logit_bias": {40: 2.0, 50: -3.0},
         "bad_words": ["the", "of"],
         "allowed_token_ids": list(range(5, 700)),
-        "min_tokens": 200,
-        "max_tokens": 320,
+        "min_tokens": 120,
+        "max_tokens": 200,
     }
     expected = await ask(client, number, **options).result()
     stream, migration = await moved(client, lambda: ask(client, number, **options), at)
     same([await stream.result()], [expected])
     assert [one.outcome for one in migration.requests] == ["MOVED"]
-    plain = await ask(client, number, max_tokens=320).result()
+    plain = await ask(client, number, max_tokens=200).result()
     assert plain.token_ids != expected.token_ids
 
 
@@ -169,7 +169,7 @@ async def test_a_stop_string_is_met_across_a_migration(client: sllm.AsyncClient)
 async def test_they_go_on_when_their_worker_is_killed(
     client: sllm.AsyncClient, pair: Cluster
 ) -> None:
-    expected = [await ask(client, number).result() for number in range(4)]
+    expected = await asyncio.gather(*(ask(client, number).result() for number in range(4)))
     streams = [ask(client, number) for number in range(4)]
     for stream in streams:
         await read_to(stream, 20)
@@ -182,7 +182,7 @@ async def test_they_go_on_when_their_worker_is_killed(
 async def test_they_are_read_on_when_the_control_plane_is_killed(
     client: sllm.AsyncClient, pair: Cluster
 ) -> None:
-    expected = [await ask(client, number).result() for number in range(4)]
+    expected = await asyncio.gather(*(ask(client, number).result() for number in range(4)))
     before = {one.instance_id: one.worker_pid for one in await client.instances()}
     streams = [ask(client, number) for number in range(4)]
     for stream in streams:
@@ -318,6 +318,7 @@ async def leaving(
     await client.delete("leaving")
 
 
+@pytest.mark.parametrize("engine", SLOW_ON, indirect=True)
 async def test_a_drain_has_what_runs_go_on_elsewhere(
     client: sllm.AsyncClient, leaving: list[sllm.Result]
 ) -> None:
