@@ -116,6 +116,7 @@ class AttachRequest(_message.Message):
     TELL_FIRST_USE_FIELD_NUMBER: _builtins.int
     ON_DISK_FIELD_NUMBER: _builtins.int
     BORROWED_FIELD_NUMBER: _builtins.int
+    MORE_KV_BYTES_FIELD_NUMBER: _builtins.int
     kv_bytes: _builtins.int
     chunk_bytes: _builtins.int
     """Bytes of each chunk of the pool."""
@@ -125,6 +126,8 @@ class AttachRequest(_message.Message):
     """
     tell_first_use: _builtins.bool
     """Whether the worker is to tell, in `RunResponse.first_use`, in which order it uses the tensors."""
+    more_kv_bytes: _builtins.int
+    """Memory beside `kv_bytes` that ResizeCache may let the KV cache come to take. 0: none."""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionChunks]:
         """One for each partition of the checkpoint, in its order. Empty if `device_memory` is set."""
@@ -169,10 +172,11 @@ class AttachRequest(_message.Message):
         tell_first_use: _builtins.bool = ...,
         on_disk: Global___OnDisk | None = ...,
         borrowed: _abc.Iterable[_layers_pb2.LayerRange] | None = ...,
+        more_kv_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_memory", b"device_memory", "on_disk", b"on_disk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_chunks", b"awaited_chunks", "borrowed", b"borrowed", "chunk_bytes", b"chunk_bytes", "device_memory", b"device_memory", "kv_bytes", b"kv_bytes", "on_disk", b"on_disk", "partitions", b"partitions", "ready_made_dir", b"ready_made_dir", "tell_first_use", b"tell_first_use", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_chunks", b"awaited_chunks", "borrowed", b"borrowed", "chunk_bytes", b"chunk_bytes", "device_memory", b"device_memory", "kv_bytes", b"kv_bytes", "more_kv_bytes", b"more_kv_bytes", "on_disk", b"on_disk", "partitions", b"partitions", "ready_made_dir", b"ready_made_dir", "tell_first_use", b"tell_first_use", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -483,9 +487,12 @@ class AttachResponse(_message.Message):
     RANK_READ_BYTES_FIELD_NUMBER: _builtins.int
     READ_FIELD_NUMBER: _builtins.int
     READ_BYTES_FIELD_NUMBER: _builtins.int
+    RESIZES_CACHE_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """What a request may use: the model's context, or what the KV cache holds if that is less."""
     read_bytes: _builtins.int
+    resizes_cache: _builtins.bool
+    """Whether ResizeCache changes the KV cache's size, also to less than `kv_bytes`. No: it is fixed."""
     @_builtins.property
     def attach(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -509,10 +516,11 @@ class AttachResponse(_message.Message):
         rank_read_bytes: _abc.Iterable[_builtins.int] | None = ...,
         read: _duration_pb2.Duration | None = ...,
         read_bytes: _builtins.int = ...,
+        resizes_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "engine_init", b"engine_init", "read", b"read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "context_tokens", b"context_tokens", "engine_init", b"engine_init", "rank_read_bytes", b"rank_read_bytes", "read", b"read", "read_bytes", b"read_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "context_tokens", b"context_tokens", "engine_init", b"engine_init", "rank_read_bytes", b"rank_read_bytes", "read", b"read", "read_bytes", b"read_bytes", "resizes_cache", b"resizes_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1382,6 +1390,53 @@ class ComputeLayersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ComputeLayersResponse: _TypeAlias = ComputeLayersResponse  # noqa: Y015
+
+@_typing.final
+class ResizeCacheRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_BYTES_FIELD_NUMBER: _builtins.int
+    share_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        share_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["share_bytes", b"share_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeCacheRequest: _TypeAlias = ResizeCacheRequest  # noqa: Y015
+
+@_typing.final
+class ResizeCacheResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_BYTES_FIELD_NUMBER: _builtins.int
+    LEAST_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    share_bytes: _builtins.int
+    """What the cache may take now."""
+    least_bytes: _builtins.int
+    """Of that, what cannot be given up yet: requests that run may come to need it, or one as long as may be."""
+    used_bytes: _builtins.int
+    """Of that, what requests have."""
+    def __init__(
+        self,
+        *,
+        share_bytes: _builtins.int = ...,
+        least_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["least_bytes", b"least_bytes", "share_bytes", b"share_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeCacheResponse: _TypeAlias = ResizeCacheResponse  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

@@ -80,6 +80,11 @@ class WorkerServiceStub:
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersRequest.SerializeToString,
                 response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersResponse.FromString,
                 _registered_method=True)
+        self.ResizeCache = channel.unary_unary(
+                '/serverlessllm.v1.WorkerService/ResizeCache',
+                request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.ResizeCacheRequest.SerializeToString,
+                response_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.ResizeCacheResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/serverlessllm.v1.WorkerService/GetStatus',
                 request_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.GetStatusRequest.SerializeToString,
@@ -158,6 +163,14 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeCache(self, request, context):
+        """Says what the KV cache of a worker may take from now on, if `AttachResponse.resizes_cache`. What it has above that it
+        gives up as requests end, before others begin: none that runs is thrown out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Counters, and where the parameters are in memory.
         """
@@ -212,6 +225,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ComputeLayers,
                     request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersRequest.FromString,
                     response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersResponse.SerializeToString,
+            ),
+            'ResizeCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeCache,
+                    request_deserializer=serverlessllm_dot_v1_dot_worker__service__pb2.ResizeCacheRequest.FromString,
+                    response_serializer=serverlessllm_dot_v1_dot_worker__service__pb2.ResizeCacheResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -463,6 +481,33 @@ class WorkerService:
             '/serverlessllm.v1.WorkerService/ComputeLayers',
             serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersRequest.SerializeToString,
             serverlessllm_dot_v1_dot_worker__service__pb2.ComputeLayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverlessllm.v1.WorkerService/ResizeCache',
+            serverlessllm_dot_v1_dot_worker__service__pb2.ResizeCacheRequest.SerializeToString,
+            serverlessllm_dot_v1_dot_worker__service__pb2.ResizeCacheResponse.FromString,
             options,
             channel_credentials,
             insecure,

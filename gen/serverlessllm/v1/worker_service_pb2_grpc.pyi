@@ -57,6 +57,10 @@ class WorkerServiceStub:
     """
     ComputeLayers: _grpc.StreamStreamMultiCallable[_worker_service_pb2.ComputeLayersRequest, _worker_service_pb2.ComputeLayersResponse]
     """Computes layers for another node's worker; the first message says which. Each pass is answered before the next."""
+    ResizeCache: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ResizeCacheRequest, _worker_service_pb2.ResizeCacheResponse]
+    """Says what the KV cache of a worker may take from now on, if `AttachResponse.resizes_cache`. What it has above that it
+    gives up as requests end, before others begin: none that runs is thrown out.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetStatusRequest, _worker_service_pb2.GetStatusResponse]
     """Counters, and where the parameters are in memory."""
 
@@ -89,6 +93,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     ComputeLayers: _aio.StreamStreamMultiCallable[_worker_service_pb2.ComputeLayersRequest, _worker_service_pb2.ComputeLayersResponse]  # type: ignore[assignment]
     """Computes layers for another node's worker; the first message says which. Each pass is answered before the next."""
+    ResizeCache: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ResizeCacheRequest, _worker_service_pb2.ResizeCacheResponse]  # type: ignore[assignment]
+    """Says what the KV cache of a worker may take from now on, if `AttachResponse.resizes_cache`. What it has above that it
+    gives up as requests end, before others begin: none that runs is thrown out.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetStatusRequest, _worker_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Counters, and where the parameters are in memory."""
 
@@ -172,6 +180,16 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.ComputeLayersResponse], _abc.AsyncIterator[_worker_service_pb2.ComputeLayersResponse]]:
         """Computes layers for another node's worker; the first message says which. Each pass is answered before the next."""
+
+    @_abc_1.abstractmethod
+    def ResizeCache(
+        self,
+        request: _worker_service_pb2.ResizeCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.ResizeCacheResponse, _abc.Awaitable[_worker_service_pb2.ResizeCacheResponse]]:
+        """Says what the KV cache of a worker may take from now on, if `AttachResponse.resizes_cache`. What it has above that it
+        gives up as requests end, before others begin: none that runs is thrown out.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(

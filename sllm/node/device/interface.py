@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sllm.checkpoint.format.manifest import Manifest
+from sllm.node.device.kv_sharing import KvShare
 from sllm.node.peers.types import Peers
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.dram import Chunks
@@ -140,6 +141,11 @@ class Seat(Protocol):
     @property
     def environment(self) -> Mapping[str, str]:
         """Variables that the instance's worker needs to find the device, and no other."""
+        ...
+
+    @property
+    def kv_share(self) -> KvShare | None:
+        """Of a budget for KV caches that instances share. None: it keeps what it was given."""
         ...
 
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:

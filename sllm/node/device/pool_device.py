@@ -8,8 +8,10 @@ from functools import partial
 from typing import Final
 
 from sllm import machine
+from sllm.clock import MonotonicClock
 from sllm.errors import CheckpointNotFound
 from sllm.node.device.interface import DeviceInfo, InPool, OnDisk, Placed, Seat, WeightsWish
+from sllm.node.device.kv_sharing import KvShare, KvSharing
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.types import Copy, Tier, TierUsage
 from sllm.node.transfers.loads import Tell
@@ -23,8 +25,9 @@ class PoolDevice:
     """See `Devices`. Nothing is copied: weights in the pool are where kernels read them."""
 
     def __init__(self, store: TierStore, kv_bytes: int) -> None:
-        self._seat = _PoolSeat(store)
+        self._store = store
         self._kv_bytes = kv_bytes
+        self._sharing = KvSharing(kv_bytes, MonotonicClock())
         self._processors = machine.processors()
 
     @property
@@ -43,7 +46,8 @@ class PoolDevice:
     @asynccontextmanager
     async def seat(self, found: Found, kv_bytes: int) -> AsyncIterator[Seat]:
         """See `Devices.seat`."""
-        yield self._seat
+        with self._sharing.share(kv_bytes) as share:
+            yield _PoolSeat(self._store, share)
 
     def infos(self) -> tuple[DeviceInfo, ...]:
         """See `Devices.infos`."""
@@ -84,7 +88,9 @@ class PoolDevice:
 class _PoolSeat:
     """See `Seat`."""
 
-    def __init__(self, store: TierStore) -> None:
+    def __init__(self, store: TierStore, kv_share: KvShare) -> None:
+        self.kv_share = kv_share
+        """See `Seat.kv_share`."""
         self._store = store
 
     @property

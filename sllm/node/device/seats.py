@@ -115,6 +115,10 @@ class _Seat:
         """See `Seat.environment`."""
         return self._seats.environment
 
+    @property
+    def kv_share(self) -> None:
+        """See `Seat.kv_share`: a cache is allocated on a device, whole."""
+
     async def bring_up(self, wish: WeightsWish, tell: Tell) -> Placed:
         """See `Seat.bring_up`."""
         return await self._seats.tier.bring_up(self._found, wish, tell)

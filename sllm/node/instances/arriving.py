@@ -40,6 +40,8 @@ class Arriving:
             lent: layers that are computed for another node, and come first. None: all are used.
         """
         self.borrowing = borrowing
+        self.is_alone = borrowing is None and lent is None
+        """Whether all layers are computed in one process."""
         self._lent = lent
         self._clock = clock
         self._loop = asyncio.get_running_loop()

@@ -54,7 +54,12 @@ class Attachment:
         """Keeps in which order weights are used."""
 
     async def attach(
-        self, worker: Worker, placed: Placed, model: ModelDescription, arriving: Arriving | None
+        self,
+        worker: Worker,
+        placed: Placed,
+        model: ModelDescription,
+        arriving: Arriving | None,
+        more_kv_bytes: int = 0,
     ) -> Attached:
         """Has a worker map the weights and start its engine, while they arrive if need be.
 
@@ -68,6 +73,7 @@ class Attachment:
             placed.place,
             self._spec.kv_bytes,
             placed.ready_made,
+            more_kv_bytes=more_kv_bytes,
             on_first_use=self._watch_first_use(placed, model),
             on_corrupt=partial(self._found_corrupt, placed),
         )

@@ -235,12 +235,11 @@ class Instance:
                 self.over_ready = self.running.ready_made
                 await self._keep_pages(self.running)
                 self._become_ready()
-                worker = self.running.worker
-                # On a device the KV cache is in the device's memory.
-                kv_bytes = self.spec.kv_bytes if self.device is None else 0
-                later = self.running.later_bytes
-                measure = self.memory.measure(worker.pids, kv_bytes, self._clock, later)
-                for task in (self._watch(self.running), measure):
+                running, worker = self.running, self.running.worker
+                measure = self.memory.measure(
+                    worker.pids, lambda: running.kv_bytes, self._clock, running.later_bytes
+                )
+                for task in (self._watch(running), measure):
                     held.callback(asyncio.create_task(task).cancel)
                 await self._serve(worker)
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ second worker is forked; here the zygote's pages count once, as the node's own. 
 
 import asyncio
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -50,13 +50,17 @@ class OwnMemory:
         self._ready_bytes = 0
 
     async def measure(
-        self, pids: Sequence[int], kv_bytes: int, clock: Clock, later_bytes: int = 0
+        self,
+        pids: Sequence[int],
+        kv_bytes: Callable[[], int],
+        clock: Clock,
+        later_bytes: int = 0,
     ) -> None:
         """Measures until the worker has gone.
 
         Args:
             pids: Of its processes, which are ready and have an empty KV cache.
-            kv_bytes: What that may come to take of the same memory.
+            kv_bytes: Tells what that may have come to take of the same memory.
             clock: Waits between two measurements.
             later_bytes: The same of experts that it reads as they are used, of images and of
                 logits: they count whole.
@@ -64,7 +68,7 @@ class OwnMemory:
         try:
             while True:
                 found = await asyncio.to_thread(lambda: sum(map(private_bytes, pids)))
-                self.take(found, kv_bytes, later_bytes)
+                self.take(found, kv_bytes(), later_bytes)
                 await clock.sleep(LOOK_SECONDS)
         except (FileNotFoundError, ProcessLookupError):
             return  # it has gone

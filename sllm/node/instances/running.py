@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sllm.node.device.kv_sharing import KvShare
 from sllm.node.instances.arriving import Arriving
 from sllm.node.instances.worker_client import Worker
 from sllm.node.tiers.types import Tier
@@ -36,6 +37,13 @@ class Running:
     """Memory that experts may come to take in the worker, where they are read as they are used."""
     logits_bytes: int = 0
     """The same of a step's logits, with as many requests as there may be in it."""
+    kv_share: KvShare | None = None
+    """Of the node's memory for KV caches. None: its own is in a device's memory."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """What its KV cache may have come to take of the node's memory."""
+        return max(self.kv_share.bytes, self.kv_share.granted) if self.kv_share else 0
 
     @property
     def later_bytes(self) -> int:

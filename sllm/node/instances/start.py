@@ -222,7 +222,13 @@ class Start:
             _check_same(found, (await self._look()).record)
         if placed.ready_made is None:
             self._check_published()
-        attached = await self._attachment.attach(worker, placed, model, self._arriving)
+        share = seat.kv_share
+        if share:
+            await share.wait()
+        more = share.more_bytes if share and self._may_resize(model) else 0
+        attached = await self._attachment.attach(worker, placed, model, self._arriving, more)
+        if share and attached.resizes_cache:
+            share.follow(worker)
         return Running(
             worker,
             placed.digest,
@@ -237,7 +243,14 @@ class Start:
             self._arriving if self._is_early else None,
             self._expert_bytes(placed),
             self._logits_bytes(model),
+            share,
         )
+
+    def _may_resize(self, model: ModelDescription) -> bool:
+        """Whether its cache may get another size: nobody else has one like it."""
+        is_alone = self._spec.engine.tensor_parallel == 1
+        is_whole = self._arriving is None or self._arriving.is_alone
+        return is_alone and is_whole and model.purpose.task is Task.GENERATE
 
     def _logits_bytes(self, model: ModelDescription) -> int:
         """Memory of a full step's logits, if the model gives any."""

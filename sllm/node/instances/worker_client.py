@@ -19,6 +19,7 @@ from sllm.checkpoint.format.form import WeightForm
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.durations import to_seconds
 from sllm.node.device.interface import Place
+from sllm.node.device.kv_shares import CacheUse
 from sllm.node.instances.forked import Exit, ForkedWorker
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.pidfd import ProcessHandle
@@ -29,6 +30,7 @@ from sllm.node.instances.worker_messages import (
     Prepared,
     attach_request,
     attached,
+    cache_use,
     first_use,
     form_message,
     prepare_request,
@@ -49,6 +51,7 @@ MAKE_READY_TIMEOUT = 3600.0
 """Nobody waits for it, and it gives way to all others."""
 ADAPTER_TIMEOUT = 60.0
 ASK_TIMEOUT = 30.0
+RESIZE_TIMEOUT = 5.0
 STOP_TIMEOUT = 5.0
 """Seconds that a worker has to end by itself before it is killed."""
 KILL_TIMEOUT = 15.0
@@ -113,6 +116,11 @@ class Worker:
         """Requests that were submitted, or are about to be, and have not ended."""
         return len(self._under_way)
 
+    @property
+    def waiting(self) -> int:
+        """Of these, those that wait for room in the cache, as of its last step."""
+        return min(self.running, self.counters.waiting_requests)
+
     async def wait_until_serving(self) -> None:
         """Returns once the worker answers on its socket."""
         await self._call(self._stub.GetStatus(pb.GetStatusRequest(), **_options(START_TIMEOUT)))
@@ -132,6 +140,7 @@ class Worker:
         ready_made: Path | None = None,
         awaited: Sequence[int] = (),
         borrowed: Sequence[range] = (),
+        more_kv_bytes: int = 0,
         on_first_use: Callable[[FirstUse], None] | None = None,
         on_corrupt: Callable[[errors.SllmError], None] = lambda _: None,
     ) -> Attached:
@@ -145,17 +154,35 @@ class Worker:
             awaited: chunks that it does not read before `arrived` tells of them, counted over all
                 partitions.
             borrowed: layers that wait for some of these, and may be computed elsewhere meanwhile.
+            more_kv_bytes: what that may come to take beside; see `resize_cache`.
             on_first_use: told once in which order the model uses its tensors, when it first has.
             on_corrupt: told if weights that it reads by itself are not what was written.
         """
         tell = on_first_use is not None
         request = attach_request(
-            manifest, place, kv_bytes, ready_made, awaited, borrowed, tell_first_use=tell
+            manifest,
+            place,
+            kv_bytes,
+            ready_made,
+            awaited,
+            borrowed,
+            more_kv_bytes,
+            tell_first_use=tell,
         )
         self._on_first_use, self._on_corrupt = on_first_use, on_corrupt
         reply = await self._call(self._stub.Attach(request, **_options(ATTACH_TIMEOUT)))
         self._reader = asyncio.create_task(self._read(), name=f"worker-{self.pid}-reader")
         return attached(reply)
+
+    async def resize_cache(self, share_bytes: int) -> CacheUse:
+        """Says what its KV cache may take from now on, if `Attached.resizes_cache`.
+
+        What it has above that it gives up as requests end, before others begin.
+        """
+        request = pb.ResizeCacheRequest(share_bytes=share_bytes)
+        return cache_use(
+            await self._call(self._stub.ResizeCache(request, **_options(RESIZE_TIMEOUT)))
+        )
 
     def arrived(self, chunks: Sequence[int]) -> None:
         """Lets the model read chunks that `attach` has had it wait for."""

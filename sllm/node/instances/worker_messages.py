@@ -13,6 +13,7 @@ from sllm.checkpoint.format.manifest import Manifest
 from sllm.durations import to_seconds
 from sllm.embedding.wire import purpose
 from sllm.node.device.interface import InPool, OnDisk, Place
+from sllm.node.device.kv_shares import CacheUse
 from sllm.node.instances.spec import EngineSpec
 from sllm.node.tiers.first_use import FirstUse
 from sllm.node.worker.messages import ModelDescription
@@ -42,6 +43,8 @@ class Attached:
     read_seconds: float = 0.0
     """Of `attach_seconds`, the first, for what the worker has read from disk by itself."""
     read_bytes: int = 0
+    resizes_cache: bool = False
+    """Whether its KV cache can be made larger and smaller."""
 
 
 def prepare_request(directory: Path, engine: EngineSpec) -> pb.PrepareRequest:
@@ -85,12 +88,14 @@ def attach_request(
     ready_made: Path | None = None,
     awaited: Sequence[int] = (),
     borrowed: Sequence[range] = (),
+    more_kv_bytes: int = 0,
     *,
     tell_first_use: bool = False,
 ) -> pb.AttachRequest:
     """The message that gives a worker its weights; see `Worker.attach`."""
     request = pb.AttachRequest(
         kv_bytes=kv_bytes,
+        more_kv_bytes=more_kv_bytes,
         ready_made_dir=str(ready_made or ""),
         awaited_chunks=awaited,
         borrowed=map(layer_range, borrowed),
@@ -161,7 +166,13 @@ def attached(reply: pb.AttachResponse) -> Attached:
         context_tokens=reply.context_tokens,
         read_seconds=to_seconds(reply.read),
         read_bytes=reply.read_bytes,
+        resizes_cache=reply.resizes_cache,
     )
+
+
+def cache_use(reply: pb.ResizeCacheResponse) -> CacheUse:
+    """What a worker's cache has and needs; see `Worker.resize_cache`."""
+    return CacheUse(reply.share_bytes, reply.least_bytes, reply.used_bytes)
 
 
 def first_use(message: pb.FirstUse) -> FirstUse:

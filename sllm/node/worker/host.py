@@ -19,7 +19,7 @@ from sllm.node.worker.backends.interface import Backend
 from sllm.node.worker.building import BuiltModel, GivenWeights, build
 from sllm.node.worker.engine import int8_pages
 from sllm.node.worker.engine.int8_pages import Int8Pages
-from sllm.node.worker.engine.interface import Counters, Engine, Step
+from sllm.node.worker.engine.interface import Capacity, Counters, Engine, Step
 from sllm.node.worker.engine.yielding import YieldingEngine
 from sllm.node.worker.generations import Generations
 from sllm.node.worker.making_ready import Making
@@ -115,6 +115,7 @@ class ModelHost:
         self,
         weights: GivenWeights,
         kv_bytes: int,
+        more_kv_bytes: int = 0,
         *,
         tell_first_use: bool = False,
     ) -> Attached:
@@ -123,6 +124,7 @@ class ModelHost:
         Args:
             weights: where they are.
             kv_bytes: memory that the KV cache may take.
+            more_kv_bytes: what it may come to take beside that; see `RunningModel.resize_cache`.
             tell_first_use: whether `weights_use` is to see what is used first.
 
         Raises:
@@ -146,7 +148,7 @@ class ModelHost:
         self.weights_use.watch(built, weights, tell_first_use=tell_first_use)
         attached = time.monotonic()
         with refusing(CANNOT_RUN):
-            running = await self._begin(prepared, built, weights, kv_bytes)
+            running = await self._begin(prepared, built, weights, kv_bytes, more_kv_bytes)
         await asyncio.to_thread(self.weights_use.settle)
         self._up = True
         return Attached(
@@ -159,22 +161,26 @@ class ModelHost:
         )
 
     async def _begin(
-        self, prepared: PreparedModel, built: BuiltModel, weights: GivenWeights, kv_bytes: int
+        self,
+        prepared: PreparedModel,
+        built: BuiltModel,
+        weights: GivenWeights,
+        kv_bytes: int,
+        more_kv_bytes: int,
     ) -> RunningModel:
         """Starts the engine, in as much memory as it is given for a KV cache."""
         if prepared.description.purpose.task is Task.GENERATE:
-            generating = self._begin_generating(prepared, built, weights, kv_bytes)
+            dtype = run_dtype(prepared.files.architecture.config, built.held.given)
+            capacity = capacity_of(prepared, self._backend, dtype, kv_bytes, more_kv_bytes)
+            generating = self._begin_generating(prepared, built, weights, capacity)
             return await self._rank_watch.while_none_is_lost(generating)
         return await self._begin_encoding(prepared, built, kv_bytes)
 
     async def _begin_generating(
-        self, prepared: PreparedModel, built: BuiltModel, weights: GivenWeights, kv_bytes: int
+        self, prepared: PreparedModel, built: BuiltModel, weights: GivenWeights, capacity: Capacity
     ) -> RunningModel:
-        files = prepared.files
-        dtype = run_dtype(files.architecture.config, built.held.given)
-        capacity = capacity_of(prepared, self._backend, dtype, kv_bytes)
         if isinstance(weights, PooledWeights):
-            await asyncio.to_thread(self._ranks.attach, files.directory, weights, capacity)
+            await asyncio.to_thread(self._ranks.attach, prepared.files.directory, weights, capacity)
         engine = YieldingEngine(built.loaded.engine(capacity))
         running = generating(prepared, built, engine, capacity.kv_tokens, self._pool_fd)
         self._running = running

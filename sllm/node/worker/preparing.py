@@ -16,7 +16,7 @@ from sllm.node.worker.messages import (
     ModelDescription,
     ParserNames,
 )
-from sllm.node.worker.model.description import describe, kv_bytes_per_token
+from sllm.node.worker.model.description import context_tokens, describe, kv_bytes_per_token
 from sllm.node.worker.model.device_weights import warm_up_device
 from sllm.node.worker.model.module import ModelFiles, load_files
 from sllm.node.worker.model.parsing import Parsers
@@ -86,9 +86,13 @@ def prepare_model(directory: Path, options: EngineOptions, backend: Backend) -> 
 
 
 def capacity_of(
-    prepared: PreparedModel, backend: Backend, dtype: torch.dtype, kv_bytes: int
+    prepared: PreparedModel,
+    backend: Backend,
+    dtype: torch.dtype,
+    kv_bytes: int,
+    more_kv_bytes: int = 0,
 ) -> Capacity:
-    """The KV cache that an engine is to have in so much memory.
+    """The KV cache that an engine is to have in so much memory, and may come to have in more.
 
     Raises:
         NoCapacity: There is no room for one.
@@ -105,10 +109,13 @@ def capacity_of(
             f"the KV cache is too small: {backend.name} needs room for {least} tokens at least, of "
             f"{per_token} bytes each, and has {kv_bytes} bytes"
         )
+    more = more_kv_bytes // per_token
     return Capacity(
         kv_tokens=tokens,
         max_requests=options.max_concurrency or DEFAULT_CONCURRENCY,
         takes_adapters=options.takes_adapters,
+        more_kv_tokens=more - more % backend.page_tokens,
+        least_kv_tokens=min(tokens, context_tokens(config)),
     )
 
 

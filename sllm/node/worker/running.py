@@ -9,6 +9,8 @@ from sllm.node.worker.adapters import Adapters
 from sllm.node.worker.backends.interface import Loaded
 from sllm.node.worker.building import BuiltModel
 from sllm.node.worker.encodings import Encodings
+from sllm.node.worker.engine.cache_pages import CachePages
+from sllm.node.worker.engine.cache_share import CacheUse
 from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Engine
 from sllm.node.worker.engine.paged_cache import PagedCache
@@ -84,6 +86,21 @@ class RunningModel:
     def pages(self) -> EnginePages | None:
         """Of the engine's cache. None: it has none, or they cannot leave it."""
         return None if isinstance(self.engine, Encoder) else self.engine.pages
+
+    @property
+    def resizes_cache(self) -> bool:
+        """Whether the engine's cache can be made larger and smaller."""
+        return isinstance(self.pages, CachePages) and self.pages.resizes
+
+    def resize_cache(self, share_bytes: int) -> CacheUse:
+        """Says what the engine's cache may take; see `CachePages.resize`. In any thread.
+
+        Raises:
+            InvalidArgument: Its size is fixed.
+        """
+        if isinstance(self.pages, CachePages) and self.pages.resizes:
+            return self.pages.resize(share_bytes)
+        raise InvalidArgument("the cache of this worker has a fixed size")
 
     def lend(self, layers: range) -> LentLayers:
         """Layers of the model, to be computed for another process.

@@ -44,8 +44,9 @@ class WorkerServicer(WorkerServiceServicer):
         """Maps the weights, builds the module over them and starts the engine."""
         with tracer.start_as_current_span("sllm.attach"):
             weights, tell = wire.weights(request), request.tell_first_use
-            attached = await self._host.attach(weights, request.kv_bytes, tell_first_use=tell)
-            return wire.attach_response(attached)
+            sizes = request.kv_bytes, request.more_kv_bytes
+            attached = await self._host.attach(weights, *sizes, tell_first_use=tell)
+            return wire.attach_response(attached, resizes=self._host.running.resizes_cache)
 
     async def LoadAdapter(
         self, request: pb.LoadAdapterRequest, context: Any
@@ -138,6 +139,14 @@ class WorkerServicer(WorkerServiceServicer):
                 one = layer_wire.one_pass(request.step, lent.dtype)
                 async for answer in lending.answers(one):
                     yield pb.ComputeLayersResponse(answer=layer_wire.answer_message(answer))
+
+    async def ResizeCache(
+        self, request: pb.ResizeCacheRequest, context: Any
+    ) -> pb.ResizeCacheResponse:
+        """Says what the cache may take from now on."""
+        resize = self._host.running.resize_cache
+        use = await asyncio.to_thread(resize, request.share_bytes)
+        return wire.resize_response(use)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Counters, and where the parameters are in memory."""

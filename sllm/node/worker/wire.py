@@ -14,6 +14,7 @@ from sllm.durations import to_duration
 from sllm.embedding.wire import purpose_message
 from sllm.errors import InvalidPrompt, SllmError
 from sllm.node.worker.backends.names import TRANSFORMERS
+from sllm.node.worker.engine.cache_share import CacheUse
 from sllm.node.worker.engine.interface import Counters, TokenLogprob
 from sllm.node.worker.experts.cache import ExpertCounts
 from sllm.node.worker.experts.on_demand import WeightsOnDisk
@@ -145,8 +146,8 @@ def prepare_response(prepared: Prepared, rank_pids: Sequence[int]) -> pb.Prepare
     )
 
 
-def attach_response(attached: Attached) -> pb.AttachResponse:
-    """How bringing the model up went."""
+def attach_response(attached: Attached, *, resizes: bool) -> pb.AttachResponse:
+    """How bringing the model up went, and whether its cache `resizes`."""
     return pb.AttachResponse(
         attach=to_duration(attached.attach_seconds),
         engine_init=to_duration(attached.engine_seconds),
@@ -154,6 +155,14 @@ def attach_response(attached: Attached) -> pb.AttachResponse:
         rank_read_bytes=attached.read_bytes,
         read=to_duration(attached.disk_seconds) if attached.disk_bytes else None,
         read_bytes=attached.disk_bytes,
+        resizes_cache=resizes,
+    )
+
+
+def resize_response(use: CacheUse) -> pb.ResizeCacheResponse:
+    """What a cache has and needs."""
+    return pb.ResizeCacheResponse(
+        share_bytes=use.share_bytes, least_bytes=use.least_bytes, used_bytes=use.used_bytes
     )
 
 

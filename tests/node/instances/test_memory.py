@@ -87,7 +87,7 @@ async def test_a_process_is_measured_until_it_has_gone() -> None:
     with started(command, stdin=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        measuring = asyncio.create_task(memory.measure([process.pid], 0, FastClock()))
+        measuring = asyncio.create_task(memory.measure([process.pid], lambda: 0, FastClock()))
         await assert_eventually(lambda: memory.bytes > 0)
         assert 32 * MIB <= memory.bytes < 64 * MIB
         assert not measuring.done()

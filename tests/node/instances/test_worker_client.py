@@ -19,6 +19,7 @@ from sllm.checkpoint.format.form import WeightForm
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.clock import MonotonicClock
 from sllm.node.device.interface import InPool
+from sllm.node.device.kv_shares import CacheUse
 from sllm.node.generations.work import Work
 from sllm.node.instances import worker_client
 from sllm.node.instances.adapter_use import AdapterSpec, AdapterUse
@@ -81,6 +82,11 @@ class Service(WorkerServiceServicer):
         if not isinstance(requests, AsyncIterator):
             yield pb.ComputeLayersResponse()
 
+    async def ResizeCache(
+        self, request: pb.ResizeCacheRequest, context: Any
+    ) -> pb.ResizeCacheResponse:
+        return pb.ResizeCacheResponse(share_bytes=request.share_bytes, least_bytes=2, used_bytes=1)
+
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         return pb.GetStatusResponse()
 
@@ -130,6 +136,10 @@ async def worker(service: Service, forked: ForkedWorker, tmp_path: Path) -> Asyn
     if not forked.exited.done():
         forked.exited.set_result(Exit(0))
     await worker.stop()
+
+
+async def test_a_worker_tells_what_its_cache_has_and_needs(worker: Worker) -> None:
+    assert await worker.resize_cache(3) == CacheUse(share_bytes=3, least_bytes=2, used_bytes=1)
 
 
 async def submitted(worker: Worker, service: Service) -> OutputStream:

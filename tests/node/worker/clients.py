@@ -101,6 +101,7 @@ class WorkerClient:
         kv_bytes: int = KV_BYTES,
         awaited: Sequence[int] = (),
         *,
+        more_kv_bytes: int = 0,
         ready: bool = False,
         tell_first_use: bool = False,
     ) -> pb.AttachResponse:
@@ -113,6 +114,7 @@ class WorkerClient:
             kv_bytes,
             made,
             awaited,
+            more_kv_bytes=more_kv_bytes,
             tell_first_use=tell_first_use,
         )
         with rpc.typed_errors():
@@ -151,6 +153,12 @@ class WorkerClient:
         """Calls GetStatus."""
         with rpc.typed_errors():
             return await self._stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT)
+
+    async def resize_cache(self, share_bytes: int) -> pb.ResizeCacheResponse:
+        """Calls ResizeCache."""
+        request = pb.ResizeCacheRequest(share_bytes=share_bytes)
+        with rpc.typed_errors():
+            return await self._stub.ResizeCache(request, timeout=TIMEOUT)
 
     def submit(self, request_id: str, **fields: Any) -> Followed:
         """Sends a request; greedy unless told otherwise."""

@@ -56,6 +56,24 @@ async def test_the_cache_bounds_the_context(
     assert attached.context_tokens == context
 
 
+async def test_a_cache_that_may_have_more_is_resized(blank: WorkerClient, staged: Staged) -> None:
+    await blank.prepare(staged.directory)
+    attached = await blank.attach(staged, more_kv_bytes=KV_BYTES)
+    assert attached.resizes_cache
+    grown = await blank.resize_cache(2 * KV_BYTES)
+    assert 0 <= 2 * KV_BYTES - grown.share_bytes < 2 * 16 * 3072, "whole pages"
+    assert not grown.used_bytes
+    shrunk = await blank.resize_cache(0)
+    assert shrunk.share_bytes == shrunk.least_bytes == 512 * 3072, "one of the longest fits"
+
+
+async def test_a_cache_of_a_fixed_size_is_not_resized(blank: WorkerClient, staged: Staged) -> None:
+    await blank.prepare(staged.directory)
+    assert not (await blank.attach(staged)).resizes_cache
+    with pytest.raises(errors.InvalidArgument, match="fixed size"):
+        await blank.resize_cache(KV_BYTES)
+
+
 async def test_every_parameter_lies_in_the_mapping(worker: WorkerClient) -> None:
     status = await worker.status()
     end = status.mapping_address + status.mapping_bytes

@@ -172,6 +172,11 @@ class Batch:
         running = self._requests.get(request_id)
         return request_id in self._broken or (running is not None and running.broken)
 
+    def most_tokens(self, request_id: str) -> int:
+        """Tokens that a request comes to have at most. 0: it has been dropped."""
+        running = self._requests.get(request_id)
+        return len(running.request.prompt) + running.request.max_tokens if running else 0
+
     def mark_of(self, adapter: Adapter) -> int:
         """What stands for an adapter in the tokens that pages of the cache are told by."""
         return self._marks.of(adapter)

@@ -9,13 +9,15 @@ takes microseconds, under a lock that the engine has while it changes them.
 import ctypes
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, Generic, TypeVar
 
 import torch
 
+from sllm.node.worker.engine.cache_share import Books, CacheShare, CacheUse
+from sllm.node.worker.engine.interface import Capacity
 from sllm.node.worker.engine.pace import Pace
 from sllm.node.worker.engine.pages import PageLayout, Prefix
 
@@ -32,6 +34,9 @@ class CachePages(ABC, Generic[Name]):
     What has to do with them is called with the lock held, but for `_names`.
     """
 
+    _spare_rows = 0
+    """Of the cache, beside those for as many tokens as it is to hold."""
+
     def __init__(self, layout: PageLayout) -> None:
         self.layout = layout
         self.pace = Pace()
@@ -43,6 +48,7 @@ class CachePages(ABC, Generic[Name]):
         self._held: dict[str, list[int]] = {}
         """Pages that were put in for requests which have not been scheduled."""
         self._on_end: Callable[[Prefix], None] = lambda _: None
+        self._share: CacheShare | None = None
 
     @property
     def seconds_per_token(self) -> float | None:
@@ -52,6 +58,51 @@ class CachePages(ABC, Generic[Name]):
     def subscribe(self, on_end: Callable[[Prefix], None]) -> None:
         """See `EnginePages.subscribe`."""
         self._on_end = on_end
+
+    def share(self, capacity: Capacity) -> None:
+        """Begins with the share that a capacity says, before the engine's first step."""
+        if not capacity.more_kv_tokens:
+            return
+        books = Books(self._allocate, self._release, self._free, self._promised, self._memory)
+        size, least = self.layout.tokens, capacity.least_kv_tokens
+        least = max(-(-least // size), least // size + self._spare_rows)
+        self._share = CacheShare(books, self._free(), least)
+        self.resize(capacity.kv_tokens // self.layout.tokens * self.layout.size_bytes)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the cache can be made larger and smaller."""
+        return self._share is not None
+
+    def resize(self, share_bytes: int) -> CacheUse:
+        """Says what a cache that `resizes` may take from now on; gives what it has. In any thread.
+
+        What exceeds that is given up as requests end, before others begin.
+        """
+        share = self._share
+        assert share is not None, "the cache's size is fixed"
+        with self._changed:
+            share.target = share_bytes // self.layout.size_bytes + self._spare_rows
+            share.settle()
+            return CacheUse(*map(self._bytes, (share.now, share.least, share.used)))
+
+    def settle(self) -> bool:
+        """Gives up what is to be given up, and may be; whether no request is to begin before.
+
+        In the engine's thread, with the lock held.
+        """
+        if self._share is None:
+            return False
+        self._share.settle()
+        return self._share.is_owed
+
+    @property
+    def shared_part(self) -> float:
+        """The share, as a part of all rows."""
+        return self._share.part if self._share else 1.0
+
+    def _bytes(self, rows: int) -> int:
+        return max(0, rows - self._spare_rows) * self.layout.size_bytes
 
     def present(self, prefix: Prefix) -> int:
         """See `EnginePages.present`."""
@@ -166,6 +217,18 @@ class CachePages(ABC, Generic[Name]):
     @abstractmethod
     def _allocate(self, count: int) -> list[int]:
         """Rows for so many pages, or for fewer, if there are not as many."""
+
+    @abstractmethod
+    def _free(self) -> int:
+        """Rows that `_allocate` could give."""
+
+    @abstractmethod
+    def _promised(self) -> int:
+        """Rows that requests may come to need at most, of those that have any."""
+
+    @abstractmethod
+    def _memory(self) -> Iterable[torch.Tensor]:
+        """What the cache is in, each [rows, bytes], on the CPU."""
 
     @abstractmethod
     def _enter(self, row: int, name: Name, index: int) -> int:

@@ -163,6 +163,15 @@ class Capacity:
     """Requests in one step; more wait."""
     takes_adapters: bool = False
     """Whether requests may have adapters."""
+    more_kv_tokens: int = 0
+    """Tokens beyond `kv_tokens` that the cache may be resized to. 0: its size is fixed."""
+    least_kv_tokens: int = 0
+    """That it is to hold however it is resized: those of one request."""
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that the cache has addresses for."""
+        return self.kv_tokens + self.more_kv_tokens
 
 
 class Engine(Protocol):

@@ -1,14 +1,19 @@
 """A scheduler of transformers' steps that lets pages of its cache leave, and come back."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
 from sllm.node.worker.engine.batch import Batch
 from sllm.node.worker.engine.paged_cache import PagedCache
 from sllm.node.worker.engine.scheduler import Scheduler
+
+PAGES_LEAVE: Final = hasattr(PagedAttentionCache, "count_new_complete_blocks")
+"""Not before transformers 5.23."""
 
 
 class KeepingScheduler(Scheduler):
@@ -18,6 +23,7 @@ class KeepingScheduler(Scheduler):
         self, batch: Batch, on_pages: Callable[[PagedCache | None], None], **options: Any
     ) -> None:
         super().__init__(batch, **options)
+        self.safety_margin: float
         self._pages = PagedCache(self.cache, batch) if _can_keep(self.cache) else None
         if self._pages:
             self._pages.guard()
@@ -31,7 +37,7 @@ class KeepingScheduler(Scheduler):
         pages = self._pages
         if pages is None:
             return super().schedule_batch(token_budget, cache_budget)
-        with pages.changing():
+        with pages.changing(), self._within_share(pages):
             chosen = super().schedule_batch(token_budget, cache_budget)
             if chosen[0] is None and pages.make_room():
                 self.cache.evict_cached_blocks()
@@ -42,6 +48,17 @@ class KeepingScheduler(Scheduler):
                 pages.let_go(future.state.request_id)
         pages.pace.begin(sum(future.query_length for future in chosen[0] or ()))
         return chosen
+
+    @contextmanager
+    def _within_share(self, pages: PagedCache) -> Iterator[None]:
+        """Lets no request begin while pages are owed; of what is free it sees the share's part."""
+        blocked, margin = self.block_new_requests, self.safety_margin
+        self.block_new_requests = pages.settle() or blocked
+        self.safety_margin = margin * pages.shared_part
+        try:
+            yield
+        finally:
+            self.block_new_requests, self.safety_margin = blocked, margin
 
     def finish_request(self, request_id: str) -> None:
         """Ends a request; what it has computed is told."""

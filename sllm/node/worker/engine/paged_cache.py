@@ -4,7 +4,8 @@ transformers keeps pages (blocks, in its words) that no request refers to, and f
 what is in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ from sllm.node.worker.engine.batch import Batch
 from sllm.node.worker.engine.cache_pages import CachePages, read_bytes, write_bytes
 from sllm.node.worker.engine.pages import PageLayout, Prefix
 
+SPARE_PAGES = 1
+"""Since a page may be allocated before its first token is there."""
+
 
 class PagedCache(CachePages[int]):
     """See `EnginePages`."""
+
+    _spare_rows = SPARE_PAGES
 
     def __init__(self, cache: Any, batch: Batch) -> None:
         """`cache`: that of transformers, with one allocator."""
@@ -69,8 +75,8 @@ class PagedCache(CachePages[int]):
 
     def _allocate(self, count: int) -> list[int]:
         pool, allocator = self._allocator.pool, self._allocator
-        if self._free_rows() < count:
-            self._cache.evict_cached_blocks()
+        if (lacking := count - self._free_rows()) > 0:
+            self._evict(lacking)
             pool.try_to_free_sectors()
         count = min(count, self._free_rows())
         while pool.count_free_blocks(allocator.index) < count:
@@ -83,6 +89,28 @@ class PagedCache(CachePages[int]):
         free: int = pool.num_free_sectors * allocator.blocks_per_sector
         free += pool.count_free_blocks(allocator.index)
         return free
+
+    def _evict(self, count: int) -> None:
+        """Frees what nobody has referred to for longest."""
+        ledger = self._allocator.ledger
+        rows = list(islice(ledger.cached_blocks, count))
+        for row in rows:
+            del ledger.cached_blocks[row]
+            del ledger.hash_to_block[ledger.block_to_hash.pop(row)]
+        self._allocator.pool.free_blocks(self._allocator.index, rows)
+
+    def _free(self) -> int:
+        return self._free_rows() + len(self._allocator.ledger.cached_blocks)
+
+    def _promised(self) -> int:
+        size = self.layout.tokens
+        return sum(
+            max(len(rows), -(-self._batch.most_tokens(request_id) // size))
+            for request_id, rows in self._allocator.block_table.items()
+        )
+
+    def _memory(self) -> Iterable[torch.Tensor]:
+        return (self._rows,)
 
     def _enter(self, row: int, name: int, index: int) -> int:
         known: int | None = self._allocator.ledger.register_new_hash(row, name)

@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 
@@ -21,17 +22,17 @@ from sllm.node.worker.engine.attention import attend_as_models_do, attend_by_seq
 from sllm.node.worker.engine.batch import Batch, Router, Sampler
 from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, Step
 from sllm.node.worker.engine.interruption import BrokenOff
-from sllm.node.worker.engine.keeping_scheduler import KeepingScheduler
-from sllm.node.worker.engine.paged_cache import PagedCache
+from sllm.node.worker.engine.keeping_scheduler import PAGES_LEAVE, KeepingScheduler
+from sllm.node.worker.engine.paged_cache import SPARE_PAGES, PagedCache
 from sllm.node.worker.engine.pages import EnginePages
 from sllm.node.worker.engine.threads import threads_for
+from sllm.node.worker.engine.unfilled_masks import UnfilledMasks
 from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 
 PAGE_TOKENS = 16
 """Tokens in a block of the KV cache: what is allocated, and shared between prompts, at once."""
 _MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
-"""Tokens of prompts and generations in one step: longer prompts take several steps. On the CPU
-the attention mask has this many rows as wide as the cache, which are filled at the start."""
+"""Tokens of prompts and generations in one step: longer prompts take several steps."""
 _STOP_TIMEOUT = 5.0
 """Seconds that a step under way has to end."""
 _NICENESS = 10
@@ -45,7 +46,7 @@ class TransformersEngine:
 
     def __init__(self, model: PreTrainedModel, capacity: Capacity) -> None:
         self._model = model
-        self._capacity = capacity
+        self._capacity = capacity if _may_resize(model) else replace(capacity, more_kv_tokens=0)
         self._batch: Batch | None = None
         self._manager: Any = None
         self._watcher: threading.Thread | None = None
@@ -90,10 +91,14 @@ class TransformersEngine:
             self._break_off(batch)
         SCHEDULER_MAPPING[_SCHEDULER] = partial(KeepingScheduler, batch, self._take_pages)
         try:
-            with UntouchedZeros():
+            with UntouchedZeros(), UnfilledMasks():
                 self._manager.warmup()  # makes the cache, here and not in the engine's thread
+                # Which would fill a mask over all of it once more. It is as new.
+                self._manager.batch_processor.reset = lambda: None
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise NoCapacity(f"no memory for the KV cache: {error}") from error
+        if self._pages:
+            self._pages.share(self._capacity)
         with ThreadPoolExecutor(1) as starter:
             starter.submit(self._begin).result()
         self._watcher = threading.Thread(target=self._watch, args=(fail,), name="engine-watch")
@@ -184,14 +189,19 @@ def _may_repeat(model: PreTrainedModel) -> bool:
     return model.device.type == "cpu" and not any(windows)
 
 
+def _may_resize(model: PreTrainedModel) -> bool:
+    """Whether rows of its cache can be withheld: those that `KeepingScheduler` has pages of."""
+    layers = group_layers_by_attn_type(model.config.get_text_config())
+    return model.device.type == "cpu" and PAGES_LEAVE and set(layers) == {"full_attention"}
+
+
 def _config(capacity: Capacity, device: str) -> ContinuousBatchingConfig:
     known = {field.name for field in fields(ContinuousBatchingConfig)}
     # Before transformers 5.18 a page was called a block, and flash attention was left to the model.
     page = {"page_size": PAGE_TOKENS} if "page_size" in known else {"block_size": PAGE_TOKENS}
     attention = {"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}
     return ContinuousBatchingConfig(
-        # One more, since a block may be allocated before its first token is there.
-        num_blocks=capacity.kv_tokens // PAGE_TOKENS + 1,
+        num_blocks=capacity.pool_tokens // PAGE_TOKENS + SPARE_PAGES,
         max_batch_tokens=max(_MAX_BATCH_TOKENS[device], capacity.max_requests),
         max_requests_per_batch=capacity.max_requests,
         max_memory_percent=1.0,  # the node has set memory aside for the cache

@@ -80,8 +80,7 @@ def test_the_cache_takes_memory_as_it_is_used(models: Path) -> None:
     capacity = Capacity(kv_tokens=200_000, max_requests=1)  # 300 MB
     with running(TransformersEngine(load(models / "tiny-gpt2"), capacity)):
         grown = resident() - before
-    mask = 256 * 200_000 * 4
-    assert grown < mask + 100e6
+    assert grown < 100e6, "neither the cache nor the mask over it, of 200 MB"
 
 
 def test_a_model_that_fails_is_told_once_and_ends_the_engine(models: Path) -> None:

@@ -80,6 +80,7 @@ def engine_config(
     """
     # One more page, since vLLM keeps one that nothing is written to.
     pages = capacity.kv_tokens // PAGE_TOKENS + 1
+    addressed = capacity.pool_tokens // PAGE_TOKENS + 1
     args = EngineArgs(
         model=str(model.directory),
         load_format=LOAD_FORMAT,
@@ -92,7 +93,7 @@ def engine_config(
         max_num_seqs=capacity.max_requests,
         max_num_batched_tokens=max_batch_tokens(capacity),
         block_size=PAGE_TOKENS,
-        num_gpu_blocks_override=pages,
+        num_gpu_blocks_override=addressed,
         # Given, it is not found out by a rehearsal with the longest prompt.
         kv_cache_memory_bytes=pages * PAGE_TOKENS * model.kv_bytes_per_token,
         # Layers with windows would share pages with others, which then hold fewer tokens than said.

@@ -32,7 +32,7 @@ from sllm.node.worker.engine.vllm.core_requests import core_request, finish_reas
 from sllm.node.worker.engine.vllm.interruption import Interruptions
 from sllm.node.worker.engine.vllm.loader import MadeReady
 from sllm.node.worker.engine.vllm.making import NICENESS, making
-from sllm.node.worker.engine.vllm.pages import VllmPages, can_keep
+from sllm.node.worker.engine.vllm.pages import VllmPages, can_keep, withhold
 from sllm.node.worker.engine.vllm.prompts import SCORED, PromptReader
 from sllm.node.worker.engine.vllm.ranks import Filled, begin, executor_of
 from sllm.node.worker.engine.vllm.sampler import sampler_of
@@ -88,7 +88,10 @@ class VllmEngine:
         begin(self._group)
         if can_keep(self._core):
             self._pages = VllmPages(self._core, self._batch, self._hashes)
+            self._pages.share(self._capacity)
             self._pages.guard()
+        else:
+            withhold(self._core, self._capacity.more_kv_tokens)
         self.interruptions.attach(self._core, self._pages.changing if self._pages else nullcontext)
         self._prompts.attach(self._core.model_executor.driver_worker.worker.model_runner)
         if self._capacity.takes_adapters:

@@ -4,7 +4,8 @@ vLLM keeps pages (blocks, in its words) that no request refers to, until it need
 finds them again by what is in them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +59,28 @@ class VllmPages(CachePages[BlockHash]):
         free = self._pool.get_num_free_blocks()
         return [block.block_id for block in self._pool.get_new_blocks(min(count, free))]
 
+    def _free(self) -> int:
+        return int(self._pool.get_num_free_blocks())
+
+    def _promised(self) -> int:
+        return sum(
+            max(len(rows), -(-self._most_tokens(key) // self.layout.tokens))
+            for key, rows in self._tables().items()
+        )
+
+    def _most_tokens(self, key: str) -> int:
+        running = self._batch.held(key)
+        return len(running.request.prompt) + running.request.max_tokens if running else 0
+
+    def _memory(self) -> Iterable[torch.Tensor]:
+        return self._layers
+
+    def _tables(self) -> Mapping[str, Any]:
+        """By request, the blocks that it has."""
+        (manager,) = self._manager.coordinator.single_type_managers
+        tables: Mapping[str, Any] = manager.req_to_blocks
+        return tables
+
     def _enter(self, row: int, name: BlockHash, index: int) -> int:
         if (known := self._acquire(name)) is not None:
             self._release([row])
@@ -100,7 +123,7 @@ class VllmPages(CachePages[BlockHash]):
 
     def _scheduling(self, schedule: Callable[..., Any]) -> Callable[..., Any]:
         def scheduled(*args: Any) -> Any:
-            with self._changed:
+            with self._changed, self._within_share():
                 plan = schedule(*args)
                 lacking = plan.preempted_req_ids or not plan.num_scheduled_tokens
                 if lacking and self._scheduler.has_unfinished_requests():
@@ -111,6 +134,17 @@ class VllmPages(CachePages[BlockHash]):
             return plan
 
         return scheduled
+
+    @contextmanager
+    def _within_share(self) -> Iterator[None]:
+        """Lets no request begin while pages are owed."""
+        scheduler, most = self._scheduler, self._scheduler.max_num_active_reqs
+        if self.settle():
+            scheduler.max_num_active_reqs = len(scheduler.running)
+        try:
+            yield
+        finally:
+            scheduler.max_num_active_reqs = most
 
     def _updating(self, update: Callable[..., Any]) -> Callable[..., Any]:
         def updated(*args: Any) -> Any:
@@ -141,13 +175,13 @@ class VllmPages(CachePages[BlockHash]):
 
     def _written_by(self, plan: Any) -> set[int]:
         """The pages that a step writes to."""
-        (manager,) = self._manager.coordinator.single_type_managers
+        tables = self._tables()
         pages: set[int] = set()
         for key, count in plan.num_scheduled_tokens.items():
             first = (
                 self._scheduler.requests[key].num_computed_tokens - count
             ) // self.layout.tokens
-            pages.update(block.block_id for block in manager.req_to_blocks[key][first:])
+            pages.update(block.block_id for block in tables[key][first:])
         return pages
 
     def _let_go_of(self, plan: Any) -> None:
@@ -167,6 +201,12 @@ def can_keep(core: Any) -> bool:
         and isinstance(groups[_GROUP].kv_cache_spec, FullAttentionSpec)
         and all(layer[0].is_contiguous() for layer in _caches(core))
     )
+
+
+def withhold(core: Any, tokens: int) -> None:
+    """Leaves a core without as many, for good: a cache whose pages cannot leave keeps its size."""
+    pool, size = core.scheduler.kv_cache_manager.block_pool, core.scheduler.block_size
+    pool.get_new_blocks(tokens // size)
 
 
 def _caches(core: Any) -> Sequence[torch.Tensor]:
