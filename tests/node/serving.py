@@ -1,7 +1,9 @@
 """A server of what other nodes have from one, within the process of a test."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from serverlessllm.v1 import peer_service_pb2 as pb
 from serverlessllm.v1.peer_service_pb2_grpc import add_PeerServiceServicer_to_server
@@ -22,3 +24,17 @@ async def serving(servicer: PeerServicer) -> AsyncIterator[Peer]:
         yield Peer("giver", f"127.0.0.1:{port}")
     finally:
         await server.stop(0.0)
+
+
+class Stalling(PeerServicer):
+    """Is asked, and does not answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def FollowChunks(
+        self, request: pb.FollowChunksRequest, context: Any
+    ) -> AsyncIterator[pb.FollowChunksResponse]:
+        self.asked += 1
+        await asyncio.Event().wait()
+        yield pb.FollowChunksResponse()

@@ -278,14 +278,18 @@ class ReadyMaker:
         await shelf.drop_obsolete(record)
         if not shelf.has_room(room):
             raise errors.NoCapacity(f"the SSD tier does not have {format_bytes(room)} free")
+        self._check_room_is_spared()
         if await self._store.forms_from_peers.fetch(record, job.offered, room):
             return
-        if self._gives_way:
-            raise errors.NoCapacity("an instance needs the room")
+        self._check_room_is_spared()
         async with shelf.making(room) as directory:
             seconds = await self._write(lease, job, directory)
             await shelf.add(record, directory, room)
         log.info("ready_made.made", digest=lease.digest, form=record.form, seconds=seconds)
+
+    def _check_room_is_spared(self) -> None:
+        if self._gives_way:
+            raise errors.NoCapacity("an instance needs the room")
 
     async def _write(self, lease: Lease, job: _Job, directory: Path) -> float:
         """Has a worker of its own do it, so that none that serves grows by it."""

@@ -248,7 +248,10 @@ class Exchange:
         if digest == self._digests.of(turn.chunk):
             return digest
         if self._digests.is_disputed(turn.chunk):
-            return None  # it may be what it should
+            # It may be what it should. Manifests tell of chunks before their nodes have them.
+            with self._changed:
+                self._begun.dispute(turn.chunk)
+            return None
         with self._changed:
             for name in givers:
                 link = self._contacts.links.get(name)

@@ -5,6 +5,7 @@ checkpoint, for the same engine on the same kind of processor. Each part is held
 that the control plane has named.
 """
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from sllm.node.store.ready_made import ReadyMade
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.transfers.loads import Threads
 
-_NOT_HAD: Final = (Cancelled, CheckpointCorrupt, CheckpointNotFound, OSError)
+_NOT_HAD: Final = (CheckpointCorrupt, CheckpointNotFound, OSError)
 
 _log = structlog.get_logger()
 
@@ -29,20 +30,18 @@ _log = structlog.get_logger()
 class FormsFromPeers:
     """Belongs to the event loop."""
 
-    def __init__(
-        self, shelf: ReadyMade, network: Network | None, threads: Threads, chunk_bytes: int
-    ) -> None:
+    def __init__(self, shelf: ReadyMade, network: Network | None, chunk_bytes: int) -> None:
         """Fetches nothing yet.
 
         Args:
             shelf: takes them in.
             network: leads to other nodes. None: nothing is had from them.
-            threads: make the calls.
             chunk_bytes: of chunks as the pool has them.
         """
         self._shelf = shelf
         self._network = network
-        self._threads = threads
+        # Of its own: it gives way to all else from its first copy on, and others must not.
+        self._threads = Threads(1)
         self._chunk_bytes = chunk_bytes
         self._copying: Copying | None = None
 
@@ -57,9 +56,12 @@ class FormsFromPeers:
         Raises:
             ModelTooLarge, NoCapacity: there is no such room.
         """
-        for one in offered:
-            if one.form == record.form and await self._fetch(record, one, room):
-                return True
+        try:
+            for one in offered:
+                if one.form == record.form and await self._fetch(record, one, room):
+                    return True
+        except Cancelled:
+            _log.info("ready_made.fetch_given_up", form=record.form)
         return False
 
     async def _fetch(self, record: SourceRecord, offered: FormPeers, room: int) -> bool:
@@ -84,6 +86,12 @@ class FormsFromPeers:
         """Gives up what is being fetched."""
         if self._copying is not None:
             self._copying.end()
+
+    async def close(self) -> None:
+        """Gives up what is being fetched, and fetches nothing more."""
+        self._threads.stop()
+        self.end()
+        await asyncio.to_thread(self._threads.close)
 
 
 def _write(copying: Copying, directory: Path, record: SourceRecord) -> None:

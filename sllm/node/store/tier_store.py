@@ -121,9 +121,7 @@ class TierStore:
             self._changed,
         )
         """What was made of checkpoints for engines."""
-        self.forms_from_peers = FormsFromPeers(
-            self.ready_made, network, self._import_threads, dram.pool.chunk_bytes
-        )
+        self.forms_from_peers = FormsFromPeers(self.ready_made, network, dram.pool.chunk_bytes)
         """What other nodes have made of them."""
         self.first_uses = FirstUses(ssd, self._threads)
         """In which order models use their weights."""
@@ -364,7 +362,7 @@ class TierStore:
         await self.kept.close()
         self._threads.stop()
         self._import_threads.stop()
-        self.forms_from_peers.end()
+        await self.forms_from_peers.close()
         await self._loads_ended()
         await asyncio.to_thread(self._threads.close)
         await asyncio.to_thread(self._import_threads.close)

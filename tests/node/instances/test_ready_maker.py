@@ -25,7 +25,7 @@ from sllm.node.peers.types import FormPeers, Network, Peers
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
 from tests.checkpoint.checkpoints import CHUNK, flip_bit, random_weights, write_model
-from tests.node.serving import serving
+from tests.node.serving import Stalling, serving
 from tests.node.stores import Bench
 from tests.support import assert_eventually
 
@@ -393,3 +393,24 @@ async def test_what_another_node_has_made_is_made_here_only_where_that_is_of_no_
     for one in (first, maker):
         await one.close()
     await other.close()
+
+
+async def test_who_asks_for_its_room_before_it_is_fetched_does_not_wait_for_that(
+    bench: Bench, writer: Writer
+) -> None:
+    bench.network = Network("bench", rpc.thread_channel)
+    await bench.reopen()
+    maker, stalling = maker_of(bench, writer), Stalling()
+    lease = await bench.store.promote(bench.model(0), None, Tier.DRAM)
+    form = maker.form(spec_of(bench))
+    assert form
+    async with serving(stalling) as giver:
+        offered = FormPeers(form.name, Peers((giver,), "0" * 32))
+        maker.started(replace(spec_of(bench), forms=(offered,)), running(lease), 1.0)
+        await asyncio.sleep(0)
+        assert await maker.make_room(), "it has just begun"
+        assert not maker.is_working
+    assert not stalling.asked
+    assert not writer.launched
+    lease.release()
+    await maker.close()

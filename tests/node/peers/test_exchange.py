@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from serverlessllm.v1 import types_pb2
 from sllm import rpc
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.format.manifest_file import encode_manifest
+from sllm.checkpoint.importing.chunk_plan import plan_chunks
+from sllm.checkpoint.importing.exchange import Contents, Turn
 from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.clock import MonotonicClock
@@ -102,6 +105,24 @@ def test_fellows_are_believed_what_they_have_got_of_a_source_that_was_not_packed
     assert is_followed(exchange, FELLOW)
     assert exchange._digests.of(0) == "ab" * 16
     assert exchange.expected == {}, "what comes from the source is not held against their word"
+
+
+def test_what_manifests_of_fellows_deny_comes_from_the_source(
+    exchange: Exchange, plan: ImportPlan, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, layout = replace(FELLOW, node_id="another"), exchange._digests.layout
+    for one in (FELLOW, other):
+        exchange.meet(one)
+    said(exchange, FELLOW, News(Tier.REMOTE, arrived={0: "ab" * 16}, layout=layout))
+    exchange.begin(Contents(list(plan_chunks(plan.layout, CHUNK)), (), None, ()))
+    while (turn := exchange.take(lambda: None)).giver is None:
+        pass
+    told = News(Tier.REMOTE, manifest=encode_manifest(manifest), layout=layout)
+    said(exchange, other, told)
+    monkeypatch.setattr(Link, "fetch", lambda *_: True)
+    assert exchange.fetch(turn, memoryview(bytearray(CHUNK)), lambda: None) is None
+    exchange.failed(turn)
+    assert exchange.take(lambda: None) == Turn(turn.chunk)
 
 
 def test_a_fellow_that_reads_the_source_into_other_chunks_is_done_without(

@@ -1,13 +1,14 @@
 """What another node has made ready, fetched: real stores, with a real server between them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import os
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from serverlessllm.v1 import peer_service_pb2 as pb
 
 from sllm import rpc
 from sllm.checkpoint.format.form import WeightForm, form_file
@@ -16,6 +17,7 @@ from sllm.checkpoint.saving.saving import write_tensors
 from sllm.node.api.peer_service import PeerServicer
 from sllm.node.peers.types import FormPeers, Network, Peer, Peers
 from sllm.node.store.lease import Lease
+from sllm.node.store.tier_store import _SOURCE_THREADS
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form
@@ -26,7 +28,7 @@ from tests.checkpoint.checkpoints import (
     random_weights,
     tensors_in_pool,
 )
-from tests.node.serving import serving
+from tests.node.serving import Stalling, serving
 from tests.node.stores import MODEL_BYTES, Bench
 from tests.support import assert_eventually
 
@@ -90,11 +92,16 @@ def record_of(base: Lease) -> SourceRecord:
 
 
 async def fetch(
-    here: Bench, base: Lease, digest: str, *givers: Peer, form: str = NAME, room: int = MODEL_BYTES
+    here: Bench,
+    base: Lease,
+    *digests: str,
+    givers: Sequence[Peer],
+    form: str = NAME,
+    room: int = MODEL_BYTES,
 ) -> bool:
-    """Whether it was had; nothing is left where it was not."""
+    """Whether one was had; nothing is left where none was."""
     before = here.store.usage()
-    offered = [FormPeers(form, Peers(givers, digest))]
+    offered = [FormPeers(form, Peers(tuple(givers), digest)) for digest in digests]
     had = await here.store.forms_from_peers.fetch(record_of(base), offered, room)
     here.store.check_integrity()
     assert had or here.store.usage() == before
@@ -109,13 +116,28 @@ async def test_what_another_node_has_made_serves_here(
     async with serving(PeerServicer.__new__(PeerServicer)) as gone:
         pass
     async with serving(servicer(there)) as giver:
-        assert await fetch(here, base, digest, replace(gone, node_id="gone"), giver)
+        assert await fetch(here, base, digest, givers=(replace(gone, node_id="gone"), giver))
     source, form = here.model(0), Form(NAME)
     lease = await here.store.promote(source, None, Tier.DRAM, pack=True, form=form)
     assert (lease.digest, lease.record.form, lease.record.made_of) == (digest, NAME, base.digest)
     assert_same(tensors_in_pool(lease.manifest, here.pool, lease.chunks), WEIGHTS)
     assert (lease.directory / "ready_made.json").read_bytes() == b"{}"
     lease.release()
+
+
+async def test_imports_have_the_processor_as_before(here: Bench, base: Lease) -> None:
+    async with serving(Stalling()) as gone:
+        pass
+    assert not await fetch(here, base, "0" * 32, givers=[gone])
+    meeting = threading.Barrier(_SOURCE_THREADS)
+
+    def priority() -> int:
+        meeting.wait(30)  # each in a thread of its own: all of them are asked
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    importing = [here.store._import_threads.run(priority) for _ in range(_SOURCE_THREADS)]
+    found = set(await asyncio.gather(*importing))
+    assert found == {os.getpriority(os.PRIO_PROCESS, 0)}
 
 
 def _flip(path: Path) -> None:
@@ -141,7 +163,7 @@ async def test_what_is_not_what_its_digest_says_is_not_had(
     async with serving(servicer(there)) as giver:
         for spoil in (_flip, _rewrite, _cut, _lose):  # each leaves less than the one before
             spoil(there.directory / "tier" / digest)
-            assert not await fetch(here, base, digest, giver), spoil.__name__
+            assert not await fetch(here, base, digest, givers=[giver]), spoil.__name__
 
 
 SOMETHING_ELSE: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -156,7 +178,7 @@ async def test_what_is_something_else_is_not_had(here: Bench, there: Bench, base
     async with serving(servicer(there)) as giver:
         for what, about in SOMETHING_ELSE.items():
             digest = await made(there, base, **about)
-            assert not await fetch(here, base, digest, giver), what
+            assert not await fetch(here, base, digest, givers=[giver]), what
 
 
 async def test_what_nobody_has_named_or_made_room_for_is_not_had(
@@ -164,29 +186,15 @@ async def test_what_nobody_has_named_or_made_room_for_is_not_had(
 ) -> None:
     digest = await made(there, base)
     async with serving(servicer(there)) as giver:
-        assert not await fetch(here, base, base.digest, giver), "it is not of that form"
-        assert not await fetch(here, base, "0" * 32, giver), "there is none"
-        assert not await fetch(here, base, digest, giver, room=9000), "it is larger"
-
-
-class Stalling(PeerServicer):
-    """Is asked, and does not answer."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    async def FollowChunks(
-        self, request: pb.FollowChunksRequest, context: Any
-    ) -> AsyncIterator[pb.FollowChunksResponse]:
-        self.asked += 1
-        await asyncio.Event().wait()
-        yield pb.FollowChunksResponse()
+        assert not await fetch(here, base, base.digest, givers=[giver]), "it is not of that form"
+        assert not await fetch(here, base, "0" * 32, givers=[giver]), "there is none"
+        assert not await fetch(here, base, digest, givers=[giver], room=9000), "it is larger"
 
 
 async def test_a_form_of_another_processor_is_not_asked_for(here: Bench, base: Lease) -> None:
     stalling = Stalling()
     async with serving(stalling) as giver:
-        assert not await fetch(here, base, "0" * 32, giver, form="engine-2")
+        assert not await fetch(here, base, "0" * 32, givers=[giver], form="engine-2")
     assert not stalling.asked
 
 
@@ -196,7 +204,7 @@ async def test_it_ends_at_once_where_something_else_is_to_be_done(
 ) -> None:
     stalling = Stalling()
     async with serving(stalling) as giver:
-        fetching = asyncio.create_task(fetch(here, base, "0" * 32, giver))
+        fetching = asyncio.create_task(fetch(here, base, "0" * 32, "1" * 32, givers=[giver]))
         await assert_eventually(lambda: stalling.asked)
         if not times:
             here.store.forms_from_peers.end()
@@ -205,4 +213,5 @@ async def test_it_ends_at_once_where_something_else_is_to_be_done(
             await asyncio.sleep(0)
         (had,) = await asyncio.gather(fetching, return_exceptions=True)
     assert isinstance(had, asyncio.CancelledError) if times else had is False
+    assert stalling.asked == 1, "what else is offered is not tried then"
     here.store.check_integrity()
