@@ -118,4 +118,7 @@ def give_way() -> None:
     For threads that carry bytes: an event loop beside them must have its turn at once, and needs
     little. There is no way back for the thread.
     """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    thread = threading.get_native_id()
+    # Where all of the process gives way already, there may be no way back to less.
+    niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+    os.setpriority(os.PRIO_PROCESS, thread, niceness)
