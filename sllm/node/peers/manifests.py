@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sllm.checkpoint.format.manifest import Manifest
 from sllm.checkpoint.format.manifest_file import decode_manifest
+from sllm.checkpoint.format.plain_files import MAX_SMALL_BYTES
 from sllm.checkpoint.importing.import_plan import ImportPlan
 from sllm.checkpoint.importing.journal import ChunkKey
 from sllm.errors import SllmError
@@ -65,6 +66,8 @@ def manifest_to_copy(encoded: bytes, digest: str, terms: CopyTerms) -> Manifest:
         raise ValueError("its manifest is of another checkpoint, or of other chunks")
     if manifest.disk_bytes > terms.most_bytes or not all(map(terms.is_wanted, names)):
         raise ValueError("it is larger than what was made here could be, or has other files")
+    if any(file.size > MAX_SMALL_BYTES for file in manifest.files):
+        raise ValueError("it has files that are not small: each is held in memory as a whole")
     return manifest
 
 

@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from serverlessllm.v1 import peer_service_pb2 as pb
 from serverlessllm.v1 import types_pb2
 
 from sllm import rpc
-from sllm.checkpoint.format.manifest import Manifest
+from sllm.checkpoint.format.form import is_of_form
+from sllm.checkpoint.format.manifest import FileEntry, Manifest, make_manifest
 from sllm.checkpoint.format.manifest_file import encode_manifest
+from sllm.checkpoint.format.plain_files import MAX_SMALL_BYTES
 from sllm.checkpoint.importing.chunk_plan import plan_chunks
 from sllm.checkpoint.importing.exchange import Contents, Turn
 from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
@@ -26,7 +28,7 @@ from sllm.node.peers.contacts import MOST
 from sllm.node.peers.exchange import Exchange
 from sllm.node.peers.flights import Flight, Flights
 from sllm.node.peers.link import Link
-from sllm.node.peers.manifests import manifest_of
+from sllm.node.peers.manifests import CopyTerms, manifest_of, manifest_to_copy
 from sllm.node.peers.news import News
 from sllm.node.peers.types import Network, Peer, Peers
 from sllm.node.tiers.checkpoints import SourceRecord
@@ -168,6 +170,15 @@ def test_digests_of_other_chunks_are_of_no_use(plan: ImportPlan, manifest: Manif
     assert manifest_of(encoded, manifest.digest, plan, CHUNK) == manifest
     assert manifest_of(encoded, manifest.digest, plan, 2 * CHUNK) is None
     assert manifest_of(encoded, "0" * 32, plan, CHUNK) is None
+
+
+@pytest.mark.parametrize("size", [MAX_SMALL_BYTES, MAX_SMALL_BYTES + 1])
+def test_files_that_are_not_small_are_not_copied(manifest: Manifest, size: int) -> None:
+    files = (FileEntry("form.json", size, "ab" * 16),)
+    large = make_manifest(manifest.tensors, manifest.partitions, files)
+    terms = CopyTerms(CHUNK, 2 * MAX_SMALL_BYTES, is_of_form)
+    with pytest.raises(ValueError, match="not small") if size > MAX_SMALL_BYTES else nullcontext():
+        assert manifest_to_copy(encode_manifest(large), large.digest, terms) == large
 
 
 def test_a_way_that_was_closed_gives_nothing_and_fails_nobody(network: Dials) -> None:
