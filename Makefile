@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	bench bench-load bench-migration bench-soak chaos-control bench-simulate bench-cluster \
 	bench-engine bench-ready bench-switch bench-batch bench-forms bench-tenants bench-gateway \
 	bench-tls bench-console bench-adapters bench-kv bench-kv-error bench-experts bench-order bench-peers bench-carrying \
-	bench-pipeline \
+	bench-pipeline bench-choices \
 	clean
 
 setup: $(STAMP)
@@ -140,6 +140,9 @@ bench-kv-error: setup
 
 bench-adapters: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.adapters $(BENCH)
+
+bench-choices: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.moving.choices $(BENCH)
 
 bench-pipeline: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.pipeline $(BENCH)
