@@ -70,6 +70,8 @@ class Board:
         """Seconds that the slowest of these has taken which has come."""
         self._from_source = 0
         """Turns under way."""
+        self._got_on_at = math.inf
+        """When a chunk was last begun or had, here or elsewhere."""
 
     @property
     def givers(self) -> Collection[Giver]:
@@ -113,6 +115,8 @@ class Board:
         if giver is None:
             return
         giver.told(news, self._count, now)
+        if news.whole or news.arrived or news.begun or news.left:
+            self._got_on_at = now
         for chunk in self._real(news.begun):
             self._shares.claim(chunk, name)
         for chunk in self._real(news.left):
@@ -135,9 +139,11 @@ class Board:
 
     def take(self, now: float) -> Turn | None:
         """The next turn. None: there is none before others have got on."""
+        self._got_on_at = min(self._got_on_at, now)
         turn = self._next(now)
         if turn is None:
             return None
+        self._got_on_at = now
         self._missing.discard(turn.chunk)
         self._count_turn(turn, 1)
         if self.is_for_all(turn):
@@ -163,6 +169,7 @@ class Board:
 
     def done(self, turn: Turn, now: float) -> None:
         """A turn's chunk has come."""
+        self._got_on_at = now
         self._count_turn(turn, -1)
         self._slowest = max(self._slowest, now - self._for_all.pop(turn.chunk, now))
 
@@ -298,15 +305,29 @@ class Board:
         return left
 
     def _in_place_of_late(self, now: float) -> Turn | None:
-        """What its owner has begun, and does not get: one other gets it as well."""
+        """What its owner has begun, and does not get, or nobody begins: one other gets it."""
         if now - self._looked_at < _LOOK_SECONDS:
             return None
-        slowest = max((self._slowest, *(one.slowest for one in self._givers.values())))
-        late = max(_LATE_SECONDS, _LATE_TIMES * slowest) if slowest else _NOTHING_SECONDS
+        late = self._late_seconds
         for fellow in self._fellows:
             for chunk, since in fellow.begun.items():
                 is_late = chunk in self._missing and now - since > late
                 if is_late and self._shares.is_next(chunk, after=fellow.name):
                     return self._of_holder(chunk)
         self._looked_at = now
-        return None
+        return self._of_nobody() if now - self._got_on_at > 2 * late else None
+
+    @property
+    def _late_seconds(self) -> float:
+        slowest = max((self._slowest, *(one.slowest for one in self._givers.values())))
+        return max(_LATE_SECONDS, _LATE_TIMES * slowest) if slowest else _NOTHING_SECONDS
+
+    def _of_nobody(self) -> Turn | None:
+        """The first of those that nobody gets; they are all this node's from now on.
+
+        Nodes that do not hear all others may each take a chunk for another's, who does not know.
+        """
+        for chunk in self._missing:
+            self._shares.claim(chunk, self._own)
+        self._mine = None
+        return self._as_owner()

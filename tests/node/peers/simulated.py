@@ -122,6 +122,13 @@ class Simulation:
                 self._next_of(flow.giver)
         self._share()
 
+    def part(self, name: str, other: str) -> None:
+        """A node hears nothing of another any more, and does without it; that one hears it yet."""
+        node, silent = self.nodes[name], self.nodes[other]
+        if node in silent.followers:
+            silent.followers.remove(node)  # nor what is on its way
+        self._leave(node, other)
+
     def _leave(self, node: Node, name: str) -> None:
         node.board.leave(name)
         self._wake(node)
@@ -142,6 +149,8 @@ class Simulation:
 
     def _hear(self, node: Node, name: str, *said: News) -> None:
         if self.nodes.get(node.name) is not node or (name not in self.nodes and name[0] != "h"):
+            return
+        if name in self.nodes and node not in self.nodes[name].followers:
             return
         for news in said:
             node.board.told(name, news, self.now)

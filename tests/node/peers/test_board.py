@@ -202,6 +202,30 @@ def test_whoever_dies_the_others_get_all(seed: int) -> None:
     assert not lacking
 
 
+@pytest.mark.parametrize("seed", [29, 74, 206, *range(5)])
+def test_whoever_is_not_heard_any_more_all_get_all(seed: int) -> None:
+    """Nodes then differ on who is to get what, and what was left to one may reach it no more."""
+    chance = random.Random(seed)
+    simulation = simulated(seed, 8, holder=bool(seed % 2), gap=0.1)
+    for _ in range(16):
+        name, other = (f"n{number}" for number in chance.sample(range(8), 2))
+        simulation.at(chance.uniform(1.0, 9.0), partial(simulation.part, name, other))
+    simulation.run()
+    lacking = [chunk for chunks in simulation.lacking().values() for chunk in chunks]
+    assert not lacking
+
+
+def test_what_each_takes_for_anothers_is_got_in_the_end() -> None:
+    one = board("a", fellows="b")
+    found, now = set[int](), 0.0
+    while len(found) < COUNT and now < 600.0:
+        now += 0.25
+        if turn := one.take(now):
+            one.done(turn, now)
+            found.add(turn.chunk)
+    assert found == set(range(COUNT))
+
+
 def test_one_that_stands_still_is_done_without_in_the_end() -> None:
     one = board("a", fellows="b")
     one.told("b", News(Tier.REMOTE, begun=(5,)), 0.0)
