@@ -168,7 +168,7 @@ class ExpertCache:
     def _want(self, missing: Sequence[int]) -> None:
         least = self._least()
         for number in missing:
-            if number in self._coming:
+            if number in self._coming or number in self._there:  # it came while others waited
                 continue
             while (victims := self._room(self._sizes[number], least)) is None:
                 # What is being read ahead has the room, and may go as soon as it is there.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sllm.errors import Cancelled, CheckpointUnreadable, WorkerDied
-from sllm.node.worker.experts.cache import ExpertCache
+from sllm.node.worker.experts.cache import READ_THREADS, ExpertCache
 from sllm.node.worker.experts.foresight import Guess
 from sllm.node.worker.experts.keeping import ByUse
 from tests.support import assert_eventually
@@ -209,3 +209,30 @@ def test_what_goes_for_a_guess_is_not_brought_back_before_it_has_gone() -> None:
     cache.need(sorted(going))
     cache.close()
     assert not overlapping
+
+
+async def test_what_comes_while_another_waits_for_room_is_not_read_again() -> None:
+    """Guesses have all the room; the needed one among them is there first, then room."""
+    needed, *others = range(EXPERTS, EXPERTS + READ_THREADS)
+    may_come = {number: threading.Event() for number in (needed, *others)}
+    asked = list[int]()
+
+    def bring(number: int, gone: Sequence[int]) -> None:
+        asked.append(number)
+        if number in may_come:
+            may_come[number].wait()
+
+    budget = sum(SIZES[number] for number in may_come)
+    cache = ExpertCache(SIZES, budget, ByUse([EXPERTS] * LAYERS), bring, 30.0)
+    cache.read_ahead(Guess(np.array(list(may_come)), np.full(READ_THREADS, 0.9)))
+    await assert_eventually(lambda: len(asked) == READ_THREADS)
+    step = asyncio.create_task(asyncio.to_thread(cache.need, [0, needed]))
+    await assert_eventually(lambda: cache.counts.waited_for == 2)
+    may_come[needed].set()
+    await assert_eventually(lambda: cache.counts.read == 1)
+    for number in others:
+        may_come[number].set()
+    await step
+    cache.close()
+    assert asked.count(needed) == 1
+    assert cache.counts.held_bytes <= budget
