@@ -29,6 +29,8 @@ metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
 from sllm.control import metrics as control
 from sllm.control.tenants.usage import Usage
 from sllm.control.types.receipts import StartRecord
+from sllm.node.device import metrics as kv
+from sllm.node.device.kv_shares import CacheSizes
 from sllm.node.kept import metrics as kept
 from sllm.node.tiers import metrics as node
 for one in vars(control).values():
@@ -44,6 +46,7 @@ kept.record_read("DRAM", 1)
 kept.record_written(1)
 kept.record_corrupt(1)
 kept.observe(lambda: {"DRAM": 1})
+kv.observe(lambda: [("tiny", CacheSizes(1, 2, 1)), ("tiny", CacheSizes(1, 2, 1))])
 node.record_refusal()
 node.record_quarantine()
 node.record_load("read", 1, 0.02)

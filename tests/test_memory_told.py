@@ -1,15 +1,27 @@
 """What instances take of a node's memory: from its report to what operators see."""
 
+from types import SimpleNamespace
+from typing import Any
+
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import types_pb2 as pb
 
-from sllm import Instance, Node, NodeMemory
+from sllm import Instance, KvShare, Node, NodeMemory
 from sllm.cli.listings import instances_table, nodes_table
 from sllm.client.wire import listings
+from sllm.clock import ManualClock
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.tiers import Copies
 from sllm.control.types.reports import Full
 from sllm.control.wire import fleet, reports
+from sllm.node.api.reports import instance_message
+from sllm.node.device import kv_sharing
+from sllm.node.device.kv_shares import CacheUse
+from sllm.node.instances import instance as instances
+from sllm.node.instances.running import Running
+from sllm.node.instances.spec import EngineSpec, InstanceSpec
+from sllm.node.instances.watchdog import Patience
+from sllm.node.tiers.types import Tier
 from tests.cli.screen import rows
 
 MIB = 1 << 20
@@ -50,3 +62,26 @@ def test_listings_show_it() -> None:
         assert row[heading.index("INSTANCES")] == share
         heading, row = rows(instances_table([instance], 0.0))
         assert row[heading.index("OWN")] == own
+
+
+def caching(running: int, *, follows: bool = True) -> Instance:
+    """What a client is told of an instance with 4 MiB of KV cache, which was started with 1."""
+    spec = InstanceSpec("i", "d", "/m", EngineSpec("vllm", None, None, None), kv_bytes=MIB)
+    one = instances.Instance(spec, ManualClock(), lambda _: None, Patience())
+    worker: Any = SimpleNamespace(running=running, waiting=0, pid=1)
+    share = kv_sharing.KvShare(MIB, 4 * MIB)
+    if follows:
+        share.follow(worker)
+    share.bytes, share.use = 4 * MIB, CacheUse(4 * MIB, 2 * MIB, 2 * MIB)
+    one.running = Running(worker, "e", 0, Tier.DRAM, 0, worker, 0, "", kv_share=share)
+    reported = reports.instance(instance_message(one, "n"), "n")
+    return listings.instance(fleet.instance_message(reported))
+
+
+def test_what_a_kv_cache_has_of_shared_memory_is_told_and_shown() -> None:
+    assert caching(3).kv_share == KvShare(4 * MIB, 2 * MIB)
+    assert caching(0).kv_share == KvShare(4 * MIB, 0), "nobody looks at those that are at rest"
+    assert caching(3, follows=False).kv_share is None
+    heading, row, *more = rows(instances_table([caching(3)], 0.0))
+    assert row[heading.index("KV CACHE")] == "2.0 MiB/4.0 MiB"
+    assert more[0][-1] == "began with 1.0 MiB"

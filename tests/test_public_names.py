@@ -43,6 +43,7 @@ PUBLIC = {
     "Instance",
     "InstanceLoad",
     "InstanceState",
+    "KvShare",
     "LearnedKeepTimes",
     "Link",
     "LoadPhase",

@@ -106,13 +106,22 @@ def instances_table(instances: Sequence[Instance], now: float) -> Listing:
             one.node_id,
             _instance_state(one, now),
             str(one.running_requests),
-            format_bytes(one.kv_bytes),
+            kv_cache(one),
             format_bytes(one.own_bytes) if one.own_bytes else "-",
             str(one.worker_pid or "-"),
             f"{max(0.0, now - one.started_at):.0f} s",
             _adapters(one),
         )
     return table
+
+
+def kv_cache(instance: Instance) -> str:
+    """What an instance uses of its KV cache; with how much it was started, where it has another."""
+    share, given = instance.kv_share, format_bytes(instance.kv_bytes)
+    if share is None:
+        return given
+    shown = f"{format_bytes(share.used_bytes)}/{format_bytes(share.size_bytes)}"
+    return shown if share.size_bytes == instance.kv_bytes else f"{shown}\nbegan with {given}"
 
 
 def _adapters(instance: Instance) -> str:

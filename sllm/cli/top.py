@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sllm.cli.common import Control, Json, connect_here, output, print_json
 from sllm.cli.durations import duration_option, format_seconds
-from sllm.cli.listings import link_speed
+from sllm.cli.listings import kv_cache, link_speed
 from sllm.cli.progress import LABELS
 from sllm.cli.tables import Listing
 from sllm.client.types.enums import Tier
@@ -196,7 +196,7 @@ def instances_part(instances: Sequence[InstanceLoad], rates: dict[str, float]) -
             state_of(load),
             str(load.in_flight),
             "-" if rate is None else f"{rate:.1f}",
-            format_bytes(one.kv_bytes),
+            kv_cache(one),
         )
     return _with_rest(table, len(instances))
 

@@ -6,7 +6,9 @@ from sllm import rpc
 from sllm.clock import Clock
 from sllm.node.config import INSTANCE_BYTES, NodeConfig
 from sllm.node.contents import Contents
+from sllm.node.device import metrics as kv_metrics
 from sllm.node.device.interface import Devices
+from sllm.node.device.kv_shares import CacheSizes
 from sllm.node.instances.inspection import Inspector
 from sllm.node.instances.instances import Instances, InstanceSettings
 from sllm.node.instances.memory import NodeMemory
@@ -83,6 +85,7 @@ class Agent:
             self.contents.links,
         )
         kept_metrics.observe(self.store.kept.used_bytes)
+        kv_metrics.observe(self._kv_caches)
 
     def _used_bytes(self) -> dict[str, int]:
         tiers = {usage.tier.name: usage.used_bytes for usage in self.contents.usage()}
@@ -91,6 +94,10 @@ class Agent:
     def _capacity_bytes(self) -> dict[str, int]:
         tiers = {usage.tier.name: usage.capacity_bytes for usage in self.contents.usage()}
         return {**tiers, "KV": self.devices.kv_capacity_bytes}
+
+    def _kv_caches(self) -> list[tuple[str, CacheSizes]]:
+        instances = list(self.instances.by_id.values())  # at once: from another thread
+        return [(one.spec.deployment, sizes) for one in instances if (sizes := one.kv_cache)]
 
     def _changed(self) -> None:
         for watcher in self._watchers:

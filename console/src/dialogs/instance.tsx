@@ -22,7 +22,7 @@ export function InstanceDialog({ id }: { id: string }) {
     ["Node", instance.nodeId],
     ["Engine", instance.engine || "–"],
     ["Tokens", String(live.load.generatedTokens)],
-    ["KV cache", bytes(instance.kvBytes)],
+    ["KV cache", cacheOf(instance)],
     ["Own memory", instance.ownBytes > 0n ? bytes(instance.ownBytes) : "not measured"],
     ["Adapters", <Adapters instance={instance} />],
     ["Process", instance.workerPid ? String(instance.workerPid) : "–"],
@@ -54,6 +54,13 @@ export function InstanceDialog({ id }: { id: string }) {
       </div>
     </Dialog>
   );
+}
+
+/** What is used of it, and with how much the instance was started, where it has another. */
+function cacheOf({ kvBytes, kvShare }: Instance): string {
+  if (!kvShare) return bytes(kvBytes);
+  const shown = `${bytes(kvShare.usedBytes)} of ${bytes(kvShare.sizeBytes)} used`;
+  return kvShare.sizeBytes === kvBytes ? shown : `${shown}, began with ${bytes(kvBytes)}`;
 }
 
 /** Those that requests need not wait for, of as many as there may be at once. */

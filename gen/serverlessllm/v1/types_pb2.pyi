@@ -1571,6 +1571,7 @@ class Instance(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     READY_MADE_FIELD_NUMBER: _builtins.int
+    KV_SHARE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     deployment: _builtins.str
     node_id: _builtins.str
@@ -1619,6 +1620,12 @@ class Instance(_message.Message):
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadedAdapter]:
         """Adapters that it has, which requests need not wait for."""
 
+    @_builtins.property
+    def kv_share(self) -> Global___KvShare:
+        """What it has of the node's memory for KV caches, where instances share that by need. Unset: it has `kv_bytes`, and no
+        other.
+        """
+
     def __init__(
         self,
         *,
@@ -1641,10 +1648,11 @@ class Instance(_message.Message):
         config: Global___EngineConfig | None = ...,
         adapters: _abc.Iterable[Global___LoadedAdapter] | None = ...,
         ready_made: _builtins.bool = ...,
+        kv_share: Global___KvShare | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "config", b"config", "device_index", b"device_index", "orphan_until", b"orphan_until", "private_bytes", b"private_bytes", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "config", b"config", "device_index", b"device_index", "kv_share", b"kv_share", "orphan_until", b"orphan_until", "private_bytes", b"private_bytes", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "adapters", b"adapters", "config", b"config", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "ready_made", b"ready_made", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_index", b"_device_index", "_private_bytes", b"_private_bytes", "adapters", b"adapters", "config", b"config", "deployment", b"deployment", "device_index", b"device_index", "digest", b"digest", "engine", b"engine", "identity", b"identity", "instance_id", b"instance_id", "kv_bytes", b"kv_bytes", "kv_share", b"kv_share", "node_id", b"node_id", "orphan_until", b"orphan_until", "own_bytes", b"own_bytes", "private_bytes", b"private_bytes", "ready_made", b"ready_made", "running_requests", b"running_requests", "started_at", b"started_at", "state", b"state", "unread_request_ids", b"unread_request_ids", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__device_index: _TypeAlias = _typing.Literal["device_index"]  # noqa: Y015
     _WhichOneofArgType__device_index: _TypeAlias = _typing.Literal["_device_index", b"_device_index"]  # noqa: Y015
@@ -1656,6 +1664,32 @@ class Instance(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__private_bytes) -> _WhichOneofReturnType__private_bytes | None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
+
+@_typing.final
+class KvShare(_message.Message):
+    """What a KV cache has of memory that follows what its requests need."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """That it may take now. It was started with Instance.kv_bytes."""
+    used_bytes: _builtins.int
+    """Of that, what its requests have, as of the last look."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size_bytes", b"size_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvShare: _TypeAlias = KvShare  # noqa: Y015
 
 @_typing.final
 class CheckpointCopy(_message.Message):

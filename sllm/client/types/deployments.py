@@ -147,6 +147,16 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True)
+class KvShare:
+    """What a KV cache has of memory that follows what its requests need."""
+
+    size_bytes: int
+    """That it may take now. It was started with the instance's `kv_bytes`."""
+    used_bytes: int
+    """Of that, what its requests have."""
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One running copy of a deployment on one node."""
 
@@ -161,7 +171,7 @@ class Instance:
     running_requests: int
     """Requests that the worker has taken and not finished."""
     kv_bytes: int
-    """Bytes of the node's KV budget that it holds."""
+    """Bytes of the node's KV budget that it was started with."""
     digest: str
     """Content digest of the checkpoint that it serves."""
     started_at: float
@@ -176,3 +186,5 @@ class Instance:
     """Engine that it runs on."""
     adapters: tuple[str, ...] = ()
     """Names of the adapters that it has, for which requests need not wait."""
+    kv_share: KvShare | None = None
+    """What its KV cache has now. None: `kv_bytes`, and no other."""

@@ -106,7 +106,12 @@ def instance(message: pb.Instance) -> deployments.Instance:
         own_bytes=message.own_bytes,
         engine=message.engine,
         adapters=tuple(one.deployment for one in message.adapters),
+        kv_share=_kv_share(message.kv_share) if message.HasField("kv_share") else None,
     )
+
+
+def _kv_share(share: pb.KvShare) -> deployments.KvShare:
+    return deployments.KvShare(share.size_bytes, share.used_bytes)
 
 
 def node(message: pb.Node) -> nodes.Node:

@@ -26,6 +26,15 @@ class LoadedAdapter(NamedTuple):
     """Of its checkpoint. Empty: not known."""
 
 
+class KvShare(NamedTuple):
+    """What a KV cache has of memory that follows what its requests need."""
+
+    size_bytes: int
+    """That it may take now."""
+    used_bytes: int
+    """Of that, what its requests have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One running copy of a deployment on one node."""
@@ -61,6 +70,8 @@ class Instance:
     """Those that it has."""
     ready_made: bool = False
     """Whether its weights were made ready for its engine; expected, until it is READY."""
+    kv_share: KvShare | None = None
+    """What its KV cache has now. None: `kv_bytes`, and no other."""
 
     @property
     def takes_adapters(self) -> bool:

@@ -4,7 +4,7 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm.checkpoint.format.form import WeightForm
 from sllm.control.cluster.init_times import InitKey, InitTime
-from sllm.control.cluster.instances import Instance
+from sllm.control.cluster.instances import Instance, KvShare
 from sllm.control.cluster.nodes import Device, NodeMemory, NodeView
 from sllm.control.cluster.tiers import Copy, Link, LinkKey
 from sllm.control.wire import common, deployments
@@ -128,7 +128,12 @@ def instance_message(one: Instance, orphan_until: float | None = None) -> pb.Ins
             for each in one.adapters
         ],
         ready_made=one.ready_made,
+        kv_share=_kv_share_message(one.kv_share) if one.kv_share else None,
     )
+
+
+def _kv_share_message(one: KvShare) -> pb.KvShare:
+    return pb.KvShare(size_bytes=one.size_bytes, used_bytes=one.used_bytes)
 
 
 def _memory_message(memory: NodeMemory) -> pb.NodeMemory:

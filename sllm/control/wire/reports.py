@@ -9,7 +9,7 @@ from serverlessllm.v1 import types_pb2 as pb
 from sllm import bounds, errors
 from sllm.checkpoint.format.form import WeightForm
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
-from sllm.control.cluster.instances import Instance, InstanceState, LoadedAdapter
+from sllm.control.cluster.instances import Instance, InstanceState, KvShare, LoadedAdapter
 from sllm.control.cluster.nodes import Device, NodeFacts, NodeMemory, UnmadeForm
 from sllm.control.cluster.specs import TRANSFORMERS
 from sllm.control.cluster.tiers import Copy, Hold, Link, Tier, TierUsage
@@ -187,7 +187,12 @@ def instance(one: pb.Instance, node_id: str) -> Instance:
             LoadedAdapter(each.deployment, each.identity, each.digest) for each in one.adapters
         ),
         ready_made=one.ready_made,
+        kv_share=_kv_share(one.kv_share) if one.HasField("kv_share") else None,
     )
+
+
+def _kv_share(one: pb.KvShare) -> KvShare:
+    return KvShare(_bytes(one.size_bytes), _bytes(one.used_bytes))
 
 
 def _is_known(tier: int) -> bool:

@@ -12,6 +12,7 @@ from sllm.embedding.wire import purpose_message
 from sllm.node.agent import Agent
 from sllm.node.api import wire
 from sllm.node.device.interface import DeviceInfo
+from sllm.node.device.kv_shares import CacheSizes
 from sllm.node.generations.wire import phase_message
 from sllm.node.instances.init_times import InitKey, InitTime, InitTimes
 from sllm.node.instances.instance import Instance
@@ -45,9 +46,14 @@ def instance_message(instance: Instance, node_id: str) -> pb.Instance:
             for one, digest in (instance.adapters.there if instance.adapters else ())
         ],
         ready_made=instance.over_ready,
+        kv_share=_kv_share(instance.kv_cache) if instance.kv_cache else None,
     )
     message.started_at.FromDatetime(instance.started_at)
     return message
+
+
+def _kv_share(sizes: CacheSizes) -> pb.KvShare:
+    return pb.KvShare(size_bytes=sizes.share, used_bytes=sizes.used)
 
 
 def ready_message(instance: Instance, node_id: str) -> node_pb.InstanceReady:

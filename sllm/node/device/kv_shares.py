@@ -24,6 +24,18 @@ class CacheUse:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSizes:
+    """What an instance's cache has of memory that it shares with others, in bytes."""
+
+    granted: int
+    """What it was started with."""
+    share: int
+    """What it may take now."""
+    used: int
+    """Of that, what its requests have, as of the last look."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What one instance has to have, wants, and may have, in bytes."""
 

@@ -10,7 +10,7 @@ import structlog
 from sllm import errors
 from sllm.clock import Clock
 from sllm.config import format_bytes
-from sllm.node.device.kv_shares import CacheUse, Claim, divide, wanted
+from sllm.node.device.kv_shares import CacheSizes, CacheUse, Claim, divide, wanted
 
 log = structlog.get_logger()
 
@@ -81,6 +81,14 @@ class KvShare:
                 f"{format_bytes(self.granted)} of KV cache are lent to instances whose requests "
                 "still run; try again later, or give the node more (--kv)"
             )
+
+    @property
+    def sizes(self) -> CacheSizes | None:
+        """What it has, for operators; in any thread. None: what was granted, and no other."""
+        if self.worker is None:
+            return None
+        used = self.use.used_bytes if self.worker.running else 0  # nobody looks at those at rest
+        return CacheSizes(self.granted, self.bytes, used)
 
     @property
     def claim(self) -> Claim:

@@ -15,6 +15,7 @@ from sllm import errors
 from sllm.broadcast import Broadcast
 from sllm.clock import Clock
 from sllm.node.device.interface import Devices
+from sllm.node.device.kv_shares import CacheSizes
 from sllm.node.instances.adapters import InstanceAdapters
 from sllm.node.instances.arriving import Arriving
 from sllm.node.instances.borrowing import Borrowing
@@ -129,6 +130,12 @@ class Instance:
     def worker_pid(self) -> int:
         """Process id of the worker; 0 while there is none."""
         return self.running.worker.pid if self.running else 0
+
+    @property
+    def kv_cache(self) -> CacheSizes | None:
+        """What its KV cache has, where that follows need. None: `spec.kv_bytes`, and no other."""
+        share = self.running.kv_share if self.running else None
+        return share.sizes if share else None
 
     @property
     def device(self) -> int | None:

@@ -10,6 +10,7 @@ from serverlessllm.v1 import inference_service_pb2 as inference_pb
 from serverlessllm.v1 import types_pb2
 
 from sllm.clock import MonotonicClock
+from sllm.node.device.kv_shares import CacheSizes
 from sllm.node.device.pool_device import PoolDevice
 from sllm.node.instances.outputs import OutputStream
 from sllm.node.instances.phases import Timeline
@@ -63,5 +64,8 @@ async def test_a_cache_takes_what_its_node_has_left_while_requests_wait(running:
         submit(worker, number)
     await assert_eventually(lambda: share.bytes > 2 * GRANTED)
     assert running.kv_bytes == share.bytes
+    await assert_eventually(lambda: share.use.used_bytes > GRANTED)
+    assert share.sizes == CacheSizes(GRANTED, share.bytes, share.use.used_bytes)
     await assert_eventually(lambda: not worker.running, timeout=60.0)
     await assert_eventually(lambda: share.bytes == GRANTED)
+    assert share.sizes == CacheSizes(GRANTED, GRANTED, 0)
