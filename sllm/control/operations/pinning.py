@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 
 import structlog
 
 from sllm import errors
 from sllm.clock import Clock
-from sllm.control.cluster.needs import need_of
+from sllm.control.cluster.needs import Checkpoint, need_of
 from sllm.control.cluster.nodes import NodeView
 from sllm.control.cluster.specs import ModelInfo
 from sllm.control.cluster.tiers import Tier
@@ -132,13 +132,15 @@ class Pinning:
 
     def pinned_bytes(self, tenant: str) -> int:
         """Bytes that the pins of a tenant keep; of one checkpoint in one place only once."""
-        needs = self._state.needs
-        kept = {
-            (needs[place.deployment].checkpoint, place.tier, place.node_id)
-            for place in self._pins
-            if tenant_of(place.deployment) == tenant
-        }
+        own = [place for place in self._pins if tenant_of(place.deployment) == tenant]
+        kept = {(one, place.tier, place.node_id) for one, place in self._pinned(own)}
         return sum(checkpoint.size_bytes for checkpoint, _, _ in kept)
+
+    def _pinned(self, places: Iterable[Place]) -> Iterator[tuple[Checkpoint, Place]]:
+        """What is pinned there. A deployment may have gone while a pin of it was stored."""
+        for place in places:
+            if need := self._state.needs.get(place.deployment):
+                yield need.checkpoint, place
 
     def _is_held(self, place: Place) -> bool:
         view = self._state.fleet.nodes.get(place.node_id)
@@ -193,11 +195,9 @@ class Pinning:
             check_pinned(tenant, limits(tenant), self.pinned_bytes(tenant) + size)
             checkpoint = self._state.needs[place.deployment].checkpoint
             tier_bytes.check(self._state, Keep(tenant, checkpoint, place.tier, place.node_id))
-        neighbours = {
-            self._state.needs[other.deployment].checkpoint
-            for other in self._pins
-            if (other.tier, other.node_id) == (place.tier, place.node_id)
-        } - {self._state.needs[place.deployment].checkpoint}
+        here = [one for one in self._pins if (one.tier, one.node_id) == (place.tier, place.node_id)]
+        neighbours = {one for one, _ in self._pinned(here)}
+        neighbours -= {self._state.needs[place.deployment].checkpoint}
         pins.check_room(view, place.tier, size, [one.size_bytes for one in neighbours])
 
     async def _apply(self, pin: Pin, tell: Callable[[Loading], None]) -> Pin:
@@ -248,6 +248,8 @@ class Pinning:
                 return await self._hold(pin, lambda _: None)
             except (errors.NodeLost, errors.NodeNotFound):
                 return None  # when it comes back it is applied again
+            except errors.DeploymentNotFound:
+                return await self._delete([pin], UNASKED, Done.DONE)
             except errors.SllmError as error:
                 log.warning("control.pin_failed", pin=pin.place.hold_id, error=str(error))
             await self._clock.sleep(_RETRY_SECONDS)

@@ -1,6 +1,7 @@
 """Pin, Unpin and Prefetch: what stays where, for how long, and over which faults."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,16 @@ from serverlessllm.v1 import cluster_service_pb2 as cluster_pb
 from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import errors
-from tests.control.clusters import Cluster
+from sllm.clock import MonotonicClock
+from sllm.control.cluster.tiers import Tier
+from sllm.control.config import ControlConfig
+from sllm.control.control_plane import ControlPlane
+from sllm.control.types.calls import Call
+from sllm.control.types.pins import Pin, Place
+from sllm.control.types.reports import Full, Report
+from sllm.control.wire.operations import PINNED
+from tests.control import shapes
+from tests.control.clusters import Cluster, stores_of
 from tests.control.fake_node import MIB, FakeNode
 from tests.support import assert_eventually
 
@@ -235,6 +245,23 @@ async def test_a_deployment_takes_its_pins_with_it(cluster: Cluster, node: FakeN
     await cluster.restart_control()
     with pytest.raises(errors.PinNotFound):
         await unpin(cluster)
+
+
+async def test_a_pin_whose_deployment_went_as_it_was_stored_counts_for_nothing_and_goes(
+    tmp_path: Path,
+) -> None:
+    config = ControlConfig(tmp_path)
+    store, batches = stores_of(config)
+    store.put_pin(Pin(Place("tiny", Tier.DRAM, "n1"), None), Call("", "", PINNED), 1.0)
+    plane = ControlPlane(config, store, batches, MonotonicClock())
+    await plane.load()
+    assert plane.pinning.pins("")
+    assert plane.pinning.pinned_bytes("default") == 0
+    plane.state.fleet.apply(Report("n1", 1, Full(shapes.facts("n1"))), 1.0)
+    plane.pinning.node_joined(plane.state.fleet.nodes["n1"])
+    await assert_eventually(lambda: not plane.pinning.pins(""))
+    assert not store.pins()
+    await plane.close()
 
 
 async def test_pins_do_not_count_on_the_same_room(cluster: Cluster) -> None:
