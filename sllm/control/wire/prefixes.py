@@ -1,6 +1,7 @@
 """What prompts begin with, from requests, and as nodes tell of it."""
 
 import itertools
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -8,7 +9,6 @@ from typing import Final
 from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import inference_service_pb2 as pb
 
-from sllm import bounds, errors
 from sllm.chat.wire import image_messages
 from sllm.prompt_prefixes import Keeper, prefixes_of
 from sllm.prompt_prefixes_wire import keeper_message
@@ -71,10 +71,7 @@ def _parts(request: pb.GenerateRequest) -> Iterator[bytes]:
 def kept(message: fleet_pb.KeptPrefixes) -> dict[int, float]:
     """What a node keeps: by name, the seconds that a prompt which begins so is computed sooner.
 
-    Raises:
-        errors.InvalidArgument: A number is none, or one is missing.
+    What makes no sense is left out: a node whose whole report were refused for that would be lost.
     """
-    if len(message.names) != len(message.saved_seconds):
-        raise errors.InvalidArgument("what is kept of prompts has names without what they save")
-    saved = (bounds.rate(one, "what is saved") for one in message.saved_seconds)
-    return dict(zip(message.names, saved, strict=True))
+    told = zip(message.names, message.saved_seconds, strict=False)
+    return {name: saved for name, saved in told if 0 <= saved < math.inf}

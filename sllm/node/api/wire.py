@@ -6,25 +6,20 @@ from serverlessllm.v1 import types_pb2 as pb
 
 from sllm import bounds, errors
 from sllm.checkpoint.format.experts import ExpertBytes
-from sllm.checkpoint.format.manifest import is_digest
 from sllm.embedding.wire import purpose_message
+from sllm.node.api import helpers
 from sllm.node.contents import Promotion
 from sllm.node.generations.outgoing_generation import Destination, Terms
 from sllm.node.instances.inspection import AdapterInfo, Base, ModelInfo
 from sllm.node.instances.instance import Instance
 from sllm.node.instances.spec import EngineSpec, InstanceSpec
 from sllm.node.instances.zygotes import AUTO
-from sllm.node.peers.types import FormPeers, Lender, Peer, Peers
+from sllm.node.peers.types import Peer
 from sllm.node.store.holds import HoldSpec
 from sllm.node.tiers.types import STORED_ON
 from sllm.node.transfers.work import Progress
 from sllm.node.worker.backends.names import TRANSFORMERS
 from sllm.node.worker.messages import ParserNames
-
-_MOST_LENDERS = 16
-_MOST_FORMS = 16
-_MOST_PEERS = 256
-"""Of one checkpoint, that a node is told of."""
 
 
 def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
@@ -47,57 +42,9 @@ def instance_spec(request: node_pb.StartInstanceRequest) -> InstanceSpec:
             if request.HasField("private_bytes")
             else None
         ),
-        peers=peers(request),
-        lenders=_lenders(request),
-        forms=_forms(request),
-    )
-
-
-def _lenders(request: node_pb.StartInstanceRequest) -> tuple[Lender, ...]:
-    bounds.count(len(request.lenders), "lenders", most=_MOST_LENDERS)
-    found = tuple(map(_lender, request.lenders))
-    if sum(one.share for one in found) >= 1:
-        raise errors.InvalidArgument("lenders.share: all together leave nothing for the node")
-    return found
-
-
-def _lender(message: node_pb.Lender) -> Lender:
-    if not 0 < message.share < 1:
-        raise errors.InvalidArgument(f"lenders.share is {message.share:g}: above 0, and below 1")
-    return Lender(_peer(message.peer, "lenders.peer"), message.share)
-
-
-def peers(request: node_pb.StartInstanceRequest | node_pb.PromoteRequest) -> Peers | None:
-    """Other nodes to have a checkpoint from.
-
-    Raises:
-        errors.InvalidArgument: There are too many, or one has no name or no address.
-    """
-    return _peers(request.peers, "peers") if request.HasField("peers") else None
-
-
-def _forms(request: node_pb.StartInstanceRequest) -> tuple[FormPeers, ...]:
-    bounds.count(len(request.forms), "forms", most=_MOST_FORMS)
-    return tuple(map(_form, request.forms))
-
-
-def _form(message: node_pb.FormPeers) -> FormPeers:
-    if not message.form or not is_digest(message.peers.digest):
-        raise errors.InvalidArgument("forms: each has a name, and the digest of what was made")
-    return FormPeers(message.form, _peers(message.peers, "forms.peers"))
-
-
-def _peers(message: node_pb.Peers, field: str) -> Peers:
-    bounds.count(len(message.peers), f"{field}.peers", most=_MOST_PEERS)
-    found = tuple(_peer(one, f"{field}.peers") for one in message.peers)
-    return Peers(found, message.digest)
-
-
-def _peer(message: node_pb.Peer, field: str) -> Peer:
-    return Peer(
-        bounds.name(message.node_id, f"{field}.node_id"),
-        bounds.address(message.address, f"{field}.address"),
-        message.fellow,
+        peers=helpers.peers(request),
+        lenders=helpers.lenders(request),
+        forms=helpers.forms(request),
     )
 
 
@@ -204,7 +151,7 @@ def promotion(request: node_pb.PromoteRequest) -> Promotion:
         identity=request.identity,
         engine=request.engine or AUTO,
         tensor_parallel=tensor_parallel(request),
-        peers=peers(request),
+        peers=helpers.peers(request),
     )
 
 

@@ -1,9 +1,12 @@
 """Names of what prompts begin with, as requests have them."""
 
+import math
+
 import pytest
+from serverlessllm.v1 import fleet_service_pb2 as fleet_pb
 from serverlessllm.v1 import inference_service_pb2 as pb
 
-from sllm.control.wire.prefixes import _MOST_MESSAGES, _TOGETHER, settle_prefixes
+from sllm.control.wire.prefixes import _MOST_MESSAGES, _TOGETHER, kept, settle_prefixes
 from sllm.prompt_prefixes import prefixes_of
 
 LONG = "You are kind. " * 100
@@ -61,3 +64,19 @@ def test_a_prompt_with_images_has_none_wherever_they_are() -> None:
     assert names(tokens)
     tokens.images.add(data=b"image")
     assert names(tokens) == []
+
+
+@pytest.mark.parametrize(
+    ("saved", "found"),
+    [
+        ([1.0, 2.0], {7: 1.0, 8: 2.0}),
+        ([1.0], {7: 1.0}),
+        ([1.0, 2.0, 3.0], {7: 1.0, 8: 2.0}),
+        ([-1.0, 2.0], {8: 2.0}),
+        ([math.inf, math.nan], {}),
+    ],
+)
+def test_what_a_node_keeps_is_taken_as_far_as_it_makes_sense(
+    saved: list[float], found: dict[int, float]
+) -> None:
+    assert kept(fleet_pb.KeptPrefixes(names=[7, 8], saved_seconds=saved)) == found

@@ -1,16 +1,18 @@
 """What a node is told of others as it starts an instance, and what lenders are asked for."""
 
+import math
 from collections.abc import AsyncIterator
 
 import pytest
 from serverlessllm.v1 import layers_pb2
 from serverlessllm.v1 import node_service_pb2 as node_pb
 from serverlessllm.v1 import peer_service_pb2 as pb
+from structlog.testing import capture_logs
 
 from sllm.control.types.givers import FormGivers, Giver, Givers, Helpers
 from sllm.control.wire.node_messages import start_request
 from sllm.errors import InvalidArgument
-from sllm.node.api import peer_service
+from sllm.node.api import helpers, peer_service
 from sllm.node.api.layers_wire import layers_wish
 from sllm.node.api.wire import instance_spec
 from sllm.node.peers.types import FormPeers, Lender, Peer, Peers
@@ -43,19 +45,39 @@ def test_lenders_come_with_what_is_started() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("shares", "left"),
     [
-        start(0.0),
-        start(1.0),
-        start(-0.5),
-        start(0.6, 0.6),
-        start(0.5, address="no"),
-        start(*[0.01] * 17),
+        ((0.0, 0.25), [0.25]),
+        ((1.0, 0.25), [0.25]),
+        ((math.nan, -0.5, 0.25), [0.25]),
+        ((0.6, 0.6), []),
+        ((0.01,) * 17, [0.01] * 16),
     ],
 )
-def test_lenders_that_make_no_sense_are_refused(wrong: node_pb.StartInstanceRequest) -> None:
-    with pytest.raises(InvalidArgument):
-        instance_spec(wrong)
+def test_lenders_that_make_no_sense_are_done_without(
+    shares: tuple[float, ...], left: list[float]
+) -> None:
+    assert [one.share for one in instance_spec(start(*shares)).lenders] == left
+
+
+@pytest.mark.parametrize("kind", [node_pb.StartInstanceRequest, node_pb.PromoteRequest])
+def test_nodes_that_cannot_be_met_are_done_without(
+    kind: type[node_pb.StartInstanceRequest] | type[node_pb.PromoteRequest],
+) -> None:
+    named = (("n2", "no"), ("n" * 257, "host:1"), ("n3", "host:0"), ("n4", "host:1"))
+    told = [node_pb.Peer(node_id=node_id, address=address) for node_id, address in named]
+    peers = node_pb.Peers(digest="a" * 32, peers=told)
+    assert helpers.peers(kind(peers=peers)) == Peers((Peer("n4", "host:1"),), "a" * 32)
+    assert helpers.peers(kind()) is None
+
+
+def test_what_is_left_out_is_logged_with_what_it_was() -> None:
+    with capture_logs() as logs:
+        instance_spec(start(0.5, address="no"))
+    (entry,) = logs
+    assert (entry["event"], entry["of"]) == ("node.helpers_left_out", "lenders")
+    assert '"n2"' in entry["helper"]
+    assert "host:port" in entry["problem"]
 
 
 def test_layers_are_asked_for_by_their_numbers() -> None:
@@ -94,16 +116,22 @@ def test_who_has_made_weights_ready_comes_with_what_is_started() -> None:
     )
 
 
+WHOLE = ("vllm-1", "a" * 32)
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("request_", "forms", "peers"),
     [
-        with_forms(("", "a" * 32)),
-        with_forms(("vllm-1", "")),
-        with_forms(("vllm-1", "../" + "a" * 29)),
-        with_forms(*[("vllm-1", "a" * 32)] * 17),
-        with_forms(("vllm-1", "a" * 32), count=257),
+        (with_forms(("", "a" * 32), WHOLE), 1, 1),
+        (with_forms(WHOLE, ("vllm-1", "")), 1, 1),
+        (with_forms(WHOLE, ("vllm-1", "../" + "a" * 29)), 1, 1),
+        (with_forms(*[WHOLE] * 17), 16, 1),
+        (with_forms(WHOLE, count=257), 1, 256),
     ],
 )
-def test_forms_that_make_no_sense_are_refused(wrong: node_pb.StartInstanceRequest) -> None:
-    with pytest.raises(InvalidArgument):
-        instance_spec(wrong)
+def test_forms_that_make_no_sense_are_left_out_and_no_more(
+    request_: node_pb.StartInstanceRequest, forms: int, peers: int
+) -> None:
+    found = instance_spec(request_).forms
+    expected = FormPeers("vllm-1", Peers((Peer("n2", "host:1"),) * peers, "a" * 32))
+    assert found == (expected,) * forms
