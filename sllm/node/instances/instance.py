@@ -264,11 +264,11 @@ class Instance:
             self._progress.close()
 
     async def _keep_pages(self, running: Running) -> None:
-        # Who computes layers for it has no pages but those of its own passes.
-        is_alone = not (running.arriving and running.arriving.borrowing)
-        if self._pages and self._pages.kept.is_on and is_alone:
-            scope = scope_of(self.spec.deployment, running.identity or running.digest)
-            self._keeping = WorkersPages(self._pages, running.worker, scope)
+        if not (self._pages and self._pages.kept.is_on):
+            return
+        scope = scope_of(self.spec.deployment, running.identity or running.digest)
+        self._keeping = WorkersPages(self._pages, running.worker, scope)
+        if not (running.arriving and running.arriving.borrowing):  # or it begins with the weights
             await self._keeping.begun()
 
     async def _watch(self, running: Running) -> None:

@@ -243,6 +243,8 @@ class WorkersPages:
             request_id: as the worker knows it.
             seconds: what that may take. What is not kept by then is not waited for: empty.
         """
+        if not self._serving.begun.is_set():
+            return ()
         try:
             return await asyncio.wait_for(self._serving.keep_running(request_id), seconds)
         except TimeoutError:
@@ -250,6 +252,8 @@ class WorkersPages:
 
     async def finish(self) -> None:
         """Takes what the last requests have left; it does not take long, or is left out."""
+        if not self._serving.begun.is_set():
+            return
         self._serving.finish()
         await asyncio.wait([self._task], timeout=_FINISH_SECONDS)
 

@@ -132,6 +132,7 @@ class Contacts:
         """Drops those that have fallen silent; whom it is time to try again."""
         now = self._clock.now()
         for link in [one for one in self._links.values() if one.silence(now) > _SILENCE_SECONDS]:
+            _log.info("peer.silent", node=link.peer.node_id)
             self.drop(link)
         due = [peer for peer, at in self._again.items() if at <= now]
         for peer in due:

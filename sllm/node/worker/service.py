@@ -102,6 +102,8 @@ class WorkerServicer(WorkerServiceServicer):
     ) -> AsyncIterator[pb.KeepPagesResponse]:
         """Has the agent keep pages of the cache, and bring them back, until the call ends."""
         begin = await anext(requests)
+        # Whoever computes layers for it would not have the pages that come.
+        await self._host.weights_use.until_own()
         keeping = self._host.keep_pages(begin.begin.scope, int8=begin.begin.int8)
         if keeping is None:
             return

@@ -1,5 +1,6 @@
 """How a worker's model uses its weights: what it waits for, and what it is seen to use first."""
 
+import asyncio
 from collections.abc import Sequence
 
 from sllm.errors import CheckpointCorrupt, InvalidArgument
@@ -22,6 +23,9 @@ class WeightsUse:
         """Of weights that were on their way when the engine started."""
         self._borrowed: tuple[BorrowedLayers, ...] = ()
         """Those of its layers that others compute until their weights are there."""
+        self._all_own = asyncio.Event()
+        """Whether nobody else computes any more."""
+        self._all_own.set()
         self._first_uses: FirstUses | None = None
         self.experts: OnDemand | None = None
         """Of weights on disk, which come as they are used."""
@@ -68,6 +72,8 @@ class WeightsUse:
             BorrowedLayers(one, theirs, arrivals, mapping)
             for one, theirs in zip(fitting, lent, strict=True)
         )
+        if self._borrowed:
+            self._all_own.clear()
         standing_aside = {id(part) for theirs in lent for part in theirs}
         arrivals.stand_before(part for part in parts.parts if id(part) not in standing_aside)
 
@@ -81,6 +87,10 @@ class WeightsUse:
             if one.layers == layers:
                 return one
         raise InvalidArgument(f"the worker borrows no layers {layers.start} to {layers.stop}")
+
+    async def until_own(self) -> None:
+        """Returns once no layer is computed by others any more, if any was."""
+        await self._all_own.wait()
 
     def settle(self) -> None:
         """Tells that the engine has started. It reads what is known of the process's memory."""
@@ -97,6 +107,8 @@ class WeightsUse:
         if self._arrivals is None:
             raise InvalidArgument("the worker waits for no weights")
         self._arrivals.arrived(chunks)
+        if all(one.is_own for one in self._borrowed):
+            self._all_own.set()
 
     def take_first_use(self) -> FirstUse | None:
         """In which order the model uses its tensors, once, after its first pass; if asked for."""

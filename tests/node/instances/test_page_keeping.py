@@ -20,6 +20,7 @@ from sllm.node.worker.page_keys import page_keys, space_key
 from sllm.node.worker.service import WorkerServicer
 from tests.node.kept.test_kept_pages import PAGE_BYTES, KeptBench
 from tests.node.worker.test_page_keeping import PROMPT, Pages
+from tests.support import assert_eventually
 
 LAYOUT = PageLayout("an engine", 4, PAGE_BYTES)
 CONTENT = {number: bytes([number + 1]) * PAGE_BYTES for number in range(3)}
@@ -35,6 +36,10 @@ class Host:
         self.pages.there = dict(CONTENT)
         self._pool_fd = pool_fd
         self._running = {"r": Prefix(PROMPT)}
+        self.computes_all = asyncio.Event()
+        """Whether no layers are computed by others."""
+        self.computes_all.set()
+        self.weights_use = SimpleNamespace(until_own=self.computes_all.wait)
 
     def keep_pages(self, scope: str, *, int8: bool) -> PageKeeping:
         assert not int8
@@ -53,9 +58,14 @@ async def bench(tmp_path: Path) -> AsyncIterator[KeptBench]:
 
 
 @pytest.fixture
-async def worker(bench: KeptBench) -> AsyncIterator[Any]:
+async def host(bench: KeptBench) -> Host:
+    return Host(bench.pool.fd)
+
+
+@pytest.fixture
+async def worker(host: Host) -> AsyncIterator[Any]:
     server = rpc.Server()
-    servicer = WorkerServicer(cast(ModelHost, Host(bench.pool.fd)))
+    servicer = WorkerServicer(cast(ModelHost, host))
     add_WorkerServiceServicer_to_server(servicer, server.grpc)
     service = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]
     port = await server.start("127.0.0.1:0", [service], insecure=True)
@@ -86,3 +96,18 @@ async def test_pages_of_a_request_that_is_under_way_are_kept_when_they_are_asked
     await pages.finish()
     await pages.end()
     assert await pages.keep_running("r", 10.0) == (), "nobody answers any more"
+
+
+async def test_nobody_waits_for_pages_while_others_compute_layers(
+    bench: KeptBench, host: Host, worker: Any
+) -> None:
+    host.computes_all.clear()
+    pages = WorkersPages(bench.store.pages_from_peers, cast(Worker, worker), "scope")
+    assert await pages.keep_running("r", 60.0) == ()
+    await pages.finish()  # so does one that is to end
+    assert pages.layout is None
+    host.computes_all.set()
+    await assert_eventually(lambda: pages.layout)
+    assert len(await pages.keep_running("r", 10.0)) == 3
+    await pages.finish()
+    await pages.end()

@@ -24,7 +24,8 @@ Send = Callable[[Pass], None]
 class BorrowedLayers:
     """A range of layers, which stand aside while others compute them.
 
-    `ready`, `take` and `lost` may be called in any thread; the rest belongs to the engine's.
+    `is_own`, `ready`, `take` and `lost` may be called in any thread; the rest belongs to the
+    engine's.
     """
 
     def __init__(self, layers: range, parts: Sequence[Part], arrivals: Arrivals, memory: Memory):
@@ -56,6 +57,11 @@ class BorrowedLayers:
         """Whether the pass under way was computed elsewhere."""
         for index, part in enumerate(parts):
             self._stand_in(index, part.module)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether their weights are all here: no pass is sent any more that has not begun."""
+        return self._arrivals.has(self._all)
 
     # --- whoever passes on ----------------------------------------------------------------------
 
@@ -97,7 +103,7 @@ class BorrowedLayers:
     def _elsewhere(self, hidden: torch.Tensor, given: Mapping[str, Any]) -> torch.Tensor | None:
         """What the layers make of hidden states. None: this process sees to it itself."""
         self._arrivals.wait_for(self._all, lambda: self._lost or self._send is not None)
-        if self._arrivals.has(self._all):
+        if self.is_own:
             self._step_aside()
             return None
         return None if self._lost or self._send is None else self._ask(self._send, hidden, given)

@@ -1,5 +1,6 @@
 """Layers that are computed elsewhere give the tokens of the whole model, whatever becomes of it."""
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ class Borrower:
 
     def __init__(self, staged: Staged, pool: Pool, stack: ExitStack) -> None:
         self.use = WeightsUse()
+        self.staged = staged
         stack.callback(self.use.close)
         self._lacking = theirs(staged)
         weights = PooledWeights(
@@ -169,6 +171,19 @@ def test_tokens_are_those_of_the_whole_model(
     assert tokens(borrower.harness, requests) == expected
     assert lender.ended.wait(5.0)
     assert lender.passes == before
+
+
+async def test_pages_from_elsewhere_wait_until_all_layers_are_computed_here(
+    pair: tuple[Borrower, Lender],
+) -> None:
+    borrower, _ = pair
+    waiting = asyncio.create_task(borrower.use.until_own())
+    lacking = sorted(theirs(borrower.staged))
+    borrower.use.arrived(lacking[:-1])
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    borrower.use.arrived(lacking[-1:])
+    await asyncio.wait_for(waiting, 10)
 
 
 def test_weights_that_come_meanwhile_are_used_from_then_on(
