@@ -1,27 +1,18 @@
 """Safetensors directories and checkpoints for the tests of the tiers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from sllm.checkpoint.files.memory import ChunkMemory
 from sllm.checkpoint.format.manifest import Manifest
-from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
-from sllm.checkpoint.importing.importer import import_checkpoint
+from sllm.checkpoint.importing.import_plan import plan_import
 from sllm.checkpoint.reading.tensors import tensors_over
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.node.tiers.pool import Pool
-
-CHUNK = 8192
-"""Small chunks: a few kilobytes of weights cross several."""
-
-
-def never() -> bool:
-    """For work that is not cancelled."""
-    return False
+from tests.checkpoint.plans import run_import
 
 
 def write_model(
@@ -65,24 +56,6 @@ def random_weights(seed: int = 0, layers: int = 3) -> dict[str, torch.Tensor]:
 def import_model(source: Path, destination: Path, dtype: str | None = None) -> Manifest:
     """Imports the model at `source`."""
     return run_import(plan_import(inspect(LocalSource(source)), dtype), destination)
-
-
-def run_import(
-    plan: ImportPlan,
-    destination: Path,
-    progress: Callable[[int, int], object] = lambda loaded, total: None,
-    cancelled: Callable[[], bool] = never,
-    memory: ChunkMemory | None = None,
-) -> Manifest:
-    """Carries a plan out, in small chunks."""
-    return import_checkpoint(
-        plan,
-        destination,
-        chunk_bytes=CHUNK,
-        progress=progress,
-        cancelled=cancelled,
-        memory=memory,
-    )
 
 
 def tensors_in_pool(

@@ -18,7 +18,7 @@ from sllm.checkpoint.importing.import_plan import plan_import
 from sllm.checkpoint.reading.tensors import TORCH_NAMES
 from sllm.checkpoint.saving.saving import write_tensors
 from sllm.checkpoint.sources.sources import LocalSource, find_files
-from tests.checkpoint.checkpoints import CHUNK, run_import
+from tests.checkpoint.plans import CHUNK, run_import
 
 DTYPES = sorted(TORCH_NAMES, key=str)
 PAIRS = torch.float4_e2m1fn_x2

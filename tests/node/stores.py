@@ -19,13 +19,8 @@ from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers import imports, reads
 from sllm.node.transfers.work import Progress
-from tests.checkpoint.checkpoints import (
-    CHUNK,
-    assert_same,
-    random_weights,
-    tensors_in_pool,
-    write_model,
-)
+from tests.checkpoint.checkpoints import assert_same, random_weights, tensors_in_pool, write_model
+from tests.checkpoint.plans import CHUNK
 
 MODEL_CHUNKS = 6
 """Of the pool, for one model."""

@@ -18,15 +18,14 @@ from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import Cancelled, CheckpointCorrupt, InvalidArgument
 from sllm.node.tiers.pool import Pool
 from tests.checkpoint.checkpoints import (
-    CHUNK,
     assert_same,
     import_model,
     random_weights,
-    run_import,
     tensors_in_pool,
     tensors_on_disk,
     write_model,
 )
+from tests.checkpoint.plans import CHUNK, run_import
 
 DTYPES = [
     torch.float32,

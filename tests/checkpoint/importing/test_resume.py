@@ -18,15 +18,14 @@ from sllm.checkpoint.sources.local_reader import LocalReader
 from sllm.checkpoint.sources.sources import LocalSource, inspect
 from sllm.errors import Cancelled, CheckpointCorrupt
 from tests.checkpoint.checkpoints import (
-    CHUNK,
     assert_same,
     flip_bit,
     import_model,
-    never,
     random_weights,
     tensors_on_disk,
     write_model,
 )
+from tests.checkpoint.plans import CHUNK, never
 
 PARTITION = "partition-00000.bin"
 

@@ -10,15 +10,14 @@ from sllm.clock import MonotonicClock
 from sllm.errors import Cancelled, CheckpointCorrupt
 from sllm.node.tiers.pool import Pool
 from tests.checkpoint.checkpoints import (
-    CHUNK,
     assert_same,
     flip_bit,
     import_model,
-    never,
     random_weights,
     tensors_in_pool,
     write_model,
 )
+from tests.checkpoint.plans import CHUNK, never
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from sllm.checkpoint.reading import weights as weights_module
 from sllm.checkpoint.reading.loading import load
 from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound, UnsupportedModel
 from tests.checkpoint.checkpoints import (
-    CHUNK,
     assert_same,
     bits,
     flip_bit,
@@ -22,6 +21,7 @@ from tests.checkpoint.checkpoints import (
     random_weights,
     write_model,
 )
+from tests.checkpoint.plans import CHUNK
 
 
 @pytest.fixture(autouse=True)

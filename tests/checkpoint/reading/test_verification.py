@@ -8,7 +8,8 @@ import pytest
 from sllm import checkpoint
 from sllm.checkpoint.reading.verification import find_damage
 from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
-from tests.checkpoint.checkpoints import CHUNK, flip_bit, import_model, random_weights, write_model
+from tests.checkpoint.checkpoints import flip_bit, import_model, random_weights, write_model
+from tests.checkpoint.plans import CHUNK
 
 PARTITION = "partition-00000.bin"
 

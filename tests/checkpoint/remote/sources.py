@@ -9,7 +9,7 @@ from sllm.checkpoint.remote.options import RemoteOptions
 from sllm.checkpoint.remote.remotes import Remotes
 from sllm.checkpoint.remote.snapshot import Snapshot
 from sllm.checkpoint.sources.sources import LocalSource, SourceFiles, inspect, parse_source
-from tests.checkpoint.checkpoints import never, run_import
+from tests.checkpoint.plans import never, run_import
 
 HASTY = RemoteOptions(
     connect_seconds=2.0,

@@ -12,7 +12,6 @@ from sllm.checkpoint.sources.adapters import is_adapter
 from sllm.errors import CheckpointCorrupt, InvalidSource, SourceNotFound
 from tests.checkpoint import checkpoints
 from tests.checkpoint.checkpoints import (
-    CHUNK,
     assert_pooling,
     assert_same,
     import_model,
@@ -21,6 +20,7 @@ from tests.checkpoint.checkpoints import (
     write_model,
     write_pooling,
 )
+from tests.checkpoint.plans import CHUNK
 from tests.checkpoint.remote.sources import bring
 from tests.checkpoint.remote.web import WebServer
 

@@ -24,7 +24,8 @@ from sllm.node.device.memory import DeviceMemory
 from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import LoadPhase, Progress
-from tests.checkpoint.checkpoints import CHUNK, flip_bit, write_model
+from tests.checkpoint.checkpoints import flip_bit, write_model
+from tests.checkpoint.plans import CHUNK
 from tests.node.device.fake_cuda import UNKNOWN
 from tests.node.device.machine import ALL_KV_BYTES, MODEL_BYTES, Machine
 from tests.node.stores import MODEL_CHUNKS, settle

@@ -34,7 +34,8 @@ from sllm.node.instances.worker_messages import Attached, Prepared
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.tiers import first_use
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import CHUNK, flip_bit
+from tests.checkpoint.checkpoints import flip_bit
+from tests.checkpoint.plans import CHUNK
 from tests.node.stores import Bench
 from tests.support import assert_eventually
 

@@ -24,7 +24,8 @@ from sllm.node.instances.worker_client import Worker
 from sllm.node.peers.types import FormPeers, Network, Peers
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import CHUNK, flip_bit, random_weights, write_model
+from tests.checkpoint.checkpoints import flip_bit, random_weights, write_model
+from tests.checkpoint.plans import CHUNK
 from tests.node.serving import Stalling, serving
 from tests.node.stores import Bench
 from tests.support import assert_eventually

@@ -28,7 +28,8 @@ from sllm.node.instances.worker_messages import Prepared
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form
-from tests.checkpoint.checkpoints import CHUNK, flip_bit, random_weights
+from tests.checkpoint.checkpoints import flip_bit, random_weights
+from tests.checkpoint.plans import CHUNK
 from tests.node.stores import Bench, gate_on
 from tests.support import assert_eventually
 

@@ -18,7 +18,7 @@ from sllm.node.kept.kept_pages import KeptPages
 from sllm.node.kept.prefixes import NamedPages
 from sllm.node.kept.records import KeptBudget, PageLease, PageWish
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import CHUNK
+from tests.checkpoint.plans import CHUNK
 from tests.node.stores import MODEL_CHUNKS, Bench
 from tests.support import assert_eventually
 

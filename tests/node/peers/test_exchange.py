@@ -33,7 +33,8 @@ from sllm.node.peers.news import News
 from sllm.node.peers.types import Network, Peer, Peers
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import CHUNK, run_import, write_model
+from tests.checkpoint.checkpoints import write_model
+from tests.checkpoint.plans import CHUNK, run_import
 
 RECORD = SourceRecord("http://localhost/model", "now", None)
 FELLOW = Peer("other", "localhost:1", fellow=True)

@@ -24,7 +24,8 @@ from sllm.node.peers.news import News
 from sllm.node.peers.types import Peer
 from sllm.node.peers.words import Words
 from sllm.node.tiers.types import Tier
-from tests.checkpoint.checkpoints import CHUNK, run_import, write_model
+from tests.checkpoint.checkpoints import write_model
+from tests.checkpoint.plans import CHUNK, run_import
 from tests.node.peers.test_exchange import RECORD, Dials
 
 HONEST, LIAR = "honest", "liar"

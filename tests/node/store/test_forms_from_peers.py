@@ -21,13 +21,8 @@ from sllm.node.store.tier_store import _SOURCE_THREADS
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form
-from tests.checkpoint.checkpoints import (
-    CHUNK,
-    assert_same,
-    flip_bit,
-    random_weights,
-    tensors_in_pool,
-)
+from tests.checkpoint.checkpoints import assert_same, flip_bit, random_weights, tensors_in_pool
+from tests.checkpoint.plans import CHUNK
 from tests.node.serving import Stalling, serving
 from tests.node.stores import MODEL_BYTES, Bench
 from tests.support import assert_eventually

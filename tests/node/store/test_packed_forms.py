@@ -15,7 +15,8 @@ from sllm.checkpoint.saving.saving import write_tensors
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form
-from tests.checkpoint.checkpoints import CHUNK, flip_bit, import_model, random_weights, write_model
+from tests.checkpoint.checkpoints import flip_bit, import_model, random_weights, write_model
+from tests.checkpoint.plans import CHUNK
 from tests.node.stores import Bench
 
 FORM = WeightForm("engine-1", "engine", versions={"engine": "1.0"}, dtype="float32")

@@ -20,7 +20,8 @@ from sllm.errors import CheckpointCorrupt, CheckpointUnreadable
 from sllm.node.store.lease import Lease
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import nothing
-from tests.checkpoint.checkpoints import CHUNK, flip_bit
+from tests.checkpoint.checkpoints import flip_bit
+from tests.checkpoint.plans import CHUNK
 from tests.node.stores import Bench, gate_on
 
 

@@ -12,7 +12,8 @@ from sllm.node.store.lease import Lease
 from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Form
-from tests.checkpoint.checkpoints import CHUNK, flip_bit, random_weights, write_model
+from tests.checkpoint.checkpoints import flip_bit, random_weights, write_model
+from tests.checkpoint.plans import CHUNK
 from tests.node.stores import MODEL_BYTES, Bench
 
 FORM = Form("engine-1")

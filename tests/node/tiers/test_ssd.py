@@ -12,7 +12,6 @@ from sllm.node.tiers.checkpoints import SourceRecord
 from sllm.node.tiers.ssd import SsdCopy, SsdTier
 from sllm.node.tiers.ssd_files import delete
 from tests.checkpoint.checkpoints import (
-    CHUNK,
     assert_same,
     flip_bit,
     import_model,
@@ -20,6 +19,7 @@ from tests.checkpoint.checkpoints import (
     tensors_on_disk,
     write_model,
 )
+from tests.checkpoint.plans import CHUNK
 from tests.processes import started
 from tests.support import wait_until
 

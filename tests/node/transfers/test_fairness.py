@@ -17,7 +17,8 @@ from sllm.node.store.tier_store import TierStore
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.types import Tier
 from sllm.node.transfers.work import Priority, Progress
-from tests.checkpoint.checkpoints import CHUNK, write_model
+from tests.checkpoint.checkpoints import write_model
+from tests.checkpoint.plans import CHUNK
 from tests.node.stores import Tell
 from tests.support import assert_eventually
 
