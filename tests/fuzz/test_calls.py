@@ -9,6 +9,7 @@ from tests.fuzz.valid import VALID, Facts
 
 FACTS = Facts("file:///models/tiny", "tiny", "node-0", "tiny-1", "ab" * 16)
 CALLS = 2_000
+FEW = 20
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.server}-{method.key}")
@@ -21,7 +22,7 @@ def test_every_rpc_begins_with_a_valid_request(method: Method) -> None:
 def test_a_seed_gives_the_same_calls_again() -> None:
     calls = [make_call(1, number, FACTS) for number in range(CALLS)]
     assert calls == [make_call(1, number, FACTS) for number in range(CALLS)]
-    assert calls != [make_call(2, number, FACTS) for number in range(CALLS)]
+    assert calls[:FEW] != [make_call(2, number, FACTS) for number in range(FEW)]
 
 
 def test_every_rpc_gets_valid_messages_wrong_ones_and_what_is_none() -> None:

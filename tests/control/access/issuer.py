@@ -101,7 +101,7 @@ class Issuer:
 def issuing() -> Iterator[Issuer]:
     """One that serves within the context."""
     issuer = Issuer()
-    thread = threading.Thread(target=issuer.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=issuer.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield issuer
