@@ -4,6 +4,7 @@ Importing takes seconds, and this process must not outlive its agent for so long
 its agent comes before what it imports.
 """
 
+import gc
 import os
 import sys
 
@@ -16,6 +17,7 @@ def run(engine: str, agent_fd: int, pool_fd: int, agent_pid: int) -> None:
     # Ctrl-C is for the agent, which ends the rest in order. No session of its own: the kernel
     # shares processors out to sessions, and niceness counts within one alone.
     os.setpgid(0, 0)
+    gc.disable()  # what is imported stays: to look through it again and again takes a tenth longer
     from sllm.node.worker import zygote
 
     zygote.serve(engine, agent_fd, pool_fd)

@@ -302,4 +302,5 @@ def serve(engine: str, agent_fd: int, pool_fd: int) -> None:
     await_single_thread()
     gc.collect()
     gc.freeze()  # what is there by now stays, and no collection in a child copies its pages
+    gc.enable()
     Zygote(socket.socket(fileno=agent_fd), pool_fd, backend).serve()
