@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
-# Processes that run tests; see tests/conftest.py.
-WORKERS ?= 2
+# Processes that run tests (see tests/conftest.py): one more than there are processors, since those
+# with clusters wait as much as they compute; and no more than have 4.5 GB of memory each.
+PROCESSORS := $(shell getconf _NPROCESSORS_ONLN)
+MEMORY_KB := $(shell awk '/^MemTotal/ {print $$2}' /proc/meminfo)
+WORKERS ?= $(shell most=$$(($(MEMORY_KB) / 4500000)); wanted=$$(($(PROCESSORS) + 1)); \
+	echo $$((most < 1 ? 1 : most < wanted ? most : wanted)))
 BENCH ?=
 FUZZ ?=
 # Whatever is imported is compiled once, also where the environment says not to: a run of the tests
@@ -57,7 +61,8 @@ nightly: setup
 
 # Generations that are moved after each of their tokens; `make test` moves them after a few.
 every-step: setup
-	EVERY_STEP=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder -k any_step tests/e2e
+	EVERY_STEP=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder \
+		-m "nightly or not nightly" -k any_step tests/e2e
 
 check: setup
 	$(BIN)/ruff check .
