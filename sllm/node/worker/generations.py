@@ -16,6 +16,7 @@ from sllm.errors import (
     UnsupportedModel,
 )
 from sllm.node.worker.adapters import Adapters
+from sllm.node.worker.collecting import Collecting
 from sllm.node.worker.engine.interface import Engine, EngineRequest, NewToken, Step
 from sllm.node.worker.engine.pages import Prefix
 from sllm.node.worker.generation import (
@@ -57,6 +58,8 @@ class _UnderWay:
     """Token ids, if logprobs of them are still to come."""
     asked: EngineRequest | None = None
     """Of the engine, once it was."""
+    background: bool = False
+    """Whether nobody waits for it."""
     drawn: list[int] = field(default_factory=list)
     """Token ids that the engine has put out."""
 
@@ -92,6 +95,8 @@ class Generations:
         self._keys = map(str, itertools.count())
         self._by_id: dict[str, _UnderWay] = {}
         self._by_key: dict[str, _UnderWay] = {}
+        self._collecting = Collecting()
+        """Of requests that nobody waits for."""
         self.keeping: PageKeeping | None = None
         """Brings pages of prompts that are kept. None: nobody keeps any."""
         self._reader = RequestReader(files, texts, parsers, context_tokens, adapters, images)
@@ -102,7 +107,12 @@ class Generations:
             error = RequestIdInUse(f"request {request.request_id} is already under way")
             self._put(request.request_id, Failed(error))
             return
-        under_way = _UnderWay(next(self._keys), request.request_id, time.monotonic())
+        under_way = _UnderWay(
+            next(self._keys),
+            request.request_id,
+            time.monotonic(),
+            background=request.background,
+        )
         self._by_id[request.request_id] = self._by_key[under_way.key] = under_way
         under_way.beginning = asyncio.create_task(self._begin(request, under_way))
 
@@ -130,6 +140,8 @@ class Generations:
         first = any(self._is_first(token) for token in step.tokens)
         outputs = [output for token in step.tokens for output in self._push(token)]
         outputs += [output for key in step.broken if (output := self._break(key))]
+        if step.tokens and not outputs:
+            return  # all is held back, and the counters with it
         more = all(isinstance(output.event, Tokens) for output in outputs)
         self._outbox.put(outputs, step.counters, at_once=first or not more)
 
@@ -173,7 +185,8 @@ class Generations:
             log.exception("worker.request_failed", request_id=request.request_id)
             self._refuse(under_way, Internal(f"the request could not be begun: {error!r}"))
         else:
-            self._put(request.request_id, Accepted(read.prompt))
+            accepted = Output(request.request_id, Accepted(read.prompt))
+            self._outbox.put((accepted,), self._engine.counters, at_once=not request.background)
             if ended:
                 self._put(request.request_id, ended)
         finally:
@@ -188,16 +201,22 @@ class Generations:
                 yield Output(under_way.request_id, part)
             under_way.prompt = ()
         under_way.drawn.append(token.token_id)
-        event = under_way.generation.push(token)
-        if isinstance(event, Completed):
+        output = Output(under_way.request_id, under_way.generation.push(token))
+        if under_way.background:
+            yield from self._collecting.take(output)
+        else:
+            yield output
+        if isinstance(output.event, Completed):
             self._forget(under_way)
             if not token.finish:
                 self._engine.finish(token.request_id)  # a stop string, which engines do not see
-        yield Output(under_way.request_id, event)
 
     def _is_first(self, token: NewToken) -> bool:
+        """Whether somebody waits for a token more than for those that follow."""
         under_way = self._by_key.get(token.request_id)
-        return bool(under_way and under_way.generation and not under_way.generation.begun)
+        if under_way is None or under_way.generation is None or under_way.background:
+            return False
+        return not under_way.generation.begun
 
     def _break(self, key: str) -> Output | None:
         under_way = self._by_key.get(key)
@@ -225,6 +244,7 @@ class Generations:
     def _forget(self, under_way: _UnderWay) -> None:
         self._by_id.pop(under_way.request_id, None)
         self._by_key.pop(under_way.key, None)
+        self._collecting.forget(under_way.request_id)
         self._reader.let_go(under_way.key)
 
     def _put(self, request_id: str, event: Event) -> None:

@@ -1,6 +1,5 @@
 """The engine on transformers' continuous batching: paged cache, prefix sharing, one thread."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from sllm.node.worker.engine.batch import Batch, Router, Sampler
 from sllm.node.worker.engine.interface import Capacity, Counters, EngineRequest, Step
 from sllm.node.worker.engine.interruption import BrokenOff
 from sllm.node.worker.engine.keeping_scheduler import PAGES_LEAVE, KeepingScheduler
+from sllm.node.worker.engine.niceness import stand_back
 from sllm.node.worker.engine.paged_cache import SPARE_PAGES, PagedCache
 from sllm.node.worker.engine.pages import EnginePages
 from sllm.node.worker.engine.threads import threads_for
@@ -35,9 +35,6 @@ _MAX_BATCH_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of prompts and generations in one step: longer prompts take several steps."""
 _STOP_TIMEOUT = 5.0
 """Seconds that a step under way has to end."""
-_NICENESS = 10
-"""Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
-whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
 _SCHEDULER = "sllm"
 
 
@@ -151,7 +148,7 @@ class TransformersEngine:
         """Starts the engine's thread, which inherits the niceness of the one that starts it."""
         weights = sum(one.nbytes for one in self._model.parameters())
         torch.set_num_threads(threads_for(weights))  # by which whoever computes first goes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        stand_back()
         self._manager.start()
 
     def _break_off(self, batch: Batch) -> None:

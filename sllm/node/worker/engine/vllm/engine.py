@@ -1,6 +1,5 @@
 """The engine on vLLM: its core, stepped by one thread of ours."""
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from sllm.node.worker.engine.interface import (
     NewToken,
     Step,
 )
+from sllm.node.worker.engine.niceness import stand_back
 from sllm.node.worker.engine.pages import EnginePages, Prefix
 from sllm.node.worker.engine.prompt_scores import PromptScores
 from sllm.node.worker.engine.threads import threads_for
@@ -31,7 +31,7 @@ from sllm.node.worker.engine.vllm.config import VllmModel, engine_config, max_ba
 from sllm.node.worker.engine.vllm.core_requests import core_request, finish_reason, params_of
 from sllm.node.worker.engine.vllm.interruption import Interruptions
 from sllm.node.worker.engine.vllm.loader import MadeReady
-from sllm.node.worker.engine.vllm.making import NICENESS, making
+from sllm.node.worker.engine.vllm.making import making
 from sllm.node.worker.engine.vllm.pages import VllmPages, can_keep, withhold
 from sllm.node.worker.engine.vllm.prompts import SCORED, PromptReader
 from sllm.node.worker.engine.vllm.ranks import Filled, begin, executor_of
@@ -145,7 +145,7 @@ class VllmEngine:
         return core
 
     def _run(self, on_failure: Callable[[Exception], None]) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        stand_back()
         torch.set_num_threads(self._threads)
         try:
             while self._take_commands():

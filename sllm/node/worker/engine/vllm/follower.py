@@ -1,6 +1,5 @@
 """One of the other ranks of a model: vLLM's worker, which does as the first rank tells it."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -16,11 +15,12 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 from sllm.errors import SllmError, WorkerDied
 from sllm.node.worker.engine.group import ALONE, Rank
 from sllm.node.worker.engine.interface import Capacity
+from sllm.node.worker.engine.niceness import stand_back
 from sllm.node.worker.engine.threads import threads_for
 from sllm.node.worker.engine.vllm.config import VllmModel, engine_config
 from sllm.node.worker.engine.vllm.groups import process_group
 from sllm.node.worker.engine.vllm.loader import Loading, MadeReady
-from sllm.node.worker.engine.vllm.making import NICENESS, making, refusing_memory
+from sllm.node.worker.engine.vllm.making import making, refusing_memory
 from sllm.node.worker.engine.vllm.prompts import PromptReader
 from sllm.node.worker.engine.vllm.ranks import (
     Begin,
@@ -56,7 +56,7 @@ def follow(
             executor = executor_of(ALONE, lambda _: None)
             config = engine_config(model, capacity, FollowingSampler, executor)
             follower.start(config, loading)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        stand_back()
         torch.set_num_threads(threads_for(model.weight_bytes, model.ranks))
         follower.run()
     except (WorkerDied, Told):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import torch
 
@@ -10,10 +9,6 @@ from sllm.errors import NoCapacity
 from sllm.node.worker.engine.untouched_zeros import UntouchedZeros
 from sllm.node.worker.engine.vllm.config import VllmModel
 from sllm.node.worker.engine.vllm.loader import Loading, loading
-
-NICENESS: Final = 10
-"""Of the engine's threads; see setpriority(2). Where processors are short, whatever starts, and
-whoever passes tokens on, goes before: a start costs little, and how long it takes is foretold."""
 
 _set_num_threads = torch.set_num_threads
 """vLLM puts a function in its place that does nothing."""
