@@ -21,6 +21,10 @@ _SILENCE_SECONDS: Final = 3.0
 """A node that says nothing for so long is done without."""
 _AGAIN_SECONDS: Final = 0.5
 _TRIES: Final = 20
+"""How often one is asked again that has said nothing yet."""
+_RETURNS: Final = 2
+"""How often one is asked again that has fallen silent, or has broken off: a moment without an
+answer must not have all that it holds come from the source."""
 _DOUBTS: Final = 2
 """How often a node may have had a part in a chunk that was not what it must be."""
 
@@ -58,6 +62,7 @@ class Contacts:
         """Nodes that have given what was wrong, or nothing."""
         self._doubts: Counter[str] = Counter()
         self._tries: Counter[Peer] = Counter()
+        self._returns: Counter[Peer] = Counter()
         self._again: dict[Peer, float] = {}
         """Those that had not begun, and when they are asked again."""
         self._dropped: list[Link] = []
@@ -89,15 +94,20 @@ class Contacts:
 
     def _lost(self, link: Link) -> None:
         with self._lock:
-            if self.has(link) and not link.was_heard:
-                self._try_again(link.peer)
+            self.lose(link)
+
+    def lose(self, link: Link) -> None:
+        """Does without a node, and asks it again a little later."""
+        if self.has(link):
+            self._try_again(link)
             self.drop(link)
 
-    def _try_again(self, peer: Peer) -> None:
+    def _try_again(self, link: Link) -> None:
         """It may be about to begin: it was told to at much the same time."""
-        self._tries[peer] += 1
-        if self._tries[peer] <= _TRIES and len(self._again) < MOST:
-            self._again[peer] = self._clock.now() + _AGAIN_SECONDS
+        tries, most = (self._returns, _RETURNS) if link.was_heard else (self._tries, _TRIES)
+        tries[link.peer] += 1
+        if tries[link.peer] <= most and len(self._again) < MOST:
+            self._again[link.peer] = self._clock.now() + _AGAIN_SECONDS
 
     def drop(self, link: Link) -> None:
         """Does without a node, until it calls."""
@@ -133,7 +143,7 @@ class Contacts:
         now = self._clock.now()
         for link in [one for one in self._links.values() if one.silence(now) > _SILENCE_SECONDS]:
             _log.info("peer.silent", node=link.peer.node_id)
-            self.drop(link)
+            self.lose(link)
         due = [peer for peer, at in self._again.items() if at <= now]
         for peer in due:
             del self._again[peer]

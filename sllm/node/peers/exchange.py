@@ -235,7 +235,7 @@ class Exchange:
         """Another node's way with the rest of a chunk, after one has broken off."""
         with self._changed:
             if not way.called_back:
-                self._contacts.drop(link)
+                self._contacts.lose(link)
             other = self._begun.instead(self._current.get(turn.chunk, turn))
             if other is None:
                 return None
@@ -316,7 +316,7 @@ class Exchange:
         if link and pretends:
             self._contacts.refuse(link, "it says that it gives a chunk, and does not")
         elif link:
-            self._contacts.drop(link)
+            self._contacts.lose(link)
 
     def close(self) -> None:
         """Ends all that is under way, and gives nothing more. No turn may be under way."""

@@ -22,9 +22,9 @@ from sllm.checkpoint.importing.chunk_plan import plan_chunks
 from sllm.checkpoint.importing.exchange import Contents, Turn
 from sllm.checkpoint.importing.import_plan import ImportPlan, plan_import
 from sllm.checkpoint.sources.sources import LocalSource, inspect
-from sllm.clock import MonotonicClock
+from sllm.clock import ManualClock, MonotonicClock
 from sllm.node.peers import wire
-from sllm.node.peers.contacts import MOST
+from sllm.node.peers.contacts import MOST, Contacts
 from sllm.node.peers.exchange import Exchange
 from sllm.node.peers.flights import Flight, Flights
 from sllm.node.peers.link import Link
@@ -141,6 +141,34 @@ def test_not_more_nodes_are_followed_than_help(exchange: Exchange, network: Dial
     for number in range(3 * MOST):
         exchange.meet(Peer(f"n{number}", "localhost:1", fellow=True))
     assert len(network.dialled) == MOST
+
+
+@pytest.mark.parametrize(("was_heard", "times"), [(True, 2), (False, 20)])
+def test_one_that_falls_silent_is_asked_again_a_few_times(
+    network: Dials, times: int, *, was_heard: bool
+) -> None:
+    """Or a moment without an answer would have all that it holds come from the source."""
+    clock, lock = ManualClock(), threading.Condition()
+    told: Any = lambda *_: None  # noqa: E731
+    contacts = Contacts(RECORD, network, clock, lock, told, told)
+    returns = 0
+    with lock:
+        due = [HOLDER]
+        while due:
+            (peer,) = due
+            assert contacts.meet(peer, wants_manifest=False)
+            contacts.links[peer.node_id].was_heard = was_heard
+            contacts.lose(contacts.links[peer.node_id])
+            assert not contacts.links
+            assert contacts.tidy() == [], "not at once"
+            clock.advance(1.0)
+            due = contacts.tidy()
+            returns += len(due)
+        dropped = contacts.take_dropped()
+    assert returns == times
+    for link in dropped:
+        link.close()
+        link.join()
 
 
 def test_whoever_has_a_part_in_wrong_chunks_again_and_again_is_refused(exchange: Exchange) -> None:
