@@ -105,7 +105,13 @@ class Setting:
 
 
 def compare(requests: int, seeds: range, large: int) -> Iterator[Compared]:
-    """Every variant in every setting, as results come; `large`: requests of the large fleet's."""
+    """Every variant in every setting, as results come.
+
+    Args:
+        requests: of each trace on the paper's cluster; 0: none are looked at.
+        seeds: of these.
+        large: requests of the large fleet's; 0: it is not looked at.
+    """
     models = deployments(REPLICAS)
 
     def bursts(rate: float) -> Callable[[int], Trace]:
@@ -114,12 +120,14 @@ def compare(requests: int, seeds: range, large: int) -> Iterator[Compared]:
     def azure(seed: int) -> Trace:
         return in_turns(azure_trace(models, seconds=AZURE_SECONDS, seed=seed), seed)
 
-    settings = {
-        "the paper's cluster, 2/s": (Setting(bursts(2.0)), seeds),
-        "the paper's cluster, 8/s": (Setting(bursts(8.0)), seeds),
-        "the same, each model on one SSD": (Setting(bursts(8.0), holders=1), seeds),
-        "Azure's shape": (Setting(azure), seeds),
-    }
+    settings: dict[str, tuple[Setting, range]] = {}
+    if requests:
+        settings = {
+            "the paper's cluster, 2/s": (Setting(bursts(2.0)), seeds),
+            "the paper's cluster, 8/s": (Setting(bursts(8.0)), seeds),
+            "the same, each model on one SSD": (Setting(bursts(8.0), holders=1), seeds),
+            "Azure's shape": (Setting(azure), seeds),
+        }
     if large:
         settings["1,000 servers"] = _large(large), range(1, 2)
     for name, (setting, of) in settings.items():
