@@ -75,7 +75,7 @@ FLOORS = {
         "ranks",
         "making_ready",
         "generations | encodings",
-        "request_reader | outbox | page_keeping",
+        "request_reader | outbox | collecting | page_keeping",
         "page_keys",
         "generation | adapters",
         "page_messages",
