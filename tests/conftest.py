@@ -66,20 +66,36 @@ _OF_THEIR_OWN = tuple(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cluster that many share first, which takes longest; those of their own come last."""
+    """The cluster that many share first, which takes longest; those of their own come last.
+
+    What a file runs on one engine is run together: each change costs a deployment.
+    """
     for item in items:
         _check_shares_nothing(item)
-    items.sort(key=_rank)
+    places = {file: place for place, file in enumerate(dict.fromkeys(map(_file_of, items)))}
+    items.sort(key=lambda item: (_rank(item), *_turn(item, places)))
 
 
 def _check_shares_nothing(item: pytest.Item) -> None:
     shares = any(one.scope == "package" for one in nearest_cluster(item))
-    if shares and _file(item.nodeid) in _OF_THEIR_OWN:
+    if shares and _file_of(item) in _OF_THEIR_OWN:
         raise pytest.UsageError(f"{item.nodeid} takes the cluster that others share")
 
 
+def _turn(item: pytest.Item, places: dict[str, int]) -> tuple[int, str]:
+    """Of a test with a cluster: by its file, and in it by its engine; last what names none."""
+    if not _has_clusters(item.nodeid):
+        return 0, ""
+    given: Any = getattr(item, "callspec", None)
+    return places[_file_of(item)], str(given.params.get("engine", "~") if given else "~")
+
+
+def _file_of(item: pytest.Item) -> str:
+    return _file(item.nodeid)
+
+
 def _rank(item: pytest.Item) -> int:
-    file = _file(item.nodeid)
+    file = _file_of(item)
     if file in _OF_THEIR_OWN:
         return 2 + _OF_THEIR_OWN.index(file)
     return 0 if _has_clusters(item.nodeid) else 1

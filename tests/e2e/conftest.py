@@ -9,6 +9,7 @@ from make_models import make_model
 
 from tests.e2e.cluster import Cluster, Part, running
 from tests.e2e.engines import ENGINES
+from tests.encoders import make_encoder
 from tests.fixtures import nearest_cluster
 
 FAMILIES = ("tiny-llama", "tiny-opt", "tiny-qwen2", "tiny-gpt2")
@@ -36,6 +37,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_model(family, directory / family)
         make_model(family, directory / f"{family}-sharded", shards=3)
     return directory
+
+
+@pytest.fixture(scope="session")
+def slower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes a while for a generation."""
+    return make_model("small-llama", tmp_path_factory.mktemp("slower") / "model")
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that embeds."""
+    return make_encoder("bert", tmp_path_factory.mktemp("encoder") / "bert", pooling="mean_tokens")
 
 
 @pytest.fixture(scope="package")

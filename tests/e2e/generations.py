@@ -1,5 +1,6 @@
 """Generations that tests move about, and what they are compared by."""
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ from tests.e2e.cluster import Cluster
 from tests.support import assert_eventually
 
 TOKENS = 200
+LEAVING: dict[str, Any] = {"deployment": "leaving", "max_tokens": 400}
+"""Generations that go on for longer than another node takes to start their model."""
 _TRIES = 10
 
 
@@ -96,3 +99,25 @@ async def moved(
                 return stream, migration
         await stream.result()
     raise AssertionError(f"{_TRIES} generations have ended before they were moved")
+
+
+async def on_one_instance(
+    client: sllm.AsyncClient, count: int
+) -> tuple[str, list[sllm.AsyncStream]]:
+    """Generations of a deployment with one instance, each with some tokens, and their node."""
+    streams = [ask(client, number, **LEAVING) for number in range(count)]
+    await asyncio.gather(*(read_to(stream, 20) for stream in streams))
+    (instance,) = await client.instances(LEAVING["deployment"])
+    return instance.node_id, streams
+
+
+async def all_went_on(
+    streams: Sequence[sllm.AsyncStream], expected: Sequence[sllm.Result], node_id: str
+) -> None:
+    """Reads them to their ends, for which they have left a node that is taken out of service."""
+    results = await asyncio.gather(*(stream.result() for stream in streams))
+    same(results, expected)
+    for one in results:
+        (moved,) = one.migrations
+        assert moved.from_node_id == node_id != moved.to_node_id
+        assert moved.reason == "DRAIN"

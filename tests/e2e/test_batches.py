@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import sllm
 from sllm import errors
 from sllm.cli.app import app
 from tests.e2e.cluster import Cluster, running
+from tests.e2e.test_embedding_batches import request
 from tests.support import assert_eventually, wait_until
 
+TEXTS = 600
 FAMILIES = {"a": "tiny-llama", "b": "tiny-opt", "c": "tiny-qwen2"}
 KINDS: list[dict[str, Any]] = [
     {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0},
@@ -154,7 +157,7 @@ async def test_all_is_answered_once_whatever_is_killed_and_whoever_asks_meanwhil
     requests: Any = [
         {"deployment": name, "prompt": f"{name} {number}", "max_tokens": 24, "temperature": 0}
         | {"request_id": f"{name}-{number}", "ignore_eos": True}
-        for number in range(100)
+        for number in range(50)
         for name in FAMILIES
     ]
     async with sllm.AsyncClient(small.control.address) as client:
@@ -181,6 +184,22 @@ async def test_all_is_answered_once_whatever_is_killed_and_whoever_asks_meanwhil
             assert same.result
             assert same.result.text == alone.text
     wait_until(lambda: not small.client.instances(), 60)
+
+
+async def test_each_text_is_embedded_once_whatever_is_killed(small: Cluster, encoder: Path) -> None:
+    async with sllm.AsyncClient(small.control.address) as client:
+        await client.deploy("vectors", f"file://{encoder}", max_replicas=2)
+        batch = await client.submit_batch(request(number) for number in range(TEXTS))
+        for part in (small.control, *small.nodes):
+            await _until_more(client, batch.batch_id)
+            part.kill()
+            part.restart()
+            await asyncio.to_thread(small.wait_for_nodes, 2)
+        found = await asyncio.wait_for(_all_results(client, batch.batch_id), 300)
+        assert [one.number for one in found] == list(range(TEXTS))
+        assert Counter(one.request_id for one in found) == Counter(map(str, range(TEXTS)))
+        assert all(one.embeddings for one in found), [one.error for one in found if one.error]
+        await client.delete("vectors")
 
 
 async def _all_results(client: sllm.AsyncClient, batch_id: str) -> list[sllm.BatchResult]:

@@ -18,8 +18,9 @@ import sllm
 from sllm import errors, rpc
 from tests.e2e import workers
 from tests.e2e.cluster import Cluster
-from tests.e2e.engines import others_at_night
+from tests.e2e.engines import by_turns, others_at_night
 from tests.e2e.generations import busiest, steps, two_instances
+from tests.e2e.nights import paired
 from tests.support import assert_eventually
 
 N = 4
@@ -123,7 +124,7 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", ASKED)
+@by_turns("what", *ASKED)
 async def test_samples_are_what_single_requests_give(client: sllm.AsyncClient, what: str) -> None:
     options = ASKED[what]
     prompt = None if "messages" in options else PROMPT
@@ -152,13 +153,13 @@ async def started(stream: sllm.AsyncStream, each: int) -> dict[int, str]:
     return ids
 
 
+KINDS = {"greedy": GREEDY, "drawn": DRAWN}
+
+
 @others_at_night
-@pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("at", steps(1, 33, 80))
-async def test_each_moves_at_any_step(
-    client: sllm.AsyncClient, at: int, options: dict[str, Any]
-) -> None:
-    options = {**options, "max_tokens": at + 120}
+@pytest.mark.parametrize(("at", "kind"), paired(steps(1, 33, 80), list(KINDS)))
+async def test_each_moves_at_any_step(client: sllm.AsyncClient, at: int, kind: str) -> None:
+    options = {**KINDS[kind], "max_tokens": at + 120}
     expected = await expected_of(client, options)
     for _ in range(_TRIES):  # on a fast machine some end before their turn comes
         stream = client.generate("sampled", PROMPT, n=N, **options)
@@ -192,11 +193,11 @@ async def test_all_of_an_instance_move_with_it(client: sllm.AsyncClient, pair: C
 
 
 @others_at_night
-@pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("kind", [pytest.param("greedy", marks=pytest.mark.nightly), "drawn"])
 async def test_a_worker_that_is_killed_costs_no_token(
-    client: sllm.AsyncClient, pair: Cluster, options: dict[str, Any]
+    client: sllm.AsyncClient, pair: Cluster, kind: str
 ) -> None:
-    options = {**options, "max_tokens": 200}
+    options = {**KINDS[kind], "max_tokens": 200}
     expected = await expected_of(client, options)
     stream = client.generate("sampled", PROMPT, n=N, **options)
     await started(stream, 5)
@@ -209,7 +210,7 @@ async def test_a_worker_that_is_killed_costs_no_token(
 
 
 @others_at_night
-@pytest.mark.parametrize("linger", [0.0, 60.0])
+@pytest.mark.parametrize("linger", [pytest.param(0.0, marks=pytest.mark.nightly), 60.0])
 async def test_a_control_plane_that_is_restarted_costs_no_token(
     client: sllm.AsyncClient, pair: Cluster, linger: float
 ) -> None:
@@ -240,8 +241,9 @@ async def test_a_stream_that_breaks_is_read_on(client: sllm.AsyncClient, each: i
 
 @others_at_night
 async def test_a_slow_reader_gets_all(client: sllm.AsyncClient) -> None:
-    expected = await expected_of(client, DRAWN)
-    stream = client.generate("sampled", PROMPT, n=N, **DRAWN)
+    options = {**DRAWN, "max_tokens": 60}
+    expected = await expected_of(client, options)
+    stream = client.generate("sampled", PROMPT, n=N, **options)
     async for event in stream:
         if isinstance(event, sllm.Tokens):
             await asyncio.sleep(0.02)

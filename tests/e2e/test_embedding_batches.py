@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,11 @@ import pytest
 
 import sllm
 from sllm import errors
-from tests.e2e.cluster import Cluster, Part, running
-from tests.encoders import make_encoder
+from tests.e2e.cluster import Cluster, Part
 from tests.support import assert_eventually
 
 TEXTS = ["Once upon a time", "a", "the for statement", "Ünïcode 🦙"]
 MANY = 300
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_encoder("bert", tmp_path_factory.mktemp("encoder") / "bert", pooling="mean_tokens")
 
 
 @pytest.fixture
@@ -107,28 +100,6 @@ async def test_it_is_cancelled_as_a_whole(cluster: Cluster, deployed: str) -> No
         found = [one async for one in client.batch_results(batch.batch_id)]
         assert len(found) == cancelled.finished < 3000
         await asyncio.to_thread(cluster.wait_for_instances, 0, deployed)
-
-
-async def test_each_is_answered_once_whatever_is_killed(encoder: Path, tmp_path: Path) -> None:
-    with running(tmp_path, nodes=2) as cluster:
-        async with sllm.AsyncClient(cluster.control.address) as client:
-            await client.deploy("vectors", f"file://{encoder}", max_replicas=2)
-            batch = await client.submit_batch(request(number) for number in range(2000))
-
-            async def finished(count: int) -> bool:
-                return (await client.batch(batch.batch_id)).finished > count
-
-            await assert_eventually(lambda: finished(20), 60.0)
-            for part in (cluster.control, *cluster.nodes):
-                before = (await client.batch(batch.batch_id)).finished
-                part.kill()
-                part.restart()
-                await asyncio.to_thread(cluster.wait_for_nodes, 2)
-                await assert_eventually(partial(finished, min(before, 1999)), 60.0)
-            found = [one async for one in client.batch_results(batch.batch_id)]
-            assert [one.number for one in found] == list(range(2000))
-            assert Counter(one.request_id for one in found) == Counter(map(str, range(2000)))
-            assert all(one.embeddings for one in found), [one.error for one in found if one.error]
 
 
 async def test_by_http(cluster: Cluster, deployed: str, tmp_path: Path) -> None:

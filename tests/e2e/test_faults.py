@@ -10,6 +10,7 @@ import pytest
 import sllm
 from sllm import errors
 from tests.e2e.cluster import Cluster, running
+from tests.e2e.generations import LEAVING, all_went_on, ask, on_one_instance
 from tests.support import assert_eventually
 
 CALLERS = 8
@@ -193,3 +194,22 @@ async def test_a_node_stopped_past_its_lease_and_continued(loaded: Cluster) -> N
         assert left.worker_pid in (elsewhere.worker_pid, instance.worker_pid)
         again = await client.complete("busy", "Back", max_tokens=2, timeout=ANSWER_SECONDS)
         assert again.usage.completion_tokens == 2
+
+
+async def test_a_node_that_is_asked_to_end_hands_over_what_it_runs(
+    loaded: Cluster, slower: Path
+) -> None:
+    name = LEAVING["deployment"]
+    async with sllm.AsyncClient(loaded.control.address) as client:
+        await client.deploy(name, f"file://{slower}", keep_alive=600.0)
+        expected = await asyncio.gather(
+            *(ask(client, number, **LEAVING).result() for number in range(3))
+        )
+        node_id, streams = await on_one_instance(client, 3)
+        ending = asyncio.create_task(asyncio.to_thread(loaded.node_of(node_id).stop))
+        try:
+            await all_went_on(streams, expected, node_id)
+        finally:
+            status = await ending
+        assert status == 0
+        await client.delete(name)

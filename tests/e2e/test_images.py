@@ -19,11 +19,13 @@ from sllm import errors
 from sllm.chat.images import MAX_PIXELS
 from tests.e2e.cluster import Cluster, Part
 from tests.e2e.generations import moved, read_to, same, steps, two_instances
+from tests.e2e.nights import paired
 from tests.node.worker.engines import needs_vllm
 from tests.vision import expected, make_seeing_model, picture
 
 pytestmark = needs_vllm
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+DRAWN: dict[str, Any] = {"temperature": 1.0, "seed": 3, "ignore_eos": True}
 ONE, TWO = picture(1), picture(2)
 PROMPT = "user: Say what <image> and <image> are\nassistant: "
 
@@ -96,8 +98,7 @@ async def test_the_cache_tells_images_apart(client: sllm.AsyncClient, model: Pat
     assert list(result.token_ids) == expected(model, prompt, [TWO, TWO], 8)
 
 
-@pytest.mark.parametrize("options", [GREEDY, {"temperature": 1.0, "seed": 3, "ignore_eos": True}])
-@pytest.mark.parametrize("after", steps(1, 33))
+@pytest.mark.parametrize(("after", "options"), paired(steps(1, 33), [GREEDY, DRAWN]))
 async def test_it_moves_at_any_step(
     client: sllm.AsyncClient, after: int, options: dict[str, Any]
 ) -> None:

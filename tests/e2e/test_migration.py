@@ -8,19 +8,26 @@ from typing import Any
 
 import grpc
 import pytest
-from make_models import make_model
 from serverlessllm.v1 import migration_service_pb2 as pb
 from serverlessllm.v1.migration_service_pb2_grpc import MigrationServiceStub
 
 import sllm
 from sllm import errors, rpc
 from tests.e2e.cluster import Cluster
-from tests.e2e.engines import ENGINES, SLOW_ON, others_at_night
-from tests.e2e.generations import ask, moved, read_to, same, steps, two_instances
+from tests.e2e.engines import SLOW_ON, by_turns, others_at_night
+from tests.e2e.generations import (
+    LEAVING,
+    all_went_on,
+    ask,
+    moved,
+    on_one_instance,
+    read_to,
+    same,
+    steps,
+    two_instances,
+)
 
 CAUGHT_SECONDS = 60.0
-LONG: dict[str, Any] = {"deployment": "leaving", "max_tokens": 400}
-"""Generations that go on for longer than another node takes to start their model."""
 FAST_TRIES = 10
 MORE_THAN_HALF = 300 * 2**20
 """Bytes, of what each node has for KV caches."""
@@ -45,11 +52,12 @@ async def move(
     return await client.migrate(request_id=stream.request_id, to_node=to_node)
 
 
-@pytest.mark.parametrize(("number", "at"), [(0, 1), (1, 33), (0, 64), (1, 180)])
-async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int, number: int) -> None:
-    await one_moves(client, at, number)
+@by_turns("at", 1, 33, 64, 180)
+async def test_one_moves_at_any_step(client: sllm.AsyncClient, at: int) -> None:
+    await one_moves(client, at, number=at % 2)
 
 
+@pytest.mark.nightly  # `test_one_moves_at_any_step` has one of each kind
 @others_at_night
 @pytest.mark.parametrize(("number", "at"), [(1, 2), (0, 9), (1, 31), (0, 32), (1, 100), (0, 180)])
 async def test_one_moves_at_any_step_between(
@@ -73,7 +81,7 @@ async def one_moves(client: sllm.AsyncClient, at: int, number: int) -> None:
     assert one.reason == "OPERATOR"
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@by_turns("number", 0, 1)
 @pytest.mark.parametrize("at", steps(60))
 async def test_what_is_said_of_tokens_goes_along_at_any_step(
     client: sllm.AsyncClient, at: int, number: int
@@ -96,7 +104,7 @@ async def test_what_is_said_of_tokens_goes_along_at_any_step(
     assert plain.token_ids != expected.token_ids
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@by_turns("number", 0, 1)
 async def test_there_and_back_again(client: sllm.AsyncClient, number: int) -> None:
     options: dict[str, Any] = {"max_tokens": 400}
     expected = await ask(client, number, **options).result()
@@ -112,12 +120,8 @@ async def test_there_and_back_again(client: sllm.AsyncClient, number: int) -> No
     assert nodes[0] == nodes[2] != nodes[1] == nodes[3]
 
 
-@pytest.mark.parametrize("count", [4, 16])
-async def test_many_move_together_there_and_back(
-    client: sllm.AsyncClient, count: int, engine: str
-) -> None:
-    if count > 4 and engine not in SLOW_ON:
-        pytest.skip("slow, and held on one engine")
+@by_turns("count", 4, 16)
+async def test_many_move_together_there_and_back(client: sllm.AsyncClient, count: int) -> None:
     options: dict[str, Any] = {"max_tokens": 400}
     expected = await asyncio.gather(*(ask(client, n, **options).result() for n in range(count)))
     for _ in range(FAST_TRIES):
@@ -150,6 +154,7 @@ async def move_all(
     return set(await asyncio.gather(*(one(stream) for stream in streams)))
 
 
+@others_at_night
 async def test_a_stop_string_is_met_across_a_migration(client: sllm.AsyncClient) -> None:
     free = await ask(client, 1).result()
     stop = free.text[len(free.text) // 2 :][:6]
@@ -166,6 +171,7 @@ async def test_a_stop_string_is_met_across_a_migration(client: sllm.AsyncClient)
         assert result.stop == stop
 
 
+@others_at_night
 async def test_they_go_on_when_their_worker_is_killed(
     client: sllm.AsyncClient, pair: Cluster
 ) -> None:
@@ -179,6 +185,7 @@ async def test_they_go_on_when_their_worker_is_killed(
     await asyncio.to_thread(pair.wait_for_instances, 2, "moving")
 
 
+@others_at_night
 async def test_they_are_read_on_when_the_control_plane_is_killed(
     client: sllm.AsyncClient, pair: Cluster
 ) -> None:
@@ -196,6 +203,7 @@ async def test_they_are_read_on_when_the_control_plane_is_killed(
     assert after == before, "they were not adopted"
 
 
+@others_at_night
 async def test_a_caller_that_leaves_meanwhile(client: sllm.AsyncClient, pair: Cluster) -> None:
     stream = ask(client, 0, max_tokens=400)
     await read_to(stream, 5)
@@ -241,6 +249,7 @@ async def test_a_migration_that_does_not_say_where_to_is_refused(
             await call.read()
 
 
+@others_at_night
 async def test_bad_destinations_leave_it_undisturbed(client: sllm.AsyncClient) -> None:
     expected = await ask(client, 0).result()
     stream = ask(client, 0)
@@ -259,6 +268,7 @@ async def test_bad_destinations_leave_it_undisturbed(client: sllm.AsyncClient) -
         await move(client, stream)
 
 
+@others_at_night
 async def test_a_node_without_room_leaves_it_undisturbed(
     client: sllm.AsyncClient, models: Path, engine: str
 ) -> None:
@@ -281,41 +291,14 @@ async def test_a_node_without_room_leaves_it_undisturbed(
         await client.delete(name)
 
 
-async def on_one_instance(
-    client: sllm.AsyncClient, count: int
-) -> tuple[str, list[sllm.AsyncStream]]:
-    """Generations of a deployment with one instance, each with some tokens, and their node."""
-    streams = [ask(client, number, **LONG) for number in range(count)]
-    await asyncio.gather(*(read_to(stream, 20) for stream in streams))
-    (instance,) = [one for one in await client.instances() if one.deployment == "leaving"]
-    return instance.node_id, streams
-
-
-async def all_went_on(
-    streams: Sequence[sllm.AsyncStream], expected: Sequence[sllm.Result], node_id: str
-) -> None:
-    results = await asyncio.gather(*(stream.result() for stream in streams))
-    same(results, expected)
-    for one in results:
-        (moved,) = one.migrations
-        assert moved.from_node_id == node_id != moved.to_node_id
-        assert moved.reason == "DRAIN"
-
-
-@pytest.fixture(scope="module")
-def slower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that takes a while for a generation."""
-    return make_model("small-llama", tmp_path_factory.mktemp("slower") / "model")
-
-
 @pytest.fixture
 async def leaving(
     client: sllm.AsyncClient, slower: Path, engine: str
 ) -> AsyncIterator[list[sllm.Result]]:
     """What the generations of another deployment are, if they stay where they are."""
-    await client.deploy("leaving", f"file://{slower}", engine=engine, keep_alive=600.0)
-    yield await asyncio.gather(*(ask(client, number, **LONG).result() for number in range(3)))
-    await client.delete("leaving")
+    await client.deploy(LEAVING["deployment"], f"file://{slower}", engine=engine, keep_alive=600.0)
+    yield await asyncio.gather(*(ask(client, number, **LEAVING).result() for number in range(3)))
+    await client.delete(LEAVING["deployment"])
 
 
 @pytest.mark.parametrize("engine", SLOW_ON, indirect=True)
@@ -331,20 +314,3 @@ async def test_a_drain_has_what_runs_go_on_elsewhere(
         left = [one for one in await client.instances() if one.node_id == node_id]
         await client.undrain(node_id)
     assert not left
-
-
-@pytest.mark.parametrize("engine", SLOW_ON, indirect=True)
-async def test_a_node_that_is_asked_to_end_hands_over_what_it_runs(
-    client: sllm.AsyncClient, pair: Cluster, leaving: list[sllm.Result]
-) -> None:
-    node_id, streams = await on_one_instance(client, 3)
-    node = pair.node_of(node_id)
-    ending = asyncio.create_task(asyncio.to_thread(node.stop))
-    try:
-        await all_went_on(streams, leaving, node_id)
-    finally:  # others use the node, too
-        status = await ending
-        await asyncio.to_thread(node.restart)
-        await asyncio.to_thread(pair.wait_for_nodes, 2)
-        await asyncio.to_thread(node.wait_for_zygotes, len(ENGINES))
-    assert status == 0

@@ -8,8 +8,8 @@ party at two steps or three. Left out are the other two faults at the same step:
 told of a death, a silence and a broken connection is the same error, whichever it was, and what
 differs (how soon it is told, and that the silent come back) is seen at the steps that are there.
 Every second of these turns is taken at night alone: the rest has each fault strike each party.
-What the turns leave out and what is special is in `OTHERS`. Callers who go on are never told of an
-error: there is always a node left here.
+What the turns leave out and what is special is in `OTHERS` and `AT_NIGHT`. Callers who go on are
+never told of an error: there is always a node left here.
 
 What the parties tell one another is the same on each engine: on all but one it is tried at night.
 """
@@ -71,9 +71,9 @@ OTHERS = [
     # Both go on, and do not hear each other.
     *(("link", "cut off", step) for step in ("computing", "cutover sent", "taken")),
     ("source", "killed", "taken"),  # the destination goes on, and nobody has said so
-    ("destination", "killed", "spliced"),
-    ("control", "killed", "taken"),
 ]
+AT_NIGHT = [("destination", "killed", "spliced"), ("control", "killed", "taken")]
+"""As by day, one step later."""
 
 
 class Trap:
@@ -244,11 +244,11 @@ async def beside(web: Web, source: str) -> Scene:
 
 def _taken(case: tuple[str, str, str]) -> Any:
     """A case as pytest takes it."""
-    marks = [pytest.mark.nightly] if TURNS.get(case) else []
+    marks = [pytest.mark.nightly] if TURNS.get(case, case in AT_NIGHT) else []
     return pytest.param(*case, id="-".join(case).replace(" ", "_"), marks=marks)
 
 
-SERVERS = [_taken(case) for case in (*TURNS, *OTHERS) if case[0] != CALLER]
+SERVERS = [_taken(case) for case in (*TURNS, *OTHERS, *AT_NIGHT) if case[0] != CALLER]
 CALLERS = [_taken(case) for case in TURNS if case[0] == CALLER]
 
 

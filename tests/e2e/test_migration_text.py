@@ -9,6 +9,7 @@ import pytest
 
 import sllm
 from tests.e2e.cluster import Cluster
+from tests.e2e.engines import by_turns
 from tests.e2e.generations import moved, same, two_instances
 from tests.e2e.scripted import WORDS, characters, make_scripted_model, token_ids
 
@@ -18,6 +19,7 @@ SCRIPT = WORDS + token_ids(SPLIT)
 ENOUGH = 3
 """Cuts that must fall where they are to fall."""
 TRIES = 20
+DRAWS: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 1.0, "seed": 7}]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ class Teller:
         return await stream.result(), move.tokens - 1
 
 
-@pytest.mark.parametrize("drawn", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 7}])
+@by_turns("drawn", *DRAWS)
 async def test_cuts_within_a_character(client: sllm.AsyncClient, drawn: dict[str, Any]) -> None:
     options = {"max_tokens": 140, "ignore_eos": True, "logprobs": 2, **drawn}
     teller = Teller(client, options, first=24)
@@ -75,7 +77,7 @@ async def test_cuts_within_a_character(client: sllm.AsyncClient, drawn: dict[str
     pytest.fail(f"of {TRIES} cuts {within} were within a character")
 
 
-@pytest.mark.parametrize("drawn", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 7}])
+@by_turns("drawn", *reversed(DRAWS))
 async def test_cuts_within_a_stop_string(client: sllm.AsyncClient, drawn: dict[str, Any]) -> None:
     stop = SPLIT[2:]
     begins = 20 + len(SPLIT[:2].encode())

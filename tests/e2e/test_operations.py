@@ -1,4 +1,4 @@
-"""What operators have a real cluster of four nodes do."""
+"""What operators have a real cluster of three nodes do."""
 
 import threading
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ from sllm import errors
 from tests.e2e.cluster import START_TIMEOUT, Cluster, running
 from tests.support import wait_until
 
-NODES = 4
+NODES = 3
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four nodes of their own: tests kill them and take them out of service."""
-    with running(tmp_path_factory.mktemp("four"), nodes=NODES, dram_mib=64) as cluster:
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes of their own: tests kill them and take them out of service."""
+    with running(tmp_path_factory.mktemp("three"), nodes=NODES, dram_mib=64) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def deployed(four: Cluster, models: Path) -> Iterator[str]:
-    four.client.deploy("m", f"file://{models / 'tiny-llama'}", keep_alive=30.0)
+def deployed(three: Cluster, models: Path) -> Iterator[str]:
+    three.client.deploy("m", f"file://{models / 'tiny-llama'}", keep_alive=30.0)
     yield "m"
-    four.client.delete("m")
-    four.wait_for_instances(0)
+    three.client.delete("m")
+    three.wait_for_instances(0)
 
 
 def holders(cluster: Cluster, tier: sllm.Tier) -> dict[str, bool]:
@@ -40,15 +40,15 @@ def holders(cluster: Cluster, tier: sllm.Tier) -> dict[str, bool]:
 
 
 def test_a_cold_model_is_explained_and_started_where_it_was_said(
-    four: Cluster, deployed: str
+    three: Cluster, deployed: str
 ) -> None:
-    four.client.complete(deployed, "a", max_tokens=1)  # now it is known how long a start takes
-    (instance,) = four.client.instances()
-    wait_until(lambda: four.client.explain(deployed).action == "REUSE")
-    four.client.drain(instance.node_id)
-    four.client.undrain(instance.node_id)
+    three.client.complete(deployed, "a", max_tokens=1)  # now it is known how long a start takes
+    (instance,) = three.client.instances()
+    wait_until(lambda: three.client.explain(deployed).action == "REUSE")
+    three.client.drain(instance.node_id)
+    three.client.undrain(instance.node_id)
 
-    told = four.client.explain(deployed)
+    told = three.client.explain(deployed)
     assert told.action is sllm.PlacementAction.START
     assert told.node_id == instance.node_id
     assert told.estimate is not None
@@ -63,98 +63,98 @@ def test_a_cold_model_is_explained_and_started_where_it_was_said(
         why_not = "later than" if one.estimate > told.estimate else "no sooner than"
         assert f"{why_not} {told.node_id}" in one.verdict
 
-    result = four.client.complete(deployed, "a", max_tokens=1)
+    result = three.client.complete(deployed, "a", max_tokens=1)
     assert result.receipt.node_id == told.node_id
     assert result.receipt.cold
 
 
 def test_a_prefetched_checkpoint_is_there_before_it_is_asked_for(
-    four: Cluster, models: Path
+    three: Cluster, models: Path
 ) -> None:
     source = f"file://{models / 'tiny-opt'}"
     seen: list[sllm.Progress] = []
-    done = four.client.prefetch(source=source, node="node-2", ttl=60.0, on_progress=seen.append)
+    done = three.client.prefetch(source=source, node="node-2", ttl=60.0, on_progress=seen.append)
     assert (done.node_id, done.tier) == ("node-2", sllm.Tier.DRAM)
-    copies = {node.node_id: node.copies for node in four.client.nodes()}
+    copies = {node.node_id: node.copies for node in three.client.nodes()}
     held = [one for one in copies["node-2"] if one.digest == done.digest]
     assert {one.tier for one in held if one.resident_bytes == one.size_bytes} >= {sllm.Tier.DRAM}
 
-    four.client.deploy("opt", source)
+    three.client.deploy("opt", source)
     try:
         # So small a model starts as soon from anywhere: what decides may be another node's pace.
-        told = {one.node_id: one for one in four.client.explain("opt").candidates}
+        told = {one.node_id: one for one in three.client.explain("opt").candidates}
         assert told["node-2"].from_tier is sllm.Tier.DRAM
-        receipt = four.client.complete("opt", "a", max_tokens=1).receipt
+        receipt = three.client.complete("opt", "a", max_tokens=1).receipt
         assert receipt.from_tier is told[receipt.node_id].from_tier
     finally:
-        four.client.delete("opt")
+        three.client.delete("opt")
 
 
 def test_a_pin_survives_the_death_of_its_node_and_of_the_control_plane(
-    four: Cluster, deployed: str
+    three: Cluster, deployed: str
 ) -> None:
-    pin = four.client.pin(deployed, node="node-3", tier="DRAM")
+    pin = three.client.pin(deployed, node="node-0", tier="DRAM")
     assert pin.pinned_until is None
-    wait_until(lambda: holders(four, sllm.Tier.DRAM).get("node-3"))
+    wait_until(lambda: holders(three, sllm.Tier.DRAM).get("node-0"), START_TIMEOUT)
 
-    four.node_of("node-3").kill()
-    four.wait_for_nodes(NODES - 1)
-    four.node_of("node-3").restart()
-    four.wait_for_nodes(NODES)
-    wait_until(lambda: holders(four, sllm.Tier.DRAM).get("node-3"), START_TIMEOUT)
+    three.node_of("node-0").kill()
+    three.wait_for_nodes(NODES - 1)
+    three.node_of("node-0").restart()
+    three.wait_for_nodes(NODES)
+    wait_until(lambda: holders(three, sllm.Tier.DRAM).get("node-0"), START_TIMEOUT)
 
-    four.control.kill()
-    four.control.restart()
-    four.wait_for_nodes(NODES)
-    assert holders(four, sllm.Tier.DRAM)["node-3"]
-    assert four.client.unpin(deployed) == [pin]
-    wait_until(lambda: not holders(four, sllm.Tier.DRAM)["node-3"])
+    three.control.kill()
+    three.control.restart()
+    three.wait_for_nodes(NODES)
+    assert holders(three, sllm.Tier.DRAM)["node-0"]
+    assert three.client.unpin(deployed) == [pin]
+    wait_until(lambda: not holders(three, sllm.Tier.DRAM)["node-0"])
 
 
 def test_a_drained_node_finishes_what_it_runs_and_gets_nothing_more(
-    four: Cluster, deployed: str
+    three: Cluster, deployed: str
 ) -> None:
-    four.client.complete(deployed, "a", max_tokens=1)
-    (instance,) = four.client.instances()
-    stream = four.client.generate(deployed, "The for", max_tokens=400, ignore_eos=True)
+    three.client.complete(deployed, "a", max_tokens=1)
+    (instance,) = three.client.instances()
+    stream = three.client.generate(deployed, "The for", max_tokens=400, ignore_eos=True)
     assert any(isinstance(event, sllm.Tokens) for event in stream)  # it runs
     progress: list[sllm.DrainProgress] = []
     drain = threading.Thread(
-        target=lambda: four.client.drain(instance.node_id, on_progress=progress.append)
+        target=lambda: three.client.drain(instance.node_id, on_progress=progress.append)
     )
     drain.start()
     wait_until(lambda: progress)
     assert progress[0].running_requests == 1
-    draining = [node.node_id for node in four.client.nodes() if node.draining]
+    draining = [node.node_id for node in three.client.nodes() if node.draining]
     assert draining == [instance.node_id]
 
-    elsewhere = four.client.complete(deployed, "b", max_tokens=1)
+    elsewhere = three.client.complete(deployed, "b", max_tokens=1)
     assert elsewhere.receipt.node_id != instance.node_id
     result = stream.result()
     assert result.usage.completion_tokens == 400
     drain.join(START_TIMEOUT)
     assert progress[-1] == sllm.DrainProgress(0, 0)
-    four.client.undrain(instance.node_id)
+    three.client.undrain(instance.node_id)
 
 
-def test_the_last_node_with_work_is_refused(four: Cluster, deployed: str) -> None:
+def test_the_last_node_with_work_is_refused(three: Cluster, deployed: str) -> None:
     for index in range(NODES - 1):
-        four.client.drain(f"node-{index}")
+        three.client.drain(f"node-{index}")
     last = f"node-{NODES - 1}"
-    with four.client.generate(deployed, "The for", max_tokens=500, ignore_eos=True) as stream:
+    with three.client.generate(deployed, "The for", max_tokens=500, ignore_eos=True) as stream:
         assert any(isinstance(event, sllm.Tokens) for event in stream)
         with pytest.raises(errors.NodeNeeded, match=f"{last} is the last node .* m"):
-            four.client.drain(last)
+            three.client.drain(last)
     for index in range(NODES - 1):
-        four.client.undrain(f"node-{index}")
+        three.client.undrain(f"node-{index}")
 
 
-def test_a_watcher_sees_a_generation_come_and_go(four: Cluster, deployed: str) -> None:
-    watch = four.client.watch()
+def test_a_watcher_sees_a_generation_come_and_go(three: Cluster, deployed: str) -> None:
+    watch = three.client.watch()
     first = next(watch)
     assert len(first.nodes) == NODES
     running = threading.Thread(
-        target=lambda: four.client.complete(deployed, "a", max_tokens=100, ignore_eos=True)
+        target=lambda: three.client.complete(deployed, "a", max_tokens=100, ignore_eos=True)
     )
     running.start()
     assert any(one.in_flight and one.generated_tokens for state in watch for one in state.instances)

@@ -88,10 +88,11 @@ async def _on(client: sllm.AsyncClient, node: Part) -> set[str]:
     return {one.deployment for one in await client.instances() if one.node_id == node.name}
 
 
-async def test_each_node_killed_in_turn(trio: Cluster) -> None:
+async def test_nodes_killed_in_turn(trio: Cluster) -> None:
+    """Two of the three: the third one would be as the second, after one that has come back."""
     async with sllm.AsyncClient(trio.control.address) as client, loaded(client) as load:
         await load.more(*FAMILIES)
-        for node in trio.nodes:
+        for node in trio.nodes[:2]:
             lost = await _on(client, node)
             failed = {name: len(load.failed[name]) for name in FAMILIES}
             elsewhere = {

@@ -14,6 +14,7 @@ import sllm
 from tests.e2e.cluster import Cluster
 from tests.e2e.engines import others_at_night
 from tests.e2e.generations import ask, moved, same, steps, two_instances
+from tests.e2e.nights import paired
 
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 """A model of random weights would write blanks for ever."""
@@ -102,12 +103,11 @@ async def test_those_beside_it_are_as_they_would_be(client: sllm.AsyncClient) ->
 
 
 @others_at_night
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("at", steps(1, 40, 111))
+@pytest.mark.parametrize(("at", "number"), paired(steps(1, 40, 111), [0, 1]))
 async def test_it_moves_at_any_step(client: sllm.AsyncClient, number: int, at: int) -> None:
     options: dict[str, Any] = {
         "structured_output": {"json_schema": LONG},
-        "max_tokens": 450,
+        "max_tokens": at + 120,
         "ignore_eos": False,
     }
     expected = await ask(client, number, **options).result()
