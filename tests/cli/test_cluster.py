@@ -85,15 +85,6 @@ def up(tmp_path: Path) -> Iterator[Up]:
         yield Up(process)
 
 
-def test_ctrl_c_ends_all_that_it_started(up: Up) -> None:
-    with sllm.Client(up.address) as client:
-        assert [node.node_id for node in client.nodes()] == ["node-1", "node-2"]
-
-    assert len(up.servers) == 3
-    assert up.end(signal.SIGINT) == 0
-    assert up.all_gone()
-
-
 @pytest.fixture(params=["s#?%41", "d" * 90])
 def any_directory(request: pytest.FixtureRequest) -> Iterator[Path]:
     """One whose name means something in URLs, or is too long for the paths of sockets."""
@@ -139,11 +130,14 @@ def _sigint_is_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def test_one_that_was_started_in_the_background_ends_as_well(tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_that_it_started_in_the_background_as_well(tmp_path: Path) -> None:
     with ExitStack() as stack:
         with _sigint_is_ignored():
-            process = stack.enter_context(_up(tmp_path))
+            process = stack.enter_context(_up(tmp_path, "--nodes=2"))
         up = Up(process)
+        with sllm.Client(up.address) as client:
+            assert [node.node_id for node in client.nodes()] == ["node-1", "node-2"]
+        assert len(up.servers) == 3
         assert not any(_ignores(one, signal.SIGINT) for one in up.processes)
         assert up.end(signal.SIGINT) == 0
         assert up.all_gone()
@@ -161,21 +155,20 @@ def test_nothing_outlives_it_when_it_is_killed(up: Up) -> None:
     wait_until(up.all_gone, STOP_TIMEOUT)
 
 
-def test_it_is_ready_once_its_nodes_can_look_at_models(up: Up, tmp_path: Path) -> None:
-    assert up.read_line() == f"2 nodes are ready; files and logs are in {tmp_path}"
-    for name in ("node-1", "node-2"):
-        log = (tmp_path / "logs" / f"{name}.log").read_text()
-        assert "zygote.ready" in [json.loads(line)["event"] for line in log.splitlines()]
-
-
 def test_a_server_that_dies_before_it_is_ready_is_started_again(up: Up) -> None:
     up.server("node", "node-1").kill()
     assert up.read_line().startswith("node-1 ended with status -9")
     assert up.read_line().startswith("2 nodes are ready; ")
 
 
-def test_a_server_that_dies_is_started_again(up: Up) -> None:
-    up.read_line()  # that the nodes are ready
+def test_it_is_ready_once_its_nodes_can_look_at_models_and_starts_again_what_dies(
+    up: Up, tmp_path: Path
+) -> None:
+    assert up.read_line() == f"2 nodes are ready; files and logs are in {tmp_path}"
+    for name in ("node-1", "node-2"):
+        log = (tmp_path / "logs" / f"{name}.log").read_text()
+        assert "zygote.ready" in [json.loads(line)["event"] for line in log.splitlines()]
+
     with sllm.Client(up.address) as client:
         up.server("node", "node-1").kill()
         assert up.read_line().startswith("node-1 ended with status -9")
@@ -270,6 +263,7 @@ def test_it_opens_an_http_door(tmp_path: Path) -> None:
         answer = json.load(urllib.request.urlopen(f"{url}/health", timeout=START_TIMEOUT))
         assert answer == {"status": "ok", "control": up.address}
         assert up.end(signal.SIGINT) == 0
+        assert up.all_gone()
 
 
 def test_a_port_that_is_taken_keeps_no_cluster_from_coming_up(

@@ -54,11 +54,18 @@ def theirs(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("home", "more"), [(None, ()), ("/nonexistent", (QUICK,))])
+@pytest.mark.parametrize(
+    ("home", "more"),
+    [
+        (None, (QUICK,)),
+        pytest.param(None, (), marks=pytest.mark.nightly),
+        pytest.param("/nonexistent", (QUICK,), marks=pytest.mark.nightly),
+    ],
+)
 def test_a_cluster_serves_without_a_home(
     tmp_path: Path, theirs: Path, home: str | None, more: tuple[str, ...]
 ) -> None:
-    """On every engine once: workers have the same home, whatever their node has."""
+    """On every engine at night: workers have the same home, whatever their node has."""
     model = make_model("tiny-llama", tmp_path / "model")
     where = ("--no-http", "--port=0", f"--dir={theirs / 'files'}")
     up = as_unknown([*SLLM, "up", *where, *SMALL, *more])

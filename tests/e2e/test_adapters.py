@@ -19,11 +19,11 @@ from tests.e2e.engines import ENGINES, SLOW_ON
 from tests.e2e.generations import moved
 from tests.support import assert_eventually
 
-COUNTS = {ENGINES[0]: 24}
+COUNTS = {ENGINES[0]: 12}
 """Adapters on the engine whose tests take less time; on others a few."""
-FEW = 8
+FEW = 7
 AT_ONCE = 5
-REQUESTS = 80
+REQUESTS = 60
 MAX_TOKENS = 8
 on_the_quick_one = pytest.mark.parametrize("engine", ENGINES[:1], indirect=True)
 """For what an engine has no part in."""

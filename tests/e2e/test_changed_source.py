@@ -13,29 +13,21 @@ from make_models import make_model
 
 import sllm
 from sllm import errors
-from tests.e2e.cluster import Cluster, running
+from tests.e2e.cluster import Cluster
 from tests.e2e.reference import greedy
 from tests.support import wait_until
 
 LONG: dict[str, Any] = {"max_tokens": 400, "temperature": 0.0, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("changed")) as cluster:
-        # Until then they import what they fork workers from, and answer no Deploy.
-        wait_until(lambda: all("zygote.ready" in one.log_text() for one in cluster.nodes), 150.0)
-        yield cluster
-
-
 @pytest.fixture
-def source(pair: Cluster, models: Path, tmp_path: Path) -> Iterator[Path]:
+def source(cluster: Cluster, models: Path, tmp_path: Path) -> Iterator[Path]:
     """A deployed directory of its own."""
     directory = shutil.copytree(models / "tiny-llama", tmp_path / "model")
-    pair.client.deploy("changing", f"file://{directory}", keep_alive=600.0)
+    cluster.client.deploy("changing", f"file://{directory}", keep_alive=600.0)
     yield directory
-    pair.client.delete("changing")
-    pair.wait_for_instances(0)
+    cluster.client.delete("changing")
+    cluster.wait_for_instances(0)
 
 
 def replace_weights(directory: Path, tmp_path: Path) -> None:
@@ -56,15 +48,15 @@ def begin(cluster: Cluster) -> sllm.Stream:
 
 
 def test_a_generation_ends_with_the_weights_that_it_began_with(
-    pair: Cluster, source: Path, tmp_path: Path
+    cluster: Cluster, source: Path, tmp_path: Path
 ) -> None:
-    expected = pair.client.complete("changing", "Once upon a time", **LONG)
-    stream = begin(pair)
+    expected = cluster.client.complete("changing", "Once upon a time", **LONG)
+    stream = begin(cluster)
     replace_weights(source, tmp_path)
     with pytest.raises(errors.SourceChanged):
-        pair.client.migrate(request_id=stream.request_id)
-    pair.client.deploy("changing", f"file://{source}", keep_alive=600.0)
-    new = pair.client.complete("changing", "Once upon a time", max_tokens=24, temperature=0.0)
+        cluster.client.migrate(request_id=stream.request_id)
+    cluster.client.deploy("changing", f"file://{source}", keep_alive=600.0)
+    new = cluster.client.complete("changing", "Once upon a time", max_tokens=24, temperature=0.0)
     old = stream.result()
 
     assert old.token_ids == expected.token_ids
@@ -75,24 +67,24 @@ def test_a_generation_ends_with_the_weights_that_it_began_with(
 
 
 def test_a_generation_that_is_lost_does_not_go_on_with_others(
-    pair: Cluster, source: Path, tmp_path: Path
+    cluster: Cluster, source: Path, tmp_path: Path
 ) -> None:
-    stream = begin(pair)
+    stream = begin(cluster)
     replace_weights(source, tmp_path)
-    (instance,) = pair.client.instances()
-    pair.signal_worker(instance.instance_id, signal.SIGKILL)
+    (instance,) = cluster.client.instances()
+    cluster.signal_worker(instance.instance_id, signal.SIGKILL)
     with pytest.raises(errors.SourceChanged, match="model"):
         stream.result()
 
 
-def test_another_tokenizer_is_another_checkpoint(pair: Cluster, source: Path) -> None:
-    pair.client.complete("changing", "a", max_tokens=1)
+def test_another_tokenizer_is_another_checkpoint(cluster: Cluster, source: Path) -> None:
+    cluster.client.complete("changing", "a", max_tokens=1)
     path = source / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 77}))
-    (instance,) = pair.client.instances()
-    pair.signal_worker(instance.instance_id, signal.SIGKILL)
-    wait_until(lambda: not pair.client.instances())
+    (instance,) = cluster.client.instances()
+    cluster.signal_worker(instance.instance_id, signal.SIGKILL)
+    wait_until(lambda: not cluster.client.instances())
     with pytest.raises(errors.SourceChanged):
-        pair.client.complete("changing", "a", max_tokens=1)
-    pair.client.deploy("changing", f"file://{source}", keep_alive=600.0)
-    assert pair.client.complete("changing", "a", max_tokens=1).token_ids
+        cluster.client.complete("changing", "a", max_tokens=1)
+    cluster.client.deploy("changing", f"file://{source}", keep_alive=600.0)
+    assert cluster.client.complete("changing", "a", max_tokens=1).token_ids

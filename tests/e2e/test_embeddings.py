@@ -439,7 +439,7 @@ async def test_a_short_request_does_not_wait_for_a_long_one(
 ) -> None:
     with deployed(cluster, slow) as name:
         await caller.embed(name, MANY[:1])
-        long = asyncio.create_task(caller.embed(name, MANY * 4))
+        long = asyncio.create_task(caller.embed(name, MANY * 2))
         await busiest(caller, name)
         await asyncio.gather(*(caller.embed(name, [one]) for one in MANY[:4]))
         assert not long.done()

@@ -41,7 +41,9 @@ print(max(seen) - before, PASS_TOKENS * described.kv_bytes_per_token)
 """
 
 
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "kind", ["bert", pytest.param("modernbert", marks=pytest.mark.nightly), "deberta-v2"]
+)
 def test_a_pass_takes_no_more_than_is_foretold(tmp_path: Path, kind: str) -> None:
     config: dict[str, Any] = {
         "hidden_size": 256,
