@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	bench bench-load bench-migration bench-soak chaos-control bench-simulate bench-cluster \
 	bench-engine bench-ready bench-switch bench-batch bench-forms bench-tenants bench-gateway \
 	bench-tls bench-console bench-adapters bench-kv bench-kv-error bench-experts bench-order bench-peers bench-carrying \
-	bench-pipeline bench-choices \
+	bench-pipeline bench-choices bench-ranks \
 	clean
 
 setup: $(STAMP)
@@ -115,6 +115,9 @@ bench-engine: setup
 
 bench-ready: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.ready_made $(BENCH)
+
+bench-ranks: setup
+	PYTHONPATH=examples $(BIN)/python -m bench.ranks $(BENCH)
 
 bench-batch: setup
 	PYTHONPATH=examples $(BIN)/python -m bench.batching $(BENCH)

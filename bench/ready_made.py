@@ -1,18 +1,18 @@
 """Weights as published beside weights made ready for their engine: starts, decoding, memory.
 
     make bench-ready BENCH='--rounds 5 --json FILE'
-    make bench-ready BENCH='--shape opt-1.3b'
-    make bench-ready BENCH='--engine vllm --no-decode'
+    make bench-ready BENCH='--shape opt-1.3b --dtype bfloat16 --engine vllm --no-decode'
 
 Two clusters of one node, of which one keeps no weights ready. In each round both start each engine
-cold out of memory, and decode, in turn; ratios are within rounds.
+cold out of memory, and decode, in turn; beside vLLM, its own loader takes the same files from the
+page cache. Ratios are within rounds.
 """
 
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,21 +21,24 @@ from typing import Annotated
 import typer
 from make_models import make_model
 
+from bench.inference.plain_loader import PlainLoader
 from bench.inference.wire import Deployed
 from bench.local_cluster import GIB, LocalCluster, local_cluster
 from bench.report import print_table, spread, write_figures
 from sllm.node.worker.backends import names
+from sllm.node.worker.backends.names import VLLM
 
 SHAPE = "qwen2-0.5b"
 VOCABULARY = 1024
 STREAMS = (1, 4, 16)
 TOKENS = 32
 """That each stream decodes."""
+KV_TOKENS = 2048
 PATIENCE = 600.0
 """Seconds in which weights are made ready."""
 FORMS = ("published", "ready")
-_POOL = {"published": 1.5, "ready": 4.5}
-"""Times the weights: what is published, and what was made ready for each engine."""
+_POOL = 1.5
+"""Times the weights, for what is published and for what was made ready for each engine."""
 ATTACHING = ("ATTACH", "ENGINE_INIT")
 """Phases of a start that have to do with how weights lie."""
 
@@ -107,7 +110,8 @@ def ways_of(
         directory.mkdir()
         cluster = _cluster(directory, form, _bytes_of(source), engines, stack)
         for engine in engines:
-            way = ways[engine, form] = Way(Deployed(cluster, engine, source, VOCABULARY))
+            deployed = Deployed(cluster, engine, source, VOCABULARY, kv_tokens=KV_TOKENS)
+            way = ways[engine, form] = Way(deployed)
             if not way.prepare(form == "ready"):
                 without.add(engine)
     return {key: way for key, way in ways.items() if key[0] not in without}
@@ -121,10 +125,11 @@ def _cluster(
     directory: Path, form: str, size_bytes: int, engines: Sequence[str], stack: ExitStack
 ) -> LocalCluster:
     options = () if form == "ready" else ("--no-ready-made",)
+    copies = 1 + len(engines) if form == "ready" else 1
     return stack.enter_context(
         local_cluster(
             directory,
-            dram_bytes=int(size_bytes * _POOL[form]),
+            dram_bytes=int(size_bytes * _POOL * copies),
             kv_bytes=GIB,
             engines=",".join(engines),
             options=options,
@@ -132,8 +137,16 @@ def _cluster(
     )
 
 
-def figures(ways: Mapping[tuple[str, str], Way], shape: str) -> dict[str, float]:
-    """The main ones; those without an engine's name are of the one that is preferred."""
+def figures(
+    ways: Mapping[tuple[str, str], Way], loads: Sequence[float], shape: str
+) -> dict[str, float]:
+    """The main ones; those without an engine's name are of the one that is preferred.
+
+    Args:
+        ways: what was measured of each.
+        loads: what vLLM's own loader took in each round, if it took part.
+        shape: of the model.
+    """
     engines = list(dict.fromkeys(engine for engine, _ in ways))
     preferred = ways[engines[0], "ready"]
     found = {
@@ -153,22 +166,30 @@ def figures(ways: Mapping[tuple[str, str], Way], shape: str) -> dict[str, float]
         for streams in [count for count in STREAMS if f"decode {count}" in ready]:
             pairs = zip(ready[f"decode {streams}"], published[f"decode {streams}"], strict=True)
             found[f"{engine}_decode_gain_{streams}"] = median(one / other for one, other in pairs)
+    if loads:
+        found["vllm_loader_seconds"] = median(loads)
+        for form in FORMS:
+            pairs = zip(loads, ways[VLLM, form].values["attach"], strict=True)
+            found[f"attach_{form}_gain_over_vllm_loader"] = median(one / own for one, own in pairs)
     return found
 
 
-def _print(ways: Mapping[tuple[str, str], Way], shape: str) -> None:
+def _print(ways: Mapping[tuple[str, str], Way], loads: Sequence[float], title: str) -> None:
     whats = list(next(iter(ways.values())).values)
     units = {"first token": "ms", "attach": "ms"}
     rows = [
         [what, *(spread(way.values[what], units.get(what, "")) for way in ways.values())]
         for what in whats
     ]
-    print_table(shape, ["", *(f"{engine}, {form}" for engine, form in ways)], rows)
+    print_table(title, ["", *(f"{engine}, {form}" for engine, form in ways)], rows)
+    if loads:
+        print(f"vLLM's own loader, files in the page cache: {spread(loads)} ms")
 
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 3,
     shape: Annotated[str, typer.Option(help="Of the model.")] = SHAPE,
+    dtype: Annotated[str | None, typer.Option(help="Of its weights; else as published.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
     decode: Annotated[bool, typer.Option(help="Measure decoding, beside starts.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the main figures here.")] = None,
@@ -177,16 +198,22 @@ def main(
     engines = engine or names.installed()
     with tempfile.TemporaryDirectory(prefix="sllm-bench-") as name, ExitStack() as stack:
         scratch = Path(name)
-        ways = ways_of(make_model(shape, scratch / "model"), scratch, engines, stack)
+        source = make_model(shape, scratch / "model", dtype=dtype)
+        ways = ways_of(source, scratch, engines, stack)
         if not ways:
             raise typer.Exit(1)
+        loader = (
+            stack.enter_context(closing(PlainLoader(source))) if (VLLM, "ready") in ways else None
+        )
+        loads = []
         for number in range(rounds + 1):
             for way in ways.values():
                 if number == 1:
                     way.values.clear()
                 way.round(STREAMS if decode else ())
-    _print(ways, shape)
-    found = figures(ways, shape)
+            loads += [loader.seconds()] if loader else []
+    _print(ways, loads[1:], f"{shape}, {dtype or 'as published'}")
+    found = figures(ways, loads[1:], shape)
     print_table("Figures", ["figure", "value"], [[k, f"{v:.3f}"] for k, v in found.items()])
     write_figures(json, found)
 

@@ -13,6 +13,8 @@ from bench.inference.timing import PROMPT_TOKENS, Asked, Rate, new_prompts
 from bench.local_cluster import LocalCluster
 
 IDLE_SECONDS = 60.0
+DEPLOY_SECONDS = 600.0
+"""Time that an import may take."""
 KV_TOKENS = 16_384
 MAX_REQUESTS = 32
 
@@ -26,6 +28,7 @@ class Deployed:
     source: Path
     vocabulary: int
     prefix: str = "on"
+    kv_tokens: int = KV_TOKENS
 
     @property
     def name(self) -> str:
@@ -39,8 +42,9 @@ class Deployed:
             f"file://{self.source}",
             engine=self.engine,
             keep_alive=keep_alive,
-            kv_cache_tokens=KV_TOKENS,
+            kv_cache_tokens=self.kv_tokens,
             max_concurrency=MAX_REQUESTS,
+            timeout=DEPLOY_SECONDS,
         )
 
     def cold_start(self) -> float:

@@ -84,11 +84,8 @@ def write_part(ready: ReadyMade, making: Making, rank: Rank) -> None:
     """Writes what a rank reads.
 
     Raises:
-        UnsupportedModel: It reads all weights as they are published.
         NoCapacity: The disk is full.
     """
-    if not ready.packed:
-        raise UnsupportedModel("its kernels read weights as they are published")
     directory = making.directory if rank.size == 1 else making.part(rank.index)
     with _refusing_disk():
         contents.write(ready, directory, making.weights.chunk_bytes, making.form, rank.index)

@@ -20,7 +20,7 @@ from sllm.node.device.interface import InPool
 from sllm.node.instances.forked import ForkedWorker
 from sllm.node.instances.worker_messages import attach_request, form_message
 from sllm.node.instances.zygote_client import WorkerSpec, Zygote
-from tests.node.worker.staging import CHUNK_BYTES, Staged
+from tests.node.worker.staging import Staged
 from tests.support import sent
 
 TIMEOUT = 60.0
@@ -106,7 +106,7 @@ class WorkerClient:
         tell_first_use: bool = False,
     ) -> pb.AttachResponse:
         """Calls Attach; `ready`: the weights were made ready, and are with the small files."""
-        place = InPool(staged.chunks, CHUNK_BYTES)
+        place = InPool(staged.chunks, staged.chunk_bytes)
         made = staged.directory if ready else staged.ready_made
         request = attach_request(
             staged.manifest,
@@ -142,7 +142,7 @@ class WorkerClient:
 
     async def make_ready(self, staged: Staged, directory: Path, form: WeightForm) -> None:
         """Calls MakeReady."""
-        weights = attach_request(staged.manifest, InPool(staged.chunks, CHUNK_BYTES), 0)
+        weights = attach_request(staged.manifest, InPool(staged.chunks, staged.chunk_bytes), 0)
         request = pb.MakeReadyRequest(
             weights=weights, directory=str(directory), form=form_message(form)
         )

@@ -28,6 +28,7 @@ class Staged:
     """For each partition, its chunks."""
     ready_made: Path | None = None
     """The directory of what the weights were made ready for, if they were."""
+    chunk_bytes: int = CHUNK_BYTES
 
     @property
     def size_bytes(self) -> int:
@@ -50,7 +51,8 @@ def stage(model: Path, destination: Path, pool: Pool, dtype: str | None = None) 
 def stage_packed(directory: Path, manifest: Manifest, pool: Pool) -> Staged:
     """Reads a checkpoint's weights into the pool."""
     files = [directory / entry.file for entry in manifest.partitions]
-    return Staged(directory, manifest, tuple(_read(file, pool) for file in files))
+    chunks = tuple(_read(file, pool) for file in files)
+    return Staged(directory, manifest, chunks, chunk_bytes=pool.chunk_bytes)
 
 
 def stage_ready(staged: Staged, destination: Path, pool: Pool) -> Staged:

@@ -92,19 +92,33 @@ async def test_so_many_processes_give_the_tokens_of_one_and_read_their_parts(
     assert all(tokens[ranks] == tokens[1] for ranks in counts)
 
 
-@pytest.mark.parametrize("family", ["tiny-llama", "tiny-opt"])
+@pytest.mark.parametrize(
+    ("family", "dtype", "before"),
+    [
+        ("tiny-llama", None, 1),
+        ("tiny-opt", None, 1),
+        # Of which nothing is packed: they are only put together. Sums of parts round otherwise.
+        ("tiny-llama", "float16", 2),
+    ],
+)
 async def test_weights_that_were_made_ready_for_ranks_give_the_same_tokens_and_stay_where_they_are(
-    vllm_zygote: Zygote, models: Path, pool: Pool, tmp_path: Path, family: str
+    vllm_zygote: Zygote,
+    models: Path,
+    pool: Pool,
+    tmp_path: Path,
+    family: str,
+    dtype: str | None,
+    before: int,
 ) -> None:
-    staged, directory = stage(models / family, tmp_path / family, pool), tmp_path / "made"
+    staged, directory = stage(models / family, tmp_path / family, pool, dtype), tmp_path / "made"
     maker = await fork(vllm_zygote, tmp_path / "maker.sock", ranks=2)
     await maker.prepare(staged.directory, engine="vllm", tensor_parallel=2)
     await maker.make_ready(staged, directory, WeightForm("vllm:tp=2-1", "vllm", 2))
     await maker.close()
     ready, tokens = stage_packed(directory, read_manifest(directory), pool), []
     assert not await asyncio.to_thread((tmp_path / "made.rank-1").exists)
-    for ranks, weights in ((1, staged), (2, ready)):
-        worker = await fork(vllm_zygote, tmp_path / f"{ranks}.sock", ranks=ranks)
+    for name, ranks, weights in (("published", before, staged), ("ready", 2, ready)):
+        worker = await fork(vllm_zygote, tmp_path / f"{name}.sock", ranks=ranks)
         await worker.prepare(staged.directory, engine="vllm", tensor_parallel=ranks)
         attached = await worker.attach_and_run(weights, ready=weights is ready)
         tokens.append(await _tokens(worker))

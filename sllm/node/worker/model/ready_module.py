@@ -25,7 +25,8 @@ def make_module_ready(architecture: Architecture, weights: Mapping[str, torch.Te
     A weight that the module does not use as it lies in the checkpoint stays as it is.
 
     Raises:
-        UnsupportedModel: The weights are not those that the architecture needs.
+        UnsupportedModel: The weights are not those that the architecture needs, or all of them are
+            read as they are published.
     """
     module = build_module(architecture, weights)
     names = {one.data_ptr(): name for name, one in weights.items() if one.numel()}
@@ -38,6 +39,8 @@ def make_module_ready(architecture: Architecture, weights: Mapping[str, torch.Te
         origin = names.get(weight.data_ptr())
         if origin and _is(weights[origin], weight):
             packed[name], replaced[name] = pack(weight), origin
+    if not packed:
+        raise UnsupportedModel("its kernels read weights as they are published")
     plain = _still_needed(module, weights, packed)
     gone = {name: origin for name, origin in replaced.items() if origin not in plain}
     return ReadyMade(plain, packed, prevailing_dtype(weights), gone)

@@ -65,6 +65,14 @@ def test_each_weight_is_kept_once(family: Family, tmp_path: Path) -> None:
     assert ready.packed.keys() - ready.replaced.keys() <= {"lm_head"}
 
 
+def test_weights_that_are_read_as_they_are_published_are_not_made_ready(tmp_path: Path) -> None:
+    """Such as those of a type for which oneDNN has no kernels."""
+    architecture, weights = published(LLAMA, tmp_path)
+    halves = {name: one.half() for name, one in weights.items()}
+    with pytest.raises(UnsupportedModel, match="as they are published"):
+        make_module_ready(architecture, halves)
+
+
 def test_those_of_another_model_are_refused(tmp_path: Path) -> None:
     architecture, weights = published(LLAMA, tmp_path / "llama")
     other, _ = published(GPT2, tmp_path / "gpt2")
