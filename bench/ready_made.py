@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 from make_models import make_model
 
+import sllm
 from bench.inference.plain_loader import PlainLoader
 from bench.inference.wire import Deployed
 from bench.local_cluster import GIB, LocalCluster, local_cluster
@@ -37,7 +38,7 @@ KV_TOKENS = 2048
 PATIENCE = 600.0
 """Seconds in which weights are made ready."""
 FORMS = ("published", "ready")
-_POOL = 1.5
+_POOL = 1.3
 """Times the weights, for what is published and for what was made ready for each engine."""
 ATTACHING = ("ATTACH", "ENGINE_INIT")
 """Phases of a start that have to do with how weights lie."""
@@ -78,10 +79,23 @@ class Way:
         self.deployed.first_token(32)
         for streams in counts:
             self.values[f"decode {streams}"].append(self.deployed.decode(streams, TOKENS))
-        (instance,) = [one for one in client.instances() if one.deployment == name]
+        self.values["private"].append(self._private())
+
+    def _private(self) -> float:
+        """What its instance has written of its own, over its weights, once that was measured."""
+        client, until = self.deployed.cluster.client, time.monotonic() + PATIENCE
+        while not (own := self._instance().own_bytes):
+            if time.monotonic() > until:
+                raise TimeoutError(f"the memory of {self.deployed.name} was not measured")
+            time.sleep(0.2)
         (node,) = client.nodes()
-        weights = max(one.size_bytes for one in node.copies if one.digest == instance.digest)
-        self.values["private"].append(instance.own_bytes / weights)
+        digest = self._instance().digest
+        return own / max(one.size_bytes for one in node.copies if one.digest == digest)
+
+    def _instance(self) -> sllm.Instance:
+        instances = self.deployed.cluster.client.instances()
+        (found,) = [one for one in instances if one.deployment == self.deployed.name]
+        return found
 
     def _has_no_form(self) -> bool:
         """Whether the node says that it makes none, as where kernels read what is published."""
