@@ -6,6 +6,8 @@ Workers of 1, 2 and 4 processes over one checkpoint in one pool, in turn in each
 """
 
 import asyncio
+import os
+import signal
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +66,7 @@ async def _attach(zygote: Zygote, staged: Staged, socket: Path, ranks: int) -> t
         attached = await worker.bring_up(staged, engine=VLLM, tensor_parallel=ranks)
     finally:
         await worker.close()
+        os.kill(worker.pid, signal.SIGKILL)  # the others end with it
         await worker.forked.exited
     seconds = to_seconds(attached.attach) + to_seconds(attached.engine_init)
     return max(attached.rank_read_bytes) / staged.size_bytes, seconds
