@@ -15,12 +15,12 @@ import pytest
 
 from sllm.control.config import EtcdConfig
 from tests.processes import started
+from tests.support import held_port
 
 NO_ETCD = "etcd is not installed: `apt-get install etcd-server`"
 PREFIX = "sllm-etcd-"
 """Of the names of their directories in shared memory."""
-_UP_SECONDS = 20.0
-_TRIES = 5
+_UP_SECONDS = 60.0
 
 
 def needs_etcd() -> str:
@@ -34,7 +34,8 @@ class EtcdServer:
     def __init__(self, directory: Path, *arguments: str, scheme: str = "http") -> None:
         program = needs_etcd()
         self._stack = ExitStack()
-        self.port, peers = _free_port(), _free_port()
+        self.port = self._stack.enter_context(held_port())
+        peers = self._stack.enter_context(held_port())
         client, peer = f"{scheme}://127.0.0.1:{self.port}", f"http://127.0.0.1:{peers}"
         command = [program, "--data-dir", str(directory / "data")]
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
@@ -95,26 +96,10 @@ def running_etcd(*arguments: str, scheme: str = "http") -> Iterator[EtcdServer]:
     memory = Path("/dev/shm")
     where = memory if memory.is_dir() else None
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=where) as directory:
-        server = _running(Path(directory), *arguments, scheme=scheme)
+        server = EtcdServer(Path(directory), *arguments, scheme=scheme)
         try:
+            if not server.wait_until_up():
+                pytest.fail(f"etcd does not start: {Path(directory, 'etcd.log').read_text()}")
             yield server
         finally:
             server.stop()
-
-
-def _running(directory: Path, *arguments: str, scheme: str) -> EtcdServer:
-    """A member that is up; another program may take a port that was free a moment ago."""
-    for _ in range(_TRIES):
-        server = EtcdServer(directory, *arguments, scheme=scheme)
-        if server.wait_until_up():
-            return server
-        server.stop()
-        shutil.rmtree(directory / "data", ignore_errors=True)
-    pytest.fail(f"etcd does not start: {(directory / 'etcd.log').read_text()}")
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

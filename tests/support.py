@@ -4,9 +4,10 @@ import asyncio
 import inspect
 import logging
 import re
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _PROBE_SECONDS = 0.001
 
 
 async def assert_eventually(
-    check: Callable[[], object | Awaitable[object]], timeout: float = 10.0
+    check: Callable[[], object | Awaitable[object]], timeout: float = 30.0
 ) -> None:
     """Returns once `check` gives something true; fails if it has not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
@@ -31,12 +32,21 @@ async def assert_eventually(
         await asyncio.sleep(POLL_SECONDS)
 
 
-def wait_until(check: Callable[[], object], timeout: float = 10.0) -> None:
+def wait_until(check: Callable[[], object], timeout: float = 30.0) -> None:
     """The same for tests that are no coroutines."""
     deadline = time.monotonic() + timeout
     while not check():
         assert time.monotonic() < deadline, f"not within {timeout} s: {inspect.getsource(check)}"
         time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port for a server that comes later, or again: only who asks for it by number gets it."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 def tasks_beside_this() -> list[asyncio.Task[object]]:

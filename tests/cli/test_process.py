@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -19,7 +16,7 @@ import sllm
 from tests.client.fake_control import FakeControl, Silence
 from tests.client.messages import deployment, generation
 from tests.processes import started
-from tests.support import wait_until
+from tests.support import held_port, wait_until
 
 TIMEOUT = 60.0
 SLLM = (sys.executable, "-m", "sllm.cli.main")
@@ -151,19 +148,10 @@ def test_ctrl_c_while_it_is_still_importing(
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
-@contextmanager
-def _free_port() -> Iterator[int]:
-    """A port that nobody else takes within the context, but whoever asks for it by number."""
-    with socket.socket() as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
-
-
 def test_a_cluster_goes_on_when_nobody_can_be_told(tmp_path: Path) -> None:
     sizes = ("--dram=64MiB", "--ssd=64MiB", "--kv=16MiB", "--engines=transformers")
     with (
-        _free_port() as port,
+        held_port() as port,
         Path("/dev/full").open("w") as full,
         started(
             (*SLLM, "up", f"--port={port}", f"--dir={tmp_path}", *sizes), stdout=full

@@ -1,7 +1,7 @@
 """A real control plane with fake nodes, and a caller of it, all in this process."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sllm.control.config import ControlConfig
 from sllm.control.server import running
 from sllm.control.state.sqlite import SqliteStore
 from tests.control.fake_node import FakeNode
-from tests.support import assert_eventually
+from tests.support import assert_eventually, held_port
 
 EOF: Any = grpc.aio.EOF
 SECONDS = 20.0
@@ -302,16 +302,16 @@ class Cluster:
             "drain_patience_seconds": 0.2,
             "stop_grace_seconds": 0.5,
         }
-        self._settings = {"directory": directory, **defaults, **settings}
-        self._listen = "127.0.0.1:0"
+        self._port = ExitStack()  # the same after a restart
+        address = f"127.0.0.1:{self._port.enter_context(held_port())}"
+        place = {"directory": directory, "listen_address": address}
+        self._settings: dict[str, Any] = {**place, **defaults, **settings}
         self.nodes: dict[str, FakeNode] = {}
 
     async def start(self) -> None:
         self._stack = AsyncExitStack()
-        config = ControlConfig(listen_address=self._listen, **self._settings)
-        addresses = await self._stack.enter_async_context(running(config))
+        addresses = await self._stack.enter_async_context(running(ControlConfig(**self._settings)))
         self.address = addresses.callers
-        self._listen = self.address
         self._channel = rpc.channel(self.address)
         self.caller = Caller(self._channel)
 
@@ -354,6 +354,7 @@ class Cluster:
         await self.stop_control()
         for node in self.nodes.values():
             await node.die()
+        self._port.close()
 
 
 def stores_of(config: ControlConfig) -> tuple[SqliteStore, BatchStore]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 import sllm
-from tests.support import LEFT_BEHIND, wait_until
+from tests.support import LEFT_BEHIND, held_port, wait_until
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
@@ -27,7 +27,8 @@ class Part:
         self.name = name
         self._arguments = arguments
         self._log = directory / f"{name}.log"
-        self._listen = "127.0.0.1:0"
+        self._port = ExitStack()
+        self._listen = f"127.0.0.1:{self._port.enter_context(held_port())}"
         self._began_at = 0
         self.address = ""
         """host:port, once it is up."""
@@ -93,7 +94,6 @@ class Part:
 
     def restart(self) -> None:
         """Starts it again, on the address that it had."""
-        self._listen = self.address
         self.process = self._spawn()
         assert self._read_address() == self.address
 
@@ -107,9 +107,10 @@ class Part:
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Makes sure that it has ended."""
+        """Makes sure that it has ended; it does not start again."""
         if self.process.poll() is None:
             self.kill()
+        self._port.close()
 
     def reap(self) -> int:
         """Waits for its end, which a signal has brought about; returns the exit status."""
@@ -121,6 +122,19 @@ class Part:
     def descendants(self) -> list[psutil.Process]:
         """The processes that it has started, and they in turn."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextmanager
+def gateway_of(control: Part, directory: Path) -> Iterator[Part]:
+    """A gateway before a control plane, which ends in order."""
+    gateway = Part("gateway", directory, ["gateway", "--control", control.address])
+    try:
+        gateway.wait_until_up()
+        yield gateway
+        assert gateway.stop() == 0
+        gateway.check_log()
+    finally:
+        gateway.end()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from make_models import make_model
 
-from tests.e2e.cluster import Cluster, Part, running
+from tests.e2e.cluster import Cluster, Part, gateway_of, running
 from tests.e2e.engines import ENGINES
 from tests.encoders import make_encoder
 from tests.fixtures import nearest_cluster
@@ -85,9 +85,5 @@ def chat_model(
 @pytest.fixture(scope="module")
 def gateway(chat_model: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
     """A gateway before it, as a process."""
-    directory = tmp_path_factory.mktemp("gateway")
-    part = Part("gateway", directory, ["gateway", "--control", chat_model.control.address])
-    part.wait_until_up()
-    yield part
-    assert part.stop() == 0
-    part.check_log()
+    with gateway_of(chat_model.control, tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway

@@ -12,7 +12,7 @@ import pytest
 
 import sllm
 from sllm import errors
-from tests.e2e.cluster import Cluster, Part
+from tests.e2e.cluster import Cluster, gateway_of
 from tests.support import assert_eventually
 
 TEXTS = ["Once upon a time", "a", "the for statement", "Ünïcode 🦙"]
@@ -103,9 +103,7 @@ async def test_it_is_cancelled_as_a_whole(cluster: Cluster, deployed: str) -> No
 
 
 async def test_by_http(cluster: Cluster, deployed: str, tmp_path: Path) -> None:
-    gateway = Part("gateway", tmp_path, ["gateway", "--control", cluster.control.address])
-    gateway.wait_until_up()
-    try:
+    with gateway_of(cluster.control, tmp_path) as gateway:
         url = f"http://{gateway.address}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
             lines = [
@@ -138,5 +136,3 @@ async def test_by_http(cluster: Cluster, deployed: str, tmp_path: Path) -> None:
                 data = found[f"line {number}"]["data"]
                 assert [each["index"] for each in data] == [0, 1]
                 assert data[0]["embedding"] == pytest.approx(one.embedding, rel=1e-4, abs=1e-5)
-    finally:
-        assert gateway.stop() == 0

@@ -17,7 +17,7 @@ from aiohttp import web
 import sllm
 from sllm import errors
 from sllm.chat.images import MAX_PIXELS
-from tests.e2e.cluster import Cluster, Part
+from tests.e2e.cluster import Cluster, Part, gateway_of
 from tests.e2e.generations import moved, read_to, same, steps, two_instances
 from tests.e2e.nights import paired
 from tests.node.worker.engines import needs_vllm
@@ -232,11 +232,8 @@ async def test_a_batch_takes_them_as_bytes(client: sllm.AsyncClient, model: Path
 
 @pytest.fixture
 def gateway(seeing: Cluster, tmp_path: Path) -> Iterator[Part]:
-    part = Part("gateway", tmp_path, ["gateway", "--control", seeing.control.address])
-    part.wait_until_up()
-    yield part
-    assert part.stop() == 0
-    part.check_log()
+    with gateway_of(seeing.control, tmp_path) as gateway:
+        yield gateway
 
 
 async def test_by_http_in_the_words_of_each_protocol(seeing: Cluster, gateway: Part) -> None:

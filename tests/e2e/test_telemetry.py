@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from sllm import rpc
 from tests.collector import Collector
-from tests.e2e.cluster import Cluster, Part, running
+from tests.e2e.cluster import Cluster, gateway_of, running
 from tests.support import assert_eventually, wait_until
 
 PHASES = {"QUEUED", "PLACED", "WORKER_START", "PREPARE", "ATTACH", "PREFILL"}
@@ -99,16 +99,15 @@ def test_a_request_by_http_is_of_its_callers_trace(
 ) -> None:
     """The gateway's span is the caller's child, and the router's is the gateway's."""
     trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    body = json.dumps({"model": "seen", "prompt": "Hello", "max_tokens": 2}).encode()
+    headers = {"traceparent": f"00-{trace}-{caller}-01", "content-type": "application/json"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        gateway = Part("gateway", tmp_path, ["gateway", "--control", observed.control.address])
-    gateway.wait_until_up()
-    body = json.dumps({"model": "seen", "prompt": "Hello", "max_tokens": 2}).encode()
-    headers = {"traceparent": f"00-{trace}-{caller}-01", "content-type": "application/json"}
-    url = f"http://{gateway.address}/v1/completions"
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
-        assert answer.status == 200
+        with gateway_of(observed.control, tmp_path) as gateway:
+            url = f"http://{gateway.address}/v1/completions"
+            with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
+                assert answer.status == 200
 
     def spans() -> dict[str, Span]:
         return {
@@ -123,7 +122,6 @@ def test_a_request_by_http_is_of_its_callers_trace(
     assert told["http.response.status_code"].int_value == 200
     assert door.start_time_unix_nano <= router.start_time_unix_nano
     assert router.end_time_unix_nano <= door.end_time_unix_nano
-    assert gateway.stop() == 0
 
 
 def _is_of(request_id: str, span: Span) -> bool:

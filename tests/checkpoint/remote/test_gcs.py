@@ -1,7 +1,6 @@
 """Models in Google's storage, as a server that speaks its protocol holds them."""
 
 import json
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +14,19 @@ from sllm.errors import SourceNotFound, SourceUnavailable
 from tests.checkpoint.checkpoints import import_model, write_model
 from tests.checkpoint.remote.sources import bring
 from tests.processes import started
-from tests.support import wait_until
+from tests.support import held_port, wait_until
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    address = f"127.0.0.1:{port}"
     # Started by hand: what obstore asks for is served only where the server knows its address.
-    options = ["-scheme", "http", "-host", "127.0.0.1", "-port", port, "-public-host", address]
-    command = [str(_get_binary_path()), "-backend", "memory", *options]
-    with started(command, stderr=subprocess.DEVNULL):
-        wait_until(lambda: is_up(address))
-        yield f"http://{address}"
+    command = [str(_get_binary_path()), "-backend", "memory", "-scheme", "http"]
+    with held_port() as port:
+        address = f"127.0.0.1:{port}"
+        command += ["-host", "127.0.0.1", "-port", str(port), "-public-host", address]
+        with started(command, stderr=subprocess.DEVNULL):
+            wait_until(lambda: is_up(address))
+            yield f"http://{address}"
 
 
 def is_up(address: str) -> bool:

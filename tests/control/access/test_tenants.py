@@ -41,7 +41,7 @@ async def shared_in(directory: Path, **settings: Any) -> AsyncIterator[Shared]:
     async with AsyncExitStack() as stack:
         cluster = Cluster(directory, auth=True, **settings)
         await cluster.start()
-        stack.push_async_callback(cluster.stop_control)
+        stack.push_async_callback(cluster.stop)
         node = FakeNode("n1")
         await node.start(cluster.address)
         stack.push_async_callback(node.die)
