@@ -16,7 +16,7 @@ from sllm.control.types.reports import Full, Report
 from tests.control.clusters import stores_of
 from tests.control.shapes import deployment, facts
 
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 async def _reports() -> AsyncIterator[Report]:

@@ -153,10 +153,8 @@ def test_a_watcher_sees_a_generation_come_and_go(three: Cluster, deployed: str) 
     watch = three.client.watch()
     first = next(watch)
     assert len(first.nodes) == NODES
-    running = threading.Thread(
-        target=lambda: three.client.complete(deployed, "a", max_tokens=100, ignore_eos=True)
-    )
-    running.start()
-    assert any(one.in_flight and one.generated_tokens for state in watch for one in state.instances)
+    with three.client.generate(deployed, "a", max_tokens=400, ignore_eos=True):
+        assert any(
+            one.in_flight and one.generated_tokens for state in watch for one in state.instances
+        )
     assert any(not one.in_flight for state in watch for one in state.instances)
-    running.join(START_TIMEOUT)

@@ -273,13 +273,13 @@ async def test_who_waits_is_not_told_to_wait_for_a_batch(cluster: Cluster, node:
     await cluster.caller.deploy(max_concurrency=1)
     node.script.before_finish.shut()
     slow = await cluster.caller.generate().until("tokens")
-    await asyncio.sleep(1.0)  # what a request takes, as the control plane learns
+    await asyncio.sleep(0.3)  # what a request takes, as the control plane learns
     node.script.before_finish.open()
     await slow.end()
     node.script.before_finish.shut()
     await cluster.caller.submit(requests(3), "b")
     await begun(node, 1)
-    stream = await cluster.caller.generate(timeout=0.8).until("tokens")
+    stream = await cluster.caller.generate().until("tokens")
     queued = stream.events[0].queued
     assert (queued.position, queued.estimated_wait.ToNanoseconds()) == (0, 0)
     stream.call.cancel()

@@ -7,7 +7,7 @@ from sllm.control.operations.deployment_watch import DeploymentWatch
 from sllm.control.state.state import State
 from tests.control.shapes import deployment
 
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 async def test_a_watcher_misses_no_change_while_it_is_told_of_another() -> None:

@@ -6,7 +6,7 @@ from sllm.clock import ManualClock
 from sllm.control.orchestration.agenda import Agenda
 from sllm.control.state.changes import Changes
 
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 def test_what_is_woken_is_due_once() -> None:

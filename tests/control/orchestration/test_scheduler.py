@@ -22,7 +22,7 @@ from sllm.control.types.reports import Full, Report
 from sllm.control.wire.nodes import Nodes
 from tests.control import shapes
 
-SECONDS = 5.0
+SECONDS = 20.0
 CONFIG = ControlConfig(Path("unused"))
 
 

@@ -171,36 +171,44 @@ async def test_a_gateway_that_goes_down_says_so(cluster: Cluster, node: FakeNode
     assert (last["error"]["code"], _reason(last["error"])) == ("unavailable", "SHUTTING_DOWN")
 
 
+async def begun(door: Door, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A call whose head has been sent."""
+    address, port = door.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(address, int(port))
+    path = METHODS["ClusterService/ListNodes"].path
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n"
+    writer.write(f"{head}content-type: application/json\r\n\r\n".encode())
+    return reader, writer
+
+
 async def test_a_body_that_does_not_come_is_not_waited_for(cluster: Cluster) -> None:
     async with door_of(cluster.address, body_seconds=0.1) as door:
-        address, port = door.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(address, int(port))
-        path = METHODS["ClusterService/ListNodes"].path
-        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n"
-        writer.write(f"{head}content-type: application/json\r\n\r\n".encode())
+        reader, writer = await begun(door, 9)
         assert b"499" in await reader.readline()
         writer.close()
 
 
-async def test_a_body_has_one_time_for_all_of_it_and_counts_meanwhile(cluster: Cluster) -> None:
-    """However steadily it comes; a call is one of those under way from its head on."""
-    async with door_of(cluster.address, body_seconds=0.5, max_requests=1) as door:
-        address, port = door.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(address, int(port))
-        path = METHODS["ClusterService/ListNodes"].path
-        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
-        writer.write(f"{head}content-type: application/json\r\n\r\n".encode())
+async def test_a_body_has_one_time_for_all_of_it(cluster: Cluster) -> None:
+    """However steadily it comes."""
+    async with door_of(cluster.address, body_seconds=0.3) as door:
+        reader, writer = await begun(door, 1000)
+        said = asyncio.create_task(reader.readline())
+        while not said.done():
+            writer.write(b" ")
+            await asyncio.wait([said], timeout=0.05)
+        assert b"499" in said.result()
+        writer.close()
+
+
+async def test_a_call_is_one_of_those_under_way_from_its_head_on(cluster: Cluster) -> None:
+    async with door_of(cluster.address, max_requests=1) as door:
+        _, writer = await begun(door, 1000)
 
         async def refused() -> bool:
             status, told = await door.ask("ClusterService/ListNodes", {})
             return (status, told["code"]) == (429, "resource_exhausted")
 
         await assert_eventually(refused)
-        said = asyncio.create_task(reader.readline())
-        while not said.done():
-            writer.write(b" ")
-            await asyncio.wait([said], timeout=0.1)
-        assert b"499" in said.result()
         writer.close()
 
 
