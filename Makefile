@@ -55,9 +55,13 @@ fuzz-http: setup
 		{ $(PYTHON) -m venv build/fuzz-http && build/fuzz-http/bin/pip install --quiet schemathesis; }
 	PYTHONPATH=examples $(BIN)/python -m tests.gateway.fuzz build/fuzz-http/bin/schemathesis $(FUZZ)
 
-# What takes minutes with all of its kind, which `make test` leaves out.
+# What takes minutes with all of its kind, which `make test` leaves out; and examples of property
+# tests that it does not try, others each time: SEED, which is printed, brings them back.
+nightly: SEED ?= $(shell date +%s)
 nightly: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder -m nightly $(TESTS)
+	EXAMPLES=20 $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder \
+		-m hypothesis --hypothesis-seed=$(SEED) -o timeout=3600 $(TESTS)
 
 # Generations that are moved after each of their tokens; `make test` moves them after a few.
 every-step: setup

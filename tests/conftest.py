@@ -2,14 +2,15 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.fixtures import nearest_cluster
 from tests.processes import let_children_be_interrupted
+from tests.properties import choose_examples
 from tests.support import Complaints
 
 # OpenMP's threads wait without spinning: several processes of torch share few processors here.
@@ -17,11 +18,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 let_children_be_interrupted()
 
-# How long an example takes tells of who else uses the machine.
-settings.register_profile(
-    "sllm", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("sllm")
+choose_examples()
+
+
+@pytest.fixture(autouse=True)
+def _what_is_random_is_the_same_each_time() -> None:
+    """Whichever tests came before in the process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

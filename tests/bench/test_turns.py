@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.simulation import policies
@@ -11,6 +11,7 @@ from bench.simulation.control import CONFIG, Simulation
 from bench.simulation.hardware import GB, Model, Server
 from bench.simulation.node import SimulatedNode
 from bench.simulation.workload import Arrival, Trace
+from tests.properties import examples
 
 SERVER = Server(
     gpus=1,
@@ -64,7 +65,7 @@ arrivals = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(arrivals, min_size=1, max_size=60))
 def test_nobody_starves_whatever_is_asked_for(asked: list[Arrival]) -> None:
     """At worst all others have a turn before, each with the longest of its requests at the end."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -24,12 +24,6 @@ DTYPES = sorted(TORCH_NAMES, key=str)
 PAIRS = torch.float4_e2m1fn_x2
 CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 PARTITION_BYTES = 3 * CHUNK + 64
-
-few = settings(
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 
 borders = st.sampled_from(
     [near + off for near in (CHUNK, 2 * CHUNK, PARTITION_BYTES) for off in (-64, -1, 0, 1, 64)]
@@ -92,7 +86,6 @@ def opened(path: Path) -> dict[str, torch.Tensor]:
         return dict(weights)
 
 
-@few
 @given(state_dicts())
 def test_what_is_saved_is_loaded(weights: dict[str, torch.Tensor]) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -109,7 +102,6 @@ def test_what_is_saved_is_loaded(weights: dict[str, torch.Tensor]) -> None:
             assert loaded[name].data_ptr() == loaded[owner].data_ptr()
 
 
-@few
 @given(state_dicts())
 def test_what_safetensors_wrote_is_packed_and_loaded(weights: dict[str, torch.Tensor]) -> None:
     untied = {name: contiguous(tensor) for name, tensor in weights.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm import errors
@@ -24,6 +24,7 @@ from tests.client.fake_control import FakeControl, Silence
 from tests.client.messages import generation
 from tests.gateway.conftest import Open
 from tests.gateway.raw import connected, head_of, post
+from tests.properties import examples
 from tests.support import assert_eventually
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
@@ -221,13 +222,13 @@ def _bodies(kind: Any, good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]
     return st.one_of(wrong, inner, forms).map(lambda found: {**good, **found})
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(_bodies(ChatRequest, CHAT))
 def test_any_conversation_is_taken_or_refused(body: dict[str, Any]) -> None:
     asyncio.run(_taken(lambda: checked(ChatRequest, body).arguments()))
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(_bodies(CompletionRequest, {"model": "tiny", "prompt": "a"}))
 def test_any_completion_is_taken_or_refused(body: dict[str, Any]) -> None:
     def arguments() -> dict[str, Any]:
@@ -237,7 +238,7 @@ def test_any_completion_is_taken_or_refused(body: dict[str, Any]) -> None:
     asyncio.run(_taken(arguments))
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(_bodies(MessageRequest, {**CHAT, "max_tokens": 3}))
 def test_any_message_is_taken_or_refused(body: dict[str, Any]) -> None:
     asyncio.run(_taken(lambda: checked(MessageRequest, body).arguments()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import xxhash
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sllm.checkpoint.format.manifest import (
@@ -21,6 +21,7 @@ from sllm.checkpoint.format.manifest import (
 from sllm.checkpoint.format.manifest_file import MANIFEST_FILE, read_manifest, write_manifest
 from sllm.checkpoint.reading.tensors import tensors_over
 from sllm.errors import CheckpointCorrupt, InvalidSource, UnsupportedModel
+from tests.properties import examples
 
 DIGEST = "0123456789abcdef" * 2
 
@@ -148,9 +149,7 @@ ODD = st.one_of(
 )
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_a_manifest_says_it_is_read_or_refused(
     directory: Path, data: st.DataObject

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import safetensors
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from sllm.checkpoint.format.dtypes import BITS
 from sllm.checkpoint.format.safetensors_header import read_header
 from sllm.errors import CheckpointCorrupt
+from tests.properties import examples
 
 HEADERS: dict[str, bytes] = {
     "nothing": b"{}",
@@ -167,9 +168,7 @@ def _byte(value: int) -> bytes:
     return bytes([value])
 
 
-@settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=files())
 @example(content=b"")
 @example(content=b"\xff" * 8)

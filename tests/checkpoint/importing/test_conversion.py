@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm.checkpoint.importing.conversion import convert
@@ -27,7 +27,6 @@ def test_conversions_are_those_of_torch(source: str, target: str) -> None:
     assert converted(values, target) == bits(values.to(TORCH[target]))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))
 def test_bfloat16_rounds_any_float_as_torch_does(floats: list[float]) -> None:
     values = torch.tensor(floats, dtype=torch.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -26,6 +26,7 @@ from tests.checkpoint.checkpoints import (
     write_model,
 )
 from tests.checkpoint.plans import CHUNK, run_import
+from tests.properties import examples
 
 DTYPES = [
     torch.float32,
@@ -51,7 +52,7 @@ shapes = st.lists(st.integers(0, 70), max_size=3)
 tensors = st.lists(st.tuples(st.sampled_from(DTYPES), shapes), min_size=1, max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(tensors)
 def test_tensors_of_any_dtype_and_shape_come_back_bit_by_bit(
     described: list[tuple[torch.dtype, list[int]]],

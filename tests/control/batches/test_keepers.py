@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,6 +25,7 @@ from sllm.control.etcd.keys import Change, Delete, Put
 from sllm.control.state import etcd_writer
 from sllm.control.types.batches import Asks, Batch, BatchState, Ended, Item, Outcome
 from tests.etcd import EtcdServer
+from tests.properties import examples
 
 LARGE = 3 * 2**20 + 7
 """Bytes that etcd does not take at once."""
@@ -381,7 +381,8 @@ class _Model(RuleBasedStateMachine):
             self.keeper.close()
 
 
+@pytest.mark.hypothesis
 def test_they_are_what_a_model_of_them_says(opened: Opener) -> None:
     machine = type("Model", (_Model,), {"opened": staticmethod(opened)})
-    few = settings(max_examples=12, stateful_step_count=15, deadline=None)
+    few = examples(12, stateful_step_count=15)
     run_state_machine_as_test(machine, settings=few)

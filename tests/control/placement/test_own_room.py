@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm import errors
@@ -21,6 +21,7 @@ from sllm.control.placement.ranking import Ranking
 from sllm.control.placement.start_estimate import need_on
 from tests.control.placement.test_device_room import device
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
+from tests.properties import examples
 
 NEED = need("m", digest="d", kv=1, least_kv=1)
 EXPECTED = 64
@@ -269,7 +270,7 @@ def nodes(draw: st.DrawFn, node_id: str) -> NodeView:
     return node(node_id, capacity, *there, most=draw(st.integers(0, 5)), planned=planned)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.tuples(nodes("n1"), nodes("n2"), nodes("n3")), needs)
 def test_all_nodes_at_once_are_judged_as_each_by_itself(
     found: tuple[NodeView, NodeView, NodeView], wanted: Need
@@ -282,7 +283,7 @@ def test_all_nodes_at_once_are_judged_as_each_by_itself(
         assert ranked.get(one.node_id, lacks) == lacks
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.tuples(nodes("n1"), nodes("n2"), nodes("n3")), needs)
 def test_no_start_takes_more_than_a_node_has(
     found: tuple[NodeView, NodeView, NodeView], wanted: Need

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, combinations, permutations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
@@ -22,6 +22,7 @@ from sllm.control.placement.decisions import Demand, MigrateThenStart, Start, Wa
 from sllm.control.placement.placement import SPREAD_SECONDS, place
 from sllm.control.placement.start_estimate import start_seconds
 from tests.control.shapes import copy, facts, instance, need, snapshot, view
+from tests.properties import examples
 
 SIZES = (100, 170, 240, 310)
 MODELS = [need(f"m{size}", size=size, kv=200, digest=f"d{size}") for size in SIZES]
@@ -219,7 +220,7 @@ def test_no_node_with_fewer_instances_could_take_it(cluster: Snapshot, demand: D
             assert not _fits(cluster.nodes[node_id], demand.need)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(clusters(), demands())
 def test_nothing_that_could_be_done_is_sooner(cluster: Snapshot, demand: Demand) -> None:
     demand = replace(demand, closed={})  # of which moves see more than a search needs to know
@@ -247,7 +248,7 @@ def test_a_slot_is_waited_for_only_where_no_start_is_sooner(
         assert slot_wait <= best
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(clusters(), demands())
 def test_whatever_is_decided_has_room_and_takes_it_from_nobody(
     cluster: Snapshot, demand: Demand

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm.control.cluster.init_times import InitKey, InitTime, InitTimes
@@ -17,6 +17,7 @@ from sllm.control.placement.start_estimate import FETCH, start_seconds
 from sllm.control.state.fleet import Fleet
 from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, need, snapshot, typical_of, view
+from tests.properties import examples
 
 MODELS = [
     replace(need(f"m{index}", size=50 + 100 * index, digest=f"d{index}"), tensor_parallel=index + 1)
@@ -95,7 +96,7 @@ def test_all_nodes_at_once_are_ranked_as_each_by_itself(
     _check(snapshot(*(view(of, copies=copies) for of, copies in nodes), zones=ZONES))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.data())
 def test_the_table_is_kept_up_while_nodes_come_change_and_go(data: st.DataObject) -> None:
     fleet, revisions = Fleet(ZONES), dict.fromkeys(("n1", "n2", "n3"), 0)

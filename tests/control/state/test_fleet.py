@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -12,6 +11,7 @@ from sllm.control.cluster.tiers import Copy, Tier
 from sllm.control.state.fleet import Fleet
 from sllm.control.types.reports import Delta, Full, Report
 from tests.control.shapes import copy, facts, instance
+from tests.properties import examples
 
 NODES = ("n1", "n2")
 STATES = (InstanceState.STARTING, InstanceState.READY, InstanceState.DRAINING)
@@ -157,7 +157,7 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 TestFleetMachine = FleetMachine.TestCase
-TestFleetMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestFleetMachine.settings = examples(60, stateful_step_count=25)
 
 
 def test_what_starts_took_is_kept_until_it_is_told_anew() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
@@ -23,6 +22,7 @@ from sllm.control.types.pins import Pin, Place
 from sllm.embedding.purpose import Purpose, Task
 from tests.control.shapes import call, deployment
 from tests.etcd import EtcdServer
+from tests.properties import examples
 
 ONE = deployment("one")
 PINNED: AnswerFormat[Pin] = AnswerFormat(lambda _: b"pinned", lambda _: pin("one"))
@@ -295,8 +295,7 @@ class _Model(RuleBasedStateMachine):
             self.store.close()
 
 
+@pytest.mark.hypothesis
 def test_any_calls_do_what_a_model_says(opened: Opener) -> None:
     machine = type("Machine", (_Model,), {"opened": staticmethod(opened)})
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=15, stateful_step_count=25, deadline=None)
-    )
+    run_state_machine_as_test(machine, settings=examples(15, stateful_step_count=25))

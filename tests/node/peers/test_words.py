@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sllm.checkpoint.format.manifest import Manifest
@@ -27,6 +27,7 @@ from sllm.node.tiers.types import Tier
 from tests.checkpoint.checkpoints import write_model
 from tests.checkpoint.plans import CHUNK, run_import
 from tests.node.peers.test_exchange import RECORD, Dials
+from tests.properties import examples
 
 HONEST, LIAR = "honest", "liar"
 NAMES = ("a", "b", LIAR)
@@ -156,7 +157,7 @@ def chunks_of(manifest: Manifest, directory: Path) -> list[bytes]:
     ]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_import_is_what_the_source_has_whoever_lies_and_whatever_comes_first(
     plan: ImportPlan,

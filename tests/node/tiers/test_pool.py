@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm import machine
@@ -12,6 +12,7 @@ from sllm.errors import InvalidArgument
 from sllm.node.tiers.pool import Pool
 from sllm.node.tiers.shared_memory import Pages
 from sllm.node.worker.model.mapping import map_chunks
+from tests.properties import examples
 from tests.support import wait_until
 
 CHUNK = 8192
@@ -52,7 +53,7 @@ def test_what_is_not_allocated_cannot_be_freed(pool: Pool, chunk: int) -> None:
     pool.check_integrity()
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.integers(0, 5), max_size=30), st.randoms())
 def test_no_chunk_is_ever_lost_or_given_twice(counts: list[int], random: "st.DrawFn") -> None:
     pool = Pool(8 * CHUNK, CHUNK)

@@ -7,13 +7,14 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm.errors import Cancelled, CheckpointUnreadable, WorkerDied
 from sllm.node.worker.experts.cache import READ_THREADS, ExpertCache
 from sllm.node.worker.experts.foresight import Guess
 from sllm.node.worker.experts.keeping import ByUse
+from tests.properties import examples
 from tests.support import assert_eventually
 
 LAYERS, EXPERTS = 3, 8
@@ -60,7 +61,7 @@ def disk() -> Iterator[Disk]:
     disk.open.set()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(budget=st.integers(LAYER, LAYER * LAYERS + 5), seed=st.integers(0, 1000))
 def test_what_is_needed_is_there_and_never_more_than_fits(budget: int, seed: int) -> None:
     disk, chance = Disk(), Random(seed)
