@@ -6,11 +6,9 @@ STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
 # Processes that run tests (see tests/conftest.py): one more than there are processors, since those
-# with clusters wait as much as they compute; and no more than have 4.5 GB of memory each.
-PROCESSORS := $(shell getconf _NPROCESSORS_ONLN)
-MEMORY_KB := $(shell awk '/^MemTotal/ {print $$2}' /proc/meminfo)
-WORKERS ?= $(shell most=$$(($(MEMORY_KB) / 4500000)); wanted=$$(($(PROCESSORS) + 1)); \
-	echo $$((most < 1 ? 1 : most < wanted ? most : wanted)))
+# with clusters wait as much as they compute; and no more than have 4.5 GB of memory each, or 8.
+WORKERS ?= $(shell $(BIN)/python -c 'from sllm import machine; \
+	print(max(1, min(machine.processors() + 1, machine.memory_bytes() // 4_500_000_000, 8)))')
 BENCH ?=
 FUZZ ?=
 # Whatever is imported is compiled once, also where the environment says not to: a run of the tests

@@ -76,7 +76,12 @@ class BackgroundLoop:
         # neither run the coroutine nor cancel it: its caller would wait for good.
         with self._submitting:
             if not self._stopping:
-                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                try:
+                    return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                except BaseException:
+                    # Interrupted: whether the loop has it or not, nobody can wait for it.
+                    self._loop.call_soon_threadsafe(coroutine.close)
+                    raise
         coroutine.close()
         raise RuntimeError("the client is closed")
 

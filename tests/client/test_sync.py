@@ -142,6 +142,23 @@ def test_what_comes_while_the_loop_ends_is_not_left_waiting() -> None:
         stopping.result(10)
 
 
+def test_what_an_interrupt_leaves_with_nobody_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or Python says of it, as the program ends, that it was never awaited."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    loop, work = BackgroundLoop(), wait()
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(work)
+    wait_until(lambda: inspect.getcoroutinestate(work) == inspect.CORO_CLOSED)
+    loop.stop()
+
+
 def test_what_is_watched_may_be_left_after_its_client(control: FakeControl) -> None:
     control.reply("WatchCluster", pb.WatchClusterResponse(full=pb.ClusterState()), Silence())
     client = sllm.Client(control.address)

@@ -249,11 +249,19 @@ class Pinning:
             except (errors.NodeLost, errors.NodeNotFound):
                 return None  # when it comes back it is applied again
             except errors.DeploymentNotFound:
-                return await self._delete([pin], UNASKED, Done.DONE)
+                return await self._drop_orphan(pin)
             except errors.SllmError as error:
                 log.warning("control.pin_failed", pin=pin.place.hold_id, error=str(error))
             await self._clock.sleep(_RETRY_SECONDS)
         return None
+
+    async def _drop_orphan(self, pin: Pin) -> None:
+        """Drops a pin of which there is no deployment; its node may have the hold."""
+        async with self._changing:
+            if self._pins.get(pin.place) is not pin:
+                return
+            await self._delete([pin], UNASKED, Done.DONE)
+        await self._release(pin.place)
 
     # --- a pin goes ---------------------------------------------------------------------------
 

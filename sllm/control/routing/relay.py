@@ -306,10 +306,11 @@ def _receipt(
 def _measure(ticket: Ticket, receipt: receipts.Receipt) -> None:
     labels = {"deployment": ticket.deployment, "adapter": ticket.adapter}
     metrics.generated_tokens.add(len(ticket.progress.token_ids), labels)
+    if ticket.background:
+        return  # when its tokens come tells nothing: they are collected
     if (seconds := ticket.progress.time_per_token) is not None:
         metrics.time_per_token.record(seconds, {"deployment": ticket.deployment})
-    if not ticket.background:
-        metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
+    metrics.time_to_first_token.record(receipt.time_to_first_token, {"cold": receipt.cold})
 
 
 _LOADS = (receipts.PhaseKind.READ_SSD, receipts.PhaseKind.ATTACH)

@@ -23,8 +23,8 @@ _AGAIN_SECONDS: Final = 0.5
 _TRIES: Final = 20
 """How often one is asked again that has said nothing yet."""
 _RETURNS: Final = 2
-"""How often one is asked again that has fallen silent, or has broken off: a moment without an
-answer must not have all that it holds come from the source."""
+"""How often in a row one is asked again that has fallen silent, or has broken off: a moment without
+an answer must not have all that it holds come from the source."""
 _DOUBTS: Final = 2
 """How often a node may have had a part in a chunk that was not what it must be."""
 
@@ -108,6 +108,11 @@ class Contacts:
         tries[link.peer] += 1
         if tries[link.peer] <= most and len(self._again) < MOST:
             self._again[link.peer] = self._clock.now() + _AGAIN_SECONDS
+
+    def came_from(self, name: str | None) -> None:
+        """A node, or the source, has given a chunk: its silences before that count no more."""
+        if link := self._links.get(name or ""):
+            self._returns.pop(link.peer, None)
 
     def drop(self, link: Link) -> None:
         """Does without a node, until it calls."""

@@ -264,7 +264,9 @@ class Exchange:
     def arrived(self, turn: Turn, digest: str) -> None:
         """See `Exchange.arrived`."""
         with self._changed:
-            self._begun.done(self._current.pop(turn.chunk, turn), self._clock.now())
+            current = self._current.pop(turn.chunk, turn)
+            self._begun.done(current, self._clock.now())
+            self._contacts.came_from(current.giver)
             if turn.chunk in self._written:
                 self._digests.took(turn.chunk, digest, self._own)
             elif turn.giver is not None:

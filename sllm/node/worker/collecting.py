@@ -7,44 +7,52 @@ from typing import Final
 
 from sllm.node.worker.generation import Output, Tokens
 
-COLLECT_SECONDS: Final = 0.5
-"""What of a generation would have to be computed again at most if its node were lost. A message
-costs every process up to whoever keeps the answer more than the tokens in it."""
+LEAST_SECONDS: Final = 0.1
+MOST_SECONDS: Final = 0.5
+"""Between two messages of a request. A message costs every process up to whoever keeps the answer
+more than the tokens in it; what was not told is computed again if the request goes on elsewhere."""
 
 
 @dataclass(slots=True)
-class _Held:
-    since: float
-    tokens: Tokens
+class _Run:
+    """What has come of a request since it began, or went on, here."""
+
+    began: float
+    told: float
+    """When something was told last."""
+    held: Tokens | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Half of the time that it has run is lost at most, but for the least."""
+        hold = min(MOST_SECONDS, max(LEAST_SECONDS, self.told - self.began))
+        return now - self.told >= hold
 
 
 class Collecting:
-    """Holds tokens back, of each request by itself."""
+    """Holds tokens back, of each request by itself; its first is told at once."""
 
-    def __init__(
-        self, seconds: float = COLLECT_SECONDS, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Holds none; `seconds`: for how long it does, while more of them come."""
-        self._seconds = seconds
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Holds none."""
         self._clock = clock
-        self._held: dict[str, _Held] = {}
+        self._runs: dict[str, _Run] = {}
 
     def take(self, output: Output) -> Iterator[Output]:
         """What is to be told of a request once it has come to this: perhaps nothing as yet."""
+        now, run = self._clock(), self._runs.get(output.request_id)
         if not isinstance(output.event, Tokens):
-            if held := self._held.pop(output.request_id, None):
-                yield Output(output.request_id, held.tokens)
+            if run and run.held:
+                yield Output(output.request_id, run.held)
+                run.held = None
             yield output
-            return
-        held = self._held.get(output.request_id)
-        if held is None:
-            self._held[output.request_id] = _Held(self._clock(), output.event)
-            return
-        held.tokens = held.tokens.joined(output.event)
-        if self._clock() - held.since >= self._seconds:
-            del self._held[output.request_id]
-            yield Output(output.request_id, held.tokens)
+        elif run is None:
+            self._runs[output.request_id] = _Run(now, now)
+            yield output
+        else:
+            run.held = run.held.joined(output.event) if run.held else output.event
+            if run.is_due(now):
+                yield Output(output.request_id, run.held)
+                run.told, run.held = now, None
 
     def forget(self, request_id: str) -> None:
-        """Of a request that is given up, nothing is told."""
-        self._held.pop(request_id, None)
+        """Nothing more comes of a request, nor is told."""
+        self._runs.pop(request_id, None)

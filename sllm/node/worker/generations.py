@@ -18,6 +18,7 @@ from sllm.errors import (
 from sllm.node.worker.adapters import Adapters
 from sllm.node.worker.collecting import Collecting
 from sllm.node.worker.engine.interface import Engine, EngineRequest, NewToken, Step
+from sllm.node.worker.engine.niceness import Standing
 from sllm.node.worker.engine.pages import Prefix
 from sllm.node.worker.generation import (
     Accepted,
@@ -60,6 +61,8 @@ class _UnderWay:
     """Of the engine, once it was."""
     background: bool = False
     """Whether nobody waits for it."""
+    collected: bool = False
+    """Whether its tokens are; many logprobs at once would hold up others' tokens."""
     drawn: list[int] = field(default_factory=list)
     """Token ids that the engine has put out."""
 
@@ -77,6 +80,7 @@ class Generations:
         outbox: Outbox,
         adapters: Adapters | None = None,
         images: ImageReader | None = None,
+        standing: Standing | None = None,
     ) -> None:
         """Takes requests at once.
 
@@ -89,12 +93,16 @@ class Generations:
             outbox: takes what comes of requests.
             adapters: those that requests may name. None: they may name none.
             images: reads those of prompts. None: they may have none.
+            standing: of the engine's threads. None: they stay where they are.
         """
         self._engine = engine
         self._outbox = outbox
         self._keys = map(str, itertools.count())
         self._by_id: dict[str, _UnderWay] = {}
         self._by_key: dict[str, _UnderWay] = {}
+        self._awaited = 0
+        """Requests that somebody waits for."""
+        self._standing = standing
         self._collecting = Collecting()
         """Of requests that nobody waits for."""
         self.keeping: PageKeeping | None = None
@@ -112,8 +120,11 @@ class Generations:
             request.request_id,
             time.monotonic(),
             background=request.background,
+            collected=request.background and request.logprobs is None,
         )
         self._by_id[request.request_id] = self._by_key[under_way.key] = under_way
+        self._awaited += not request.background
+        self._stand()  # before the prompt is read, which takes the processor as well
         under_way.beginning = asyncio.create_task(self._begin(request, under_way))
 
     def cancel(self, request_id: str) -> None:
@@ -139,7 +150,7 @@ class Generations:
         """Turns a step's tokens into events."""
         first = any(self._is_first(token) for token in step.tokens)
         outputs = [output for token in step.tokens for output in self._push(token)]
-        outputs += [output for key in step.broken if (output := self._break(key))]
+        outputs += [output for key in step.broken for output in self._break(key)]
         if step.tokens and not outputs:
             return  # all is held back, and the counters with it
         more = all(isinstance(output.event, Tokens) for output in outputs)
@@ -148,8 +159,9 @@ class Generations:
     def fail_all(self, error: SllmError) -> None:
         """Ends all requests."""
         for under_way in list(self._by_id.values()):
+            outputs = tuple(self._told(under_way, Failed(error)))
             self._abandon(under_way)
-            self._put(under_way.request_id, Failed(error))
+            self._outbox.put(outputs, self._engine.counters)
 
     def cancel_all(self) -> None:
         """Ends all requests without a word."""
@@ -201,15 +213,17 @@ class Generations:
                 yield Output(under_way.request_id, part)
             under_way.prompt = ()
         under_way.drawn.append(token.token_id)
-        output = Output(under_way.request_id, under_way.generation.push(token))
-        if under_way.background:
-            yield from self._collecting.take(output)
-        else:
-            yield output
-        if isinstance(output.event, Completed):
+        event = under_way.generation.push(token)
+        yield from self._told(under_way, event)
+        if isinstance(event, Completed):
             self._forget(under_way)
             if not token.finish:
                 self._engine.finish(token.request_id)  # a stop string, which engines do not see
+
+    def _told(self, under_way: _UnderWay, event: Event) -> Iterator[Output]:
+        """What is told once a request has come to this."""
+        output = Output(under_way.request_id, event)
+        return self._collecting.take(output) if under_way.collected else iter((output,))
 
     def _is_first(self, token: NewToken) -> bool:
         """Whether somebody waits for a token more than for those that follow."""
@@ -218,19 +232,12 @@ class Generations:
             return False
         return not under_way.generation.begun
 
-    def _break(self, key: str) -> Output | None:
+    def _break(self, key: str) -> Iterator[Output]:
         under_way = self._by_key.get(key)
         if under_way is None:
-            return None
+            return
+        yield from self._told(under_way, Failed(_reason(under_way)))
         self._forget(under_way)
-        if under_way.generation and (problem := under_way.generation.problem_of_form):
-            return Output(under_way.request_id, Failed(InvalidStructuredOutput(problem)))
-        error = UnsupportedModel(
-            "the model gives no numbers for the next token (NaN or infinite logits): its weights "
-            "are damaged, or too large for the dtype in which they are served; or what the request "
-            "says of tokens leaves none"
-        )
-        return Output(under_way.request_id, Failed(error))
 
     def _refuse(self, under_way: _UnderWay, error: SllmError) -> None:
         self._forget(under_way)
@@ -243,9 +250,27 @@ class Generations:
 
     def _forget(self, under_way: _UnderWay) -> None:
         self._by_id.pop(under_way.request_id, None)
-        self._by_key.pop(under_way.key, None)
+        if self._by_key.pop(under_way.key, None) and not under_way.background:
+            self._awaited -= 1
+        self._stand()
         self._collecting.forget(under_way.request_id)
         self._reader.let_go(under_way.key)
 
+    def _stand(self) -> None:
+        """Has other processes' work go before the engine's while nobody waits for any of it."""
+        if self._standing:
+            self._standing.set(behind=bool(self._by_key) and not self._awaited)
+
     def _put(self, request_id: str, event: Event) -> None:
         self._outbox.put((Output(request_id, event),), self._engine.counters)
+
+
+def _reason(broken: _UnderWay) -> SllmError:
+    """Why a request's logits were no numbers."""
+    if broken.generation and (problem := broken.generation.problem_of_form):
+        return InvalidStructuredOutput(problem)
+    return UnsupportedModel(
+        "the model gives no numbers for the next token (NaN or infinite logits): its weights "
+        "are damaged, or too large for the dtype in which they are served; or what the request "
+        "says of tokens leaves none"
+    )

@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import mmap
 import os
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -38,11 +37,11 @@ from sllm.node.worker.page_messages import (
     Wanted,
     Written,
 )
+from sllm.process import give_way
 from sllm.prompt_prefixes import NAMELESS, Keeper, Prefixes
 
 log = structlog.get_logger()
 
-_NICENESS: Final = 10
 _MAX_WAITING: Final = 64
 """Requests whose pages are to be offered, and were not yet; older ones are not."""
 _ROOM_SECONDS: Final = 10.0
@@ -105,10 +104,10 @@ class PageKeeping:
         self._leave: deque[_Leaving] = deque(maxlen=_MAX_WAITING)
         self._any_leaves = asyncio.Event()
         self._finishing = False
-        self._looking = ThreadPoolExecutor(1, "pages-sought", _give_way)
+        self._looking = ThreadPoolExecutor(1, "pages-sought", give_way)
         """Apart from those that copy: most requests have nothing to copy, and wait for nobody's."""
-        self._coming = ThreadPoolExecutor(1, "pages-in", _give_way)
-        self._leaving = ThreadPoolExecutor(1, "pages-out", _give_way)
+        self._coming = ThreadPoolExecutor(1, "pages-in", give_way)
+        self._leaving = ThreadPoolExecutor(1, "pages-out", give_way)
         self._pool = _Pool(pool_fd)
         self._offering = asyncio.create_task(self._offer_all(), name="pages to keep")
         pages.subscribe(self._hear_end)
@@ -323,7 +322,3 @@ class _Pool:
 def _by_tier(places: Sequence[Place], page_tokens: int) -> KeptTokens:
     pages = Counter(place.tier for place in places)
     return KeptTokens(tuple((tier, count * page_tokens) for tier, count in sorted(pages.items())))
-
-
-def _give_way() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

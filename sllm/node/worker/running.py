@@ -13,6 +13,7 @@ from sllm.node.worker.engine.cache_pages import CachePages
 from sllm.node.worker.engine.cache_share import CacheUse
 from sllm.node.worker.engine.encoder import Encoder
 from sllm.node.worker.engine.interface import Engine
+from sllm.node.worker.engine.niceness import Standing
 from sllm.node.worker.engine.paged_cache import PagedCache
 from sllm.node.worker.engine.pages import EnginePages
 from sllm.node.worker.generations import Generations
@@ -136,6 +137,8 @@ def generating(
 ) -> RunningModel:
     """A model that generates by an engine with such a KV cache, which is not started here."""
     context = min(context_tokens(prepared.files.architecture.config), kv_tokens)
+    # On a device processors are not what others wait for, and ranks would wait for one another.
+    stands = not built.held.on_device and prepared.options.ranks == 1
     outbox, adapters = Outbox(), _adapters(prepared, built.held, engine, pool_fd)
     generations = Generations(
         prepared.files,
@@ -146,6 +149,7 @@ def generating(
         outbox,
         adapters,
         prepared.images,
+        Standing() if stands else None,
     )
     return RunningModel(built.held, built.loaded, engine, generations, outbox, context, adapters)
 

@@ -14,7 +14,7 @@ from sllm.clock import MonotonicClock
 from sllm.control.cluster.tiers import Tier
 from sllm.control.config import ControlConfig
 from sllm.control.control_plane import ControlPlane
-from sllm.control.types.calls import Call
+from sllm.control.types.calls import UNASKED, Call
 from sllm.control.types.pins import Pin, Place
 from sllm.control.types.reports import Full, Report
 from sllm.control.wire.operations import PINNED
@@ -262,6 +262,22 @@ async def test_a_pin_whose_deployment_went_as_it_was_stored_counts_for_nothing_a
     await assert_eventually(lambda: not plane.pinning.pins(""))
     assert not store.pins()
     await plane.close()
+
+
+async def test_what_a_node_holds_for_a_pin_of_no_deployment_is_released(
+    cluster: Cluster, node: FakeNode, tmp_path: Path
+) -> None:
+    await cluster.caller.deploy()
+    await pin(cluster)
+    await cluster.stop_control()
+    store, batches = stores_of(ControlConfig(tmp_path))
+    (left,) = store.pins()
+    store.delete("tiny", UNASKED, 1.0)
+    store.put_pin(left, Call("", "", PINNED), 1.0)
+    store.close()
+    batches.close()
+    await cluster.start()
+    await assert_eventually(lambda: not node.holds())
 
 
 async def test_pins_do_not_count_on_the_same_room(cluster: Cluster) -> None:

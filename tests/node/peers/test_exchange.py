@@ -171,6 +171,25 @@ def test_one_that_falls_silent_is_asked_again_a_few_times(
         link.join()
 
 
+def test_one_that_gives_again_is_asked_again_as_often_as_before(network: Dials) -> None:
+    clock, lock = ManualClock(), threading.Condition()
+    told: Any = lambda *_: None  # noqa: E731
+    contacts = Contacts(RECORD, network, clock, lock, told, told)
+    with lock:
+        for _ in range(10):
+            assert contacts.meet(HOLDER, wants_manifest=False)
+            link = contacts.links[HOLDER.node_id]
+            link.was_heard = True
+            contacts.came_from(HOLDER.node_id)
+            contacts.lose(link)
+            clock.advance(1.0)
+            assert contacts.tidy() == [HOLDER]
+        dropped = contacts.take_dropped()
+    for link in dropped:
+        link.close()
+        link.join()
+
+
 def test_whoever_has_a_part_in_wrong_chunks_again_and_again_is_refused(exchange: Exchange) -> None:
     exchange.meet(FELLOW)
     with exchange._changed:

@@ -3,11 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.node.worker.collecting import Collecting
+from sllm.node.worker.collecting import LEAST_SECONDS, MOST_SECONDS, Collecting
 from sllm.node.worker.engine.interface import FinishReason
 from sllm.node.worker.generation import Completed, Event, Output, Tokens, Usage
 
-SECONDS = 10
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def tokens(first: int) -> Tokens:
@@ -23,32 +29,46 @@ def text(event: Event) -> str:
     return event.text if isinstance(event, Tokens) else event.tokens.text
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("abc"), st.integers(0, SECONDS // 2)), min_size=1, max_size=60
-    )
+steps = st.lists(
+    st.tuples(st.sampled_from("abc"), st.floats(0, 2 * MOST_SECONDS)), min_size=1, max_size=60
 )
-def test_all_is_told_in_order_and_little_at_once(steps: list[tuple[str, int]]) -> None:
-    now = 0
-    collecting = Collecting(SECONDS, lambda: float(now))
+
+
+@given(steps)
+def test_all_is_told_in_order_and_no_more_than_half_is_held(steps: list[tuple[str, float]]) -> None:
+    clock = Clock()
+    collecting = Collecting(clock)
     counts = dict.fromkeys("abc", 0)
     told: dict[str, list[Event]] = {name: [] for name in counts}
-    told_at = dict.fromkeys(counts, 0)
+    began: dict[str, float] = {}
+    told_at: dict[str, float] = {}
     for name, pause in steps:
-        now += pause
+        clock.now += pause
         event, counts[name] = tokens(counts[name]), counts[name] + 1
-        for output in collecting.take(Output(name, event)):
-            assert now - told_at[name] >= SECONDS
-            told_at[name] = now
-            told[output.request_id].append(output.event)
+        if outputs := list(collecting.take(Output(name, event))):
+            told[name] += [one.event for one in outputs]
+            told_at[name] = clock.now
+        since = began.setdefault(name, clock.now)
+        held = clock.now - told_at[name]
+        assert held < max(LEAST_SECONDS, min(MOST_SECONDS, (clock.now - since) / 2 + 1e-9))
     for name, count in counts.items():
         told[name] += [one.event for one in collecting.take(Output(name, completed(count)))]
         assert "".join(map(text, told[name])) == "".join(f"{n} " for n in range(count + 1))
 
 
+def test_many_tokens_make_few_messages() -> None:
+    clock = Clock()
+    collecting, told = Collecting(clock), 0
+    for first in range(1000):
+        told += len(list(collecting.take(Output("a", tokens(first)))))
+        clock.now += 0.01
+    assert told <= 4 + 10 / MOST_SECONDS
+
+
 def test_nothing_is_told_of_what_is_given_up() -> None:
-    collecting = Collecting(SECONDS, lambda: 0.0)
-    assert not list(collecting.take(Output("a", tokens(0))))
+    collecting = Collecting(Clock())
+    for first in range(2):
+        list(collecting.take(Output("a", tokens(first))))
     collecting.forget("a")
     end = Output("a", completed(0))  # of another request of this name
     assert list(collecting.take(end)) == [end]

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from sllm import errors
 from sllm.node.instances.forked import Exit
 from sllm.node.instances.zygote_client import Zygote
+from sllm.node.worker.engine.niceness import BACKGROUND_NICENESS, may_go_behind
 from tests.node.worker.clients import (
     KV_BYTES,
     WorkerClient,
@@ -94,6 +95,38 @@ async def test_workers_of_one_model_share_its_pages(
     assert resident > 0.9 * status.mapping_bytes / 1024
     assert proportional < 0.6 * resident
     assert private == 0, "something has written into the weights"
+
+
+@pytest.mark.skipif(
+    not may_go_behind(), reason="all has a niceness, or none may come back: see setpriority(2)"
+)
+async def test_while_nobody_waits_other_processes_go_before(worker: WorkerClient) -> None:
+    async def stands_behind(is_behind: bool) -> None:
+        await assert_eventually(lambda: bool(behind_all(worker.pid)) is is_behind)
+
+    back, awaited = rid(), rid()
+    followed = worker.submit(back, text=TEXT, max_tokens=500, background=True)
+    await worker.until(lambda: followed.tokens)
+    await stands_behind(True)
+    other = worker.submit(awaited, text=TEXT, max_tokens=500)
+    await worker.until(lambda: other.accepted)
+    assert not behind_all(worker.pid), "before it is read: its engine may have no processor"
+    worker.cancel(awaited)
+    await stands_behind(True)
+    worker.cancel(back)
+    await stands_behind(False)
+
+
+def behind_all(pid: int) -> list[int]:
+    """Threads of a process that others' go before."""
+    threads = map(int, os.listdir(f"/proc/{pid}/task"))
+    return [one for one in threads if os.getpriority(os.PRIO_PROCESS, one) == BACKGROUND_NICENESS]
+
+
+async def test_of_what_nobody_waits_for_all_is_told(worker: WorkerClient) -> None:
+    alone = await worker.generate(rid(), text=TEXT, max_tokens=200)
+    behind = await worker.generate(rid(), text=TEXT, max_tokens=200, background=True)
+    assert (behind.tokens, behind.text) == (alone.tokens, alone.text)
 
 
 async def test_a_text_goes_in_and_a_text_comes_out(worker: WorkerClient, staged: Staged) -> None:

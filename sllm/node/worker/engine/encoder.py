@@ -13,6 +13,7 @@ import torch
 from sllm.embedding.purpose import PASS_TOKENS, Pooling, Purpose, Task
 from sllm.errors import ShuttingDown, UnsupportedModel
 from sllm.node.worker.engine.interface import Counters
+from sllm.node.worker.engine.niceness import stand_back
 from sllm.node.worker.engine.pooling import mask_of, pool
 
 _LEAST_FILL: Final = 0.75
@@ -167,6 +168,7 @@ class Encoder:
             _settle(self._jobs.popleft(), ShuttingDown("the instance has ended"))
 
     def _run(self, on_failure: Callable[[Exception], None]) -> None:
+        stand_back()
         try:
             while batch := self._next_batch():
                 texts = [place.text for place in batch]

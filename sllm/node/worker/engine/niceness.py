@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
-NICENESS: Final = 10
+NICENESS: Final = 11
 """Of an engine's threads: whatever starts, and whoever passes tokens on, goes before. A start costs
 little, and how long it takes is foretold."""
 BACKGROUND_NICENESS: Final = 18
 """Of the same while nobody waits for what they compute: whoever is waited for goes before, be it in
-another process. No thread has it for another reason."""
+another process. By these two the threads are known: no other thread of a worker has them."""
+_ROUNDS: Final = 8
+"""In which threads are looked for: those that move may start others meanwhile."""
 
 
 def stand_back() -> None:
@@ -27,8 +29,11 @@ def may_go_behind() -> bool:
     """
     if os.getpriority(os.PRIO_PROCESS, os.getpid()) >= NICENESS:
         return False
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_comes_back).result()
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(_comes_back).result()
+    except RuntimeError:  # no thread can be had
+        return False
 
 
 class Standing:
@@ -57,19 +62,23 @@ class Standing:
 def _comes_back() -> bool:
     thread = threading.get_native_id()
     try:
-        _set(thread, BACKGROUND_NICENESS)
-        os.setpriority(os.PRIO_PROCESS, thread, NICENESS)
-    except PermissionError:
+        for niceness in (BACKGROUND_NICENESS, NICENESS):
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+            if _niceness(thread) != niceness:
+                return False
+    except OSError:
         return False
     return True
 
 
 def _move(before: int, after: int) -> None:
-    """Again until none is left: those that move may start others meanwhile."""
-    while moving := [thread for thread in _threads() if _niceness(thread) == before]:
+    for _ in range(_ROUNDS):
+        moving = [thread for thread in _threads() if _niceness(thread) == before]
         for thread in moving:
             with suppress(ProcessLookupError):
                 os.setpriority(os.PRIO_PROCESS, thread, after)
+        if not moving:
+            return
 
 
 def _threads() -> Iterator[int]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sllm.node.worker.engine.interface import Counters, Engine, EngineRequest, NewToken, Step
-from sllm.node.worker.engine.niceness import Standing
 from sllm.node.worker.engine.pages import EnginePages
 
 _PATIENCE: Final = 2
@@ -78,7 +77,6 @@ class YieldingEngine:
         """As the engine has counted them last."""
         self._rested_steps = 0
         """Since anybody gave their part up."""
-        self._standing = Standing()
 
     @property
     def counters(self) -> Counters:
@@ -113,7 +111,6 @@ class YieldingEngine:
             tracked = _Tracked(request, request.request_id)
             self._by_id[request.request_id] = self._by_engine_id[tracked.engine_id] = tracked
             self._background += request.background
-            self._stand()
             self._engine.submit(request)
 
     def cancel(self, request_id: str) -> None:
@@ -225,11 +222,6 @@ class YieldingEngine:
         self._by_id.pop(tracked.request.request_id, None)
         self._by_engine_id.pop(tracked.engine_id, None)
         self._background -= tracked.request.background
-        self._stand()
-
-    def _stand(self) -> None:
-        """Has the engine stand behind other processes' while nobody waits for any of it."""
-        self._standing.set(behind=0 < self._background == len(self._by_id))
 
     def _counted(self, counters: Counters) -> Counters:
         resting = len(self._resting)

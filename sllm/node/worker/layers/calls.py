@@ -1,22 +1,18 @@
 """Between the event loop, which has the calls, and the threads in which layers are computed."""
 
 import asyncio
-import os
-import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 
+from sllm.node.worker.engine.niceness import stand_back
 from sllm.node.worker.engine.threads import threads_for
 from sllm.node.worker.layers.borrowed import BorrowedLayers
 from sllm.node.worker.layers.lent import LentLayers
 from sllm.node.worker.layers.passes import Answer, Pass
-
-_NICENESS: Final = 10
-"""As that of an engine's thread."""
 
 
 class Borrowing:
@@ -80,4 +76,4 @@ def _tell(loop: asyncio.AbstractEventLoop, put: Callable[[Any], None], what: obj
 
 def _begin(weight_bytes: int) -> None:
     torch.set_num_threads(threads_for(weight_bytes))
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    stand_back()

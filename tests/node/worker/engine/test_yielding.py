@@ -1,6 +1,5 @@
 """Where the cache is short, what nobody waits for gives its part up, and goes on later."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from sllm.node.worker.engine.interface import Capacity, EngineRequest
-from sllm.node.worker.engine.niceness import BACKGROUND_NICENESS, may_go_behind
 from sllm.node.worker.engine.yielding import YieldingEngine
 from sllm.sampling import Sampling
 from tests.node.worker.engine.test_engines import request
@@ -122,31 +120,6 @@ def test_it_gives_what_it_would_have_given(models: Path, watched: Watched) -> No
         watched.to_end(urgent)
     watched.to_end(*back)
     assert [watched.results.ids(one.request_id) for one in back] == alone
-
-
-@pytest.mark.skipif(
-    not may_go_behind(), reason="all has a niceness, or none may come back: see setpriority(2)"
-)
-def test_while_nobody_waits_other_processes_go_before(watched: Watched) -> None:
-    back, urgent = behind(7, 20, 200), request((8,) * 4, max_tokens=30)
-    assert not standing_behind()
-    watched.submit(back)
-    watched.until(back)
-    assert standing_behind()
-    watched.submit(urgent)
-    assert not standing_behind(), "at once: the engine's thread may have no processor"
-    watched.to_end(urgent)
-    assert standing_behind()
-    watched.to_end(back)
-    assert not standing_behind()
-
-
-def standing_behind() -> list[str]:
-    """Threads of this process that go behind all others."""
-    threads = os.listdir("/proc/self/task")
-    return [
-        one for one in threads if os.getpriority(os.PRIO_PROCESS, int(one)) == BACKGROUND_NICENESS
-    ]
 
 
 @pytest.mark.parametrize("way", ["cancel", "finish"])
