@@ -7,8 +7,7 @@ from typing import Final
 
 from sllm.node.worker.generation import Output, Tokens
 
-LEAST_SECONDS: Final = 0.1
-MOST_SECONDS: Final = 0.5
+COLLECT_SECONDS: Final = 0.25
 """Between two messages of a request. A message costs every process up to whoever keeps the answer
 more than the tokens in it; what was not told is computed again if the request goes on elsewhere."""
 
@@ -17,22 +16,22 @@ more than the tokens in it; what was not told is computed again if the request g
 class _Run:
     """What has come of a request since it began, or went on, here."""
 
-    began: float
     told: float
     """When something was told last."""
     held: Tokens | None = None
 
-    def is_due(self, now: float) -> bool:
-        """Half of the time that it has run is lost at most, but for the least."""
-        hold = min(MOST_SECONDS, max(LEAST_SECONDS, self.told - self.began))
-        return now - self.told >= hold
-
 
 class Collecting:
-    """Holds tokens back, of each request by itself; its first is told at once."""
+    """Holds tokens back, of each request by itself.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Holds none."""
+    The first of a run is told at once, so that a request gets on however often it is disturbed.
+    """
+
+    def __init__(
+        self, seconds: float = COLLECT_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Holds none; `seconds`: between two messages of a request."""
+        self._seconds = seconds
         self._clock = clock
         self._runs: dict[str, _Run] = {}
 
@@ -45,11 +44,11 @@ class Collecting:
                 run.held = None
             yield output
         elif run is None:
-            self._runs[output.request_id] = _Run(now, now)
+            self._runs[output.request_id] = _Run(now)
             yield output
         else:
             run.held = run.held.joined(output.event) if run.held else output.event
-            if run.is_due(now):
+            if now - run.told >= self._seconds:
                 yield Output(output.request_id, run.held)
                 run.told, run.held = now, None
 
