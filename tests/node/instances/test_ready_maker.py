@@ -374,6 +374,7 @@ async def test_what_another_node_has_made_is_made_here_only_where_that_is_of_no_
     first.started(spec, running(lease), 1.0)
     await assert_eventually(lambda: made(bench, Tier.DRAM) == [lease.digest])
     (copy,) = [one for one in bench.store.copies() if one.made_of and one.tier is Tier.SSD]
+    await assert_eventually(lambda: not first.is_working)  # it holds what it has made until then
     if how == "spoilt":
         flip_bit(bench.directory / "tier" / copy.digest / "partition-00000.bin", 9000)
         await bench.store.evict(copy.digest, Tier.DRAM)
