@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS := $(wildcard protos/serverlessllm/v1/*.proto)
 TESTS ?= tests
-# Processes that run tests (see tests/conftest.py): one more than there are processors, since those
-# with clusters wait as much as they compute; and no more than have 4.5 GB of memory each, or 8.
+# Processes that run tests (see tests/conftest.py): as many as there are processors, and no more than
+# have 4.5 GB of memory each, or 8. With more, those with clusters only make one another wait.
 WORKERS ?= $(shell $(BIN)/python -c 'from sllm import machine; \
-	print(max(1, min(machine.processors() + 1, machine.memory_bytes() // 4_500_000_000, 8)))')
+	print(max(1, min(machine.processors(), machine.memory_bytes() // 4_500_000_000, 8)))')
 BENCH ?=
 FUZZ ?=
 # Whatever is imported is compiled once, also where the environment says not to: a run of the tests
